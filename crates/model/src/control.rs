@@ -1,0 +1,69 @@
+//! What one may ask of a keeper: one JSON object a line over its Unix socket `keeper.sock`, one line back.
+
+use serde::{Deserialize, Serialize};
+
+use crate::HostName;
+use crate::event::Event;
+use crate::spec::EpochPolicy;
+use crate::status::VmStatus;
+
+/// A request.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    Status,
+    /// Boot the VM here. Refused when the witness says that it may live elsewhere, unless `force`.
+    Start {
+        #[serde(default)]
+        force: bool,
+    },
+    /// End the VM (as by pulling its plug) and give up the role.
+    Stop,
+    Pause,
+    Resume,
+    Reset,
+    /// Ask for fault tolerance.
+    Protect,
+    /// Go on without a backup.
+    Unprotect,
+    /// Hand the VM to its backup.
+    Switchover,
+    SetEpochs { policy: EpochPolicy },
+    /// Events with `seq > after`; answers at once when there are some, else when one comes or after `wait_ms`.
+    Events { after: u64, #[serde(default)] wait_ms: u64 },
+    /// The record of the latest checkpoints, for measurements.
+    Checkpoints { after: u64 },
+}
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "response", rename_all = "snake_case")]
+pub enum Response {
+    Done,
+    Status { status: Box<VmStatus> },
+    Events { events: Vec<Event> },
+    Checkpoints { checkpoints: Vec<CheckpointRecord> },
+    /// The request could not be carried out: what is wrong and what to do.
+    Error { message: String, help: Option<String>, try_host: Option<HostName> },
+}
+
+/// One checkpoint as measured, microseconds and counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct CheckpointRecord {
+    pub seq: u64,
+    pub epoch: u64,
+    /// From the end of the pause before to the start of this one.
+    pub run_us: u64,
+    pub stop_us: u64,
+    pub save_us: u64,
+    pub scan_us: u64,
+    pub copy_us: u64,
+    pub cont_us: u64,
+    /// From before `stop` to after `cont`.
+    pub pause_us: u64,
+    pub dirty_pages: u64,
+    pub state_bytes: u64,
+    pub wire_bytes: u64,
+    /// From the end of the pause to the backup's acknowledgement.
+    pub commit_us: u64,
+}

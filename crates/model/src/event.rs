@@ -1,0 +1,66 @@
+//! What happened to a VM, for people and for programs.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Epoch, HostName, Term};
+
+/// One event with its time and place.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// Counts up from 1 in each keeper.
+    pub seq: u64,
+    /// When, microseconds since the Unix epoch. For people: nothing is decided by it.
+    pub unix_us: u64,
+    /// When, microseconds of CLOCK_MONOTONIC: comparable between processes on one machine.
+    pub monotonic_us: u64,
+    pub host: HostName,
+    #[serde(flatten)]
+    pub kind: EventKind,
+}
+
+/// The kinds of event.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum EventKind {
+    /// The VM booted here.
+    Booted { term: Term },
+    /// Copying to a backup began.
+    SyncStarted { backup: HostName },
+    /// The witness bound this primary to a synced backup: the VM is protected.
+    Protected { term: Term, backup: HostName, sync_ms: u64, bytes: u64 },
+    /// The VM runs without a backup.
+    Unprotected { term: Term, reason: String },
+    /// This host now holds a whole checkpoint and will take over when it must.
+    BackupReady { primary: HostName, epoch: Epoch },
+    /// The primary is gone or silent.
+    PrimaryLost { reason: String, epoch: Epoch },
+    /// This host took over.
+    TookOver { term: Term, epoch: Epoch, phases: FailoverPhases },
+    /// The witness does not answer; what needs it waits.
+    WitnessUnreachable { reason: String },
+    /// The witness answers again.
+    WitnessReachable,
+    /// This host lost its role and has stopped its VM.
+    StoodDown { term: Term, reason: String },
+    /// The VM ended with this host and no backup could take over.
+    Lost { reason: String },
+    /// The VM's role is being handed over on purpose.
+    SwitchoverStarted { to: HostName, reason: String },
+    /// A peer or stream was refused.
+    Refused { peer: String, reason: String },
+    /// The guest shut down or was stopped.
+    Stopped { reason: String },
+}
+
+/// How long each phase of a failover took, microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct FailoverPhases {
+    /// From the last sign of life (or the closing of the connection) to suspicion.
+    pub detect_us: u64,
+    /// From suspicion to the witness's answer.
+    pub arbitrate_us: u64,
+    /// Finishing the checkpoint and loading it into the standby QEMU.
+    pub load_us: u64,
+    /// From loaded to running.
+    pub resume_us: u64,
+}

@@ -1,0 +1,21 @@
+//! The nouns of Ninefold. Every other crate may use this one; it does no I/O.
+//!
+//! * [`name`]: host and VM names
+//! * [`count`]: terms and epochs
+//! * [`record`]: what the witness keeps for each VM
+//! * [`spec`]: what a VM is made of
+//! * [`status`]: what a keeper says about its VM
+//! * [`event`]: what happened to a VM
+//! * [`control`]: what one may ask of a keeper
+
+pub mod control;
+pub mod count;
+pub mod event;
+pub mod name;
+pub mod record;
+pub mod spec;
+pub mod status;
+
+pub use count::{Epoch, Term};
+pub use name::{HostName, InvalidName, VmName};
+pub use record::Record;

@@ -1,0 +1,181 @@
+//! What a VM is made of.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::VmName;
+
+/// A VM as its owner describes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmSpec {
+    pub name: VmName,
+    #[serde(default)]
+    pub arch: Arch,
+    #[serde(default = "one")]
+    pub vcpus: u16,
+    /// Guest memory, MiB.
+    pub memory_mib: u64,
+    #[serde(default)]
+    pub accel: AccelChoice,
+    pub boot: Boot,
+    #[serde(default)]
+    pub nics: Vec<Nic>,
+    #[serde(default)]
+    pub protection: Protection,
+}
+
+fn one() -> u16 {
+    1
+}
+
+/// The guest's architecture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Arch {
+    #[default]
+    #[serde(rename = "x86-64")]
+    X86_64,
+}
+
+/// Which accelerator the owner wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AccelChoice {
+    /// KVM where it runs an ordinary kernel, else TCG.
+    #[default]
+    Auto,
+    Kvm,
+    Tcg,
+}
+
+/// The accelerator in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accel {
+    Kvm,
+    Tcg,
+}
+
+impl fmt::Display for Accel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Accel::Kvm => "kvm",
+            Accel::Tcg => "tcg",
+        })
+    }
+}
+
+/// What the VM starts from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Boot {
+    /// A Linux kernel and an initramfs, loaded by QEMU's `-kernel` and `-initrd`.
+    Linux { kernel: PathBuf, initrd: Option<PathBuf>, #[serde(default)] cmdline: String },
+    /// A raw disk image of one boot sector, for bare test guests. Read-only.
+    BootSector { image: PathBuf },
+}
+
+/// A network interface of the guest (virtio-net).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Nic {
+    pub mac: Mac,
+    /// The host's bridge that its TAP device joins.
+    pub bridge: String,
+}
+
+/// An Ethernet address.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Mac(pub [u8; 6]);
+
+/// Why an Ethernet address was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' is not a unicast Ethernet address such as 52:54:00:12:34:56")]
+pub struct InvalidMac(String);
+
+impl FromStr for Mac {
+    type Err = InvalidMac;
+
+    fn from_str(s: &str) -> Result<Self, InvalidMac> {
+        let bad = || InvalidMac(s.chars().take(24).collect());
+        let mut mac = [0; 6];
+        let mut parts = s.split(':');
+        for byte in &mut mac {
+            let part = parts.next().filter(|p| p.len() == 2).ok_or_else(bad)?;
+            *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
+        }
+        (parts.next().is_none() && mac[0] & 1 == 0).then_some(Mac(mac)).ok_or_else(bad)
+    }
+}
+
+impl TryFrom<String> for Mac {
+    type Error = InvalidMac;
+
+    fn try_from(s: String) -> Result<Self, InvalidMac> {
+        s.parse()
+    }
+}
+
+impl From<Mac> for String {
+    fn from(m: Mac) -> String {
+        m.to_string()
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl fmt::Debug for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// How far a VM is protected. Can be changed while it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protection {
+    /// It runs on one host and is lost with it.
+    None,
+    /// A backup holds a checkpoint of it at all times and takes over.
+    #[default]
+    FaultTolerant,
+}
+
+/// When checkpoints are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum EpochPolicy {
+    /// A checkpoint every `ms` milliseconds, whatever the guest does.
+    Fixed { ms: u32 },
+    /// Soon after output waits, at most `max_ms` milliseconds apart.
+    Adaptive { max_ms: u32 },
+}
+
+impl Default for EpochPolicy {
+    fn default() -> Self {
+        EpochPolicy::Adaptive { max_ms: 100 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mac_addresses() {
+        let mac: Mac = "52:54:00:12:34:56".parse().unwrap();
+        assert_eq!(mac.to_string(), "52:54:00:12:34:56");
+        for bad in ["", "52:54:00:12:34", "52:54:00:12:34:56:78", "53:54:00:12:34:56", "5:54:00:12:34:56", "+2:54:00:12:34:5g"] {
+            assert!(bad.parse::<Mac>().is_err(), "{bad}");
+        }
+    }
+}

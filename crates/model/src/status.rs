@@ -1,0 +1,102 @@
+//! What a keeper says about its VM.
+
+use serde::{Deserialize, Serialize};
+
+use crate::spec::{Accel, EpochPolicy, Protection};
+use crate::{Epoch, HostName, Term, VmName};
+
+/// What a keeper is for its VM at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// No part of the VM is here; ready to become its backup, or to boot it.
+    Standby,
+    /// Receiving checkpoints.
+    Backup,
+    /// Runs the VM and speaks for it.
+    Primary,
+}
+
+/// Whether the VM would survive the loss of its primary now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProtectionState {
+    /// Not asked for.
+    Off,
+    /// Asked for, and there is no backup.
+    Unprotected,
+    /// A backup is being synced.
+    Syncing,
+    /// A backup holds a checkpoint and may take over.
+    Protected,
+    /// The backup is gone and the witness has not yet allowed to go on without: output waits.
+    Waiting,
+}
+
+/// A keeper's answer to `status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VmStatus {
+    pub vm: VmName,
+    pub host: HostName,
+    pub pid: u32,
+    pub role: Role,
+    /// Only a primary knows it.
+    pub protection: Option<ProtectionState>,
+    /// What the owner asked for.
+    pub wanted: Protection,
+    pub term: Term,
+    /// The last epoch that the backup acknowledged (primary) or that is held whole (backup).
+    pub committed: Epoch,
+    pub peer: Option<HostName>,
+    pub epoch_policy: EpochPolicy,
+    pub witness_reachable: bool,
+    pub sync: Option<SyncProgress>,
+    pub machine: Option<MachineStatus>,
+    pub counters: Counters,
+    /// The latest pauses, microseconds.
+    pub pause_us: Option<PauseSummary>,
+}
+
+/// A running initial copy.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct SyncProgress {
+    pub bytes_sent: u64,
+    pub bytes_total: u64,
+    pub round: u32,
+}
+
+/// The QEMU process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineStatus {
+    pub pid: u32,
+    pub qemu: String,
+    pub accel: Accel,
+    pub accel_reason: String,
+    /// QEMU's run state, such as `running` or `inmigrate`.
+    pub run_state: String,
+}
+
+/// Counters since the keeper started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Counters {
+    pub checkpoints: u64,
+    pub pages_sent: u64,
+    pub bytes_sent: u64,
+    pub failovers: u64,
+    pub frames_out: u64,
+    pub frames_in: u64,
+    pub frames_held: u64,
+    /// Frames dropped because the gate was full or shut.
+    pub frames_dropped: u64,
+    /// Committed frames that a host dropped after it had been out of touch for longer than the failure timeout.
+    pub frames_stale: u64,
+}
+
+/// Pauses of the guest, microseconds, over the latest checkpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PauseSummary {
+    pub count: u64,
+    pub p50: u64,
+    pub p99: u64,
+    pub max: u64,
+}
