@@ -1,1 +1,9 @@
-//! See the crate's description.
+//! Replication of a running VM.
+//!
+//! * [`protocol`]: who may run the VM and who may speak for it: a pure state machine
+//! * [`stream`]: the checkpoint stream: records, page encoding, the assembler
+//! * [`pacing`]: when the next checkpoint is due
+
+pub mod pacing;
+pub mod protocol;
+pub mod stream;

@@ -1,0 +1,140 @@
+//! The keeper's configuration: one JSON file.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use ninefold_model::HostName;
+use ninefold_model::spec::{EpochPolicy, VmSpec};
+use serde::{Deserialize, Serialize};
+
+/// What a keeper is told at its start.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeeperConfig {
+    /// This host.
+    pub host: HostName,
+    pub vm: VmSpec,
+    #[serde(default = "default_qemu")]
+    pub qemu: PathBuf,
+    /// Directory for this VM's sockets on this host: `keeper.sock`, `console.sock`, `agent.sock`, and the lock.
+    pub run_dir: PathBuf,
+    /// Where answers that are slow to find are remembered (which accelerator works).
+    #[serde(default = "default_cache")]
+    pub cache_dir: PathBuf,
+    /// Where this keeper accepts replication.
+    pub listen: SocketAddr,
+    /// The other hosts on which the VM may live.
+    pub peers: Vec<Peer>,
+    pub witness: Peer,
+    pub security: SecurityConfig,
+    /// Where Prometheus metrics are served (`GET /metrics`).
+    #[serde(default)]
+    pub metrics: Option<SocketAddr>,
+    /// The interface that connects the VM's bridge to the world. While it has no carrier here and has one at the
+    /// backup, the VM is handed over.
+    #[serde(default)]
+    pub uplink: Option<String>,
+    #[serde(default)]
+    pub timing: Timing,
+    #[serde(default)]
+    pub epochs: EpochPolicy,
+}
+
+/// Another process on another host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Peer {
+    pub host: HostName,
+    pub addr: SocketAddr,
+}
+
+/// How hosts know each other.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum SecurityConfig {
+    /// The directory with `ca.pem`, `cert.pem` and `key.pem`.
+    MutualTls { identity: PathBuf },
+    /// No authentication and no encryption: only for a link that nobody else can reach.
+    PlainText,
+}
+
+/// Detection of a silent peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Timing {
+    /// Milliseconds between two signs of life.
+    pub heartbeat_ms: u32,
+    /// Milliseconds of silence after which the peer counts as lost and the witness is asked.
+    pub failure_timeout_ms: u32,
+    /// Milliseconds without carrier on the uplink before the VM is handed over.
+    pub uplink_hold_ms: u32,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self { heartbeat_ms: 40, failure_timeout_ms: 250, uplink_hold_ms: 200 }
+    }
+}
+
+fn default_qemu() -> PathBuf {
+    "qemu-system-x86_64".into()
+}
+
+fn default_cache() -> PathBuf {
+    std::env::var_os("NINEFOLD_CACHE").map_or_else(|| "/var/cache/ninefold".into(), PathBuf::from)
+}
+
+/// Why a configuration was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read {path}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{path} is not a keeper configuration")]
+    Parse { path: PathBuf, source: serde_json::Error },
+    #[error("{path}: {reason}")]
+    Invalid { path: PathBuf, reason: String },
+}
+
+impl KeeperConfig {
+    /// Reads and checks a configuration file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let at = || path.to_owned();
+        let text = std::fs::read(path).map_err(|source| ConfigError::Read { path: at(), source })?;
+        let config: Self =
+            serde_json::from_slice(&text).map_err(|source| ConfigError::Parse { path: at(), source })?;
+        config.check().map_err(|reason| ConfigError::Invalid { path: at(), reason })?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let t = self.timing;
+        if t.heartbeat_ms == 0 || t.failure_timeout_ms < 2 * t.heartbeat_ms {
+            return Err(format!(
+                "failure_timeout_ms ({}) must be at least twice heartbeat_ms ({}), which must not be 0",
+                t.failure_timeout_ms, t.heartbeat_ms
+            ));
+        }
+        if let Some(p) = self.peers.iter().find(|p| p.host == self.host) {
+            return Err(format!("host {} is its own peer", p.host));
+        }
+        if self.vm.memory_mib == 0 || self.vm.vcpus == 0 {
+            return Err("a VM needs memory and a vCPU".into());
+        }
+        Ok(())
+    }
+
+    /// The control socket in a VM's run directory.
+    pub fn control_socket(run_dir: &Path) -> PathBuf {
+        run_dir.join("keeper.sock")
+    }
+
+    /// The console's socket in a VM's run directory.
+    pub fn console_socket(run_dir: &Path) -> PathBuf {
+        run_dir.join("console.sock")
+    }
+
+    /// The guest agent's socket in a VM's run directory.
+    pub fn agent_socket(run_dir: &Path) -> PathBuf {
+        run_dir.join("agent.sock")
+    }
+}
