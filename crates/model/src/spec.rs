@@ -140,7 +140,7 @@ impl fmt::Debug for Mac {
 }
 
 /// How far a VM is protected. Can be changed while it runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Protection {
     /// It runs on one host and is lost with it.
