@@ -1,0 +1,316 @@
+//! A connection to a known host.
+//!
+//! ```text
+//!                      LinkHandle (any thread): shutdown, time-outs, last_received
+//!                          |
+//!   LinkReader ---- socket, read --->  decrypt  ---> caller      one thread
+//!                                        |
+//!                                     Mutex<TLS>   held for one chunk, never during socket I/O
+//!                                        |
+//!   LinkWriter <--- socket, write ---  encrypt  <--- caller      another thread
+//! ```
+//!
+//! Only the writer sends: what TLS wants to say by itself (the answer to a key update) leaves with the writer's next
+//! chunk, which is what RFC 8446, section 4.6.3, asks for.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ninefold_model::HostName;
+use rustix::net::sockopt;
+use rustls::Connection;
+
+use crate::clock::monotonic_us;
+
+/// Plain text encrypted, or cipher text decrypted, under one hold of the lock: eight TLS records.
+const CHUNK: usize = 128 << 10;
+
+struct Shared {
+    socket: Arc<TcpStream>,
+    addr: SocketAddr,
+    peer: HostName,
+    tls: Option<Mutex<Connection>>,
+    last_received: AtomicU64,
+}
+
+impl Shared {
+    fn receive(&self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = (&*self.socket).read(buf)?;
+        if n > 0 {
+            self.last_received.store(monotonic_us(), Ordering::Release);
+        }
+        Ok(n)
+    }
+}
+
+/// A panic while the lock was held leaves at worst a connection that fails its next check, so poison is ignored.
+fn lock(tls: &Mutex<Connection>) -> MutexGuard<'_, Connection> {
+    tls.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A connection to a known host. Split it to use it; it closes when both halves are dropped.
+pub struct Link {
+    reader: LinkReader,
+    writer: LinkWriter,
+}
+
+impl Link {
+    pub(crate) fn new(
+        socket: Arc<TcpStream>,
+        addr: SocketAddr,
+        peer: HostName,
+        mut tls: Option<Connection>,
+    ) -> Self {
+        if let Some(tls) = &mut tls {
+            // The writer takes everything out after each chunk: the limit only bounds what one chunk becomes.
+            tls.set_buffer_limit(Some(CHUNK * 2));
+        }
+        let last_received = AtomicU64::new(monotonic_us());
+        let shared = Arc::new(Shared {
+            socket,
+            addr,
+            peer,
+            tls: tls.map(Mutex::new),
+            last_received,
+        });
+        let open = Arc::new(Open(shared.socket.clone()));
+        let room = |bytes| if shared.tls.is_some() { bytes } else { 0 };
+        Self {
+            reader: LinkReader {
+                inbox: vec![0; room(CHUNK)].into_boxed_slice(),
+                start: 0,
+                end: 0,
+                shared: shared.clone(),
+                _open: open.clone(),
+            },
+            // A TLS record adds at most 22 bytes to 16 KiB.
+            writer: LinkWriter {
+                outbox: Vec::with_capacity(room(CHUNK + 1024)),
+                sent: 0,
+                shared,
+                _open: open,
+            },
+        }
+    }
+
+    /// The host at the other end: certified, or merely stated with [`crate::Security::PlainText`].
+    pub fn peer(&self) -> &HostName {
+        &self.reader.shared.peer
+    }
+
+    /// A handle for other threads.
+    pub fn handle(&self) -> LinkHandle {
+        LinkHandle {
+            shared: self.reader.shared.clone(),
+        }
+    }
+
+    /// The two halves, for a thread each.
+    pub fn split(self) -> (LinkReader, LinkWriter) {
+        (self.reader, self.writer)
+    }
+}
+
+/// Closes the socket when the last half is gone, although handles may still refer to it.
+struct Open(Arc<TcpStream>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
+}
+
+/// The receiving half. `read` answers 0 at an orderly end; TLS that ends without its farewell is `UnexpectedEof`.
+pub struct LinkReader {
+    shared: Arc<Shared>,
+    /// Cipher text received and not yet decrypted: `inbox[start..end]`.
+    inbox: Box<[u8]>,
+    start: usize,
+    end: usize,
+    _open: Arc<Open>,
+}
+
+impl Read for LinkReader {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let Self {
+            shared,
+            inbox,
+            start,
+            end,
+            ..
+        } = self;
+        let Some(tls) = &shared.tls else {
+            return shared.receive(buf);
+        };
+        if buf.is_empty() {
+            return Ok(0);
+        }
+        loop {
+            let mut connection = lock(tls);
+            let mut filled = 0;
+            loop {
+                match connection.reader().read(&mut buf[filled..]) {
+                    Ok(0) => return Ok(filled),
+                    Ok(n) => filled += n,
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(_) if filled > 0 => return Ok(filled),
+                    Err(e) => return Err(e),
+                }
+                if filled == buf.len() {
+                    return Ok(filled);
+                }
+                if start == end {
+                    break;
+                }
+                *start += connection.read_tls(&mut &inbox[*start..*end])?;
+                connection
+                    .process_new_packets()
+                    .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+            }
+            drop(connection);
+            if filled > 0 {
+                return Ok(filled);
+            }
+            let n = shared.receive(inbox)?;
+            (*start, *end) = (0, n);
+            if n == 0 {
+                // Reading nothing tells TLS of the end; its reader then says whether that was an orderly one.
+                let mut connection = lock(tls);
+                connection.read_tls(&mut io::empty())?;
+                return connection.reader().read(buf);
+            }
+        }
+    }
+}
+
+/// The sending half. Each `write` becomes at least one TLS record and one system call: gather small pieces first.
+///
+/// After a time-out (see [`LinkHandle::set_write_timeout`]) what was taken is kept, and `write` or `flush` go on with it.
+pub struct LinkWriter {
+    shared: Arc<Shared>,
+    /// Cipher text; `outbox[sent..]` has not been sent.
+    outbox: Vec<u8>,
+    sent: usize,
+    _open: Arc<Open>,
+}
+
+impl LinkWriter {
+    fn drain(&mut self) -> io::Result<()> {
+        while self.sent < self.outbox.len() {
+            match (&*self.shared.socket).write(&self.outbox[self.sent..]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => self.sent += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        self.outbox.clear();
+        self.sent = 0;
+        Ok(())
+    }
+
+    /// Says farewell: sends what waits, and the peer's reader sees an orderly end. This side can still receive.
+    pub fn finish(mut self) -> io::Result<()> {
+        self.drain()?;
+        if let Some(tls) = &self.shared.tls {
+            let mut connection = lock(tls);
+            connection.send_close_notify();
+            while connection.wants_write() {
+                connection.write_tls(&mut self.outbox)?;
+            }
+        }
+        self.drain()?;
+        self.shared.socket.shutdown(Shutdown::Write)
+    }
+}
+
+impl Write for LinkWriter {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let shared = self.shared.clone();
+        let Some(tls) = &shared.tls else {
+            return (&*shared.socket).write(buf);
+        };
+        if buf.is_empty() {
+            return Ok(0);
+        }
+        self.drain()?;
+        let taken = {
+            let mut connection = lock(tls);
+            let taken = connection.writer().write(&buf[..buf.len().min(CHUNK)])?;
+            while connection.wants_write() {
+                connection.write_tls(&mut self.outbox)?;
+            }
+            taken
+        };
+        match self.drain() {
+            // Taken and kept: the caller must not send it again.
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+                ) =>
+            {
+                Ok(taken)
+            }
+            other => other.map(|()| taken),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.drain()
+    }
+}
+
+/// What other threads may do with a [`Link`]. Holding one keeps nothing open.
+#[derive(Clone)]
+pub struct LinkHandle {
+    shared: Arc<Shared>,
+}
+
+impl LinkHandle {
+    /// The host at the other end.
+    pub fn peer(&self) -> &HostName {
+        &self.shared.peer
+    }
+
+    /// The other end's address.
+    pub fn remote_addr(&self) -> SocketAddr {
+        self.shared.addr
+    }
+
+    /// Ends the connection now: whoever waits in either half returns. What the kernel has taken to send may still go
+    /// out. May be called more than once.
+    pub fn shutdown(&self) {
+        let _ = self.shared.socket.shutdown(Shutdown::Both);
+    }
+
+    /// When bytes last came from the peer, [`monotonic_us`]; at first, when the handshake ended. A sign of life: it
+    /// moves only while somebody reads.
+    pub fn last_received_us(&self) -> u64 {
+        self.shared.last_received.load(Ordering::Acquire)
+    }
+
+    /// How long nothing has come from the peer.
+    pub fn silence(&self) -> Duration {
+        Duration::from_micros(monotonic_us().saturating_sub(self.last_received_us()))
+    }
+
+    /// How long a `read` waits at most before it fails with `WouldBlock`; `None`: for ever. Zero is refused.
+    pub fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        self.shared.socket.set_read_timeout(timeout)
+    }
+
+    /// How long a `write` waits at most for room before it fails with `WouldBlock`; `None`: for ever. Zero is refused.
+    pub fn set_write_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        self.shared.socket.set_write_timeout(timeout)
+    }
+
+    /// How long what was sent may stay unacknowledged before the kernel ends the connection: TCP_USER_TIMEOUT, `tcp(7)`.
+    pub fn set_user_timeout(&self, timeout: Duration) -> io::Result<()> {
+        let ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
+        Ok(sockopt::set_tcp_user_timeout(&*self.shared.socket, ms)?)
+    }
+}
