@@ -1,11 +1,25 @@
 //! The client of the witness server.
+//!
+//! ```text
+//!            +--------------------- new connection <-----------+
+//!            v                                                 |
+//!   call --> connected? --yes--> ask --answer--> return        | once, inside the deadline
+//!            | no                 |                            |
+//!            |                    +-- broken or silent: was the connection used before?
+//!            |                                                 | no
+//!            +--> connect, ask --> (the same) ----> Unreachable <
+//! ```
+//!
+//! A connection that was kept may have died unnoticed: then the call is repeated once on a new one. That is safe because
+//! every call is idempotent.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ninefold_model::{HostName, Record, VmName};
-use ninefold_transport::Security;
+use ninefold_transport::{Security, connect};
 
+use crate::wire::{Answer, Call, FrameReader, FrameWriter, Request, Response, VERSION, parse};
 use crate::witness::{Swap, Witness, WitnessError};
 
 /// How long a call may take.
@@ -13,7 +27,7 @@ use crate::witness::{Swap, Witness, WitnessError};
 pub struct Timeouts {
     /// For a new connection with its handshake.
     pub connect: Duration,
-    /// For a whole call, connecting included.
+    /// For a whole call, connecting included. A connection that was kept gets half of it to answer.
     pub request: Duration,
 }
 
@@ -26,16 +40,23 @@ impl Default for Timeouts {
     }
 }
 
-/// A blocking client: connects when needed, keeps its connection warm, one request at a time.
+/// A blocking client: connects when needed, keeps its connection, one request at a time.
 pub struct WitnessClient {
     addr: SocketAddr,
     witness: HostName,
     security: Security,
     timeouts: Timeouts,
+    connection: Option<Connection>,
+}
+
+struct Connection {
+    requests: FrameWriter,
+    responses: FrameReader,
+    last_id: u64,
 }
 
 impl WitnessClient {
-    /// Does not connect yet.
+    /// Does not connect yet. `witness` is the host that must answer at `addr`.
     pub fn new(
         addr: SocketAddr,
         witness: HostName,
@@ -47,40 +68,154 @@ impl WitnessClient {
             witness,
             security,
             timeouts,
+            connection: None,
         }
     }
 
     /// Asks for a sign of life; connects if there is no connection. Call it now and then so that a compare-and-swap
     /// that matters finds a connection that works.
     pub fn ping(&mut self) -> Result<(), WitnessError> {
-        Err(self.unreachable())
+        match self.call(Call::Ping)? {
+            Answer::Pong => Ok(()),
+            other => Err(self.strange(&other)),
+        }
     }
 
-    /// All records, by name.
+    /// All records, by name. Not a snapshot: each page is as of its reading.
     pub fn list(&mut self) -> Result<Vec<(VmName, Record)>, WitnessError> {
-        Err(self.unreachable())
+        let mut all: Vec<(VmName, Record)> = Vec::new();
+        loop {
+            let after = all.last().map(|(vm, _)| vm.clone());
+            match self.call(Call::List { after })? {
+                Answer::Page { records, more } => {
+                    let more = more && !records.is_empty();
+                    all.extend(records.into_iter().map(|entry| (entry.vm, entry.record)));
+                    if !more {
+                        return Ok(all);
+                    }
+                }
+                other => return Err(self.strange(&other)),
+            }
+        }
     }
 
-    fn unreachable(&self) -> WitnessError {
-        let _ = (&self.security, self.timeouts);
+    fn call(&mut self, call: Call) -> Result<Answer, WitnessError> {
+        let deadline = Instant::now() + self.timeouts.request;
+        if let Some(mut kept) = self.connection.take() {
+            let half = Instant::now() + self.timeouts.request / 2;
+            if let Ok(answer) = kept.ask(&call, half) {
+                return self.keep(kept, answer);
+            }
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = self.timeouts.connect.min(left);
+        let link = connect(self.addr, &self.witness, &self.security, timeout)
+            .map_err(|e| self.unreachable(&e))?;
+        let handle = link.handle();
+        let (reader, writer) = link.split();
+        let mut fresh = Connection {
+            requests: FrameWriter::new(writer, handle.clone()),
+            responses: FrameReader::new(reader, handle),
+            last_id: 0,
+        };
+        match fresh.ask(&call, deadline) {
+            Ok(answer) => self.keep(fresh, answer),
+            Err(e) => Err(self.unreachable(&e)),
+        }
+    }
+
+    fn keep(&mut self, connection: Connection, answer: Answer) -> Result<Answer, WitnessError> {
+        self.connection = Some(connection);
+        match answer {
+            Answer::Refused { reason } => Err(WitnessError::Refused(reason)),
+            answer => Ok(answer),
+        }
+    }
+
+    /// An answer to another question. The connection is not used again.
+    fn strange(&mut self, answer: &Answer) -> WitnessError {
+        self.connection = None;
+        let reason = format!("an answer that does not fit: {answer:?}");
         WitnessError::Unreachable {
             addr: self.addr.to_string(),
-            reason: format!("{} is not built yet", self.witness),
+            reason,
+        }
+    }
+
+    fn unreachable(&self, error: &dyn std::error::Error) -> WitnessError {
+        let mut reason = error.to_string();
+        let mut cause = error.source();
+        while let Some(deeper) = cause {
+            reason = format!("{reason}: {deeper}");
+            cause = deeper.source();
+        }
+        WitnessError::Unreachable {
+            addr: self.addr.to_string(),
+            reason,
         }
     }
 }
 
+impl Connection {
+    fn ask(&mut self, call: &Call, deadline: Instant) -> Result<Answer, AskError> {
+        self.last_id += 1;
+        let request = Request {
+            version: VERSION,
+            id: self.last_id,
+            call: call.clone(),
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(AskError::Late);
+        }
+        self.requests.send(&request, left)?;
+        let response: Response = parse(self.responses.read(deadline)?)?;
+        // A server that could not read the request cannot name it.
+        let unread = response.id == 0 && matches!(response.answer, Answer::Refused { .. });
+        if response.id != request.id && !unread {
+            return Err(AskError::WrongId);
+        }
+        Ok(response.answer)
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum AskError {
+    #[error("no time left")]
+    Late,
+    #[error("an answer to another request")]
+    WrongId,
+    #[error(transparent)]
+    Send(#[from] std::io::Error),
+    #[error(transparent)]
+    Frame(#[from] crate::wire::FrameError),
+    #[error(transparent)]
+    Message(#[from] crate::wire::BadMessage),
+}
+
 impl Witness for WitnessClient {
-    fn read(&mut self, _vm: &VmName) -> Result<Option<Record>, WitnessError> {
-        Err(self.unreachable())
+    fn read(&mut self, vm: &VmName) -> Result<Option<Record>, WitnessError> {
+        match self.call(Call::Read { vm: vm.clone() })? {
+            Answer::Value { record } => Ok(record),
+            other => Err(self.strange(&other)),
+        }
     }
 
     fn compare_and_swap(
         &mut self,
-        _: &VmName,
-        _: Option<&Record>,
-        _: &Record,
+        vm: &VmName,
+        expected: Option<&Record>,
+        new: &Record,
     ) -> Result<Swap, WitnessError> {
-        Err(self.unreachable())
+        let call = Call::CompareAndSwap {
+            vm: vm.clone(),
+            expected: expected.cloned(),
+            new: new.clone(),
+        };
+        match self.call(call)? {
+            Answer::Won { record } if record == *new => Ok(Swap::Won(record)),
+            Answer::Lost { record } => Ok(Swap::Lost(record)),
+            other => Err(self.strange(&other)),
+        }
     }
 }

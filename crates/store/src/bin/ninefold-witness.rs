@@ -1,0 +1,100 @@
+//! The witness process.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use ninefold_model::HostName;
+use ninefold_store::{Limits, Registers, Server};
+use ninefold_transport::{Identity, Listener, Security};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use tracing_subscriber::EnvFilter;
+
+const AFTER_HELP: &str = "\
+Example, with a directory that holds ca.pem, cert.pem and key.pem of host w:
+  ninefold-witness --listen 10.9.0.3:7100 --data /var/lib/ninefold/witness --identity /etc/ninefold/identity
+
+Once it serves it prints 'listening on ADDRESS'. SIGTERM ends it. RUST_LOG sets what it logs (default: info).
+It keeps its records through kill -9 and loss of power.";
+
+/// Keeps, for each VM, the record of who may speak for it.
+#[derive(Parser)]
+#[command(name = "ninefold-witness", version, after_help = AFTER_HELP)]
+struct Arguments {
+    /// Address and port to listen on; port 0 lets the kernel choose.
+    #[arg(long, value_name = "ADDRESS")]
+    listen: SocketAddr,
+    /// Where the records are kept. One process at a time may use it.
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    #[command(flatten)]
+    security: SecurityArguments,
+    /// Most hosts' connections at a time.
+    #[arg(long, value_name = "N", default_value_t = Limits::default().connections)]
+    max_connections: usize,
+}
+
+#[derive(clap::Args)]
+#[group(required = true, multiple = false)]
+struct SecurityArguments {
+    /// Directory with ca.pem, cert.pem and key.pem: TLS with certificates on both sides.
+    #[arg(long, value_name = "DIR")]
+    identity: Option<PathBuf>,
+    /// Speak without TLS, as host HOST. Peers are believed whatever they say: only for a dedicated link.
+    #[arg(long, value_name = "HOST")]
+    plain_text: Option<HostName>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ninefold-witness: {error}");
+            let mut cause = error.source();
+            while let Some(deeper) = cause {
+                eprintln!("  because: {deeper}");
+                cause = deeper.source();
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
+    let security = match (arguments.security.identity, arguments.security.plain_text) {
+        (Some(dir), _) => Security::MutualTls(Identity::load(dir)?),
+        (None, Some(host)) => Security::PlainText { host },
+        (None, None) => return Err("give --identity or --plain-text".into()),
+    };
+    if let Security::PlainText { host } = &security {
+        tracing::warn!(%host, "without TLS: peers are believed whatever they say");
+    }
+    let registers = Registers::open(&arguments.data)?;
+    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    let listener = Listener::bind(arguments.listen, security)?;
+    let limits = Limits {
+        connections: arguments.max_connections,
+        ..Limits::default()
+    };
+    let server = Server::new(listener, registers, limits);
+
+    let stop = server.handle();
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            if signals.forever().next().is_some() {
+                stop.stop();
+            }
+        })?;
+    writeln!(std::io::stdout(), "listening on {}", server.local_addr())?;
+    Ok(server.run()?)
+}
