@@ -28,11 +28,19 @@ pub enum Request {
     Unprotect,
     /// Hand the VM to its backup.
     Switchover,
-    SetEpochs { policy: EpochPolicy },
+    SetEpochs {
+        policy: EpochPolicy,
+    },
     /// Events with `seq > after`; answers at once when there are some, else when one comes or after `wait_ms`.
-    Events { after: u64, #[serde(default)] wait_ms: u64 },
+    Events {
+        after: u64,
+        #[serde(default)]
+        wait_ms: u64,
+    },
     /// The record of the latest checkpoints, for measurements.
-    Checkpoints { after: u64 },
+    Checkpoints {
+        after: u64,
+    },
 }
 
 /// An answer.
@@ -40,11 +48,21 @@ pub enum Request {
 #[serde(tag = "response", rename_all = "snake_case")]
 pub enum Response {
     Done,
-    Status { status: Box<VmStatus> },
-    Events { events: Vec<Event> },
-    Checkpoints { checkpoints: Vec<CheckpointRecord> },
+    Status {
+        status: Box<VmStatus>,
+    },
+    Events {
+        events: Vec<Event>,
+    },
+    Checkpoints {
+        checkpoints: Vec<CheckpointRecord>,
+    },
     /// The request could not be carried out: what is wrong and what to do.
-    Error { message: String, help: Option<String>, try_host: Option<HostName> },
+    Error {
+        message: String,
+        help: Option<String>,
+        try_host: Option<HostName>,
+    },
 }
 
 /// One checkpoint as measured, microseconds and counts.

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{HostName, Term};
 
 /// What the witness keeps for one VM. It changes only by compare-and-swap of the whole record, and every change adds
-/// one to `term`, so that equal terms mean equal records.
+/// one to `term`.
 ///
 /// * `synced == false`: `primary` may release output on its own; nobody may take over.
 /// * `synced == true`: `primary` may release only what `backup` has acknowledged; `backup` may take over.
@@ -23,18 +23,33 @@ pub struct Record {
 impl Record {
     /// The first record of a VM that boots on `primary`.
     pub fn boot(primary: HostName) -> Self {
-        Self { term: Term(1), primary, backup: None, synced: false }
+        Self {
+            term: Term(1),
+            primary,
+            backup: None,
+            synced: false,
+        }
     }
 
     /// `primary` goes on (or starts) alone.
     #[must_use]
     pub fn alone(&self, primary: HostName) -> Self {
-        Self { term: self.term.next(), primary, backup: None, synced: false }
+        Self {
+            term: self.term.next(),
+            primary,
+            backup: None,
+            synced: false,
+        }
     }
 
     /// The same primary, from now on bound to `backup`.
     #[must_use]
     pub fn bound(&self, backup: HostName) -> Self {
-        Self { term: self.term.next(), primary: self.primary.clone(), backup: Some(backup), synced: true }
+        Self {
+            term: self.term.next(),
+            primary: self.primary.clone(),
+            backup: Some(backup),
+            synced: true,
+        }
     }
 }

@@ -73,7 +73,12 @@ impl fmt::Display for Accel {
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Boot {
     /// A Linux kernel and an initramfs, loaded by QEMU's `-kernel` and `-initrd`.
-    Linux { kernel: PathBuf, initrd: Option<PathBuf>, #[serde(default)] cmdline: String },
+    Linux {
+        kernel: PathBuf,
+        initrd: Option<PathBuf>,
+        #[serde(default)]
+        cmdline: String,
+    },
     /// A raw disk image of one boot sector, for bare test guests. Read-only.
     BootSector { image: PathBuf },
 }
@@ -108,7 +113,9 @@ impl FromStr for Mac {
             let part = parts.next().filter(|p| p.len() == 2).ok_or_else(bad)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
         }
-        (parts.next().is_none() && mac[0] & 1 == 0).then_some(Mac(mac)).ok_or_else(bad)
+        (parts.next().is_none() && mac[0] & 1 == 0)
+            .then_some(Mac(mac))
+            .ok_or_else(bad)
     }
 }
 
@@ -174,7 +181,14 @@ mod tests {
     fn mac_addresses() {
         let mac: Mac = "52:54:00:12:34:56".parse().unwrap();
         assert_eq!(mac.to_string(), "52:54:00:12:34:56");
-        for bad in ["", "52:54:00:12:34", "52:54:00:12:34:56:78", "53:54:00:12:34:56", "5:54:00:12:34:56", "+2:54:00:12:34:5g"] {
+        for bad in [
+            "",
+            "52:54:00:12:34",
+            "52:54:00:12:34:56:78",
+            "53:54:00:12:34:56",
+            "5:54:00:12:34:56",
+            "+2:54:00:12:34:5g",
+        ] {
             assert!(bad.parse::<Mac>().is_err(), "{bad}");
         }
     }

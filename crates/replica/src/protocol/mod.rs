@@ -31,6 +31,10 @@
 //! backup with exactly one record, `(s+2, B, –, unsynced)`. So a backup that holds a checkpoint of session `s` knows
 //! the one record from which it may take over, and whatever else the witness holds means that it may not.
 //!
+//! A session's messages travel over connections between two living processes: what was sent to a backup that has
+//! restarted since never reaches its successor (TCP, and TLS where it is used, see to that), and a backup accepts each
+//! session once. So an old session cannot be played again into a backup that the witness has bound since.
+//!
 //! **The rules**, each of which the model checker misses when it is switched off ([`Rules`]):
 //!
 //! * output is held from the first checkpoint of a session on, before the witness is asked to bind the backup;
@@ -106,7 +110,11 @@ pub enum Outcome {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
     /// Ask the witness to replace `expected` by `new`; repeat until answered.
-    Propose { id: ProposalId, expected: Option<Record>, new: Record },
+    Propose {
+        id: ProposalId,
+        expected: Option<Record>,
+        new: Record,
+    },
     /// Boot the VM from its image; output passes at once.
     Boot,
     /// Resume the VM from the checkpoint held; output passes at once.
@@ -175,6 +183,8 @@ pub struct Protocol {
     me: HostName,
     wanted: Protection,
     last_proposal: ProposalId,
+    /// The newest session accepted here as a backup, so that an old one cannot be played again.
+    newest_session: Term,
     rules: Rules,
     state: State,
 }
@@ -182,9 +192,17 @@ pub struct Protocol {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum State {
     Standby,
-    Starting { proposal: ProposalId, new: Record },
+    Starting {
+        proposal: ProposalId,
+        new: Record,
+    },
     Backup(Backup),
-    Claiming { proposal: ProposalId, new: Record, backup: Backup, epoch: Epoch },
+    Claiming {
+        proposal: ProposalId,
+        new: Record,
+        backup: Backup,
+        epoch: Epoch,
+    },
     Primary(Primary),
 }
 
@@ -199,7 +217,12 @@ struct Backup {
 impl Backup {
     /// The one record from which this backup may take over.
     fn claimable(&self, me: &HostName) -> Record {
-        Record { term: self.session.next(), primary: self.primary.clone(), backup: Some(me.clone()), synced: true }
+        Record {
+            term: self.session.next(),
+            primary: self.primary.clone(),
+            backup: Some(me.clone()),
+            synced: true,
+        }
     }
 }
 
@@ -211,7 +234,14 @@ impl Protocol {
 
     #[doc(hidden)]
     pub fn with_rules(me: HostName, wanted: Protection, rules: Rules) -> Self {
-        Self { me, wanted, last_proposal: 0, rules, state: State::Standby }
+        Self {
+            me,
+            wanted,
+            last_proposal: 0,
+            newest_session: Term(0),
+            rules,
+            state: State::Standby,
+        }
     }
 
     /// A standby whose proposals are numbered from `first` on (so that a restarted one is not confused with its
@@ -333,7 +363,9 @@ impl Protocol {
 
     fn start(&mut self, found: Option<Record>, force: bool, out: &mut Vec<Action>) {
         if self.state != State::Standby {
-            out.push(Action::Refuse { reason: format!("the VM is already here ({:?})", self.role()) });
+            out.push(Action::Refuse {
+                reason: format!("the VM is already here ({:?})", self.role()),
+            });
             return;
         }
         let new = match &found {
@@ -351,7 +383,11 @@ impl Protocol {
             }
         };
         let proposal = self.next_proposal();
-        out.push(Action::Propose { id: proposal, expected: found, new: new.clone() });
+        out.push(Action::Propose {
+            id: proposal,
+            expected: found,
+            new: new.clone(),
+        });
         self.state = State::Starting { proposal, new };
     }
 
@@ -365,11 +401,18 @@ impl Protocol {
                     self.state = State::Primary(Primary::alone(record));
                 }
                 Outcome::Lost(_) => {
-                    out.push(Action::Refuse { reason: "another host was faster".into() });
+                    out.push(Action::Refuse {
+                        reason: "another host was faster".into(),
+                    });
                     self.state = State::Standby;
                 }
             },
-            State::Claiming { proposal, new, epoch, .. } if *proposal == id => match outcome {
+            State::Claiming {
+                proposal,
+                new,
+                epoch,
+                ..
+            } if *proposal == id => match outcome {
                 Outcome::Won => {
                     let (record, epoch) = (new.clone(), *epoch);
                     out.push(Action::ResumeFrom { epoch });
@@ -387,9 +430,11 @@ impl Protocol {
 
     fn offer(&mut self, from: HostName, session: Term, out: &mut Vec<Action>) {
         let refusal = match &self.state {
-            State::Standby => None,
-            State::Backup(b) if session > b.session => None,
-            State::Backup(b) => Some(format!("session {} is running, {session} is not newer", b.session)),
+            State::Standby | State::Backup(_) if session > self.newest_session => None,
+            State::Standby | State::Backup(_) => Some(format!(
+                "session {session} is not newer than session {}",
+                self.newest_session
+            )),
             State::Claiming { .. } => Some("this host is taking the VM over".into()),
             State::Starting { .. } => Some("this host is starting the VM".into()),
             State::Primary(p) => Some(format!("this host runs the VM (term {})", p.record.term)),
@@ -398,7 +443,13 @@ impl Protocol {
             out.push(Action::RefuseSession { session, reason });
             return;
         }
-        self.state = State::Backup(Backup { session, primary: from, held: None, bound: false });
+        self.newest_session = session;
+        self.state = State::Backup(Backup {
+            session,
+            primary: from,
+            held: None,
+            bound: false,
+        });
         out.push(Action::AcceptSession { session });
     }
 
@@ -409,19 +460,26 @@ impl Protocol {
             State::Claiming { backup, .. } if !self.rules.no_ack_while_claiming => backup,
             _ => return,
         };
-        if backup.session != session || (in_order && epoch != backup.held.unwrap_or_default().next()) {
+        if backup.session != session
+            || (in_order && epoch != backup.held.unwrap_or_default().next())
+        {
             return;
         }
         let first = backup.held.is_none();
         backup.held = Some(epoch);
         out.push(Action::SendAck { session, epoch });
         if first {
-            out.push(Action::Emit(EventKind::BackupReady { primary: backup.primary.clone(), epoch }));
+            out.push(Action::Emit(EventKind::BackupReady {
+                primary: backup.primary.clone(),
+                epoch,
+            }));
         }
     }
 
     fn primary_lost(&mut self, session: Term, reason: String, out: &mut Vec<Action>) {
-        let State::Backup(backup) = &self.state else { return };
+        let State::Backup(backup) = &self.state else {
+            return;
+        };
         if backup.session != session {
             return;
         }
@@ -440,8 +498,17 @@ impl Protocol {
             return;
         }
         let proposal = self.next_proposal();
-        out.push(Action::Propose { id: proposal, expected: Some(expected), new: new.clone() });
-        self.state = State::Claiming { proposal, new, backup, epoch };
+        out.push(Action::Propose {
+            id: proposal,
+            expected: Some(expected),
+            new: new.clone(),
+        });
+        self.state = State::Claiming {
+            proposal,
+            new,
+            backup,
+            epoch,
+        };
     }
 
     /// The witness holds `record`, which we read rather than proposed. Only a newer term that names another primary
@@ -454,14 +521,20 @@ impl Protocol {
             _ => false,
         };
         if obsolete {
-            let reason = format!("the witness names {} in term {}", record.primary, record.term);
+            let reason = format!(
+                "the witness names {} in term {}",
+                record.primary, record.term
+            );
             self.stand_down(record.term, &reason, out);
         }
     }
 
     fn stand_down(&mut self, term: Term, reason: &str, out: &mut Vec<Action>) {
         out.push(Action::StandDown);
-        out.push(Action::Emit(EventKind::StoodDown { term, reason: reason.into() }));
+        out.push(Action::Emit(EventKind::StoodDown {
+            term,
+            reason: reason.into(),
+        }));
         self.state = State::Standby;
     }
 }
