@@ -1,0 +1,435 @@
+//! One NIC's relay between QEMU's socket and its TAP.
+//!
+//! ```text
+//!                 ┌────────────── outgoing (mutex) ─────────────┐   ┌─── egress (mutex) ───┐
+//!  QEMU's socket ─┤ splitter ──▶ gate (Open, Held, Mute)        ├──▶│ batch of ≤ 64 frames │──▶ TAP
+//!                 └─────────────────────────────────────────────┘   └──────────────────────┘
+//!  QEMU's socket ◀── queue (port's thread alone) ◀────────────────────────────────────────────── TAP
+//! ```
+//!
+//! The port's thread waits for QEMU's socket, the TAP and an eventfd. QEMU's socket is always read: what the gate has no
+//! room for is dropped. Frames leave
+//!
+//! * by the thread that calls [`NetPort::release`] while the gate holds, since waking another thread would cost more
+//!   than the writes;
+//! * by the port's thread while the gate is open.
+//!
+//! Either takes a batch out of the gate and writes it with `egress` locked but `outgoing` free, so that draining QEMU's
+//! socket during a pause does not wait for writes to the TAP. Locks are taken in the order egress, outgoing.
+
+mod counters;
+mod incoming;
+mod outgoing;
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use ninefold_model::Epoch;
+use ninefold_model::spec::Mac;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+
+pub use counters::PortCounters;
+
+use crate::announce;
+use crate::gate::{Gate, Limits, Mode};
+use crate::snoop::Snooper;
+use crate::tap::Tap;
+use crate::wake::Wake;
+use counters::Tally;
+use incoming::Incoming;
+use outgoing::{Batch, Outgoing};
+
+/// Frames written between two checks of whether the VM is still ours.
+pub const BATCH_FRAMES: usize = 64;
+
+/// Bytes written between two such checks, unless one frame alone is longer.
+const BATCH_BYTES: usize = 256 << 10;
+
+/// A port's settings.
+#[derive(Debug, Clone, Copy)]
+pub struct PortConfig {
+    /// The guest's Ethernet address on this NIC.
+    pub mac: Mac,
+    /// The gate's bounds.
+    pub limits: Limits,
+}
+
+impl PortConfig {
+    /// The default bounds.
+    #[must_use]
+    pub fn new(mac: Mac) -> Self {
+        Self {
+            mac,
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// Why a port could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot start the relay of TAP device '{tap}'")]
+pub struct PortError {
+    /// The TAP's name.
+    pub tap: String,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+/// What a release did, in frames and bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Released {
+    /// Written to the TAP.
+    pub frames: u64,
+    /// Bytes of these.
+    pub bytes: u64,
+    /// Dropped because the VM was no longer ours.
+    pub stale: u64,
+}
+
+struct Egress {
+    batch: Batch,
+    snooper: Snooper,
+}
+
+struct Shared {
+    tap: Tap,
+    mac: Mac,
+    wake: Wake,
+    tally: Tally,
+    outgoing: Mutex<Outgoing>,
+    egress: Mutex<Egress>,
+    /// Rings when QEMU's socket or the mode changed, or when the thread is to end.
+    bell: OwnedFd,
+    stop: AtomicBool,
+}
+
+/// One NIC's relay. See the [module](self). It begins mute; when dropped, its thread is joined and its TAP removed.
+pub struct NetPort {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // The data stay consistent if a holder panicked: every change of them is whole before anything can panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl NetPort {
+    /// Starts the relay's thread, with the gate mute. `qemu` is the keeper's end of QEMU's socket, see
+    /// [`socket_pair`](crate::socket_pair); it can also be given later by [`NetPort::attach`]. While the gate is mute
+    /// frames from the network are dropped too: a standby must not hear them.
+    ///
+    /// # Errors
+    /// No more threads or descriptors.
+    pub fn start(
+        config: PortConfig,
+        tap: Tap,
+        qemu: Option<OwnedFd>,
+        wake: Wake,
+    ) -> Result<Self, PortError> {
+        let name = tap.name().to_owned();
+        let failed = |source| PortError {
+            tap: name.clone(),
+            source,
+        };
+        let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
+            .map_err(|e| failed(e.into()))?;
+        let shared = Arc::new(Shared {
+            tap,
+            mac: config.mac,
+            wake,
+            tally: Tally::default(),
+            outgoing: Mutex::new(Outgoing::new(Gate::new(Mode::Mute, config.limits))),
+            egress: Mutex::new(Egress {
+                batch: Batch::new(),
+                snooper: Snooper::new(config.mac),
+            }),
+            bell,
+            stop: AtomicBool::new(false),
+        });
+        if let Some(qemu) = qemu {
+            lock(&shared.outgoing).attach(qemu).map_err(failed)?;
+        }
+        let its = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name(format!("net-{name}").chars().take(15).collect())
+            .spawn(move || its.run())
+            .map_err(failed)?;
+        Ok(Self {
+            shared,
+            thread: Some(thread),
+        })
+    }
+
+    /// The TAP's name.
+    #[must_use]
+    pub fn tap_name(&self) -> &str {
+        self.shared.tap.name()
+    }
+
+    /// From now on serves the QEMU at the other end of `qemu`; the former one's socket is closed. What the gate holds
+    /// stays there.
+    ///
+    /// # Errors
+    /// The descriptor cannot be made non-blocking.
+    pub fn attach(&self, qemu: OwnedFd) -> io::Result<()> {
+        lock(&self.shared.outgoing).attach(qemu)?;
+        self.shared.ring();
+        Ok(())
+    }
+
+    /// Closes QEMU's socket.
+    pub fn detach(&self) {
+        lock(&self.shared.outgoing).detach();
+        self.shared.ring();
+    }
+
+    /// Reads QEMU's socket until it is empty and closes `epoch`: all that the guest has sent and that belongs to no
+    /// epoch yet belongs to this one. To be called while the guest is stopped. Epochs grow from call to call until the
+    /// gate is opened or muted. Returns how many frames the gate holds.
+    ///
+    /// Does not allocate and waits for no I/O; it may wait for one read (128 KiB) of the port's thread.
+    pub fn drain_and_close(&self, epoch: Epoch) -> usize {
+        let mut outgoing = lock(&self.shared.outgoing);
+        let now = Instant::now();
+        while outgoing.read(now, &self.shared.tally).more {}
+        outgoing.gate.close_epoch(epoch);
+        self.shared.tally.gate(&outgoing.gate);
+        outgoing.gate.len()
+    }
+
+    /// The backup holds every epoch up to `epoch`: writes their frames to the TAP, in the calling thread.
+    ///
+    /// `still_ours` is asked before each batch of at most 64 frames. If it says no, the batch and all else that may
+    /// leave is dropped and counted as stale: a host that was frozen in the middle and thaws writes 64 frames at most.
+    /// So it must tell from a clock that runs on while the host is frozen.
+    pub fn release(&self, epoch: Epoch, still_ours: &dyn Fn() -> bool) -> Released {
+        lock(&self.shared.outgoing).gate.allow(epoch);
+        self.shared.flush(still_ours)
+    }
+
+    /// From now on frames wait for their epochs. When this returns, frames leave by [`NetPort::release`] alone.
+    pub fn hold(&self) {
+        self.set_mode(Mode::Held);
+        self.shared.flush(&|| true);
+    }
+
+    /// From now on frames leave at once. What was held leaves first. Only for a host that the witness named as the
+    /// primary without a backup.
+    pub fn open(&self) -> Released {
+        self.set_mode(Mode::Open);
+        self.shared.flush(&|| true)
+    }
+
+    /// From now on nothing leaves or enters, and what was held is dropped. When this returns, no thread is writing to
+    /// the TAP any more.
+    pub fn mute(&self) {
+        self.set_mode(Mode::Mute);
+        drop(lock(&self.shared.egress));
+    }
+
+    fn set_mode(&self, mode: Mode) {
+        let mut outgoing = lock(&self.shared.outgoing);
+        outgoing.gate.set_mode(mode);
+        self.shared.tally.gate(&outgoing.gate);
+        drop(outgoing);
+        self.shared.ring();
+    }
+
+    /// The gate's mode.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        lock(&self.shared.outgoing).gate.mode()
+    }
+
+    /// Since when the oldest frame of the epoch that is not yet closed waits.
+    #[must_use]
+    pub fn waiting(&self) -> Option<Instant> {
+        self.shared.tally.waiting()
+    }
+
+    /// Whether the gate is half full.
+    #[must_use]
+    pub fn wants_checkpoint(&self) -> bool {
+        self.shared.tally.wants_checkpoint()
+    }
+
+    /// The counters.
+    #[must_use]
+    pub fn counters(&self) -> PortCounters {
+        self.shared.tally.read()
+    }
+
+    /// Sends one announcement of the guest's place, if the gate is not mute and `still_ours` says yes. Returns how many
+    /// frames were sent. When to announce: [`AnnouncePlan`](crate::announce::AnnouncePlan).
+    pub fn announce(&self, still_ours: &dyn Fn() -> bool) -> usize {
+        let egress = lock(&self.shared.egress);
+        let mut sent = 0;
+        // Muting sets the mode, then waits for `egress`: so the mode read here holds until the frames are out.
+        if self.mode() == Mode::Mute || !still_ours() {
+            return 0;
+        }
+        announce::frames(self.shared.mac, egress.snooper.addresses(), |frame| {
+            sent += usize::from(self.shared.tap.write(frame).is_ok());
+        });
+        sent
+    }
+
+    /// The guest's addresses as learnt from its frames. The backup hears none of them: they go along with the
+    /// checkpoints, see [`NetPort::learn`].
+    #[must_use]
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        lock(&self.shared.egress).snooper.addresses().to_vec()
+    }
+
+    /// Adds addresses that another host has learnt, the most recent first.
+    pub fn learn(&self, addresses: &[IpAddr]) {
+        let mut egress = lock(&self.shared.egress);
+        for address in addresses.iter().rev() {
+            egress.snooper.learn(*address);
+        }
+    }
+}
+
+impl Drop for NetPort {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        self.shared.ring();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!(tap = self.tap_name(), "the relay's thread had panicked");
+        }
+    }
+}
+
+impl std::fmt::Debug for NetPort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NetPort")
+            .field("tap", &self.tap_name())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn ring(&self) {
+        // It fails only when the counter is full, and then it has been rung.
+        let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+    }
+
+    /// Writes all that may leave.
+    fn flush(&self, still_ours: &dyn Fn() -> bool) -> Released {
+        let mut egress = lock(&self.egress);
+        let Egress { batch, snooper } = &mut *egress;
+        let mut released = Released::default();
+        loop {
+            batch.clear();
+            let mut outgoing = lock(&self.outgoing);
+            outgoing
+                .gate
+                .pop_allowed(BATCH_FRAMES, BATCH_BYTES, |frame| batch.push(frame));
+            self.tally.gate(&outgoing.gate);
+            drop(outgoing);
+            if batch.is_empty() {
+                return released;
+            }
+            if !still_ours() {
+                let mut outgoing = lock(&self.outgoing);
+                let stale = batch.len() + outgoing.gate.discard_allowed();
+                self.tally.gate(&outgoing.gate);
+                drop(outgoing);
+                released.stale += stale as u64;
+                self.tally.stale(stale as u64);
+                return released;
+            }
+            for frame in batch.frames() {
+                snooper.see(frame);
+                if self.tap.write(frame).is_ok() {
+                    released.frames += 1;
+                    released.bytes += frame.len() as u64;
+                    self.tally.frame_out(frame.len());
+                } else {
+                    self.tally.failed_out();
+                }
+            }
+        }
+    }
+
+    /// The port's thread.
+    fn run(&self) {
+        let mut incoming = Incoming::new();
+        let mut tap_failed = false;
+        while !self.stop.load(Ordering::Acquire) {
+            let (qemu, generation, mute) = {
+                let outgoing = lock(&self.outgoing);
+                (
+                    outgoing.qemu(),
+                    outgoing.generation(),
+                    outgoing.gate.mode() == Mode::Mute,
+                )
+            };
+            incoming.serve(generation);
+            let mut tap_events = PollFlags::empty();
+            if !tap_failed {
+                tap_events = PollFlags::IN;
+            }
+            let mut qemu_events = PollFlags::IN;
+            if incoming.wants_to_send() && !mute {
+                qemu_events |= PollFlags::OUT;
+            }
+            let (bell, tap) = (self.bell.as_fd(), self.tap.as_fd());
+            let mut fds = [
+                PollFd::from_borrowed_fd(bell, PollFlags::IN),
+                PollFd::from_borrowed_fd(if tap_failed { bell } else { tap }, tap_events),
+                PollFd::from_borrowed_fd(qemu.as_ref().map_or(bell, |q| q.as_fd()), qemu_events),
+            ];
+            let watched = if qemu.is_some() { 3 } else { 2 };
+            if let Err(e) = poll(&mut fds[..watched], None)
+                && e != rustix::io::Errno::INTR
+            {
+                tracing::error!(tap = self.tap.name(), error = %e, "the relay cannot wait for its sockets");
+                return;
+            }
+            let [bell, tap, qemu_now] = fds.map(|fd| fd.revents());
+            if !bell.is_empty() {
+                let _ = rustix::io::read(&self.bell, &mut [0u8; 8]);
+                // What was waited for may be out of date.
+                continue;
+            }
+            if qemu.is_some()
+                && qemu_now.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR)
+            {
+                self.take_from_qemu(generation);
+            }
+            if tap.intersects(PollFlags::IN | PollFlags::ERR) || qemu_now.contains(PollFlags::OUT) {
+                let to = qemu.as_deref().filter(|_| !mute);
+                if let Err(e) = incoming.pump(&self.tap, to, &self.tally) {
+                    tracing::error!(tap = self.tap.name(), error = %e, "the TAP device does not read");
+                    tap_failed = true;
+                }
+            }
+        }
+    }
+
+    /// One read of QEMU's socket, and what follows from it.
+    fn take_from_qemu(&self, generation: u64) {
+        let mut outgoing = lock(&self.outgoing);
+        if outgoing.generation() != generation {
+            return;
+        }
+        let read = outgoing.read(Instant::now(), &self.tally);
+        let open = outgoing.gate.mode() == Mode::Open;
+        drop(outgoing);
+        if open {
+            self.flush(&|| true);
+        }
+        if read.wake {
+            (self.wake)();
+        }
+    }
+}
