@@ -1,1 +1,43 @@
-//! See the crate's description.
+//! One QEMU process, as the keeper (its parent) needs it.
+//!
+//! * [`machine`]: ties the rest together: launch, pause, save, load, resume
+//! * [`command_line`]: QEMU's arguments as typed data
+//! * [`process`]: the child process: dies with the keeper, its death is an event
+//! * [`qmp`]: the control socket (QEMU Machine Protocol)
+//! * [`ram`]: guest memory, a memfd that keeper and QEMU share
+//! * [`blocks`]: every RAM block of the QEMU, the shared one and its private ones
+//! * [`memory`]: reads, writes and compares pages of all blocks
+//! * [`dirty`]: which pages the guest has written: userfaultfd and PAGEMAP_SCAN
+//! * [`device_state`]: CPU and device state, out and in
+//! * [`accel`]: whether KVM really runs an ordinary kernel here
+//! * [`doctor`]: what this host can do
+//! * [`version`]: which QEMUs are supported
+//! * [`error`]: everything that can go wrong
+
+pub mod accel;
+pub mod blocks;
+pub mod command_line;
+pub mod device_state;
+pub mod dirty;
+pub mod doctor;
+pub mod error;
+pub mod machine;
+pub mod memory;
+mod preload;
+pub mod process;
+pub mod qmp;
+pub mod ram;
+mod sys;
+pub mod version;
+
+pub use accel::{AccelReport, probe};
+pub use blocks::{Block, BlockLayout, PAGE_SIZE};
+pub use dirty::{DirtySet, PageRun, Tracker};
+pub use doctor::{Check, CheckState};
+pub use error::{MachineError, Result};
+pub use machine::{Machine, MachineConfig, Ports, RunState, StepTimes};
+pub use memory::Memory;
+pub use process::Exit;
+pub use qmp::{Event, EventKind};
+pub use ram::{PageSize, Ram};
+pub use version::QemuVersion;

@@ -1,0 +1,280 @@
+//! QEMU's arguments as typed data.
+//!
+//! Every socket and file of the keeper reaches QEMU by inherited descriptor, so that no path is left behind. Why these
+//! devices and options: `docs/decisions/0003-machine-and-devices.md`.
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::os::fd::RawFd;
+
+use ninefold_model::spec::{Accel, Boot, VmSpec};
+
+use crate::error::{MachineError, Result};
+
+/// The machine type, versioned: hosts with different QEMUs build the same machine.
+pub const MACHINE: &str = "pc-i440fx-7.2";
+/// x86-64-v2, within what TCG, Intel and AMD all offer; `enforce` makes a host that lacks a part of it refuse to start
+/// rather than show the guest another CPU.
+pub const CPU: &str = "Nehalem,enforce";
+
+/// Descriptors that QEMU inherits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Descriptors {
+    pub ram: RawFd,
+    pub qmp: RawFd,
+    pub console: RawFd,
+    pub agent: RawFd,
+    /// One for each of the spec's NICs.
+    pub nics: Vec<RawFd>,
+}
+
+/// What is not in the spec.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaunchOptions {
+    pub accel: Accel,
+    /// Start as a standby that waits for device state.
+    pub incoming: bool,
+    pub fds: Descriptors,
+}
+
+/// The arguments for `spec`.
+///
+/// # Errors
+/// `Spec` when the VM cannot be built, such as a path with bytes that QEMU's option syntax cannot carry.
+pub fn arguments(spec: &VmSpec, options: &LaunchOptions) -> Result<Vec<OsString>> {
+    let refuse = |reason: String| MachineError::Spec {
+        vm: spec.name.to_string(),
+        reason,
+    };
+    if spec.vcpus == 0 || spec.vcpus > 255 {
+        return Err(refuse(format!(
+            "{} vCPUs: 1 to 255 are possible",
+            spec.vcpus
+        )));
+    }
+    if spec.nics.len() != options.fds.nics.len() {
+        return Err(refuse("one descriptor for each NIC is needed".into()));
+    }
+    let mut args = Arguments(Vec::new());
+    args.flag("-nodefaults")
+        .flag("-no-user-config")
+        .option("-display", "none");
+    // -no-shutdown: a guest that powers off leaves a QEMU whose last output can still be committed.
+    args.flag("-S").flag("-no-shutdown");
+    args.option("-name", format!("guest={},debug-threads=on", spec.name));
+    args.option(
+        "-machine",
+        format!(
+            "{MACHINE},memory-backend=m0,suppress-vmdesc=on,hpet=off,usb=off,vmport=off,smm=off"
+        ),
+    );
+    args.option("-global", "migration.send-configuration=off");
+    args.option(
+        "-accel",
+        match options.accel {
+            Accel::Kvm => "kvm",
+            Accel::Tcg => "tcg,thread=multi",
+        },
+    );
+    args.option("-cpu", CPU);
+    args.option("-smp", spec.vcpus.to_string());
+    args.option("-m", format!("size={}M", spec.memory_mib));
+    args.option(
+        "-object",
+        format!(
+            "memory-backend-file,id=m0,size={}M,mem-path=/proc/self/fd/{},share=on,prealloc=off",
+            spec.memory_mib, options.fds.ram
+        ),
+    );
+    args.option("-chardev", format!("socket,id=mon,fd={}", options.fds.qmp));
+    args.option("-mon", "chardev=mon,mode=control");
+    args.option(
+        "-chardev",
+        format!("socket,id=console,fd={}", options.fds.console),
+    );
+    args.option("-serial", "chardev:console");
+    args.option("-device", "virtio-serial-pci,id=serial,max_ports=2");
+    args.option(
+        "-chardev",
+        format!("socket,id=agent,fd={}", options.fds.agent),
+    );
+    args.option(
+        "-device",
+        "virtserialport,bus=serial.0,nr=1,chardev=agent,name=org.qemu.guest_agent.0",
+    );
+    args.option("-object", "rng-random,id=rng,filename=/dev/urandom");
+    args.option("-device", "virtio-rng-pci,rng=rng");
+    for (n, (nic, fd)) in spec.nics.iter().zip(&options.fds.nics).enumerate() {
+        args.option(
+            "-netdev",
+            format!("stream,id=n{n},server=off,addr.type=fd,addr.str={fd}"),
+        );
+        // The stream carries no virtio-net headers: QEMU then offers the guest no offloads by itself.
+        args.option(
+            "-device",
+            format!(
+                "virtio-net-pci,netdev=n{n},mac={},romfile=,rx_queue_size=1024",
+                nic.mac
+            ),
+        );
+    }
+    match &spec.boot {
+        Boot::Linux {
+            kernel,
+            initrd,
+            cmdline,
+        } => {
+            args.path("-kernel", kernel.as_os_str());
+            if let Some(initrd) = initrd {
+                if initrd.as_os_str().as_encoded_bytes().contains(&b',') {
+                    return Err(refuse(
+                        "the initrd's path has a comma, which QEMU takes for a list".into(),
+                    ));
+                }
+                args.path("-initrd", initrd.as_os_str());
+            }
+            if !cmdline.is_empty() {
+                args.option("-append", cmdline);
+            }
+        }
+        Boot::BootSector { image } => {
+            let path = image
+                .to_str()
+                .ok_or_else(|| refuse("the image's path is not UTF-8".into()))?;
+            // A comma is doubled in QEMU's option syntax.
+            let path = path.replace(',', ",,");
+            args.option(
+                "-drive",
+                format!("if=none,id=boot,format=raw,readonly=on,file={path}"),
+            );
+            args.option("-device", "virtio-blk-pci,drive=boot,bootindex=0");
+        }
+    }
+    if options.incoming {
+        args.option("-incoming", "defer");
+    }
+    Ok(args.0)
+}
+
+struct Arguments(Vec<OsString>);
+
+impl Arguments {
+    fn flag(&mut self, flag: &str) -> &mut Self {
+        self.0.push(flag.into());
+        self
+    }
+
+    fn option(&mut self, name: &str, value: impl AsRef<str>) -> &mut Self {
+        self.flag(name).flag(value.as_ref())
+    }
+
+    fn path(&mut self, name: &str, path: &std::ffi::OsStr) -> &mut Self {
+        self.flag(name).0.push(path.to_owned());
+        self
+    }
+}
+
+/// The arguments as a person would type them, for logs.
+pub fn display(args: &[OsString]) -> String {
+    args.iter().fold(String::new(), |mut line, arg| {
+        let _ = write!(
+            line,
+            "{}{}",
+            if line.is_empty() { "" } else { " " },
+            arg.to_string_lossy()
+        );
+        line
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ninefold_model::spec::{AccelChoice, Arch, Nic, Protection};
+
+    fn spec(boot: Boot) -> VmSpec {
+        VmSpec {
+            name: "t".parse().unwrap(),
+            arch: Arch::X86_64,
+            vcpus: 2,
+            memory_mib: 64,
+            accel: AccelChoice::Tcg,
+            boot,
+            nics: vec![Nic {
+                mac: "52:54:00:00:00:01".parse().unwrap(),
+                bridge: "br".into(),
+            }],
+            protection: Protection::None,
+        }
+    }
+
+    fn options() -> LaunchOptions {
+        let fds = Descriptors {
+            ram: 10,
+            qmp: 11,
+            console: 12,
+            agent: 13,
+            nics: vec![14],
+        };
+        LaunchOptions {
+            accel: Accel::Tcg,
+            incoming: true,
+            fds,
+        }
+    }
+
+    #[test]
+    fn everything_is_inherited() {
+        let boot = Boot::Linux {
+            kernel: "/k".into(),
+            initrd: Some("/i".into()),
+            cmdline: "quiet".into(),
+        };
+        let line = display(&arguments(&spec(boot), &options()).unwrap());
+        for part in [
+            "mem-path=/proc/self/fd/10,share=on",
+            "socket,id=mon,fd=11",
+            "socket,id=console,fd=12",
+            "socket,id=agent,fd=13",
+            "stream,id=n0,server=off,addr.type=fd,addr.str=14",
+            "mac=52:54:00:00:00:01",
+            "-kernel /k -initrd /i -append quiet",
+            "-smp 2",
+            "-incoming defer",
+            "suppress-vmdesc=on",
+            "migration.send-configuration=off",
+        ] {
+            assert!(line.contains(part), "{part} is not in {line}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_built_is_refused() {
+        let linux = |initrd: &str| Boot::Linux {
+            kernel: "/k".into(),
+            initrd: Some(initrd.into()),
+            cmdline: String::new(),
+        };
+        assert!(arguments(&spec(linux("/a,b")), &options()).is_err());
+        let mut none = spec(linux("/i"));
+        none.vcpus = 0;
+        assert!(arguments(&none, &options()).is_err());
+        let mut fewer = options();
+        fewer.fds.nics.clear();
+        assert!(arguments(&spec(linux("/i")), &fewer).is_err());
+    }
+
+    #[test]
+    fn commas_in_an_image_path_are_doubled() {
+        let line = display(
+            &arguments(
+                &spec(Boot::BootSector {
+                    image: "/a,b".into(),
+                }),
+                &options(),
+            )
+            .unwrap(),
+        );
+        assert!(line.contains("file=/a,,b"));
+    }
+}
