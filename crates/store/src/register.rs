@@ -141,4 +141,71 @@ mod tests {
             Err(Refusal::WrongTerm { .. })
         ));
     }
+
+    /// A request that was sent once and may be delivered any number of times, at any later time.
+    #[derive(Debug, Clone)]
+    struct Sent {
+        caller: HostName,
+        expected: Option<Record>,
+        new: Record,
+    }
+
+    proptest::proptest! {
+        /// Hosts propose from what they last saw; the network delays and repeats requests and loses replies. Whatever
+        /// comes, the register behaves as a log: one record a term, each term decided once, and who was told "won" is
+        /// in it.
+        #[test]
+        fn delayed_and_repeated_requests_decide_each_term_once(
+            steps in proptest::collection::vec((0..3_usize, 0..4_u8, proptest::bool::ANY, 0..64_usize), 1..200)
+        ) {
+            let hosts = ["a", "b", "c"].map(host);
+            let mut seen: [Option<Record>; 3] = [None, None, None];
+            let mut sent: Vec<(usize, Sent)> = Vec::new();
+            let mut log: Vec<Record> = Vec::new();
+            for (who, kind, reply_arrives, which) in steps {
+                let request = match (kind, seen[who].clone()) {
+                    // Something sent before arrives (again).
+                    (0, _) if !sent.is_empty() => sent[which % sent.len()].clone(),
+                    // A host reads.
+                    (1, _) => {
+                        seen[who] = log.last().cloned();
+                        continue;
+                    }
+                    (_, None) => {
+                        let new = Record::boot(hosts[who].clone());
+                        (who, Sent { caller: hosts[who].clone(), expected: None, new })
+                    }
+                    (kind, Some(last)) => {
+                        let mut new = last.alone(hosts[who].clone());
+                        if kind == 3 {
+                            new.backup = Some(hosts[(who + 1) % 3].clone());
+                            new.synced = true;
+                        }
+                        (who, Sent { caller: hosts[who].clone(), expected: Some(last), new })
+                    }
+                };
+                let (sender, Sent { caller, expected, new }) = request.clone();
+                sent.push(request);
+
+                let current = log.last().cloned();
+                let verdict = judge(current.as_ref(), expected.as_ref(), &new, &caller).unwrap();
+                match verdict {
+                    Verdict::Store => {
+                        proptest::prop_assert_eq!(&current, &expected);
+                        proptest::prop_assert!(!log.contains(&new), "decided twice");
+                        log.push(new.clone());
+                        proptest::prop_assert_eq!(new.term.0, log.len() as u64);
+                    }
+                    Verdict::Held => proptest::prop_assert_eq!(current.as_ref(), Some(&new)),
+                    Verdict::Lost => {
+                        proptest::prop_assert_ne!(current.as_ref(), Some(&new));
+                        proptest::prop_assert_ne!(&current, &expected);
+                    }
+                }
+                if reply_arrives {
+                    seen[sender] = log.last().cloned();
+                }
+            }
+        }
+    }
 }

@@ -1,0 +1,300 @@
+//! The witness over real connections: its rules, its bounds, bad peers, restarts.
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use ninefold_model::Record;
+use ninefold_store::wire::{Answer, MAX_FRAME, Response};
+use ninefold_store::{Limits, Registers, Swap, Witness, WitnessClient, WitnessError};
+use ninefold_transport::{Security, connect};
+use support::{PATIENT, Place, any_port, host, vm};
+
+fn booted(place: &Place, addr: std::net::SocketAddr) -> (WitnessClient, Record) {
+    let mut a = place.client("a", addr);
+    let boot = Record::boot(host("a"));
+    assert_eq!(
+        a.compare_and_swap(&vm("db"), None, &boot).unwrap(),
+        Swap::Won(boot.clone())
+    );
+    (a, boot)
+}
+
+#[test]
+fn a_failover_as_the_witness_sees_it() {
+    let place = Place::new();
+    let server = place.serve(any_port(), Limits::default());
+    let (mut a, boot) = booted(&place, server.addr);
+    let mut b = place.client("b", server.addr);
+    assert_eq!(b.read(&vm("other")).unwrap(), None);
+
+    let bound = boot.bound(host("b"));
+    assert_eq!(
+        a.compare_and_swap(&vm("db"), Some(&boot), &bound).unwrap(),
+        Swap::Won(bound.clone())
+    );
+    assert_eq!(b.read(&vm("db")).unwrap(), Some(bound.clone()));
+
+    // Both want it: the backup is first.
+    let (taken, alone) = (bound.alone(host("b")), bound.alone(host("a")));
+    assert_eq!(
+        b.compare_and_swap(&vm("db"), Some(&bound), &taken).unwrap(),
+        Swap::Won(taken.clone())
+    );
+    assert_eq!(
+        a.compare_and_swap(&vm("db"), Some(&bound), &alone).unwrap(),
+        Swap::Lost(Some(taken.clone()))
+    );
+    // The reply was lost, the proposal comes again.
+    assert_eq!(
+        b.compare_and_swap(&vm("db"), Some(&bound), &taken).unwrap(),
+        Swap::Won(taken.clone())
+    );
+    assert_eq!(a.list().unwrap(), [(vm("db"), taken)]);
+}
+
+#[test]
+fn nobody_proposes_for_another_host() {
+    let place = Place::new();
+    let server = place.serve(any_port(), Limits::default());
+    let mut b = place.client("b", server.addr);
+    let verdict = b.compare_and_swap(&vm("db"), None, &Record::boot(host("a")));
+    let Err(WitnessError::Refused(reason)) = verdict else {
+        panic!("{verdict:?}")
+    };
+    assert!(reason.contains("host b may not propose a"), "{reason}");
+    // The connection is still good.
+    assert_eq!(b.read(&vm("db")).unwrap(), None);
+    let skipped = Record {
+        term: ninefold_model::Term(2),
+        ..Record::boot(host("b"))
+    };
+    assert!(matches!(
+        b.compare_and_swap(&vm("db"), None, &skipped),
+        Err(WitnessError::Refused(_))
+    ));
+}
+
+#[test]
+fn racing_hosts_win_each_term_once() {
+    let place = Place::new();
+    let server = place.serve(any_port(), Limits::default());
+    const WINS: usize = 100;
+    let racing = ["a", "b"].map(|name| {
+        let mut client = place.client(name, server.addr);
+        std::thread::spawn(move || {
+            let (mut won, mut last) = (Vec::new(), None::<Record>);
+            while last.as_ref().is_none_or(|r| r.term.0 < WINS as u64) {
+                let new = last
+                    .as_ref()
+                    .map_or_else(|| Record::boot(host(name)), |r| r.alone(host(name)));
+                last = match client
+                    .compare_and_swap(&vm("db"), last.as_ref(), &new)
+                    .unwrap()
+                {
+                    Swap::Won(record) => {
+                        won.push(record.term.0);
+                        Some(record)
+                    }
+                    Swap::Lost(record) => record,
+                };
+            }
+            won
+        })
+    });
+    let mut terms: Vec<u64> = racing.into_iter().flat_map(|t| t.join().unwrap()).collect();
+    terms.sort_unstable();
+    let last = place
+        .client("a", server.addr)
+        .read(&vm("db"))
+        .unwrap()
+        .unwrap();
+    assert_eq!(terms, (1..=last.term.0).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_kept_connection_that_died_is_replaced() {
+    let place = Place::new();
+    let server = place.serve(any_port(), Limits::default());
+    let addr = server.addr;
+    let (mut a, boot) = booted(&place, addr);
+    drop(server);
+    let down = a.compare_and_swap(&vm("db"), Some(&boot), &boot.bound(host("b")));
+    assert!(
+        matches!(down, Err(WitnessError::Unreachable { .. })),
+        "{down:?}"
+    );
+    let server = place.serve(addr, Limits::default());
+    assert_eq!(a.read(&vm("db")).unwrap(), Some(boot.clone()));
+    drop(server);
+    // It went and came back between two calls: the second does not notice.
+    let _server = place.serve(addr, Limits::default());
+    let bound = boot.bound(host("b"));
+    assert_eq!(
+        a.compare_and_swap(&vm("db"), Some(&boot), &bound).unwrap(),
+        Swap::Won(bound)
+    );
+}
+
+#[test]
+fn long_lists_come_in_pages() {
+    let place = Place::new();
+    let registers = Registers::open(place.data()).unwrap();
+    let mut names: Vec<_> = (0..450).map(|i| vm(&format!("vm-{i}"))).collect();
+    std::thread::scope(|s| {
+        for part in names.chunks(10) {
+            let registers = &registers;
+            s.spawn(move || {
+                for name in part {
+                    let boot = Record::boot(host("a"));
+                    registers
+                        .compare_and_swap(host("a"), name.clone(), None, boot)
+                        .unwrap();
+                }
+            });
+        }
+    });
+    let server = place.serve_registers(any_port(), Limits::default(), registers);
+    names.sort();
+    let listed = place.client("b", server.addr).list().unwrap();
+    assert_eq!(
+        listed.into_iter().map(|(name, _)| name).collect::<Vec<_>>(),
+        names
+    );
+}
+
+#[test]
+fn the_number_of_vms_is_bounded() {
+    let place = Place::new();
+    let registers = Registers::open_limited(place.data(), 2).unwrap();
+    let server = place.serve_registers(any_port(), Limits::default(), registers);
+    let mut a = place.client("a", server.addr);
+    let boot = Record::boot(host("a"));
+    for name in ["one", "two"] {
+        assert!(matches!(
+            a.compare_and_swap(&vm(name), None, &boot),
+            Ok(Swap::Won(_))
+        ));
+    }
+    assert!(matches!(
+        a.compare_and_swap(&vm("three"), None, &boot),
+        Err(WitnessError::Refused(_))
+    ));
+    // Those that are there go on.
+    assert!(matches!(
+        a.compare_and_swap(&vm("two"), Some(&boot), &boot.bound(host("b"))),
+        Ok(Swap::Won(_))
+    ));
+    assert!(matches!(
+        a.compare_and_swap(&vm("one"), None, &boot),
+        Ok(Swap::Won(_))
+    ));
+}
+
+/// Sends bytes over a good link; answers what comes back until the server closes.
+fn say(place: &Place, addr: std::net::SocketAddr, bytes: &[u8]) -> Vec<u8> {
+    let link = connect(addr, &host("w"), &place.security("a"), PATIENT.connect).unwrap();
+    let (mut reader, mut writer) = link.split();
+    writer.write_all(bytes).unwrap();
+    writer.finish().unwrap();
+    let mut answer = Vec::new();
+    let _ = reader.read_to_end(&mut answer);
+    answer
+}
+
+#[test]
+fn bad_frames_are_refused_with_a_reason_and_harm_nobody() {
+    let place = Place::new();
+    let server = place.serve(any_port(), Limits::default());
+    let (mut a, boot) = booted(&place, server.addr);
+    let frame = |json: &[u8]| [&(json.len() as u32).to_be_bytes()[..], json].concat();
+    let cases: [(Vec<u8>, &str); 7] = [
+        (frame(b"{}"), "not a message"),
+        (frame(b""), "not a message"),
+        (frame(b"\xff\xfe\x00"), "not a message"),
+        (
+            frame(br#"{"version":9,"id":1,"call":{"op":"ping"}}"#),
+            "version 9",
+        ),
+        (
+            frame(br#"{"version":1,"id":1,"call":{"op":"read","vm":"A/../B"}}"#),
+            "not a message",
+        ),
+        (frame("[".repeat(60_000).as_bytes()), "not a message"),
+        (
+            ((MAX_FRAME + 1) as u32).to_be_bytes().to_vec(),
+            "the limit is 65536",
+        ),
+    ];
+    for (bytes, word) in cases {
+        let answer = say(&place, server.addr, &bytes);
+        let json = answer.get(4..).expect("a refusal comes back");
+        let response: Response = serde_json::from_slice(json).unwrap();
+        let Answer::Refused { reason } = response.answer else {
+            panic!("{:?}", response.answer)
+        };
+        assert!(reason.contains(word), "{reason}");
+    }
+    // A frame that never ends.
+    assert!(say(&place, server.addr, &[0, 0, 1, 0, b'{']).is_empty());
+    assert_eq!(a.read(&vm("db")).unwrap(), Some(boot));
+}
+
+#[test]
+fn strangers_and_half_open_connections_keep_nobody_out() {
+    let place = Place::new();
+    let limits = Limits {
+        handshakes: 4,
+        handshake: Duration::from_millis(200),
+        ..Limits::default()
+    };
+    let server = place.serve(any_port(), limits);
+    let mut silent: Vec<TcpStream> = (0..4)
+        .map(|_| TcpStream::connect(server.addr).unwrap())
+        .collect();
+    // The silent ones are thrown out in time...
+    for tcp in &mut silent {
+        let _ = tcp.read(&mut [0; 16]);
+    }
+    // ...and a stranger without TLS is not served.
+    let plain = Security::PlainText { host: host("a") };
+    assert!(connect(server.addr, &host("w"), &plain, PATIENT.connect).is_err());
+    place.client("a", server.addr).ping().unwrap();
+}
+
+#[test]
+fn the_number_of_connections_is_bounded() {
+    let place = Place::new();
+    let server = place.serve(
+        any_port(),
+        Limits {
+            connections: 2,
+            ..Limits::default()
+        },
+    );
+    let (mut a, mut b) = (
+        place.client("a", server.addr),
+        place.client("b", server.addr),
+    );
+    a.ping().unwrap();
+    b.ping().unwrap();
+    let mut third = place.client("a", server.addr);
+    assert!(matches!(
+        third.ping(),
+        Err(WitnessError::Unreachable { .. })
+    ));
+    a.ping().unwrap();
+}
+
+#[test]
+fn a_stranger_at_the_witness_address_is_not_believed() {
+    let place = Place::new();
+    let server = place.serve(any_port(), Limits::default());
+    let mut misled = WitnessClient::new(server.addr, host("b"), place.security("a"), PATIENT);
+    assert!(matches!(
+        misled.ping(),
+        Err(WitnessError::Unreachable { .. })
+    ));
+}
