@@ -17,14 +17,7 @@ const BROADCAST: [u8; 6] = [0xff; 6];
 /// A reverse ARP request (RFC 903) as QEMU's `announce_self_create` makes it (`net/announce.c`).
 #[must_use]
 pub fn rarp(mac: Mac) -> [u8; SHORTEST] {
-    arp_frame(
-        [0x80, 0x35],
-        3,
-        mac,
-        Ipv4Addr::UNSPECIFIED,
-        mac.0,
-        Ipv4Addr::UNSPECIFIED,
-    )
+    arp_frame([0x80, 0x35], 3, mac, Ipv4Addr::UNSPECIFIED, mac.0, Ipv4Addr::UNSPECIFIED)
 }
 
 /// An ARP announcement (RFC 5227, section 2.3): a broadcast request with `address` as sender and target.
@@ -83,12 +76,8 @@ pub fn neighbour_advertisement(mac: Mac, address: Ipv6Addr) -> [u8; ADVERTISEMEN
 
 /// RFC 4443, section 2.3, over a message of an even length whose checksum field is zero.
 fn icmpv6_checksum(source: &Ipv6Addr, destination: &Ipv6Addr, message: &[u8]) -> u16 {
-    let words = |bytes: &[u8]| -> u32 {
-        bytes
-            .chunks_exact(2)
-            .map(|w| u32::from(u16::from_be_bytes([w[0], w[1]])))
-            .sum()
-    };
+    let words =
+        |bytes: &[u8]| -> u32 { bytes.chunks_exact(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum() };
     let mut sum = words(&source.octets()) + words(&destination.octets()) + words(message);
     sum += message.len() as u32 + 58;
     while sum > 0xffff {
@@ -130,9 +119,7 @@ impl AnnouncePlan {
     /// When the next announcement is due, counted from the switch; `None` when all have been made.
     #[must_use]
     pub fn next(&self) -> Option<Duration> {
-        SCHEDULE_MS
-            .get(self.done)
-            .map(|ms| Duration::from_millis(*ms))
+        SCHEDULE_MS.get(self.done).map(|ms| Duration::from_millis(*ms))
     }
 
     /// Whether to announce now, `since` the switch. Times that were missed are made up for by one announcement.
@@ -153,10 +140,7 @@ mod tests {
 
     fn hex(text: &str) -> Vec<u8> {
         let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
-        digits
-            .chunks(2)
-            .map(|d| u8::from_str_radix(std::str::from_utf8(d).unwrap(), 16).unwrap())
-            .collect()
+        digits.chunks(2).map(|d| u8::from_str_radix(std::str::from_utf8(d).unwrap(), 16).unwrap()).collect()
     }
 
     #[test]
@@ -172,10 +156,7 @@ mod tests {
         let want = hex("ffffffffffff 525400123456 0806 0001 0800 06 04 0001
              525400123456 c0a80107 000000000000 c0a80107
              000000000000000000000000000000000000");
-        assert_eq!(
-            gratuitous_arp(MAC, Ipv4Addr::new(192, 168, 1, 7)).to_vec(),
-            want
-        );
+        assert_eq!(gratuitous_arp(MAC, Ipv4Addr::new(192, 168, 1, 7)).to_vec(), want);
     }
 
     #[test]

@@ -80,15 +80,7 @@ impl ChannelConfig {
             ChannelKind::Console => 64 << 10,
             ChannelKind::Agent => 0,
         };
-        Self {
-            kind,
-            path: path.into(),
-            limits: Limits {
-                bytes: 1 << 20,
-                items: 4096,
-            },
-            history,
-        }
+        Self { kind, path: path.into(), limits: Limits { bytes: 1 << 20, items: 4096 }, history }
     }
 }
 
@@ -155,16 +147,9 @@ impl ByteChannel {
     ///
     /// # Errors
     /// The path cannot be bound, or no more threads or descriptors.
-    pub fn start(
-        config: ChannelConfig,
-        qemu: Option<OwnedFd>,
-        wake: Wake,
-    ) -> Result<Self, ChannelError> {
+    pub fn start(config: ChannelConfig, qemu: Option<OwnedFd>, wake: Wake) -> Result<Self, ChannelError> {
         let path = config.path.clone();
-        let failed = |source| ChannelError {
-            path: path.clone(),
-            source,
-        };
+        let failed = |source| ChannelError { path: path.clone(), source };
         let shared = Arc::new(Shared {
             listener: listen(&config.path).map_err(failed)?,
             path: config.path,
@@ -178,8 +163,7 @@ impl ByteChannel {
                 input: Vec::with_capacity(INPUT),
                 counters: ChannelCounters::default(),
             }),
-            bell: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
-                .map_err(|e| failed(e.into()))?,
+            bell: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).map_err(|e| failed(e.into()))?,
             stop: AtomicBool::new(false),
         });
         if let Some(qemu) = qemu {
@@ -193,10 +177,7 @@ impl ByteChannel {
             })
             .spawn(move || its.run())
             .map_err(failed)?;
-        Ok(Self {
-            shared,
-            thread: Some(thread),
-        })
+        Ok(Self { shared, thread: Some(thread) })
     }
 
     /// Where clients connect.
@@ -234,10 +215,7 @@ impl ByteChannel {
     /// Appends to `to` what the guest said in `epoch`, which was closed and not yet released: it travels with the
     /// checkpoint, and the backup adds it to its history by [`ByteChannel::append_history`].
     pub fn epoch_bytes(&self, epoch: Epoch, to: &mut Vec<u8>) {
-        self.shared
-            .lock()
-            .gate
-            .each_in(epoch, |chunk| to.extend_from_slice(chunk));
+        self.shared.lock().gate.each_in(epoch, |chunk| to.extend_from_slice(chunk));
     }
 
     /// The backup holds every epoch up to `epoch`: hands their bytes to the clients. `still_ours` is asked before each
@@ -347,9 +325,7 @@ impl Drop for ByteChannel {
 
 impl std::fmt::Debug for ByteChannel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ByteChannel")
-            .field("path", &self.shared.path)
-            .finish_non_exhaustive()
+        f.debug_struct("ByteChannel").field("path", &self.shared.path).finish_non_exhaustive()
     }
 }
 
@@ -385,20 +361,13 @@ impl State {
     }
 
     fn read_qemu(&mut self, now: Instant) -> Read {
-        let nothing = Read {
-            more: false,
-            wake: false,
-        };
+        let nothing = Read { more: false, wake: false };
         let Some(qemu) = &self.qemu else {
             return nothing;
         };
         let mut chunk = [0; CHUNK];
         // A mute gate swallows everything.
-        let room = if self.gate.mode() == Mode::Mute {
-            CHUNK
-        } else {
-            self.gate.room().min(CHUNK)
-        };
+        let room = if self.gate.mode() == Mode::Mute { CHUNK } else { self.gate.room().min(CHUNK) };
         if room == 0 {
             return nothing;
         }
@@ -406,14 +375,10 @@ impl State {
             Ok(n) if n > 0 => {
                 let wanted = self.gate.wants_checkpoint();
                 let push = self.gate.push(&chunk[..n], now);
-                let wake =
-                    push == Push::Held { first: true } || self.gate.wants_checkpoint() && !wanted;
+                let wake = push == Push::Held { first: true } || self.gate.wants_checkpoint() && !wanted;
                 Read { more: true, wake }
             }
-            Err(Errno::INTR) => Read {
-                more: true,
-                wake: false,
-            },
+            Err(Errno::INTR) => Read { more: true, wake: false },
             Err(Errno::AGAIN) => nothing,
             ended => {
                 if let Err(e) = ended {
@@ -436,12 +401,7 @@ impl State {
                 released.stale += self.gate.discard_allowed() as u64;
                 break;
             }
-            let Self {
-                gate,
-                history,
-                clients,
-                ..
-            } = self;
+            let Self { gate, history, clients, .. } = self;
             let chunks = gate.pop_allowed(BATCH_CHUNKS, usize::MAX, |chunk| {
                 released.bytes += chunk.len() as u64;
                 history.append(chunk);
@@ -532,24 +492,13 @@ impl Shared {
                 qemu_events |= PollFlags::OUT;
             }
             let hear = state.input.len() + CHUNK <= INPUT;
-            let clients: Vec<_> = state
-                .clients
-                .iter()
-                .map(|c| (c.stream(), c.events(hear)))
-                .collect();
+            let clients: Vec<_> = state.clients.iter().map(|c| (c.stream(), c.events(hear))).collect();
             drop(state);
 
             let mut fds = Vec::with_capacity(clients.len() + 3);
             fds.push(PollFd::from_borrowed_fd(self.bell.as_fd(), PollFlags::IN));
-            fds.push(PollFd::from_borrowed_fd(
-                self.listener.as_fd(),
-                PollFlags::IN,
-            ));
-            fds.extend(
-                clients
-                    .iter()
-                    .map(|(stream, events)| PollFd::from_borrowed_fd(stream.as_fd(), *events)),
-            );
+            fds.push(PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN));
+            fds.extend(clients.iter().map(|(stream, events)| PollFd::from_borrowed_fd(stream.as_fd(), *events)));
             // With no room nothing is asked of QEMU's socket; its end would then be told again and again.
             if let Some(qemu) = qemu.as_ref().filter(|_| !qemu_events.is_empty()) {
                 fds.push(PollFd::from_borrowed_fd(qemu.as_fd(), qemu_events));

@@ -40,10 +40,7 @@ impl Splitter {
     /// At the beginning of a stream.
     #[must_use]
     pub fn new() -> Self {
-        Self {
-            buf: vec![0; READ_SIZE + LENGTH + MAX_FRAME].into_boxed_slice(),
-            filled: 0,
-        }
+        Self { buf: vec![0; READ_SIZE + LENGTH + MAX_FRAME].into_boxed_slice(), filled: 0 }
     }
 
     /// Forgets what came: a new stream begins.
@@ -93,17 +90,10 @@ mod tests {
     use super::*;
 
     fn stream(frames: &[Vec<u8>]) -> Vec<u8> {
-        frames
-            .iter()
-            .flat_map(|f| [&(f.len() as u32).to_be_bytes()[..], f].concat())
-            .collect()
+        frames.iter().flat_map(|f| [&(f.len() as u32).to_be_bytes()[..], f].concat()).collect()
     }
 
-    fn feed(
-        splitter: &mut Splitter,
-        mut bytes: &[u8],
-        piece: usize,
-    ) -> Result<Vec<Vec<u8>>, FrameTooLong> {
+    fn feed(splitter: &mut Splitter, mut bytes: &[u8], piece: usize) -> Result<Vec<Vec<u8>>, FrameTooLong> {
         let mut frames = Vec::new();
         while !bytes.is_empty() {
             let space = splitter.space();
@@ -134,10 +124,7 @@ mod tests {
     fn the_longest_frame_fits_and_a_longer_one_is_refused() {
         let frames = vec![vec![7; MAX_FRAME]; 5];
         for piece in [1000, MAX_FRAME, usize::MAX] {
-            assert_eq!(
-                feed(&mut Splitter::new(), &stream(&frames), piece).unwrap(),
-                frames
-            );
+            assert_eq!(feed(&mut Splitter::new(), &stream(&frames), piece).unwrap(), frames);
         }
         let long = (MAX_FRAME as u32 + 1).to_be_bytes();
         let refused = feed(&mut Splitter::new(), &long, 4).unwrap_err();

@@ -54,10 +54,7 @@ pub struct Limits {
 impl Default for Limits {
     /// 32 MiB and 65,536 items: 100 ms of a guest that sends 2.6 Gbit/s.
     fn default() -> Self {
-        Self {
-            bytes: 32 << 20,
-            items: 65_536,
-        }
+        Self { bytes: 32 << 20, items: 65_536 }
     }
 }
 
@@ -135,10 +132,8 @@ impl Gate {
     /// An empty gate. Limits beyond what a gate can address are reduced (4 GiB, and at least one item of one byte).
     #[must_use]
     pub fn new(mode: Mode, limits: Limits) -> Self {
-        let limits = Limits {
-            bytes: limits.bytes.clamp(1, u32::MAX as usize),
-            items: limits.items.clamp(1, u32::MAX as usize),
-        };
+        let limits =
+            Limits { bytes: limits.bytes.clamp(1, u32::MAX as usize), items: limits.items.clamp(1, u32::MAX as usize) };
         Self {
             mode,
             limits,
@@ -194,8 +189,7 @@ impl Gate {
     /// Whether the gate is at least half full, in bytes or in items: time for a checkpoint, before items are lost.
     #[must_use]
     pub fn wants_checkpoint(&self) -> bool {
-        self.bytes >= self.limits.bytes.div_ceil(2)
-            || self.entries.len() >= self.limits.items.div_ceil(2)
+        self.bytes >= self.limits.bytes.div_ceil(2) || self.entries.len() >= self.limits.items.div_ceil(2)
     }
 
     /// The longest item that would find room now.
@@ -213,9 +207,7 @@ impl Gate {
         let end = self.ring.len();
         match self.entries.front() {
             None => (end, 0),
-            Some(oldest) if self.write > oldest.at as usize => {
-                (end - self.write, oldest.at as usize)
-            }
+            Some(oldest) if self.write > oldest.at as usize => (end - self.write, oldest.at as usize),
             Some(oldest) => (oldest.at as usize - self.write, 0),
         }
     }
@@ -245,10 +237,7 @@ impl Gate {
         self.write += item.len();
         self.bytes += item.len();
         // Both fit: `limits.bytes` is at most `u32::MAX`.
-        self.entries.push_back(Entry {
-            at: at as u32,
-            len: item.len() as u32,
-        });
+        self.entries.push_back(Entry { at: at as u32, len: item.len() as u32 });
         if self.mode == Mode::Open {
             self.allow_all();
             return Push::Passed;
@@ -301,12 +290,7 @@ impl Gate {
 
     /// Takes out up to `max_items` allowed items, oldest first, while they sum up to `max_bytes` or less (but at least
     /// one). Returns how many.
-    pub fn pop_allowed(
-        &mut self,
-        max_items: usize,
-        max_bytes: usize,
-        mut sink: impl FnMut(&[u8]),
-    ) -> usize {
+    pub fn pop_allowed(&mut self, max_items: usize, max_bytes: usize, mut sink: impl FnMut(&[u8])) -> usize {
         let mut bytes = 0;
         let mut items = 0;
         while items < max_items && self.first < self.allowed {

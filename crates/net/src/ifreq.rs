@@ -17,15 +17,8 @@ impl Request {
     /// For the interface `name`: 1 to 15 bytes (`IFNAMSIZ` less the final zero).
     pub(crate) fn new(name: &str) -> io::Result<Self> {
         let bytes = name.as_bytes();
-        if bytes.is_empty()
-            || bytes.len() >= libc::IFNAMSIZ
-            || bytes.contains(&0)
-            || bytes.contains(&b'/')
-        {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "not an interface name (1 to 15 bytes)",
-            ));
+        if bytes.is_empty() || bytes.len() >= libc::IFNAMSIZ || bytes.contains(&0) || bytes.contains(&b'/') {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not an interface name (1 to 15 bytes)"));
         }
         // SAFETY: `ifreq` is a C struct of integers, arrays and pointers; all zero is a valid value of it.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -36,23 +29,14 @@ impl Request {
     }
 
     fn name(&self) -> String {
-        self.0
-            .ifr_name
-            .iter()
-            .take_while(|&&c| c != 0)
-            .map(|&c| char::from(c as u8))
-            .collect()
+        self.0.ifr_name.iter().take_while(|&&c| c != 0).map(|&c| char::from(c as u8)).collect()
     }
 
     fn issue(&mut self, fd: impl AsFd, request: libc::c_ulong) -> io::Result<()> {
         // SAFETY: the descriptor is open for the call, and every request issued in this module takes a pointer to an
         // `ifreq`, which the kernel reads and writes within its size.
         let rc = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), request as _, &raw mut self.0) };
-        if rc < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(())
-        }
+        if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
     fn int(&self) -> libc::c_int {
@@ -68,12 +52,7 @@ impl Request {
 
 /// A socket to issue requests on, in the calling thread's network namespace.
 pub(crate) fn control() -> io::Result<OwnedFd> {
-    Ok(socket_with(
-        AddressFamily::INET,
-        SocketType::DGRAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )?)
+    Ok(socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?)
 }
 
 /// `TUNSETIFF`: makes `tun` (an open `/dev/net/tun`) a TAP device without packet information. Returns its name, which

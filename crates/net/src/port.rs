@@ -63,10 +63,7 @@ impl PortConfig {
     /// The default bounds.
     #[must_use]
     pub fn new(mac: Mac) -> Self {
-        Self {
-            mac,
-            limits: Limits::default(),
-        }
+        Self { mac, limits: Limits::default() }
     }
 }
 
@@ -126,29 +123,17 @@ impl NetPort {
     ///
     /// # Errors
     /// No more threads or descriptors.
-    pub fn start(
-        config: PortConfig,
-        tap: Tap,
-        qemu: Option<OwnedFd>,
-        wake: Wake,
-    ) -> Result<Self, PortError> {
+    pub fn start(config: PortConfig, tap: Tap, qemu: Option<OwnedFd>, wake: Wake) -> Result<Self, PortError> {
         let name = tap.name().to_owned();
-        let failed = |source| PortError {
-            tap: name.clone(),
-            source,
-        };
-        let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
-            .map_err(|e| failed(e.into()))?;
+        let failed = |source| PortError { tap: name.clone(), source };
+        let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
         let shared = Arc::new(Shared {
             tap,
             mac: config.mac,
             wake,
             tally: Tally::default(),
             outgoing: Mutex::new(Outgoing::new(Gate::new(Mode::Mute, config.limits))),
-            egress: Mutex::new(Egress {
-                batch: Batch::new(),
-                snooper: Snooper::new(config.mac),
-            }),
+            egress: Mutex::new(Egress { batch: Batch::new(), snooper: Snooper::new(config.mac) }),
             bell,
             stop: AtomicBool::new(false),
         });
@@ -160,10 +145,7 @@ impl NetPort {
             .name(format!("net-{name}").chars().take(15).collect())
             .spawn(move || its.run())
             .map_err(failed)?;
-        Ok(Self {
-            shared,
-            thread: Some(thread),
-        })
+        Ok(Self { shared, thread: Some(thread) })
     }
 
     /// The TAP's name.
@@ -310,9 +292,7 @@ impl Drop for NetPort {
 
 impl std::fmt::Debug for NetPort {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NetPort")
-            .field("tap", &self.tap_name())
-            .finish_non_exhaustive()
+        f.debug_struct("NetPort").field("tap", &self.tap_name()).finish_non_exhaustive()
     }
 }
 
@@ -330,9 +310,7 @@ impl Shared {
         loop {
             batch.clear();
             let mut outgoing = lock(&self.outgoing);
-            outgoing
-                .gate
-                .pop_allowed(BATCH_FRAMES, BATCH_BYTES, |frame| batch.push(frame));
+            outgoing.gate.pop_allowed(BATCH_FRAMES, BATCH_BYTES, |frame| batch.push(frame));
             self.tally.gate(&outgoing.gate);
             drop(outgoing);
             if batch.is_empty() {
@@ -367,11 +345,7 @@ impl Shared {
         while !self.stop.load(Ordering::Acquire) {
             let (qemu, generation, mute) = {
                 let outgoing = lock(&self.outgoing);
-                (
-                    outgoing.qemu(),
-                    outgoing.generation(),
-                    outgoing.gate.mode() == Mode::Mute,
-                )
+                (outgoing.qemu(), outgoing.generation(), outgoing.gate.mode() == Mode::Mute)
             };
             incoming.serve(generation);
             let mut tap_events = PollFlags::empty();
@@ -401,9 +375,7 @@ impl Shared {
                 // What was waited for may be out of date.
                 continue;
             }
-            if qemu.is_some()
-                && qemu_now.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR)
-            {
+            if qemu.is_some() && qemu_now.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
                 self.take_from_qemu(generation);
             }
             if tap.intersects(PollFlags::IN | PollFlags::ERR) || qemu_now.contains(PollFlags::OUT) {

@@ -29,10 +29,7 @@ impl Snooper {
     /// For the guest's NIC with address `mac`.
     #[must_use]
     pub fn new(mac: Mac) -> Self {
-        Self {
-            mac,
-            addresses: Vec::with_capacity(MAX_ADDRESSES),
-        }
+        Self { mac, addresses: Vec::with_capacity(MAX_ADDRESSES) }
     }
 
     /// The addresses, the most recently heard first.
@@ -53,17 +50,13 @@ impl Snooper {
         if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
             return;
         }
-        let at = self
-            .addresses
-            .iter()
-            .position(|a| *a == address)
-            .unwrap_or_else(|| {
-                if self.addresses.len() == MAX_ADDRESSES {
-                    self.addresses.pop();
-                }
-                self.addresses.push(address);
-                self.addresses.len() - 1
-            });
+        let at = self.addresses.iter().position(|a| *a == address).unwrap_or_else(|| {
+            if self.addresses.len() == MAX_ADDRESSES {
+                self.addresses.pop();
+            }
+            self.addresses.push(address);
+            self.addresses.len() - 1
+        });
         self.addresses[..=at].rotate_right(1);
     }
 }
@@ -134,10 +127,7 @@ mod tests {
         }
         assert_eq!(snooper.addresses().len(), MAX_ADDRESSES);
         assert_eq!(snooper.addresses()[0], IpAddr::from([10, 0, 0, 99]));
-        assert_eq!(
-            snooper.addresses()[MAX_ADDRESSES - 1],
-            IpAddr::from([10, 0, 0, 84])
-        );
+        assert_eq!(snooper.addresses()[MAX_ADDRESSES - 1], IpAddr::from([10, 0, 0, 84]));
     }
 
     proptest! {

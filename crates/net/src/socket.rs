@@ -15,12 +15,7 @@ const BUFFER: usize = 4 << 20;
 /// # Errors
 /// No more descriptors.
 pub fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    let (qemu, ours) = socketpair(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
+    let (qemu, ours) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     for end in [&qemu, &ours] {
         // A smaller buffer costs speed, nothing else.
         if sockopt::set_socket_send_buffer_size_force(end, BUFFER).is_err() {

@@ -63,20 +63,10 @@ impl Tap {
     /// # Errors
     /// Each says what was not possible. Nothing is left behind.
     pub fn open(name: &str, bridge: Option<&str>) -> Result<Self, TapError> {
-        let fd = rustix::fs::open(
-            "/dev/net/tun",
-            OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(|e| TapError::Device(e.into()))?;
-        let name = ifreq::make_tap(&fd, name).map_err(|source| TapError::Create {
-            name: name.to_owned(),
-            source,
-        })?;
-        let set_up = |source| TapError::SetUp {
-            name: name.clone(),
-            source,
-        };
+        let fd = rustix::fs::open("/dev/net/tun", OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|e| TapError::Device(e.into()))?;
+        let name = ifreq::make_tap(&fd, name).map_err(|source| TapError::Create { name: name.to_owned(), source })?;
+        let set_up = |source| TapError::SetUp { name: name.clone(), source };
         let control = ifreq::control().map_err(set_up)?;
         // The host itself has nothing to say here: without this it would send router solicitations to the guest.
         // A kernel without IPv6 has no such file.
@@ -85,9 +75,7 @@ impl Tap {
             // A bridge without an address of its own takes its smallest port's: 0xfe keeps it from changing its
             // address with every VM that comes and goes (libvirt does the same).
             ifreq::set_first_address_byte(&control, &name, 0xfe).map_err(set_up)?;
-            let mtu = ifreq::mtu(&control, bridge).map_err(|_| TapError::NoBridge {
-                bridge: bridge.to_owned(),
-            })?;
+            let mtu = ifreq::mtu(&control, bridge).map_err(|_| TapError::NoBridge { bridge: bridge.to_owned() })?;
             ifreq::set_mtu(&control, &name, mtu).map_err(set_up)?;
             let index = ifreq::index(&control, &name).map_err(set_up)?;
             ifreq::add_to_bridge(&control, bridge, index).map_err(|source| TapError::Join {

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-/// Called by a port or channel, from its own thread or from the one that drains it, with no lock held:
+/// Called by a port's or channel's own thread, with no lock held:
 ///
 /// * at the first output held in a fresh epoch, and
 /// * when a gate becomes half full,
 ///
-/// so that the keeper can take the next checkpoint soon. It must be short and must not block; ringing a condition
+/// (not for what `drain_and_close` reads: whoever calls that is awake), so that the keeper can take the next checkpoint soon. It must be short and must not block; ringing a condition
 /// variable or writing to an eventfd is meant. It may call back into the port or channel.
 pub type Wake = Arc<dyn Fn() + Send + Sync>;
 

@@ -29,12 +29,7 @@ pub(super) struct Client {
 impl Client {
     pub(super) fn new(stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        Ok(Self {
-            stream: Arc::new(stream),
-            outbox: VecDeque::with_capacity(OUTBOX),
-            slow: false,
-            connected: true,
-        })
+        Ok(Self { stream: Arc::new(stream), outbox: VecDeque::with_capacity(OUTBOX), slow: false, connected: true })
     }
 
     pub(super) fn stream(&self) -> Arc<UnixStream> {
@@ -106,14 +101,7 @@ impl Client {
         input.truncate(start + *read.as_ref().unwrap_or(&0));
         match read {
             Ok(0) => self.disconnect(),
-            Err(e)
-                if !matches!(
-                    e.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                ) =>
-            {
-                self.disconnect()
-            }
+            Err(e) if !matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => self.disconnect(),
             _ => {}
         }
     }

@@ -10,11 +10,7 @@ pub(super) struct History {
 
 impl History {
     pub(super) fn new(size: usize) -> Self {
-        Self {
-            ring: vec![0; size].into_boxed_slice(),
-            at: 0,
-            len: 0,
-        }
+        Self { ring: vec![0; size].into_boxed_slice(), at: 0, len: 0 }
     }
 
     pub(super) fn clear(&mut self) {

@@ -59,8 +59,7 @@ impl Tally {
         self.held.store(gate.len() as u64, Relaxed);
         self.dropped_full.store(counts.dropped_full, Relaxed);
         self.dropped_mute.store(counts.dropped_mute, Relaxed);
-        self.wants_checkpoint
-            .store(gate.wants_checkpoint(), Relaxed);
+        self.wants_checkpoint.store(gate.wants_checkpoint(), Relaxed);
         let waiting = gate.waiting().map_or(0, |since| {
             let base = *self.base.get_or_init(|| since);
             since.saturating_duration_since(base).as_nanos() as u64 + 1
@@ -70,9 +69,7 @@ impl Tally {
 
     pub(super) fn waiting(&self) -> Option<Instant> {
         let nanos = self.waiting.load(Relaxed).checked_sub(1)?;
-        self.base
-            .get()
-            .map(|base| *base + Duration::from_nanos(nanos))
+        self.base.get().map(|base| *base + Duration::from_nanos(nanos))
     }
 
     pub(super) fn wants_checkpoint(&self) -> bool {

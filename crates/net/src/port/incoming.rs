@@ -63,12 +63,7 @@ impl Incoming {
     ///
     /// # Errors
     /// The TAP cannot be read.
-    pub(super) fn pump(
-        &mut self,
-        tap: &Tap,
-        qemu: Option<&OwnedFd>,
-        tally: &Tally,
-    ) -> io::Result<()> {
+    pub(super) fn pump(&mut self, tap: &Tap, qemu: Option<&OwnedFd>, tally: &Tally) -> io::Result<()> {
         let Some(qemu) = qemu else {
             return self.ignore(tap, tally);
         };
@@ -110,9 +105,7 @@ impl Incoming {
     fn length_at(&self, at: usize) -> usize {
         self.buf[at..]
             .first_chunk::<LENGTH>()
-            .map_or(self.end - at, |length| {
-                LENGTH + u32::from_be_bytes(*length) as usize
-            })
+            .map_or(self.end - at, |length| LENGTH + u32::from_be_bytes(*length) as usize)
     }
 
     /// Reads up to [`READS`] frames; returns how many there were.
@@ -125,16 +118,11 @@ impl Incoming {
                 self.sent = 0;
             }
             let full = self.buf.len() - self.end < LENGTH + MAX_FRAME;
-            let to = if full {
-                &mut self.scratch[..]
-            } else {
-                &mut self.buf[self.end + LENGTH..][..MAX_FRAME]
-            };
+            let to = if full { &mut self.scratch[..] } else { &mut self.buf[self.end + LENGTH..][..MAX_FRAME] };
             match tap.read(to) {
                 Ok(_) if full => tally.dropped_in(1),
                 Ok(n) => {
-                    self.buf[self.end..self.end + LENGTH]
-                        .copy_from_slice(&(n as u32).to_be_bytes());
+                    self.buf[self.end..self.end + LENGTH].copy_from_slice(&(n as u32).to_be_bytes());
                     self.end += LENGTH + n;
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(read),
@@ -148,11 +136,7 @@ impl Incoming {
     /// Sends as much as QEMU's socket takes now.
     fn send(&mut self, qemu: &OwnedFd, tally: &Tally) {
         while self.sent < self.end {
-            match send(
-                qemu,
-                &self.buf[self.sent..self.end],
-                SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
-            ) {
+            match send(qemu, &self.buf[self.sent..self.end], SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
                 Ok(n) => self.sent += n,
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => break,

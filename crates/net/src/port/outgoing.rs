@@ -30,12 +30,7 @@ pub(super) struct Read {
 
 impl Outgoing {
     pub(super) fn new(gate: Gate) -> Self {
-        Self {
-            qemu: None,
-            generation: 0,
-            splitter: Splitter::new(),
-            gate,
-        }
+        Self { qemu: None, generation: 0, splitter: Splitter::new(), gate }
     }
 
     pub(super) fn attach(&mut self, qemu: OwnedFd) -> io::Result<()> {
@@ -63,39 +58,24 @@ impl Outgoing {
     /// Reads QEMU's socket once. When it has ended or makes no sense, it is closed.
     pub(super) fn read(&mut self, now: Instant, tally: &Tally) -> Read {
         let Some(qemu) = &self.qemu else {
-            return Read {
-                more: false,
-                wake: false,
-            };
+            return Read { more: false, wake: false };
         };
         let n = match rustix::io::read(qemu, self.splitter.space()) {
             Ok(n) if n > 0 => n,
             Err(Errno::AGAIN) => {
-                return Read {
-                    more: false,
-                    wake: false,
-                };
+                return Read { more: false, wake: false };
             }
             Err(Errno::INTR) => {
-                return Read {
-                    more: true,
-                    wake: false,
-                };
+                return Read { more: true, wake: false };
             }
             Ok(_) => {
                 self.detach();
-                return Read {
-                    more: false,
-                    wake: false,
-                };
+                return Read { more: false, wake: false };
             }
             Err(e) => {
                 tracing::warn!(error = %e, "QEMU's network socket failed");
                 self.detach();
-                return Read {
-                    more: false,
-                    wake: false,
-                };
+                return Read { more: false, wake: false };
             }
         };
         let gate = &mut self.gate;
@@ -125,10 +105,7 @@ pub(super) struct Batch {
 
 impl Batch {
     pub(super) fn new() -> Self {
-        Self {
-            bytes: Vec::with_capacity(BATCH_BYTES.max(MAX_FRAME)),
-            ends: Vec::with_capacity(BATCH_FRAMES),
-        }
+        Self { bytes: Vec::with_capacity(BATCH_BYTES.max(MAX_FRAME)), ends: Vec::with_capacity(BATCH_FRAMES) }
     }
 
     pub(super) fn clear(&mut self) {
