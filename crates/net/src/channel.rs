@@ -39,6 +39,10 @@ const BATCH_CHUNKS: usize = 64;
 /// Bytes of a chunk at most, and of one read of a client.
 const CHUNK: usize = 4096;
 
+/// Reads in one drain, so that a QEMU that goes on sending does not keep the checkpoint thread. What is left belongs to
+/// the next epoch.
+const MAX_DRAIN_READS: usize = 1024;
+
 /// Bytes from clients that may wait for QEMU.
 const INPUT: usize = 64 << 10;
 
@@ -207,7 +211,10 @@ impl ByteChannel {
     pub fn drain_and_close(&self, epoch: Epoch) -> usize {
         let mut state = self.shared.lock();
         let now = Instant::now();
-        while state.read_qemu(now).more {}
+        let mut reads = 0;
+        while reads < MAX_DRAIN_READS && state.read_qemu(now).more {
+            reads += 1;
+        }
         state.gate.close_epoch(epoch);
         state.gate.bytes()
     }
@@ -432,9 +439,14 @@ impl State {
             return;
         }
         let flags = rustix::net::SendFlags::NOSIGNAL | rustix::net::SendFlags::DONTWAIT;
-        if let Ok(n) = rustix::net::send(qemu, &self.input, flags) {
-            self.input.drain(..n);
-            self.counters.bytes_in += n as u64;
+        match rustix::net::send(qemu, &self.input, flags) {
+            Ok(n) => {
+                self.input.drain(..n);
+                self.counters.bytes_in += n as u64;
+            }
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            // QEMU is gone; the reading side closes the socket.
+            Err(_) => self.input.clear(),
         }
     }
 
@@ -492,7 +504,13 @@ impl Shared {
                 qemu_events |= PollFlags::OUT;
             }
             let hear = state.input.len() + CHUNK <= INPUT;
-            let clients: Vec<_> = state.clients.iter().map(|c| (c.stream(), c.events(hear))).collect();
+            // A client of which nothing is asked is not waited for: its end would be told again and again.
+            let clients: Vec<_> = state
+                .clients
+                .iter()
+                .map(|c| (c.stream(), c.events(hear)))
+                .filter(|(_, events)| !events.is_empty())
+                .collect();
             drop(state);
 
             let mut fds = Vec::with_capacity(clients.len() + 3);
