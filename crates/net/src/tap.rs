@@ -124,7 +124,7 @@ impl AsFd for Tap {
 }
 
 /// Whether the interface `ifname` can carry traffic now: `IFF_RUNNING`, see netdevice(7). Looks in the calling thread's
-/// network namespace.
+/// network namespace. The kernel updates it in the background: a change of the carrier shows up to about 1 s later.
 ///
 /// # Errors
 /// There is no such interface.

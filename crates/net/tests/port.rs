@@ -249,12 +249,13 @@ fn a_tap_joins_its_bridge_and_goes_with_its_owner() {
     net.ip(&["link", "set", "up0", "up"]);
     assert!(!uplink_running("up0").unwrap(), "its peer is down");
     net.ip(&["link", "set", "up1", "up"]);
-    assert!(uplink_running("up0").unwrap());
+    // The kernel tells it a little later (linkwatch).
+    until("running", || uplink_running("up0").unwrap());
     assert!(uplink_running("none0").is_err());
 
     let tap = Tap::open("vm%d", Some("br0")).unwrap();
     assert_eq!(tap.name(), "vm0");
-    assert!(uplink_running("vm0").unwrap());
+    until("running", || uplink_running("vm0").unwrap());
     let shown = net.ip(&["-o", "link", "show", "vm0"]);
     assert!(shown.contains("mtu 9000") && shown.contains("master br0"), "{shown}");
     let again = Tap::open("vm0", None).unwrap_err();
