@@ -1,0 +1,61 @@
+# Ninefold: what can be made here. `make` alone lists it.
+#
+# Everything but build, fuzz and clean needs root: it installs packages, makes network namespaces and starts VMs.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+target := $(or $(CARGO_TARGET_DIR),target)
+# Seconds that each fuzz target runs.
+FUZZ_SECONDS ?= 60
+
+.PHONY: help root bootstrap build guest demo test soak bench fuzz clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+
+root:
+	@if [[ $$(id -u) != 0 ]]; then \
+		echo "This needs root (packages, network namespaces, VMs). Try: sudo -E env PATH=\"\$$PATH\" make $(MAKECMDGOALS)" >&2; exit 1; fi
+
+bootstrap: root ## Install what is missing on a Debian 12 or 13 machine with Rust
+	@scripts/bootstrap
+
+build: ## Build the binaries (release)
+	cargo build --release --workspace --bins --locked
+
+guest: bootstrap ## Build the test guest from Debian packages, once for each recipe
+	@guest/build
+
+# One after the other, whatever -j says: each needs what the one before made, and two cores are soon full.
+demo: root ## Show the main job: a VM that survives its host, three times over
+	@$(MAKE) bootstrap
+	@$(MAKE) build
+	@$(MAKE) guest
+	$(target)/release/ninefold demo
+
+test: root ## Install what is missing, then run every check and test (under 20 minutes)
+	@$(MAKE) guest
+	@scripts/test
+
+soak: root ## Run the long tests: repeated faults, hundreds of failovers
+	@$(MAKE) guest
+	cargo test --release --locked --workspace --no-fail-fast -- --ignored --test-threads=1
+
+bench: root ## Measure protected against unprotected; results in target/bench
+	@$(MAKE) build
+	@$(MAKE) guest
+	$(target)/release/ninefold bench
+
+fuzz: ## Fuzz the parsers, FUZZ_SECONDS each (needs a nightly Rust and cargo-fuzz)
+	@cargo +nightly fuzz --version >/dev/null 2>&1 || { \
+		echo "Install them first: rustup toolchain install nightly --profile minimal; cargo install cargo-fuzz --locked" >&2; exit 1; }
+	for name in $$(cargo +nightly fuzz list); do \
+		cargo +nightly fuzz run "$$name" -- -max_total_time=$(FUZZ_SECONDS); done
+
+clean: ## Remove what was built here (not the cache with the guest)
+	cargo clean
