@@ -15,10 +15,7 @@ use crate::rng::Rng;
 /// When the guest has too little memory or gives no thread.
 pub fn start(mib: u64, seed: u64) -> Result<Job, StartError> {
     let shares = memory::take(mib, 1).map_err(StartError::Memory)?;
-    let work = shares
-        .into_iter()
-        .map(|pages| move |shared: &Shared| check(pages, seed, shared))
-        .collect();
+    let work = shares.into_iter().map(|pages| move |shared: &Shared| check(pages, seed, shared)).collect();
     Job::start(work).map_err(StartError::Threads)
 }
 

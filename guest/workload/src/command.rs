@@ -128,9 +128,7 @@ impl Command {
             "dirty" => {
                 let keys = Keys::parse(&rest, &["pattern", "mbps", "mib", "threads"])?;
                 Ok(Self::Dirty(Dirty {
-                    pattern: Pattern::parse(
-                        keys.get("pattern").ok_or(ParseError::Missing("pattern"))?,
-                    )?,
+                    pattern: Pattern::parse(keys.get("pattern").ok_or(ParseError::Missing("pattern"))?)?,
                     mbps: keys.number("mbps", 0, 1_000_000)?.unwrap_or(0),
                     mib: keys.required("mib", 1, 1 << 20)?,
                     threads: keys.threads()?,
@@ -138,22 +136,14 @@ impl Command {
             }
             "cpu" => {
                 let keys = Keys::parse(&rest, &["ms", "iterations", "threads"])?;
-                let amount = match (
-                    keys.number("ms", 1, 3_600_000)?,
-                    keys.number("iterations", 1, u64::MAX)?,
-                ) {
+                let amount = match (keys.number("ms", 1, 3_600_000)?, keys.number("iterations", 1, u64::MAX)?) {
                     (Some(ms), None) => CpuAmount::Millis(ms),
                     (None, Some(n)) => CpuAmount::Iterations(n),
                     _ => return Err(ParseError::MsOrIterations),
                 };
-                Ok(Self::Cpu {
-                    amount,
-                    threads: keys.threads()?,
-                })
+                Ok(Self::Cpu { amount, threads: keys.threads()? })
             }
-            "spin" => Ok(Self::Spin {
-                threads: Keys::parse(&rest, &["threads"])?.threads()?,
-            }),
+            "spin" => Ok(Self::Spin { threads: Keys::parse(&rest, &["threads"])?.threads()? }),
             "checksum" => {
                 let keys = Keys::parse(&rest, &["mib", "seed"])?;
                 Ok(Self::Checksum {
@@ -197,13 +187,8 @@ impl<'a> Keys<'a> {
     fn parse(words: &[&'a str], known: &[&'static str]) -> Result<Self, ParseError> {
         let mut keys: Vec<(&'static str, &'a str)> = Vec::with_capacity(words.len());
         for word in words {
-            let (key, value) = word
-                .split_once('=')
-                .ok_or_else(|| ParseError::NotKeyValue(clip(word)))?;
-            let key = *known
-                .iter()
-                .find(|k| **k == key)
-                .ok_or_else(|| ParseError::UnknownKey(clip(key)))?;
+            let (key, value) = word.split_once('=').ok_or_else(|| ParseError::NotKeyValue(clip(word)))?;
+            let key = *known.iter().find(|k| **k == key).ok_or_else(|| ParseError::UnknownKey(clip(key)))?;
             if keys.iter().any(|(k, _)| *k == key) {
                 return Err(ParseError::Twice(key.to_owned()));
             }
@@ -221,15 +206,8 @@ impl<'a> Keys<'a> {
             return Ok(None);
         };
         // `parse` would take a leading '+'.
-        let number = value
-            .bytes()
-            .all(|b| b.is_ascii_digit())
-            .then(|| value.parse().ok())
-            .flatten();
-        number
-            .filter(|n| (min..=max).contains(n))
-            .map(Some)
-            .ok_or(ParseError::BadNumber { key, min, max })
+        let number = value.bytes().all(|b| b.is_ascii_digit()).then(|| value.parse().ok()).flatten();
+        number.filter(|n| (min..=max).contains(n)).map(Some).ok_or(ParseError::BadNumber { key, min, max })
     }
 
     fn required(&self, key: &'static str, min: u64, max: u64) -> Result<u64, ParseError> {
@@ -259,10 +237,7 @@ mod tests {
         assert_eq!(Command::parse("ping"), Ok(Command::Ping));
         assert_eq!(Command::parse("  progress  "), Ok(Command::Progress));
         assert_eq!(Command::parse("stop\r"), Ok(Command::Stop(None)));
-        assert_eq!(
-            Command::parse("stop spin"),
-            Ok(Command::Stop(Some(JobKind::Spin)))
-        );
+        assert_eq!(Command::parse("stop spin"), Ok(Command::Stop(Some(JobKind::Spin))));
         assert_eq!(err("ping now"), ParseError::NotKeyValue("now".into()));
         assert_eq!(err("ping a=1"), ParseError::UnknownKey("a".into()));
         assert_eq!(err("stop all"), ParseError::BadJob("all".into()));
@@ -273,12 +248,7 @@ mod tests {
     fn dirty() {
         assert_eq!(
             Command::parse("dirty pattern=same-value mbps=40 mib=64 threads=2"),
-            Ok(Command::Dirty(Dirty {
-                pattern: Pattern::SameValue,
-                mbps: 40,
-                mib: 64,
-                threads: 2
-            }))
+            Ok(Command::Dirty(Dirty { pattern: Pattern::SameValue, mbps: 40, mib: 64, threads: 2 }))
         );
         for (name, pattern) in [
             ("sequential", Pattern::Sequential),
@@ -288,91 +258,40 @@ mod tests {
         ] {
             assert_eq!(
                 Command::parse(&format!("dirty mib=1 pattern={name}")),
-                Ok(Command::Dirty(Dirty {
-                    pattern,
-                    mbps: 0,
-                    mib: 1,
-                    threads: 1
-                }))
+                Ok(Command::Dirty(Dirty { pattern, mbps: 0, mib: 1, threads: 1 }))
             );
         }
         assert_eq!(err("dirty mib=1"), ParseError::Missing("pattern"));
         assert_eq!(err("dirty pattern=hot"), ParseError::Missing("mib"));
-        assert_eq!(
-            err("dirty pattern=up mib=1"),
-            ParseError::BadPattern("up".into())
-        );
-        assert_eq!(
-            err("dirty pattern=hot mib=1 mib=2"),
-            ParseError::Twice("mib".into())
-        );
-        assert_eq!(
-            err("dirty pattern=hot mib=0"),
-            ParseError::BadNumber {
-                key: "mib",
-                min: 1,
-                max: 1 << 20
-            }
-        );
+        assert_eq!(err("dirty pattern=up mib=1"), ParseError::BadPattern("up".into()));
+        assert_eq!(err("dirty pattern=hot mib=1 mib=2"), ParseError::Twice("mib".into()));
+        assert_eq!(err("dirty pattern=hot mib=0"), ParseError::BadNumber { key: "mib", min: 1, max: 1 << 20 });
         assert_eq!(
             err("dirty pattern=hot mib=1 threads=65"),
-            ParseError::BadNumber {
-                key: "threads",
-                min: 1,
-                max: MAX_THREADS
-            }
+            ParseError::BadNumber { key: "threads", min: 1, max: MAX_THREADS }
         );
     }
 
     #[test]
     fn cpu_spin_checksum() {
-        assert_eq!(
-            Command::parse("cpu ms=20"),
-            Ok(Command::Cpu {
-                amount: CpuAmount::Millis(20),
-                threads: 1
-            })
-        );
+        assert_eq!(Command::parse("cpu ms=20"), Ok(Command::Cpu { amount: CpuAmount::Millis(20), threads: 1 }));
         assert_eq!(
             Command::parse("cpu iterations=7 threads=2"),
-            Ok(Command::Cpu {
-                amount: CpuAmount::Iterations(7),
-                threads: 2
-            })
+            Ok(Command::Cpu { amount: CpuAmount::Iterations(7), threads: 2 })
         );
         assert_eq!(err("cpu"), ParseError::MsOrIterations);
         assert_eq!(err("cpu ms=1 iterations=1"), ParseError::MsOrIterations);
         assert_eq!(Command::parse("spin"), Ok(Command::Spin { threads: 1 }));
-        assert_eq!(
-            Command::parse("checksum mib=3"),
-            Ok(Command::Checksum { mib: 3, seed: 1 })
-        );
-        assert_eq!(
-            Command::parse("checksum mib=3 seed=9"),
-            Ok(Command::Checksum { mib: 3, seed: 9 })
-        );
+        assert_eq!(Command::parse("checksum mib=3"), Ok(Command::Checksum { mib: 3, seed: 1 }));
+        assert_eq!(Command::parse("checksum mib=3 seed=9"), Ok(Command::Checksum { mib: 3, seed: 9 }));
     }
 
     #[test]
     fn nonsense_is_refused_and_quoted_short() {
         assert_eq!(err(""), ParseError::Empty);
         assert_eq!(err("   "), ParseError::Empty);
-        for bad in [
-            "+1",
-            "-1",
-            "",
-            "1e3",
-            "0x10",
-            "99999999999999999999999",
-            "１",
-        ] {
-            assert!(
-                matches!(
-                    err(&format!("cpu ms={bad}")),
-                    ParseError::BadNumber { key: "ms", .. }
-                ),
-                "{bad}"
-            );
+        for bad in ["+1", "-1", "", "1e3", "0x10", "99999999999999999999999", "１"] {
+            assert!(matches!(err(&format!("cpu ms={bad}")), ParseError::BadNumber { key: "ms", .. }), "{bad}");
         }
         let long = "é".repeat(300);
         assert_eq!(err(&long), ParseError::UnknownCommand("é".repeat(24)));

@@ -30,21 +30,12 @@ pub fn run(amount: CpuAmount, threads: u64) -> std::io::Result<Done> {
     let (iterations, result) = std::thread::scope(|scope| -> std::io::Result<(u64, u64)> {
         let mut workers = Vec::new();
         for n in 0..threads {
-            workers.push(
-                std::thread::Builder::new().spawn_scoped(scope, move || one(amount, n, start))?,
-            );
+            workers.push(std::thread::Builder::new().spawn_scoped(scope, move || one(amount, n, start))?);
         }
         // A panic aborts the process, so there is no failed join to tell apart.
-        Ok(workers
-            .into_iter()
-            .filter_map(|w| w.join().ok())
-            .fold((0, 0), |(i, r), (n, x)| (i + n, r ^ x)))
+        Ok(workers.into_iter().filter_map(|w| w.join().ok()).fold((0, 0), |(i, r), (n, x)| (i + n, r ^ x)))
     })?;
-    Ok(Done {
-        iterations,
-        us: start.elapsed().as_micros() as u64,
-        result,
-    })
+    Ok(Done { iterations, us: start.elapsed().as_micros() as u64, result })
 }
 
 fn one(amount: CpuAmount, thread: u64, start: Instant) -> (u64, u64) {
@@ -99,10 +90,7 @@ mod tests {
         let a = run(CpuAmount::Iterations(50), 2).expect("threads");
         let b = run(CpuAmount::Iterations(50), 2).expect("threads");
         assert_eq!((a.iterations, a.result), (100, b.result));
-        assert_ne!(
-            a.result,
-            run(CpuAmount::Iterations(51), 2).expect("threads").result
-        );
+        assert_ne!(a.result, run(CpuAmount::Iterations(51), 2).expect("threads").result);
     }
 
     #[test]

@@ -33,11 +33,8 @@ impl std::fmt::Display for StartError {
 /// When the guest has too little memory or gives no threads.
 pub fn start(how: Dirty) -> Result<Job, StartError> {
     let shares = memory::take(how.mib, how.threads).map_err(StartError::Memory)?;
-    let work = shares
-        .into_iter()
-        .zip(0..)
-        .map(|(pages, n)| move |shared: &Shared| write(pages, how, n, shared))
-        .collect();
+    let work =
+        shares.into_iter().zip(0..).map(|(pages, n)| move |shared: &Shared| write(pages, how, n, shared)).collect();
     Job::start(work).map_err(StartError::Threads)
 }
 
@@ -98,12 +95,7 @@ mod tests {
 
     #[test]
     fn rate_is_shared_out() {
-        let how = Dirty {
-            pattern: Pattern::Random,
-            mbps: 10,
-            mib: 1,
-            threads: 2,
-        };
+        let how = Dirty { pattern: Pattern::Random, mbps: 10, mib: 1, threads: 2 };
         // 5 MB/s for each thread: after one second 1220 pages.
         assert!(!ahead(1220, how, 1_000_000));
         assert!(ahead(1221, how, 1_000_000));
@@ -113,23 +105,14 @@ mod tests {
     #[test]
     fn patterns_stay_inside_and_cover() {
         let mut rng = Rng::new(1);
-        for pattern in [
-            Pattern::Sequential,
-            Pattern::Random,
-            Pattern::Stride,
-            Pattern::SameValue,
-            Pattern::Hot,
-        ] {
+        for pattern in [Pattern::Sequential, Pattern::Random, Pattern::Stride, Pattern::SameValue, Pattern::Hot] {
             for pages in [1, 2, 17, 256] {
                 let mut cursor = 0;
                 let mut hits = vec![0_u32; pages];
                 for _ in 0..pages * 64 {
                     hits[next_page(pattern, &mut cursor, pages, &mut rng)] += 1;
                 }
-                assert!(
-                    hits.iter().all(|h| *h > 0)
-                        || matches!(pattern, Pattern::Random | Pattern::Hot)
-                );
+                assert!(hits.iter().all(|h| *h > 0) || matches!(pattern, Pattern::Random | Pattern::Hot));
                 if pattern == Pattern::Hot && pages == 256 {
                     assert!(hits[..16].iter().sum::<u32>() > hits[16..].iter().sum::<u32>() * 8);
                 }
@@ -151,13 +134,7 @@ mod tests {
 
     #[test]
     fn runs_and_stops() {
-        let job = start(Dirty {
-            pattern: Pattern::Random,
-            mbps: 0,
-            mib: 1,
-            threads: 2,
-        })
-        .expect("1 MiB");
+        let job = start(Dirty { pattern: Pattern::Random, mbps: 0, mib: 1, threads: 2 }).expect("1 MiB");
         while job.shared().done.get() < 1000 {
             std::thread::yield_now();
         }

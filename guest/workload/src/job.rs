@@ -63,14 +63,10 @@ impl Job {
             errors: Count::default(),
             started: Instant::now(),
         });
-        let mut job = Self {
-            shared,
-            threads: Vec::with_capacity(work.len()),
-        };
+        let mut job = Self { shared, threads: Vec::with_capacity(work.len()) };
         for body in work {
             let shared = Arc::clone(&job.shared);
-            job.threads
-                .push(std::thread::Builder::new().spawn(move || body(&shared))?);
+            job.threads.push(std::thread::Builder::new().spawn(move || body(&shared))?);
         }
         Ok(job)
     }

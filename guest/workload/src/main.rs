@@ -26,9 +26,7 @@ use std::net::TcpListener;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let address = std::env::args()
-        .nth(1)
-        .unwrap_or_else(|| "[::]:7000".to_owned());
+    let address = std::env::args().nth(1).unwrap_or_else(|| "[::]:7000".to_owned());
     // A guest without IPv6 still serves.
     let listener = TcpListener::bind(&address).or_else(|e| match std::env::args().nth(1) {
         None => TcpListener::bind("0.0.0.0:7000"),

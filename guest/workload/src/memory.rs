@@ -21,11 +21,7 @@ pub struct TooLittle {
 
 impl std::fmt::Display for TooLittle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{} MiB asked for, {} MiB can be had",
-            self.asked_mib, self.free_mib
-        )
+        write!(f, "{} MiB asked for, {} MiB can be had", self.asked_mib, self.free_mib)
     }
 }
 
@@ -35,16 +31,11 @@ impl std::fmt::Display for TooLittle {
 /// When that would leave the guest short (`MemAvailable` in proc(5)).
 pub fn take(mib: u64, parts: u64) -> Result<Vec<Vec<Page>>, TooLittle> {
     let free_kib = available_kib().saturating_sub(RESERVE_KIB);
-    let refused = TooLittle {
-        asked_mib: mib,
-        free_mib: free_kib / 1024,
-    };
+    let refused = TooLittle { asked_mib: mib, free_mib: free_kib / 1024 };
     if mib.checked_mul(1024).is_none_or(|kib| kib > free_kib) {
         return Err(refused);
     }
-    let pages = usize::try_from((mib << 20) / PAGE_BYTES / parts.max(1))
-        .map_err(|_| refused)?
-        .max(1);
+    let pages = usize::try_from((mib << 20) / PAGE_BYTES / parts.max(1)).map_err(|_| refused)?.max(1);
     (0..parts)
         .map(|_| {
             let mut share: Vec<Page> = Vec::new();

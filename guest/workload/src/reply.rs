@@ -59,10 +59,7 @@ mod tests {
     fn json_is_escaped() {
         let mut r = Reply::to("ping");
         r.number("n", 3).text("s", "a\"b\\c\nd");
-        assert_eq!(
-            r.finish(),
-            "{\"ok\":true,\"command\":\"ping\",\"n\":3,\"s\":\"a\\\"b\\\\c\\u000ad\"}\n"
-        );
+        assert_eq!(r.finish(), "{\"ok\":true,\"command\":\"ping\",\"n\":3,\"s\":\"a\\\"b\\\\c\\u000ad\"}\n");
         assert_eq!(Reply::error(&"no"), "{\"ok\":false,\"error\":\"no\"}\n");
     }
 }

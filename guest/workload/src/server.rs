@@ -33,11 +33,7 @@ struct Jobs {
 
 /// Serves until the listener fails for good.
 pub fn serve(listener: &TcpListener) {
-    let workload = Workload {
-        started: Instant::now(),
-        jobs: Mutex::default(),
-        connections: AtomicUsize::new(0),
-    };
+    let workload = Workload { started: Instant::now(), jobs: Mutex::default(), connections: AtomicUsize::new(0) };
     std::thread::scope(|scope| {
         for stream in listener.incoming() {
             let Ok(stream) = stream else { continue };
@@ -97,9 +93,9 @@ impl Workload {
                 state
             }
             Command::Dirty(how) => self.replace("dirty", JobKind::Dirty, || dirty::start(how)),
-            Command::Spin { threads } => self.replace("spin", JobKind::Spin, || {
-                cpu::spin(threads).map_err(dirty::StartError::Threads)
-            }),
+            Command::Spin { threads } => {
+                self.replace("spin", JobKind::Spin, || cpu::spin(threads).map_err(dirty::StartError::Threads))
+            }
             Command::Checksum { mib, seed } => {
                 self.replace("checksum", JobKind::Checksum, || checksum::start(mib, seed))
             }
@@ -118,12 +114,7 @@ impl Workload {
     }
 
     /// The old job of the kind goes first, with its memory.
-    fn replace(
-        &self,
-        name: &str,
-        kind: JobKind,
-        start: impl FnOnce() -> Result<Job, dirty::StartError>,
-    ) -> String {
+    fn replace(&self, name: &str, kind: JobKind, start: impl FnOnce() -> Result<Job, dirty::StartError>) -> String {
         let mut jobs = self.jobs();
         jobs.slot(kind).take();
         match start() {
@@ -139,14 +130,10 @@ impl Workload {
         let mut reply = Reply::to(command);
         reply.number("uptime_us", self.started.elapsed().as_micros() as u64);
         if let Some(job) = &jobs.spin {
-            reply
-                .number("spin", job.shared().done.get())
-                .number("spin_us", job.shared().elapsed_us());
+            reply.number("spin", job.shared().done.get()).number("spin_us", job.shared().elapsed_us());
         }
         if let Some(job) = &jobs.dirty {
-            reply
-                .number("dirty_pages", job.shared().done.get())
-                .number("dirty_us", job.shared().elapsed_us());
+            reply.number("dirty_pages", job.shared().done.get()).number("dirty_us", job.shared().elapsed_us());
         }
         if let Some(job) = &jobs.checksum {
             reply
@@ -177,13 +164,9 @@ mod tests {
     use super::*;
 
     fn ask(stream: &TcpStream, line: &str) -> String {
-        (&mut &*stream)
-            .write_all(format!("{line}\n").as_bytes())
-            .expect("write");
+        (&mut &*stream).write_all(format!("{line}\n").as_bytes()).expect("write");
         let mut answer = String::new();
-        BufReader::new(stream)
-            .read_line(&mut answer)
-            .expect("answer");
+        BufReader::new(stream).read_line(&mut answer).expect("answer");
         answer
     }
 
