@@ -9,7 +9,7 @@ use stream_fixture::{Memory, Receiver, SESSION, Step, TERM, Touch, layout, pass,
 
 /// The records of a stream as byte ranges, the preamble first.
 fn pieces(stream: &[u8]) -> Vec<std::ops::Range<usize>> {
-    let mut all = vec![0..16];
+    let mut all = Vec::from([0..16]);
     let mut at = 16;
     while at < stream.len() {
         let length = u32::from_le_bytes(stream[at + 4..at + 8].try_into().unwrap()) as usize;
@@ -133,10 +133,7 @@ fn feed(receiver: &mut Receiver, records: &[Record<'_>]) -> Result<Fed, StreamEr
 }
 
 fn begin(kind: PassKind, epoch: u64) -> Record<'static> {
-    Record::Begin {
-        pass: pass(kind, epoch),
-        term: TERM,
-    }
+    Record::Begin { pass: pass(kind, epoch), term: TERM }
 }
 
 /// Each breach of the order of passes has its own error.
@@ -156,107 +153,41 @@ fn each_breach_is_named() {
         result
     };
     let checkpoint = |epoch| pass(PassKind::Checkpoint, epoch);
-    assert!(matches!(
-        after(&[begin(PassKind::Checkpoint, 3)]),
-        Ok(Fed::More)
-    ));
+    assert!(matches!(after(&[begin(PassKind::Checkpoint, 3)]), Ok(Fed::More)));
     assert!(matches!(
         after(&[begin(PassKind::Checkpoint, 2)]),
-        Err(StreamError::WrongEpoch {
-            expected: Epoch(3),
-            got: Epoch(2),
-            ..
-        })
+        Err(StreamError::WrongEpoch { expected: Epoch(3), got: Epoch(2), .. })
     ));
+    assert!(matches!(after(&[begin(PassKind::Checkpoint, 4)]), Err(StreamError::WrongEpoch { .. })));
+    assert!(matches!(after(&[begin(PassKind::Sync, 1)]), Err(StreamError::Unexpected { .. })));
+    let other = Pass { session: SESSION + 1, ..checkpoint(3) };
+    assert!(matches!(after(&[Record::Begin { pass: other, term: TERM }]), Err(StreamError::WrongSession { .. })));
     assert!(matches!(
-        after(&[begin(PassKind::Checkpoint, 4)]),
-        Err(StreamError::WrongEpoch { .. })
-    ));
-    assert!(matches!(
-        after(&[begin(PassKind::Sync, 1)]),
-        Err(StreamError::Unexpected { .. })
-    ));
-    let other = Pass {
-        session: SESSION + 1,
-        ..checkpoint(3)
-    };
-    assert!(matches!(
-        after(&[Record::Begin {
-            pass: other,
-            term: TERM
-        }]),
-        Err(StreamError::WrongSession { .. })
-    ));
-    assert!(matches!(
-        after(&[Record::Begin {
-            pass: checkpoint(3),
-            term: Term(TERM.0 - 1)
-        }]),
+        after(&[Record::Begin { pass: checkpoint(3), term: Term(TERM.0 - 1) }]),
         Err(StreamError::WrongTerm { .. })
     ));
     assert!(matches!(
         after(&[
-            Record::Bound {
-                session: SESSION,
-                term: Term(TERM.0 + 1)
-            },
-            Record::Begin {
-                pass: checkpoint(3),
-                term: TERM
-            }
+            Record::Bound { session: SESSION, term: Term(TERM.0 + 1) },
+            Record::Begin { pass: checkpoint(3), term: TERM }
         ]),
         Err(StreamError::WrongTerm { .. })
     ));
-    let end = Record::End {
-        pass: checkpoint(3),
-        totals: Totals::default(),
-    };
-    assert!(matches!(
-        after(std::slice::from_ref(&end)),
-        Err(StreamError::Unexpected { .. })
-    ));
+    let end = Record::End { pass: checkpoint(3), totals: Totals::default() };
+    assert!(matches!(after(std::slice::from_ref(&end)), Err(StreamError::Unexpected { .. })));
     let begun = begin(PassKind::Checkpoint, 3);
+    assert!(matches!(after(&[begun.clone(), begun.clone()]), Err(StreamError::Unexpected { .. })));
     assert!(matches!(
-        after(&[begun.clone(), begun.clone()]),
+        after(&[begun.clone(), Record::DeviceState(DeviceState { pass: checkpoint(3), offset: 1, bytes: b"x" })]),
         Err(StreamError::Unexpected { .. })
     ));
+    let totals = Totals { pages: 1, records: 1, ..Totals::default() };
     assert!(matches!(
-        after(&[
-            begun.clone(),
-            Record::DeviceState(DeviceState {
-                pass: checkpoint(3),
-                offset: 1,
-                bytes: b"x"
-            })
-        ]),
-        Err(StreamError::Unexpected { .. })
-    ));
-    let totals = Totals {
-        pages: 1,
-        records: 1,
-        ..Totals::default()
-    };
-    assert!(matches!(
-        after(&[
-            begun.clone(),
-            Record::End {
-                pass: checkpoint(3),
-                totals
-            }
-        ]),
-        Err(StreamError::Totals {
-            what: "records",
-            expected: 1,
-            got: 0
-        })
+        after(&[begun.clone(), Record::End { pass: checkpoint(3), totals }]),
+        Err(StreamError::Totals { what: "records", expected: 1, got: 0 })
     ));
     // Records of another kind in between are the keeper's.
-    let beat = Record::Heartbeat(Heartbeat {
-        session: SESSION,
-        seq: 1,
-        uplink: true,
-        time_us: 2,
-    });
+    let beat = Record::Heartbeat(Heartbeat { session: SESSION, seq: 1, uplink: true, time_us: 2 });
     assert_eq!(after(&[begun, beat.clone()]).unwrap(), Fed::Other);
 }
 
@@ -273,17 +204,8 @@ fn impossible_pages_are_refused() {
     let try_pages = |block, entries: &[u8]| {
         let mut receiver = Receiver::new();
         let pass = pass(PassKind::Checkpoint, 1);
-        let result = feed(
-            &mut receiver,
-            &[
-                begin(PassKind::Checkpoint, 1),
-                Record::Pages(Pages {
-                    pass,
-                    block,
-                    entries,
-                }),
-            ],
-        );
+        let result =
+            feed(&mut receiver, &[begin(PassKind::Checkpoint, 1), Record::Pages(Pages { pass, block, entries })]);
         assert!(receiver.assembler.checkpoint().is_none() && receiver.memory == Memory::new());
         result
     };
@@ -293,11 +215,7 @@ fn impossible_pages_are_refused() {
         ("no such page", 1, entry(3, 0, 1, &[])),
         ("a zero run over the end", 0, entry(40, 0, 9, &[])),
         ("the highest page", 0, entry(u32::MAX, 0, u16::MAX, &[])),
-        (
-            "twice",
-            0,
-            [entry(4, 0, 2, &[]), entry(5, 0, 1, &[])].concat(),
-        ),
+        ("twice", 0, [entry(4, 0, 2, &[]), entry(5, 0, 1, &[])].concat()),
         ("an empty run", 0, entry(0, 0, 0, &[])),
         ("half a page", 0, entry(0, 1, 2048, &[1; 2048])),
         ("cut off", 0, entry(0, 1, 4096, &[1; 4095])),
@@ -316,10 +234,7 @@ fn impossible_pages_are_refused() {
         ("a patch of another page", 0, entry(0, 3, 12, &[7; 12])),
     ] {
         let result = try_pages(block, &entries);
-        let expected = matches!(
-            result,
-            Err(StreamError::Page { .. } | StreamError::Malformed { .. })
-        );
+        let expected = matches!(result, Err(StreamError::Page { .. } | StreamError::Malformed { .. }));
         assert!(expected, "{what}: {result:?}");
     }
 }
@@ -335,17 +250,7 @@ fn a_patch_of_a_wrong_base_is_refused() {
     receiver.memory.page_mut(0, 0)[2000] ^= 1;
     let rest = [&Preamble::OURS.to_bytes()[..], &stream[ends[0]..]].concat();
     let result = receiver.receive(&rest);
-    assert!(
-        matches!(
-            result,
-            Err(StreamError::Page {
-                block: 0,
-                page: 0,
-                ..
-            })
-        ),
-        "{result:?}"
-    );
+    assert!(matches!(result, Err(StreamError::Page { block: 0, page: 0, .. })), "{result:?}");
     assert_eq!(receiver.assembler.whole(), Epoch(1));
 }
 
@@ -354,61 +259,16 @@ fn a_patch_of_a_wrong_base_is_refused() {
 fn an_encoder_refuses_runs_that_cannot_be() {
     let mut encoder = PageEncoder::new(&layout());
     for (run, bytes) in [
-        (
-            PageRun {
-                block: 9,
-                first: 0,
-                count: 1,
-            },
-            4096,
-        ),
-        (
-            PageRun {
-                block: 1,
-                first: 2,
-                count: 2,
-            },
-            8192,
-        ),
-        (
-            PageRun {
-                block: 0,
-                first: u64::MAX,
-                count: 1,
-            },
-            4096,
-        ),
-        (
-            PageRun {
-                block: 0,
-                first: 0,
-                count: 2,
-            },
-            4096,
-        ),
-        (
-            PageRun {
-                block: 0,
-                first: 0,
-                count: 1,
-            },
-            8192,
-        ),
-        (
-            PageRun {
-                block: 0,
-                first: 0,
-                count: 1,
-            },
-            4097,
-        ),
+        (PageRun { block: 9, first: 0, count: 1 }, 4096),
+        (PageRun { block: 1, first: 2, count: 2 }, 8192),
+        (PageRun { block: 0, first: u64::MAX, count: 1 }, 4096),
+        (PageRun { block: 0, first: 0, count: 2 }, 4096),
+        (PageRun { block: 0, first: 0, count: 1 }, 8192),
+        (PageRun { block: 0, first: 0, count: 1 }, 4097),
     ] {
         let mut out = Vec::new();
         let result = encoder.encode(&mut out, &pass(PassKind::Sync, 1), &[run], &vec![1; bytes]);
-        assert!(
-            matches!(result, Err(StreamError::Page { .. })) && out.is_empty(),
-            "{run:?}"
-        );
+        assert!(matches!(result, Err(StreamError::Page { .. })) && out.is_empty(), "{run:?}");
     }
 }
 

@@ -85,12 +85,7 @@ proptest! {
 }
 
 fn one(touch: Touch, mode: Mode) -> Step {
-    Step {
-        touches: vec![(0, 5, touch)],
-        state: vec![1, 2, 3],
-        console: b"login: ".to_vec(),
-        mode,
-    }
+    Step { touches: vec![(0, 5, touch)], state: vec![1, 2, 3], console: b"login: ".to_vec(), mode }
 }
 
 /// Each encoding is really used where it should be, and a page that is as it was is not sent.
@@ -102,14 +97,7 @@ fn each_page_goes_the_way_that_suits_it() {
     let mut encode = |touch, mode, epoch| {
         let (runs, bytes) = act(&mut memory, &one(touch, mode));
         encoder.set_mode(mode);
-        encoder
-            .encode(
-                &mut Vec::new(),
-                &pass(PassKind::Checkpoint, epoch),
-                &runs,
-                &bytes,
-            )
-            .unwrap()
+        encoder.encode(&mut Vec::new(), &pass(PassKind::Checkpoint, epoch), &runs, &bytes).unwrap()
     };
     assert_eq!(encode(Touch::Zero, Mode::Raw, 1).zero, 1);
     assert_eq!(encode(Touch::Text(1), Mode::Raw, 2).raw, 1);
@@ -118,10 +106,7 @@ fn each_page_goes_the_way_that_suits_it() {
     // Nothing is known yet: those before did not go by the shadow.
     assert_eq!(encode(Touch::Text(3), Mode::DeltaLz4, 5).lz4, 1);
     let small = encode(Touch::Bytes(vec![(9, 1), (4000, 2)]), Mode::Delta, 6);
-    assert_eq!(
-        (small.delta, small.bytes_out),
-        (1, 12 + 32 + 8 + 4 + 8 + 2 * 9)
-    );
+    assert_eq!((small.delta, small.bytes_out), (1, 12 + 32 + 8 + 4 + 8 + 2 * 9));
     let same = encode(Touch::Same, Mode::Delta, 7);
     assert_eq!((same.same, same.totals.pages, same.bytes_out), (1, 0, 0));
     assert_eq!(encode(Touch::Noise(2), Mode::Delta, 8).raw, 1);
@@ -138,54 +123,25 @@ fn a_new_session_starts_without_a_shadow() {
     encoder.set_mode(Mode::Delta);
     let (runs, bytes) = act(&mut Memory::new(), &one(Touch::Noise(1), Mode::Delta));
     let mut pass = pass(PassKind::Checkpoint, 1);
-    assert_eq!(
-        encoder
-            .encode(&mut Vec::new(), &pass, &runs, &bytes)
-            .unwrap()
-            .raw,
-        1
-    );
-    assert_eq!(
-        encoder
-            .encode(&mut Vec::new(), &pass, &runs, &bytes)
-            .unwrap()
-            .same,
-        1
-    );
+    assert_eq!(encoder.encode(&mut Vec::new(), &pass, &runs, &bytes).unwrap().raw, 1);
+    assert_eq!(encoder.encode(&mut Vec::new(), &pass, &runs, &bytes).unwrap().same, 1);
     pass.session += 1;
-    assert_eq!(
-        encoder
-            .encode(&mut Vec::new(), &pass, &runs, &bytes)
-            .unwrap()
-            .raw,
-        1
-    );
+    assert_eq!(encoder.encode(&mut Vec::new(), &pass, &runs, &bytes).unwrap().raw, 1);
 }
 
 /// A pass bigger than a record is cut into several, none over the bound.
 #[test]
 fn big_passes_are_cut_into_records() {
     let pages = 3000u64;
-    let bytes: Vec<u8> = (0..pages as usize * PAGE_SIZE)
-        .map(|i| (i / PAGE_SIZE) as u8 | 1)
-        .collect();
-    let layout = Layout::new(vec![BlockInfo {
-        name: "ram".into(),
-        used: bytes.len() as u64,
-        total: bytes.len() as u64,
-    }])
-    .unwrap();
+    let bytes: Vec<u8> = (0..pages as usize * PAGE_SIZE).map(|i| (i / PAGE_SIZE) as u8 | 1).collect();
+    let layout =
+        Layout::new(vec![BlockInfo { name: "ram".into(), used: bytes.len() as u64, total: bytes.len() as u64 }])
+            .unwrap();
     let (mut out, mut scratch) = (Vec::new(), Vec::new());
     let pass = pass(PassKind::Checkpoint, 1);
     let mut writer = PassWriter::begin(&mut out, &mut scratch, pass, Term(9)).unwrap();
-    let runs = [PageRun {
-        block: 0,
-        first: 0,
-        count: pages as u32,
-    }];
-    writer
-        .pages(&mut PageEncoder::new(&layout), &runs, &bytes)
-        .unwrap();
+    let runs = [PageRun { block: 0, first: 0, count: pages as u32 }];
+    writer.pages(&mut PageEncoder::new(&layout), &runs, &bytes).unwrap();
     let state: Vec<u8> = (0..3_000_000u32).map(|i| i as u8).collect();
     writer.device_state(&state).unwrap();
     let totals = writer.end().unwrap();
@@ -210,10 +166,7 @@ fn big_passes_are_cut_into_records() {
         fed = assembler.feed(&frame, &mut ram).unwrap();
     }
     assert_eq!(fed, Fed::Whole(pass));
-    assert!(
-        ram.0.iter().all(|&b| b == 0),
-        "a page was applied before the commit"
-    );
+    assert!(ram.0.iter().all(|&b| b == 0), "a page was applied before the commit");
     assert_eq!(assembler.commit(&mut ram).unwrap(), pages);
     assert!(ram.0 == bytes);
     assert_eq!(assembler.checkpoint().unwrap().device_state, state);
@@ -226,10 +179,7 @@ fn a_failed_commit_can_be_repeated() {
     struct Failing(Memory, u32);
     impl PageSink for Failing {
         fn write(&mut self, block: u16, first: u64, data: &[u8]) -> std::io::Result<()> {
-            self.1 = self
-                .1
-                .checked_sub(1)
-                .ok_or_else(|| std::io::Error::other("injected"))?;
+            self.1 = self.1.checked_sub(1).ok_or_else(|| std::io::Error::other("injected"))?;
             self.0.write(block, first, data)
         }
         fn read(&mut self, block: u16, page: u64, into: &mut page::Page) -> std::io::Result<()> {
@@ -250,10 +200,7 @@ fn a_failed_commit_can_be_repeated() {
     while let Some(frame) = reader.next_record().unwrap() {
         assembler.feed(&frame, &mut sink).unwrap();
     }
-    assert!(matches!(
-        assembler.commit(&mut sink),
-        Err(StreamError::Memory(_))
-    ));
+    assert!(matches!(assembler.commit(&mut sink), Err(StreamError::Memory(_))));
     sink.1 = 1000;
     assert_eq!(assembler.commit(&mut sink).unwrap(), 20);
     assert_eq!(assembler.commit(&mut sink).unwrap(), 0);

@@ -24,22 +24,8 @@ struct Owned {
 }
 
 fn owned() -> impl Strategy<Value = Owned> {
-    (
-        0..15u8,
-        any::<[u64; 6]>(),
-        any::<u8>(),
-        any::<u16>(),
-        prop::collection::vec(any::<u8>(), 0..5000),
-        ".{0,200}",
-    )
-        .prop_map(|(kind, numbers, small, block, bytes, text)| Owned {
-            kind,
-            numbers,
-            small,
-            block,
-            bytes,
-            text,
-        })
+    (0..15u8, any::<[u64; 6]>(), any::<u8>(), any::<u16>(), prop::collection::vec(any::<u8>(), 0..5000), ".{0,200}")
+        .prop_map(|(kind, numbers, small, block, bytes, text)| Owned { kind, numbers, small, block, bytes, text })
 }
 
 fn hello(o: &Owned) -> Hello {
@@ -63,85 +49,29 @@ fn hello(o: &Owned) -> Hello {
 
 fn record(o: &Owned) -> Record<'_> {
     let [session, epoch, third, fourth, fifth, sixth] = o.numbers;
-    let kind = if o.small % 2 == 0 {
-        PassKind::Sync
-    } else {
-        PassKind::Checkpoint
-    };
-    let pass = Pass {
-        session,
-        kind,
-        epoch: Epoch(epoch),
-    };
+    let kind = if o.small % 2 == 0 { PassKind::Sync } else { PassKind::Checkpoint };
+    let pass = Pass { session, kind, epoch: Epoch(epoch) };
     match o.kind {
         0 => Record::Hello(Box::new(hello(o))),
-        1 => Record::Join {
-            session,
-            lane: o.small,
-        },
+        1 => Record::Join { session, lane: o.small },
         2 => Record::Welcome(Welcome { session }),
         3 => Record::Refuse {
-            code: if o.small % 2 == 0 {
-                RefuseCode::Busy
-            } else {
-                RefuseCode::UnknownSession
-            },
+            code: if o.small % 2 == 0 { RefuseCode::Busy } else { RefuseCode::UnknownSession },
             reason: &o.text,
         },
-        4 => Record::Begin {
-            pass,
-            term: Term(third),
-        },
-        5 => Record::Pages(Pages {
-            pass,
-            block: o.block,
-            entries: &o.bytes,
-        }),
-        6 => Record::DeviceState(DeviceState {
-            pass,
-            offset: third,
-            bytes: &o.bytes,
-        }),
-        7 => Record::ChannelOutput(Output {
-            pass,
-            channel: o.small,
-            offset: third,
-            bytes: &o.bytes,
-        }),
+        4 => Record::Begin { pass, term: Term(third) },
+        5 => Record::Pages(Pages { pass, block: o.block, entries: &o.bytes }),
+        6 => Record::DeviceState(DeviceState { pass, offset: third, bytes: &o.bytes }),
+        7 => Record::ChannelOutput(Output { pass, channel: o.small, offset: third, bytes: &o.bytes }),
         8 => Record::End {
             pass,
-            totals: Totals {
-                records: third,
-                pages: fourth,
-                state_bytes: fifth,
-                output_bytes: sixth,
-                digest: session,
-            },
+            totals: Totals { records: third, pages: fourth, state_bytes: fifth, output_bytes: sixth, digest: session },
         },
         9 => Record::Ack { pass },
-        10 => Record::Heartbeat(Heartbeat {
-            session,
-            seq: epoch,
-            uplink: o.small % 2 == 0,
-            time_us: third,
-        }),
-        11 => Record::Bound {
-            session,
-            term: Term(third),
-        },
-        12 => Record::Relinquish {
-            session,
-            epoch: Epoch(epoch),
-            reason: &o.text,
-        },
-        13 => Record::Ready {
-            session,
-            what: if o.small % 2 == 0 {
-                Ready::Receive
-            } else {
-                Ready::TakeOver
-            },
-        },
+        10 => Record::Heartbeat(Heartbeat { session, seq: epoch, uplink: o.small % 2 == 0, time_us: third }),
+        11 => Record::Bound { session, term: Term(third) },
+        12 => Record::Relinquish { session, epoch: Epoch(epoch), reason: &o.text },
+        13 => Record::Ready { session, what: if o.small % 2 == 0 { Ready::Receive } else { Ready::TakeOver } },
         _ => Record::Bye { reason: &o.text },
     }
 }
@@ -215,11 +145,7 @@ struct Bounded<'a>(&'a [u8]);
 
 impl Read for Bounded<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        assert!(
-            buf.len() <= HEADER_LEN + MAX_PAYLOAD + (64 << 10),
-            "a buffer of {} bytes",
-            buf.len()
-        );
+        assert!(buf.len() <= HEADER_LEN + MAX_PAYLOAD + (64 << 10), "a buffer of {} bytes", buf.len());
         self.0.read(buf)
     }
 }
@@ -240,56 +166,30 @@ fn unknown_records_are_skipped_only_when_they_say_so() {
     let mut bytes = with_header(200, 1, &[7; 5000]);
     Record::Bye { reason: "done" }.encode(&mut bytes).unwrap();
     let mut reader = RecordReader::new(&bytes[..]);
-    assert_eq!(
-        reader.next_record().unwrap().unwrap().record,
-        Record::Bye { reason: "done" }
-    );
+    assert_eq!(reader.next_record().unwrap().unwrap().record, Record::Bye { reason: "done" });
     assert!(reader.next_record().unwrap().is_none());
 
     let bytes = with_header(200, 0, b"x");
-    assert!(matches!(
-        RecordReader::new(&bytes[..]).next_record(),
-        Err(StreamError::UnknownKind { kind: 200 })
-    ));
+    assert!(matches!(RecordReader::new(&bytes[..]).next_record(), Err(StreamError::UnknownKind { kind: 200 })));
     // A flag of a later version.
     let bytes = with_header(Kind::Bye as u8, 2, b"x");
-    assert!(matches!(
-        RecordReader::new(&bytes[..]).next_record(),
-        Err(StreamError::Malformed { .. })
-    ));
+    assert!(matches!(RecordReader::new(&bytes[..]).next_record(), Err(StreamError::Malformed { .. })));
 }
 
 #[test]
 fn lengths_over_the_bound_are_refused_from_the_header_alone() {
-    for (kind, length) in [
-        (6u8, u32::MAX),
-        (6, MAX_PAYLOAD as u32 + 1),
-        (11, 129),
-        (1, (1 << 20) + 1),
-        (250, u32::MAX),
-    ] {
+    for (kind, length) in [(6u8, u32::MAX), (6, MAX_PAYLOAD as u32 + 1), (11, 129), (1, (1 << 20) + 1), (250, u32::MAX)]
+    {
         let mut bytes = vec![kind, u8::from(kind == 250), 0, 0];
         bytes.extend_from_slice(&length.to_le_bytes());
         bytes.extend_from_slice(&[0; 4]);
         let result = RecordReader::new(Bounded(&bytes)).next_record().map(|_| ());
-        assert!(
-            matches!(result, Err(StreamError::TooLarge { .. })),
-            "{kind} {length}: {result:?}"
-        );
+        assert!(matches!(result, Err(StreamError::TooLarge { .. })), "{kind} {length}: {result:?}");
     }
     let big = vec![0; MAX_PAYLOAD];
-    let pass = Pass {
-        session: 1,
-        kind: PassKind::Checkpoint,
-        epoch: Epoch(1),
-    };
+    let pass = Pass { session: 1, kind: PassKind::Checkpoint, epoch: Epoch(1) };
     let mut out = vec![9];
-    let result = Record::DeviceState(DeviceState {
-        pass,
-        offset: 0,
-        bytes: &big,
-    })
-    .encode(&mut out);
+    let result = Record::DeviceState(DeviceState { pass, offset: 0, bytes: &big }).encode(&mut out);
     assert!(matches!(result, Err(StreamError::TooLarge { .. })) && out == [9]);
 }
 
@@ -300,12 +200,7 @@ fn long_texts_are_cut_at_a_character() {
     Record::Bye { reason: &long }.encode(&mut bytes).unwrap();
     let mut reader = RecordReader::new(&bytes[..]);
     let frame = reader.next_record().unwrap().unwrap();
-    assert_eq!(
-        frame.record,
-        Record::Bye {
-            reason: &long[..MAX_TEXT]
-        }
-    );
+    assert_eq!(frame.record, Record::Bye { reason: &long[..MAX_TEXT] });
 }
 
 #[test]
@@ -313,33 +208,17 @@ fn versions_are_agreed_on_or_refused() {
     let agree = |version, oldest| Preamble { version, oldest }.agree();
     assert_eq!(agree(VERSION, OLDEST_VERSION).unwrap(), VERSION);
     assert_eq!(agree(VERSION + 1, VERSION).unwrap(), VERSION);
-    assert!(matches!(
-        agree(VERSION + 2, VERSION + 1),
-        Err(StreamError::Version { .. })
-    ));
-    assert!(matches!(
-        agree(OLDEST_VERSION - 1, 0),
-        Err(StreamError::Version { .. })
-    ));
-    assert!(matches!(
-        agree(VERSION, VERSION + 1),
-        Err(StreamError::Version { .. })
-    ));
+    assert!(matches!(agree(VERSION + 2, VERSION + 1), Err(StreamError::Version { .. })));
+    assert!(matches!(agree(OLDEST_VERSION - 1, 0), Err(StreamError::Version { .. })));
+    assert!(matches!(agree(VERSION, VERSION + 1), Err(StreamError::Version { .. })));
     let mut reader = RecordReader::new(&b"GET / HTTP/1.1\r\n"[..]);
     assert!(matches!(reader.preamble(), Err(StreamError::BadMagic)));
-    assert!(
-        reader.next_record().is_err(),
-        "a refused stream stays refused"
-    );
+    assert!(reader.next_record().is_err(), "a refused stream stays refused");
 }
 
 #[test]
 fn layouts_that_cannot_be_are_refused() {
-    let block = |used, total| BlockInfo {
-        name: "pc.ram".into(),
-        used,
-        total,
-    };
+    let block = |used, total| BlockInfo { name: "pc.ram".into(), used, total };
     assert!(Layout::new(vec![block(8192, 4096)]).is_err());
     assert!(Layout::new(vec![block(0, 100)]).is_err());
     assert!(Layout::new(vec![block(0, 1 << 45)]).is_err());
@@ -349,8 +228,5 @@ fn layouts_that_cannot_be_are_refused() {
     let theirs = Layout::new(vec![block(4096, 8192), block(0, 4096)]).unwrap();
     assert!(ours.same_as(&ours).is_ok());
     let error = ours.same_as(&theirs).unwrap_err().to_string();
-    assert_eq!(
-        error,
-        "RAM block 1 is 'absent' here and 'pc.ram (0 of 4096 bytes)' on the other side"
-    );
+    assert_eq!(error, "RAM block 1 is 'absent' here and 'pc.ram (0 of 4096 bytes)' on the other side");
 }

@@ -9,9 +9,7 @@ use super::error::StreamError;
 use super::layout::Layout;
 use super::page::{PAGE_SIZE, Page, PageContent, apply_patch};
 use super::reader::Frame;
-use super::record::{
-    DeviceState, MAX_DEVICE_STATE, MAX_OUTPUT, Output, Pages, Pass, PassKind, Record, Totals,
-};
+use super::record::{DeviceState, MAX_DEVICE_STATE, MAX_OUTPUT, Output, Pages, Pass, PassKind, Record, Totals};
 
 /// The receiver's guest memory. Blocks and pages are within the layout.
 pub trait PageSink {
@@ -32,7 +30,7 @@ pub trait PageSink {
     /// # Errors
     /// Those of the memory.
     fn zero(&mut self, block: u16, first: u64, count: u64) -> io::Result<()> {
-        const ZEROS: [u8; 16 * PAGE_SIZE] = [0; 16 * PAGE_SIZE];
+        static ZEROS: [u8; 16 * PAGE_SIZE] = [0; 16 * PAGE_SIZE];
         let mut done = 0;
         while done < count {
             let pages = (count - done).min(16);
@@ -69,9 +67,7 @@ pub struct Checkpoint<'a> {
 impl<'a> Checkpoint<'a> {
     /// What the guest wrote to `channel` in this epoch.
     pub fn output(&self, channel: u8) -> &'a [u8] {
-        self.output
-            .get(usize::from(channel))
-            .map_or(&[], Vec::as_slice)
+        self.output.get(usize::from(channel)).map_or(&[], Vec::as_slice)
     }
 }
 
@@ -175,11 +171,7 @@ impl CheckpointAssembler {
     /// # Errors
     /// See [`StreamError`]. What had come of the open pass is dropped, every later record is refused, and the last whole
     /// checkpoint stays as it was: [`commit`](Self::commit) and [`checkpoint`](Self::checkpoint) go on working.
-    pub fn feed<S: PageSink + ?Sized>(
-        &mut self,
-        frame: &Frame<'_>,
-        sink: &mut S,
-    ) -> Result<Fed, StreamError> {
+    pub fn feed<S: PageSink + ?Sized>(&mut self, frame: &Frame<'_>, sink: &mut S) -> Result<Fed, StreamError> {
         if self.failed {
             return Err(unexpected(&frame.record, "the stream was refused before"));
         }
@@ -215,11 +207,7 @@ impl CheckpointAssembler {
         Ok(pages)
     }
 
-    fn take<S: PageSink + ?Sized>(
-        &mut self,
-        frame: &Frame<'_>,
-        sink: &mut S,
-    ) -> Result<Fed, StreamError> {
+    fn take<S: PageSink + ?Sized>(&mut self, frame: &Frame<'_>, sink: &mut S) -> Result<Fed, StreamError> {
         let record = &frame.record;
         let pass = match record {
             Record::Begin { pass, .. } | Record::End { pass, .. } => *pass,
@@ -256,19 +244,13 @@ impl CheckpointAssembler {
         if session == self.session {
             Ok(())
         } else {
-            Err(StreamError::WrongSession {
-                expected: self.session,
-                got: session,
-            })
+            Err(StreamError::WrongSession { expected: self.session, got: session })
         }
     }
 
     fn check_term(&mut self, term: Term) -> Result<(), StreamError> {
         if term < self.term {
-            return Err(StreamError::WrongTerm {
-                current: self.term,
-                got: term,
-            });
+            return Err(StreamError::WrongTerm { current: self.term, got: term });
         }
         self.term = term;
         Ok(())
@@ -285,10 +267,7 @@ impl CheckpointAssembler {
         }
         match pass.kind {
             PassKind::Sync if self.last_whole > Epoch(0) => {
-                return Err(unexpected(
-                    record,
-                    "a checkpoint is held, a sync round would spoil it",
-                ));
+                return Err(unexpected(record, "a checkpoint is held, a sync round would spoil it"));
             }
             PassKind::Sync => due(pass, self.last_round.next())?,
             PassKind::Checkpoint => due(pass, self.last_whole.next())?,
@@ -298,12 +277,7 @@ impl CheckpointAssembler {
             return Err(unexpected(record, "no pass is open"));
         }
         self.seen.clear();
-        self.open = Some(Open {
-            pass,
-            begun: None,
-            announced: None,
-            got: Totals::default(),
-        });
+        self.open = Some(Open { pass, begun: None, announced: None, got: Totals::default() });
         Ok(())
     }
 
@@ -324,11 +298,7 @@ impl CheckpointAssembler {
         Ok(())
     }
 
-    fn pages<S: PageSink + ?Sized>(
-        &mut self,
-        pages: &Pages<'_>,
-        sink: &mut S,
-    ) -> Result<(), StreamError> {
+    fn pages<S: PageSink + ?Sized>(&mut self, pages: &Pages<'_>, sink: &mut S) -> Result<(), StreamError> {
         let Some(open) = &mut self.open else {
             return Ok(());
         };
@@ -340,11 +310,7 @@ impl CheckpointAssembler {
             let entry = entry?;
             let page = u64::from(entry.page);
             let bad = |what| StreamError::Page { block, page, what };
-            let count = if let PageContent::Zero { count } = entry.content {
-                count.into()
-            } else {
-                1
-            };
+            let count = if let PageContent::Zero { count } = entry.content { count.into() } else { 1 };
             self.seen.mark(block, page, count).map_err(bad)?;
             open.got.pages += count;
             let content: &Page = match entry.content {
@@ -362,15 +328,13 @@ impl CheckpointAssembler {
                     _ => return Err(bad("its compressed content is corrupt")),
                 },
                 PageContent::Delta(patch) => {
-                    sink.read(block, page, &mut scratch)
-                        .map_err(StreamError::Memory)?;
+                    sink.read(block, page, &mut scratch).map_err(StreamError::Memory)?;
                     apply_patch(patch, &mut scratch).map_err(bad)?;
                     &scratch
                 }
             };
             if at_once {
-                sink.write(block, page, content)
-                    .map_err(StreamError::Memory)?;
+                sink.write(block, page, content).map_err(StreamError::Memory)?;
             } else {
                 self.staged.push(block, page, content);
             }
@@ -378,11 +342,7 @@ impl CheckpointAssembler {
         Ok(())
     }
 
-    fn device_state(
-        &mut self,
-        record: &Record<'_>,
-        state: &DeviceState<'_>,
-    ) -> Result<(), StreamError> {
+    fn device_state(&mut self, record: &Record<'_>, state: &DeviceState<'_>) -> Result<(), StreamError> {
         let Some(open) = &mut self.open else {
             return Ok(());
         };
@@ -392,12 +352,7 @@ impl CheckpointAssembler {
         if state.offset != open.got.state_bytes {
             return Err(unexpected(record, "it is not the next piece"));
         }
-        open.got.state_bytes = grown(
-            "device state",
-            open.got.state_bytes,
-            state.bytes.len(),
-            MAX_DEVICE_STATE,
-        )?;
+        open.got.state_bytes = grown("device state", open.got.state_bytes, state.bytes.len(), MAX_DEVICE_STATE)?;
         self.staged.parts.state.extend_from_slice(state.bytes);
         Ok(())
     }
@@ -417,55 +372,32 @@ impl CheckpointAssembler {
         if output.offset != channels[channel].len() as u64 {
             return Err(unexpected(record, "it is not the next piece"));
         }
-        open.got.output_bytes = grown(
-            "channel output",
-            open.got.output_bytes,
-            output.bytes.len(),
-            MAX_OUTPUT,
-        )?;
+        open.got.output_bytes = grown("channel output", open.got.output_bytes, output.bytes.len(), MAX_OUTPUT)?;
         channels[channel].extend_from_slice(output.bytes);
         Ok(())
     }
 
     /// Closes the open pass if nothing of it is missing.
     fn complete(&mut self) -> Result<Fed, StreamError> {
-        let Some(Open {
-            pass,
-            begun,
-            announced: Some(announced),
-            got,
-        }) = &self.open
-        else {
+        let Some(Open { pass, begun, announced: Some(announced), got }) = &self.open else {
             return Ok(Fed::More);
         };
         let pass = *pass;
         for (what, expected, got) in [
             ("records", announced.records, got.records),
             ("pages", announced.pages, got.pages),
-            (
-                "bytes of device state",
-                announced.state_bytes,
-                got.state_bytes,
-            ),
+            ("bytes of device state", announced.state_bytes, got.state_bytes),
             ("bytes of output", announced.output_bytes, got.output_bytes),
         ] {
             if got > expected || (got < expected && self.lanes <= 1) {
-                return Err(StreamError::Totals {
-                    what,
-                    expected,
-                    got,
-                });
+                return Err(StreamError::Totals { what, expected, got });
             }
         }
         let Some(term) = begun.filter(|_| got.records == announced.records) else {
             return Ok(Fed::More);
         };
         if got != announced {
-            return Err(StreamError::Totals {
-                what: "digest",
-                expected: announced.digest,
-                got: got.digest,
-            });
+            return Err(StreamError::Totals { what: "digest", expected: announced.digest, got: got.digest });
         }
         self.open = None;
         match pass.kind {
@@ -487,10 +419,7 @@ impl CheckpointAssembler {
 }
 
 fn unexpected(record: &Record<'_>, why: &'static str) -> StreamError {
-    StreamError::Unexpected {
-        record: record.kind().name(),
-        why,
-    }
+    StreamError::Unexpected { record: record.kind().name(), why }
 }
 
 fn due(pass: Pass, expected: Epoch) -> Result<(), StreamError> {
@@ -498,28 +427,12 @@ fn due(pass: Pass, expected: Epoch) -> Result<(), StreamError> {
         PassKind::Sync => "sync round",
         PassKind::Checkpoint => "checkpoint",
     };
-    if pass.epoch == expected {
-        Ok(())
-    } else {
-        Err(StreamError::WrongEpoch {
-            what,
-            expected,
-            got: pass.epoch,
-        })
-    }
+    if pass.epoch == expected { Ok(()) } else { Err(StreamError::WrongEpoch { what, expected, got: pass.epoch }) }
 }
 
 fn grown(what: &'static str, have: u64, more: usize, bound: u64) -> Result<u64, StreamError> {
     let length = have + more as u64;
-    if length > bound {
-        Err(StreamError::TooLarge {
-            what,
-            length,
-            bound,
-        })
-    } else {
-        Ok(length)
-    }
+    if length > bound { Err(StreamError::TooLarge { what, length, bound }) } else { Ok(length) }
 }
 
 /// Which pages have come in this pass.
@@ -532,12 +445,7 @@ impl Seen {
     fn new(layout: &Layout) -> Self {
         let blocks = (0u16..)
             .map_while(|b| layout.pages(b))
-            .map(|pages| {
-                (
-                    pages,
-                    vec![0; usize::try_from(pages.div_ceil(64)).unwrap_or(usize::MAX)],
-                )
-            })
+            .map(|pages| (pages, vec![0; usize::try_from(pages.div_ceil(64)).unwrap_or(usize::MAX)]))
             .collect();
         Self { blocks }
     }
@@ -547,10 +455,7 @@ impl Seen {
     }
 
     fn mark(&mut self, block: u16, first: u64, count: u64) -> Result<(), &'static str> {
-        let (pages, bits) = self
-            .blocks
-            .get_mut(usize::from(block))
-            .ok_or("there is no such block")?;
+        let (pages, bits) = self.blocks.get_mut(usize::from(block)).ok_or("there is no such block")?;
         if first + count > *pages {
             return Err("it is outside its block");
         }
@@ -589,32 +494,18 @@ impl Staged {
     }
 
     fn push(&mut self, block: u16, page: u64, content: &Page) {
-        self.extend(StagedRun {
-            block,
-            zero: false,
-            first: page,
-            count: 1,
-        });
+        self.extend(StagedRun { block, zero: false, first: page, count: 1 });
         self.bytes.extend_from_slice(content);
     }
 
     fn zero(&mut self, block: u16, first: u64, count: u64) {
-        self.extend(StagedRun {
-            block,
-            zero: true,
-            first,
-            count,
-        });
+        self.extend(StagedRun { block, zero: true, first, count });
     }
 
     /// Neighbours become one run: one write instead of many.
     fn extend(&mut self, run: StagedRun) {
         match self.runs.last_mut() {
-            Some(last)
-                if last.block == run.block
-                    && last.zero == run.zero
-                    && last.first + last.count == run.first =>
-            {
+            Some(last) if last.block == run.block && last.zero == run.zero && last.first + last.count == run.first => {
                 last.count += run.count;
             }
             _ => self.runs.push(run),

@@ -65,19 +65,8 @@ pub struct ModeChooser {
 impl ModeChooser {
     /// For an encoder with or without a shadow.
     pub fn new(has_shadow: bool) -> Self {
-        let modes = if has_shadow {
-            &Mode::ALL[..]
-        } else {
-            &[Mode::Raw, Mode::Lz4]
-        };
-        Self {
-            modes,
-            figures: [None; 4],
-            link: None,
-            best: Mode::Raw,
-            samples: 0,
-            turn: 0,
-        }
+        let modes = if has_shadow { &Mode::ALL[..] } else { &[Mode::Raw, Mode::Lz4] };
+        Self { modes, figures: [None; 4], link: None, best: Mode::Raw, samples: 0, turn: 0 }
     }
 
     /// Takes in what a pass cost. Small passes are ignored.
@@ -86,15 +75,13 @@ impl ModeChooser {
             return;
         }
         let bytes = sample.bytes_in as f64;
-        let new = Figures {
-            encode: sample.encode.as_secs_f64() / bytes,
-            ratio: sample.bytes_out as f64 / bytes,
-        };
+        let new = Figures { encode: sample.encode.as_secs_f64() / bytes, ratio: sample.bytes_out as f64 / bytes };
         let slot = &mut self.figures[sample.mode as usize];
-        *slot = Some(slot.map_or(new, |old| Figures {
-            encode: mean(old.encode, new.encode),
-            ratio: mean(old.ratio, new.ratio),
-        }));
+        *slot =
+            Some(slot.map_or(new, |old| Figures {
+                encode: mean(old.encode, new.encode),
+                ratio: mean(old.ratio, new.ratio),
+            }));
         if sample.bytes_out >= MIN_BYTES {
             let new = sample.send.as_secs_f64() / sample.bytes_out as f64;
             self.link = Some(self.link.map_or(new, |old| mean(old, new)));
@@ -105,11 +92,7 @@ impl ModeChooser {
 
     /// The mode for the next pass.
     pub fn mode(&mut self) -> Mode {
-        if let Some(&untried) = self
-            .modes
-            .iter()
-            .find(|&&m| self.figures[m as usize].is_none())
-        {
+        if let Some(&untried) = self.modes.iter().find(|&&m| self.figures[m as usize].is_none()) {
             return untried;
         }
         if self.samples % TRY_EVERY == TRY_EVERY - 1 {

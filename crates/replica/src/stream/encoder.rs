@@ -8,9 +8,7 @@ use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_outpu
 use super::error::StreamError;
 use super::header::{HEADER_LEN, close_record, open_record};
 use super::layout::{Layout, PageRun};
-use super::page::{
-    ENTRY_LEN, Encoding, PAGE_SIZE, Page, changed_lines, is_zero, push_entry, push_patch,
-};
+use super::page::{ENTRY_LEN, Encoding, PAGE_SIZE, Page, changed_lines, is_zero, push_entry, push_patch};
 use super::record::{Kind, PART_LEN, Pass, Totals, put_pass, put_u64};
 use super::shadow::{Shadow, Slot};
 
@@ -157,9 +155,7 @@ impl PageEncoder {
         }
         let begun = Instant::now();
         let mut stats = EncodeStats::default();
-        let result = self
-            .check(runs, bytes)
-            .and_then(|()| self.encode_runs(out, pass, runs, bytes, &mut stats));
+        let result = self.check(runs, bytes).and_then(|()| self.encode_runs(out, pass, runs, bytes, &mut stats));
         if let Err(e) = result {
             self.reset();
             return Err(e);
@@ -172,20 +168,9 @@ impl PageEncoder {
     fn check(&self, runs: &[PageRun], bytes: &[u8]) -> Result<(), StreamError> {
         let mut need = 0u64;
         for run in runs {
-            let bad = |what| StreamError::Page {
-                block: run.block,
-                page: run.first,
-                what,
-            };
-            let pages = self
-                .layout
-                .pages(run.block)
-                .ok_or(bad("there is no such block"))?;
-            if run
-                .first
-                .checked_add(run.count.into())
-                .is_none_or(|end| end > pages)
-            {
+            let bad = |what| StreamError::Page { block: run.block, page: run.first, what };
+            let pages = self.layout.pages(run.block).ok_or(bad("there is no such block"))?;
+            if run.first.checked_add(run.count.into()).is_none_or(|end| end > pages) {
                 return Err(bad("the run ends outside its block"));
             }
             need += u64::from(run.count) * PAGE_SIZE as u64;
@@ -194,11 +179,9 @@ impl PageEncoder {
             }
         }
         match runs.last() {
-            Some(run) if need != bytes.len() as u64 => Err(StreamError::Page {
-                block: run.block,
-                page: run.first,
-                what: "there is content without a page",
-            }),
+            Some(run) if need != bytes.len() as u64 => {
+                Err(StreamError::Page { block: run.block, page: run.first, what: "there is content without a page" })
+            }
             _ => Ok(()),
         }
     }
@@ -233,31 +216,17 @@ impl PageEncoder {
                 page += used as u64;
             }
         }
-        if open.is_some() {
-            self.send(out, stats)
-        } else {
-            Ok(())
-        }
+        if open.is_some() { self.send(out, stats) } else { Ok(()) }
     }
 
     /// Appends the entry of the first of `content`, or of all zero pages at its front; answers how many pages that was.
     #[inline]
-    fn entry(
-        &mut self,
-        block: u16,
-        number: u64,
-        content: &[Page],
-        stats: &mut EncodeStats,
-    ) -> usize {
+    fn entry(&mut self, block: u16, number: u64, content: &[Page], stats: &mut EncodeStats) -> usize {
         let page = &content[0];
         // The layout bounds page numbers to 32 bits.
         let wire_number = number as u32;
         if is_zero(page) {
-            let count = content
-                .iter()
-                .take(usize::from(u16::MAX))
-                .take_while(|p| is_zero(p))
-                .count();
+            let count = content.iter().take(usize::from(u16::MAX)).take_while(|p| is_zero(p)).count();
             push_entry(&mut self.record, wire_number, Encoding::Zero, count as u16);
             if let Some(shadow) = &mut self.shadow {
                 (number..number + count as u64).for_each(|n| shadow.forget(block, n));
@@ -281,8 +250,7 @@ impl PageEncoder {
                         held.copy_from_slice(page);
                         if patched {
                             let length = (self.record.len() - at - ENTRY_LEN) as u16;
-                            self.record[at + ENTRY_LEN - 2..at + ENTRY_LEN]
-                                .copy_from_slice(&length.to_le_bytes());
+                            self.record[at + ENTRY_LEN - 2..at + ENTRY_LEN].copy_from_slice(&length.to_le_bytes());
                             stats.delta += 1;
                             stats.totals.pages += 1;
                             return 1;
@@ -305,12 +273,7 @@ impl PageEncoder {
             self.record.extend_from_slice(&self.packed[..length]);
             stats.lz4 += 1;
         } else {
-            push_entry(
-                &mut self.record,
-                wire_number,
-                Encoding::Raw,
-                PAGE_SIZE as u16,
-            );
+            push_entry(&mut self.record, wire_number, Encoding::Raw, PAGE_SIZE as u16);
             self.record.extend_from_slice(page);
             stats.raw += 1;
         }
@@ -318,11 +281,7 @@ impl PageEncoder {
     }
 
     /// Sends the open record, unless nothing is in it.
-    fn send<W: Write + ?Sized>(
-        &mut self,
-        out: &mut W,
-        stats: &mut EncodeStats,
-    ) -> Result<(), StreamError> {
+    fn send<W: Write + ?Sized>(&mut self, out: &mut W, stats: &mut EncodeStats) -> Result<(), StreamError> {
         if self.record.len() > HEADER_LEN + PART_LEN {
             let crc = close_record(&mut self.record, 0, Kind::Pages)?;
             stats.totals.records += 1;

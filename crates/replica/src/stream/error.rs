@@ -15,9 +15,7 @@ pub enum StreamError {
     #[error("this is not a checkpoint stream")]
     BadMagic,
     /// The peer speaks no version that we speak.
-    #[error(
-        "the peer speaks stream versions {oldest} to {newest}, this side {OLDEST_VERSION} to {VERSION}"
-    )]
+    #[error("the peer speaks stream versions {oldest} to {newest}, this side {OLDEST_VERSION} to {VERSION}")]
     Version { oldest: u16, newest: u16 },
     /// The stream ended inside a preamble or a record.
     #[error("the stream ends inside a record")]
@@ -27,26 +25,16 @@ pub enum StreamError {
     Checksum { record: &'static str },
     /// A length is over its bound. Nothing of that size was allocated.
     #[error("{what} of {length} bytes, at most {bound} are allowed")]
-    TooLarge {
-        what: &'static str,
-        length: u64,
-        bound: u64,
-    },
+    TooLarge { what: &'static str, length: u64, bound: u64 },
     /// A record of a kind that this version does not know and that may not be skipped.
     #[error("unknown record kind {kind}")]
     UnknownKind { kind: u8 },
     /// A record whose payload does not follow the format.
     #[error("malformed {record} record: {what}")]
-    Malformed {
-        record: &'static str,
-        what: &'static str,
-    },
+    Malformed { record: &'static str, what: &'static str },
     /// A good record at a point where it must not come.
     #[error("unexpected {record} record: {why}")]
-    Unexpected {
-        record: &'static str,
-        why: &'static str,
-    },
+    Unexpected { record: &'static str, why: &'static str },
     /// A record of another replication session.
     #[error("record of session {got:016x} in session {expected:016x}")]
     WrongSession { expected: u64, got: u64 },
@@ -55,25 +43,13 @@ pub enum StreamError {
     WrongTerm { current: Term, got: Term },
     /// A record of another epoch than the one that is due: replayed, lost or out of order.
     #[error("record of {what} {got}, due is {expected}")]
-    WrongEpoch {
-        what: &'static str,
-        expected: Epoch,
-        got: Epoch,
-    },
+    WrongEpoch { what: &'static str, expected: Epoch, got: Epoch },
     /// A page that does not exist, that came twice, or whose content cannot be rebuilt.
     #[error("block {block} page {page}: {what}")]
-    Page {
-        block: u16,
-        page: u64,
-        what: &'static str,
-    },
+    Page { block: u16, page: u64, what: &'static str },
     /// What `End` announces is not what came.
     #[error("incomplete pass: {got} of {expected} {what}")]
-    Totals {
-        what: &'static str,
-        expected: u64,
-        got: u64,
-    },
+    Totals { what: &'static str, expected: u64, got: u64 },
     /// The layout of the VM's memory cannot be used.
     #[error("memory layout")]
     Layout(#[from] LayoutError),

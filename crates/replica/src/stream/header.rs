@@ -33,10 +33,7 @@ pub struct Preamble {
 
 impl Preamble {
     /// That of this release.
-    pub const OURS: Preamble = Preamble {
-        version: VERSION,
-        oldest: OLDEST_VERSION,
-    };
+    pub const OURS: Preamble = Preamble { version: VERSION, oldest: OLDEST_VERSION };
 
     /// The bytes on the wire.
     pub fn to_bytes(self) -> [u8; PREAMBLE_LEN] {
@@ -73,10 +70,7 @@ impl Preamble {
         if self.oldest <= self.version && common >= self.oldest.max(OLDEST_VERSION) {
             Ok(common)
         } else {
-            Err(StreamError::Version {
-                oldest: self.oldest,
-                newest: self.version,
-            })
+            Err(StreamError::Version { oldest: self.oldest, newest: self.version })
         }
     }
 }
@@ -96,10 +90,7 @@ impl Header {
         let known = Kind::from_wire(kind);
         let record = known.map_or("unknown", Kind::name);
         if flags & !FLAG_SKIPPABLE != 0 || (r0, r1) != (0, 0) {
-            return Err(StreamError::Malformed {
-                record,
-                what: "a reserved field is not zero",
-            });
+            return Err(StreamError::Malformed { record, what: "a reserved field is not zero" });
         }
         if known.is_none() && flags & FLAG_SKIPPABLE == 0 {
             return Err(StreamError::UnknownKind { kind });
@@ -107,17 +98,9 @@ impl Header {
         let length = u32::from_le_bytes([l0, l1, l2, l3]);
         let bound = known.map_or(MAX_PAYLOAD, Kind::max_payload);
         if length as usize > bound {
-            return Err(StreamError::TooLarge {
-                what: record,
-                length: length.into(),
-                bound: bound as u64,
-            });
+            return Err(StreamError::TooLarge { what: record, length: length.into(), bound: bound as u64 });
         }
-        Ok(Header {
-            kind: known,
-            length: length as usize,
-            crc: u32::from_le_bytes([c0, c1, c2, c3]),
-        })
+        Ok(Header { kind: known, length: length as usize, crc: u32::from_le_bytes([c0, c1, c2, c3]) })
     }
 }
 
@@ -137,20 +120,12 @@ pub(super) fn open_record(out: &mut Vec<u8>, kind: Kind) -> usize {
 }
 
 /// Fills in length and checksum of the record that begins at `start` and ends at the end of `out`; answers the checksum.
-pub(super) fn close_record(
-    out: &mut Vec<u8>,
-    start: usize,
-    kind: Kind,
-) -> Result<u32, StreamError> {
+pub(super) fn close_record(out: &mut Vec<u8>, start: usize, kind: Kind) -> Result<u32, StreamError> {
     let length = out.len() - start - HEADER_LEN;
     let bound = kind.max_payload();
     if length > bound {
         out.truncate(start);
-        return Err(StreamError::TooLarge {
-            what: kind.name(),
-            length: length as u64,
-            bound: bound as u64,
-        });
+        return Err(StreamError::TooLarge { what: kind.name(), length: length as u64, bound: bound as u64 });
     }
     let (header, payload) = out[start..].split_at_mut(HEADER_LEN);
     header[4..8].copy_from_slice(&(length as u32).to_le_bytes());

@@ -32,11 +32,7 @@ pub enum LayoutError {
     #[error("RAM block '{name}': {what}")]
     BadBlock { name: String, what: &'static str },
     #[error("RAM block {index} is '{ours}' here and '{theirs}' on the other side")]
-    Differs {
-        index: usize,
-        ours: String,
-        theirs: String,
-    },
+    Differs { index: usize, ours: String, theirs: String },
 }
 
 /// All RAM blocks of a VM, in QEMU's order.
@@ -53,28 +49,19 @@ impl Layout {
         }
         let mut pages = 0u64;
         for block in &blocks {
-            let bad = |what| LayoutError::BadBlock {
-                name: block.name.chars().take(64).collect(),
-                what,
-            };
+            let bad = |what| LayoutError::BadBlock { name: block.name.chars().take(64).collect(), what };
             if block.name.len() > MAX_BLOCK_NAME {
                 return Err(bad("its name is too long"));
             }
             if block.used > block.total {
                 return Err(bad("it uses more than it has"));
             }
-            if !block.total.is_multiple_of(PAGE_SIZE as u64)
-                || !block.used.is_multiple_of(PAGE_SIZE as u64)
-            {
+            if !block.total.is_multiple_of(PAGE_SIZE as u64) || !block.used.is_multiple_of(PAGE_SIZE as u64) {
                 return Err(bad("its size is not a whole number of pages"));
             }
             pages = pages.saturating_add(block.total / PAGE_SIZE as u64);
         }
-        if pages > MAX_PAGES {
-            Err(LayoutError::TooManyPages)
-        } else {
-            Ok(Self(blocks))
-        }
+        if pages > MAX_PAGES { Err(LayoutError::TooManyPages) } else { Ok(Self(blocks)) }
     }
 
     /// The blocks in order.
@@ -84,9 +71,7 @@ impl Layout {
 
     /// Pages that `block` can have; none if there is no such block.
     pub fn pages(&self, block: u16) -> Option<u64> {
-        self.0
-            .get(usize::from(block))
-            .map(|b| b.total / PAGE_SIZE as u64)
+        self.0.get(usize::from(block)).map(|b| b.total / PAGE_SIZE as u64)
     }
 
     /// Pages of all blocks.
@@ -100,20 +85,13 @@ impl Layout {
     /// The first difference.
     pub fn same_as(&self, theirs: &Layout) -> Result<(), LayoutError> {
         let show = |block: Option<&BlockInfo>| {
-            block.map_or_else(
-                || "absent".to_owned(),
-                |b| format!("{} ({} of {} bytes)", b.name, b.used, b.total),
-            )
+            block.map_or_else(|| "absent".to_owned(), |b| format!("{} ({} of {} bytes)", b.name, b.used, b.total))
         };
         match (0..self.0.len().max(theirs.0.len())).find(|&i| self.0.get(i) != theirs.0.get(i)) {
             None => Ok(()),
             Some(index) => {
                 let (ours, theirs) = (show(self.0.get(index)), show(theirs.0.get(index)));
-                Err(LayoutError::Differs {
-                    index,
-                    ours,
-                    theirs,
-                })
+                Err(LayoutError::Differs { index, ours, theirs })
             }
         }
     }

@@ -69,13 +69,8 @@ pub fn is_zero(page: &Page) -> bool {
 
 /// Takes the next entry off the front of `rest`.
 pub(super) fn next_entry<'a>(rest: &mut &'a [u8]) -> Result<PageEntry<'a>, StreamError> {
-    let bad = |what| StreamError::Malformed {
-        record: "Pages",
-        what,
-    };
-    let (head, tail) = rest
-        .split_first_chunk::<ENTRY_LEN>()
-        .ok_or(bad("an entry is cut off"))?;
+    let bad = |what| StreamError::Malformed { record: "Pages", what };
+    let (head, tail) = rest.split_first_chunk::<ENTRY_LEN>().ok_or(bad("an entry is cut off"))?;
     let [p0, p1, p2, p3, encoding, reserved, l0, l1] = *head;
     let page = u32::from_le_bytes([p0, p1, p2, p3]);
     let length = u16::from_le_bytes([l0, l1]);
@@ -87,19 +82,11 @@ pub(super) fn next_entry<'a>(rest: &mut &'a [u8]) -> Result<PageEntry<'a>, Strea
             return Err(bad("an empty run of zero pages"));
         }
         *rest = tail;
-        return Ok(PageEntry {
-            page,
-            content: PageContent::Zero { count: length },
-        });
+        return Ok(PageEntry { page, content: PageContent::Zero { count: length } });
     }
-    let (body, tail) = tail
-        .split_at_checked(length.into())
-        .ok_or(bad("an entry is cut off"))?;
+    let (body, tail) = tail.split_at_checked(length.into()).ok_or(bad("an entry is cut off"))?;
     let content = if encoding == Encoding::Raw as u8 {
-        PageContent::Raw(
-            body.try_into()
-                .map_err(|_| bad("a raw page is not of page size"))?,
-        )
+        PageContent::Raw(body.try_into().map_err(|_| bad("a raw page is not of page size"))?)
     } else if encoding == Encoding::Lz4 as u8 {
         PageContent::Lz4(body)
     } else if encoding == Encoding::Delta as u8 {
@@ -122,13 +109,7 @@ pub(super) fn push_entry(out: &mut Vec<u8>, page: u32, encoding: Encoding, lengt
 #[inline]
 pub(super) fn changed_lines(old: &Page, new: &Page) -> u64 {
     let mut mask = 0u64;
-    for (i, (a, b)) in old
-        .as_chunks::<LINE>()
-        .0
-        .iter()
-        .zip(new.as_chunks::<LINE>().0)
-        .enumerate()
-    {
+    for (i, (a, b)) in old.as_chunks::<LINE>().0.iter().zip(new.as_chunks::<LINE>().0).enumerate() {
         let mut diff = 0u64;
         for (x, y) in a.as_chunks::<WORD>().0.iter().zip(b.as_chunks::<WORD>().0) {
             diff |= u64::from_ne_bytes(*x) ^ u64::from_ne_bytes(*y);
@@ -157,13 +138,7 @@ pub(super) fn push_patch(out: &mut Vec<u8>, old: &Page, new: &Page, lines: u64) 
         let at = out.len();
         out.push(0);
         let mut words = 0u8;
-        for (w, (x, y)) in old[i]
-            .as_chunks::<WORD>()
-            .0
-            .iter()
-            .zip(new[i].as_chunks::<WORD>().0)
-            .enumerate()
-        {
+        for (w, (x, y)) in old[i].as_chunks::<WORD>().0.iter().zip(new[i].as_chunks::<WORD>().0).enumerate() {
             if x != y {
                 words |= 1 << w;
                 out.extend_from_slice(y);

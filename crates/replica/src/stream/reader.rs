@@ -37,12 +37,7 @@ pub struct RecordReader<R> {
 
 impl<R: Read> RecordReader<R> {
     pub fn new(input: R) -> Self {
-        Self {
-            input,
-            buf: Vec::new(),
-            have: 0..0,
-            failed: false,
-        }
+        Self { input, buf: Vec::new(), have: 0..0, failed: false }
     }
 
     /// The input. Reading from it directly loses the place in the stream.
@@ -56,9 +51,7 @@ impl<R: Read> RecordReader<R> {
     /// As [`Preamble::from_bytes`]; [`StreamError::Truncated`] if the stream ends before or in it.
     pub fn preamble(&mut self) -> Result<Preamble, StreamError> {
         let result = self.fill(PREAMBLE_LEN).and_then(|()| {
-            let bytes = self.buf[self.have.start..]
-                .first_chunk()
-                .ok_or(StreamError::Truncated)?;
+            let bytes = self.buf[self.have.start..].first_chunk().ok_or(StreamError::Truncated)?;
             Preamble::from_bytes(bytes)
         });
         if result.is_ok() {
@@ -73,10 +66,7 @@ impl<R: Read> RecordReader<R> {
     /// Those of the format (see [`StreamError`]); [`StreamError::Truncated`] at an end inside a record; that of the read.
     pub fn next_record(&mut self) -> Result<Option<Frame<'_>>, StreamError> {
         if self.failed {
-            return Err(StreamError::Unexpected {
-                record: "further",
-                why: "the stream was refused before",
-            });
+            return Err(StreamError::Unexpected { record: "further", why: "the stream was refused before" });
         }
         let found = self.find();
         let Some((kind, payload, checksum)) = self.note(found)? else {
@@ -84,11 +74,7 @@ impl<R: Read> RecordReader<R> {
         };
         let wire_len = HEADER_LEN + payload.len();
         match Record::decode(kind, &self.buf[payload]) {
-            Ok(record) => Ok(Some(Frame {
-                record,
-                checksum,
-                wire_len,
-            })),
+            Ok(record) => Ok(Some(Frame { record, checksum, wire_len })),
             Err(e) => {
                 self.failed = true;
                 Err(e)
@@ -110,17 +96,13 @@ impl<R: Read> RecordReader<R> {
                 Err(StreamError::Truncated) if self.have.is_empty() => return Ok(None),
                 other => other?,
             }
-            let bytes = self.buf[self.have.start..]
-                .first_chunk()
-                .ok_or(StreamError::Truncated)?;
+            let bytes = self.buf[self.have.start..].first_chunk().ok_or(StreamError::Truncated)?;
             let header = Header::parse(bytes)?;
             self.fill(HEADER_LEN + header.length)?;
             let start = self.have.start;
             let payload = start + HEADER_LEN..start + HEADER_LEN + header.length;
             if checksum(&self.buf[start..payload.start], &self.buf[payload.clone()]) != header.crc {
-                return Err(StreamError::Checksum {
-                    record: header.kind.map_or("unknown", Kind::name),
-                });
+                return Err(StreamError::Checksum { record: header.kind.map_or("unknown", Kind::name) });
             }
             self.have.start = payload.end;
             if let Some(kind) = header.kind {

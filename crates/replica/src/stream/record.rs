@@ -204,20 +204,10 @@ pub enum RefuseCode {
 impl RefuseCode {
     fn from_wire(code: u16) -> Self {
         use RefuseCode::*;
-        [
-            Other,
-            Version,
-            WrongVm,
-            WrongTerm,
-            Layout,
-            Busy,
-            CannotBuild,
-            Protocol,
-            UnknownSession,
-        ]
-        .get(usize::from(code))
-        .copied()
-        .unwrap_or(Other)
+        [Other, Version, WrongVm, WrongTerm, Layout, Busy, CannotBuild, Protocol, UnknownSession]
+            .get(usize::from(code))
+            .copied()
+            .unwrap_or(Other)
     }
 }
 
@@ -436,13 +426,7 @@ impl Record<'_> {
             }
             Record::End { pass, totals } => {
                 put_pass(out, pass, 0, 0);
-                for field in [
-                    totals.records,
-                    totals.pages,
-                    totals.state_bytes,
-                    totals.output_bytes,
-                    totals.digest,
-                ] {
+                for field in [totals.records, totals.pages, totals.state_bytes, totals.output_bytes, totals.digest] {
                     put_u64(out, field);
                 }
             }
@@ -457,11 +441,7 @@ impl Record<'_> {
                 put_u64(out, *session);
                 put_u64(out, term.0);
             }
-            Record::Relinquish {
-                session,
-                epoch,
-                reason,
-            } => {
+            Record::Relinquish { session, epoch, reason } => {
                 put_u64(out, *session);
                 put_u64(out, epoch.0);
                 put_text(out, reason);
@@ -479,10 +459,7 @@ impl Record<'_> {
 impl<'a> Record<'a> {
     /// Reads a payload, whose checksum is right. Entries of `Pages` are checked when they are taken.
     pub(super) fn decode(kind: Kind, payload: &'a [u8]) -> Result<Self, StreamError> {
-        let mut fields = Fields {
-            record: kind.name(),
-            rest: payload,
-        };
+        let mut fields = Fields { record: kind.name(), rest: payload };
         let record = match kind {
             Kind::Hello => {
                 let hello = serde_json::from_slice(payload)
@@ -490,31 +467,16 @@ impl<'a> Record<'a> {
                 fields.rest = &[];
                 Record::Hello(hello)
             }
-            Kind::Join => Record::Join {
-                session: fields.u64()?,
-                lane: fields.u8()?,
-            },
-            Kind::Welcome => Record::Welcome(Welcome {
-                session: fields.u64()?,
-            }),
-            Kind::Refuse => Record::Refuse {
-                code: RefuseCode::from_wire(fields.u16()?),
-                reason: fields.text()?,
-            },
-            Kind::Begin => Record::Begin {
-                pass: fields.bare_pass()?,
-                term: Term(fields.u64()?),
-            },
+            Kind::Join => Record::Join { session: fields.u64()?, lane: fields.u8()? },
+            Kind::Welcome => Record::Welcome(Welcome { session: fields.u64()? }),
+            Kind::Refuse => Record::Refuse { code: RefuseCode::from_wire(fields.u16()?), reason: fields.text()? },
+            Kind::Begin => Record::Begin { pass: fields.bare_pass()?, term: Term(fields.u64()?) },
             Kind::Pages => {
                 let (pass, aux, block) = fields.pass()?;
                 if aux != 0 || fields.u64()? != 0 {
                     return Err(fields.bad("a reserved field is not zero"));
                 }
-                Record::Pages(Pages {
-                    pass,
-                    block,
-                    entries: fields.take_rest(),
-                })
+                Record::Pages(Pages { pass, block, entries: fields.take_rest() })
             }
             Kind::DeviceState => Record::DeviceState(DeviceState {
                 pass: fields.bare_pass()?,
@@ -526,12 +488,7 @@ impl<'a> Record<'a> {
                 if reserved != 0 {
                     return Err(fields.bad("a reserved field is not zero"));
                 }
-                Record::ChannelOutput(Output {
-                    pass,
-                    channel,
-                    offset: fields.u64()?,
-                    bytes: fields.take_rest(),
-                })
+                Record::ChannelOutput(Output { pass, channel, offset: fields.u64()?, bytes: fields.take_rest() })
             }
             Kind::End => Record::End {
                 pass: fields.bare_pass()?,
@@ -543,9 +500,7 @@ impl<'a> Record<'a> {
                     digest: fields.u64()?,
                 },
             },
-            Kind::Ack => Record::Ack {
-                pass: fields.bare_pass()?,
-            },
+            Kind::Ack => Record::Ack { pass: fields.bare_pass()? },
             Kind::Heartbeat => Record::Heartbeat(Heartbeat {
                 session: fields.u64()?,
                 seq: fields.u64()?,
@@ -556,15 +511,10 @@ impl<'a> Record<'a> {
                     _ => return Err(fields.bad("unknown flag")),
                 },
             }),
-            Kind::Bound => Record::Bound {
-                session: fields.u64()?,
-                term: Term(fields.u64()?),
-            },
-            Kind::Relinquish => Record::Relinquish {
-                session: fields.u64()?,
-                epoch: Epoch(fields.u64()?),
-                reason: fields.text()?,
-            },
+            Kind::Bound => Record::Bound { session: fields.u64()?, term: Term(fields.u64()?) },
+            Kind::Relinquish => {
+                Record::Relinquish { session: fields.u64()?, epoch: Epoch(fields.u64()?), reason: fields.text()? }
+            }
             Kind::Ready => Record::Ready {
                 session: fields.u64()?,
                 what: match fields.u8()? {
@@ -573,15 +523,9 @@ impl<'a> Record<'a> {
                     _ => return Err(fields.bad("ready for something unknown")),
                 },
             },
-            Kind::Bye => Record::Bye {
-                reason: fields.text()?,
-            },
+            Kind::Bye => Record::Bye { reason: fields.text()? },
         };
-        if fields.rest.is_empty() {
-            Ok(record)
-        } else {
-            Err(fields.bad("it is too long"))
-        }
+        if fields.rest.is_empty() { Ok(record) } else { Err(fields.bad("it is too long")) }
     }
 }
 
@@ -598,7 +542,11 @@ pub(super) fn put_u64(out: &mut Vec<u8>, value: u64) {
 }
 
 fn put_text(out: &mut Vec<u8>, text: &str) {
-    out.extend_from_slice(&text.as_bytes()[..text.floor_char_boundary(MAX_TEXT)]);
+    let mut end = text.len().min(MAX_TEXT);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    out.extend_from_slice(&text.as_bytes()[..end]);
 }
 
 /// The fields of a payload, taken one by one.
@@ -609,17 +557,11 @@ struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     fn bad(&self, what: &'static str) -> StreamError {
-        StreamError::Malformed {
-            record: self.record,
-            what,
-        }
+        StreamError::Malformed { record: self.record, what }
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], StreamError> {
-        let (head, tail) = self
-            .rest
-            .split_first_chunk::<N>()
-            .ok_or_else(|| self.bad("it is too short"))?;
+        let (head, tail) = self.rest.split_first_chunk::<N>().ok_or_else(|| self.bad("it is too short"))?;
         self.rest = tail;
         Ok(*head)
     }
@@ -654,15 +596,7 @@ impl<'a> Fields<'a> {
             return Err(self.bad("a reserved field is not zero"));
         };
         let kind = PassKind::from_wire(kind).ok_or_else(|| self.bad("unknown kind of pass"))?;
-        Ok((
-            Pass {
-                session,
-                kind,
-                epoch,
-            },
-            aux,
-            u16::from_le_bytes([b0, b1]),
-        ))
+        Ok((Pass { session, kind, epoch }, aux, u16::from_le_bytes([b0, b1])))
     }
 
     fn bare_pass(&mut self) -> Result<Pass, StreamError> {

@@ -37,22 +37,13 @@ pub(super) enum Slot<'a> {
 impl Shadow {
     /// An empty shadow that may take up to `max_bytes` of memory; beyond that, pages simply stay unknown.
     pub fn new(layout: &Layout, max_bytes: u64) -> Self {
-        let pieces =
-            |pages: u64| usize::try_from(pages.div_ceil(PIECE_PAGES as u64)).unwrap_or(usize::MAX);
+        let pieces = |pages: u64| usize::try_from(pages.div_ceil(PIECE_PAGES as u64)).unwrap_or(usize::MAX);
         let blocks = (0u16..)
             .map_while(|b| layout.pages(b))
-            .map(|pages| {
-                std::iter::repeat_with(|| None)
-                    .take(pieces(pages))
-                    .collect()
-            })
+            .map(|pages| std::iter::repeat_with(|| None).take(pieces(pages)).collect())
             .collect();
-        let pieces_left =
-            usize::try_from(max_bytes / (PIECE_PAGES * PAGE_SIZE) as u64).unwrap_or(usize::MAX);
-        Self {
-            blocks,
-            pieces_left,
-        }
+        let pieces_left = usize::try_from(max_bytes / (PIECE_PAGES * PAGE_SIZE) as u64).unwrap_or(usize::MAX);
+        Self { blocks, pieces_left }
     }
 
     /// Forgets every page: a new session, or one that failed. Keeps the memory.
@@ -77,11 +68,7 @@ impl Shadow {
     #[inline]
     pub(super) fn slot(&mut self, block: u16, page: u64) -> Slot<'_> {
         let (piece, at) = (page as usize / PIECE_PAGES, page as usize % PIECE_PAGES);
-        let Some(place) = self
-            .blocks
-            .get_mut(usize::from(block))
-            .and_then(|b| b.get_mut(piece))
-        else {
+        let Some(place) = self.blocks.get_mut(usize::from(block)).and_then(|b| b.get_mut(piece)) else {
             return Slot::Absent;
         };
         if place.is_none() {

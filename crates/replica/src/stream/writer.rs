@@ -42,19 +42,9 @@ impl<'a, W: Write + ?Sized> PassWriter<'a, W> {
     ///
     /// # Errors
     /// [`StreamError::Io`].
-    pub fn begin(
-        out: &'a mut W,
-        scratch: &'a mut Vec<u8>,
-        pass: Pass,
-        term: Term,
-    ) -> Result<Self, StreamError> {
+    pub fn begin(out: &'a mut W, scratch: &'a mut Vec<u8>, pass: Pass, term: Term) -> Result<Self, StreamError> {
         write_record(out, scratch, &Record::Begin { pass, term })?;
-        Ok(Self {
-            out,
-            scratch,
-            pass,
-            totals: Totals::default(),
-        })
+        Ok(Self { out, scratch, pass, totals: Totals::default() })
     }
 
     /// Writes the pages of `runs`, whose contents stand one after another in `bytes`.
@@ -80,11 +70,7 @@ impl<'a, W: Write + ?Sized> PassWriter<'a, W> {
         for bytes in state.chunks(PART_BYTES) {
             let offset = self.totals.state_bytes;
             self.totals.state_bytes += bytes.len() as u64;
-            self.part(&Record::DeviceState(DeviceState {
-                pass: self.pass,
-                offset,
-                bytes,
-            }))?;
+            self.part(&Record::DeviceState(DeviceState { pass: self.pass, offset, bytes }))?;
         }
         Ok(())
     }
@@ -96,12 +82,7 @@ impl<'a, W: Write + ?Sized> PassWriter<'a, W> {
     pub fn channel_output(&mut self, channel: u8, output: &[u8]) -> Result<(), StreamError> {
         let mut offset = 0;
         for bytes in output.chunks(PART_BYTES) {
-            self.part(&Record::ChannelOutput(Output {
-                pass: self.pass,
-                channel,
-                offset,
-                bytes,
-            }))?;
+            self.part(&Record::ChannelOutput(Output { pass: self.pass, channel, offset, bytes }))?;
             offset += bytes.len() as u64;
             self.totals.output_bytes += bytes.len() as u64;
         }
@@ -118,12 +99,7 @@ impl<'a, W: Write + ?Sized> PassWriter<'a, W> {
     /// # Errors
     /// [`StreamError::Io`].
     pub fn end(self) -> Result<Totals, StreamError> {
-        let Self {
-            out,
-            scratch,
-            pass,
-            totals,
-        } = self;
+        let Self { out, scratch, pass, totals } = self;
         write_record(out, scratch, &Record::End { pass, totals })?;
         out.flush().map_err(StreamError::Io)?;
         Ok(totals)

@@ -6,8 +6,8 @@ use std::io;
 use ninefold_model::{Epoch, Term};
 use ninefold_replica::stream::page::{PAGE_SIZE, Page};
 use ninefold_replica::stream::{
-    BlockInfo, CheckpointAssembler, Fed, Layout, Mode, PageEncoder, PageRun, PageSink, Pass,
-    PassKind, PassWriter, Preamble, RecordReader, StreamError,
+    BlockInfo, CheckpointAssembler, Fed, Layout, Mode, PageEncoder, PageRun, PageSink, Pass, PassKind, PassWriter,
+    Preamble, RecordReader, StreamError,
 };
 use proptest::prelude::*;
 
@@ -25,11 +25,7 @@ pub fn layout() -> Layout {
 }
 
 pub fn pass(kind: PassKind, epoch: u64) -> Pass {
-    Pass {
-        session: SESSION,
-        kind,
-        epoch: Epoch(epoch),
-    }
+    Pass { session: SESSION, kind, epoch: Epoch(epoch) }
 }
 
 /// Guest memory, a plain one.
@@ -38,12 +34,7 @@ pub struct Memory(pub Vec<Vec<u8>>);
 
 impl Memory {
     pub fn new() -> Self {
-        Self(
-            BLOCKS
-                .iter()
-                .map(|&pages| vec![0; pages as usize * PAGE_SIZE])
-                .collect(),
-        )
+        Self(BLOCKS.iter().map(|&pages| vec![0; pages as usize * PAGE_SIZE]).collect())
     }
 
     pub fn page(&self, block: u16, page: u64) -> &Page {
@@ -57,14 +48,7 @@ impl Memory {
 
 impl std::fmt::Debug for Memory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "Memory({:08x?})",
-            self.0
-                .iter()
-                .map(|b| crc32fast::hash(b))
-                .collect::<Vec<_>>()
-        )
+        write!(f, "Memory({:08x?})", self.0.iter().map(|b| crc32fast::hash(b)).collect::<Vec<_>>())
     }
 }
 
@@ -136,13 +120,8 @@ pub fn act(memory: &mut Memory, step: &Step) -> (Vec<PageRun>, Vec<u8>) {
         match touch {
             Touch::Zero => content.fill(0),
             Touch::Same => {}
-            Touch::Bytes(changes) => changes
-                .iter()
-                .for_each(|&(at, byte)| content[usize::from(at)] = byte),
-            Touch::Text(seed) => content
-                .iter_mut()
-                .enumerate()
-                .for_each(|(i, b)| *b = (i as u8 % 13) + seed % 64),
+            Touch::Bytes(changes) => changes.iter().for_each(|&(at, byte)| content[usize::from(at)] = byte),
+            Touch::Text(seed) => content.iter_mut().enumerate().for_each(|(i, b)| *b = (i as u8 % 13) + seed % 64),
             Touch::Noise(seed) => {
                 let mut x = seed | 1;
                 for word in content.as_chunks_mut::<8>().0 {
@@ -155,14 +134,8 @@ pub fn act(memory: &mut Memory, step: &Step) -> (Vec<PageRun>, Vec<u8>) {
         }
         bytes.extend_from_slice(content);
         match runs.last_mut() {
-            Some(run) if run.block == *block && run.first + u64::from(run.count) == *page => {
-                run.count += 1
-            }
-            _ => runs.push(PageRun {
-                block: *block,
-                first: *page,
-                count: 1,
-            }),
+            Some(run) if run.block == *block && run.first + u64::from(run.count) == *page => run.count += 1,
+            _ => runs.push(PageRun { block: *block, first: *page, count: 1 }),
         }
     }
     (runs, bytes)
@@ -181,8 +154,7 @@ pub fn send(syncs: &[Step], steps: &[Step], shadow: u64) -> (Vec<u8>, Vec<Memory
     for ((kind, step), epoch) in rounds.chain(checkpoints) {
         encoder.set_mode(step.mode);
         let (runs, bytes) = act(&mut memory, step);
-        let mut writer =
-            PassWriter::begin(&mut out, &mut scratch, pass(kind, epoch), TERM).unwrap();
+        let mut writer = PassWriter::begin(&mut out, &mut scratch, pass(kind, epoch), TERM).unwrap();
         writer.pages(&mut encoder, &runs, &bytes).unwrap();
         if kind == PassKind::Checkpoint {
             writer.device_state(&step.state).unwrap();
@@ -205,10 +177,7 @@ pub struct Receiver {
 
 impl Receiver {
     pub fn new() -> Self {
-        Self {
-            assembler: CheckpointAssembler::new(SESSION, TERM, layout(), 1),
-            memory: Memory::new(),
-        }
+        Self { assembler: CheckpointAssembler::new(SESSION, TERM, layout(), 1), memory: Memory::new() }
     }
 
     /// Takes a stream until its end or its refusal.
@@ -232,11 +201,7 @@ impl Receiver {
         };
         let n = held.epoch.0 as usize - 1;
         assert_eq!(held.term, TERM);
-        assert!(
-            held.device_state == steps[n].state && held.output(0) == steps[n].console,
-            "parts of {}",
-            n + 1
-        );
+        assert!(held.device_state == steps[n].state && held.output(0) == steps[n].console, "parts of {}", n + 1);
         assert_eq!(self.memory, history[n], "memory of checkpoint {}", n + 1);
     }
 }
