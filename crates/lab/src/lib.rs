@@ -1,1 +1,47 @@
-//! See the crate's description.
+//! Hosts in network namespaces on one machine: for the demo, the integration tests, fault injection and benchmarks.
+//!
+//! A lab has hosts `a` and `b` for VMs, a witness's host `w`, a `client`, a public and a replication network. It is
+//! real as far as one machine allows: each host has its own network stack, processes that are frozen and killed at
+//! once, and cables that can be cut. Whatever a lab makes goes away with it, also when its owner is killed.
+//!
+//! * [`lab`]: up, down, attach; processes of a host. [`config`]: what to make. [`topology`]: names and addresses
+//! * [`faults`]: kill, freeze, cut, and their opposites
+//! * [`boot`]: the witness, keepers and the VM. [`watch`]: their events, as they come
+//! * [`observer`]: who spoke for the VM on the public network
+//! * [`ledger`]: a client that checks every acknowledged write
+//! * [`pinger`]: round trips. [`series`]: percentiles
+//! * [`status`]: how a lab is at the moment
+//! * [`netns`], [`link`], [`processes`]: namespaces, interfaces and control groups
+//! * [`record`]: a lab's files. `teardown`: how it goes away
+
+pub mod boot;
+pub mod config;
+pub mod error;
+pub mod faults;
+pub mod lab;
+pub mod ledger;
+pub mod link;
+pub mod netns;
+pub mod observer;
+pub mod pinger;
+pub mod processes;
+pub mod programs;
+pub mod record;
+pub mod series;
+pub mod status;
+mod teardown;
+pub mod topology;
+pub mod watch;
+
+pub use boot::{BootedVm, VmOptions};
+pub use config::{LabConfig, LabSecurity};
+pub use error::LabError;
+pub use faults::Cut;
+pub use lab::Lab;
+pub use ledger::{Ledger, LedgerOptions, LedgerReport};
+pub use observer::{Observer, Report, Takeover};
+pub use pinger::Pinger;
+pub use series::{Series, Summary};
+pub use status::LabStatus;
+pub use topology::Network;
+pub use watch::EventWatch;

@@ -1,0 +1,56 @@
+//! What a lab shall be.
+
+use std::path::PathBuf;
+
+use ninefold_model::HostName;
+use serde::{Deserialize, Serialize};
+
+use crate::error::LabError;
+
+/// What [`crate::Lab::up`] makes.
+#[derive(Debug, Clone)]
+pub struct LabConfig {
+    /// The lab's name, at most 8 characters; it is part of every namespace's name.
+    pub name: String,
+    /// The hosts for VMs.
+    pub hosts: Vec<HostName>,
+    /// The lab outlives this process until it is taken down by name. Otherwise it vanishes with this process.
+    pub persistent: bool,
+    pub security: LabSecurity,
+    /// Where `ninefold-keeper` and `ninefold-witness` are. By default NINEFOLD_BIN_DIR, else near the running program
+    /// (as Cargo places them), else on the PATH.
+    pub bin_dir: Option<PathBuf>,
+    /// Where the logs go when the thread that owns the lab panics (a failed test). By default `lab-debris` in Cargo's
+    /// target directory.
+    pub debris: Option<PathBuf>,
+}
+
+/// How the lab's hosts know each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LabSecurity {
+    /// Certificates of an authority that the lab makes and forgets.
+    #[default]
+    MutualTls,
+    /// No encryption: to measure what it costs.
+    PlainText,
+}
+
+impl LabConfig {
+    /// A lab with hosts `a` and `b`.
+    pub fn new(name: &str) -> Result<Self, LabError> {
+        let hosts = ["a", "b"].map(|h| h.parse::<HostName>());
+        let hosts = hosts
+            .into_iter()
+            .collect::<Result<_, _>>()
+            .map_err(|e| LabError::Name { name: name.to_owned(), reason: e.to_string() })?;
+        Ok(Self {
+            name: name.to_owned(),
+            hosts,
+            persistent: false,
+            security: LabSecurity::default(),
+            bin_dir: None,
+            debris: None,
+        })
+    }
+}

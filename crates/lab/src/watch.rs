@@ -1,0 +1,123 @@
+//! What the keepers of a lab say, as it comes, also across their deaths and restarts.
+//!
+//! One thread per host asks its keeper for events by long polling. A keeper that is not there is asked again; a new one
+//! starts counting at 1, so events are told apart by their time.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use ninefold_keeper::api::Client;
+use ninefold_model::event::{Event, EventKind};
+
+use crate::lab::Lab;
+use crate::observer::Takeover;
+
+/// How long one request for events waits.
+const POLL: Duration = Duration::from_millis(500);
+/// Between two attempts to reach a keeper that is not there.
+const RETRY: Duration = Duration::from_millis(20);
+
+#[derive(Debug, Default)]
+struct Shared {
+    events: Mutex<Vec<Event>>,
+    more: Condvar,
+    stop: AtomicBool,
+}
+
+impl Shared {
+    fn events(&self) -> MutexGuard<'_, Vec<Event>> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Collects the events of all of a lab's keepers.
+#[derive(Debug)]
+pub struct EventWatch {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl EventWatch {
+    /// Begins with all events that the keepers still know.
+    pub fn start(lab: &Lab) -> Self {
+        let shared = Arc::new(Shared::default());
+        let threads = lab.topology().hosts.iter().map(|host| {
+            let client = Client::new(&lab.run_dir(host.as_str()));
+            let shared = Arc::clone(&shared);
+            std::thread::spawn(move || follow(&client, &shared))
+        });
+        let threads = threads.collect();
+        Self { shared, threads }
+    }
+
+    /// All events so far, in order of arrival.
+    pub fn all(&self) -> Vec<Event> {
+        self.shared.events().clone()
+    }
+
+    /// How many there are: a mark for [`EventWatch::wait_for`].
+    pub fn mark(&self) -> usize {
+        self.shared.events().len()
+    }
+
+    /// Waits for an event at or after `mark` that satisfies `wanted`; `None` when the deadline passes.
+    pub fn wait_for(&self, mark: usize, deadline: Instant, mut wanted: impl FnMut(&Event) -> bool) -> Option<Event> {
+        let mut seen = mark;
+        let mut events = self.shared.events();
+        loop {
+            if let Some(found) = events.get(seen..).unwrap_or_default().iter().find(|e| wanted(e)) {
+                return Some(found.clone());
+            }
+            seen = seen.max(events.len());
+            let left = deadline.checked_duration_since(Instant::now())?;
+            events = self.shared.more.wait_timeout(events, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Who began to speak for the VM, and when, in order of time.
+    pub fn takeovers(&self) -> Vec<Takeover> {
+        let events = self.shared.events();
+        let begins = events.iter().filter(|e| matches!(e.kind, EventKind::Booted { .. } | EventKind::TookOver { .. }));
+        let mut all: Vec<_> = begins
+            .map(|e| Takeover { host: e.host.to_string(), monotonic_ns: e.monotonic_us.saturating_mul(1000) })
+            .collect();
+        all.sort_by_key(|t| t.monotonic_ns);
+        all
+    }
+}
+
+impl Drop for EventWatch {
+    /// Does not wait for the threads: one may hang on a frozen keeper. Each ends with its next answer, at the latest
+    /// with the lab.
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..).filter(JoinHandle::is_finished) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn follow(client: &Client, shared: &Shared) {
+    let mut after = 0;
+    // The latest event's time and number; a new keeper repeats none, an old one found again repeats all.
+    let mut latest = (0, 0);
+    while !shared.stop.load(Ordering::Relaxed) {
+        match client.events(after, POLL) {
+            Ok(new) => {
+                after = new.last().map_or(after, |e| e.seq);
+                let fresh: Vec<_> = new.into_iter().filter(|e| (e.monotonic_us, e.seq) > latest).collect();
+                if let Some(last) = fresh.last() {
+                    latest = (last.monotonic_us, last.seq);
+                    shared.events().extend(fresh);
+                    shared.more.notify_all();
+                }
+            }
+            Err(_) => {
+                after = 0;
+                std::thread::sleep(RETRY);
+            }
+        }
+    }
+}
