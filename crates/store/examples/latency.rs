@@ -15,9 +15,7 @@ use ninefold_transport::{Authority, Identity, Listener, Security, Validity};
 const SWAPS: usize = 1000;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let parent = std::env::args()
-        .nth(1)
-        .unwrap_or_else(|| std::env::temp_dir().display().to_string());
+    let parent = std::env::args().nth(1).unwrap_or_else(|| std::env::temp_dir().display().to_string());
     let dir = tempfile::tempdir_in(parent)?;
     let (a, w): (HostName, HostName) = ("a".parse()?, "w".parse()?);
     let authority = Authority::create(dir.path(), Validity::days(1))?;
@@ -27,38 +25,21 @@ fn main() -> Result<(), Box<dyn Error>> {
         authority.issue(host, &identity, Validity::days(1))?;
         tls.push(Security::MutualTls(Identity::load(identity)?));
     }
-    println!(
-        "{:<34} {:>9} {:>9} {:>9}",
-        "microseconds", "p50", "p99", "max"
-    );
+    println!("{:<34} {:>9} {:>9} {:>9}", "microseconds", "p50", "p99", "max");
     fsync(dir.path())?;
 
     let plain = |host: &HostName| Security::PlainText { host: host.clone() };
-    for (name, client, server) in [
-        ("TLS", tls[0].clone(), tls[1].clone()),
-        ("plain text", plain(&a), plain(&w)),
-    ] {
+    for (name, client, server) in [("TLS", tls[0].clone(), tls[1].clone()), ("plain text", plain(&a), plain(&w))] {
         let registers = Registers::open(dir.path().join(name))?;
-        let server = Server::new(
-            Listener::bind("127.0.0.1:0".parse()?, server)?,
-            registers,
-            Limits::default(),
-        );
+        let server = Server::new(Listener::bind("127.0.0.1:0".parse()?, server)?, registers, Limits::default());
         let (addr, stop) = (server.local_addr(), server.handle());
         let thread = std::thread::spawn(move || server.run());
-        let new_client =
-            || WitnessClient::new(addr, w.clone(), client.clone(), Timeouts::default());
+        let new_client = || WitnessClient::new(addr, w.clone(), client.clone(), Timeouts::default());
         let mut warm = new_client();
         swaps(&format!("swap, warm, {name}"), &mut warm, &a)?;
         let vm: VmName = "db".parse()?;
-        report(
-            &format!("read, warm, {name}"),
-            sample(SWAPS, || Ok(warm.read(&vm).map(drop)?))?,
-        );
-        report(
-            &format!("read, new connection, {name}"),
-            sample(200, || Ok(new_client().read(&vm).map(drop)?))?,
-        );
+        report(&format!("read, warm, {name}"), sample(SWAPS, || Ok(warm.read(&vm).map(drop)?))?);
+        report(&format!("read, new connection, {name}"), sample(200, || Ok(new_client().read(&vm).map(drop)?))?);
         stop.stop();
         thread.join().map_err(|_| "the server panicked")??;
     }
@@ -70,22 +51,15 @@ fn main() -> Result<(), Box<dyn Error>> {
         .map(|i| {
             let (registers, a) = (registers.clone(), a.clone());
             std::thread::spawn(move || {
-                let vm: VmName = format!("vm-{i}")
-                    .parse()
-                    .map_err(|e: ninefold_model::InvalidName| e.to_string())?;
-                registers
-                    .compare_and_swap(a.clone(), vm, None, Record::boot(a))
-                    .map_err(|e| e.to_string())
+                let vm: VmName = format!("vm-{i}").parse().map_err(|e: ninefold_model::InvalidName| e.to_string())?;
+                registers.compare_and_swap(a.clone(), vm, None, Record::boot(a)).map_err(|e| e.to_string())
             })
         })
         .collect();
     for thread in threads {
         thread.join().map_err(|_| "a caller panicked")??;
     }
-    println!(
-        "100 VMs at once, without network: {} us in all",
-        start.elapsed().as_micros()
-    );
+    println!("100 VMs at once, without network: {} us in all", start.elapsed().as_micros());
     Ok(())
 }
 
@@ -93,9 +67,7 @@ fn swaps(name: &str, client: &mut WitnessClient, host: &HostName) -> Result<(), 
     let vm: VmName = "db".parse()?;
     let mut last: Option<Record> = None;
     let samples = sample(SWAPS, || {
-        let new = last
-            .as_ref()
-            .map_or_else(|| Record::boot(host.clone()), |r| r.alone(host.clone()));
+        let new = last.as_ref().map_or_else(|| Record::boot(host.clone()), |r| r.alone(host.clone()));
         match client.compare_and_swap(&vm, last.as_ref(), &new)? {
             Swap::Won(record) => last = Some(record),
             Swap::Lost(found) => return Err(format!("lost to {found:?}").into()),
@@ -120,10 +92,7 @@ fn fsync(dir: &Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn sample(
-    count: usize,
-    mut once: impl FnMut() -> Result<(), Box<dyn Error>>,
-) -> Result<Vec<Duration>, Box<dyn Error>> {
+fn sample(count: usize, mut once: impl FnMut() -> Result<(), Box<dyn Error>>) -> Result<Vec<Duration>, Box<dyn Error>> {
     let mut samples = Vec::with_capacity(count);
     for _ in 0..count {
         let start = Instant::now();

@@ -33,10 +33,7 @@ pub struct Timeouts {
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self {
-            connect: Duration::from_millis(500),
-            request: Duration::from_secs(1),
-        }
+        Self { connect: Duration::from_millis(500), request: Duration::from_secs(1) }
     }
 }
 
@@ -57,19 +54,8 @@ struct Connection {
 
 impl WitnessClient {
     /// Does not connect yet. `witness` is the host that must answer at `addr`.
-    pub fn new(
-        addr: SocketAddr,
-        witness: HostName,
-        security: Security,
-        timeouts: Timeouts,
-    ) -> Self {
-        Self {
-            addr,
-            witness,
-            security,
-            timeouts,
-            connection: None,
-        }
+    pub fn new(addr: SocketAddr, witness: HostName, security: Security, timeouts: Timeouts) -> Self {
+        Self { addr, witness, security, timeouts, connection: None }
     }
 
     /// Asks for a sign of life; connects if there is no connection. Call it now and then so that a compare-and-swap
@@ -109,8 +95,7 @@ impl WitnessClient {
         }
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = self.timeouts.connect.min(left);
-        let link = connect(self.addr, &self.witness, &self.security, timeout)
-            .map_err(|e| self.unreachable(&e))?;
+        let link = connect(self.addr, &self.witness, &self.security, timeout).map_err(|e| self.unreachable(&e))?;
         let handle = link.handle();
         let (reader, writer) = link.split();
         let mut fresh = Connection {
@@ -136,10 +121,7 @@ impl WitnessClient {
     fn strange(&mut self, answer: &Answer) -> WitnessError {
         self.connection = None;
         let reason = format!("an answer that does not fit: {answer:?}");
-        WitnessError::Unreachable {
-            addr: self.addr.to_string(),
-            reason,
-        }
+        WitnessError::Unreachable { addr: self.addr.to_string(), reason }
     }
 
     fn unreachable(&self, error: &dyn std::error::Error) -> WitnessError {
@@ -149,21 +131,14 @@ impl WitnessClient {
             reason = format!("{reason}: {deeper}");
             cause = deeper.source();
         }
-        WitnessError::Unreachable {
-            addr: self.addr.to_string(),
-            reason,
-        }
+        WitnessError::Unreachable { addr: self.addr.to_string(), reason }
     }
 }
 
 impl Connection {
     fn ask(&mut self, call: &Call, deadline: Instant) -> Result<Answer, AskError> {
         self.last_id += 1;
-        let request = Request {
-            version: VERSION,
-            id: self.last_id,
-            call: call.clone(),
-        };
+        let request = Request { version: VERSION, id: self.last_id, call: call.clone() };
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(AskError::Late);
@@ -201,17 +176,8 @@ impl Witness for WitnessClient {
         }
     }
 
-    fn compare_and_swap(
-        &mut self,
-        vm: &VmName,
-        expected: Option<&Record>,
-        new: &Record,
-    ) -> Result<Swap, WitnessError> {
-        let call = Call::CompareAndSwap {
-            vm: vm.clone(),
-            expected: expected.cloned(),
-            new: new.clone(),
-        };
+    fn compare_and_swap(&mut self, vm: &VmName, expected: Option<&Record>, new: &Record) -> Result<Swap, WitnessError> {
+        let call = Call::CompareAndSwap { vm: vm.clone(), expected: expected.cloned(), new: new.clone() };
         match self.call(call)? {
             Answer::Won { record } if record == *new => Ok(Swap::Won(record)),
             Answer::Lost { record } => Ok(Swap::Lost(record)),

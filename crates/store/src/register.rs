@@ -48,10 +48,7 @@ pub fn judge(
     caller: &HostName,
 ) -> Result<Verdict, Refusal> {
     if new.primary != *caller {
-        return Err(Refusal::NotYours {
-            caller: caller.clone(),
-            primary: new.primary.clone(),
-        });
+        return Err(Refusal::NotYours { caller: caller.clone(), primary: new.primary.clone() });
     }
     match &new.backup {
         Some(backup) if *backup == new.primary => return Err(Refusal::OwnBackup(backup.clone())),
@@ -60,10 +57,7 @@ pub fn judge(
     }
     let before = expected.map_or(Term(0), |record| record.term);
     if before.0.checked_add(1) != Some(new.term.0) {
-        return Err(Refusal::WrongTerm {
-            expected: before,
-            proposed: new.term,
-        });
+        return Err(Refusal::WrongTerm { expected: before, proposed: new.term });
     }
     Ok(if current == Some(new) {
         Verdict::Held
@@ -89,20 +83,11 @@ mod tests {
         assert_eq!(judge(None, None, &boot, &a), Ok(Verdict::Store));
         assert_eq!(judge(Some(&boot), None, &boot, &a), Ok(Verdict::Held));
         let bound = boot.bound(b.clone());
-        assert_eq!(
-            judge(Some(&boot), Some(&boot), &bound, &a),
-            Ok(Verdict::Store)
-        );
+        assert_eq!(judge(Some(&boot), Some(&boot), &bound, &a), Ok(Verdict::Store));
         let taken = bound.alone(b.clone());
-        assert_eq!(
-            judge(Some(&bound), Some(&bound), &taken, &b),
-            Ok(Verdict::Store)
-        );
+        assert_eq!(judge(Some(&bound), Some(&bound), &taken, &b), Ok(Verdict::Store));
         // The old primary comes back with what it knew.
-        assert_eq!(
-            judge(Some(&taken), Some(&bound), &bound.alone(a.clone()), &a),
-            Ok(Verdict::Lost)
-        );
+        assert_eq!(judge(Some(&taken), Some(&bound), &bound.alone(a.clone()), &a), Ok(Verdict::Lost));
         assert_eq!(judge(Some(&taken), None, &boot, &a), Ok(Verdict::Lost));
         assert_eq!(judge(None, Some(&boot), &bound, &a), Ok(Verdict::Lost));
     }
@@ -111,35 +96,14 @@ mod tests {
     fn what_is_refused() {
         let (a, b) = (host("a"), host("b"));
         let boot = Record::boot(a.clone());
-        assert!(matches!(
-            judge(None, None, &boot, &b),
-            Err(Refusal::NotYours { .. })
-        ));
-        assert!(matches!(
-            judge(None, Some(&boot), &boot, &a),
-            Err(Refusal::WrongTerm { .. })
-        ));
-        assert!(matches!(
-            judge(Some(&boot), None, &boot.bound(b), &a),
-            Err(Refusal::WrongTerm { .. })
-        ));
-        assert!(matches!(
-            judge(Some(&boot), Some(&boot), &boot.bound(a.clone()), &a),
-            Err(Refusal::OwnBackup(_))
-        ));
-        let synced = Record {
-            synced: true,
-            ..boot.clone()
-        };
+        assert!(matches!(judge(None, None, &boot, &b), Err(Refusal::NotYours { .. })));
+        assert!(matches!(judge(None, Some(&boot), &boot, &a), Err(Refusal::WrongTerm { .. })));
+        assert!(matches!(judge(Some(&boot), None, &boot.bound(b), &a), Err(Refusal::WrongTerm { .. })));
+        assert!(matches!(judge(Some(&boot), Some(&boot), &boot.bound(a.clone()), &a), Err(Refusal::OwnBackup(_))));
+        let synced = Record { synced: true, ..boot.clone() };
         assert_eq!(judge(None, None, &synced, &a), Err(Refusal::SyncedAlone));
-        let last = Record {
-            term: Term(u64::MAX),
-            ..boot
-        };
-        assert!(matches!(
-            judge(Some(&last), Some(&last), &last, &a),
-            Err(Refusal::WrongTerm { .. })
-        ));
+        let last = Record { term: Term(u64::MAX), ..boot };
+        assert!(matches!(judge(Some(&last), Some(&last), &last, &a), Err(Refusal::WrongTerm { .. })));
     }
 
     /// A request that was sent once and may be delivered any number of times, at any later time.

@@ -43,25 +43,15 @@ const BATCH: usize = 512;
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     #[error("cannot use the data directory {dir}")]
-    Directory {
-        dir: PathBuf,
-        source: std::io::Error,
-    },
+    Directory { dir: PathBuf, source: std::io::Error },
     #[error("{file} is in use by another witness process")]
     InUse { file: PathBuf },
     #[error("cannot open {file}")]
-    Database {
-        file: PathBuf,
-        source: Box<redb::Error>,
-    },
+    Database { file: PathBuf, source: Box<redb::Error> },
     #[error("{file} has format {found}; this version reads {FORMAT}")]
     Format { file: PathBuf, found: u64 },
     #[error("{file}: the record of '{vm}' is unreadable: {reason}")]
-    Record {
-        file: PathBuf,
-        vm: String,
-        reason: String,
-    },
+    Record { file: PathBuf, vm: String, reason: String },
     #[error("cannot start the committer")]
     Thread { source: std::io::Error },
 }
@@ -105,72 +95,40 @@ impl Registers {
     /// As [`Registers::open`], for at most `max_vms`.
     pub fn open_limited(dir: impl AsRef<Path>, max_vms: usize) -> Result<Self, OpenError> {
         let dir = dir.as_ref();
-        let directory = |source| OpenError::Directory {
-            dir: dir.to_owned(),
-            source,
-        };
+        let directory = |source| OpenError::Directory { dir: dir.to_owned(), source };
         fs::create_dir_all(dir).map_err(directory)?;
         let file = dir.join(FILE);
         let db = Database::create(&file).map_err(|e| match e {
             redb::DatabaseError::DatabaseAlreadyOpen => OpenError::InUse { file: file.clone() },
-            other => OpenError::Database {
-                file: file.clone(),
-                source: Box::new(other.into()),
-            },
+            other => OpenError::Database { file: file.clone(), source: Box::new(other.into()) },
         })?;
-        let database = |source| OpenError::Database {
-            file: file.clone(),
-            source: Box::new(source),
-        };
+        let database = |source| OpenError::Database { file: file.clone(), source: Box::new(source) };
         let found = prepare(&db).map_err(database)?;
         if found != FORMAT {
             return Err(OpenError::Format { file, found });
         }
         // The new file's name must be on disk as well.
-        File::open(dir)
-            .and_then(|d| d.sync_all())
-            .map_err(directory)?;
+        File::open(dir).and_then(|d| d.sync_all()).map_err(directory)?;
 
         let mut records = BTreeMap::new();
         for (vm, json) in load(&db).map_err(database)? {
-            let bad = |reason: String| OpenError::Record {
-                file: file.clone(),
-                vm: vm.clone(),
-                reason,
-            };
-            let name = vm
-                .parse()
-                .map_err(|e: ninefold_model::InvalidName| bad(e.to_string()))?;
-            records.insert(
-                name,
-                serde_json::from_slice(&json).map_err(|e| bad(e.to_string()))?,
-            );
+            let bad = |reason: String| OpenError::Record { file: file.clone(), vm: vm.clone(), reason };
+            let name = vm.parse().map_err(|e: ninefold_model::InvalidName| bad(e.to_string()))?;
+            records.insert(name, serde_json::from_slice(&json).map_err(|e| bad(e.to_string()))?);
         }
         let memory: Memory = Arc::new(RwLock::new(records));
         let (queue, proposals) = sync_channel(BATCH);
-        let committer = Committer {
-            db,
-            memory: memory.clone(),
-            max_vms,
-        };
+        let committer = Committer { db, memory: memory.clone(), max_vms };
         let committer = thread::Builder::new()
             .name("committer".into())
             .spawn(move || committer.run(&proposals))
             .map_err(|source| OpenError::Thread { source })?;
-        Ok(Self {
-            memory,
-            queue: Some(queue),
-            committer: Some(committer),
-        })
+        Ok(Self { memory, queue: Some(queue), committer: Some(committer) })
     }
 
     /// The record of `vm`.
     pub fn read(&self, vm: &VmName) -> Option<Record> {
-        self.memory
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(vm)
-            .cloned()
+        self.memory.read().unwrap_or_else(PoisonError::into_inner).get(vm).cloned()
     }
 
     /// Up to `limit` records by name, those after `after`.
@@ -178,31 +136,14 @@ impl Registers {
         let records = self.memory.read().unwrap_or_else(PoisonError::into_inner);
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let range = records.range::<VmName, _>((from, Bound::Unbounded));
-        range
-            .take(limit)
-            .map(|(vm, record)| (vm.clone(), record.clone()))
-            .collect()
+        range.take(limit).map(|(vm, record)| (vm.clone(), record.clone())).collect()
     }
 
     /// Judges the proposal of host `caller` by the rules of [`register`]; what is won is on disk when this returns.
-    pub fn compare_and_swap(
-        &self,
-        caller: HostName,
-        vm: VmName,
-        expected: Option<Record>,
-        new: Record,
-    ) -> Answer {
+    pub fn compare_and_swap(&self, caller: HostName, vm: VmName, expected: Option<Record>, new: Record) -> Answer {
         let (answer, verdict) = sync_channel(1);
         let queue = self.queue.as_ref().ok_or(SwapError::Failed)?;
-        queue
-            .send(Proposal {
-                caller,
-                vm,
-                expected,
-                new,
-                answer,
-            })
-            .map_err(|_| SwapError::Failed)?;
+        queue.send(Proposal { caller, vm, expected, new, answer }).map_err(|_| SwapError::Failed)?;
         verdict.recv().unwrap_or(Err(SwapError::Failed))
     }
 }
@@ -225,10 +166,7 @@ struct Committer {
 impl Committer {
     fn run(self, proposals: &Receiver<Proposal>) {
         while let Ok(first) = proposals.recv() {
-            let batch: Vec<Proposal> = std::iter::once(first)
-                .chain(proposals.try_iter())
-                .take(BATCH)
-                .collect();
+            let batch: Vec<Proposal> = std::iter::once(first).chain(proposals.try_iter()).take(BATCH).collect();
             if let Err(error) = self.commit(batch) {
                 // The queue and all answers are dropped: every caller learns that the store has failed.
                 tracing::error!(%error, "a commit failed: nothing is answered until the next start");
@@ -243,22 +181,13 @@ impl Committer {
         {
             let records = self.memory.read().unwrap_or_else(PoisonError::into_inner);
             let mut count = records.len();
-            for Proposal {
-                caller,
-                vm,
-                expected,
-                new,
-                answer,
-            } in batch
-            {
+            for Proposal { caller, vm, expected, new, answer } in batch {
                 let current = changed.get(&vm).or_else(|| records.get(&vm));
                 let verdict = match register::judge(current, expected.as_ref(), &new, &caller) {
                     Err(refusal) => Err(refusal.into()),
                     Ok(Verdict::Lost) => Ok(Swap::Lost(current.cloned())),
                     Ok(Verdict::Held) => Ok(Swap::Won(new)),
-                    Ok(Verdict::Store) if current.is_none() && count >= self.max_vms => {
-                        Err(SwapError::Full(count))
-                    }
+                    Ok(Verdict::Store) if current.is_none() && count >= self.max_vms => Err(SwapError::Full(count)),
                     Ok(Verdict::Store) => {
                         count += usize::from(current.is_none());
                         changed.insert(vm, new.clone());
@@ -270,10 +199,7 @@ impl Committer {
         }
         if !changed.is_empty() {
             self.store(&changed)?;
-            self.memory
-                .write()
-                .unwrap_or_else(PoisonError::into_inner)
-                .extend(changed);
+            self.memory.write().unwrap_or_else(PoisonError::into_inner).extend(changed);
         }
         for (answer, verdict) in answers {
             // A caller that is gone needs no answer.

@@ -17,10 +17,7 @@ use ninefold_model::HostName;
 use ninefold_transport::{Incoming, Link, LinkHandle, Listener, ListenerHandle, TransportError};
 
 use crate::registers::{Registers, SwapError};
-use crate::wire::{
-    Answer, Call, Entry, FrameError, FrameReader, FrameWriter, PAGE, Request, Response, VERSION,
-    parse,
-};
+use crate::wire::{Answer, Call, Entry, FrameError, FrameReader, FrameWriter, PAGE, Request, Response, VERSION, parse};
 use crate::witness::Swap;
 
 /// A thread here reads JSON of bounded depth and waits.
@@ -41,12 +38,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            connections: 4096,
-            handshakes: 64,
-            handshake: Duration::from_secs(2),
-            io: Duration::from_secs(2),
-        }
+        Self { connections: 4096, handshakes: 64, handshake: Duration::from_secs(2), io: Duration::from_secs(2) }
     }
 }
 
@@ -92,10 +84,7 @@ impl Server {
             ended: Condvar::new(),
             failed: AtomicBool::new(false),
         };
-        Self {
-            listener,
-            shared: Arc::new(shared),
-        }
+        Self { listener, shared: Arc::new(shared) }
     }
 
     /// Where it listens.
@@ -105,9 +94,7 @@ impl Server {
 
     /// A handle that can stop it.
     pub fn handle(&self) -> ServerHandle {
-        ServerHandle {
-            shared: self.shared.clone(),
-        }
+        ServerHandle { shared: self.shared.clone() }
     }
 
     /// Serves until [`ServerHandle::stop`], or until the store fails. All its threads have ended when it returns.
@@ -125,18 +112,10 @@ impl Server {
         }
         let mut peers = self.shared.peers();
         while peers.handshakes > 0 || !peers.links.is_empty() {
-            peers = self
-                .shared
-                .ended
-                .wait(peers)
-                .unwrap_or_else(PoisonError::into_inner);
+            peers = self.shared.ended.wait(peers).unwrap_or_else(PoisonError::into_inner);
         }
         drop(peers);
-        if self.shared.failed.load(Ordering::Acquire) {
-            Err(ServeError::StoreFailed)
-        } else {
-            Ok(())
-        }
+        if self.shared.failed.load(Ordering::Acquire) { Err(ServeError::StoreFailed) } else { Ok(()) }
     }
 }
 
@@ -180,10 +159,7 @@ fn admit(shared: &Arc<Shared>, incoming: Incoming) {
     }
     peers.handshakes += 1;
     drop(peers);
-    let place = Place {
-        shared: shared.clone(),
-        id: None,
-    };
+    let place = Place { shared: shared.clone(), id: None };
     let thread = thread::Builder::new().name("peer".into()).stack_size(STACK);
     if let Err(error) = thread.spawn(move || attend(place, incoming)) {
         tracing::warn!(%addr, %error, "turned away: no thread");
@@ -251,11 +227,7 @@ fn serve(shared: &Shared, link: Link) -> Result<(), FrameError> {
     let (reader, writer) = link.split();
     let mut requests = FrameReader::new(reader, handle.clone());
     let mut responses = FrameWriter::new(writer, handle);
-    let refuse = |id, reason| Response {
-        version: VERSION,
-        id,
-        answer: Answer::Refused { reason },
-    };
+    let refuse = |id, reason| Response { version: VERSION, id, answer: Answer::Refused { reason } };
     loop {
         let request: Request = match requests.wait(io) {
             Ok(None) => return Ok(()),
@@ -277,14 +249,7 @@ fn serve(shared: &Shared, link: Link) -> Result<(), FrameError> {
             shared.stop();
             return Ok(());
         };
-        responses.send(
-            &Response {
-                version: VERSION,
-                id,
-                answer,
-            },
-            io,
-        )?;
+        responses.send(&Response { version: VERSION, id, answer }, io)?;
     }
 }
 
@@ -292,33 +257,20 @@ fn serve(shared: &Shared, link: Link) -> Result<(), FrameError> {
 fn answer(shared: &Shared, peer: &HostName, call: Call) -> Option<Answer> {
     Some(match call {
         Call::Ping => Answer::Pong,
-        Call::Read { vm } => Answer::Value {
-            record: shared.registers.read(&vm),
-        },
+        Call::Read { vm } => Answer::Value { record: shared.registers.read(&vm) },
         Call::CompareAndSwap { vm, expected, new } => {
-            match shared
-                .registers
-                .compare_and_swap(peer.clone(), vm, expected, new)
-            {
+            match shared.registers.compare_and_swap(peer.clone(), vm, expected, new) {
                 Ok(Swap::Won(record)) => Answer::Won { record },
                 Ok(Swap::Lost(record)) => Answer::Lost { record },
                 Err(SwapError::Failed) => return None,
-                Err(refused) => Answer::Refused {
-                    reason: refused.to_string(),
-                },
+                Err(refused) => Answer::Refused { reason: refused.to_string() },
             }
         }
         Call::List { after } => {
             let mut records = shared.registers.list(after.as_ref(), PAGE + 1);
             let more = records.len() > PAGE;
             records.truncate(PAGE);
-            Answer::Page {
-                records: records
-                    .into_iter()
-                    .map(|(vm, record)| Entry { vm, record })
-                    .collect(),
-                more,
-            }
+            Answer::Page { records: records.into_iter().map(|(vm, record)| Entry { vm, record }).collect(), more }
         }
     })
 }

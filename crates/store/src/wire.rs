@@ -126,11 +126,7 @@ pub(crate) enum FrameError {
 
 impl FrameReader {
     pub(crate) fn new(reader: LinkReader, link: LinkHandle) -> Self {
-        Self {
-            reader,
-            link,
-            content: Vec::new(),
-        }
+        Self { reader, link, content: Vec::new() }
     }
 
     /// Waits for a frame to begin, for ever; then for the rest of it, at most `rest`. `None` at an orderly end.
@@ -153,17 +149,8 @@ impl FrameReader {
         self.finish([0; 4], 0, deadline)
     }
 
-    fn finish(
-        &mut self,
-        mut length: [u8; 4],
-        got: usize,
-        deadline: Instant,
-    ) -> Result<&[u8], FrameError> {
-        let Self {
-            reader,
-            link,
-            content,
-        } = self;
+    fn finish(&mut self, mut length: [u8; 4], got: usize, deadline: Instant) -> Result<&[u8], FrameError> {
+        let Self { reader, link, content } = self;
         fill(reader, link, &mut length[got..], deadline)?;
         let length = u32::from_be_bytes(length) as usize;
         if length > MAX_FRAME {
@@ -176,12 +163,7 @@ impl FrameReader {
 }
 
 /// `read_exact` with a deadline for the whole, however slowly the bytes come.
-fn fill(
-    reader: &mut LinkReader,
-    link: &LinkHandle,
-    mut buf: &mut [u8],
-    deadline: Instant,
-) -> io::Result<()> {
+fn fill(reader: &mut LinkReader, link: &LinkHandle, mut buf: &mut [u8], deadline: Instant) -> io::Result<()> {
     while !buf.is_empty() {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -210,11 +192,7 @@ pub(crate) struct FrameWriter {
 
 impl FrameWriter {
     pub(crate) fn new(writer: LinkWriter, link: LinkHandle) -> Self {
-        Self {
-            writer,
-            link,
-            frame: Vec::new(),
-        }
+        Self { writer, link, frame: Vec::new() }
     }
 
     /// Sends one message in one piece. It fits the kernel's buffer unless the peer has long stopped reading, so a
@@ -225,10 +203,7 @@ impl FrameWriter {
         serde_json::to_writer(&mut self.frame, message)?;
         let length = self.frame.len() - 4;
         if length > MAX_FRAME {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "the message is longer than a frame",
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the message is longer than a frame"));
         }
         self.frame[..4].copy_from_slice(&(length as u32).to_be_bytes());
         self.link.set_write_timeout(Some(timeout))?;
@@ -250,21 +225,8 @@ mod tests {
             backup: Some(longest.parse().unwrap()),
             synced: false,
         };
-        let records = vec![
-            Entry {
-                vm: longest.parse().unwrap(),
-                record
-            };
-            PAGE
-        ];
-        let answer = Response {
-            version: VERSION,
-            id: u64::MAX,
-            answer: Answer::Page {
-                records,
-                more: true,
-            },
-        };
+        let records = vec![Entry { vm: longest.parse().unwrap(), record }; PAGE];
+        let answer = Response { version: VERSION, id: u64::MAX, answer: Answer::Page { records, more: true } };
         assert!(serde_json::to_vec(&answer).unwrap().len() <= MAX_FRAME);
     }
 
@@ -275,10 +237,7 @@ mod tests {
                 "new":{"term":1,"primary":"a","backup":null,"synced":false}}}"#,
         )
         .unwrap();
-        assert!(matches!(
-            request.call,
-            Call::CompareAndSwap { expected: None, .. }
-        ));
+        assert!(matches!(request.call, Call::CompareAndSwap { expected: None, .. }));
         let next = parse::<Request>(br#"{"version":2,"whatever":true}"#).unwrap_err();
         assert!(matches!(next, BadMessage::Version(2)), "{next}");
         for bad in [

@@ -10,12 +10,7 @@ pub trait Witness: Send {
     /// Replaces the record if it equals `expected`. `new.term` must be `expected`'s next, or 1 for the first record,
     /// and `new.primary` the calling host. Safe to repeat after [`WitnessError::Unreachable`]: a proposal that the
     /// register already holds has won.
-    fn compare_and_swap(
-        &mut self,
-        vm: &VmName,
-        expected: Option<&Record>,
-        new: &Record,
-    ) -> Result<Swap, WitnessError>;
+    fn compare_and_swap(&mut self, vm: &VmName, expected: Option<&Record>, new: &Record) -> Result<Swap, WitnessError>;
 }
 
 /// The answer to a compare-and-swap.

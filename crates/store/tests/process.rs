@@ -24,19 +24,14 @@ fn every_acknowledged_swap_survives_kill_9() {
             .into_iter()
             .map(|name| {
                 let acknowledged = acknowledged.clone();
-                let quick = Timeouts {
-                    connect: Duration::from_secs(30),
-                    request: Duration::from_secs(30),
-                };
+                let quick = Timeouts { connect: Duration::from_secs(30), request: Duration::from_secs(30) };
                 let mut client = WitnessClient::new(addr, host("w"), place.security(name), quick);
                 std::thread::spawn(move || {
                     let register = vm(&format!("vm-{name}"));
                     let mut last = client.read(&register).unwrap();
                     let mut extra = 0;
                     loop {
-                        let new = last
-                            .as_ref()
-                            .map_or_else(|| Record::boot(host(name)), |r| r.alone(host(name)));
+                        let new = last.as_ref().map_or_else(|| Record::boot(host(name)), |r| r.alone(host(name)));
                         match client.compare_and_swap(&register, last.as_ref(), &new) {
                             Ok(Swap::Won(record)) => last = Some(record),
                             Ok(Swap::Lost(found)) => panic!("lost to {found:?}"),
@@ -71,12 +66,7 @@ fn every_acknowledged_swap_survives_kill_9() {
                 "{register}: acknowledged {acknowledged:?}, in flight {in_flight:?}, found {found:?}"
             );
         }
-        let listed: std::collections::HashSet<_> = reader
-            .list()
-            .unwrap()
-            .into_iter()
-            .map(|(vm, _)| vm)
-            .collect();
+        let listed: std::collections::HashSet<_> = reader.list().unwrap().into_iter().map(|(vm, _)| vm).collect();
         for vm in there {
             assert!(listed.contains(&vm), "{vm} was acknowledged and is gone");
         }
@@ -104,10 +94,7 @@ fn sigterm_ends_it_in_order_although_peers_are_connected() {
     let mut process = place.spawn(any_port());
     let mut client = place.client("a", process.addr);
     client.ping().unwrap();
-    let status = Command::new("kill")
-        .arg(process.child.id().to_string())
-        .status()
-        .unwrap();
+    let status = Command::new("kill").arg(process.child.id().to_string()).status().unwrap();
     assert!(status.success());
     assert!(process.child.wait().unwrap().success());
 }
@@ -115,11 +102,7 @@ fn sigterm_ends_it_in_order_although_peers_are_connected() {
 #[test]
 fn without_a_choice_of_security_it_does_not_start() {
     let place = Place::new();
-    for extra in [
-        &[][..],
-        &["--plain-text", "w", "--identity", "/nowhere"],
-        &["--plain-text", "Not A Name"],
-    ] {
+    for extra in [&[][..], &["--plain-text", "w", "--identity", "/nowhere"], &["--plain-text", "Not A Name"]] {
         let output = Command::new(env!("CARGO_BIN_EXE_ninefold-witness"))
             .args(["--listen", "127.0.0.1:0", "--data"])
             .arg(place.data())
@@ -129,13 +112,7 @@ fn without_a_choice_of_security_it_does_not_start() {
         assert_eq!(output.status.code(), Some(2), "{extra:?}");
     }
     let output = Command::new(env!("CARGO_BIN_EXE_ninefold-witness"))
-        .args([
-            "--listen",
-            "127.0.0.1:0",
-            "--identity",
-            "/nowhere",
-            "--data",
-        ])
+        .args(["--listen", "127.0.0.1:0", "--identity", "/nowhere", "--data"])
         .arg(place.data())
         .output()
         .unwrap();
@@ -147,36 +124,21 @@ fn without_a_choice_of_security_it_does_not_start() {
 fn a_witness_that_stands_still_is_unreachable_in_time() {
     let place = Place::new();
     let process = place.spawn(any_port());
-    let short = Timeouts {
-        connect: Duration::from_millis(100),
-        request: Duration::from_millis(200),
-    };
+    let short = Timeouts { connect: Duration::from_millis(100), request: Duration::from_millis(200) };
     let mut client = WitnessClient::new(process.addr, host("w"), place.security("a"), short);
     while client.ping().is_err() {}
     let signal = |name: &str| {
         let id = process.child.id().to_string();
-        assert!(
-            Command::new("kill")
-                .args([name, &id])
-                .status()
-                .unwrap()
-                .success()
-        );
+        assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
     };
     signal("-STOP");
     let start = Instant::now();
     let boot = Record::boot(host("a"));
     let verdict = client.compare_and_swap(&vm("db"), None, &boot);
-    assert!(
-        matches!(verdict, Err(WitnessError::Unreachable { .. })),
-        "{verdict:?}"
-    );
+    assert!(matches!(verdict, Err(WitnessError::Unreachable { .. })), "{verdict:?}");
     assert!(start.elapsed() < Duration::from_secs(30));
     signal("-CONT");
     // Whether the first attempt was carried out or not, repeating it wins.
     let mut client = place.client("a", process.addr);
-    assert_eq!(
-        client.compare_and_swap(&vm("db"), None, &boot).unwrap(),
-        Swap::Won(boot)
-    );
+    assert_eq!(client.compare_and_swap(&vm("db"), None, &boot).unwrap(), Swap::Won(boot));
 }

@@ -15,10 +15,7 @@ use support::{PATIENT, Place, any_port, host, vm};
 fn booted(place: &Place, addr: std::net::SocketAddr) -> (WitnessClient, Record) {
     let mut a = place.client("a", addr);
     let boot = Record::boot(host("a"));
-    assert_eq!(
-        a.compare_and_swap(&vm("db"), None, &boot).unwrap(),
-        Swap::Won(boot.clone())
-    );
+    assert_eq!(a.compare_and_swap(&vm("db"), None, &boot).unwrap(), Swap::Won(boot.clone()));
     (a, boot)
 }
 
@@ -31,27 +28,15 @@ fn a_failover_as_the_witness_sees_it() {
     assert_eq!(b.read(&vm("other")).unwrap(), None);
 
     let bound = boot.bound(host("b"));
-    assert_eq!(
-        a.compare_and_swap(&vm("db"), Some(&boot), &bound).unwrap(),
-        Swap::Won(bound.clone())
-    );
+    assert_eq!(a.compare_and_swap(&vm("db"), Some(&boot), &bound).unwrap(), Swap::Won(bound.clone()));
     assert_eq!(b.read(&vm("db")).unwrap(), Some(bound.clone()));
 
     // Both want it: the backup is first.
     let (taken, alone) = (bound.alone(host("b")), bound.alone(host("a")));
-    assert_eq!(
-        b.compare_and_swap(&vm("db"), Some(&bound), &taken).unwrap(),
-        Swap::Won(taken.clone())
-    );
-    assert_eq!(
-        a.compare_and_swap(&vm("db"), Some(&bound), &alone).unwrap(),
-        Swap::Lost(Some(taken.clone()))
-    );
+    assert_eq!(b.compare_and_swap(&vm("db"), Some(&bound), &taken).unwrap(), Swap::Won(taken.clone()));
+    assert_eq!(a.compare_and_swap(&vm("db"), Some(&bound), &alone).unwrap(), Swap::Lost(Some(taken.clone())));
     // The reply was lost, the proposal comes again.
-    assert_eq!(
-        b.compare_and_swap(&vm("db"), Some(&bound), &taken).unwrap(),
-        Swap::Won(taken.clone())
-    );
+    assert_eq!(b.compare_and_swap(&vm("db"), Some(&bound), &taken).unwrap(), Swap::Won(taken.clone()));
     assert_eq!(a.list().unwrap(), [(vm("db"), taken)]);
 }
 
@@ -61,20 +46,12 @@ fn nobody_proposes_for_another_host() {
     let server = place.serve(any_port(), Limits::default());
     let mut b = place.client("b", server.addr);
     let verdict = b.compare_and_swap(&vm("db"), None, &Record::boot(host("a")));
-    let Err(WitnessError::Refused(reason)) = verdict else {
-        panic!("{verdict:?}")
-    };
+    let Err(WitnessError::Refused(reason)) = verdict else { panic!("{verdict:?}") };
     assert!(reason.contains("host b may not propose a"), "{reason}");
     // The connection is still good.
     assert_eq!(b.read(&vm("db")).unwrap(), None);
-    let skipped = Record {
-        term: ninefold_model::Term(2),
-        ..Record::boot(host("b"))
-    };
-    assert!(matches!(
-        b.compare_and_swap(&vm("db"), None, &skipped),
-        Err(WitnessError::Refused(_))
-    ));
+    let skipped = Record { term: ninefold_model::Term(2), ..Record::boot(host("b")) };
+    assert!(matches!(b.compare_and_swap(&vm("db"), None, &skipped), Err(WitnessError::Refused(_))));
 }
 
 #[test]
@@ -87,13 +64,8 @@ fn racing_hosts_win_each_term_once() {
         std::thread::spawn(move || {
             let (mut won, mut last) = (Vec::new(), None::<Record>);
             while last.as_ref().is_none_or(|r| r.term.0 < WINS as u64) {
-                let new = last
-                    .as_ref()
-                    .map_or_else(|| Record::boot(host(name)), |r| r.alone(host(name)));
-                last = match client
-                    .compare_and_swap(&vm("db"), last.as_ref(), &new)
-                    .unwrap()
-                {
+                let new = last.as_ref().map_or_else(|| Record::boot(host(name)), |r| r.alone(host(name)));
+                last = match client.compare_and_swap(&vm("db"), last.as_ref(), &new).unwrap() {
                     Swap::Won(record) => {
                         won.push(record.term.0);
                         Some(record)
@@ -106,11 +78,7 @@ fn racing_hosts_win_each_term_once() {
     });
     let mut terms: Vec<u64> = racing.into_iter().flat_map(|t| t.join().unwrap()).collect();
     terms.sort_unstable();
-    let last = place
-        .client("a", server.addr)
-        .read(&vm("db"))
-        .unwrap()
-        .unwrap();
+    let last = place.client("a", server.addr).read(&vm("db")).unwrap().unwrap();
     assert_eq!(terms, (1..=last.term.0).collect::<Vec<_>>());
 }
 
@@ -122,20 +90,14 @@ fn a_kept_connection_that_died_is_replaced() {
     let (mut a, boot) = booted(&place, addr);
     drop(server);
     let down = a.compare_and_swap(&vm("db"), Some(&boot), &boot.bound(host("b")));
-    assert!(
-        matches!(down, Err(WitnessError::Unreachable { .. })),
-        "{down:?}"
-    );
+    assert!(matches!(down, Err(WitnessError::Unreachable { .. })), "{down:?}");
     let server = place.serve(addr, Limits::default());
     assert_eq!(a.read(&vm("db")).unwrap(), Some(boot.clone()));
     drop(server);
     // It went and came back between two calls: the second does not notice.
     let _server = place.serve(addr, Limits::default());
     let bound = boot.bound(host("b"));
-    assert_eq!(
-        a.compare_and_swap(&vm("db"), Some(&boot), &bound).unwrap(),
-        Swap::Won(bound)
-    );
+    assert_eq!(a.compare_and_swap(&vm("db"), Some(&boot), &bound).unwrap(), Swap::Won(bound));
 }
 
 #[test]
@@ -149,9 +111,7 @@ fn long_lists_come_in_pages() {
             s.spawn(move || {
                 for name in part {
                     let boot = Record::boot(host("a"));
-                    registers
-                        .compare_and_swap(host("a"), name.clone(), None, boot)
-                        .unwrap();
+                    registers.compare_and_swap(host("a"), name.clone(), None, boot).unwrap();
                 }
             });
         }
@@ -159,10 +119,7 @@ fn long_lists_come_in_pages() {
     let server = place.serve_registers(any_port(), Limits::default(), registers);
     names.sort();
     let listed = place.client("b", server.addr).list().unwrap();
-    assert_eq!(
-        listed.into_iter().map(|(name, _)| name).collect::<Vec<_>>(),
-        names
-    );
+    assert_eq!(listed.into_iter().map(|(name, _)| name).collect::<Vec<_>>(), names);
 }
 
 #[test]
@@ -173,24 +130,12 @@ fn the_number_of_vms_is_bounded() {
     let mut a = place.client("a", server.addr);
     let boot = Record::boot(host("a"));
     for name in ["one", "two"] {
-        assert!(matches!(
-            a.compare_and_swap(&vm(name), None, &boot),
-            Ok(Swap::Won(_))
-        ));
+        assert!(matches!(a.compare_and_swap(&vm(name), None, &boot), Ok(Swap::Won(_))));
     }
-    assert!(matches!(
-        a.compare_and_swap(&vm("three"), None, &boot),
-        Err(WitnessError::Refused(_))
-    ));
+    assert!(matches!(a.compare_and_swap(&vm("three"), None, &boot), Err(WitnessError::Refused(_))));
     // Those that are there go on.
-    assert!(matches!(
-        a.compare_and_swap(&vm("two"), Some(&boot), &boot.bound(host("b"))),
-        Ok(Swap::Won(_))
-    ));
-    assert!(matches!(
-        a.compare_and_swap(&vm("one"), None, &boot),
-        Ok(Swap::Won(_))
-    ));
+    assert!(matches!(a.compare_and_swap(&vm("two"), Some(&boot), &boot.bound(host("b"))), Ok(Swap::Won(_))));
+    assert!(matches!(a.compare_and_swap(&vm("one"), None, &boot), Ok(Swap::Won(_))));
 }
 
 /// Sends bytes over a good link; answers what comes back until the server closes.
@@ -214,27 +159,16 @@ fn bad_frames_are_refused_with_a_reason_and_harm_nobody() {
         (frame(b"{}"), "not a message"),
         (frame(b""), "not a message"),
         (frame(b"\xff\xfe\x00"), "not a message"),
-        (
-            frame(br#"{"version":9,"id":1,"call":{"op":"ping"}}"#),
-            "version 9",
-        ),
-        (
-            frame(br#"{"version":1,"id":1,"call":{"op":"read","vm":"A/../B"}}"#),
-            "not a message",
-        ),
+        (frame(br#"{"version":9,"id":1,"call":{"op":"ping"}}"#), "version 9"),
+        (frame(br#"{"version":1,"id":1,"call":{"op":"read","vm":"A/../B"}}"#), "not a message"),
         (frame("[".repeat(60_000).as_bytes()), "not a message"),
-        (
-            ((MAX_FRAME + 1) as u32).to_be_bytes().to_vec(),
-            "the limit is 65536",
-        ),
+        (((MAX_FRAME + 1) as u32).to_be_bytes().to_vec(), "the limit is 65536"),
     ];
     for (bytes, word) in cases {
         let answer = say(&place, server.addr, &bytes);
         let json = answer.get(4..).expect("a refusal comes back");
         let response: Response = serde_json::from_slice(json).unwrap();
-        let Answer::Refused { reason } = response.answer else {
-            panic!("{:?}", response.answer)
-        };
+        let Answer::Refused { reason } = response.answer else { panic!("{:?}", response.answer) };
         assert!(reason.contains(word), "{reason}");
     }
     // A frame that never ends.
@@ -245,15 +179,9 @@ fn bad_frames_are_refused_with_a_reason_and_harm_nobody() {
 #[test]
 fn strangers_and_half_open_connections_keep_nobody_out() {
     let place = Place::new();
-    let limits = Limits {
-        handshakes: 4,
-        handshake: Duration::from_millis(200),
-        ..Limits::default()
-    };
+    let limits = Limits { handshakes: 4, handshake: Duration::from_millis(200), ..Limits::default() };
     let server = place.serve(any_port(), limits);
-    let mut silent: Vec<TcpStream> = (0..4)
-        .map(|_| TcpStream::connect(server.addr).unwrap())
-        .collect();
+    let mut silent: Vec<TcpStream> = (0..4).map(|_| TcpStream::connect(server.addr).unwrap()).collect();
     // The silent ones are thrown out in time...
     for tcp in &mut silent {
         let _ = tcp.read(&mut [0; 16]);
@@ -267,24 +195,12 @@ fn strangers_and_half_open_connections_keep_nobody_out() {
 #[test]
 fn the_number_of_connections_is_bounded() {
     let place = Place::new();
-    let server = place.serve(
-        any_port(),
-        Limits {
-            connections: 2,
-            ..Limits::default()
-        },
-    );
-    let (mut a, mut b) = (
-        place.client("a", server.addr),
-        place.client("b", server.addr),
-    );
+    let server = place.serve(any_port(), Limits { connections: 2, ..Limits::default() });
+    let (mut a, mut b) = (place.client("a", server.addr), place.client("b", server.addr));
     a.ping().unwrap();
     b.ping().unwrap();
     let mut third = place.client("a", server.addr);
-    assert!(matches!(
-        third.ping(),
-        Err(WitnessError::Unreachable { .. })
-    ));
+    assert!(matches!(third.ping(), Err(WitnessError::Unreachable { .. })));
     a.ping().unwrap();
 }
 
@@ -293,8 +209,5 @@ fn a_stranger_at_the_witness_address_is_not_believed() {
     let place = Place::new();
     let server = place.serve(any_port(), Limits::default());
     let mut misled = WitnessClient::new(server.addr, host("b"), place.security("a"), PATIENT);
-    assert!(matches!(
-        misled.ping(),
-        Err(WitnessError::Unreachable { .. })
-    ));
+    assert!(matches!(misled.ping(), Err(WitnessError::Unreachable { .. })));
 }

@@ -24,17 +24,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let tls = |host: &HostName, cipher| {
         Identity::load_with_cipher(dir.path().join(host.as_str()), cipher).map(Security::MutualTls)
     };
-    println!(
-        "{:<12} {:>8} {:>14} {:>14}",
-        "", "MB/s", "CPU s/GB send", "CPU s/GB recv"
-    );
+    println!("{:<12} {:>8} {:>14} {:>14}", "", "MB/s", "CPU s/GB send", "CPU s/GB recv");
     for round in 0..3 {
         let plain = |host: &HostName| Security::PlainText { host: host.clone() };
         measure("plain", round, mib, plain(&a), plain(&b), &b)?;
-        for (name, cipher) in [
-            ("aes-128-gcm", Cipher::Aes128Gcm),
-            ("aes-256-gcm", Cipher::Aes256Gcm),
-        ] {
+        for (name, cipher) in [("aes-128-gcm", Cipher::Aes128Gcm), ("aes-256-gcm", Cipher::Aes256Gcm)] {
             measure(name, round, mib, tls(&a, cipher)?, tls(&b, cipher)?, &b)?;
         }
     }
@@ -53,19 +47,14 @@ fn measure(
     let addr = listener.local_addr();
     let total = mib << 20;
     let thread = std::thread::spawn(move || -> Result<f64, String> {
-        let link = listener
-            .accept()
-            .and_then(|i| i.handshake(TIMEOUT))
-            .map_err(|e| e.to_string())?;
+        let link = listener.accept().and_then(|i| i.handshake(TIMEOUT)).map_err(|e| e.to_string())?;
         let (mut reader, mut writer) = link.split();
         let mut checkpoint = vec![0; CHECKPOINT];
         let before = thread_cpu();
         let mut got = 0;
         while got < total {
             let n = CHECKPOINT.min(total - got);
-            reader
-                .read_exact(&mut checkpoint[..n])
-                .map_err(|e| e.to_string())?;
+            reader.read_exact(&mut checkpoint[..n]).map_err(|e| e.to_string())?;
             got += n;
         }
         let cpu = thread_cpu() - before;

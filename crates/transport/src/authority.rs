@@ -8,8 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use ninefold_model::HostName;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
 
 use crate::error::{Result, TransportError};
@@ -32,10 +31,7 @@ impl Validity {
     /// From yesterday (hosts' clocks differ) until `days` from now.
     pub fn days(days: u32) -> Self {
         let now = SystemTime::now();
-        Self {
-            not_before: now - DAY,
-            not_after: now + DAY * days,
-        }
+        Self { not_before: now - DAY, not_after: now + DAY * days }
     }
 }
 
@@ -51,17 +47,11 @@ impl Authority {
         let dir = dir.as_ref();
         let key = KeyPair::generate().map_err(|e| issue(CA_NAME, e))?;
         let params = authority_params(validity);
-        let certificate = params
-            .self_signed(&key)
-            .map_err(|e| issue(CA_NAME, e))?
-            .pem();
+        let certificate = params.self_signed(&key).map_err(|e| issue(CA_NAME, e))?.pem();
         make_dir(dir)?;
         write(&dir.join(CA_KEY_FILE), &key.serialize_pem(), 0o600)?;
         write(&dir.join(CA_FILE), &certificate, 0o644)?;
-        Ok(Self {
-            issuer: Issuer::new(params, key),
-            certificate,
-        })
+        Ok(Self { issuer: Issuer::new(params, key), certificate })
     }
 
     /// Opens the authority that [`Authority::create`] wrote into `dir`.
@@ -69,15 +59,10 @@ impl Authority {
         let dir = dir.as_ref();
         let certificate = read(&dir.join(CA_FILE))?;
         let key_path = dir.join(CA_KEY_FILE);
-        let key = KeyPair::from_pem(&read(&key_path)?).map_err(|e| TransportError::Identity {
-            path: key_path,
-            reason: e.to_string(),
-        })?;
+        let key = KeyPair::from_pem(&read(&key_path)?)
+            .map_err(|e| TransportError::Identity { path: key_path, reason: e.to_string() })?;
         // Issuing needs only the authority's name and key identifier; both follow from what is fixed here.
-        Ok(Self {
-            issuer: Issuer::new(authority_params(Validity::days(1)), key),
-            certificate,
-        })
+        Ok(Self { issuer: Issuer::new(authority_params(Validity::days(1)), key), certificate })
     }
 
     /// Issues a certificate for `host` and writes `ca.pem`, `cert.pem` and `key.pem` (mode 0600) into `dir`, which is
@@ -87,14 +72,9 @@ impl Authority {
         let fail = |e| issue(host.as_str(), e);
         let key = KeyPair::generate().map_err(fail)?;
         let mut params = CertificateParams::new(vec![host.as_str().to_owned()]).map_err(fail)?;
-        params
-            .distinguished_name
-            .push(DnType::CommonName, host.as_str());
+        params.distinguished_name.push(DnType::CommonName, host.as_str());
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
         params.not_before = validity.not_before.into();
         params.not_after = validity.not_after.into();
@@ -118,18 +98,12 @@ fn authority_params(validity: Validity) -> CertificateParams {
 }
 
 fn issue(subject: &str, error: rcgen::Error) -> TransportError {
-    TransportError::Issue {
-        subject: subject.to_owned(),
-        reason: error.to_string(),
-    }
+    TransportError::Issue { subject: subject.to_owned(), reason: error.to_string() }
 }
 
 fn file_error(path: &Path) -> impl FnOnce(std::io::Error) -> TransportError {
     let path = path.to_owned();
-    move |e| TransportError::Identity {
-        path,
-        reason: e.to_string(),
-    }
+    move |e| TransportError::Identity { path, reason: e.to_string() }
 }
 
 fn make_dir(dir: &Path) -> Result<()> {
@@ -148,11 +122,7 @@ fn write(path: &Path, text: &str, mode: u32) -> Result<()> {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&fresh)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&fresh)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&fresh, path)

@@ -14,12 +14,7 @@ use crate::{handshake, socket};
 ///
 /// With [`Security::MutualTls`] the answer's certificate must name `expect`; with [`Security::PlainText`] the peer's word
 /// is compared, which guards against mistakes only.
-pub fn connect(
-    addr: SocketAddr,
-    expect: &HostName,
-    security: &Security,
-    timeout: Duration,
-) -> Result<Link> {
+pub fn connect(addr: SocketAddr, expect: &HostName, security: &Security, timeout: Duration) -> Result<Link> {
     let deadline = Instant::now() + timeout;
     let connect = || {
         let socket = socket::new(addr)?;

@@ -18,10 +18,7 @@ fn provider(cipher: Cipher) -> Arc<CryptoProvider> {
         Cipher::Aes128Gcm => ring::cipher_suite::TLS13_AES_128_GCM_SHA256,
         Cipher::Aes256Gcm => ring::cipher_suite::TLS13_AES_256_GCM_SHA384,
     };
-    Arc::new(CryptoProvider {
-        cipher_suites: vec![suite],
-        ..ring::default_provider()
-    })
+    Arc::new(CryptoProvider { cipher_suites: vec![suite], ..ring::default_provider() })
 }
 
 /// Why certificate and key do not make a configuration.

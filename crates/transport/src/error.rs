@@ -38,17 +38,10 @@ pub enum TransportError {
     Broken { addr: SocketAddr, source: io::Error },
     /// TLS refused the peer, or the peer refused us.
     #[error("no trusted connection with {addr}")]
-    Tls {
-        addr: SocketAddr,
-        source: rustls::Error,
-    },
+    Tls { addr: SocketAddr, source: rustls::Error },
     /// Another host answered than the one expected.
     #[error("{addr} is host {found}, not {expected}")]
-    WrongHost {
-        addr: SocketAddr,
-        expected: HostName,
-        found: HostName,
-    },
+    WrongHost { addr: SocketAddr, expected: HostName, found: HostName },
     /// The peer does not speak this protocol.
     #[error("{addr} does not speak this protocol: {reason}")]
     Protocol { addr: SocketAddr, reason: String },
@@ -59,23 +52,11 @@ impl TransportError {
     pub(crate) fn from_handshake(addr: SocketAddr, error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Self::Timeout { addr },
-            io::ErrorKind::InvalidData => match error
-                .get_ref()
-                .and_then(|e| e.downcast_ref::<rustls::Error>())
-            {
-                Some(tls) => Self::Tls {
-                    addr,
-                    source: tls.clone(),
-                },
-                None => Self::Protocol {
-                    addr,
-                    reason: error.to_string(),
-                },
+            io::ErrorKind::InvalidData => match error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) {
+                Some(tls) => Self::Tls { addr, source: tls.clone() },
+                None => Self::Protocol { addr, reason: error.to_string() },
             },
-            _ => Self::Broken {
-                addr,
-                source: error,
-            },
+            _ => Self::Broken { addr, source: error },
         }
     }
 }

@@ -29,21 +29,14 @@ struct Bounded<'a> {
 impl Bounded<'_> {
     fn left(&self) -> io::Result<Duration> {
         let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            Err(io::ErrorKind::TimedOut.into())
-        } else {
-            Ok(left)
-        }
+        if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
     }
 }
 
 impl Read for Bounded<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         if self.budget == 0 {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "it sent too much before it was trusted",
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "it sent too much before it was trusted"));
         }
         let n = buf.len().min(self.budget);
         self.socket.set_read_timeout(Some(self.left()?))?;
@@ -73,22 +66,13 @@ pub(crate) fn as_client(
     deadline: Instant,
 ) -> Result<Link> {
     let fail = |e| TransportError::from_handshake(addr, e);
-    let mut bounded = Bounded {
-        socket: &socket,
-        deadline,
-        budget: BYTES,
-    };
+    let mut bounded = Bounded { socket: &socket, deadline, budget: BYTES };
     let (found, tls) = match security {
         Security::MutualTls(identity) => {
-            let name = ServerName::try_from(expect.as_str().to_owned()).map_err(|_| {
-                TransportError::Protocol {
-                    addr,
-                    reason: format!("{expect} is no DNS name"),
-                }
-            })?;
+            let name = ServerName::try_from(expect.as_str().to_owned())
+                .map_err(|_| TransportError::Protocol { addr, reason: format!("{expect} is no DNS name") })?;
             let tls = |source| TransportError::Tls { addr, source };
-            let mut connection =
-                ClientConnection::new(identity.client().clone(), name).map_err(tls)?;
+            let mut connection = ClientConnection::new(identity.client().clone(), name).map_err(tls)?;
             let mut stream = agree(&mut connection, &mut bounded).map_err(fail)?;
             hello::send(&mut stream, identity.host()).map_err(fail)?;
             let found = hello::receive(&mut stream).map_err(fail)?;
@@ -100,54 +84,29 @@ pub(crate) fn as_client(
         }
     };
     if found != *expect {
-        return Err(TransportError::WrongHost {
-            addr,
-            expected: expect.clone(),
-            found,
-        });
+        return Err(TransportError::WrongHost { addr, expected: expect.clone(), found });
     }
     finish(socket, addr, found, tls)
 }
 
 /// The accepting side.
-pub(crate) fn as_server(
-    socket: TcpStream,
-    addr: SocketAddr,
-    security: &Security,
-    deadline: Instant,
-) -> Result<Link> {
+pub(crate) fn as_server(socket: TcpStream, addr: SocketAddr, security: &Security, deadline: Instant) -> Result<Link> {
     let fail = |e| TransportError::from_handshake(addr, e);
-    let mut bounded = Bounded {
-        socket: &socket,
-        deadline,
-        budget: BYTES,
-    };
+    let mut bounded = Bounded { socket: &socket, deadline, budget: BYTES };
     let (peer, tls) = match security {
         Security::MutualTls(identity) => {
             let tls = |source| TransportError::Tls { addr, source };
             let mut connection = ServerConnection::new(identity.server().clone()).map_err(tls)?;
             agree(&mut connection, &mut bounded).map_err(fail)?;
-            let certificate = connection
-                .peer_certificates()
-                .and_then(|chain| chain.first());
+            let certificate = connection.peer_certificates().and_then(|chain| chain.first());
             let reason = "it shows no certificate";
-            let certificate = certificate.ok_or(TransportError::Protocol {
-                addr,
-                reason: reason.into(),
-            })?;
-            let peer =
-                crypto::certified_host(certificate).map_err(|e| TransportError::Protocol {
-                    addr,
-                    reason: e.to_string(),
-                })?;
+            let certificate = certificate.ok_or(TransportError::Protocol { addr, reason: reason.into() })?;
+            let peer = crypto::certified_host(certificate)
+                .map_err(|e| TransportError::Protocol { addr, reason: e.to_string() })?;
             let mut stream = rustls::Stream::new(&mut connection, &mut bounded);
             let stated = hello::receive(&mut stream).map_err(fail)?;
             if stated != peer {
-                return Err(TransportError::WrongHost {
-                    addr,
-                    expected: peer,
-                    found: stated,
-                });
+                return Err(TransportError::WrongHost { addr, expected: peer, found: stated });
             }
             hello::send(&mut stream, identity.host()).map_err(fail)?;
             (peer, Some(Connection::Server(connection)))
@@ -176,12 +135,7 @@ where
     Ok(rustls::Stream::new(connection, bounded))
 }
 
-fn finish(
-    socket: TcpStream,
-    addr: SocketAddr,
-    peer: HostName,
-    tls: Option<Connection>,
-) -> Result<Link> {
+fn finish(socket: TcpStream, addr: SocketAddr, peer: HostName, tls: Option<Connection>) -> Result<Link> {
     let unlimited = || {
         socket.set_read_timeout(None)?;
         socket.set_write_timeout(None)

@@ -41,20 +41,14 @@ pub(crate) fn receive(from: &mut impl Read) -> io::Result<HostName> {
     from.read_exact(&mut head)?;
     let [version, length] = head;
     if version != VERSION {
-        return Err(refuse(format!(
-            "it speaks version {version}, this host {VERSION}"
-        )));
+        return Err(refuse(format!("it speaks version {version}, this host {VERSION}")));
     }
     let length = usize::from(length);
     let mut name = [0; MAX_NAME];
-    let name = name
-        .get_mut(..length)
-        .ok_or_else(|| refuse(format!("a host name of {length} bytes")))?;
+    let name = name.get_mut(..length).ok_or_else(|| refuse(format!("a host name of {length} bytes")))?;
     from.read_exact(name)?;
-    let text =
-        std::str::from_utf8(name).map_err(|_| refuse("a host name that is not text".into()))?;
-    text.parse()
-        .map_err(|e: ninefold_model::InvalidName| refuse(e.to_string()))
+    let text = std::str::from_utf8(name).map_err(|_| refuse("a host name that is not text".into()))?;
+    text.parse().map_err(|e: ninefold_model::InvalidName| refuse(e.to_string()))
 }
 
 #[cfg(test)]
@@ -86,9 +80,6 @@ mod tests {
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
             assert!(error.to_string().contains(word), "{error}");
         }
-        assert_eq!(
-            receive(&mut &b"NFLD\x01"[..]).unwrap_err().kind(),
-            io::ErrorKind::UnexpectedEof
-        );
+        assert_eq!(receive(&mut &b"NFLD\x01"[..]).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 }

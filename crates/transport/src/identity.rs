@@ -55,15 +55,9 @@ impl Identity {
         }
         let chain = certificates(&cert_path)?;
         let host = crypto::certified_host(&chain[0]).map_err(|e| unfit(&cert_path, e))?;
-        let key =
-            PrivateKeyDer::from_pem_file(&key_path).map_err(|e| unfit(&key_path, pem_reason(e)))?;
-        let (client, server) =
-            crypto::configs(roots, chain, key, cipher).map_err(|e| unfit(&cert_path, e))?;
-        Ok(Self {
-            host,
-            client,
-            server,
-        })
+        let key = PrivateKeyDer::from_pem_file(&key_path).map_err(|e| unfit(&key_path, pem_reason(e)))?;
+        let (client, server) = crypto::configs(roots, chain, key, cipher).map_err(|e| unfit(&cert_path, e))?;
+        Ok(Self { host, client, server })
     }
 
     /// The host that the certificate names.
@@ -82,9 +76,7 @@ impl Identity {
 
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Identity")
-            .field("host", &self.host)
-            .finish_non_exhaustive()
+        f.debug_struct("Identity").field("host", &self.host).finish_non_exhaustive()
     }
 }
 
@@ -130,8 +122,5 @@ fn pem_reason(error: rustls::pki_types::pem::Error) -> String {
 }
 
 fn unfit(path: &Path, reason: impl fmt::Display) -> TransportError {
-    TransportError::Identity {
-        path: path.to_owned(),
-        reason: reason.to_string(),
-    }
+    TransportError::Identity { path: path.to_owned(), reason: reason.to_string() }
 }

@@ -58,24 +58,13 @@ pub struct Link {
 }
 
 impl Link {
-    pub(crate) fn new(
-        socket: Arc<TcpStream>,
-        addr: SocketAddr,
-        peer: HostName,
-        mut tls: Option<Connection>,
-    ) -> Self {
+    pub(crate) fn new(socket: Arc<TcpStream>, addr: SocketAddr, peer: HostName, mut tls: Option<Connection>) -> Self {
         if let Some(tls) = &mut tls {
             // The writer takes everything out after each chunk: the limit only bounds what one chunk becomes.
             tls.set_buffer_limit(Some(CHUNK * 2));
         }
         let last_received = AtomicU64::new(monotonic_us());
-        let shared = Arc::new(Shared {
-            socket,
-            addr,
-            peer,
-            tls: tls.map(Mutex::new),
-            last_received,
-        });
+        let shared = Arc::new(Shared { socket, addr, peer, tls: tls.map(Mutex::new), last_received });
         let open = Arc::new(Open(shared.socket.clone()));
         let room = |bytes| if shared.tls.is_some() { bytes } else { 0 };
         Self {
@@ -87,12 +76,7 @@ impl Link {
                 _open: open.clone(),
             },
             // A TLS record adds at most 22 bytes to 16 KiB.
-            writer: LinkWriter {
-                outbox: Vec::with_capacity(room(CHUNK + 1024)),
-                sent: 0,
-                shared,
-                _open: open,
-            },
+            writer: LinkWriter { outbox: Vec::with_capacity(room(CHUNK + 1024)), sent: 0, shared, _open: open },
         }
     }
 
@@ -103,9 +87,7 @@ impl Link {
 
     /// A handle for other threads.
     pub fn handle(&self) -> LinkHandle {
-        LinkHandle {
-            shared: self.reader.shared.clone(),
-        }
+        LinkHandle { shared: self.reader.shared.clone() }
     }
 
     /// The two halves, for a thread each.
@@ -135,13 +117,7 @@ pub struct LinkReader {
 
 impl Read for LinkReader {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let Self {
-            shared,
-            inbox,
-            start,
-            end,
-            ..
-        } = self;
+        let Self { shared, inbox, start, end, .. } = self;
         let Some(tls) = &shared.tls else {
             return shared.receive(buf);
         };
@@ -166,9 +142,7 @@ impl Read for LinkReader {
                     break;
                 }
                 *start += connection.read_tls(&mut &inbox[*start..*end])?;
-                connection
-                    .process_new_packets()
-                    .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+                connection.process_new_packets().map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
             }
             drop(connection);
             if filled > 0 {
@@ -247,14 +221,7 @@ impl Write for LinkWriter {
         };
         match self.drain() {
             // Taken and kept: the caller must not send it again.
-            Err(e)
-                if matches!(
-                    e.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
-                ) =>
-            {
-                Ok(taken)
-            }
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => Ok(taken),
             other => other.map(|()| taken),
         }
     }

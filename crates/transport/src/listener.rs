@@ -40,15 +40,8 @@ impl Listener {
             Ok((socket, addr))
         };
         let (socket, addr) = bind().map_err(|source| TransportError::Bind { addr, source })?;
-        let inner = Arc::new(Inner {
-            socket,
-            closed: AtomicBool::new(false),
-        });
-        Ok(Self {
-            inner,
-            security: Arc::new(security),
-            addr,
-        })
+        let inner = Arc::new(Inner { socket, closed: AtomicBool::new(false) });
+        Ok(Self { inner, security: Arc::new(security), addr })
     }
 
     /// The address in use, with the port that the kernel chose.
@@ -74,18 +67,10 @@ impl Listener {
                     if socket::prepare(&socket).is_err() {
                         continue;
                     }
-                    return Ok(Incoming {
-                        socket,
-                        addr,
-                        security: self.security.clone(),
-                    });
+                    return Ok(Incoming { socket, addr, security: self.security.clone() });
                 }
                 // accept(2): errors of the connection, not of the listener.
-                Err(e)
-                    if matches!(
-                        e.kind(),
-                        io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted
-                    ) => {}
+                Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
                 Err(source) => return Err(TransportError::Accept { source }),
             }
         }
@@ -93,9 +78,7 @@ impl Listener {
 
     /// A handle that can close the listener from another thread.
     pub fn handle(&self) -> ListenerHandle {
-        ListenerHandle {
-            inner: self.inner.clone(),
-        }
+        ListenerHandle { inner: self.inner.clone() }
     }
 }
 
@@ -129,11 +112,7 @@ impl Incoming {
 
     /// Finds out who the peer is, within `timeout`.
     pub fn handshake(self, timeout: Duration) -> Result<Link> {
-        let Self {
-            socket,
-            addr,
-            security,
-        } = self;
+        let Self { socket, addr, security } = self;
         handshake::as_server(socket, addr, &security, Instant::now() + timeout)
     }
 

@@ -26,9 +26,7 @@ pub(crate) fn new(addr: SocketAddr) -> io::Result<Socket> {
 /// being sent is noticed (after 25 s) instead of never.
 pub(crate) fn prepare(socket: &TcpStream) -> io::Result<()> {
     socket.set_nodelay(true)?;
-    let probes = TcpKeepalive::new()
-        .with_time(Duration::from_secs(10))
-        .with_interval(Duration::from_secs(5))
-        .with_retries(3);
+    let probes =
+        TcpKeepalive::new().with_time(Duration::from_secs(10)).with_interval(Duration::from_secs(5)).with_retries(3);
     SockRef::from(socket).set_tcp_keepalive(&probes)
 }

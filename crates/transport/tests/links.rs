@@ -9,8 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use ninefold_model::HostName;
 use ninefold_transport::{
-    Authority, Cipher, Identity, Link, Listener, Result, Security, TransportError, Validity,
-    connect,
+    Authority, Cipher, Identity, Link, Listener, Result, Security, TransportError, Validity, connect,
 };
 use tempfile::TempDir;
 
@@ -91,9 +90,7 @@ fn each_kind(check: impl Fn(Link, Link)) {
 /// Bytes that depend on their place, different for each seed.
 fn fill(buf: &mut [u8], seed: u64, at: u64) {
     for (i, byte) in buf.iter_mut().enumerate() {
-        let place = (at + i as u64)
-            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-            .wrapping_add(seed);
+        let place = (at + i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(seed);
         *byte = (place >> 56) as u8;
     }
 }
@@ -113,10 +110,7 @@ fn a_large_transfer_both_ways_at_once_arrives_whole() {
     fn send(mut to: impl Write, seed: u64) {
         let mut at = 0;
         // Sizes around the edges of records and chunks, and large ones.
-        for size in [1_usize, 16_383, 16_384, 16_385, 131_071, 131_073, 1 << 20]
-            .into_iter()
-            .cycle()
-        {
+        for size in [1_usize, 16_383, 16_384, 16_385, 131_071, 131_073, 1 << 20].into_iter().cycle() {
             let size = size.min((TOTAL - at) as usize);
             if size == 0 {
                 break;
@@ -188,10 +182,7 @@ fn an_orderly_end_is_told_from_a_cut() {
     let (server, client) = pair(certificates.tls("a"), certificates.tls("b"));
     client.handle().shutdown();
     let (mut reader, _writer) = server.split();
-    assert_eq!(
-        reader.read(&mut [0; 8]).unwrap_err().kind(),
-        ErrorKind::UnexpectedEof
-    );
+    assert_eq!(reader.read(&mut [0; 8]).unwrap_err().kind(), ErrorKind::UnexpectedEof);
 }
 
 #[test]
@@ -203,9 +194,7 @@ fn shutdown_frees_a_waiting_reader_and_a_waiting_writer() {
         let (full, is_full) = std::sync::mpsc::channel();
         let progress = handle.clone();
         let writing = thread::spawn(move || {
-            progress
-                .set_write_timeout(Some(Duration::from_millis(50)))
-                .unwrap();
+            progress.set_write_timeout(Some(Duration::from_millis(50))).unwrap();
             let block = vec![0; 1 << 20];
             // A write that takes nothing for a while: the buffers are full.
             loop {
@@ -237,9 +226,7 @@ fn a_write_that_timed_out_goes_on_where_it_was() {
         let handle = client.handle();
         let (_r, mut writer) = client.split();
         let (mut reader, _w) = server.split();
-        handle
-            .set_write_timeout(Some(Duration::from_millis(20)))
-            .unwrap();
+        handle.set_write_timeout(Some(Duration::from_millis(20))).unwrap();
         let mut block = vec![0; 100_000];
         let mut taken = 0_u64;
         loop {
@@ -294,13 +281,8 @@ fn signs_of_life_are_seen_from_any_thread() {
         writer.write_all(b"x").unwrap();
         reader.read_exact(&mut [0]).unwrap();
         assert!(handle.last_received_us() > before);
-        handle
-            .set_read_timeout(Some(Duration::from_millis(5)))
-            .unwrap();
-        assert_eq!(
-            reader.read(&mut [0]).unwrap_err().kind(),
-            ErrorKind::WouldBlock
-        );
+        handle.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
+        assert_eq!(reader.read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
         assert!(handle.silence() >= Duration::from_millis(4));
         handle.set_user_timeout(Duration::from_millis(300)).unwrap();
     });
@@ -310,30 +292,15 @@ fn signs_of_life_are_seen_from_any_thread() {
 fn another_authority_is_trusted_by_neither_side() {
     let (ours, theirs) = (Certificates::new(), Certificates::new());
     let (server, client) = meet(ours.tls("a"), theirs.tls("b"), "a");
-    assert!(matches!(
-        server,
-        Err(TransportError::Tls { .. } | TransportError::Broken { .. })
-    ));
-    assert!(
-        matches!(client, Err(TransportError::Tls { .. })),
-        "{:?}",
-        client.err()
-    );
+    assert!(matches!(server, Err(TransportError::Tls { .. } | TransportError::Broken { .. })));
+    assert!(matches!(client, Err(TransportError::Tls { .. })), "{:?}", client.err());
 
     // A client that trusts the server's authority but has a certificate of another one.
     let dir = theirs.issue("c", Validity::days(1));
-    std::fs::copy(
-        ours.issue("x", Validity::days(1)).join("ca.pem"),
-        dir.join("ca.pem"),
-    )
-    .unwrap();
+    std::fs::copy(ours.issue("x", Validity::days(1)).join("ca.pem"), dir.join("ca.pem")).unwrap();
     let stranger = Security::MutualTls(Identity::load(dir).unwrap());
     let (server, client) = meet(ours.tls("a"), stranger, "a");
-    assert!(
-        matches!(server, Err(TransportError::Tls { .. })),
-        "{:?}",
-        server.err()
-    );
+    assert!(matches!(server, Err(TransportError::Tls { .. })), "{:?}", server.err());
     assert!(client.is_err());
 }
 
@@ -342,17 +309,9 @@ fn another_host_than_the_expected_one_is_refused() {
     let certificates = Certificates::new();
     let (server, client) = meet(certificates.tls("a"), certificates.tls("b"), "c");
     assert!(server.is_err());
-    assert!(
-        matches!(client, Err(TransportError::Tls { .. })),
-        "{:?}",
-        client.err()
-    );
+    assert!(matches!(client, Err(TransportError::Tls { .. })), "{:?}", client.err());
     let (_, client) = meet(plain("a"), plain("b"), "c");
-    assert!(
-        matches!(client, Err(TransportError::WrongHost { .. })),
-        "{:?}",
-        client.err()
-    );
+    assert!(matches!(client, Err(TransportError::WrongHost { .. })), "{:?}", client.err());
 }
 
 #[test]
@@ -360,24 +319,13 @@ fn an_expired_certificate_is_refused_on_either_side() {
     let certificates = Certificates::new();
     let day = Duration::from_secs(24 * 3600);
     let now = SystemTime::now();
-    let past = Validity {
-        not_before: now - 3 * day,
-        not_after: now - day,
-    };
+    let past = Validity { not_before: now - 3 * day, not_after: now - day };
     let expired = Security::MutualTls(Identity::load(certificates.issue("old", past)).unwrap());
     let (server, client) = meet(expired.clone(), certificates.tls("b"), "old");
     assert!(server.is_err());
-    assert!(
-        matches!(client, Err(TransportError::Tls { .. })),
-        "{:?}",
-        client.err()
-    );
+    assert!(matches!(client, Err(TransportError::Tls { .. })), "{:?}", client.err());
     let (server, client) = meet(certificates.tls("a"), expired, "a");
-    assert!(
-        matches!(server, Err(TransportError::Tls { .. })),
-        "{:?}",
-        server.err()
-    );
+    assert!(matches!(server, Err(TransportError::Tls { .. })), "{:?}", server.err());
     // The client's own handshake had succeeded: it must learn of the refusal all the same.
     assert!(client.is_err());
 }
@@ -389,27 +337,18 @@ fn a_client_without_a_certificate_is_refused() {
     let server = Security::MutualTls(Identity::load(&dir).unwrap());
     let mut roots = rustls::RootCertStore::empty();
     use rustls::pki_types::pem::PemObject;
-    roots
-        .add(rustls::pki_types::CertificateDer::from_pem_file(dir.join("ca.pem")).unwrap())
-        .unwrap();
-    let config = rustls::ClientConfig::builder_with_provider(
-        rustls::crypto::ring::default_provider().into(),
-    )
-    .with_protocol_versions(&[&rustls::version::TLS13])
-    .unwrap()
-    .with_root_certificates(roots)
-    .with_no_client_auth();
+    roots.add(rustls::pki_types::CertificateDer::from_pem_file(dir.join("ca.pem")).unwrap()).unwrap();
+    let config = rustls::ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
     let (server, client) = meet_with(server, |addr| {
         let mut tcp = TcpStream::connect(addr).unwrap();
-        let mut tls =
-            rustls::ClientConnection::new(config.into(), "a".try_into().unwrap()).unwrap();
+        let mut tls = rustls::ClientConnection::new(config.into(), "a".try_into().unwrap()).unwrap();
         rustls::Stream::new(&mut tls, &mut tcp).read(&mut [0; 64])
     });
-    assert!(
-        matches!(server, Err(TransportError::Tls { .. })),
-        "{:?}",
-        server.err()
-    );
+    assert!(matches!(server, Err(TransportError::Tls { .. })), "{:?}", server.err());
     assert!(client.is_err() || client.unwrap() == 0);
 }
 
@@ -421,34 +360,23 @@ fn the_certified_name_counts_not_the_stated_one() {
     // A host that holds b's certificate and says that it is c: told by hand, as our own client cannot lie.
     use rustls::pki_types::pem::PemObject;
     let mut roots = rustls::RootCertStore::empty();
-    roots
-        .add(rustls::pki_types::CertificateDer::from_pem_file(dir.join("ca.pem")).unwrap())
-        .unwrap();
-    let chain =
-        vec![rustls::pki_types::CertificateDer::from_pem_file(dir.join("cert.pem")).unwrap()];
+    roots.add(rustls::pki_types::CertificateDer::from_pem_file(dir.join("ca.pem")).unwrap()).unwrap();
+    let chain = vec![rustls::pki_types::CertificateDer::from_pem_file(dir.join("cert.pem")).unwrap()];
     let key = rustls::pki_types::PrivateKeyDer::from_pem_file(dir.join("key.pem")).unwrap();
-    let config = rustls::ClientConfig::builder_with_provider(
-        rustls::crypto::ring::default_provider().into(),
-    )
-    .with_protocol_versions(&[&rustls::version::TLS13])
-    .unwrap()
-    .with_root_certificates(roots)
-    .with_client_auth_cert(chain, key)
-    .unwrap();
+    let config = rustls::ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain, key)
+        .unwrap();
     let (server, _) = meet_with(server, |addr| {
         let mut tcp = TcpStream::connect(addr).unwrap();
-        let mut tls =
-            rustls::ClientConnection::new(config.into(), "a".try_into().unwrap()).unwrap();
+        let mut tls = rustls::ClientConnection::new(config.into(), "a".try_into().unwrap()).unwrap();
         let mut stream = rustls::Stream::new(&mut tls, &mut tcp);
         stream.write_all(b"NFLD\x01\x01c").unwrap();
         stream.read(&mut [0; 64])
     });
-    let Err(TransportError::WrongHost {
-        expected, found, ..
-    }) = server
-    else {
-        panic!("{:?}", server.err())
-    };
+    let Err(TransportError::WrongHost { expected, found, .. }) = server else { panic!("{:?}", server.err()) };
     assert_eq!((expected, found), (host("b"), host("c")));
 }
 
@@ -456,18 +384,10 @@ fn the_certified_name_counts_not_the_stated_one() {
 fn plain_text_and_tls_do_not_meet() {
     let certificates = Certificates::new();
     let (server, client) = meet(certificates.tls("a"), plain("b"), "a");
-    assert!(
-        matches!(server, Err(TransportError::Tls { .. })),
-        "{:?}",
-        server.err()
-    );
+    assert!(matches!(server, Err(TransportError::Tls { .. })), "{:?}", server.err());
     assert!(client.is_err());
     let (server, client) = meet(plain("a"), certificates.tls("b"), "a");
-    assert!(
-        matches!(server, Err(TransportError::Protocol { .. })),
-        "{:?}",
-        server.err()
-    );
+    assert!(matches!(server, Err(TransportError::Protocol { .. })), "{:?}", server.err());
     assert!(client.is_err());
 }
 
@@ -475,13 +395,9 @@ fn plain_text_and_tls_do_not_meet() {
 fn garbage_is_refused() {
     let certificates = Certificates::new();
     for security in [certificates.tls("a"), plain("a")] {
-        for garbage in [
-            &b"GET / HTTP/1.0\r\n\r\n"[..],
-            &[0; 100_000],
-            &[0xff; 5],
-            b"NFLD\x63\x01a",
-            b"\x16\x03\x01\xff\xff",
-        ] {
+        for garbage in
+            [&b"GET / HTTP/1.0\r\n\r\n"[..], &[0; 100_000], &[0xff; 5], b"NFLD\x63\x01a", b"\x16\x03\x01\xff\xff"]
+        {
             let (server, ()) = meet_with(security.clone(), |addr| {
                 let mut tcp = TcpStream::connect(addr).unwrap();
                 // The other side may have hung up already.
@@ -511,14 +427,7 @@ fn a_peer_cannot_send_without_end_before_it_is_trusted() {
         }
         let _ = tcp.read_to_end(&mut Vec::new());
     });
-    assert!(
-        matches!(
-            server,
-            Err(TransportError::Tls { .. } | TransportError::Protocol { .. })
-        ),
-        "{:?}",
-        server.err()
-    );
+    assert!(matches!(server, Err(TransportError::Tls { .. } | TransportError::Protocol { .. })), "{:?}", server.err());
 }
 
 #[test]
@@ -533,15 +442,8 @@ fn a_half_open_handshake_times_out_on_either_side() {
             let incoming = listener.accept().unwrap();
             let judging = thread::spawn(move || incoming.handshake(short));
             if drip {
-                for byte in [0x16_u8, 3, 1, 0x10, 0]
-                    .into_iter()
-                    .chain(std::iter::repeat(0))
-                {
-                    let byte = if matches!(security, Security::PlainText { .. }) {
-                        b'N'
-                    } else {
-                        byte
-                    };
+                for byte in [0x16_u8, 3, 1, 0x10, 0].into_iter().chain(std::iter::repeat(0)) {
+                    let byte = if matches!(security, Security::PlainText { .. }) { b'N' } else { byte };
                     if judging.is_finished() || tcp.write_all(&[byte]).is_err() {
                         break;
                     }
@@ -553,11 +455,7 @@ fn a_half_open_handshake_times_out_on_either_side() {
                 }
             }
             let verdict = judging.join().unwrap();
-            assert!(
-                matches!(verdict, Err(TransportError::Timeout { .. })),
-                "{:?}",
-                verdict.err()
-            );
+            assert!(matches!(verdict, Err(TransportError::Timeout { .. })), "{:?}", verdict.err());
         }
         // A server that accepts and says nothing.
         let silent = TcpListener::bind(loopback()).unwrap();
@@ -566,11 +464,7 @@ fn a_half_open_handshake_times_out_on_either_side() {
             Security::PlainText { .. } => plain("b"),
         };
         let verdict = connect(silent.local_addr().unwrap(), &host("a"), &client, short);
-        assert!(
-            matches!(verdict, Err(TransportError::Timeout { .. })),
-            "{:?}",
-            verdict.err()
-        );
+        assert!(matches!(verdict, Err(TransportError::Timeout { .. })), "{:?}", verdict.err());
     }
 }
 
@@ -578,11 +472,7 @@ fn a_half_open_handshake_times_out_on_either_side() {
 fn nobody_listening_is_said() {
     let free = TcpListener::bind(loopback()).unwrap().local_addr().unwrap();
     let verdict = connect(free, &host("a"), &plain("b"), LONG);
-    assert!(
-        matches!(verdict, Err(TransportError::Connect { .. })),
-        "{:?}",
-        verdict.err()
-    );
+    assert!(matches!(verdict, Err(TransportError::Connect { .. })), "{:?}", verdict.err());
 }
 
 #[test]
@@ -609,16 +499,11 @@ fn keys_are_for_their_owner_only_and_an_authority_can_be_reopened() {
     let dir = certificates.issue("a", Validity::days(1));
     let mode = |path: PathBuf| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(dir.join("key.pem")), 0o600);
-    assert_eq!(
-        mode(certificates.dir.path().join("authority/ca-key.pem")),
-        0o600
-    );
+    assert_eq!(mode(certificates.dir.path().join("authority/ca-key.pem")), 0o600);
 
     let reopened = Authority::open(certificates.dir.path().join("authority")).unwrap();
     let later = certificates.dir.path().join("later");
-    reopened
-        .issue(&host("later"), &later, Validity::days(1))
-        .unwrap();
+    reopened.issue(&host("later"), &later, Validity::days(1)).unwrap();
     let later = Security::MutualTls(Identity::load(later).unwrap());
     let (server, client) = pair(certificates.tls("a"), later);
     assert_eq!((server.peer(), client.peer()), (&host("later"), &host("a")));
@@ -628,11 +513,7 @@ fn keys_are_for_their_owner_only_and_an_authority_can_be_reopened() {
 fn an_unfit_identity_names_the_file() {
     let certificates = Certificates::new();
     let dir = certificates.issue("a", Validity::days(1));
-    for (file, content) in [
-        ("ca.pem", &b""[..]),
-        ("cert.pem", b"nonsense"),
-        ("key.pem", b"\xff\xfe"),
-    ] {
+    for (file, content) in [("ca.pem", &b""[..]), ("cert.pem", b"nonsense"), ("key.pem", b"\xff\xfe")] {
         let kept = std::fs::read(dir.join(file)).unwrap();
         std::fs::write(dir.join(file), content).unwrap();
         let error = Identity::load(&dir).unwrap_err().to_string();
@@ -643,11 +524,7 @@ fn an_unfit_identity_names_the_file() {
         std::fs::write(dir.join(file), kept).unwrap();
     }
     // Another host's key does not fit the certificate.
-    std::fs::copy(
-        certificates.issue("b", Validity::days(1)).join("key.pem"),
-        dir.join("key.pem"),
-    )
-    .unwrap();
+    std::fs::copy(certificates.issue("b", Validity::days(1)).join("key.pem"), dir.join("key.pem")).unwrap();
     assert!(Identity::load(&dir).is_err());
 }
 
@@ -658,9 +535,7 @@ fn a_connect_attempt_ends_in_time() {
     full.bind(&loopback().into()).unwrap();
     full.listen(0).unwrap();
     let addr = full.local_addr().unwrap().as_socket().unwrap();
-    let _queued: Vec<_> = (0..2)
-        .map(|_| TcpStream::connect_timeout(&addr, Duration::from_millis(200)))
-        .collect();
+    let _queued: Vec<_> = (0..2).map(|_| TcpStream::connect_timeout(&addr, Duration::from_millis(200))).collect();
     let start = Instant::now();
     assert!(connect(addr, &host("a"), &plain("b"), Duration::from_millis(100)).is_err());
     assert!(start.elapsed() < LONG);

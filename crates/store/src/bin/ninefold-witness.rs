@@ -51,10 +51,7 @@ struct SecurityArguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -81,20 +78,15 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
     let registers = Registers::open(&arguments.data)?;
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     let listener = Listener::bind(arguments.listen, security)?;
-    let limits = Limits {
-        connections: arguments.max_connections,
-        ..Limits::default()
-    };
+    let limits = Limits { connections: arguments.max_connections, ..Limits::default() };
     let server = Server::new(listener, registers, limits);
 
     let stop = server.handle();
-    std::thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || {
-            if signals.forever().next().is_some() {
-                stop.stop();
-            }
-        })?;
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        if signals.forever().next().is_some() {
+            stop.stop();
+        }
+    })?;
     writeln!(std::io::stdout(), "listening on {}", server.local_addr())?;
     Ok(server.run()?)
 }

@@ -14,10 +14,7 @@ use ninefold_transport::{Authority, Identity, Listener, Security, Validity};
 use tempfile::TempDir;
 
 /// Long enough for the slowest machine; a test that works never waits for it.
-pub const PATIENT: Timeouts = Timeouts {
-    connect: Duration::from_secs(30),
-    request: Duration::from_secs(60),
-};
+pub const PATIENT: Timeouts = Timeouts { connect: Duration::from_secs(30), request: Duration::from_secs(60) };
 
 pub fn host(name: &str) -> HostName {
     name.parse().unwrap()
@@ -37,9 +34,7 @@ impl Place {
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::create(dir.path().join("authority"), Validity::days(1)).unwrap();
         for name in ["a", "b", "w"] {
-            authority
-                .issue(&host(name), dir.path().join(name), Validity::days(1))
-                .unwrap();
+            authority.issue(&host(name), dir.path().join(name), Validity::days(1)).unwrap();
         }
         Self { dir }
     }
@@ -65,23 +60,10 @@ impl Place {
         self.serve_registers(addr, limits, Registers::open(self.data()).unwrap())
     }
 
-    pub fn serve_registers(
-        &self,
-        addr: SocketAddr,
-        limits: Limits,
-        registers: Registers,
-    ) -> Served {
-        let server = Server::new(
-            Listener::bind(addr, self.security("w")).unwrap(),
-            registers,
-            limits,
-        );
+    pub fn serve_registers(&self, addr: SocketAddr, limits: Limits, registers: Registers) -> Served {
+        let server = Server::new(Listener::bind(addr, self.security("w")).unwrap(), registers, limits);
         let (addr, handle) = (server.local_addr(), server.handle());
-        Served {
-            addr,
-            handle,
-            thread: Some(std::thread::spawn(move || server.run().unwrap())),
-        }
+        Served { addr, handle, thread: Some(std::thread::spawn(move || server.run().unwrap())) }
     }
 
     /// The real process.
@@ -101,12 +83,7 @@ impl Place {
         let mut process = Process { child, addr };
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line).unwrap();
-        process.addr = line
-            .trim()
-            .strip_prefix("listening on ")
-            .expect("it says where it listens")
-            .parse()
-            .unwrap();
+        process.addr = line.trim().strip_prefix("listening on ").expect("it says where it listens").parse().unwrap();
         process
     }
 }
