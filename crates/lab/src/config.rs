@@ -20,6 +20,9 @@ pub struct LabConfig {
     /// Where `ninefold-keeper` and `ninefold-witness` are. By default NINEFOLD_BIN_DIR, else near the running program
     /// (as Cargo places them), else on the PATH.
     pub bin_dir: Option<PathBuf>,
+    /// Keep each host's processes in a control group of version 2, if the machine has such. Otherwise they are found
+    /// by their network namespace and signalled one by one.
+    pub control_groups: bool,
     /// Where the logs go when the thread that owns the lab panics (a failed test). By default `lab-debris` in Cargo's
     /// target directory.
     pub debris: Option<PathBuf>,
@@ -50,6 +53,7 @@ impl LabConfig {
             persistent: false,
             security: LabSecurity::default(),
             bin_dir: None,
+            control_groups: true,
             debris: None,
         })
     }

@@ -44,7 +44,9 @@ impl Lab {
             persistent: config.persistent,
             owner,
             token: format!("{}-{}-{}", owner.pid, owner.start, now.as_nanos()),
-            cgroup: cgroup_mount().map(|m| m.join(format!("ninefold-{}", topology.lab))),
+            cgroup: cgroup_mount()
+                .filter(|_| config.control_groups)
+                .map(|m| m.join(format!("ninefold-{}", topology.lab))),
             security: config.security,
             bin_dir: config.bin_dir.clone(),
             topology,
@@ -321,8 +323,8 @@ fn default_debris() -> Option<PathBuf> {
     Some(target.join("lab-debris"))
 }
 
-/// The lab's VM hosts, by name.
 impl Lab {
+    /// Refuses a host that is not there for VMs.
     pub(crate) fn vm_host(&self, host: &str) -> Result<(), LabError> {
         self.check(host)?;
         match [WITNESS, CLIENT].contains(&host) {

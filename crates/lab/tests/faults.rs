@@ -9,7 +9,7 @@ use std::time::Duration;
 use fixture::{lab, wait_until};
 use ninefold_lab::netns::in_netns;
 use ninefold_lab::status::LinkState;
-use ninefold_lab::{Cut, Lab, Network};
+use ninefold_lab::{Cut, Lab, LabConfig, Network};
 
 /// A UDP socket of each of two hosts on the replication network.
 fn sockets(lab: &Lab, hosts: [&str; 2]) -> [UdpSocket; 2] {
@@ -62,7 +62,20 @@ fn a_cut_cable_passes_nothing_and_shows() {
 
 #[test]
 fn frozen_processes_stand_still_until_thawed() {
-    let lab = lab("freeze");
+    freeze_thaw_kill(lab("freeze"));
+}
+
+#[test]
+fn the_same_without_control_groups() {
+    let mut config = LabConfig::new(&fixture::name("signal")).unwrap();
+    config.control_groups = false;
+    let lab = Lab::up(&config).unwrap();
+    let name = lab.name().to_owned();
+    freeze_thaw_kill(lab);
+    assert_eq!(fixture::traces(&name), Vec::<String>::new());
+}
+
+fn freeze_thaw_kill(lab: Lab) {
     let log = lab.run_dir("a").join("count.log");
     let mut counter = lab.command("a", "sh").unwrap();
     counter.args(["-c", "while :; do echo tick; sleep 0.01; done"]);
