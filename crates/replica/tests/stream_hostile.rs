@@ -9,8 +9,8 @@ use stream_fixture::{Memory, Receiver, SESSION, Step, TERM, Touch, layout, pass,
 
 /// The records of a stream as byte ranges, the preamble first.
 fn pieces(stream: &[u8]) -> Vec<std::ops::Range<usize>> {
-    let mut all = Vec::from([0..16]);
-    let mut at = 16;
+    let (mut all, mut at) = (Vec::new(), 16);
+    all.push(0..at);
     while at < stream.len() {
         let length = u32::from_le_bytes(stream[at + 4..at + 8].try_into().unwrap()) as usize;
         all.push(at..at + 12 + length);

@@ -41,7 +41,7 @@ fn hello(o: &Owned) -> Hello {
         .unwrap(),
         epoch_policy: EpochPolicy::Fixed { ms: u32::from(o.block) },
         qemu: o.text.clone(),
-        accel: if o.small % 2 == 0 { Accel::Kvm } else { Accel::Tcg },
+        accel: if o.small.is_multiple_of(2) { Accel::Kvm } else { Accel::Tcg },
         layout: layout(),
         lanes: o.small,
     }
@@ -49,14 +49,14 @@ fn hello(o: &Owned) -> Hello {
 
 fn record(o: &Owned) -> Record<'_> {
     let [session, epoch, third, fourth, fifth, sixth] = o.numbers;
-    let kind = if o.small % 2 == 0 { PassKind::Sync } else { PassKind::Checkpoint };
+    let kind = if o.small.is_multiple_of(2) { PassKind::Sync } else { PassKind::Checkpoint };
     let pass = Pass { session, kind, epoch: Epoch(epoch) };
     match o.kind {
         0 => Record::Hello(Box::new(hello(o))),
         1 => Record::Join { session, lane: o.small },
         2 => Record::Welcome(Welcome { session }),
         3 => Record::Refuse {
-            code: if o.small % 2 == 0 { RefuseCode::Busy } else { RefuseCode::UnknownSession },
+            code: if o.small.is_multiple_of(2) { RefuseCode::Busy } else { RefuseCode::UnknownSession },
             reason: &o.text,
         },
         4 => Record::Begin { pass, term: Term(third) },
@@ -68,10 +68,10 @@ fn record(o: &Owned) -> Record<'_> {
             totals: Totals { records: third, pages: fourth, state_bytes: fifth, output_bytes: sixth, digest: session },
         },
         9 => Record::Ack { pass },
-        10 => Record::Heartbeat(Heartbeat { session, seq: epoch, uplink: o.small % 2 == 0, time_us: third }),
+        10 => Record::Heartbeat(Heartbeat { session, seq: epoch, uplink: o.small.is_multiple_of(2), time_us: third }),
         11 => Record::Bound { session, term: Term(third) },
         12 => Record::Relinquish { session, epoch: Epoch(epoch), reason: &o.text },
-        13 => Record::Ready { session, what: if o.small % 2 == 0 { Ready::Receive } else { Ready::TakeOver } },
+        13 => Record::Ready { session, what: if o.small.is_multiple_of(2) { Ready::Receive } else { Ready::TakeOver } },
         _ => Record::Bye { reason: &o.text },
     }
 }
@@ -87,7 +87,7 @@ impl Read for Dribble<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         self.turn += 1;
         let size = usize::from(self.sizes[self.turn % self.sizes.len()]);
-        if size % 5 == 0 && self.turn % 2 == 0 {
+        if size.is_multiple_of(5) && self.turn.is_multiple_of(2) {
             return Err(ErrorKind::WouldBlock.into());
         }
         let n = (size + 1).min(buf.len()).min(self.rest.len());
