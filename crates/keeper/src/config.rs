@@ -100,8 +100,7 @@ impl KeeperConfig {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let at = || path.to_owned();
         let text = std::fs::read(path).map_err(|source| ConfigError::Read { path: at(), source })?;
-        let config: Self =
-            serde_json::from_slice(&text).map_err(|source| ConfigError::Parse { path: at(), source })?;
+        let config: Self = serde_json::from_slice(&text).map_err(|source| ConfigError::Parse { path: at(), source })?;
         config.check().map_err(|reason| ConfigError::Invalid { path: at(), reason })?;
         Ok(config)
     }

@@ -1,4 +1,29 @@
 //! Keeps one VM on one host: machine, replica and net put together.
+//!
+//! * [`config`]: what a keeper is told · [`keeper`]: how it starts
+//! * [`core`]: the thread that owns the protocol and does what it says · [`msg`]: what the others tell it
+//! * [`vm`]: the thread that owns a running QEMU · [`capture`]: one checkpoint, the pause path · [`first_copy`]
+//! * [`session`]: a primary's connection to its backup · [`connector`]: finding one
+//! * [`standby`]: a backup's side
+//! * [`arbiter`]: asking the witness
+//! * [`outlets`]: NICs, console and agent behind one gate
+//! * [`server`], [`api`]: the control socket, both ends · [`journal`]: events and measurements · [`metrics`]
 
 pub mod api;
+mod arbiter;
+mod capture;
 pub mod config;
+mod connector;
+mod core;
+mod cpu_clock;
+pub mod error;
+mod first_copy;
+mod journal;
+pub mod keeper;
+mod metrics;
+mod msg;
+mod outlets;
+mod server;
+mod session;
+mod standby;
+pub mod vm;

@@ -19,8 +19,7 @@ pub enum Request {
     },
     /// End the VM (as by pulling its plug) and give up the role.
     Stop,
-    Pause,
-    Resume,
+    /// Press the guest's reset button.
     Reset,
     /// Ask for fault tolerance.
     Protect,

@@ -27,12 +27,7 @@ pub enum EventKind {
     /// Copying to a backup began.
     SyncStarted { backup: HostName },
     /// The witness bound this primary to a synced backup: the VM is protected.
-    Protected {
-        term: Term,
-        backup: HostName,
-        sync_ms: u64,
-        bytes: u64,
-    },
+    Protected { term: Term, backup: HostName, sync_ms: u64, bytes: u64 },
     /// The VM runs without a backup.
     Unprotected { term: Term, reason: String },
     /// This host now holds a whole checkpoint and will take over when it must.
@@ -40,11 +35,7 @@ pub enum EventKind {
     /// The primary is gone or silent.
     PrimaryLost { reason: String, epoch: Epoch },
     /// This host took over.
-    TookOver {
-        term: Term,
-        epoch: Epoch,
-        phases: FailoverPhases,
-    },
+    TookOver { term: Term, epoch: Epoch, phases: FailoverPhases },
     /// The witness does not answer; what needs it waits.
     WitnessUnreachable { reason: String },
     /// The witness answers again.

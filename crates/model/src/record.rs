@@ -23,33 +23,18 @@ pub struct Record {
 impl Record {
     /// The first record of a VM that boots on `primary`.
     pub fn boot(primary: HostName) -> Self {
-        Self {
-            term: Term(1),
-            primary,
-            backup: None,
-            synced: false,
-        }
+        Self { term: Term(1), primary, backup: None, synced: false }
     }
 
     /// `primary` goes on (or starts) alone.
     #[must_use]
     pub fn alone(&self, primary: HostName) -> Self {
-        Self {
-            term: self.term.next(),
-            primary,
-            backup: None,
-            synced: false,
-        }
+        Self { term: self.term.next(), primary, backup: None, synced: false }
     }
 
     /// The same primary, from now on bound to `backup`.
     #[must_use]
     pub fn bound(&self, backup: HostName) -> Self {
-        Self {
-            term: self.term.next(),
-            primary: self.primary.clone(),
-            backup: Some(backup),
-            synced: true,
-        }
+        Self { term: self.term.next(), primary: self.primary.clone(), backup: Some(backup), synced: true }
     }
 }

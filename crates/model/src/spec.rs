@@ -113,9 +113,7 @@ impl FromStr for Mac {
             let part = parts.next().filter(|p| p.len() == 2).ok_or_else(bad)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
         }
-        (parts.next().is_none() && mac[0] & 1 == 0)
-            .then_some(Mac(mac))
-            .ok_or_else(bad)
+        (parts.next().is_none() && mac[0] & 1 == 0).then_some(Mac(mac)).ok_or_else(bad)
     }
 }
 
@@ -181,14 +179,9 @@ mod tests {
     fn mac_addresses() {
         let mac: Mac = "52:54:00:12:34:56".parse().unwrap();
         assert_eq!(mac.to_string(), "52:54:00:12:34:56");
-        for bad in [
-            "",
-            "52:54:00:12:34",
-            "52:54:00:12:34:56:78",
-            "53:54:00:12:34:56",
-            "5:54:00:12:34:56",
-            "+2:54:00:12:34:5g",
-        ] {
+        for bad in
+            ["", "52:54:00:12:34", "52:54:00:12:34:56:78", "53:54:00:12:34:56", "5:54:00:12:34:56", "+2:54:00:12:34:5g"]
+        {
             assert!(bad.parse::<Mac>().is_err(), "{bad}");
         }
     }

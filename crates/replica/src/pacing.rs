@@ -1,1 +1,164 @@
-//! p
+//! When the next checkpoint is due. Pure: times are given in.
+//!
+//! A checkpoint costs the guest its pause, and output waits until the checkpoint after it is acknowledged. What is best
+//! depends on what the guest does:
+//!
+//! * **Output waits and the guest has gone quiet** (it waits for an answer to what it sent): a pause costs it nothing, so
+//!   the checkpoint is due at once.
+//! * **Output waits and the guest is busy**: every pause takes from its work, so epochs are made long enough that the
+//!   pauses stay below a share of its time ([`PAUSE_SHARE`]).
+//! * **Nothing waits**: the longest epoch that the policy allows.
+
+use std::time::Duration;
+
+use ninefold_model::spec::EpochPolicy;
+
+/// The share of a busy guest's time that pauses may take while output waits.
+pub const PAUSE_SHARE: f64 = 0.08;
+/// The shortest epoch of a busy guest.
+pub const SHORTEST: Duration = Duration::from_millis(3);
+/// How often a guest whose output waits is looked at.
+pub const LOOK_AGAIN: Duration = Duration::from_micros(300);
+/// Checkpoints that may be unacknowledged at a time: one on its way while the next is taken.
+pub const MAX_IN_FLIGHT: u32 = 2;
+/// Weight of a new pause in the running mean.
+const WEIGHT: f64 = 0.2;
+
+/// What is seen of the guest now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Observation {
+    /// How long it has run since the last pause.
+    pub run: Duration,
+    /// Output waits that belongs to the present epoch.
+    pub output_waits: bool,
+    /// It uses next to no CPU.
+    pub quiet: bool,
+    /// The gate fills up.
+    pub gate_half_full: bool,
+    /// Checkpoints taken and not yet acknowledged.
+    pub in_flight: u32,
+}
+
+/// The decision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Due {
+    Now,
+    /// Look again after this time, or when output appears or an acknowledgement arrives.
+    In(Duration),
+}
+
+/// Decides when checkpoints are due.
+#[derive(Debug, Clone)]
+pub struct Pacer {
+    policy: EpochPolicy,
+    /// Running mean of the pauses, seconds.
+    pause: f64,
+}
+
+impl Pacer {
+    pub fn new(policy: EpochPolicy) -> Self {
+        Self { policy, pause: 0.002 }
+    }
+
+    pub fn policy(&self) -> EpochPolicy {
+        self.policy
+    }
+
+    pub fn set_policy(&mut self, policy: EpochPolicy) {
+        self.policy = policy;
+    }
+
+    /// Takes in how long a pause was.
+    pub fn paused(&mut self, pause: Duration) {
+        self.pause += (pause.as_secs_f64() - self.pause) * WEIGHT;
+    }
+
+    /// The shortest epoch of a guest that is busy.
+    fn busy_epoch(&self, longest: Duration) -> Duration {
+        Duration::from_secs_f64(self.pause * (1.0 / PAUSE_SHARE - 1.0)).clamp(SHORTEST.min(longest), longest)
+    }
+
+    /// Whether a checkpoint is due.
+    pub fn due(&self, seen: &Observation) -> Due {
+        if seen.in_flight >= MAX_IN_FLIGHT {
+            return Due::In(Duration::from_millis(20));
+        }
+        let after = |length: Duration| match length.checked_sub(seen.run) {
+            None | Some(Duration::ZERO) => Due::Now,
+            Some(rest) => Due::In(rest),
+        };
+        match self.policy {
+            EpochPolicy::Fixed { ms } => after(Duration::from_millis(ms.into())),
+            EpochPolicy::Adaptive { .. } if seen.gate_half_full => Due::Now,
+            EpochPolicy::Adaptive { max_ms } => {
+                let longest = Duration::from_millis(max_ms.into());
+                if !seen.output_waits {
+                    return after(longest);
+                }
+                // A second checkpoint while one is on its way would not be acknowledged sooner than after it.
+                if seen.quiet && seen.in_flight == 0 {
+                    return Due::Now;
+                }
+                match after(self.busy_epoch(longest)) {
+                    Due::Now => Due::Now,
+                    Due::In(rest) => Due::In(rest.min(LOOK_AGAIN)),
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IDLE: Observation = Observation {
+        run: Duration::from_millis(1),
+        output_waits: false,
+        quiet: true,
+        gate_half_full: false,
+        in_flight: 0,
+    };
+
+    fn adaptive() -> Pacer {
+        Pacer::new(EpochPolicy::Adaptive { max_ms: 100 })
+    }
+
+    #[test]
+    fn a_silent_guest_runs_to_the_longest_epoch() {
+        assert_eq!(adaptive().due(&IDLE), Due::In(Duration::from_millis(99)));
+        assert_eq!(adaptive().due(&Observation { run: Duration::from_millis(100), ..IDLE }), Due::Now);
+    }
+
+    #[test]
+    fn output_of_a_quiet_guest_is_committed_at_once() {
+        assert_eq!(adaptive().due(&Observation { output_waits: true, ..IDLE }), Due::Now);
+    }
+
+    #[test]
+    fn a_busy_guest_keeps_its_time() {
+        let mut pacer = adaptive();
+        for _ in 0..100 {
+            pacer.paused(Duration::from_millis(2));
+        }
+        let busy = Observation { output_waits: true, quiet: false, ..IDLE };
+        assert!(matches!(pacer.due(&busy), Due::In(_)));
+        // 2 ms of pause are 8 % of 25 ms.
+        assert!(matches!(pacer.due(&Observation { run: Duration::from_millis(22), ..busy }), Due::In(_)));
+        assert_eq!(pacer.due(&Observation { run: Duration::from_millis(24), ..busy }), Due::Now);
+    }
+
+    #[test]
+    fn a_filling_gate_does_not_wait() {
+        let full = Observation { output_waits: true, quiet: false, gate_half_full: true, ..IDLE };
+        assert_eq!(adaptive().due(&full), Due::Now);
+        assert!(matches!(adaptive().due(&Observation { in_flight: MAX_IN_FLIGHT, ..full }), Due::In(_)));
+    }
+
+    #[test]
+    fn a_fixed_epoch_is_fixed() {
+        let pacer = Pacer::new(EpochPolicy::Fixed { ms: 25 });
+        assert_eq!(pacer.due(&Observation { output_waits: true, ..IDLE }), Due::In(Duration::from_millis(24)));
+        assert_eq!(pacer.due(&Observation { run: Duration::from_millis(26), ..IDLE }), Due::Now);
+    }
+}

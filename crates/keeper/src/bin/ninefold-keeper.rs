@@ -1,0 +1,37 @@
+//! `ninefold-keeper`: keeps one VM on one host.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use ninefold_keeper::config::KeeperConfig;
+use tracing_subscriber::EnvFilter;
+
+/// Keeps one VM on this host: runs it as its primary, or holds its checkpoints as its backup.
+///
+/// One keeper for each VM and host. A keeper starts as a standby; `ninefold vm start` boots the VM at one of them.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Example:\n  ninefold-keeper --config /etc/ninefold/db.json\n\n\
+    RUST_LOG=debug shows more. SIGTERM hands a protected VM to its backup and ends."
+)]
+struct Args {
+    /// The keeper's configuration (JSON).
+    #[arg(long)]
+    config: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
+    let ended = KeeperConfig::load(&args.config).map_err(Into::into).and_then(ninefold_keeper::keeper::run);
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ninefold-keeper: {}", ninefold_keeper::vm::report(&error));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! Looking for a backup: tries the other hosts in turn while the core wants one.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use ninefold_transport::{Security, connect};
+
+use crate::config::KeeperConfig;
+use crate::error::KeeperError;
+use crate::msg::Msg;
+
+/// For one attempt, handshake included.
+const PATIENCE: Duration = Duration::from_millis(1500);
+/// After a round over all peers that found none.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// The core's way to ask for a peer.
+#[derive(Debug, Clone)]
+pub struct Connector(SyncSender<()>);
+
+impl Connector {
+    /// Starts the thread. It ends when the connector is dropped.
+    pub fn start(config: Arc<KeeperConfig>, security: Security, core: Sender<Msg>) -> Result<Self, KeeperError> {
+        let (ask, asked) = sync_channel(1);
+        thread::Builder::new()
+            .name("connect".into())
+            .spawn(move || run(&config, &security, &asked, &core))
+            .map_err(KeeperError::Thread)?;
+        Ok(Self(ask))
+    }
+
+    /// Asks for one attempt at every peer until one answers (`PeerConnected`). Asking again meanwhile changes nothing.
+    pub fn ask(&self) {
+        match self.0.try_send(()) {
+            Ok(()) | Err(TrySendError::Full(()) | TrySendError::Disconnected(())) => {}
+        }
+    }
+}
+
+fn run(config: &KeeperConfig, security: &Security, asked: &Receiver<()>, core: &Sender<Msg>) {
+    let mut next = 0;
+    while asked.recv().is_ok() {
+        let found = (0..config.peers.len()).any(|_| {
+            let Some(peer) = config.peers.get(next % config.peers.len()) else { return false };
+            next += 1;
+            match connect(peer.addr, &peer.host, security, PATIENCE) {
+                Ok(link) => core.send(Msg::PeerConnected { link }).is_ok(),
+                Err(error) => {
+                    tracing::debug!(peer = %peer.host, error = %crate::vm::report(&error), "no backup there");
+                    false
+                }
+            }
+        });
+        if !found {
+            thread::sleep(PAUSE);
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! What can keep a keeper from its work.
+
+use std::path::PathBuf;
+
+/// Why a keeper could not start, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum KeeperError {
+    #[error(transparent)]
+    Config(#[from] crate::config::ConfigError),
+    #[error("a network interface of the VM cannot be made")]
+    Tap(#[from] ninefold_net::tap::TapError),
+    #[error(transparent)]
+    Port(#[from] ninefold_net::port::PortError),
+    #[error(transparent)]
+    Channel(#[from] ninefold_net::channel::ChannelError),
+    #[error("the host's identity cannot be used")]
+    Identity(#[source] ninefold_transport::TransportError),
+    #[error("replication cannot be accepted at {addr}")]
+    Listen {
+        addr: std::net::SocketAddr,
+        #[source]
+        source: ninefold_transport::TransportError,
+    },
+    #[error("{what} {path}")]
+    File {
+        what: &'static str,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("another keeper of this VM runs on this host (it holds {path})")]
+    Locked { path: PathBuf },
+    #[error("metrics cannot be served at {addr}: {reason}")]
+    Metrics { addr: std::net::SocketAddr, reason: String },
+    #[error("a thread cannot be started")]
+    Thread(#[source] std::io::Error),
+}

@@ -1,0 +1,97 @@
+//! What happened and what was measured, for whoever asks: bounded histories of events and checkpoints.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use ninefold_model::HostName;
+use ninefold_model::control::CheckpointRecord;
+use ninefold_model::event::{Event, EventKind};
+use ninefold_model::status::PauseSummary;
+use ninefold_transport::clock::monotonic_us;
+
+/// Events kept.
+const EVENTS: usize = 4096;
+/// Checkpoints kept: 200 s at 25 ms.
+const CHECKPOINTS: usize = 8192;
+
+/// The histories. Shared by the threads that write and those that answer questions.
+#[derive(Debug, Clone)]
+pub struct Journal {
+    host: HostName,
+    inner: Arc<(Mutex<Inner>, Condvar)>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    events: VecDeque<Event>,
+    last_event: u64,
+    checkpoints: VecDeque<CheckpointRecord>,
+    last_checkpoint: u64,
+}
+
+fn lock(m: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Journal {
+    pub fn new(host: HostName) -> Self {
+        Self { host, inner: Arc::default() }
+    }
+
+    /// Notes an event, and logs it.
+    pub fn event(&self, kind: EventKind) {
+        let unix_us =
+            SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_micros()).unwrap_or(0));
+        let mut inner = lock(&self.inner.0);
+        inner.last_event += 1;
+        let event =
+            Event { seq: inner.last_event, unix_us, monotonic_us: monotonic_us(), host: self.host.clone(), kind };
+        tracing::info!(event = %serde_json::to_string(&event).unwrap_or_default());
+        if inner.events.len() == EVENTS {
+            inner.events.pop_front();
+        }
+        inner.events.push_back(event);
+        drop(inner);
+        self.inner.1.notify_all();
+    }
+
+    /// Events with a number above `after`; waits up to `wait` until there is one.
+    pub fn events(&self, after: u64, wait: Duration) -> Vec<Event> {
+        let until = Instant::now() + wait.min(Duration::from_secs(3600));
+        let mut inner = lock(&self.inner.0);
+        loop {
+            if inner.last_event > after {
+                return inner.events.iter().filter(|e| e.seq > after).cloned().collect();
+            }
+            let Some(rest) = until.checked_duration_since(Instant::now()) else { return Vec::new() };
+            inner = self.inner.1.wait_timeout(inner, rest).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Notes a checkpoint once it is acknowledged.
+    pub fn checkpoint(&self, mut record: CheckpointRecord) {
+        let mut inner = lock(&self.inner.0);
+        inner.last_checkpoint += 1;
+        record.seq = inner.last_checkpoint;
+        if inner.checkpoints.len() == CHECKPOINTS {
+            inner.checkpoints.pop_front();
+        }
+        inner.checkpoints.push_back(record);
+    }
+
+    /// Checkpoints with a number above `after`.
+    pub fn checkpoints(&self, after: u64) -> Vec<CheckpointRecord> {
+        lock(&self.inner.0).checkpoints.iter().filter(|c| c.seq > after).copied().collect()
+    }
+
+    /// The pauses of the last checkpoints (at most 1,000).
+    pub fn pauses(&self) -> Option<PauseSummary> {
+        let mut pauses: Vec<u64> =
+            lock(&self.inner.0).checkpoints.iter().rev().take(1000).map(|c| c.pause_us).collect();
+        pauses.sort_unstable();
+        let max = *pauses.last()?;
+        let rank = |p: usize| pauses[(pauses.len() * p).div_ceil(100).saturating_sub(1)];
+        Some(PauseSummary { count: pauses.len() as u64, p50: rank(50), p99: rank(99), max })
+    }
+}

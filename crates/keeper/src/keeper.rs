@@ -1,0 +1,112 @@
+//! Starting a keeper: the sockets, the threads, the lock that makes it the only one of its VM on this host.
+
+use std::fs::{self, File};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
+use std::thread;
+
+use ninefold_net::wake::Wake;
+use ninefold_store::{Timeouts, WitnessClient};
+use ninefold_transport::{Identity, Listener, Security};
+use rustix::fs::{FlockOperation, flock};
+
+use crate::arbiter;
+use crate::config::{KeeperConfig, SecurityConfig};
+use crate::connector::Connector;
+use crate::core::{Core, Parts};
+use crate::error::KeeperError;
+use crate::journal::Journal;
+use crate::metrics::{self, Board};
+use crate::msg::Msg;
+use crate::outlets::Outlets;
+use crate::server;
+use crate::standby::Standby;
+use crate::vm::Bell;
+
+/// Incoming connections served at a time: one session, and what probes or attacks.
+const MAX_INCOMING: usize = 16;
+
+/// Runs a keeper until SIGTERM or SIGINT.
+pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
+    let config = Arc::new(config);
+    let at = |what| {
+        let path = config.run_dir.clone();
+        move |source| KeeperError::File { what, path, source }
+    };
+    fs::create_dir_all(&config.run_dir).map_err(at("cannot make"))?;
+    let _lock = lock(&config)?;
+    let security = match &config.security {
+        SecurityConfig::MutualTls { identity } => {
+            Security::MutualTls(Identity::load(identity).map_err(KeeperError::Identity)?)
+        }
+        SecurityConfig::PlainText => Security::PlainText { host: config.host.clone() },
+    };
+    let (core, inbox) = channel();
+    let bell = Bell::new()?;
+    let ring = bell.clone();
+    let wake: Wake = Arc::new(move || ring.ring());
+    let outlets = Arc::new(Outlets::open(&config, &wake)?);
+    let journal = Journal::new(config.host.clone());
+    let board = Arc::new(Board::new(&config.vm.name));
+    if let Some(addr) = config.metrics {
+        metrics::serve(addr, Arc::clone(&board))?;
+    }
+    let listener = Listener::bind(config.listen, security.clone())
+        .map_err(|source| KeeperError::Listen { addr: config.listen, source })?;
+    let witness = &config.witness;
+    let client = WitnessClient::new(witness.addr, witness.host.clone(), security.clone(), Timeouts::default());
+    let arbiter = arbiter::start(config.vm.name.clone(), client, core.clone())?;
+    let connector = Connector::start(Arc::clone(&config), security, core.clone())?;
+    let standby = Standby { config: Arc::clone(&config), outlets: Arc::clone(&outlets), core: core.clone() };
+    accept(listener, standby)?;
+    server::serve(&KeeperConfig::control_socket(&config.run_dir), journal.clone(), core.clone())?;
+    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])
+        .map_err(KeeperError::Thread)?;
+    let to_core = core.clone();
+    thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            for _ in signals.forever() {
+                let _ = to_core.send(Msg::Quit);
+            }
+        })
+        .map_err(KeeperError::Thread)?;
+    tracing::info!(vm = %config.vm.name, host = %config.host, listen = %config.listen, "ready");
+    Core::new(Parts { config: Arc::clone(&config), outlets, journal, board, bell, inbox, core, arbiter, connector })
+        .run();
+    let _ = fs::remove_file(KeeperConfig::control_socket(&config.run_dir));
+    Ok(())
+}
+
+fn lock(config: &KeeperConfig) -> Result<File, KeeperError> {
+    let path = config.run_dir.join("keeper.lock");
+    let file =
+        File::create(&path).map_err(|source| KeeperError::File { what: "cannot make", path: path.clone(), source })?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(_) => Err(KeeperError::Locked { path }),
+    }
+}
+
+fn accept(listener: Listener, standby: Standby) -> Result<(), KeeperError> {
+    let serving = Arc::new(AtomicUsize::new(0));
+    let run = move || {
+        while let Ok(incoming) = listener.accept() {
+            if serving.fetch_add(1, Ordering::Relaxed) >= MAX_INCOMING {
+                serving.fetch_sub(1, Ordering::Relaxed);
+                incoming.refuse();
+                continue;
+            }
+            let (standby, count) = (standby.clone(), Arc::clone(&serving));
+            let served = thread::Builder::new().name("standby".into()).spawn(move || {
+                standby.serve(incoming);
+                count.fetch_sub(1, Ordering::Relaxed);
+            });
+            if served.is_err() {
+                serving.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    };
+    thread::Builder::new().name("accept".into()).spawn(run).map(drop).map_err(KeeperError::Thread)
+}

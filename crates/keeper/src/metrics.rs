@@ -1,0 +1,215 @@
+//! Prometheus metrics of one keeper, and the little HTTP server that shows them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64};
+
+use ninefold_model::control::CheckpointRecord;
+use ninefold_model::event::FailoverPhases;
+use ninefold_model::status::{Counters, ProtectionState, Role};
+use ninefold_model::{Epoch, Term, VmName};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::error::KeeperError;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StepLabel {
+    step: Step,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+enum Step {
+    Stop,
+    Scan,
+    Copy,
+    Save,
+    Cont,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabel {
+    state: &'static str,
+}
+
+/// The metrics of one keeper.
+#[derive(Debug)]
+pub struct Board {
+    registry: Registry,
+    role: Family<StateLabel, Gauge>,
+    protection: Family<StateLabel, Gauge>,
+    term: Gauge<i64, AtomicI64>,
+    committed: Gauge<i64, AtomicI64>,
+    epoch: Histogram,
+    pause: Histogram,
+    steps: Family<StepLabel, Histogram>,
+    commit: Histogram,
+    dirty: Histogram,
+    wire: Counter<u64, AtomicU64>,
+    frames_out: Gauge,
+    frames_in: Gauge,
+    frames_held: Gauge,
+    frames_dropped: Gauge,
+    frames_stale: Gauge,
+    failovers: Counter,
+    failover: Histogram,
+}
+
+/// From 0.1 ms to 6.5 s.
+fn seconds() -> Histogram {
+    Histogram::new((0..17).map(|i| 0.0001 * f64::from(1 << i)))
+}
+
+impl Board {
+    pub fn new(vm: &VmName) -> Self {
+        let mut registry = Registry::with_labels([("vm".into(), vm.to_string().into())].into_iter());
+        let mut board = Self {
+            role: Family::default(),
+            protection: Family::default(),
+            term: Gauge::default(),
+            committed: Gauge::default(),
+            epoch: seconds(),
+            pause: seconds(),
+            steps: Family::new_with_constructor(seconds),
+            commit: seconds(),
+            dirty: Histogram::new((0..20).map(|i| f64::from(1 << i))),
+            wire: Counter::default(),
+            frames_out: Gauge::default(),
+            frames_in: Gauge::default(),
+            frames_held: Gauge::default(),
+            frames_dropped: Gauge::default(),
+            frames_stale: Gauge::default(),
+            failovers: Counter::default(),
+            failover: seconds(),
+            registry: Registry::default(),
+        };
+        let r = &mut registry;
+        r.register("ninefold_role", "1 for what this keeper is for its VM", board.role.clone());
+        r.register("ninefold_protection", "1 for the VM's protection state, at its primary", board.protection.clone());
+        r.register("ninefold_term", "Newest witness term known", board.term.clone());
+        r.register("ninefold_committed_epoch", "Last epoch committed in this session", board.committed.clone());
+        r.register_with_unit(
+            "ninefold_epoch",
+            "Time the guest ran between checkpoints",
+            Unit::Seconds,
+            board.epoch.clone(),
+        );
+        r.register_with_unit("ninefold_pause", "Time the guest stood still", Unit::Seconds, board.pause.clone());
+        r.register_with_unit("ninefold_pause_step", "Steps of the pause", Unit::Seconds, board.steps.clone());
+        r.register_with_unit(
+            "ninefold_commit",
+            "Lag: from the end of the pause to the acknowledgement",
+            Unit::Seconds,
+            board.commit.clone(),
+        );
+        r.register("ninefold_dirty_pages", "Pages of 4 KiB in a checkpoint", board.dirty.clone());
+        r.register_with_unit("ninefold_wire", "Sent to backups", Unit::Bytes, board.wire.clone());
+        r.register("ninefold_frames_out", "Frames sent to the network", board.frames_out.clone());
+        r.register("ninefold_frames_in", "Frames given to the guest", board.frames_in.clone());
+        r.register("ninefold_frames_held", "Frames that wait for their commit", board.frames_held.clone());
+        r.register("ninefold_frames_dropped", "Frames of the guest that were dropped", board.frames_dropped.clone());
+        r.register(
+            "ninefold_frames_stale",
+            "Committed frames dropped because this host had been out of touch",
+            board.frames_stale.clone(),
+        );
+        r.register("ninefold_failovers", "Times this keeper took over", board.failovers.clone());
+        r.register_with_unit(
+            "ninefold_failover",
+            "From the last sign of life of the primary to the VM running here",
+            Unit::Seconds,
+            board.failover.clone(),
+        );
+        board.registry = registry;
+        board
+    }
+
+    /// What this keeper is now.
+    pub fn role(&self, role: Role, protection: Option<ProtectionState>, term: Term) {
+        for (r, state) in [(Role::Standby, "standby"), (Role::Backup, "backup"), (Role::Primary, "primary")] {
+            self.role.get_or_create(&StateLabel { state }).set(i64::from(r == role));
+        }
+        use ProtectionState::{Off, Protected, Syncing, Unprotected, Waiting};
+        let names = ["off", "unprotected", "syncing", "protected", "waiting"];
+        for (p, state) in [Off, Unprotected, Syncing, Protected, Waiting].into_iter().zip(names) {
+            self.protection.get_or_create(&StateLabel { state }).set(i64::from(Some(p) == protection));
+        }
+        self.term.set(i64::try_from(term.0).unwrap_or(i64::MAX));
+    }
+
+    /// Totals kept elsewhere.
+    pub fn counters(&self, c: &Counters, committed: Epoch) {
+        let set = |gauge: &Gauge, value: u64| {
+            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        };
+        set(&self.frames_out, c.frames_out);
+        set(&self.frames_in, c.frames_in);
+        set(&self.frames_held, c.frames_held);
+        set(&self.frames_dropped, c.frames_dropped);
+        set(&self.frames_stale, c.frames_stale);
+        set(&self.committed, committed.0);
+    }
+
+    /// A checkpoint that is committed.
+    pub fn checkpoint(&self, r: &CheckpointRecord) {
+        let s = |us: u64| us as f64 / 1e6;
+        self.epoch.observe(s(r.run_us));
+        self.pause.observe(s(r.pause_us));
+        self.commit.observe(s(r.commit_us));
+        self.dirty.observe(r.dirty_pages as f64);
+        self.wire.inc_by(r.wire_bytes);
+        let steps = [
+            (Step::Stop, r.stop_us),
+            (Step::Scan, r.scan_us),
+            (Step::Copy, r.copy_us),
+            (Step::Save, r.save_us),
+            (Step::Cont, r.cont_us),
+        ];
+        for (step, us) in steps {
+            self.steps.get_or_create(&StepLabel { step }).observe(s(us));
+        }
+    }
+
+    /// This keeper took over.
+    pub fn failover(&self, p: &FailoverPhases) {
+        self.failovers.inc();
+        // Loading runs while the witness is asked: what counts is the longer of the two.
+        let us = p.detect_us + p.arbitrate_us.max(p.load_us) + p.resume_us;
+        self.failover.observe(us as f64 / 1e6);
+    }
+
+    fn text(&self) -> String {
+        let mut text = String::new();
+        if encode(&mut text, &self.registry).is_err() {
+            text.clear();
+        }
+        text
+    }
+}
+
+/// Serves `GET /metrics` at `addr` from a thread of its own, one request at a time.
+pub fn serve(addr: SocketAddr, board: Arc<Board>) -> Result<(), KeeperError> {
+    let refused = |e: Box<dyn std::error::Error + Send + Sync>| KeeperError::Metrics { addr, reason: e.to_string() };
+    let server = tiny_http::Server::http(addr).map_err(refused)?;
+    let run = move || {
+        for request in server.incoming_requests() {
+            let response = if request.url() == "/metrics" {
+                let kind = "Content-Type: application/openmetrics-text; version=1.0.0; charset=utf-8";
+                let mut response = tiny_http::Response::from_string(board.text());
+                if let Ok(header) = kind.parse() {
+                    response.add_header::<tiny_http::Header>(header);
+                }
+                response
+            } else {
+                tiny_http::Response::from_string("see /metrics\n").with_status_code(404)
+            };
+            let _ = request.respond(response);
+        }
+    };
+    std::thread::Builder::new().name("metrics".into()).spawn(run).map(drop).map_err(KeeperError::Thread)
+}

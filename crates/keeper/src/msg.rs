@@ -1,0 +1,151 @@
+//! What the keeper's threads tell its core.
+
+use std::sync::mpsc::{Sender, SyncSender};
+
+use ninefold_machine::Ports;
+use ninefold_model::control::{Request, Response};
+use ninefold_model::status::{MachineStatus, SyncProgress};
+use ninefold_model::{Epoch, Record, Term};
+use ninefold_replica::protocol::{Outcome, ProposalId};
+use ninefold_replica::stream::{Hello, Layout};
+use ninefold_transport::{Link, LinkHandle, LinkWriter};
+
+use crate::capture::Capture;
+use crate::standby::Loaded;
+
+/// A message to the core.
+pub enum Msg {
+    /// Somebody asks over the control socket.
+    Request {
+        request: Request,
+        reply: Sender<Response>,
+    },
+    /// SIGTERM: hand the VM over if possible, and end.
+    Quit,
+
+    // From the arbiter.
+    WitnessAnswer {
+        id: ProposalId,
+        outcome: Outcome,
+    },
+    WitnessHolds(Record),
+    /// The witness's record, for a VM that is to boot.
+    StartFrom {
+        found: Option<Record>,
+        force: bool,
+    },
+    StartFailed(String),
+    /// Reachable again, or why not.
+    Witness {
+        error: Option<String>,
+    },
+
+    // From the VM's thread.
+    /// QEMU is there, its guest not yet running: serve its sockets, then say so.
+    VmStarted {
+        generation: u64,
+        status: MachineStatus,
+        layout: Layout,
+        ports: Ports,
+        up: SyncSender<()>,
+    },
+    VmRunning,
+    VmLost {
+        generation: u64,
+        reason: String,
+    },
+    /// The guest has powered off.
+    VmShutdown {
+        generation: u64,
+    },
+    SyncProgress(SyncProgress),
+    /// The first checkpoint of the session is being taken: hold all output, then say so.
+    FirstCheckpoint {
+        session: Term,
+        held: SyncSender<()>,
+    },
+    /// The final checkpoint of a switchover was taken; the guest is paused.
+    FinalTaken {
+        session: Term,
+        epoch: Epoch,
+    },
+    /// The session cannot go on (the VM cannot be followed, memory cannot be read).
+    CannotReplicate {
+        session: Term,
+        reason: String,
+    },
+
+    // About connections.
+    /// A host that could be the backup is connected; or none is.
+    PeerConnected {
+        link: Link,
+    },
+    /// A primary opened a session here.
+    Offer {
+        hello: Box<Hello>,
+        writer: LinkWriter,
+        handle: LinkHandle,
+        go: SyncSender<bool>,
+    },
+    RefusedPeer {
+        peer: String,
+        reason: String,
+    },
+
+    // From the primary's session.
+    SessionReady {
+        session: Term,
+    },
+    Acked {
+        session: Term,
+        epoch: Epoch,
+    },
+    /// A checkpoint's buffers, sent.
+    Sent {
+        session: Term,
+        capture: Box<Capture>,
+    },
+    SessionEnded {
+        session: Term,
+        reason: String,
+    },
+    PeerUplink {
+        session: Term,
+        up: bool,
+    },
+
+    // From the backup's receiver.
+    StandbyReady {
+        session: Term,
+        status: MachineStatus,
+    },
+    Held {
+        session: Term,
+        epoch: Epoch,
+    },
+    Synced {
+        session: Term,
+        round: Epoch,
+    },
+    BoundTo {
+        session: Term,
+    },
+    Relinquished {
+        session: Term,
+        reason: String,
+    },
+    /// The stream has ended; nothing more comes.
+    PrimaryGone {
+        session: Term,
+        reason: String,
+    },
+    /// The last checkpoint is in memory and its devices are loaded.
+    Loaded {
+        session: Term,
+        loaded: Box<Loaded>,
+    },
+    LoadFailed {
+        session: Term,
+        reason: String,
+    },
+}

@@ -1,0 +1,175 @@
+//! Everything through which a VM speaks: its NICs, its console, its guest-agent channel. They share their epochs and are
+//! held, released and muted together.
+
+use std::net::IpAddr;
+
+use ninefold_machine::Ports;
+use ninefold_model::Epoch;
+use ninefold_model::status::Counters;
+use ninefold_net::channel::{ChannelConfig, ChannelKind};
+use ninefold_net::port::PortConfig;
+use ninefold_net::wake::Wake;
+use ninefold_net::{ByteChannel, NetPort, Tap};
+
+use crate::config::KeeperConfig;
+use crate::error::KeeperError;
+
+/// The numbers of the byte channels in the checkpoint stream.
+pub const CONSOLE: u8 = 0;
+/// See [`CONSOLE`].
+pub const AGENT: u8 = 1;
+/// Not a channel of the guest: the addresses that were learnt from its frames, one a line, for announcements.
+pub const ADDRESSES: u8 = 2;
+
+/// The outlets of one VM on this host. They begin mute.
+#[derive(Debug)]
+pub struct Outlets {
+    nics: Vec<NetPort>,
+    console: ByteChannel,
+    agent: ByteChannel,
+}
+
+impl Outlets {
+    /// Makes the TAPs and listens on the console's and agent's sockets. `wake` is rung when output begins to wait.
+    pub fn open(config: &KeeperConfig, wake: &Wake) -> Result<Self, KeeperError> {
+        let mut nics = Vec::new();
+        for (i, nic) in config.vm.nics.iter().enumerate() {
+            let tap = Tap::open(&tap_name(config.vm.name.as_str(), i), Some(&nic.bridge))?;
+            nics.push(NetPort::start(PortConfig::new(nic.mac), tap, None, wake.clone())?);
+        }
+        let channel = |kind, path| ByteChannel::start(ChannelConfig::new(kind, path), None, wake.clone());
+        let console = channel(ChannelKind::Console, KeeperConfig::console_socket(&config.run_dir))?;
+        let agent = channel(ChannelKind::Agent, KeeperConfig::agent_socket(&config.run_dir))?;
+        Ok(Self { nics, console, agent })
+    }
+
+    /// Serves this QEMU from now on.
+    pub fn attach(&self, ports: Ports) -> std::io::Result<()> {
+        for (nic, socket) in self.nics.iter().zip(ports.nics) {
+            nic.attach(socket)?;
+        }
+        self.console.attach(ports.console)?;
+        self.agent.attach(ports.agent)
+    }
+
+    /// Closes QEMU's sockets.
+    pub fn detach(&self) {
+        self.nics.iter().for_each(NetPort::detach);
+        self.console.detach();
+        self.agent.detach();
+    }
+
+    /// See [`NetPort::drain_and_close`].
+    pub fn drain_and_close(&self, epoch: Epoch) {
+        for nic in &self.nics {
+            nic.drain_and_close(epoch);
+        }
+        self.console.drain_and_close(epoch);
+        self.agent.drain_and_close(epoch);
+    }
+
+    /// What the byte channels said in `epoch`.
+    pub fn epoch_bytes(&self, epoch: Epoch, console: &mut Vec<u8>, agent: &mut Vec<u8>) {
+        self.console.epoch_bytes(epoch, console);
+        self.agent.epoch_bytes(epoch, agent);
+    }
+
+    /// Releases all epochs up to this one, asking `still_ours` before every batch; answers how many frames went out.
+    pub fn release(&self, epoch: Epoch, still_ours: &dyn Fn() -> bool) -> u64 {
+        let frames = self.nics.iter().map(|nic| nic.release(epoch, still_ours).frames).sum();
+        self.console.release(epoch, still_ours);
+        self.agent.release(epoch, still_ours);
+        frames
+    }
+
+    /// From now on output waits for its epoch.
+    pub fn hold(&self) {
+        self.nics.iter().for_each(NetPort::hold);
+        self.console.hold();
+        self.agent.hold();
+    }
+
+    /// From now on output leaves at once; what was held leaves first.
+    pub fn pass(&self) {
+        for nic in &self.nics {
+            nic.open();
+        }
+        self.console.open();
+        self.agent.open();
+    }
+
+    /// From now on nothing leaves; what was held is dropped.
+    pub fn mute(&self) {
+        self.nics.iter().for_each(NetPort::mute);
+        self.console.mute();
+        self.agent.mute();
+    }
+
+    /// Whether output of the epoch that runs is waiting.
+    pub fn output_waits(&self) -> bool {
+        self.nics.iter().any(|n| n.waiting().is_some())
+            || self.console.waiting().is_some()
+            || self.agent.waiting().is_some()
+    }
+
+    /// Whether a gate is half full.
+    pub fn wants_checkpoint(&self) -> bool {
+        self.nics.iter().any(NetPort::wants_checkpoint)
+            || self.console.wants_checkpoint()
+            || self.agent.wants_checkpoint()
+    }
+
+    /// Tells the network where the VM is.
+    pub fn announce(&self, still_ours: &dyn Fn() -> bool) {
+        for nic in &self.nics {
+            nic.announce(still_ours);
+        }
+    }
+
+    /// What the console has said lately.
+    pub fn console_history(&self) -> Vec<u8> {
+        self.console.history()
+    }
+
+    /// Takes over what a primary said of its console in a checkpoint.
+    pub fn heard(&self, console: &[u8]) {
+        self.console.append_history(console);
+    }
+
+    /// Forgets the console's history.
+    pub fn forget(&self) {
+        self.console.clear_history();
+    }
+
+    /// The guest's addresses, one a line.
+    pub fn addresses(&self) -> String {
+        let all = self.nics.iter().flat_map(NetPort::addresses);
+        all.map(|a| format!("{a}\n")).collect()
+    }
+
+    /// Takes over the addresses that a primary has learnt. What makes no sense is passed over.
+    pub fn learn(&self, lines: &[u8]) {
+        let lines = String::from_utf8_lossy(lines);
+        let all: Vec<IpAddr> = lines.lines().filter_map(|l| l.parse().ok()).collect();
+        if !all.is_empty() {
+            self.nics.iter().for_each(|n| n.learn(&all));
+        }
+    }
+
+    /// Adds the frame counters to `c`.
+    pub fn count(&self, c: &mut Counters) {
+        for n in self.nics.iter().map(NetPort::counters) {
+            c.frames_out += n.frames_out;
+            c.frames_in += n.frames_in;
+            c.frames_held += n.held;
+            c.frames_dropped += n.dropped_full + n.dropped_mute;
+            c.frames_stale += n.stale;
+        }
+    }
+}
+
+/// Interface names have at most 15 bytes.
+fn tap_name(vm: &str, index: usize) -> String {
+    let short: String = vm.chars().take(9).collect();
+    format!("nf-{short}-{index}")
+}

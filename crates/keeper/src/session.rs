@@ -1,0 +1,222 @@
+//! A primary's side of one replication session: a thread that sends and one that reads.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use ninefold_machine::PageRun;
+use ninefold_model::{Epoch, Term};
+use ninefold_replica::stream::{
+    self, EncodeStats, Heartbeat, Hello, ModeChooser, PageEncoder, Pass, PassKind, PassWriter, Preamble, Ready, Record,
+    RecordReader, Sample, StreamError, write_record,
+};
+use ninefold_transport::clock::monotonic_us;
+use ninefold_transport::{Link, LinkHandle, LinkReader, LinkWriter};
+
+use crate::capture::Capture;
+use crate::error::KeeperError;
+use crate::msg::Msg;
+use crate::outlets::{ADDRESSES, AGENT, CONSOLE};
+use crate::vm::report;
+
+/// Checkpoints and control records that may wait for the sender.
+const JOBS: usize = 8;
+/// For one write to the connection.
+const WRITE_LIMIT: Duration = Duration::from_secs(5);
+
+/// A piece of a round of the initial copy.
+#[derive(Debug)]
+pub struct Piece {
+    pub runs: Vec<PageRun>,
+    pub bytes: Vec<u8>,
+}
+
+/// What the sender is given.
+#[derive(Debug)]
+pub enum Job {
+    Round { round: Epoch, pieces: Receiver<Piece> },
+    Checkpoint(Box<Capture>),
+    Bound { term: Term },
+    Relinquish { epoch: Epoch, reason: String },
+}
+
+/// A session as the core holds it. Dropping it closes the connection; the threads then end by themselves.
+pub struct Session {
+    pub name: Term,
+    pub jobs: SyncSender<Job>,
+    pub handle: LinkHandle,
+    finish: bool,
+}
+
+impl Session {
+    /// Ends the session once what is queued has been sent.
+    pub fn finish(mut self) {
+        self.finish = true;
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if !self.finish {
+            self.handle.shutdown();
+        }
+    }
+}
+
+/// What a session needs of its keeper.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub heartbeat: Duration,
+    /// Whether the public uplink works here.
+    pub uplink: Arc<AtomicBool>,
+}
+
+/// Opens session `hello.term` over `link`.
+pub fn open(link: Link, hello: Hello, settings: Settings, core: Sender<Msg>) -> Result<Session, KeeperError> {
+    let (jobs, work) = sync_channel(JOBS);
+    let handle = link.handle();
+    // A peer that takes nothing for so long is found out by its silence; this ends the thread in any case.
+    let _ = handle.set_write_timeout(Some(WRITE_LIMIT));
+    let name = hello.term;
+    let (reader, writer) = link.split();
+    let encoder = PageEncoder::new(&hello.layout);
+    let (core2, handle2) = (core.clone(), handle.clone());
+    let sender = SenderThread {
+        name,
+        out: writer,
+        scratch: Vec::with_capacity(64 << 10),
+        runs: Vec::new(),
+        encoder,
+        chooser: ModeChooser::new(false),
+        settings,
+        beats: 0,
+        core: core.clone(),
+    };
+    spawn("send", move || {
+        let reason = sender.run(&hello, &work).map_or_else(|e| report(&e), |()| "closed".into());
+        handle2.shutdown();
+        let _ = core2.send(Msg::SessionEnded { session: name, reason });
+    })?;
+    spawn("acks", move || {
+        let reason = read(name, reader, &core).map_or_else(|e| e, |()| "the backup closed the connection".into());
+        let _ = core.send(Msg::SessionEnded { session: name, reason });
+    })?;
+    Ok(Session { name, jobs, handle, finish: false })
+}
+
+fn spawn(name: &str, f: impl FnOnce() + Send + 'static) -> Result<(), KeeperError> {
+    thread::Builder::new().name(name.into()).spawn(f).map(drop).map_err(KeeperError::Thread)
+}
+
+struct SenderThread {
+    name: Term,
+    out: LinkWriter,
+    scratch: Vec<u8>,
+    /// The runs of the pass at hand, in the stream's terms.
+    runs: Vec<stream::PageRun>,
+    encoder: PageEncoder,
+    chooser: ModeChooser,
+    settings: Settings,
+    beats: u64,
+    core: Sender<Msg>,
+}
+
+impl SenderThread {
+    /// Until the core drops the session's job queue, or an error.
+    fn run(mut self, hello: &Hello, work: &Receiver<Job>) -> Result<(), StreamError> {
+        use std::io::Write;
+        self.out.write_all(&Preamble::OURS.to_bytes()).map_err(StreamError::Io)?;
+        self.record(&Record::Hello(Box::new(hello.clone())))?;
+        loop {
+            match work.recv_timeout(self.settings.heartbeat) {
+                Ok(Job::Round { round, pieces }) => self.round(round, &pieces)?,
+                Ok(Job::Checkpoint(capture)) => {
+                    let capture = self.checkpoint(capture)?;
+                    let _ = self.core.send(Msg::Sent { session: self.name, capture });
+                }
+                Ok(Job::Bound { term }) => self.record(&Record::Bound { session: self.name.0, term })?,
+                Ok(Job::Relinquish { epoch, reason }) => {
+                    self.record(&Record::Relinquish { session: self.name.0, epoch, reason: &reason })?;
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    self.beats += 1;
+                    self.record(&Record::Heartbeat(Heartbeat {
+                        session: self.name.0,
+                        seq: self.beats,
+                        uplink: self.settings.uplink.load(Ordering::Relaxed),
+                        time_us: monotonic_us(),
+                    }))?;
+                }
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+        }
+    }
+
+    fn record(&mut self, record: &Record<'_>) -> Result<(), StreamError> {
+        use std::io::Write;
+        write_record(&mut self.out, &mut self.scratch, record)?;
+        self.out.flush().map_err(StreamError::Io)
+    }
+
+    fn round(&mut self, round: Epoch, pieces: &Receiver<Piece>) -> Result<(), StreamError> {
+        let pass = Pass { session: self.name.0, kind: PassKind::Sync, epoch: round };
+        self.encoder.set_mode(self.chooser.mode());
+        let mut pass = PassWriter::begin(&mut self.out, &mut self.scratch, pass, self.name)?;
+        let mut stats = EncodeStats::default();
+        while let Ok(piece) = pieces.recv() {
+            translate(&piece.runs, &mut self.runs);
+            stats.add(&pass.pages(&mut self.encoder, &self.runs, &piece.bytes)?);
+        }
+        pass.end()?;
+        self.chooser.record(&Sample::of(self.encoder.mode(), &stats));
+        Ok(())
+    }
+
+    fn checkpoint(&mut self, mut capture: Box<Capture>) -> Result<Box<Capture>, StreamError> {
+        let pass = Pass { session: self.name.0, kind: PassKind::Checkpoint, epoch: capture.epoch };
+        self.encoder.set_mode(self.chooser.mode());
+        let mut pass = PassWriter::begin(&mut self.out, &mut self.scratch, pass, self.name)?;
+        translate(capture.dirty.runs(), &mut self.runs);
+        let stats = pass.pages(&mut self.encoder, &self.runs, capture.content())?;
+        pass.device_state(&capture.devices)?;
+        pass.channel_output(CONSOLE, &capture.console)?;
+        pass.channel_output(AGENT, &capture.agent)?;
+        pass.channel_output(ADDRESSES, capture.addresses.as_bytes())?;
+        pass.end()?;
+        self.chooser.record(&Sample::of(self.encoder.mode(), &stats));
+        capture.record.wire_bytes = stats.bytes_out + capture.devices.len() as u64;
+        Ok(capture)
+    }
+}
+
+fn translate(from: &[PageRun], to: &mut Vec<stream::PageRun>) {
+    to.clear();
+    to.extend(from.iter().map(|r| stream::PageRun { block: r.block, first: r.first, count: r.count }));
+}
+
+/// Reads the backup's side until it ends.
+fn read(name: Term, reader: LinkReader, core: &Sender<Msg>) -> Result<(), String> {
+    let mut records = RecordReader::new(reader);
+    records.preamble().and_then(Preamble::agree).map_err(|e| report(&e))?;
+    while let Some(frame) = records.next_record().map_err(|e| report(&e))? {
+        let (session, msg) = match frame.record {
+            Record::Ready { session, what: Ready::Receive } => (session, Msg::SessionReady { session: name }),
+            Record::Ack { pass: Pass { session, kind: PassKind::Checkpoint, epoch } } => {
+                (session, Msg::Acked { session: name, epoch })
+            }
+            Record::Heartbeat(beat) => (beat.session, Msg::PeerUplink { session: name, up: beat.uplink }),
+            Record::Refuse { reason, .. } => return Err(format!("the backup refuses: {reason}")),
+            Record::Bye { reason } => return Err(format!("the backup left: {reason}")),
+            _ => continue,
+        };
+        if session != name.0 {
+            return Err(format!("the backup speaks of session {session}, this is {name}"));
+        }
+        if core.send(msg).is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,233 @@
+//! A backup's side of one session: a thread that receives checkpoints into a standby QEMU.
+//!
+//! ```text
+//!  connection ──► Hello ──► core decides ──► QEMU is launched, waiting ──► Ready ──► passes ──► the stream ends
+//!                              │ no: Refuse                                            │            │
+//!                                                                     whole: Held, then applied     │
+//!                                                       a checkpoint is held: its devices are loaded, Loaded
+//! ```
+//!
+//! Loading begins as soon as the stream has ended, while the core still asks the witness: if the witness says no, the
+//! standby is thrown away, which would have happened anyway.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, sync_channel};
+use std::time::{Duration, Instant};
+
+use ninefold_machine::{Machine, MachineConfig, Memory, PageRun, Ports, Ram};
+use ninefold_model::Epoch;
+use ninefold_model::status::MachineStatus;
+use ninefold_replica::stream::record::RefuseCode;
+use ninefold_replica::stream::{
+    BlockInfo, CheckpointAssembler, Fed, Hello, Layout, PAGE_SIZE, PageSink, PassKind, Preamble, Record, RecordReader,
+    write_record,
+};
+use ninefold_transport::{Incoming, Link, LinkReader, LinkWriter};
+
+use crate::capture::micros;
+use crate::config::KeeperConfig;
+use crate::msg::Msg;
+use crate::outlets::{ADDRESSES, CONSOLE, Outlets};
+use crate::vm::report;
+
+/// For the handshake and the opening of a session, so that a silent stranger is soon rid of.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A standby QEMU with the last checkpoint loaded, waiting for `cont`.
+#[derive(Debug)]
+pub struct Loaded {
+    pub machine: Machine,
+    pub ports: Ports,
+    pub epoch: Epoch,
+    /// From the end of the stream until the devices were loaded.
+    pub load_us: u64,
+}
+
+/// What the thread needs of its keeper.
+#[derive(Clone)]
+pub struct Standby {
+    pub config: Arc<KeeperConfig>,
+    pub outlets: Arc<Outlets>,
+    pub core: Sender<Msg>,
+}
+
+impl Standby {
+    /// Serves one incoming connection from handshake to end.
+    pub fn serve(self, incoming: Incoming) {
+        let from = incoming.remote_addr();
+        let refused = |peer: String, reason| {
+            let _ = self.core.send(Msg::RefusedPeer { peer, reason });
+        };
+        let link = match incoming.handshake(PATIENCE) {
+            Ok(link) => link,
+            Err(error) => return refused(from.to_string(), report(&error)),
+        };
+        let peer = link.peer().to_string();
+        if let Err(reason) = self.session(link) {
+            refused(peer, reason);
+        }
+    }
+
+    fn session(&self, link: Link) -> Result<(), String> {
+        let peer = link.peer().clone();
+        let handle = link.handle();
+        let _ = handle.set_read_timeout(Some(PATIENCE));
+        let (reader, mut writer) = link.split();
+        let mut records = RecordReader::new(reader);
+        records.preamble().and_then(Preamble::agree).map_err(|e| report(&e))?;
+        let mut scratch = Vec::new();
+        io::Write::write_all(&mut writer, &Preamble::OURS.to_bytes()).map_err(|e| e.to_string())?;
+        let hello = match records.next_record().map_err(|e| report(&e))? {
+            Some(frame) => match frame.record {
+                Record::Hello(hello) => hello,
+                other => return Err(format!("a session begins with Hello, not {}", other.kind().name())),
+            },
+            // A connection that only looked whether somebody is here.
+            None => return Ok(()),
+        };
+        let objection = if hello.vm != self.config.vm.name {
+            Some((RefuseCode::WrongVm, format!("this keeper keeps {}, not {}", self.config.vm.name, hello.vm)))
+        } else if hello.from != peer || !self.config.peers.iter().any(|p| p.host == peer) {
+            Some((RefuseCode::Protocol, format!("{peer} is not a host of {}", hello.vm)))
+        } else if hello.session != hello.term.0 || hello.lanes != 1 {
+            Some((RefuseCode::Protocol, "a session is named by its term and has one connection".into()))
+        } else {
+            None
+        };
+        if let Some((code, reason)) = objection {
+            let _ = write_record(&mut writer, &mut scratch, &Record::Refuse { code, reason: &reason });
+            let _ = io::Write::flush(&mut writer);
+            return Err(reason);
+        }
+        let _ = handle.set_read_timeout(None);
+        let session = hello.term;
+        let (go, answer) = sync_channel(1);
+        let _ = self.core.send(Msg::Offer { hello: hello.clone(), writer, handle: handle.clone(), go });
+        // The core refuses over the writer itself.
+        if !answer.recv().unwrap_or(false) {
+            return Ok(());
+        }
+        // The core closes the connection: when the primary has relinquished, not before the witness has answered.
+        if let Err(reason) = self.receive(&hello, records) {
+            let _ = self.core.send(Msg::LoadFailed { session, reason });
+        }
+        Ok(())
+    }
+
+    fn launch(&self, hello: &Hello) -> Result<(Machine, Ports, Layout), String> {
+        let bytes = hello.spec.memory_mib.checked_mul(1 << 20).ok_or("the VM's memory has an absurd size")?;
+        let ram = Ram::create(bytes).map_err(|e| report(&e))?;
+        let config = MachineConfig {
+            qemu: self.config.qemu.clone(),
+            // The devices are the primary's; files are where they are on this host.
+            spec: ninefold_model::spec::VmSpec { boot: self.config.vm.boot.clone(), ..hello.spec.clone() },
+            accel: hello.accel,
+            incoming: true,
+            extra_args: Vec::new(),
+        };
+        let (machine, ports) = Machine::launch(&config, Arc::new(ram)).map_err(|e| report(&e))?;
+        let layout = layout(&machine)?;
+        hello.layout.same_as(&layout).map_err(|e| report(&e))?;
+        Ok((machine, ports, layout))
+    }
+
+    fn receive(&self, hello: &Hello, mut records: RecordReader<LinkReader>) -> Result<(), String> {
+        let session = hello.term;
+        let (mut machine, ports, layout) = self.launch(hello)?;
+        let status = status(&machine, "as the primary's", "inmigrate");
+        let _ = self.core.send(Msg::StandbyReady { session, status });
+        let mut sink = Sink(Arc::clone(machine.memory()));
+        let mut assembler = CheckpointAssembler::new(session.0, session, layout, 1);
+        let mut relinquished = false;
+        let gone = loop {
+            let frame = match records.next_record() {
+                Ok(Some(frame)) => frame,
+                Ok(None) => break "the primary closed the connection".to_owned(),
+                Err(error) => break report(&error),
+            };
+            match frame.record {
+                Record::Bound { .. } => {
+                    let _ = self.core.send(Msg::BoundTo { session });
+                }
+                Record::Relinquish { session: s, reason, .. } if s == session.0 => {
+                    // The connection stays open until this host has the VM or knows that it will not.
+                    relinquished = true;
+                    let _ = self.core.send(Msg::Relinquished { session, reason: reason.into() });
+                    break format!("the primary stopped: {reason}");
+                }
+                Record::Bye { reason } => break format!("the primary left: {reason}"),
+                _ => {}
+            }
+            match assembler.feed(&frame, &mut sink) {
+                Ok(Fed::Whole(pass)) => {
+                    // Acknowledged before it is applied: from here on it is whole, whatever becomes of the primary.
+                    let _ = self.core.send(Msg::Held { session, epoch: pass.epoch });
+                    if let Err(error) = assembler.commit(&mut sink) {
+                        break report(&error);
+                    }
+                    if let Some(checkpoint) = assembler.checkpoint() {
+                        self.outlets.heard(checkpoint.output(CONSOLE));
+                        self.outlets.learn(checkpoint.output(ADDRESSES));
+                    }
+                }
+                Ok(Fed::Synced(pass)) => {
+                    debug_assert_eq!(pass.kind, PassKind::Sync);
+                    let _ = self.core.send(Msg::Synced { session, round: pass.epoch });
+                }
+                Ok(Fed::More | Fed::Other) => {}
+                Err(error) => break report(&error),
+            }
+        };
+        if !relinquished {
+            let _ = self.core.send(Msg::PrimaryGone { session, reason: gone });
+        }
+        let begun = Instant::now();
+        assembler.abandon();
+        assembler.commit(&mut sink).map_err(|e| report(&e))?;
+        let Some(checkpoint) = assembler.checkpoint() else { return Ok(()) };
+        machine.load(checkpoint.device_state).map_err(|e| report(&e))?;
+        let loaded = Loaded { machine, ports, epoch: checkpoint.epoch, load_us: micros(begun.elapsed()) };
+        let _ = self.core.send(Msg::Loaded { session, loaded: Box::new(loaded) });
+        Ok(())
+    }
+}
+
+/// What a QEMU is, for `status`.
+pub fn status(machine: &Machine, reason: &str, run_state: &str) -> MachineStatus {
+    MachineStatus {
+        pid: machine.pid(),
+        qemu: machine.version().to_string(),
+        accel: machine.accel(),
+        accel_reason: reason.into(),
+        run_state: run_state.into(),
+    }
+}
+
+/// A QEMU's RAM blocks in the stream's terms.
+pub fn layout(machine: &Machine) -> Result<Layout, String> {
+    let blocks = &machine.memory().layout().blocks;
+    let blocks = blocks.iter().map(|b| BlockInfo { name: b.name.clone(), used: b.used, total: b.total }).collect();
+    Layout::new(blocks).map_err(|e| report(&e))
+}
+
+/// Refuses an offer, or says farewell, over a backup's writer.
+pub fn refuse(writer: &mut LinkWriter, reason: &str) {
+    let mut scratch = Vec::new();
+    let _ = write_record(writer, &mut scratch, &Record::Refuse { code: RefuseCode::Busy, reason });
+    let _ = io::Write::flush(writer);
+}
+
+/// The standby QEMU's memory as the assembler writes it.
+struct Sink(Arc<Memory>);
+
+impl PageSink for Sink {
+    fn write(&mut self, block: u16, first: u64, data: &[u8]) -> io::Result<()> {
+        let run = PageRun { block, first, count: (data.len() / PAGE_SIZE) as u32 };
+        self.0.write_run(run, data).map_err(io::Error::other)
+    }
+
+    fn read(&mut self, block: u16, page: u64, into: &mut [u8; PAGE_SIZE]) -> io::Result<()> {
+        self.0.read_run(PageRun { block, first: page, count: 1 }, into).map_err(io::Error::other)
+    }
+}
