@@ -9,25 +9,10 @@ fn main() {
     let source = "preload/userfaultfd.rs";
     println!("cargo::rerun-if-changed={source}");
     println!("cargo::rerun-if-changed=build.rs");
-    let out =
-        PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("userfaultfd.so");
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("userfaultfd.so");
     let status = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
-        .args([
-            "--crate-name",
-            "ninefold_preload",
-            "--crate-type",
-            "cdylib",
-            "--edition",
-            "2024",
-        ])
-        .args([
-            "-C",
-            "opt-level=2",
-            "-C",
-            "panic=abort",
-            "-C",
-            "strip=symbols",
-        ])
+        .args(["--crate-name", "ninefold_preload", "--crate-type", "cdylib", "--edition", "2024"])
+        .args(["-C", "opt-level=2", "-C", "panic=abort", "-C", "strip=symbols"])
         .args(["-C", "link-arg=-nostartfiles", "-C", "link-arg=-nostdlib"])
         .arg("--target")
         .arg(env::var_os("TARGET").expect("cargo sets TARGET"))

@@ -24,11 +24,7 @@ pub const PROBE_LIMIT: Duration = Duration::from_secs(10);
 /// A kernel that has been silent for this long does not come up.
 const SILENCE_LIMIT: Duration = Duration::from_secs(4);
 /// A kernel that gets here has its memory, interrupts, timers and PCI devices.
-const DECISIVE: [&str; 3] = [
-    "Unable to mount root fs",
-    "Run /init",
-    "Cannot open root device",
-];
+const DECISIVE: [&str; 3] = ["Unable to mount root fs", "Run /init", "Cannot open root device"];
 
 /// Which accelerator, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,44 +65,20 @@ pub fn probe(kernel: &Path, qemu: &Path, cache_dir: &Path) -> Result<AccelReport
         host_kernel: host.release().to_string_lossy().into_owned(),
         host_kernel_build: host.version().to_string_lossy().into_owned(),
         qemu: QemuVersion::of_program(qemu)?.to_string(),
-        kernel: (
-            kernel.to_string_lossy().into_owned(),
-            meta.size(),
-            meta.mtime(),
-            meta.ino(),
-        ),
+        kernel: (kernel.to_string_lossy().into_owned(), meta.size(), meta.mtime(), meta.ino()),
     };
-    if let Err(error) = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-    {
+    if let Err(error) = std::fs::File::options().read(true).write(true).open("/dev/kvm") {
         // Not remembered: it changes with a module or a permission.
         let reason = format!("/dev/kvm cannot be opened ({error})");
-        return Ok(AccelReport {
-            accel: Accel::Tcg,
-            reason,
-            remembered: false,
-        });
+        return Ok(AccelReport { accel: Accel::Tcg, reason, remembered: false });
     }
     let cache = cache_dir.join("accel-probe.json");
-    let remembered = std::fs::read(&cache)
-        .ok()
-        .and_then(|text| serde_json::from_slice::<Remembered>(&text).ok());
+    let remembered = std::fs::read(&cache).ok().and_then(|text| serde_json::from_slice::<Remembered>(&text).ok());
     if let Some(found) = remembered.filter(|r| r.key == key) {
-        return Ok(AccelReport {
-            remembered: true,
-            ..found.report
-        });
+        return Ok(AccelReport { remembered: true, ..found.report });
     }
     let report = try_kvm(kernel, qemu)?;
-    if let Err(error) = remember(
-        &cache,
-        &Remembered {
-            key,
-            report: report.clone(),
-        },
-    ) {
+    if let Err(error) = remember(&cache, &Remembered { key, report: report.clone() }) {
         tracing::warn!(%error, file = %cache.display(), "the probe's answer is not remembered");
     }
     Ok(report)
@@ -126,9 +98,7 @@ fn remember(cache: &Path, what: &Remembered) -> std::io::Result<()> {
 
 fn try_kvm(kernel: &Path, qemu: &Path) -> Result<AccelReport> {
     let (mut serial, theirs) = UnixStream::pair().map_err(MachineError::io("socketpair"))?;
-    serial
-        .set_nonblocking(true)
-        .map_err(MachineError::io("non-blocking socket"))?;
+    serial.set_nonblocking(true).map_err(MachineError::io("non-blocking socket"))?;
     let fd = std::os::fd::AsRawFd::as_raw_fd(&theirs);
     let mut args: Vec<std::ffi::OsString> = [
         "-nodefaults",
@@ -152,12 +122,7 @@ fn try_kvm(kernel: &Path, qemu: &Path) -> Result<AccelReport> {
     .iter()
     .map(Into::into)
     .collect();
-    args.extend([
-        "-chardev".into(),
-        format!("socket,id=serial,fd={fd}").into(),
-        "-kernel".into(),
-        kernel.into(),
-    ]);
+    args.extend(["-chardev".into(), format!("socket,id=serial,fd={fd}").into(), "-kernel".into(), kernel.into()]);
     let child = process::spawn(qemu, &args, &[], &[theirs.as_fd()])?;
     drop(theirs);
 
@@ -167,40 +132,20 @@ fn try_kvm(kernel: &Path, qemu: &Path) -> Result<AccelReport> {
     let mut buffer = [0; 4096];
     let said = |text: &[u8]| {
         let text = String::from_utf8_lossy(text);
-        let last = text
-            .lines()
-            .rev()
-            .find(|l| !l.trim().is_empty())
-            .unwrap_or("")
-            .trim();
+        let last = text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("").trim();
         if last.is_empty() {
             "it said nothing".to_owned()
         } else {
-            format!(
-                "its last words: '{}'",
-                last.chars().take(100).collect::<String>()
-            )
+            format!("its last words: '{}'", last.chars().take(100).collect::<String>())
         }
     };
-    let no = |reason: String| {
-        Ok(AccelReport {
-            accel: Accel::Tcg,
-            reason,
-            remembered: false,
-        })
-    };
+    let no = |reason: String| Ok(AccelReport { accel: Accel::Tcg, reason, remembered: false });
     loop {
         match serial.read(&mut buffer) {
             Ok(0) => {
                 let exit = child.wait(Duration::from_secs(1));
-                let why = exit
-                    .map(|e| format!("{e} {}", e.stderr))
-                    .unwrap_or_default();
-                return no(format!(
-                    "QEMU with KVM ended before the kernel came up ({}); {}",
-                    why.trim(),
-                    said(&text)
-                ));
+                let why = exit.map(|e| format!("{e} {}", e.stderr)).unwrap_or_default();
+                return no(format!("QEMU with KVM ended before the kernel came up ({}); {}", why.trim(), said(&text)));
             }
             Ok(count) => {
                 heard = Instant::now();
@@ -209,11 +154,7 @@ fn try_kvm(kernel: &Path, qemu: &Path) -> Result<AccelReport> {
                 if DECISIVE.iter().any(|d| all.contains(d)) {
                     let took = began.elapsed().as_millis();
                     let reason = format!("an ordinary kernel came up under KVM in {took} ms");
-                    return Ok(AccelReport {
-                        accel: Accel::Kvm,
-                        reason,
-                        remembered: false,
-                    });
+                    return Ok(AccelReport { accel: Accel::Kvm, reason, remembered: false });
                 }
                 // A kernel in a loop of messages must not fill the memory.
                 if text.len() > 1 << 20 {
@@ -226,18 +167,10 @@ fn try_kvm(kernel: &Path, qemu: &Path) -> Result<AccelReport> {
         }
         if heard.elapsed() >= SILENCE_LIMIT || began.elapsed() >= PROBE_LIMIT {
             let took = began.elapsed().as_millis();
-            return no(format!(
-                "an ordinary kernel does not come up under KVM within {took} ms; {}",
-                said(&text)
-            ));
+            return no(format!("an ordinary kernel does not come up under KVM within {took} ms; {}", said(&text)));
         }
-        let left = SILENCE_LIMIT
-            .saturating_sub(heard.elapsed())
-            .min(PROBE_LIMIT.saturating_sub(began.elapsed()));
-        let left = Timespec {
-            tv_sec: left.as_secs() as i64,
-            tv_nsec: left.subsec_nanos().into(),
-        };
+        let left = SILENCE_LIMIT.saturating_sub(heard.elapsed()).min(PROBE_LIMIT.saturating_sub(began.elapsed()));
+        let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
         let _ = poll(&mut [PollFd::new(&serial, PollFlags::IN)], Some(&left));
     }
 }

@@ -24,6 +24,8 @@ pub struct Descriptors {
     pub qmp: RawFd,
     pub console: RawFd,
     pub agent: RawFd,
+    /// A file for QEMU's log.
+    pub log: RawFd,
     /// One for each of the spec's NICs.
     pub nics: Vec<RawFd>,
 }
@@ -42,31 +44,24 @@ pub struct LaunchOptions {
 /// # Errors
 /// `Spec` when the VM cannot be built, such as a path with bytes that QEMU's option syntax cannot carry.
 pub fn arguments(spec: &VmSpec, options: &LaunchOptions) -> Result<Vec<OsString>> {
-    let refuse = |reason: String| MachineError::Spec {
-        vm: spec.name.to_string(),
-        reason,
-    };
+    let refuse = |reason: String| MachineError::Spec { vm: spec.name.to_string(), reason };
     if spec.vcpus == 0 || spec.vcpus > 255 {
-        return Err(refuse(format!(
-            "{} vCPUs: 1 to 255 are possible",
-            spec.vcpus
-        )));
+        return Err(refuse(format!("{} vCPUs: 1 to 255 are possible", spec.vcpus)));
     }
     if spec.nics.len() != options.fds.nics.len() {
         return Err(refuse("one descriptor for each NIC is needed".into()));
     }
     let mut args = Arguments(Vec::new());
-    args.flag("-nodefaults")
-        .flag("-no-user-config")
-        .option("-display", "none");
+    args.flag("-nodefaults").flag("-no-user-config").option("-display", "none");
     // -no-shutdown: a guest that powers off leaves a QEMU whose last output can still be committed.
     args.flag("-S").flag("-no-shutdown");
+    // QEMU 7.2 does not tell where its RAM blocks are, except in its log: see `blocks`.
+    args.option("-D", format!("/proc/self/fd/{}", options.fds.log));
+    args.option("-trace", "enable=find_ram_offset").option("-trace", "enable=qemu_anon_ram_alloc");
     args.option("-name", format!("guest={},debug-threads=on", spec.name));
     args.option(
         "-machine",
-        format!(
-            "{MACHINE},memory-backend=m0,suppress-vmdesc=on,hpet=off,usb=off,vmport=off,smm=off"
-        ),
+        format!("{MACHINE},memory-backend=m0,suppress-vmdesc=on,hpet=off,usb=off,vmport=off,smm=off"),
     );
     args.option("-global", "migration.send-configuration=off");
     args.option(
@@ -88,48 +83,24 @@ pub fn arguments(spec: &VmSpec, options: &LaunchOptions) -> Result<Vec<OsString>
     );
     args.option("-chardev", format!("socket,id=mon,fd={}", options.fds.qmp));
     args.option("-mon", "chardev=mon,mode=control");
-    args.option(
-        "-chardev",
-        format!("socket,id=console,fd={}", options.fds.console),
-    );
+    args.option("-chardev", format!("socket,id=console,fd={}", options.fds.console));
     args.option("-serial", "chardev:console");
     args.option("-device", "virtio-serial-pci,id=serial,max_ports=2");
-    args.option(
-        "-chardev",
-        format!("socket,id=agent,fd={}", options.fds.agent),
-    );
-    args.option(
-        "-device",
-        "virtserialport,bus=serial.0,nr=1,chardev=agent,name=org.qemu.guest_agent.0",
-    );
+    args.option("-chardev", format!("socket,id=agent,fd={}", options.fds.agent));
+    args.option("-device", "virtserialport,bus=serial.0,nr=1,chardev=agent,name=org.qemu.guest_agent.0");
     args.option("-object", "rng-random,id=rng,filename=/dev/urandom");
     args.option("-device", "virtio-rng-pci,rng=rng");
     for (n, (nic, fd)) in spec.nics.iter().zip(&options.fds.nics).enumerate() {
-        args.option(
-            "-netdev",
-            format!("stream,id=n{n},server=off,addr.type=fd,addr.str={fd}"),
-        );
+        args.option("-netdev", format!("stream,id=n{n},server=off,addr.type=fd,addr.str={fd}"));
         // The stream carries no virtio-net headers: QEMU then offers the guest no offloads by itself.
-        args.option(
-            "-device",
-            format!(
-                "virtio-net-pci,netdev=n{n},mac={},romfile=,rx_queue_size=1024",
-                nic.mac
-            ),
-        );
+        args.option("-device", format!("virtio-net-pci,netdev=n{n},mac={},romfile=,rx_queue_size=1024", nic.mac));
     }
     match &spec.boot {
-        Boot::Linux {
-            kernel,
-            initrd,
-            cmdline,
-        } => {
+        Boot::Linux { kernel, initrd, cmdline } => {
             args.path("-kernel", kernel.as_os_str());
             if let Some(initrd) = initrd {
                 if initrd.as_os_str().as_encoded_bytes().contains(&b',') {
-                    return Err(refuse(
-                        "the initrd's path has a comma, which QEMU takes for a list".into(),
-                    ));
+                    return Err(refuse("the initrd's path has a comma, which QEMU takes for a list".into()));
                 }
                 args.path("-initrd", initrd.as_os_str());
             }
@@ -138,16 +109,12 @@ pub fn arguments(spec: &VmSpec, options: &LaunchOptions) -> Result<Vec<OsString>
             }
         }
         Boot::BootSector { image } => {
-            let path = image
-                .to_str()
-                .ok_or_else(|| refuse("the image's path is not UTF-8".into()))?;
+            let path = image.to_str().ok_or_else(|| refuse("the image's path is not UTF-8".into()))?;
             // A comma is doubled in QEMU's option syntax.
             let path = path.replace(',', ",,");
-            args.option(
-                "-drive",
-                format!("if=none,id=boot,format=raw,readonly=on,file={path}"),
-            );
-            args.option("-device", "virtio-blk-pci,drive=boot,bootindex=0");
+            args.option("-drive", format!("if=none,id=boot,format=raw,readonly=on,file={path}"));
+            // The firmware takes a disk of less than one cylinder for broken, unless told its geometry.
+            args.option("-device", "virtio-blk-pci,drive=boot,bootindex=0,lcyls=1,lheads=16,lsecs=63");
         }
     }
     if options.incoming {
@@ -177,12 +144,7 @@ impl Arguments {
 /// The arguments as a person would type them, for logs.
 pub fn display(args: &[OsString]) -> String {
     args.iter().fold(String::new(), |mut line, arg| {
-        let _ = write!(
-            line,
-            "{}{}",
-            if line.is_empty() { "" } else { " " },
-            arg.to_string_lossy()
-        );
+        let _ = write!(line, "{}{}", if line.is_empty() { "" } else { " " }, arg.to_string_lossy());
         line
     })
 }
@@ -200,36 +162,19 @@ mod tests {
             memory_mib: 64,
             accel: AccelChoice::Tcg,
             boot,
-            nics: vec![Nic {
-                mac: "52:54:00:00:00:01".parse().unwrap(),
-                bridge: "br".into(),
-            }],
+            nics: vec![Nic { mac: "52:54:00:00:00:01".parse().unwrap(), bridge: "br".into() }],
             protection: Protection::None,
         }
     }
 
     fn options() -> LaunchOptions {
-        let fds = Descriptors {
-            ram: 10,
-            qmp: 11,
-            console: 12,
-            agent: 13,
-            nics: vec![14],
-        };
-        LaunchOptions {
-            accel: Accel::Tcg,
-            incoming: true,
-            fds,
-        }
+        let fds = Descriptors { ram: 10, qmp: 11, console: 12, agent: 13, log: 15, nics: vec![14] };
+        LaunchOptions { accel: Accel::Tcg, incoming: true, fds }
     }
 
     #[test]
     fn everything_is_inherited() {
-        let boot = Boot::Linux {
-            kernel: "/k".into(),
-            initrd: Some("/i".into()),
-            cmdline: "quiet".into(),
-        };
+        let boot = Boot::Linux { kernel: "/k".into(), initrd: Some("/i".into()), cmdline: "quiet".into() };
         let line = display(&arguments(&spec(boot), &options()).unwrap());
         for part in [
             "mem-path=/proc/self/fd/10,share=on",
@@ -250,11 +195,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_built_is_refused() {
-        let linux = |initrd: &str| Boot::Linux {
-            kernel: "/k".into(),
-            initrd: Some(initrd.into()),
-            cmdline: String::new(),
-        };
+        let linux =
+            |initrd: &str| Boot::Linux { kernel: "/k".into(), initrd: Some(initrd.into()), cmdline: String::new() };
         assert!(arguments(&spec(linux("/a,b")), &options()).is_err());
         let mut none = spec(linux("/i"));
         none.vcpus = 0;
@@ -266,15 +208,7 @@ mod tests {
 
     #[test]
     fn commas_in_an_image_path_are_doubled() {
-        let line = display(
-            &arguments(
-                &spec(Boot::BootSector {
-                    image: "/a,b".into(),
-                }),
-                &options(),
-            )
-            .unwrap(),
-        );
+        let line = display(&arguments(&spec(Boot::BootSector { image: "/a,b".into() }), &options()).unwrap());
         assert!(line.contains("file=/a,,b"));
     }
 }

@@ -43,14 +43,10 @@ impl StateFile {
 
     /// Bytes saved.
     pub(crate) fn bytes(&self) -> Result<u64> {
-        let size = rustix::fs::fstat(&self.0)
-            .map_err(MachineError::os("size of the device state"))?
-            .st_size;
+        let size = rustix::fs::fstat(&self.0).map_err(MachineError::os("size of the device state"))?.st_size;
         let size = u64::try_from(size).unwrap_or(0);
         if size == 0 || size > MAX_STATE {
-            return Err(MachineError::Protocol {
-                reason: format!("a device state of {size} bytes"),
-            });
+            return Err(MachineError::Protocol { reason: format!("a device state of {size} bytes") });
         }
         Ok(size)
     }
@@ -59,9 +55,7 @@ impl StateFile {
     pub(crate) fn read(&self, out: &mut Vec<u8>) -> Result<()> {
         let size = self.bytes()? as usize;
         out.resize(size, 0);
-        self.0
-            .read_exact_at(out, 0)
-            .map_err(MachineError::io("reading the device state"))
+        self.0.read_exact_at(out, 0).map_err(MachineError::io("reading the device state"))
     }
 }
 
@@ -73,16 +67,11 @@ impl AsFd for StateFile {
 
 /// Feeds `state` to a QEMU that waits for it. On success its devices are loaded and its vCPUs stand still.
 pub(crate) fn load(qmp: &mut Qmp, state: &[u8]) -> Result<()> {
-    let (mut ours, theirs) =
-        UnixStream::pair().map_err(MachineError::io("socketpair for the device state"))?;
+    let (mut ours, theirs) = UnixStream::pair().map_err(MachineError::io("socketpair for the device state"))?;
     // A usual state then fits in whole, and the writer below never waits.
     let _ = rustix::net::sockopt::set_socket_send_buffer_size(&ours, 1 << 20);
     let theirs: OwnedFd = theirs.into();
-    qmp.execute_with_fd::<serde::de::IgnoredAny>(
-        "getfd",
-        Some(json!({"fdname": "state"})),
-        theirs.as_fd(),
-    )?;
+    qmp.execute_with_fd::<serde::de::IgnoredAny>("getfd", Some(json!({"fdname": "state"})), theirs.as_fd())?;
     // QEMU holds the only other end, so that its death ends the writing.
     drop(theirs);
     std::thread::scope(|scope| {
@@ -103,9 +92,7 @@ pub(crate) fn load(qmp: &mut Qmp, state: &[u8]) -> Result<()> {
                 let _ = writer.join();
                 Ok(())
             }
-            (Ok(false), _) => Err(MachineError::Load {
-                reason: "QEMU says that it failed".into(),
-            }),
+            (Ok(false), _) => Err(MachineError::Load { reason: "QEMU says that it failed".into() }),
             (Err(error), _) => Err(error),
         }
     })

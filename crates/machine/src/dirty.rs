@@ -47,12 +47,7 @@ impl PageRun {
     }
 
     pub(crate) fn refuse(&self, reason: &'static str) -> MachineError {
-        MachineError::Range {
-            block: self.block,
-            first: self.first,
-            count: self.count,
-            reason,
-        }
+        MachineError::Range { block: self.block, first: self.first, count: self.count, reason }
     }
 }
 
@@ -68,22 +63,12 @@ impl DirtySet {
     /// Room for the worst case of one scan: every second page of every block. 16 bytes per two pages of address space;
     /// the kernel gives memory only to what is really used.
     pub fn for_layout(layout: &BlockLayout) -> DirtySet {
-        Self::with_capacity(
-            layout
-                .blocks
-                .iter()
-                .map(|b| b.pages().div_ceil(2) as usize)
-                .sum::<usize>(),
-        )
+        Self::with_capacity(layout.blocks.iter().map(|b| b.pages().div_ceil(2) as usize).sum::<usize>())
     }
 
     /// Room for `capacity` runs.
     pub fn with_capacity(capacity: usize) -> DirtySet {
-        DirtySet {
-            runs: Vec::with_capacity(capacity),
-            pages: 0,
-            capacity,
-        }
+        DirtySet { runs: Vec::with_capacity(capacity), pages: 0, capacity }
     }
 
     /// The runs, per scan in the order of blocks and addresses; within a scan they do not touch or overlap.
@@ -168,18 +153,17 @@ pub struct PagemapScan {
 impl PagemapScan {
     fn start(uffd: Arc<OwnedFd>, pagemap: File, memory: Arc<Memory>) -> Result<PagemapScan> {
         // From here on an early return drops the value, which unregisters all.
-        let tracker = PagemapScan {
-            uffd,
-            pagemap,
-            memory,
-            regions: vec![PageRegion::default(); REGIONS],
-        };
+        let tracker = PagemapScan { uffd, pagemap, memory, regions: vec![PageRegion::default(); REGIONS] };
         for (index, block) in tracker.memory.layout().blocks.iter().enumerate() {
             let start = tracker.memory.address(index);
             let untrackable = |what: &str, error: std::io::Error| MachineError::Untrackable {
                 block: block.name.clone(),
                 reason: format!("{what}: {error}"),
             };
+            if start == 0 {
+                let reason = "where it is in QEMU is not known".to_owned();
+                return Err(MachineError::Untrackable { block: block.name.clone(), reason });
+            }
             sys::uffd_register(tracker.uffd.as_fd(), start, block.total)
                 .map_err(|e| untrackable("UFFDIO_REGISTER", e))?;
             sys::uffd_protect(tracker.uffd.as_fd(), start, block.total)
@@ -198,39 +182,25 @@ impl PagemapScan {
             while at < end {
                 let room = self.regions.len().min(out.room());
                 if room == 0 {
-                    return Err(MachineError::DirtySetFull {
-                        capacity: out.capacity,
-                    });
+                    return Err(MachineError::DirtySetFull { capacity: out.capacity });
                 }
-                let (filled, walked) =
-                    sys::pagemap_scan(self.pagemap.as_fd(), at, end, &mut self.regions[..room])
-                        .map_err(MachineError::io("PAGEMAP_SCAN"))?;
+                let (filled, walked) = sys::pagemap_scan(self.pagemap.as_fd(), at, end, &mut self.regions[..room])
+                    .map_err(MachineError::io("PAGEMAP_SCAN"))?;
                 for region in &self.regions[..filled] {
                     if region.start < at || region.end > end || region.start >= region.end {
-                        return Err(MachineError::Kernel {
-                            reason: "PAGEMAP_SCAN left its range".into(),
-                        });
+                        return Err(MachineError::Kernel { reason: "PAGEMAP_SCAN left its range".into() });
                     }
                     let mut first = (region.start - base) / PAGE_SIZE;
                     let mut pages = (region.end - region.start) / PAGE_SIZE;
                     while pages > 0 {
                         let count = pages.min(u64::from(u32::MAX)) as u32;
-                        out.push(
-                            PageRun {
-                                block: index as u16,
-                                first,
-                                count,
-                            },
-                            joinable,
-                        );
+                        out.push(PageRun { block: index as u16, first, count }, joinable);
                         first += u64::from(count);
                         pages -= u64::from(count);
                     }
                 }
                 if walked <= at {
-                    return Err(MachineError::Kernel {
-                        reason: "PAGEMAP_SCAN made no progress".into(),
-                    });
+                    return Err(MachineError::Kernel { reason: "PAGEMAP_SCAN made no progress".into() });
                 }
                 at = walked;
             }
@@ -244,8 +214,7 @@ impl Drop for PagemapScan {
     fn drop(&mut self) {
         for (index, block) in self.memory.layout().blocks.iter().enumerate() {
             // Fails for what was never registered and when QEMU is gone; neither matters any more.
-            let _ =
-                sys::uffd_unregister(self.uffd.as_fd(), self.memory.address(index), block.total);
+            let _ = sys::uffd_unregister(self.uffd.as_fd(), self.memory.address(index), block.total);
         }
     }
 }
@@ -257,20 +226,13 @@ mod tests {
     #[test]
     fn touching_runs_of_one_scan_join() {
         let mut set = DirtySet::with_capacity(4);
-        let run = |block, first, count| PageRun {
-            block,
-            first,
-            count,
-        };
+        let run = |block, first, count| PageRun { block, first, count };
         set.push(run(0, 1, 2), 0);
         set.push(run(0, 3, 1), 0);
         set.push(run(0, 5, 1), 0);
         set.push(run(1, 6, 1), 0);
         set.push(run(1, 7, 1), 3);
-        assert_eq!(
-            set.runs(),
-            [run(0, 1, 3), run(0, 5, 1), run(1, 6, 1), run(1, 7, 1)]
-        );
+        assert_eq!(set.runs(), [run(0, 1, 3), run(0, 5, 1), run(1, 6, 1), run(1, 7, 1)]);
         assert_eq!((set.pages(), set.room()), (6, 0));
         set.clear();
         assert!(set.is_empty() && set.room() == 4);

@@ -34,11 +34,7 @@ pub enum MachineError {
     Version { found: String, need: &'static str },
     /// QEMU refused a command.
     #[error("QMP {command}: {message}")]
-    Refused {
-        command: String,
-        class: String,
-        message: String,
-    },
+    Refused { command: String, class: String, message: String },
     /// QEMU said something that is not QMP, or not now. The connection cannot be used any more.
     #[error("QMP: {reason}")]
     Protocol { reason: String },
@@ -65,12 +61,7 @@ pub enum MachineError {
     BlockList { reason: String },
     /// A run of pages that is not in its block, or a buffer of the wrong length.
     #[error("pages {first}+{count} of block {block}: {reason}")]
-    Range {
-        block: u16,
-        first: u64,
-        count: u32,
-        reason: &'static str,
-    },
+    Range { block: u16, first: u64, count: u32, reason: &'static str },
     /// A [`crate::DirtySet`] had no room. What was not reported stays dirty.
     #[error("the dirty set is full at {capacity} runs")]
     DirtySetFull { capacity: usize },
@@ -79,10 +70,7 @@ pub enum MachineError {
     Load { reason: String },
     /// A step was called out of order.
     #[error("{call} is not possible now: {reason}")]
-    Order {
-        call: &'static str,
-        reason: &'static str,
-    },
+    Order { call: &'static str, reason: &'static str },
 }
 
 impl MachineError {
@@ -93,9 +81,6 @@ impl MachineError {
 
     /// As [`Self::io`], for rustix.
     pub(crate) fn os(what: &'static str) -> impl FnOnce(rustix::io::Errno) -> Self {
-        move |source| Self::Io {
-            what,
-            source: source.into(),
-        }
+        move |source| Self::Io { what, source: source.into() }
     }
 }

@@ -159,37 +159,27 @@ impl Machine {
         if config.spec.memory_mib.checked_mul(1 << 20) != Some(ram.bytes()) {
             return Err(MachineError::Spec {
                 vm: config.spec.name.to_string(),
-                reason: format!(
-                    "its memory has {} MiB, the given one {} bytes",
-                    config.spec.memory_mib,
-                    ram.bytes()
-                ),
+                reason: format!("its memory has {} MiB, the given one {} bytes", config.spec.memory_mib, ram.bytes()),
             });
         }
         let (qmp, qmp_theirs) = pair()?;
         let (uffd, uffd_theirs) = pair()?;
         let (console, console_theirs) = port()?;
         let (agent, agent_theirs) = port()?;
-        let nics = config
-            .spec
-            .nics
-            .iter()
-            .map(|_| port())
-            .collect::<Result<Vec<_>>>()?;
+        let nics = config.spec.nics.iter().map(|_| port()).collect::<Result<Vec<_>>>()?;
         let state = StateFile::create()?;
         let library = preload::library()?;
+        let log = rustix::fs::memfd_create(c"ninefold-log", rustix::fs::MemfdFlags::CLOEXEC)
+            .map_err(MachineError::os("memfd_create for QEMU's log"))?;
         let fds = Descriptors {
             ram: ram.as_fd().as_raw_fd(),
             qmp: qmp_theirs.as_raw_fd(),
             console: console_theirs.as_raw_fd(),
             agent: agent_theirs.as_raw_fd(),
+            log: log.as_raw_fd(),
             nics: nics.iter().map(|(_, theirs)| theirs.as_raw_fd()).collect(),
         };
-        let options = LaunchOptions {
-            accel: config.accel,
-            incoming: config.incoming,
-            fds,
-        };
+        let options = LaunchOptions { accel: config.accel, incoming: config.incoming, fds };
         let mut args = command_line::arguments(&config.spec, &options)?;
         args.extend(config.extra_args.iter().cloned());
         tracing::debug!(qemu = %config.qemu.display(), args = command_line::display(&args), "launch");
@@ -201,41 +191,31 @@ impl Machine {
             agent_theirs.as_fd(),
             state.as_fd(),
             library.as_fd(),
+            log.as_fd(),
         ];
         inherited.extend(nics.iter().map(|(_, theirs)| theirs.as_fd()));
-        let child = process::spawn(
-            &config.qemu,
-            &args,
-            &preload::environment(&library, &uffd_theirs),
-            &inherited,
-        )?;
+        let child = process::spawn(&config.qemu, &args, &preload::environment(&library, &uffd_theirs), &inherited)?;
         // Only QEMU holds the other ends from here on, so that its death closes them.
-        drop((
-            qmp_theirs,
-            uffd_theirs,
-            console_theirs,
-            agent_theirs,
-            library,
-        ));
-        let ports = Ports {
-            nics: nics.into_iter().map(|(ours, _)| ours).collect(),
-            console,
-            agent,
-        };
+        drop((qmp_theirs, uffd_theirs, console_theirs, agent_theirs, library));
+        let ports = Ports { nics: nics.into_iter().map(|(ours, _)| ours).collect(), console, agent };
 
-        let (qmp, version) =
-            Qmp::connect(qmp, START_TIMEOUT).map_err(|error| explain(&child, error))?;
+        let (qmp, version) = Qmp::connect(qmp, START_TIMEOUT).map_err(|error| explain(&child, error))?;
         version.check()?;
         let uffd = preload::receive(&uffd, child.pid())
             .and_then(|fd| {
                 sys::uffd_api(fd.as_fd(), sys::UFFD_FEATURES).map_err(|source| MachineError::Userfaultfd {
-                    reason: format!("this kernel has no asynchronous write protection ({source}); 6.7 or newer is needed"),
+                    reason: format!(
+                        "this kernel has no asynchronous write protection ({source}); 6.7 or newer is needed"
+                    ),
                 })?;
                 Ok(Arc::new(fd))
             })
             .map_err(|error| error.to_string());
         let mut qmp = qmp;
-        let placed = prepare(&mut qmp).map_err(|error| explain(&child, error))?;
+        let mut placed = prepare(&mut qmp).map_err(|error| explain(&child, error))?;
+        if placed.iter().any(|p| p.address == 0) {
+            locate(&mut placed, &log, &ram, child.pid())?;
+        }
         let process = File::options()
             .read(true)
             .write(true)
@@ -303,9 +283,7 @@ impl Machine {
             // The save's answer is among the input; whoever finishes the save takes the events too.
             return Ok(0);
         }
-        self.qmp
-            .poll_events()
-            .map_err(|error| explain(&self.child, error))
+        self.qmp.poll_events().map_err(|error| explain(&self.child, error))
     }
 
     /// The oldest event not yet taken; events met while waiting for answers are queued here too.
@@ -320,23 +298,16 @@ impl Machine {
     pub fn track(&mut self) -> Result<Tracker> {
         let info: MigrationInfo = self.command("query-migrate", None::<()>)?;
         if !info.blocked_reasons.is_empty() {
-            return Err(MachineError::Blocked {
-                reasons: info.blocked_reasons,
-            });
+            return Err(MachineError::Blocked { reasons: info.blocked_reasons });
         }
         let uffd = match &self.uffd {
             Ok(uffd) => Arc::clone(uffd),
             Err(reason) => {
-                return Err(MachineError::Userfaultfd {
-                    reason: reason.clone(),
-                });
+                return Err(MachineError::Userfaultfd { reason: reason.clone() });
             }
         };
         if Arc::strong_count(&uffd) > 2 {
-            return Err(MachineError::Order {
-                call: "track",
-                reason: "another tracker is at work",
-            });
+            return Err(MachineError::Order { call: "track", reason: "another tracker is at work" });
         }
         let pagemap = File::open(format!("/proc/{}/pagemap", self.child.pid()))
             .map_err(MachineError::io("opening QEMU's pagemap"))?;
@@ -349,18 +320,10 @@ impl Machine {
     /// `Layout`.
     pub fn check_layout(&mut self) -> Result<()> {
         let placed = read_blocks(&mut self.qmp).map_err(|error| explain(&self.child, error))?;
-        let layout = blocks::BlockLayout {
-            blocks: placed.iter().map(|p| p.block.clone()).collect(),
-        };
+        let layout = blocks::BlockLayout { blocks: placed.iter().map(|p| p.block.clone()).collect() };
         self.memory.layout().check_same(&layout)?;
-        if placed
-            .iter()
-            .enumerate()
-            .any(|(n, p)| p.address != self.memory.address(n))
-        {
-            return Err(MachineError::Layout {
-                reason: "a block has moved".into(),
-            });
+        if placed.iter().enumerate().any(|(n, p)| p.address != 0 && p.address != self.memory.address(n)) {
+            return Err(MachineError::Layout { reason: "a block has moved".into() });
         }
         Ok(())
     }
@@ -372,10 +335,7 @@ impl Machine {
     /// `Order`, `Exited`, `Refused`, `Timeout`.
     pub fn begin_pause(&mut self) -> Result<()> {
         if self.phase != Phase::Idle {
-            return Err(MachineError::Order {
-                call: "begin_pause",
-                reason: "a pause is under way",
-            });
+            return Err(MachineError::Order { call: "begin_pause", reason: "a pause is under way" });
         }
         let began = Instant::now();
         self.times = StepTimes::default();
@@ -395,15 +355,10 @@ impl Machine {
     /// As [`Machine::begin_pause`].
     pub fn finish_save(&mut self) -> Result<u64> {
         if self.phase != Phase::Saving {
-            return Err(MachineError::Order {
-                call: "finish_save",
-                reason: "no save was begun",
-            });
+            return Err(MachineError::Order { call: "finish_save", reason: "no save was begun" });
         }
         let began = Instant::now();
-        let saved = self
-            .qmp
-            .reply(ID_SAVE, "xen-save-devices-state", STEP_TIMEOUT);
+        let saved = self.qmp.reply(ID_SAVE, "xen-save-devices-state", STEP_TIMEOUT);
         self.phase = Phase::Idle;
         self.times.save_wait_us = micros(began);
         if let Some(pause) = self.pause_began {
@@ -421,10 +376,7 @@ impl Machine {
     /// `Order`, `Io`.
     pub fn state_into(&self, out: &mut Vec<u8>) -> Result<()> {
         if self.phase == Phase::Saving {
-            return Err(MachineError::Order {
-                call: "state_into",
-                reason: "the save is not finished",
-            });
+            return Err(MachineError::Order { call: "state_into", reason: "the save is not finished" });
         }
         self.state.read(out)
     }
@@ -435,16 +387,10 @@ impl Machine {
     /// As [`Machine::begin_pause`].
     pub fn resume(&mut self) -> Result<()> {
         if self.phase == Phase::Saving {
-            return Err(MachineError::Order {
-                call: "resume",
-                reason: "the save is not finished",
-            });
+            return Err(MachineError::Order { call: "resume", reason: "the save is not finished" });
         }
         let began = Instant::now();
-        let sent = self
-            .qmp
-            .send(CONT, "cont")
-            .and_then(|()| self.qmp.reply(ID_CONT, "cont", STEP_TIMEOUT));
+        let sent = self.qmp.send(CONT, "cont").and_then(|()| self.qmp.reply(ID_CONT, "cont", STEP_TIMEOUT));
         self.times.cont_us = micros(began);
         if let Some(pause) = self.pause_began.take() {
             self.times.pause_us = micros(pause);
@@ -465,17 +411,13 @@ impl Machine {
     /// `Load` with what QEMU said.
     pub fn load(&mut self, state: &[u8]) -> Result<()> {
         if state.is_empty() || state.len() as u64 > device_state::MAX_STATE {
-            return Err(MachineError::Load {
-                reason: format!("it has {} bytes", state.len()),
-            });
+            return Err(MachineError::Load { reason: format!("it has {} bytes", state.len()) });
         }
-        device_state::load(&mut self.qmp, state).map_err(|error| {
-            match explain(&self.child, error) {
-                MachineError::Exited { status, stderr } => MachineError::Load {
-                    reason: format!("QEMU ended ({status}): {stderr}"),
-                },
-                other => other,
+        device_state::load(&mut self.qmp, state).map_err(|error| match explain(&self.child, error) {
+            MachineError::Exited { status, stderr } => {
+                MachineError::Load { reason: format!("QEMU ended ({status}): {stderr}") }
             }
+            other => other,
         })
     }
 
@@ -524,8 +466,7 @@ impl Machine {
     /// # Errors
     /// As [`Machine::begin_pause`].
     pub fn query_status(&mut self) -> Result<RunState> {
-        self.command::<Status>("query-status", None::<()>)
-            .map(|s| s.status)
+        self.command::<Status>("query-status", None::<()>).map(|s| s.status)
     }
 
     /// Ends QEMU in an orderly way, by force when it does not follow within five seconds.
@@ -534,11 +475,7 @@ impl Machine {
         let limit = Duration::from_secs(5);
         self.child.wait(limit).unwrap_or_else(|| {
             self.child.kill();
-            self.child.wait(limit).unwrap_or(Exit {
-                code: None,
-                signal: None,
-                stderr: String::new(),
-            })
+            self.child.wait(limit).unwrap_or(Exit { code: None, signal: None, stderr: String::new() })
         })
     }
 
@@ -567,19 +504,13 @@ impl Machine {
         arguments: Option<impl Serialize>,
     ) -> Result<T> {
         if self.phase == Phase::Saving {
-            return Err(MachineError::Order {
-                call: "command",
-                reason: "the save is not finished",
-            });
+            return Err(MachineError::Order { call: "command", reason: "the save is not finished" });
         }
-        self.qmp
-            .execute(command, arguments)
-            .map_err(|error| explain(&self.child, error))
+        self.qmp.execute(command, arguments).map_err(|error| explain(&self.child, error))
     }
 
     fn no_answer(&mut self, command: &str) -> Result<()> {
-        self.command::<serde::de::IgnoredAny>(command, None::<()>)
-            .map(drop)
+        self.command::<serde::de::IgnoredAny>(command, None::<()>).map(drop)
     }
 }
 
@@ -590,20 +521,25 @@ fn prepare(qmp: &mut Qmp) -> Result<Vec<blocks::PlacedBlock>> {
     read_blocks(qmp)
 }
 
+/// For a QEMU that does not tell where its blocks are.
+fn locate(placed: &mut [blocks::PlacedBlock], log: &OwnedFd, ram: &Ram, pid: u32) -> Result<()> {
+    let text = |path: String| std::fs::read(path).map(|t| String::from_utf8_lossy(&t).into_owned());
+    // Opened anew: the descriptor's own position is not at the beginning.
+    let log = text(format!("/proc/self/fd/{}", log.as_raw_fd())).map_err(MachineError::io("reading QEMU's log"))?;
+    let maps = text(format!("/proc/{pid}/maps")).map_err(MachineError::io("reading QEMU's mappings"))?;
+    let file = rustix::fs::fstat(ram).map_err(MachineError::os("identity of guest memory"))?;
+    blocks::locate(placed, &log, &maps, (file.st_dev, file.st_ino));
+    Ok(())
+}
+
 fn read_blocks(qmp: &mut Qmp) -> Result<Vec<blocks::PlacedBlock>> {
-    let text: String = qmp.execute(
-        "human-monitor-command",
-        Some(json!({"command-line": "info ramblock"})),
-    )?;
+    let text: String = qmp.execute("human-monitor-command", Some(json!({"command-line": "info ramblock"})))?;
     blocks::parse(&text)
 }
 
 /// When QEMU has ended, that is the error, with what it said.
 fn explain(child: &Child, error: MachineError) -> MachineError {
-    if !matches!(
-        error,
-        MachineError::Protocol { .. } | MachineError::Io { .. }
-    ) {
+    if !matches!(error, MachineError::Protocol { .. } | MachineError::Io { .. }) {
         return error;
     }
     // The socket closes a moment before the process is reaped. A QEMU that lives on answers nothing here, and the
@@ -628,8 +564,7 @@ fn port() -> Result<(OwnedFd, OwnedFd)> {
     for end in [&ours, &theirs] {
         enlarge(end).map_err(MachineError::io("socket buffer"))?;
     }
-    ours.set_nonblocking(true)
-        .map_err(MachineError::io("non-blocking socket"))?;
+    ours.set_nonblocking(true).map_err(MachineError::io("non-blocking socket"))?;
     Ok((ours.into(), theirs.into()))
 }
 

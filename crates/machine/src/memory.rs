@@ -34,16 +34,12 @@ impl Memory {
                 });
             }
             None => {
-                return Err(MachineError::BlockList {
-                    reason: "no blocks".into(),
-                });
+                return Err(MachineError::BlockList { reason: "no blocks".into() });
             }
         }
         Ok(Memory {
             ram,
-            layout: BlockLayout {
-                blocks: placed.iter().map(|p| p.block.clone()).collect(),
-            },
+            layout: BlockLayout { blocks: placed.iter().map(|p| p.block.clone()).collect() },
             addresses: placed.iter().map(|p| p.address).collect(),
             process,
         })
@@ -89,9 +85,7 @@ impl Memory {
         let mut at = 0;
         for run in runs {
             let length = run.bytes();
-            let room = out
-                .get_mut(at..at + length)
-                .ok_or_else(|| run.refuse("the buffer is too small"))?;
+            let room = out.get_mut(at..at + length).ok_or_else(|| run.refuse("the buffer is too small"))?;
             self.read_run(*run, room)?;
             at += length;
         }
@@ -118,14 +112,7 @@ impl Memory {
     /// # Errors
     /// As [`Memory::read_run`].
     pub fn write_page(&self, block: u16, page: u64, from: &[u8; PAGE_SIZE as usize]) -> Result<()> {
-        self.write_run(
-            PageRun {
-                block,
-                first: page,
-                count: 1,
-            },
-            from,
-        )
+        self.write_run(PageRun { block, first: page, count: 1 }, from)
     }
 
     /// The first page of `run` that is not as in `expected`, which has exactly the run's size. For tests and
@@ -138,10 +125,7 @@ impl Memory {
         self.offset(run, expected.len())?;
         self.read_run(run, &mut now)?;
         let page = PAGE_SIZE as usize;
-        let differs = now
-            .chunks(page)
-            .zip(expected.chunks(page))
-            .position(|(a, b)| a != b);
+        let differs = now.chunks(page).zip(expected.chunks(page)).position(|(a, b)| a != b);
         Ok(differs.map(|n| run.first + n as u64))
     }
 
@@ -149,27 +133,20 @@ impl Memory {
     /// a new [`Ram`] is zero, private blocks of a new QEMU are not: their zero pages must be sent too.
     pub fn all_runs(&self, most: u32) -> impl Iterator<Item = PageRun> + '_ {
         let most = u64::from(most.max(1));
-        self.layout
-            .blocks
-            .iter()
-            .enumerate()
-            .flat_map(move |(index, block)| {
-                let pages = block.pages();
-                (0..pages.div_ceil(most)).map(move |n| PageRun {
-                    block: index as u16,
-                    first: n * most,
-                    count: most.min(pages - n * most) as u32,
-                })
+        self.layout.blocks.iter().enumerate().flat_map(move |(index, block)| {
+            let pages = block.pages();
+            (0..pages.div_ceil(most)).map(move |n| PageRun {
+                block: index as u16,
+                first: n * most,
+                count: most.min(pages - n * most) as u32,
             })
+        })
     }
 
     /// Checks a run and a buffer's length against the block; the run's offset in bytes.
     fn offset(&self, run: PageRun, length: usize) -> Result<u64> {
-        let block = self
-            .layout
-            .blocks
-            .get(usize::from(run.block))
-            .ok_or_else(|| run.refuse("there is no such block"))?;
+        let block =
+            self.layout.blocks.get(usize::from(run.block)).ok_or_else(|| run.refuse("there is no such block"))?;
         match run.first.checked_add(u64::from(run.count)) {
             Some(end) if end <= block.pages() => {}
             _ => return Err(run.refuse("outside the block")),

@@ -18,19 +18,12 @@ const LIBRARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/userfaultfd.so"
 /// The library in a memfd: QEMU inherits it, and the dynamic loader opens it as `/proc/self/fd/N`, so that no file is
 /// left behind.
 pub(crate) fn library() -> Result<OwnedFd> {
-    let fd = rustix::fs::memfd_create(
-        c"ninefold-preload",
-        MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
-    )
-    .map_err(MachineError::os("memfd_create for the preloaded library"))?;
+    let fd = rustix::fs::memfd_create(c"ninefold-preload", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+        .map_err(MachineError::os("memfd_create for the preloaded library"))?;
     let mut file = File::from(fd);
-    file.write_all(LIBRARY)
-        .map_err(MachineError::io("writing the preloaded library"))?;
-    rustix::fs::fcntl_add_seals(
-        &file,
-        SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL,
-    )
-    .map_err(MachineError::os("sealing the preloaded library"))?;
+    file.write_all(LIBRARY).map_err(MachineError::io("writing the preloaded library"))?;
+    rustix::fs::fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
+        .map_err(MachineError::os("sealing the preloaded library"))?;
     Ok(file.into())
 }
 
@@ -44,12 +37,7 @@ pub(crate) fn receive(socket: &UnixStream, pid: u32) -> Result<OwnedFd> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-        let message = match recvmsg(
-            socket.as_fd(),
-            &mut [IoSliceMut::new(&mut text)],
-            &mut control,
-            flags,
-        ) {
+        let message = match recvmsg(socket.as_fd(), &mut [IoSliceMut::new(&mut text)], &mut control, flags) {
             Ok(message) if message.bytes == 0 => break,
             Ok(message) => message,
             Err(Errno::AGAIN) => break,
@@ -63,8 +51,7 @@ pub(crate) fn receive(socket: &UnixStream, pid: u32) -> Result<OwnedFd> {
         if message.bytes != text.len() {
             return Err(refused(format!("a message of {} bytes", message.bytes)));
         }
-        let [errno, sender] = [0, 4]
-            .map(|at| i32::from_ne_bytes([text[at], text[at + 1], text[at + 2], text[at + 3]]));
+        let [errno, sender] = [0, 4].map(|at| i32::from_ne_bytes([text[at], text[at + 1], text[at + 2], text[at + 3]]));
         if u32::try_from(sender) == Ok(pid) {
             found = Some((errno, fd));
         }
@@ -76,19 +63,14 @@ pub(crate) fn receive(socket: &UnixStream, pid: u32) -> Result<OwnedFd> {
             "{} (CAP_SYS_PTRACE, vm.unprivileged_userfaultfd=1 or access to /dev/userfaultfd is needed)",
             std::io::Error::from_raw_os_error(errno)
         ))),
-        None => Err(refused(
-            "the preloaded library did not run (is QEMU statically linked?)".into(),
-        )),
+        None => Err(refused("the preloaded library did not run (is QEMU statically linked?)".into())),
     }
 }
 
 /// The value of LD_PRELOAD for an inherited library.
 pub(crate) fn environment(library: &OwnedFd, socket: &UnixStream) -> [(&'static str, String); 2] {
     [
-        (
-            "LD_PRELOAD",
-            format!("/proc/self/fd/{}", library.as_raw_fd()),
-        ),
+        ("LD_PRELOAD", format!("/proc/self/fd/{}", library.as_raw_fd())),
         ("NINEFOLD_UFFD_SOCKET", socket.as_raw_fd().to_string()),
     ]
 }

@@ -52,10 +52,7 @@ impl Exit {
 
     /// As an error.
     pub fn into_error(self) -> MachineError {
-        MachineError::Exited {
-            status: self.to_string(),
-            stderr: self.stderr,
-        }
+        MachineError::Exited { status: self.to_string(), stderr: self.stderr }
     }
 }
 
@@ -95,17 +92,10 @@ pub fn spawn(
     env: &[(&'static str, String)],
     inherited: &[BorrowedFd<'_>],
 ) -> Result<Child> {
-    let failed = |source| MachineError::Spawn {
-        program: program.into(),
-        source,
-    };
+    let failed = |source| MachineError::Spawn { program: program.into(), source };
     let numbers: Vec<RawFd> = inherited.iter().map(AsRawFd::as_raw_fd).collect();
     let mut command = Command::new(program);
-    command
-        .args(args)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command.envs(env.iter().map(|(k, v)| (*k, v)));
     let keeper = rustix::process::getpid();
     let prepare = move || {
@@ -158,23 +148,12 @@ pub fn spawn(
                 }
             }
             let exit = Exit::new(child.wait().ok(), &tail);
-            *for_owner
-                .exit
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner) = Some(exit);
+            *for_owner.exit.lock().unwrap_or_else(PoisonError::into_inner) = Some(exit);
             for_owner.ended.notify_all();
         })
         .map_err(failed)?;
-    let (pid, pidfd) = report
-        .recv()
-        .map_err(|_| failed(Errno::SRCH.into()))?
-        .map_err(failed)?;
-    Ok(Child {
-        pid,
-        pidfd,
-        shared,
-        owner: Some(owner),
-    })
+    let (pid, pidfd) = report.recv().map_err(|_| failed(Errno::SRCH.into()))?.map_err(failed)?;
+    Ok(Child { pid, pidfd, shared, owner: Some(owner) })
 }
 
 /// Reads stderr until the process has ended, keeping the last [`STDERR_TAIL`] bytes. The end of the process decides, not
@@ -183,10 +162,7 @@ fn keep_tail(mut stderr: ChildStderr, pidfd: &OwnedFd, tail: &mut Vec<u8>) {
     let mut open = rustix::io::ioctl_fionbio(&stderr, true).is_ok();
     let mut buffer = [0; 4096];
     loop {
-        let mut fds = [
-            PollFd::new(pidfd, PollFlags::IN),
-            PollFd::new(&stderr, PollFlags::IN),
-        ];
+        let mut fds = [PollFd::new(pidfd, PollFlags::IN), PollFd::new(&stderr, PollFlags::IN)];
         let watched = if open { 2 } else { 1 };
         match poll(&mut fds[..watched], None) {
             Ok(_) | Err(Errno::INTR) => {}
@@ -228,21 +204,13 @@ impl Child {
 
     /// How it ended, once it has.
     pub fn exit(&self) -> Option<Exit> {
-        self.shared
-            .exit
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.shared.exit.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Waits for its end; None when it still runs after `timeout`.
     pub fn wait(&self, timeout: Duration) -> Option<Exit> {
         let deadline = Instant::now() + timeout;
-        let mut exit = self
-            .shared
-            .exit
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut exit = self.shared.exit.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             if exit.is_some() {
                 return exit.clone();
@@ -251,12 +219,7 @@ impl Child {
             if left.is_zero() {
                 return None;
             }
-            exit = self
-                .shared
-                .ended
-                .wait_timeout(exit, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            exit = self.shared.ended.wait_timeout(exit, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 

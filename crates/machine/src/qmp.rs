@@ -95,10 +95,7 @@ impl EventName {
         }
         let mut bytes = [0; 40];
         bytes[..len].copy_from_slice(&name.as_bytes()[..len]);
-        Self {
-            bytes,
-            len: len as u8,
-        }
+        Self { bytes, len: len as u8 }
     }
 
     /// The name.
@@ -174,15 +171,8 @@ struct Command<'a, A> {
 enum Message {
     Greeting(Range<usize>),
     Event,
-    Return {
-        id: u64,
-        value: Range<usize>,
-    },
-    Error {
-        id: u64,
-        class: Range<usize>,
-        desc: Range<usize>,
-    },
+    Return { id: u64, value: Range<usize> },
+    Error { id: u64, class: Range<usize>, desc: Range<usize> },
 }
 
 /// The client.
@@ -245,11 +235,7 @@ impl Qmp {
     ///
     /// # Errors
     /// `Refused` when QEMU answers with an error; `Protocol`, `Timeout` when the connection is of no use any more.
-    pub fn execute<T: DeserializeOwned>(
-        &mut self,
-        command: &str,
-        arguments: Option<impl Serialize>,
-    ) -> Result<T> {
+    pub fn execute<T: DeserializeOwned>(&mut self, command: &str, arguments: Option<impl Serialize>) -> Result<T> {
         self.execute_within(command, arguments, None, TIMEOUT)
     }
 
@@ -287,22 +273,14 @@ impl Qmp {
     ) -> Result<T> {
         let id = self.next_id;
         self.next_id += 1;
-        let mut line = serde_json::to_vec(&Command {
-            execute: command,
-            arguments,
-            id,
-        })
-        .map_err(|error| MachineError::Protocol {
-            reason: format!("{command}: {error}"),
-        })?;
+        let mut line = serde_json::to_vec(&Command { execute: command, arguments, id })
+            .map_err(|error| MachineError::Protocol { reason: format!("{command}: {error}") })?;
         line.push(b'\n');
         self.send_with(&line, fd, command, timeout)?;
         let value = self.reply_value(id, command, timeout)?;
         match serde_json::from_slice(&self.input[value]) {
             Ok(value) => Ok(value),
-            Err(error) => {
-                Err(self.protocol_error(&format!("{command}: unexpected answer: {error}")))
-            }
+            Err(error) => Err(self.protocol_error(&format!("{command}: unexpected answer: {error}"))),
         }
     }
 
@@ -354,8 +332,7 @@ impl Qmp {
                 _ => None,
             };
             let found = self.events.iter().find_map(end);
-            self.events
-                .retain(|e| !matches!(e.kind, EventKind::Migration(_)));
+            self.events.retain(|e| !matches!(e.kind, EventKind::Migration(_)));
             if let Some(completed) = found {
                 return Ok(completed);
             }
@@ -378,9 +355,7 @@ impl Qmp {
 
     fn protocol_error(&mut self, reason: &str) -> MachineError {
         self.broken = true;
-        MachineError::Protocol {
-            reason: reason.to_owned(),
-        }
+        MachineError::Protocol { reason: reason.to_owned() }
     }
 
     fn timed_out(&mut self, command: &str, timeout: Option<Duration>) -> MachineError {
@@ -397,9 +372,7 @@ impl Qmp {
             (false, true) => "the connection is of no use after an earlier error",
             (false, false) => return Ok(()),
         };
-        Err(MachineError::Protocol {
-            reason: reason.to_owned(),
-        })
+        Err(MachineError::Protocol { reason: reason.to_owned() })
     }
 
     fn send_with(
@@ -449,12 +422,7 @@ impl Qmp {
     }
 
     /// Awaits an answer; where its value is in the input buffer.
-    fn reply_value(
-        &mut self,
-        wanted: u64,
-        command: &str,
-        timeout: Duration,
-    ) -> Result<Range<usize>> {
+    fn reply_value(&mut self, wanted: u64, command: &str, timeout: Duration) -> Result<Range<usize>> {
         let deadline = Instant::now() + timeout;
         loop {
             let message = match self.next_message(Some(deadline), command) {
@@ -480,9 +448,7 @@ impl Qmp {
                     });
                 }
                 Message::Return { id, .. } | Message::Error { id, .. } => {
-                    return Err(self.protocol_error(&format!(
-                        "{command}: an answer to {id} instead of {wanted}"
-                    )));
+                    return Err(self.protocol_error(&format!("{command}: an answer to {id} instead of {wanted}")));
                 }
                 Message::Greeting(_) => return Err(self.protocol_error("a second greeting")),
             }
@@ -490,11 +456,7 @@ impl Qmp {
     }
 
     /// The next message. Without deadline: None when none is there yet.
-    fn next_message(
-        &mut self,
-        deadline: Option<Instant>,
-        command: &str,
-    ) -> Result<Option<Message>> {
+    fn next_message(&mut self, deadline: Option<Instant>, command: &str) -> Result<Option<Message>> {
         self.usable()?;
         loop {
             let Some(line) = self.next_line(deadline, command)? else {
@@ -516,16 +478,9 @@ impl Qmp {
     }
 
     /// Where the next line is in the input buffer. It stays there until the next call.
-    fn next_line(
-        &mut self,
-        deadline: Option<Instant>,
-        command: &str,
-    ) -> Result<Option<Range<usize>>> {
+    fn next_line(&mut self, deadline: Option<Instant>, command: &str) -> Result<Option<Range<usize>>> {
         loop {
-            if let Some(at) = self.input[self.searched..self.pending.end]
-                .iter()
-                .position(|b| *b == b'\n')
-            {
+            if let Some(at) = self.input[self.searched..self.pending.end].iter().position(|b| *b == b'\n') {
                 let end = self.searched + at;
                 let line = self.pending.start..end;
                 self.pending.start = end + 1;
@@ -538,9 +493,7 @@ impl Qmp {
                 self.searched = 0;
             } else if self.pending.end == self.input.len() {
                 if self.pending.start == 0 {
-                    return Err(
-                        self.protocol_error(&format!("a line of more than {MAX_LINE} bytes"))
-                    );
+                    return Err(self.protocol_error(&format!("a line of more than {MAX_LINE} bytes")));
                 }
                 self.input.copy_within(self.pending.clone(), 0);
                 self.searched -= self.pending.start;
@@ -550,11 +503,7 @@ impl Qmp {
             match rustix::net::recv(&self.socket, &mut self.input[place], RecvFlags::DONTWAIT) {
                 Ok((0, _)) | Err(Errno::CONNRESET) => {
                     self.closed = true;
-                    let cut = if self.pending.is_empty() {
-                        ""
-                    } else {
-                        " in the middle of a line"
-                    };
+                    let cut = if self.pending.is_empty() { "" } else { " in the middle of a line" };
                     return Err(self.protocol_error(&format!("the connection was closed{cut}")));
                 }
                 Ok((count, _)) => self.pending.end += count,
@@ -584,16 +533,9 @@ impl Qmp {
             start..start + value.get().len()
         };
         match line {
-            Line {
-                event: Some(name),
-                value: None,
-                error: None,
-                ..
-            } => {
-                let data: EventData<'_> = line
-                    .data
-                    .and_then(|d| serde_json::from_str(d.get()).ok())
-                    .unwrap_or_default();
+            Line { event: Some(name), value: None, error: None, .. } => {
+                let data: EventData<'_> =
+                    line.data.and_then(|d| serde_json::from_str(d.get()).ok()).unwrap_or_default();
                 let guest = data.guest.unwrap_or(false);
                 let kind = match name {
                     "STOP" => EventKind::Stop,
@@ -611,10 +553,7 @@ impl Qmp {
                     other => EventKind::Other(EventName::new(other)),
                 };
                 let unix_us = line.timestamp.map_or(0, |t| {
-                    let us = t
-                        .seconds
-                        .saturating_mul(1_000_000)
-                        .saturating_add(t.microseconds);
+                    let us = t.seconds.saturating_mul(1_000_000).saturating_add(t.microseconds);
                     u64::try_from(us).unwrap_or(0)
                 });
                 if self.events.len() == MAX_EVENTS {
@@ -624,43 +563,20 @@ impl Qmp {
                 self.events.push_back(Event { kind, unix_us });
                 Some(Message::Event)
             }
-            Line {
-                greeting: Some(greeting),
-                value: None,
-                error: None,
-                event: None,
-                ..
-            } => Some(Message::Greeting(inside(greeting))),
-            Line {
-                value: Some(value),
-                error: None,
-                event: None,
-                greeting: None,
-                ..
-            } => {
-                let id = line.id?.get().parse().ok()?;
-                Some(Message::Return {
-                    id,
-                    value: inside(value),
-                })
+            Line { greeting: Some(greeting), value: None, error: None, event: None, .. } => {
+                Some(Message::Greeting(inside(greeting)))
             }
-            Line {
-                error: Some(error),
-                value: None,
-                event: None,
-                greeting: None,
-                ..
-            } => {
+            Line { value: Some(value), error: None, event: None, greeting: None, .. } => {
+                let id = line.id?.get().parse().ok()?;
+                Some(Message::Return { id, value: inside(value) })
+            }
+            Line { error: Some(error), value: None, event: None, greeting: None, .. } => {
                 // QEMU answers what it could not read as a command without id.
                 let id = match line.id {
                     Some(id) => id.get().parse().ok()?,
                     None => 0,
                 };
-                Some(Message::Error {
-                    id,
-                    class: inside(error.class),
-                    desc: inside(error.desc),
-                })
+                Some(Message::Error { id, class: inside(error.class), desc: inside(error.desc) })
             }
             _ => None,
         }
@@ -670,10 +586,7 @@ impl Qmp {
     fn wait(&self, flags: PollFlags, deadline: Instant) -> Result<bool> {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let left = Timespec {
-                tv_sec: left.as_secs() as i64,
-                tv_nsec: left.subsec_nanos().into(),
-            };
+            let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
             match poll(&mut [PollFd::new(&self.socket, flags)], Some(&left)) {
                 Ok(0) => return Ok(false),
                 Ok(_) => return Ok(true),

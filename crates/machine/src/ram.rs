@@ -78,26 +78,11 @@ impl Ram {
         // Huge pages are reserved by mmap, so that a shortage is an error here and no SIGBUS later.
         // SAFETY: a new mapping at an address of the kernel's choice.
         let base = unsafe {
-            rustix::mm::mmap(
-                std::ptr::null_mut(),
-                length,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED,
-                &fd,
-                0,
-            )
+            rustix::mm::mmap(std::ptr::null_mut(), length, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &fd, 0)
         }
         .map_err(MachineError::os("mmap of guest memory"))?;
-        let base = NonNull::new(base.cast()).ok_or(MachineError::Order {
-            call: "mmap",
-            reason: "null mapping",
-        })?;
-        Ok(Ram {
-            fd,
-            base,
-            bytes,
-            page_size,
-        })
+        let base = NonNull::new(base.cast()).ok_or(MachineError::Order { call: "mmap", reason: "null mapping" })?;
+        Ok(Ram { fd, base, bytes, page_size })
     }
 
     /// Size in bytes.
@@ -115,19 +100,9 @@ impl Ram {
     /// # Panics
     /// When the range is not inside the memory; [`crate::Memory`] checks before.
     pub(crate) fn read(&self, offset: u64, out: &mut [u8]) {
-        assert!(
-            offset
-                .checked_add(out.len() as u64)
-                .is_some_and(|end| end <= self.bytes)
-        );
+        assert!(offset.checked_add(out.len() as u64).is_some_and(|end| end <= self.bytes));
         // SAFETY: the range is inside the mapping; `out` is ordinary memory of this process, so they cannot overlap.
-        unsafe {
-            std::ptr::copy_nonoverlapping(
-                self.base.as_ptr().add(offset as usize),
-                out.as_mut_ptr(),
-                out.len(),
-            )
-        }
+        unsafe { std::ptr::copy_nonoverlapping(self.base.as_ptr().add(offset as usize), out.as_mut_ptr(), out.len()) }
     }
 
     /// Copies into guest memory.
@@ -135,19 +110,9 @@ impl Ram {
     /// # Panics
     /// As [`Ram::read`].
     pub(crate) fn write(&self, offset: u64, from: &[u8]) {
-        assert!(
-            offset
-                .checked_add(from.len() as u64)
-                .is_some_and(|end| end <= self.bytes)
-        );
+        assert!(offset.checked_add(from.len() as u64).is_some_and(|end| end <= self.bytes));
         // SAFETY: as in `read`.
-        unsafe {
-            std::ptr::copy_nonoverlapping(
-                from.as_ptr(),
-                self.base.as_ptr().add(offset as usize),
-                from.len(),
-            )
-        }
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), self.base.as_ptr().add(offset as usize), from.len()) }
     }
 }
 
@@ -160,9 +125,7 @@ impl AsFd for Ram {
 impl Drop for Ram {
     fn drop(&mut self) {
         // SAFETY: the mapping made in `create_with`; nothing refers to it any more.
-        if let Err(error) =
-            unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.bytes as usize) }
-        {
+        if let Err(error) = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.bytes as usize) } {
             tracing::warn!(%error, "munmap of guest memory");
         }
     }

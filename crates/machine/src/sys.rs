@@ -97,8 +97,7 @@ const PAGE_IS_WRITTEN: u64 = 1 << 1;
 unsafe fn ioctl<T>(fd: BorrowedFd<'_>, request: u64, argument: &mut T) -> io::Result<i32> {
     loop {
         // SAFETY: the caller's promise; the descriptor is open.
-        let result =
-            unsafe { libc::ioctl(fd.as_raw_fd(), request as _, std::ptr::from_mut(argument)) };
+        let result = unsafe { libc::ioctl(fd.as_raw_fd(), request as _, std::ptr::from_mut(argument)) };
         if result >= 0 {
             return Ok(result);
         }
@@ -111,22 +110,14 @@ unsafe fn ioctl<T>(fd: BorrowedFd<'_>, request: u64, argument: &mut T) -> io::Re
 
 /// UFFDIO_API: asks for `features`; answers what the kernel offers. Once per descriptor.
 pub(crate) fn uffd_api(uffd: BorrowedFd<'_>, features: u64) -> io::Result<u64> {
-    let mut api = UffdioApi {
-        api: UFFD_API,
-        features,
-        ioctls: 0,
-    };
+    let mut api = UffdioApi { api: UFFD_API, features, ioctls: 0 };
     // SAFETY: the structure of this request.
     unsafe { ioctl(uffd, UFFDIO_API, &mut api) }.map(|_| api.features)
 }
 
 /// UFFDIO_REGISTER for write protection.
 pub(crate) fn uffd_register(uffd: BorrowedFd<'_>, start: u64, len: u64) -> io::Result<()> {
-    let mut register = UffdioRegister {
-        range: UffdioRange { start, len },
-        mode: UFFDIO_REGISTER_MODE_WP,
-        ioctls: 0,
-    };
+    let mut register = UffdioRegister { range: UffdioRange { start, len }, mode: UFFDIO_REGISTER_MODE_WP, ioctls: 0 };
     // SAFETY: the structure of this request.
     unsafe { ioctl(uffd, UFFDIO_REGISTER, &mut register) }.map(drop)
 }
@@ -140,10 +131,7 @@ pub(crate) fn uffd_unregister(uffd: BorrowedFd<'_>, start: u64, len: u64) -> io:
 
 /// UFFDIO_WRITEPROTECT: from now on writes to the range are noted, also to pages that are not there yet.
 pub(crate) fn uffd_protect(uffd: BorrowedFd<'_>, start: u64, len: u64) -> io::Result<()> {
-    let mut protect = UffdioWriteprotect {
-        range: UffdioRange { start, len },
-        mode: UFFDIO_WRITEPROTECT_MODE_WP,
-    };
+    let mut protect = UffdioWriteprotect { range: UffdioRange { start, len }, mode: UFFDIO_WRITEPROTECT_MODE_WP };
     loop {
         // SAFETY: the structure of this request.
         match unsafe { ioctl(uffd, UFFDIO_WRITEPROTECT, &mut protect) } {

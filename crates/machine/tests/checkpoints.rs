@@ -1,0 +1,194 @@
+//! Checkpoints of a real guest: the dirty pages are exactly what a copy needs, and a standby goes on from the copy.
+
+mod guest;
+
+use std::path::Path;
+
+use guest::{COUNTER, OTHER_COUNTER, Shadow};
+use ninefold_machine::{DirtySet, Machine, MachineError, Ports, RunState, Tracker};
+use ninefold_model::spec::Accel;
+
+struct Protected {
+    machine: Machine,
+    _ports: Ports,
+    tracker: Tracker,
+    dirty: DirtySet,
+    shadow: Shadow,
+    state: Vec<u8>,
+}
+
+impl Protected {
+    fn start(config: &ninefold_machine::MachineConfig) -> Protected {
+        let (mut machine, ports) = guest::launch(config);
+        let tracker = machine.track().unwrap();
+        let memory = machine.memory();
+        let dirty = DirtySet::for_layout(memory.layout());
+        let mut shadow = Shadow::empty(memory);
+        shadow.take_all(memory);
+        machine.start().unwrap();
+        Protected { machine, _ports: ports, tracker, dirty, shadow, state: Vec::new() }
+    }
+
+    /// Takes what is dirty; the guest may run.
+    fn copy(&mut self) -> u64 {
+        self.dirty.clear();
+        let pages = self.tracker.scan(&mut self.dirty).unwrap();
+        assert_eq!(pages, self.dirty.pages());
+        self.shadow.take(self.machine.memory(), self.dirty.runs());
+        pages
+    }
+
+    /// One checkpoint; the guest stands still afterwards.
+    fn pause(&mut self, when: &str) -> u64 {
+        self.machine.begin_pause().unwrap();
+        let pages = self.copy();
+        self.machine.finish_save().unwrap();
+        self.machine.state_into(&mut self.state).unwrap();
+        let memory = self.machine.memory().clone();
+        self.shadow.assert_same(&memory, when);
+        pages
+    }
+}
+
+fn tracking_is_exact(qemu: &Path, accel: Accel, vcpus: u16) {
+    let what = format!("{} {accel} {vcpus} vCPUs", qemu.display());
+    let dir = tempfile::tempdir().unwrap();
+    let config = guest::config(qemu, accel, vcpus, &guest::boot_sector(dir.path()));
+    let mut vm = Protected::start(&config);
+    // From the first instruction of the firmware on.
+    for round in 0..10 {
+        vm.pause(&format!("{what}: firmware, round {round}"));
+        vm.machine.resume().unwrap();
+    }
+    let memory = vm.machine.memory().clone();
+    guest::await_boot(&memory, vcpus);
+    let mut pages = 0;
+    for round in 0..60 {
+        // With scans between that the guest runs through, and without.
+        for _ in 0..round % 3 {
+            vm.copy();
+        }
+        guest::await_count(&memory, COUNTER, 20 + 40 * (round % 7));
+        pages += vm.pause(&format!("{what}: round {round}"));
+        vm.machine.resume().unwrap();
+    }
+    assert!(pages > 60, "{what}: only {pages} pages were dirty");
+    let _ = vm.pause("the last");
+    assert_eq!(vm.copy(), 0, "{what}: a guest that stands still dirties nothing");
+
+    // The primary dies; the standby goes on from the copy.
+    let (count, other) = (guest::word(&memory, COUNTER), guest::word(&memory, OTHER_COUNTER));
+    let (mut standby, _ports) = guest::launch(&guest::standby(&config));
+    memory.layout().check_same(standby.memory().layout()).unwrap();
+    vm.machine.kill();
+    vm.shadow.give(standby.memory());
+    standby.load(&vm.state).unwrap_or_else(|e| panic!("{what}: {e}"));
+    assert_eq!(standby.query_status().unwrap(), RunState::Paused);
+    assert_eq!(guest::word(standby.memory(), COUNTER), count);
+    standby.check_layout().unwrap();
+    standby.start().unwrap();
+    guest::await_count(standby.memory(), COUNTER, 10);
+    assert!(guest::word(standby.memory(), COUNTER).wrapping_sub(count) >= 10, "{what}");
+    if vcpus > 1 {
+        guest::await_count(standby.memory(), OTHER_COUNTER, 10);
+        assert!(guest::word(standby.memory(), OTHER_COUNTER).wrapping_sub(other) >= 10, "{what}");
+    }
+    // And can be protected in its turn.
+    let mut tracker = standby.track().unwrap();
+    let mut shadow = Shadow::empty(standby.memory());
+    shadow.take_all(&standby.memory().clone());
+    guest::await_count(standby.memory(), COUNTER, 10);
+    standby.begin_pause().unwrap();
+    let mut dirty = DirtySet::for_layout(standby.memory().layout());
+    tracker.scan(&mut dirty).unwrap();
+    shadow.take(standby.memory(), dirty.runs());
+    standby.finish_save().unwrap();
+    shadow.assert_same(&standby.memory().clone(), "after the takeover");
+    standby.quit();
+}
+
+fn on_all(vcpus: u16) {
+    for qemu in guest::qemus() {
+        for accel in guest::accels() {
+            tracking_is_exact(&qemu, accel, vcpus);
+        }
+    }
+}
+
+#[test]
+fn one_vcpu() {
+    on_all(1);
+}
+
+#[test]
+fn two_vcpus() {
+    on_all(2);
+}
+
+#[test]
+fn damaged_states_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = guest::boot_sector(dir.path());
+    for qemu in guest::qemus() {
+        let config = guest::config(&qemu, Accel::Tcg, 1, &image);
+        let mut vm = Protected::start(&config);
+        vm.pause("once");
+        let good = vm.state.clone();
+        let truncated = good[..good.len() / 2].to_vec();
+        let mut header = good.clone();
+        header[0] ^= 0xff;
+        let mut sections = good.clone();
+        sections[8..64].fill(0xee);
+        for (what, bad) in [("truncated", truncated), ("wrong magic", header), ("wrong sections", sections)] {
+            let (mut standby, _ports) = guest::launch(&guest::standby(&config));
+            let error = standby.load(&bad).unwrap_err();
+            assert!(matches!(error, MachineError::Load { .. }), "{what}: {error:?}");
+            assert!(error.to_string().len() > 40, "{what}: QEMU's reason is missing: {error}");
+        }
+        let (mut standby, _ports) = guest::launch(&guest::standby(&config));
+        assert!(matches!(standby.load(&[]), Err(MachineError::Load { .. })));
+        vm.shadow.give(standby.memory());
+        standby.load(&good).unwrap();
+    }
+}
+
+#[test]
+fn calls_out_of_order_are_refused_and_leave_the_machine_usable() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = guest::config(Path::new("qemu-system-x86_64"), Accel::Tcg, 1, &guest::boot_sector(dir.path()));
+    let mut vm = Protected::start(&config);
+    assert!(matches!(vm.machine.finish_save(), Err(MachineError::Order { .. })));
+    assert!(matches!(vm.machine.track(), Err(MachineError::Order { .. })));
+    vm.machine.begin_pause().unwrap();
+    assert!(matches!(vm.machine.begin_pause(), Err(MachineError::Order { .. })));
+    assert!(matches!(vm.machine.resume(), Err(MachineError::Order { .. })));
+    assert!(matches!(vm.machine.query_status(), Err(MachineError::Order { .. })));
+    vm.machine.finish_save().unwrap();
+    assert_eq!(vm.machine.query_status().unwrap(), RunState::Paused);
+    vm.machine.resume().unwrap();
+    assert_eq!(vm.machine.query_status().unwrap(), RunState::Running);
+    vm.machine.poll_events().unwrap();
+    let mut kinds = Vec::new();
+    while let Some(event) = vm.machine.next_event() {
+        kinds.push(event.kind);
+    }
+    use ninefold_machine::EventKind::{Other, Resume, Stop};
+    kinds.retain(|kind| !matches!(kind, Other(_)));
+    assert_eq!(kinds, [Resume, Stop, Resume]);
+    // A full set loses nothing.
+    let mut small = DirtySet::with_capacity(1);
+    guest::await_boot(&vm.machine.memory().clone(), 1);
+    guest::await_count(&vm.machine.memory().clone(), COUNTER, 50);
+    vm.machine.stop().unwrap();
+    loop {
+        small.clear();
+        let full = vm.tracker.scan(&mut small);
+        vm.shadow.take(vm.machine.memory(), small.runs());
+        match full {
+            Ok(_) => break,
+            Err(MachineError::DirtySetFull { capacity: 1 }) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+    vm.shadow.assert_same(&vm.machine.memory().clone(), "small set");
+}
