@@ -37,7 +37,10 @@ impl Lab {
             return Err(LabError::NotRoot);
         }
         let topology = Topology::new(&config.name, &config.hosts)?;
-        Self::sweep()?;
+        // What others left is no reason not to begin.
+        if let Err(error) = Self::sweep() {
+            tracing::warn!(%error, "a stale lab cannot be removed");
+        }
         let owner = Owner::current();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let record = LabRecord {
@@ -93,8 +96,12 @@ impl Lab {
             // One without a readable record is being removed at this moment or is none of ours.
             let Ok(lab) = Self::attach(&name) else { continue };
             if !lab.record.persistent && !lab.record.owner.alive() {
-                lab.down()?;
-                swept.push(name);
+                match lab.down() {
+                    Ok(()) => swept.push(name),
+                    // Its guardian or another sweep is at it too, and will finish.
+                    Err(LabError::Left { .. }) => {}
+                    Err(e) => return Err(e),
+                }
             }
         }
         Ok(swept)

@@ -5,6 +5,7 @@
 //! admin-guide/cgroup-v2). Elsewhere the host's processes are those in its network namespace, which are signalled one
 //! by one until none is left out.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, OwnedFd};
@@ -80,7 +81,7 @@ impl HostProcesses {
     pub fn freeze(&self) -> Result<(), LabError> {
         match &self.cgroup {
             Some(dir) => set_frozen(dir, true),
-            None => self.signal_all(Signal::STOP, |pid| state(pid).is_none_or(|s| "TtZX".contains(s))),
+            None => self.signal_all(Signal::STOP, is_still),
         }
     }
 
@@ -102,7 +103,7 @@ impl HostProcesses {
             }
             None => {
                 let all = self.list()?;
-                Ok(!all.is_empty() && all.iter().all(|p| state(p.pid) == Some('T')))
+                Ok(!all.is_empty() && all.iter().all(|p| is_still(p.pid)))
             }
         }
     }
@@ -165,23 +166,24 @@ impl HostProcesses {
         Ok(handles.len())
     }
 
-    /// Without control groups: signals until a whole round finds every process done.
+    /// Without control groups: signals until a whole round finds every process signalled and done.
     fn signal_all(&self, signal: Signal, done: impl Fn(u32) -> bool) -> Result<(), LabError> {
         let deadline = Instant::now() + PATIENCE;
+        let mut signalled = HashSet::new();
         loop {
-            let open: Vec<_> = self.list()?.into_iter().filter(|p| !done(p.pid)).collect();
-            if open.is_empty() {
-                return Ok(());
-            }
+            let mut open = self.list()?;
+            open.retain(|p| !signalled.contains(&p.pid) || !done(p.pid));
+            let Some(first) = open.first() else { return Ok(()) };
             for process in &open {
                 if let Some(pid) = i32::try_from(process.pid).ok().and_then(Pid::from_raw) {
                     // It may have ended by itself.
                     let _ = rustix::process::kill_process(pid, signal);
                 }
+                signalled.insert(process.pid);
             }
             if Instant::now() > deadline {
                 return Err(LabError::Timeout {
-                    what: format!("effect of {signal:?} on {} of host {}", open[0].program, self.host),
+                    what: format!("effect of {signal:?} on {} of host {}", first.program, self.host),
                     after: PATIENCE,
                     detail: String::new(),
                 });
@@ -189,6 +191,12 @@ impl HostProcesses {
             std::thread::yield_now();
         }
     }
+}
+
+/// Whether a process that has been sent SIGSTOP is still. One in an uninterruptible sleep may be waiting for a stopped
+/// child of vfork(2); it stops before its next instruction in user mode.
+fn is_still(pid: u32) -> bool {
+    state(pid).is_none_or(|s| "TtDZX".contains(s))
 }
 
 fn pids_in_group(dir: &Path) -> io::Result<Vec<u32>> {

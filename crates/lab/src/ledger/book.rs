@@ -14,14 +14,14 @@ const MAX_WORDS: usize = 20;
 
 /// A command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Op {
+pub(super) enum Op {
     Incr,
     Set { slot: usize, value: u64 },
 }
 
 /// The book.
 #[derive(Debug)]
-pub struct Book {
+pub(super) struct Book {
     /// Sent and not answered, oldest first.
     open: VecDeque<Op>,
     sent: u64,

@@ -3,7 +3,7 @@
 //! A write is lost when it was acknowledged and a later answer shows that it is not there. The rules are in [`book`];
 //! this module only moves bytes and notes when answers came.
 
-pub mod book;
+mod book;
 pub mod resp;
 
 use std::collections::VecDeque;
