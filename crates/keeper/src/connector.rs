@@ -31,7 +31,7 @@ impl Connector {
         Ok(Self(ask))
     }
 
-    /// Asks for one attempt at every peer until one answers (`PeerConnected`). Asking again meanwhile changes nothing.
+    /// Asks for one attempt at every peer until one answers: `PeerConnected`, or else `NoPeer`.
     pub fn ask(&self) {
         match self.0.try_send(()) {
             Ok(()) | Err(TrySendError::Full(()) | TrySendError::Disconnected(())) => {}
@@ -55,6 +55,7 @@ fn run(config: &KeeperConfig, security: &Security, asked: &Receiver<()>, core: &
         });
         if !found {
             thread::sleep(PAUSE);
+            let _ = core.send(Msg::NoPeer);
         }
     }
 }

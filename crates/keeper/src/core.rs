@@ -73,6 +73,8 @@ pub struct Core {
     generation: u64,
     machine: Option<MachineStatus>,
     layout: Option<Layout>,
+    /// The connector is at work.
+    looking: bool,
     /// A peer that waits for its session to be opened.
     link: Option<Link>,
     session: Option<Session>,
@@ -127,6 +129,7 @@ impl Core {
             generation: 0,
             machine: None,
             layout: None,
+            looking: false,
             link: None,
             session: None,
             sync: None,
@@ -206,7 +209,8 @@ impl Core {
                 self.announcing = None;
             }
         }
-        if self.protocol.wants_peer() && self.machine.is_some() && self.layout.is_some() && self.link.is_none() {
+        if self.protocol.wants_peer() && self.layout.is_some() && !self.looking {
+            self.looking = true;
             self.parts.connector.ask();
         }
         if let Some(since) = self.quitting
@@ -350,7 +354,9 @@ impl Core {
                     self.input(Input::SessionLost { session, reason });
                 }
             }
+            Msg::NoPeer => self.looking = false,
             Msg::PeerConnected { link } => {
+                self.looking = false;
                 if self.protocol.wants_peer() && self.layout.is_some() {
                     let peer = link.peer().clone();
                     self.link = Some(link);

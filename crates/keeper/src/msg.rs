@@ -76,10 +76,12 @@ pub enum Msg {
     },
 
     // About connections.
-    /// A host that could be the backup is connected; or none is.
+    /// A host that could be the backup is connected.
     PeerConnected {
         link: Link,
     },
+    /// No host that could be the backup answers.
+    NoPeer,
     /// A primary opened a session here.
     Offer {
         hello: Box<Hello>,

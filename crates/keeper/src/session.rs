@@ -85,6 +85,7 @@ pub fn open(link: Link, hello: Hello, settings: Settings, core: Sender<Msg>) -> 
     let (core2, handle2) = (core.clone(), handle.clone());
     let sender = SenderThread {
         name,
+        term: name,
         out: writer,
         scratch: Vec::with_capacity(64 << 10),
         runs: Vec::new(),
@@ -112,6 +113,8 @@ fn spawn(name: &str, f: impl FnOnce() + Send + 'static) -> Result<(), KeeperErro
 
 struct SenderThread {
     name: Term,
+    /// The newest term: the session's, then that of the binding.
+    term: Term,
     out: LinkWriter,
     scratch: Vec<u8>,
     /// The runs of the pass at hand, in the stream's terms.
@@ -136,7 +139,10 @@ impl SenderThread {
                     let capture = self.checkpoint(capture)?;
                     let _ = self.core.send(Msg::Sent { session: self.name, capture });
                 }
-                Ok(Job::Bound { term }) => self.record(&Record::Bound { session: self.name.0, term })?,
+                Ok(Job::Bound { term }) => {
+                    self.term = term;
+                    self.record(&Record::Bound { session: self.name.0, term })?;
+                }
                 Ok(Job::Relinquish { epoch, reason }) => {
                     self.record(&Record::Relinquish { session: self.name.0, epoch, reason: &reason })?;
                 }
@@ -163,7 +169,7 @@ impl SenderThread {
     fn round(&mut self, round: Epoch, pieces: &Receiver<Piece>) -> Result<(), StreamError> {
         let pass = Pass { session: self.name.0, kind: PassKind::Sync, epoch: round };
         self.encoder.set_mode(self.chooser.mode());
-        let mut pass = PassWriter::begin(&mut self.out, &mut self.scratch, pass, self.name)?;
+        let mut pass = PassWriter::begin(&mut self.out, &mut self.scratch, pass, self.term)?;
         let mut stats = EncodeStats::default();
         while let Ok(piece) = pieces.recv() {
             translate(&piece.runs, &mut self.runs);
@@ -177,7 +183,7 @@ impl SenderThread {
     fn checkpoint(&mut self, mut capture: Box<Capture>) -> Result<Box<Capture>, StreamError> {
         let pass = Pass { session: self.name.0, kind: PassKind::Checkpoint, epoch: capture.epoch };
         self.encoder.set_mode(self.chooser.mode());
-        let mut pass = PassWriter::begin(&mut self.out, &mut self.scratch, pass, self.name)?;
+        let mut pass = PassWriter::begin(&mut self.out, &mut self.scratch, pass, self.term)?;
         translate(capture.dirty.runs(), &mut self.runs);
         let stats = pass.pages(&mut self.encoder, &self.runs, capture.content())?;
         pass.device_state(&capture.devices)?;
