@@ -39,6 +39,10 @@ pub struct LaunchOptions {
     pub fds: Descriptors,
 }
 
+/// Every virtio device speaks the legacy interface (virtio 0.9.5). With the modern one QEMU saves the registers of 1,024
+/// queues per device in each checkpoint, used or not: 28 KiB and half a millisecond of pause for each device.
+const LEGACY: &str = "disable-modern=on,disable-legacy=off";
+
 /// The arguments for `spec`.
 ///
 /// # Errors
@@ -85,15 +89,18 @@ pub fn arguments(spec: &VmSpec, options: &LaunchOptions) -> Result<Vec<OsString>
     args.option("-mon", "chardev=mon,mode=control");
     args.option("-chardev", format!("socket,id=console,fd={}", options.fds.console));
     args.option("-serial", "chardev:console");
-    args.option("-device", "virtio-serial-pci,id=serial,max_ports=2");
+    args.option("-device", format!("virtio-serial-pci,id=serial,max_ports=2,{LEGACY}"));
     args.option("-chardev", format!("socket,id=agent,fd={}", options.fds.agent));
     args.option("-device", "virtserialport,bus=serial.0,nr=1,chardev=agent,name=org.qemu.guest_agent.0");
     args.option("-object", "rng-random,id=rng,filename=/dev/urandom");
-    args.option("-device", "virtio-rng-pci,rng=rng");
+    args.option("-device", format!("virtio-rng-pci,rng=rng,{LEGACY}"));
     for (n, (nic, fd)) in spec.nics.iter().zip(&options.fds.nics).enumerate() {
         args.option("-netdev", format!("stream,id=n{n},server=off,addr.type=fd,addr.str={fd}"));
         // The stream carries no virtio-net headers: QEMU then offers the guest no offloads by itself.
-        args.option("-device", format!("virtio-net-pci,netdev=n{n},mac={},romfile=,rx_queue_size=1024", nic.mac));
+        args.option(
+            "-device",
+            format!("virtio-net-pci,netdev=n{n},mac={},romfile=,rx_queue_size=1024,{LEGACY}", nic.mac),
+        );
     }
     match &spec.boot {
         Boot::Linux { kernel, initrd, cmdline } => {
@@ -114,7 +121,10 @@ pub fn arguments(spec: &VmSpec, options: &LaunchOptions) -> Result<Vec<OsString>
             let path = path.replace(',', ",,");
             args.option("-drive", format!("if=none,id=boot,format=raw,readonly=on,file={path}"));
             // The firmware takes a disk of less than one cylinder for broken, unless told its geometry.
-            args.option("-device", "virtio-blk-pci,drive=boot,bootindex=0,lcyls=1,lheads=16,lsecs=63");
+            args.option(
+                "-device",
+                format!("virtio-blk-pci,drive=boot,bootindex=0,lcyls=1,lheads=16,lsecs=63,{LEGACY}"),
+            );
         }
     }
     if options.incoming {

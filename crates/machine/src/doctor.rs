@@ -1,8 +1,19 @@
 //! What this host can do.
+//!
+//! Each check tries the real thing where that is possible in a moment: a page is really tracked, the kernel really boots
+//! under KVM when one is given.
 
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use ninefold_model::spec::Accel;
+use rustix::mm::{MapFlags, ProtFlags, UserfaultfdFlags};
 use serde::{Deserialize, Serialize};
+
+use crate::blocks::PAGE_SIZE;
+use crate::sys::{self, PageRegion};
+use crate::version::QemuVersion;
 
 /// How a check came out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +38,20 @@ pub struct Check {
     pub advice: Option<String>,
 }
 
+impl Check {
+    fn ok(name: &str, detail: impl Into<String>) -> Check {
+        Check { name: name.into(), state: CheckState::Ok, detail: detail.into(), advice: None }
+    }
+
+    fn warning(name: &str, detail: impl Into<String>, advice: &str) -> Check {
+        Check { state: CheckState::Warning, advice: Some(advice.into()), ..Check::ok(name, detail) }
+    }
+
+    fn failed(name: &str, detail: impl Into<String>, advice: &str) -> Check {
+        Check { state: CheckState::Failed, ..Check::warning(name, detail, advice) }
+    }
+}
+
 /// What to examine.
 #[derive(Debug, Clone, Copy)]
 pub struct Subject<'a> {
@@ -40,6 +65,199 @@ pub struct Subject<'a> {
 
 /// All checks, in the order in which a person would fix them.
 pub fn examine(subject: Subject<'_>) -> Vec<Check> {
-    let _ = subject;
-    Vec::new()
+    vec![
+        privileges(),
+        qemu(subject.qemu),
+        kvm(subject),
+        userfaultfd(),
+        pagemap_scan(),
+        huge_pages(),
+        tun(),
+        locked_memory(),
+    ]
+}
+
+fn privileges() -> Check {
+    const NAME: &str = "privileges";
+    // Numbers of linux/capability.h.
+    const NEEDED: [(u32, &str); 3] = [(12, "CAP_NET_ADMIN"), (19, "CAP_SYS_PTRACE"), (21, "CAP_SYS_ADMIN")];
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status
+        .lines()
+        .find_map(|l| l.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .unwrap_or(0);
+    let lacking: Vec<&str> =
+        NEEDED.iter().filter(|(bit, _)| effective & 1 << bit == 0).map(|(_, name)| *name).collect();
+    if lacking.is_empty() {
+        return Check::ok(NAME, "all capabilities that are needed");
+    }
+    let uid = rustix::process::geteuid().as_raw();
+    Check::failed(NAME, format!("user {uid} lacks {}", lacking.join(", ")), "run as root")
+}
+
+fn qemu(program: &Path) -> Check {
+    const NAME: &str = "qemu";
+    let version = QemuVersion::of_program(program).and_then(QemuVersion::check);
+    match version {
+        Ok(version) if version.is_untested() => Check::warning(
+            NAME,
+            format!("{} {version}", program.display()),
+            "newer than any version that was tried: run the test suite here before relying on it",
+        ),
+        Ok(version) => Check::ok(NAME, format!("{} {version}", program.display())),
+        Err(error) => Check::failed(NAME, error.to_string(), "install qemu-system-x86 7.2 or newer"),
+    }
+}
+
+fn kvm(subject: Subject<'_>) -> Check {
+    const NAME: &str = "kvm";
+    const ADVICE: &str =
+        "VMs run under TCG, several times slower; use hardware, or nested virtualization, that runs KVM";
+    /// `_IO(0xAE, 0)`, linux/kvm.h.
+    const KVM_GET_API_VERSION: u64 = 0xae00;
+    let device = match File::options().read(true).write(true).open("/dev/kvm") {
+        Ok(device) => device,
+        Err(error) => return Check::warning(NAME, format!("/dev/kvm cannot be opened ({error})"), ADVICE),
+    };
+    match sys::ioctl_plain(device.as_fd(), KVM_GET_API_VERSION) {
+        Ok(12) => {}
+        Ok(other) => return Check::warning(NAME, format!("/dev/kvm has API version {other}, not 12"), ADVICE),
+        Err(error) => return Check::warning(NAME, format!("/dev/kvm does not answer ({error})"), ADVICE),
+    }
+    let Some(kernel) = subject.kernel else {
+        return Check::warning(NAME, "/dev/kvm opens; no kernel was given to try it with", "name a kernel to be sure");
+    };
+    match crate::accel::probe(kernel, subject.qemu, subject.cache_dir) {
+        Ok(report) if report.accel == Accel::Kvm => Check::ok(NAME, report.reason),
+        Ok(report) => Check::warning(NAME, report.reason, ADVICE),
+        Err(error) => Check::warning(NAME, format!("it could not be tried: {error}"), ADVICE),
+    }
+}
+
+/// A userfaultfd of this process with the features that tracking needs.
+fn own_userfaultfd() -> Result<OwnedFd, String> {
+    // SAFETY: a new descriptor; no memory is affected until a range is registered.
+    let fd = unsafe { rustix::mm::userfaultfd(UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK) }
+        .map_err(|error| format!("userfaultfd(2): {error}"))?;
+    sys::uffd_api(fd.as_fd(), sys::UFFD_FEATURES)
+        .map_err(|error| format!("the kernel has no asynchronous write protection ({error})"))?;
+    Ok(fd)
+}
+
+fn userfaultfd() -> Check {
+    const NAME: &str = "userfaultfd";
+    match own_userfaultfd() {
+        Ok(_) => Check::ok(NAME, "asynchronous write protection, also of shared and of empty memory"),
+        Err(error) => Check::failed(
+            NAME,
+            error,
+            "no VM can be protected: use Linux 6.7 or newer with CONFIG_USERFAULTFD, as root or with \
+             vm.unprivileged_userfaultfd=1",
+        ),
+    }
+}
+
+fn pagemap_scan() -> Check {
+    const NAME: &str = "pagemap-scan";
+    match track_own_pages() {
+        Ok(()) => Check::ok(NAME, "finds exactly the page that was written"),
+        Err(reason) => {
+            Check::failed(NAME, reason, "no VM can be protected: use Linux 6.7 or newer with CONFIG_PROC_PAGE_MONITOR")
+        }
+    }
+}
+
+/// Protects four empty pages, writes to the third, and expects the scan to find that one, once.
+fn track_own_pages() -> Result<(), String> {
+    const PAGES: u64 = 4;
+    let fd = own_userfaultfd()?;
+    let length = (PAGES * PAGE_SIZE) as usize;
+    // SAFETY: a new private mapping at a place of the kernel's choice.
+    let base = unsafe {
+        rustix::mm::mmap_anonymous(std::ptr::null_mut(), length, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
+    }
+    .map_err(|error| format!("mmap: {error}"))?;
+    let found = (|| {
+        let start = base as u64;
+        let pagemap = File::open("/proc/self/pagemap")?;
+        sys::uffd_register(fd.as_fd(), start, PAGES * PAGE_SIZE)?;
+        sys::uffd_protect(fd.as_fd(), start, PAGES * PAGE_SIZE)?;
+        // SAFETY: inside the mapping, which nothing else knows.
+        unsafe { base.cast::<u8>().add(2 * PAGE_SIZE as usize).write_volatile(1) };
+        let scan = || {
+            let mut regions = [PageRegion::default(); 4];
+            let (count, _) = sys::pagemap_scan(pagemap.as_fd(), start, start + PAGES * PAGE_SIZE, &mut regions)?;
+            let pages = regions[..count].iter().map(|r| ((r.start - start) / PAGE_SIZE, (r.end - start) / PAGE_SIZE));
+            Ok::<_, std::io::Error>(pages.collect::<Vec<_>>())
+        };
+        Ok((scan()?, scan()?))
+    })();
+    // SAFETY: the mapping made above; no reference to it is left.
+    let _ = unsafe { rustix::mm::munmap(base, length) };
+    match found {
+        Ok((first, second)) if first == [(2, 3)] && second.is_empty() => Ok(()),
+        Ok((first, second)) => Err(format!("page 2 was written; found {first:?}, then {second:?}")),
+        Err::<_, std::io::Error>(error) => Err(format!("PAGEMAP_SCAN: {error}")),
+    }
+}
+
+fn huge_pages() -> Check {
+    const NAME: &str = "huge-pages";
+    let pool = "/sys/kernel/mm/hugepages/hugepages-2048kB/";
+    let number = |file: &str| {
+        std::fs::read_to_string(format!("{pool}{file}")).ok().and_then(|text| text.trim().parse::<u64>().ok())
+    };
+    match (number("free_hugepages"), number("nr_hugepages")) {
+        (Some(free), Some(all)) => {
+            Check::ok(NAME, format!("{free} of {all} pages of 2 MiB free; guests use 4 KiB pages"))
+        }
+        _ => Check::ok(NAME, "no pool of 2 MiB pages; guests use 4 KiB pages"),
+    }
+}
+
+fn tun() -> Check {
+    const NAME: &str = "tun";
+    match File::options().read(true).write(true).open("/dev/net/tun") {
+        Ok(_) => Check::ok(NAME, "/dev/net/tun opens"),
+        Err(error) => Check::failed(
+            NAME,
+            format!("/dev/net/tun cannot be opened ({error})"),
+            "VMs have no network: load the module (modprobe tun) and run as root",
+        ),
+    }
+}
+
+fn locked_memory() -> Check {
+    const NAME: &str = "memlock";
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
+    let text = limit.map_or_else(|| "no limit".to_owned(), |bytes| format!("{} KiB may be locked", bytes / 1024));
+    // Nothing that we do locks memory today; a host that swaps guests pauses them for long.
+    let swap = std::fs::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().count() > 1);
+    if swap {
+        return Check::warning(NAME, format!("{text}; swap is on"), "switch swap off: a swapped guest pauses for long");
+    }
+    Check::ok(NAME, format!("{text}; swap is off"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_qemu_and_a_missing_kvm_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let checks = examine(Subject { qemu: Path::new("/nowhere/qemu"), kernel: None, cache_dir: dir.path() });
+        let check = |name: &str| checks.iter().find(|c| c.name == name).unwrap();
+        assert_eq!(check("qemu").state, CheckState::Failed);
+        assert!(check("qemu").detail.contains("/nowhere/qemu"));
+        assert!(checks.iter().all(|c| (c.state == CheckState::Ok) == c.advice.is_none()), "{checks:?}");
+    }
+
+    #[test]
+    fn tracking_finds_an_own_page() {
+        if let Err(reason) = track_own_pages() {
+            panic!("{reason}");
+        }
+    }
 }

@@ -108,6 +108,13 @@ unsafe fn ioctl<T>(fd: BorrowedFd<'_>, request: u64, argument: &mut T) -> io::Re
     }
 }
 
+/// An ioctl without argument; its result.
+pub(crate) fn ioctl_plain(fd: BorrowedFd<'_>, request: u64) -> io::Result<i32> {
+    // SAFETY: the requests that this crate passes take no argument.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), request as _, 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
 /// UFFDIO_API: asks for `features`; answers what the kernel offers. Once per descriptor.
 pub(crate) fn uffd_api(uffd: BorrowedFd<'_>, features: u64) -> io::Result<u64> {
     let mut api = UffdioApi { api: UFFD_API, features, ioctls: 0 };
