@@ -161,12 +161,8 @@ impl Replication {
 
     fn fresh(&self, host: usize, incarnation: u32) -> Host {
         Host {
-            protocol: Protocol::with_rules(
-                self.names[host].clone(),
-                Protection::FaultTolerant,
-                self.rules,
-            )
-            .numbered_from(incarnation * 1000),
+            protocol: Protocol::with_rules(self.names[host].clone(), Protection::FaultTolerant, self.rules)
+                .numbered_from(incarnation * 1000),
             incarnation,
             vm: None,
             held: Vec::new(),
@@ -182,21 +178,11 @@ impl Replication {
     }
 
     fn flatten(&self, r: &Record) -> Flat {
-        (
-            r.term,
-            self.index(&r.primary),
-            r.backup.as_ref().map(|b| self.index(b)),
-            r.synced,
-        )
+        (r.term, self.index(&r.primary), r.backup.as_ref().map(|b| self.index(b)), r.synced)
     }
 
     fn unflatten(&self, (term, primary, backup, synced): Flat) -> Record {
-        Record {
-            term,
-            primary: self.names[primary].clone(),
-            backup: backup.map(|b| self.names[b].clone()),
-            synced,
-        }
+        Record { term, primary: self.names[primary].clone(), backup: backup.map(|b| self.names[b].clone()), synced }
     }
 
     /// `host` lets `output` go out into the world.
@@ -204,10 +190,7 @@ impl Replication {
         w.released.insert(output);
         let owner = w.witness.as_ref().map_or(0, |r| self.index(&r.primary));
         let alone = owner == host && w.witness.as_ref().is_some_and(|r| !r.synced);
-        let committed = w
-            .committed
-            .values()
-            .any(|(p, _, h)| *p == host && h.contains(&output));
+        let committed = w.committed.values().any(|(p, _, h)| *p == host && h.contains(&output));
         if !alone && !committed {
             w.violation = Some("I1: released what no backup holds");
         }
@@ -216,8 +199,7 @@ impl Replication {
         if let Some(vm) = w.hosts[owner].as_ref().and_then(|h| h.vm.as_ref())
             && !w.released.iter().all(|o| vm.history.contains(o))
         {
-            w.violation =
-                Some("I3: something was released that is not in the history of the VM that speaks");
+            w.violation = Some("I3: something was released that is not in the history of the VM that speaks");
         }
     }
 
@@ -245,12 +227,7 @@ impl Replication {
                     new: self.flatten(&new),
                 });
             }
-            Action::Boot => {
-                h.vm = Some(Vm {
-                    history: Vec::new(),
-                    paused: false,
-                })
-            }
+            Action::Boot => h.vm = Some(Vm { history: Vec::new(), paused: false }),
             Action::ResumeFrom { epoch } => {
                 let whole = h.whole.take();
                 let Some((held, history)) = whole.filter(|(e, _)| *e == epoch) else {
@@ -260,10 +237,7 @@ impl Replication {
                 if !w.released.iter().all(|o| history.contains(o)) {
                     w.violation = Some("I2: resumed from a state older than what was released");
                 }
-                h.vm = Some(Vm {
-                    history,
-                    paused: false,
-                });
+                h.vm = Some(Vm { history, paused: false });
                 h.session_open = false;
                 h.holding = false;
                 w.takeovers += 1;
@@ -286,28 +260,16 @@ impl Replication {
                 h.captured = 0;
                 h.session_open = true;
                 h.peer_incarnation = peer_incarnation;
-                w.messages.insert(Msg::Offer {
-                    to: peer,
-                    at: peer_incarnation,
-                    session,
-                });
+                w.messages.insert(Msg::Offer { to: peer, at: peer_incarnation, session });
             }
             Action::CloseSession { .. } => h.session_open = false,
             Action::TakeFinalCheckpoint { .. } => h.capture_final = true,
             Action::SendBound { session } => {
-                w.messages.insert(Msg::Bound {
-                    to: peer,
-                    at,
-                    session,
-                });
+                w.messages.insert(Msg::Bound { to: peer, at, session });
                 w.protections += 1;
             }
             Action::SendRelinquish { session, .. } => {
-                w.messages.insert(Msg::Relinquish {
-                    to: peer,
-                    at,
-                    session,
-                });
+                w.messages.insert(Msg::Relinquish { to: peer, at, session });
             }
             Action::AcceptSession { .. } => {
                 h.parts.clear();
@@ -319,11 +281,7 @@ impl Replication {
                 {
                     w.committed.insert(session, (peer, epoch, history.clone()));
                 }
-                w.messages.insert(Msg::Ack {
-                    to: peer,
-                    session,
-                    epoch,
-                });
+                w.messages.insert(Msg::Ack { to: peer, session, epoch });
             }
             Action::StandDown => {
                 h.vm = None;
@@ -375,14 +333,7 @@ impl Replication {
         let history = vm.history.clone();
         let at = h.peer_incarnation;
         for part in 0..2 {
-            w.messages.insert(Msg::Part {
-                to: 1 - host,
-                at,
-                session,
-                epoch,
-                part,
-                history: history.clone(),
-            });
+            w.messages.insert(Msg::Part { to: 1 - host, at, session, epoch, part, history: history.clone() });
         }
     }
 
@@ -396,47 +347,23 @@ impl Replication {
             return;
         }
         match msg {
-            Msg::Propose {
-                from,
-                id,
-                expected,
-                new,
-            } => {
+            Msg::Propose { from, id, expected, new } => {
                 let new = self.unflatten(new);
                 let current = w.witness.as_ref();
-                let won = current == expected.map(|r| self.unflatten(r)).as_ref()
-                    || current == Some(&new);
+                let won = current == expected.map(|r| self.unflatten(r)).as_ref() || current == Some(&new);
                 if won {
                     w.witness = Some(new);
                 }
                 w.messages.insert(Msg::Answer { to: from, id, won });
             }
             Msg::Answer { to, id, won } => {
-                let outcome = if won {
-                    Outcome::Won
-                } else {
-                    Outcome::Lost(w.witness.clone())
-                };
+                let outcome = if won { Outcome::Won } else { Outcome::Lost(w.witness.clone()) };
                 self.input(w, to, Input::Answer { id, outcome });
             }
             Msg::Offer { to, session, .. } => {
-                self.input(
-                    w,
-                    to,
-                    Input::Offer {
-                        from: self.names[1 - to].clone(),
-                        session,
-                    },
-                );
+                self.input(w, to, Input::Offer { from: self.names[1 - to].clone(), session });
             }
-            Msg::Part {
-                to,
-                session,
-                epoch,
-                part,
-                history,
-                ..
-            } => {
+            Msg::Part { to, session, epoch, part, history, .. } => {
                 let Some(h) = w.hosts[to].as_mut() else {
                     return;
                 };
@@ -456,33 +383,16 @@ impl Replication {
             Msg::Ack { to, session, epoch } => {
                 if !self.rules.release_only_acked {
                     // Broken on purpose: any sign of life of the backup counts as an acknowledgement of everything.
-                    self.input(
-                        w,
-                        to,
-                        Input::Acked {
-                            session,
-                            epoch: Epoch(u64::MAX),
-                        },
-                    );
+                    self.input(w, to, Input::Acked { session, epoch: Epoch(u64::MAX) });
                 }
                 self.input(w, to, Input::Acked { session, epoch });
-                if w.hosts[to]
-                    .as_ref()
-                    .is_some_and(|h| h.final_epoch == Some(epoch))
-                {
+                if w.hosts[to].as_ref().is_some_and(|h| h.final_epoch == Some(epoch)) {
                     self.input(w, to, Input::FinalAcked { session });
                 }
             }
             Msg::Bound { to, session, .. } => self.input(w, to, Input::BoundNotice { session }),
             Msg::Relinquish { to, session, .. } => {
-                self.input(
-                    w,
-                    to,
-                    Input::PrimaryLost {
-                        session,
-                        reason: String::new(),
-                    },
-                );
+                self.input(w, to, Input::PrimaryLost { session, reason: String::new() });
             }
         }
     }
@@ -497,11 +407,8 @@ impl Replication {
         h.session_open = false;
         let primary = h.protocol.phase().is_some();
         let reason = String::new();
-        let input = if primary {
-            Input::SessionLost { session, reason }
-        } else {
-            Input::PrimaryLost { session, reason }
-        };
+        let input =
+            if primary { Input::SessionLost { session, reason } } else { Input::PrimaryLost { session, reason } };
         self.input(w, host, input);
     }
 }
@@ -526,14 +433,7 @@ impl Model for Replication {
             protections: 0,
             violation: None,
         };
-        self.input(
-            &mut w,
-            0,
-            Input::Start {
-                found: None,
-                force: false,
-            },
-        );
+        self.input(&mut w, 0, Input::Start { found: None, force: false });
         vec![w]
     }
 
@@ -562,9 +462,7 @@ impl Model for Replication {
             if h.session_open && !vm.paused && h.captured < self.max_epochs {
                 steps.push(Step::Checkpoint(i));
             }
-            if w.switchovers < self.switchovers
-                && matches!(h.protocol.phase(), Some(Phase::Bound { .. }))
-            {
+            if w.switchovers < self.switchovers && matches!(h.protocol.phase(), Some(Phase::Bound { .. })) {
                 steps.push(Step::Switchover(i));
             }
         }
@@ -602,13 +500,7 @@ impl Model for Replication {
                 w.crashes += 1;
                 let h = w.hosts[i].as_mut().unwrap();
                 h.vm = None;
-                self.input(
-                    &mut w,
-                    i,
-                    Input::MachineLost {
-                        reason: String::new(),
-                    },
-                );
+                self.input(&mut w, i, Input::MachineLost { reason: String::new() });
             }
             Step::Restart(i) => {
                 w.incarnations += 1;
@@ -616,13 +508,7 @@ impl Model for Replication {
             }
             Step::Switchover(i) => {
                 w.switchovers += 1;
-                self.input(
-                    &mut w,
-                    i,
-                    Input::Switchover {
-                        reason: String::new(),
-                    },
-                );
+                self.input(&mut w, i, Input::Switchover { reason: String::new() });
             }
             Step::Deliver(msg) => self.deliver(&mut w, msg),
         }
@@ -631,18 +517,13 @@ impl Model for Replication {
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
-            Property::always(
-                "I1, I2, I3 at every release and resumption",
-                |_, w: &World| w.violation.is_none(),
-            ),
+            Property::always("I1, I2, I3 at every release and resumption", |_, w: &World| w.violation.is_none()),
             Property::always("I3: one host speaks freely", |m: &Self, w: &World| {
                 let free = w.hosts.iter().enumerate().filter(|(i, h)| {
                     h.as_ref().is_some_and(|h| {
                         h.vm.is_some() && !h.holding
                             || h.vm.is_some()
-                                && w.witness
-                                    .as_ref()
-                                    .is_some_and(|r| m.index(&r.primary) == *i && !r.synced)
+                                && w.witness.as_ref().is_some_and(|r| m.index(&r.primary) == *i && !r.synced)
                     })
                 });
                 free.count() <= 1
@@ -650,10 +531,7 @@ impl Model for Replication {
             Property::always("I4: protected means protected", |_, w: &World| {
                 w.hosts.iter().flatten().all(|h| {
                     h.protocol.protection() != Some(ProtectionState::Protected)
-                        || h.session_open
-                            && h.protocol
-                                .session()
-                                .is_some_and(|s| w.committed.contains_key(&s))
+                        || h.session_open && h.protocol.session().is_some_and(|s| w.committed.contains_key(&s))
                 })
             }),
             Property::sometimes("a VM becomes protected", |_, w: &World| w.protections > 0),
@@ -669,30 +547,18 @@ impl Model for Replication {
     }
 }
 
-const ALWAYS: [&str; 3] = [
-    "I1, I2, I3 at every release and resumption",
-    "I3: one host speaks freely",
-    "I4: protected means protected",
-];
+const ALWAYS: [&str; 3] =
+    ["I1, I2, I3 at every release and resumption", "I3: one host speaks freely", "I4: protected means protected"];
 
 fn explore(model: Replication, states: usize) -> usize {
-    let checker = model
-        .checker()
-        .threads(2)
-        .target_state_count(states)
-        .spawn_bfs()
-        .join();
+    let checker = model.checker().threads(2).target_state_count(states).spawn_bfs().join();
     for name in ALWAYS {
         if let Some(path) = checker.discovery(name) {
             panic!("{name} is violated:\n{path}");
         }
     }
     for name in ["a VM becomes protected", "a backup takes over"] {
-        assert!(
-            checker.discovery(name).is_some(),
-            "never seen in {} states: {name}",
-            checker.unique_state_count()
-        );
+        assert!(checker.discovery(name).is_some(), "never seen in {} states: {name}", checker.unique_state_count());
     }
     checker.unique_state_count()
 }
@@ -724,101 +590,47 @@ fn the_invariants_hold() {
 
 #[test]
 fn the_invariants_hold_through_a_switchover() {
-    let model = Replication {
-        switchovers: 1,
-        suspicions: 1,
-        crashes: 1,
-        emits: 1,
-        ..Replication::new(Rules::ALL)
-    };
+    let model = Replication { switchovers: 1, suspicions: 1, crashes: 1, emits: 1, ..Replication::new(Rules::ALL) };
     let states = explore(model, 1_500_000);
     println!("{states} states");
 }
 
 #[test]
 fn harm_is_found_when_output_is_not_held_from_the_first_checkpoint() {
-    finds_harm(
-        Rules {
-            hold_from_first_checkpoint: false,
-            ..Rules::ALL
-        },
-        |_| {},
-    );
+    finds_harm(Rules { hold_from_first_checkpoint: false, ..Rules::ALL }, |_| {});
 }
 
 #[test]
 fn harm_is_found_when_unacknowledged_output_is_released() {
-    finds_harm(
-        Rules {
-            release_only_acked: false,
-            ..Rules::ALL
-        },
-        |_| {},
-    );
+    finds_harm(Rules { release_only_acked: false, ..Rules::ALL }, |_| {});
 }
 
 #[test]
 fn harm_is_found_when_a_primary_speaks_alone_without_the_witness() {
-    finds_harm(
-        Rules {
-            win_before_speaking_alone: false,
-            ..Rules::ALL
-        },
-        |_| {},
-    );
+    finds_harm(Rules { win_before_speaking_alone: false, ..Rules::ALL }, |_| {});
 }
 
 #[test]
 fn harm_is_found_when_a_backup_resumes_without_the_witness() {
-    finds_harm(
-        Rules {
-            win_before_resuming: false,
-            ..Rules::ALL
-        },
-        |_| {},
-    );
+    finds_harm(Rules { win_before_resuming: false, ..Rules::ALL }, |_| {});
 }
 
 #[test]
 fn harm_is_found_when_checkpoints_are_acknowledged_out_of_order() {
-    finds_harm(
-        Rules {
-            ack_in_order: false,
-            ..Rules::ALL
-        },
-        |_| {},
-    );
+    finds_harm(Rules { ack_in_order: false, ..Rules::ALL }, |_| {});
 }
 
 #[test]
 fn harm_is_found_when_a_claiming_backup_acknowledges() {
-    finds_harm(
-        Rules {
-            no_ack_while_claiming: false,
-            ..Rules::ALL
-        },
-        |_| {},
-    );
+    finds_harm(Rules { no_ack_while_claiming: false, ..Rules::ALL }, |_| {});
 }
 
 #[test]
 fn harm_is_found_when_a_term_names_two_sessions() {
-    finds_harm(
-        Rules {
-            one_session_a_term: false,
-            ..Rules::ALL
-        },
-        |_| {},
-    );
+    finds_harm(Rules { one_session_a_term: false, ..Rules::ALL }, |_| {});
 }
 
 #[test]
 fn harm_is_found_when_a_lost_backup_is_not_reported() {
-    finds_harm(
-        Rules {
-            say_when_unprotected: false,
-            ..Rules::ALL
-        },
-        |_| {},
-    );
+    finds_harm(Rules { say_when_unprotected: false, ..Rules::ALL }, |_| {});
 }

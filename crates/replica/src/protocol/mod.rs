@@ -110,11 +110,7 @@ pub enum Outcome {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
     /// Ask the witness to replace `expected` by `new`; repeat until answered.
-    Propose {
-        id: ProposalId,
-        expected: Option<Record>,
-        new: Record,
-    },
+    Propose { id: ProposalId, expected: Option<Record>, new: Record },
     /// Boot the VM from its image; output passes at once.
     Boot,
     /// Resume the VM from the checkpoint held; output passes at once.
@@ -192,17 +188,9 @@ pub struct Protocol {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum State {
     Standby,
-    Starting {
-        proposal: ProposalId,
-        new: Record,
-    },
+    Starting { proposal: ProposalId, new: Record },
     Backup(Backup),
-    Claiming {
-        proposal: ProposalId,
-        new: Record,
-        backup: Backup,
-        epoch: Epoch,
-    },
+    Claiming { proposal: ProposalId, new: Record, backup: Backup, epoch: Epoch },
     Primary(Primary),
 }
 
@@ -217,12 +205,7 @@ struct Backup {
 impl Backup {
     /// The one record from which this backup may take over.
     fn claimable(&self, me: &HostName) -> Record {
-        Record {
-            term: self.session.next(),
-            primary: self.primary.clone(),
-            backup: Some(me.clone()),
-            synced: true,
-        }
+        Record { term: self.session.next(), primary: self.primary.clone(), backup: Some(me.clone()), synced: true }
     }
 }
 
@@ -234,14 +217,7 @@ impl Protocol {
 
     #[doc(hidden)]
     pub fn with_rules(me: HostName, wanted: Protection, rules: Rules) -> Self {
-        Self {
-            me,
-            wanted,
-            last_proposal: 0,
-            newest_session: Term(0),
-            rules,
-            state: State::Standby,
-        }
+        Self { me, wanted, last_proposal: 0, newest_session: Term(0), rules, state: State::Standby }
     }
 
     /// A standby whose proposals are numbered from `first` on (so that a restarted one is not confused with its
@@ -363,9 +339,7 @@ impl Protocol {
 
     fn start(&mut self, found: Option<Record>, force: bool, out: &mut Vec<Action>) {
         if self.state != State::Standby {
-            out.push(Action::Refuse {
-                reason: format!("the VM is already here ({:?})", self.role()),
-            });
+            out.push(Action::Refuse { reason: format!("the VM is already here ({:?})", self.role()) });
             return;
         }
         let new = match &found {
@@ -383,11 +357,7 @@ impl Protocol {
             }
         };
         let proposal = self.next_proposal();
-        out.push(Action::Propose {
-            id: proposal,
-            expected: found,
-            new: new.clone(),
-        });
+        out.push(Action::Propose { id: proposal, expected: found, new: new.clone() });
         self.state = State::Starting { proposal, new };
     }
 
@@ -401,18 +371,11 @@ impl Protocol {
                     self.state = State::Primary(Primary::alone(record));
                 }
                 Outcome::Lost(_) => {
-                    out.push(Action::Refuse {
-                        reason: "another host was faster".into(),
-                    });
+                    out.push(Action::Refuse { reason: "another host was faster".into() });
                     self.state = State::Standby;
                 }
             },
-            State::Claiming {
-                proposal,
-                new,
-                epoch,
-                ..
-            } if *proposal == id => match outcome {
+            State::Claiming { proposal, new, epoch, .. } if *proposal == id => match outcome {
                 Outcome::Won => {
                     let (record, epoch) = (new.clone(), *epoch);
                     out.push(Action::ResumeFrom { epoch });
@@ -431,10 +394,9 @@ impl Protocol {
     fn offer(&mut self, from: HostName, session: Term, out: &mut Vec<Action>) {
         let refusal = match &self.state {
             State::Standby | State::Backup(_) if session > self.newest_session => None,
-            State::Standby | State::Backup(_) => Some(format!(
-                "session {session} is not newer than session {}",
-                self.newest_session
-            )),
+            State::Standby | State::Backup(_) => {
+                Some(format!("session {session} is not newer than session {}", self.newest_session))
+            }
             State::Claiming { .. } => Some("this host is taking the VM over".into()),
             State::Starting { .. } => Some("this host is starting the VM".into()),
             State::Primary(p) => Some(format!("this host runs the VM (term {})", p.record.term)),
@@ -444,12 +406,7 @@ impl Protocol {
             return;
         }
         self.newest_session = session;
-        self.state = State::Backup(Backup {
-            session,
-            primary: from,
-            held: None,
-            bound: false,
-        });
+        self.state = State::Backup(Backup { session, primary: from, held: None, bound: false });
         out.push(Action::AcceptSession { session });
     }
 
@@ -460,19 +417,14 @@ impl Protocol {
             State::Claiming { backup, .. } if !self.rules.no_ack_while_claiming => backup,
             _ => return,
         };
-        if backup.session != session
-            || (in_order && epoch != backup.held.unwrap_or_default().next())
-        {
+        if backup.session != session || (in_order && epoch != backup.held.unwrap_or_default().next()) {
             return;
         }
         let first = backup.held.is_none();
         backup.held = Some(epoch);
         out.push(Action::SendAck { session, epoch });
         if first {
-            out.push(Action::Emit(EventKind::BackupReady {
-                primary: backup.primary.clone(),
-                epoch,
-            }));
+            out.push(Action::Emit(EventKind::BackupReady { primary: backup.primary.clone(), epoch }));
         }
     }
 
@@ -498,17 +450,8 @@ impl Protocol {
             return;
         }
         let proposal = self.next_proposal();
-        out.push(Action::Propose {
-            id: proposal,
-            expected: Some(expected),
-            new: new.clone(),
-        });
-        self.state = State::Claiming {
-            proposal,
-            new,
-            backup,
-            epoch,
-        };
+        out.push(Action::Propose { id: proposal, expected: Some(expected), new: new.clone() });
+        self.state = State::Claiming { proposal, new, backup, epoch };
     }
 
     /// The witness holds `record`, which we read rather than proposed. Only a newer term that names another primary
@@ -521,20 +464,14 @@ impl Protocol {
             _ => false,
         };
         if obsolete {
-            let reason = format!(
-                "the witness names {} in term {}",
-                record.primary, record.term
-            );
+            let reason = format!("the witness names {} in term {}", record.primary, record.term);
             self.stand_down(record.term, &reason, out);
         }
     }
 
     fn stand_down(&mut self, term: Term, reason: &str, out: &mut Vec<Action>) {
         out.push(Action::StandDown);
-        out.push(Action::Emit(EventKind::StoodDown {
-            term,
-            reason: reason.into(),
-        }));
+        out.push(Action::Emit(EventKind::StoodDown { term, reason: reason.into() }));
         self.state = State::Standby;
     }
 }

@@ -23,33 +23,16 @@ pub enum Phase {
     /// No session; the gate is open.
     Alone,
     /// Taking a term for the next session; the gate is open.
-    Renewing {
-        proposal: ProposalId,
-        peer: HostName,
-    },
+    Renewing { proposal: ProposalId, peer: HostName },
     /// The session copies memory while the guest runs; the gate is open.
     Syncing { session: Term, backup: HostName },
     /// Output is held; the backup does not yet hold a checkpoint, or the witness has not yet bound it.
-    Binding {
-        session: Term,
-        backup: HostName,
-        proposal: Option<ProposalId>,
-    },
+    Binding { session: Term, backup: HostName, proposal: Option<ProposalId> },
     /// The backup may take over at any time.
-    Bound {
-        session: Term,
-        backup: HostName,
-        handover: Handover,
-    },
+    Bound { session: Term, backup: HostName, handover: Handover },
     /// The session is gone and the witness must say so before more is released. `own` is false while the answer
     /// awaited is that to the binding.
-    Unbinding {
-        proposal: ProposalId,
-        own: bool,
-        backup: HostName,
-        then: Then,
-        reason: String,
-    },
+    Unbinding { proposal: ProposalId, own: bool, backup: HostName, then: Then, reason: String },
 }
 
 /// Where a switchover stands.
@@ -71,11 +54,7 @@ pub enum Then {
 
 impl Primary {
     pub(super) fn alone(record: Record) -> Self {
-        Self {
-            record,
-            unused: true,
-            phase: Phase::Alone,
-        }
+        Self { record, unused: true, phase: Phase::Alone }
     }
 
     pub(super) fn protection(&self, wanted: Protection) -> ProtectionState {
@@ -90,18 +69,16 @@ impl Primary {
 
     pub(super) fn backup(&self) -> Option<&HostName> {
         match &self.phase {
-            Phase::Syncing { backup, .. }
-            | Phase::Binding { backup, .. }
-            | Phase::Bound { backup, .. } => Some(backup),
+            Phase::Syncing { backup, .. } | Phase::Binding { backup, .. } | Phase::Bound { backup, .. } => Some(backup),
             _ => None,
         }
     }
 
     pub(super) fn session(&self) -> Option<Term> {
         match &self.phase {
-            Phase::Syncing { session, .. }
-            | Phase::Binding { session, .. }
-            | Phase::Bound { session, .. } => Some(*session),
+            Phase::Syncing { session, .. } | Phase::Binding { session, .. } | Phase::Bound { session, .. } => {
+                Some(*session)
+            }
             _ => None,
         }
     }
@@ -109,12 +86,7 @@ impl Primary {
     pub(super) fn awaits_witness(&self) -> bool {
         matches!(
             &self.phase,
-            Phase::Renewing { .. }
-                | Phase::Unbinding { .. }
-                | Phase::Binding {
-                    proposal: Some(_),
-                    ..
-                }
+            Phase::Renewing { .. } | Phase::Unbinding { .. } | Phase::Binding { proposal: Some(_), .. }
         )
     }
 }
@@ -123,18 +95,14 @@ impl Protocol {
     pub(super) fn primary_input(&mut self, input: Input, out: &mut Vec<Action>) {
         let State::Primary(p) = &self.state else {
             if let Input::Stop { .. } | Input::Switchover { .. } = input {
-                out.push(Action::Refuse {
-                    reason: "the VM does not run here".into(),
-                });
+                out.push(Action::Refuse { reason: "the VM does not run here".into() });
             }
             return;
         };
         let session = p.session();
         match input {
             Input::PeerAvailable { peer } => self.peer_available(peer, out),
-            Input::FirstCheckpoint { session: s } if session == Some(s) => {
-                self.first_checkpoint(s, out)
-            }
+            Input::FirstCheckpoint { session: s } if session == Some(s) => self.first_checkpoint(s, out),
             Input::Acked { session: s, epoch } if session == Some(s) => self.acked(epoch, out),
             Input::SessionLost { session: s, reason } if session == Some(s) => {
                 self.session_gone(Then::GoOn, &reason, out);
@@ -164,22 +132,12 @@ impl Protocol {
         if p.unused || !must_renew {
             p.unused = false;
             let session = p.record.term;
-            p.phase = Phase::Syncing {
-                session,
-                backup: peer.clone(),
-            };
-            out.push(Action::OpenSession {
-                session,
-                peer: peer.clone(),
-            });
+            p.phase = Phase::Syncing { session, backup: peer.clone() };
+            out.push(Action::OpenSession { session, peer: peer.clone() });
             out.push(Action::Emit(EventKind::SyncStarted { backup: peer }));
         } else {
             let new = p.record.alone(p.record.primary.clone());
-            out.push(Action::Propose {
-                id,
-                expected: Some(p.record.clone()),
-                new,
-            });
+            out.push(Action::Propose { id, expected: Some(p.record.clone()), new });
             p.phase = Phase::Renewing { proposal: id, peer };
             self.last_proposal = id;
         }
@@ -194,11 +152,7 @@ impl Protocol {
             if hold {
                 out.push(Action::Hold);
             }
-            p.phase = Phase::Binding {
-                session,
-                backup: backup.clone(),
-                proposal: None,
-            };
+            p.phase = Phase::Binding { session, backup: backup.clone(), proposal: None };
         }
     }
 
@@ -208,17 +162,11 @@ impl Protocol {
             return;
         };
         match &mut p.phase {
-            Phase::Binding {
-                backup, proposal, ..
-            } => {
+            Phase::Binding { backup, proposal, .. } => {
                 out.push(Action::Release { epoch });
                 if proposal.is_none() {
                     let new = p.record.bound(backup.clone());
-                    out.push(Action::Propose {
-                        id,
-                        expected: Some(p.record.clone()),
-                        new,
-                    });
+                    out.push(Action::Propose { id, expected: Some(p.record.clone()), new });
                     *proposal = Some(id);
                     self.last_proposal = id;
                 }
@@ -233,39 +181,21 @@ impl Protocol {
             return;
         };
         match &mut p.phase {
-            Phase::Bound {
-                session,
-                backup,
-                handover,
-            } if *handover == Handover::No => {
-                out.push(Action::Emit(EventKind::SwitchoverStarted {
-                    to: backup.clone(),
-                    reason: reason.clone(),
-                }));
+            Phase::Bound { session, backup, handover } if *handover == Handover::No => {
+                out.push(Action::Emit(EventKind::SwitchoverStarted { to: backup.clone(), reason: reason.clone() }));
                 out.push(Action::TakeFinalCheckpoint { session: *session });
                 *handover = Handover::Draining { reason };
             }
-            Phase::Bound { .. } => out.push(Action::Refuse {
-                reason: "a switchover is under way".into(),
-            }),
-            _ => out.push(Action::Refuse {
-                reason: "no backup is ready to take the VM".into(),
-            }),
+            Phase::Bound { .. } => out.push(Action::Refuse { reason: "a switchover is under way".into() }),
+            _ => out.push(Action::Refuse { reason: "no backup is ready to take the VM".into() }),
         }
     }
 
     fn final_acked(&mut self, out: &mut Vec<Action>) {
         if let State::Primary(p) = &self.state
-            && let Phase::Bound {
-                session,
-                handover: Handover::Draining { reason },
-                ..
-            } = &p.phase
+            && let Phase::Bound { session, handover: Handover::Draining { reason }, .. } = &p.phase
         {
-            out.push(Action::SendRelinquish {
-                session: *session,
-                reason: reason.clone(),
-            });
+            out.push(Action::SendRelinquish { session: *session, reason: reason.clone() });
         }
     }
 
@@ -288,12 +218,7 @@ impl Protocol {
             return;
         };
         let term = p.record.term;
-        let unprotected = || {
-            Action::Emit(EventKind::Unprotected {
-                term,
-                reason: reason.into(),
-            })
-        };
+        let unprotected = || Action::Emit(EventKind::Unprotected { term, reason: reason.into() });
         match p.phase.clone() {
             Phase::Alone | Phase::Renewing { .. } => {}
             Phase::Syncing { .. } | Phase::Binding { proposal: None, .. } => {
@@ -306,34 +231,14 @@ impl Protocol {
                 out.push(Action::OpenGate);
                 out.push(unprotected());
             }
-            Phase::Binding {
-                backup,
-                proposal: Some(asked),
-                ..
-            } => {
-                p.phase = Phase::Unbinding {
-                    proposal: asked,
-                    own: false,
-                    backup,
-                    then,
-                    reason: reason.into(),
-                };
+            Phase::Binding { backup, proposal: Some(asked), .. } => {
+                p.phase = Phase::Unbinding { proposal: asked, own: false, backup, then, reason: reason.into() };
             }
             Phase::Bound { backup, .. } => {
                 let new = p.record.alone(p.record.primary.clone());
-                out.push(Action::Propose {
-                    id,
-                    expected: Some(p.record.clone()),
-                    new,
-                });
+                out.push(Action::Propose { id, expected: Some(p.record.clone()), new });
                 if self.rules.say_when_unprotected {
-                    p.phase = Phase::Unbinding {
-                        proposal: id,
-                        own: true,
-                        backup,
-                        then,
-                        reason: reason.into(),
-                    };
+                    p.phase = Phase::Unbinding { proposal: id, own: true, backup, then, reason: reason.into() };
                 }
                 self.last_proposal = id;
             }
@@ -345,13 +250,8 @@ impl Protocol {
                 }
             }
         }
-        if let (
-            Then::Stop,
-            State::Primary(Primary {
-                phase: Phase::Alone | Phase::Renewing { .. },
-                ..
-            }),
-        ) = (then, &self.state)
+        if let (Then::Stop, State::Primary(Primary { phase: Phase::Alone | Phase::Renewing { .. }, .. })) =
+            (then, &self.state)
         {
             self.end(reason, out);
         }
@@ -359,18 +259,11 @@ impl Protocol {
 
     fn end(&mut self, reason: &str, out: &mut Vec<Action>) {
         out.push(Action::StandDown);
-        out.push(Action::Emit(EventKind::Stopped {
-            reason: reason.into(),
-        }));
+        out.push(Action::Emit(EventKind::Stopped { reason: reason.into() }));
         self.state = State::Standby;
     }
 
-    pub(super) fn primary_answer(
-        &mut self,
-        id: ProposalId,
-        outcome: Outcome,
-        out: &mut Vec<Action>,
-    ) {
+    pub(super) fn primary_answer(&mut self, id: ProposalId, outcome: Outcome, out: &mut Vec<Action>) {
         let next = self.last_proposal + 1;
         let State::Primary(p) = &mut self.state else {
             return;
@@ -395,48 +288,21 @@ impl Protocol {
                 p.phase = Phase::Alone;
                 self.peer_available(peer, out);
             }
-            Phase::Binding {
-                session, backup, ..
-            } => {
+            Phase::Binding { session, backup, .. } => {
                 p.record = p.record.bound(backup.clone());
                 p.unused = false;
-                p.phase = Phase::Bound {
-                    session,
-                    backup,
-                    handover: Handover::No,
-                };
+                p.phase = Phase::Bound { session, backup, handover: Handover::No };
                 out.push(Action::SendBound { session });
             }
-            Phase::Unbinding {
-                own: false,
-                backup,
-                then,
-                reason,
-                ..
-            } => {
+            Phase::Unbinding { own: false, backup, then, reason, .. } => {
                 // The binding was granted after the session had gone: undo it.
                 p.record = p.record.bound(backup.clone());
                 let new = p.record.alone(p.record.primary.clone());
-                out.push(Action::Propose {
-                    id: next,
-                    expected: Some(p.record.clone()),
-                    new,
-                });
-                p.phase = Phase::Unbinding {
-                    proposal: next,
-                    own: true,
-                    backup,
-                    then,
-                    reason,
-                };
+                out.push(Action::Propose { id: next, expected: Some(p.record.clone()), new });
+                p.phase = Phase::Unbinding { proposal: next, own: true, backup, then, reason };
                 self.last_proposal = next;
             }
-            Phase::Unbinding {
-                own: true,
-                then,
-                reason,
-                ..
-            } => {
+            Phase::Unbinding { own: true, then, reason, .. } => {
                 p.record = p.record.alone(p.record.primary.clone());
                 p.unused = true;
                 p.phase = Phase::Alone;
@@ -458,25 +324,14 @@ impl Protocol {
         };
         match &p.phase {
             Phase::Bound { session, .. } => {
-                out.push(Action::SendRelinquish {
-                    session: *session,
-                    reason: reason.clone(),
-                });
+                out.push(Action::SendRelinquish { session: *session, reason: reason.clone() });
                 let term = p.record.term;
                 self.stand_down(term, &reason, out);
             }
             phase => {
                 // The binding may have been granted without our knowing: let the backup try.
-                if let Phase::Binding {
-                    session,
-                    proposal: Some(_),
-                    ..
-                } = phase
-                {
-                    out.push(Action::SendRelinquish {
-                        session: *session,
-                        reason: reason.clone(),
-                    });
+                if let Phase::Binding { session, proposal: Some(_), .. } = phase {
+                    out.push(Action::SendRelinquish { session: *session, reason: reason.clone() });
                 }
                 out.push(Action::StandDown);
                 out.push(Action::Emit(EventKind::Lost { reason }));
