@@ -67,6 +67,8 @@ impl VmOptions {
 
     fn spec(&self) -> VmSpec {
         let guest = cache_dir().join("guest/current");
+        // What the guest's recipe wants its kernel to be told; a guest that says nothing still has a console.
+        let wanted = fs::read_to_string(guest.join("cmdline")).unwrap_or_else(|_| "console=ttyS0".into());
         VmSpec {
             name: self.name.clone(),
             arch: Default::default(),
@@ -76,7 +78,7 @@ impl VmOptions {
             boot: Boot::Linux {
                 kernel: guest.join("vmlinuz"),
                 initrd: Some(guest.join("initrd.img")),
-                cmdline: format!("console=ttyS0 quiet nf.name={} nf.ip={GUEST_IP}/24 nf.ip6={GUEST_IP6}/64", self.name),
+                cmdline: format!("{} nf.name={} nf.ip={GUEST_IP}/24 nf.ip6={GUEST_IP6}/64", wanted.trim(), self.name),
             },
             nics: vec![Nic { mac: self.mac, bridge: BRIDGE.to_owned() }],
             protection: self.protection,

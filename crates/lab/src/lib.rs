@@ -11,11 +11,13 @@
 //! * [`ledger`]: a client that checks every acknowledged write
 //! * [`pinger`]: round trips. [`series`]: percentiles
 //! * [`status`]: how a lab is at the moment
+//! * [`demo`]: the main job from beginning to end, with its report
 //! * [`netns`], [`link`], [`processes`]: namespaces, interfaces and control groups
 //! * [`record`]: a lab's files. `teardown`: how it goes away
 
 pub mod boot;
 pub mod config;
+pub mod demo;
 pub mod error;
 pub mod faults;
 pub mod lab;
