@@ -144,7 +144,9 @@ fn try_kvm(kernel: &Path, qemu: &Path) -> Result<AccelReport> {
         match serial.read(&mut buffer) {
             Ok(0) => {
                 let exit = child.wait(Duration::from_secs(1));
-                let why = exit.map(|e| format!("{e} {}", e.stderr)).unwrap_or_default();
+                // The last line is the error, what is before it are warnings.
+                let why = exit.map(|e| format!("{e} {}", e.stderr.lines().last().unwrap_or_default()));
+                let why = why.unwrap_or_default();
                 return no(format!("QEMU with KVM ended before the kernel came up ({}); {}", why.trim(), said(&text)));
             }
             Ok(count) => {

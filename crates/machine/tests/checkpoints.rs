@@ -5,7 +5,7 @@ mod guest;
 use std::path::Path;
 
 use guest::{COUNTER, OTHER_COUNTER, Shadow};
-use ninefold_machine::{DirtySet, Machine, MachineError, Ports, RunState, Tracker};
+use ninefold_machine::{DirtySet, Machine, MachineConfig, MachineError, PageSize, Ports, Ram, RunState, Tracker};
 use ninefold_model::spec::Accel;
 
 struct Protected {
@@ -18,8 +18,12 @@ struct Protected {
 }
 
 impl Protected {
-    fn start(config: &ninefold_machine::MachineConfig) -> Protected {
-        let (mut machine, ports) = guest::launch(config);
+    fn start(config: &MachineConfig) -> Protected {
+        Self::start_with(config, Ram::create(guest::MEMORY_MIB << 20).unwrap())
+    }
+
+    fn start_with(config: &MachineConfig, ram: Ram) -> Protected {
+        let (mut machine, ports) = guest::launch_with(config, ram);
         let tracker = machine.track().unwrap();
         let memory = machine.memory();
         let dirty = DirtySet::for_layout(memory.layout());
@@ -123,6 +127,55 @@ fn one_vcpu() {
 #[test]
 fn two_vcpus() {
     on_all(2);
+}
+
+/// The machine type is pinned, so that a host can be upgraded to another QEMU, and back.
+#[test]
+fn a_vm_moves_between_versions() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = guest::boot_sector(dir.path());
+    let qemus = guest::qemus();
+    let [new, old] = qemus.as_slice() else {
+        eprintln!("skipped: only one QEMU is here");
+        return;
+    };
+    for (from, to) in [(old, new), (new, old)] {
+        let mut vm = Protected::start(&guest::config(from, Accel::Tcg, 1, &image));
+        let memory = vm.machine.memory().clone();
+        guest::await_boot(&memory, 1);
+        vm.pause("before the move");
+        let (mut standby, _ports) = guest::launch(&guest::standby(&guest::config(to, Accel::Tcg, 1, &image)));
+        memory.layout().check_same(standby.memory().layout()).unwrap();
+        vm.shadow.give(standby.memory());
+        standby.load(&vm.state).unwrap_or_else(|e| panic!("{} to {}: {e}", from.display(), to.display()));
+        standby.start().unwrap();
+        guest::await_count(standby.memory(), COUNTER, 10);
+    }
+}
+
+#[test]
+fn huge_pages_are_tracked() {
+    let Some(_reserved) = guest::HugePages::reserve(guest::MEMORY_MIB / 2 + 4) else {
+        eprintln!("skipped: this host gives no huge pages");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let image = guest::boot_sector(dir.path());
+    for qemu in guest::qemus() {
+        let ram = Ram::create_with(guest::MEMORY_MIB << 20, PageSize::Huge).unwrap();
+        let mut vm = Protected::start_with(&guest::config(&qemu, Accel::Tcg, 1, &image), ram);
+        let memory = vm.machine.memory().clone();
+        vm.pause("huge pages, firmware");
+        vm.machine.resume().unwrap();
+        guest::await_boot(&memory, 1);
+        for round in 0..20 {
+            vm.copy();
+            guest::await_count(&memory, COUNTER, 50);
+            let pages = vm.pause(&format!("huge pages, round {round}"));
+            assert!(pages >= 512, "{pages} pages are less than a huge one");
+            vm.machine.resume().unwrap();
+        }
+    }
 }
 
 #[test]

@@ -173,8 +173,39 @@ pub fn standby(config: &MachineConfig) -> MachineConfig {
 
 /// Launches with new memory.
 pub fn launch(config: &MachineConfig) -> (Machine, Ports) {
-    let ram = Arc::new(Ram::create(config.spec.memory_mib << 20).unwrap());
-    Machine::launch(config, ram).unwrap_or_else(|e| panic!("{}: {e}", config.qemu.display()))
+    launch_with(config, Ram::create(config.spec.memory_mib << 20).unwrap())
+}
+
+/// Launches with this memory.
+pub fn launch_with(config: &MachineConfig, ram: Ram) -> (Machine, Ports) {
+    Machine::launch(config, Arc::new(ram)).unwrap_or_else(|e| panic!("{}: {e}", config.qemu.display()))
+}
+
+/// Some more 2 MiB pages in the host's pool, given back at the end.
+pub struct HugePages {
+    before: u64,
+}
+
+impl HugePages {
+    const POOL: &str = "/proc/sys/vm/nr_hugepages";
+
+    fn count() -> Option<u64> {
+        std::fs::read_to_string(Self::POOL).ok()?.trim().parse().ok()
+    }
+
+    /// None when the host does not give them.
+    pub fn reserve(more: u64) -> Option<HugePages> {
+        let before = Self::count()?;
+        std::fs::write(Self::POOL, (before + more).to_string()).ok()?;
+        let reserved = HugePages { before };
+        (Self::count()? >= before + more).then_some(reserved)
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        let _ = std::fs::write(Self::POOL, self.before.to_string());
+    }
 }
 
 /// A 32-bit number in guest memory.
