@@ -25,7 +25,7 @@ use ninefold_model::spec::{Accel, AccelChoice, Boot, EpochPolicy, Protection};
 use ninefold_model::status::{Counters, MachineStatus, SyncProgress, VmStatus};
 use ninefold_model::{Epoch, Term};
 use ninefold_net::announce::AnnouncePlan;
-use ninefold_replica::protocol::{Action, Input, Protocol};
+use ninefold_replica::protocol::{Action, Input, Phase, Protocol};
 use ninefold_replica::stream::{Heartbeat, Hello, Layout, Record, write_record};
 use ninefold_transport::clock::monotonic_us;
 use ninefold_transport::{Link, LinkHandle, LinkWriter};
@@ -92,6 +92,8 @@ pub struct Core {
     takeover: Option<Takeover>,
     announcing: Option<(Instant, AnnouncePlan)>,
     start_reply: Option<Sender<Response>>,
+    /// An announcement is due and has not been sent.
+    announce: bool,
     quitting: Option<Instant>,
     counters: Counters,
     last_tick: Instant,
@@ -107,6 +109,8 @@ struct BackupSide {
     handle: LinkHandle,
     scratch: Vec<u8>,
     gone: bool,
+    /// When its QEMU was there. Before, nobody reads what the primary says, and its silence means nothing.
+    ready: Option<Instant>,
 }
 
 /// A takeover in progress: it needs the witness's word and the loaded standby, in whichever order they come.
@@ -145,6 +149,7 @@ impl Core {
             takeover: None,
             announcing: None,
             start_reply: None,
+            announce: false,
             quitting: None,
             counters: Counters::default(),
             last_tick: now,
@@ -202,15 +207,14 @@ impl Core {
         self.check_peer();
         self.check_uplink();
         if let Some((since, plan)) = &mut self.announcing {
-            if plan.due(since.elapsed()) {
-                self.parts.outlets.announce(&|| true);
-            }
+            self.announce |= plan.due(since.elapsed());
             if plan.next().is_none() {
                 self.announcing = None;
             }
         }
         if self.protocol.wants_peer() && self.layout.is_some() && !self.looking {
             self.looking = true;
+        self.announce_alone();
             self.parts.connector.ask();
         }
         if let Some(since) = self.quitting
@@ -241,6 +245,16 @@ impl Core {
 
     fn check_peer(&mut self) {
         let limit = self.failure_timeout();
+    /// An announcement is output like any other: while a backup may take over, only its acknowledgement shows that it
+    /// has not. So a bound primary announces with what it releases (`Action::Release`), and one that waits for the
+    /// witness not at all.
+    fn announce_alone(&mut self) {
+        let alone = matches!(self.protocol.phase(), Some(Phase::Alone | Phase::Renewing { .. } | Phase::Syncing { .. }));
+        if alone && std::mem::take(&mut self.announce) {
+            self.parts.outlets.announce(&|| true);
+        }
+    }
+
         if let Some(session) = &self.session {
             let silence = session.handle.silence();
             let name = session.name;
@@ -266,7 +280,8 @@ impl Core {
             let _ = write_record(&mut backup.writer, &mut backup.scratch, &Record::Heartbeat(beat));
             let _ = std::io::Write::flush(&mut backup.writer);
         }
-        let silence = backup.handle.silence();
+        let Some(ready) = backup.ready else { return };
+        let silence = backup.handle.silence().min(ready.elapsed());
         if !backup.gone && silence > limit {
             let session = backup.session;
             self.primary_gone(session, format!("the primary was silent for {} ms", silence.as_millis()), false);
@@ -395,7 +410,8 @@ impl Core {
                 }
             }
             Msg::StandbyReady { session, status } => {
-                if self.backup.as_ref().is_some_and(|b| b.session == session) {
+                if let Some(backup) = self.backup.as_mut().filter(|b| b.session == session) {
+                    backup.ready = Some(Instant::now());
                     self.machine = Some(status);
                     let ready = Record::Ready { session: session.0, what: ninefold_replica::stream::Ready::Receive };
                     self.to_primary(&ready);
@@ -558,7 +574,7 @@ impl Core {
                     self.epochs = hello.epoch_policy;
                     // What the owner wants of the VM travels with it.
                     self.input(Input::Want(hello.spec.protection));
-                    self.backup = Some(BackupSide { session, writer, handle, scratch: Vec::new(), gone: false });
+                    self.backup = Some(BackupSide { session, writer, handle, scratch: Vec::new(), ready: None, gone: false });
                     let _ = go.send(true);
                     return;
                 }
@@ -609,12 +625,11 @@ impl Core {
         self.event(EventKind::Refused { peer: format!("session {session}"), reason: refusal.clone() });
         if self.takeover.is_some() {
             self.event(EventKind::Lost { reason: format!("the checkpoint cannot be loaded: {refusal}") });
-            self.reset_protocol();
-        } else {
-            self.primary_gone(session, refusal, false);
         }
     }
 
+        // Without a standby there is nothing to claim the VM with, whatever checkpoint is held: the primary goes on.
+        self.reset_protocol();
     /// Forgets everything: a fresh standby.
     fn reset_protocol(&mut self) {
         self.stand_down();
@@ -772,7 +787,11 @@ impl Core {
                 // A host that freezes in the middle of this must not go on with it when it thaws.
                 let limit = self.failure_timeout() / 2;
                 let begun = Cell::new(self.last_tick);
-                self.parts.outlets.release(epoch, &|| begun.get().elapsed() < limit);
+                let ours = || begun.get().elapsed() < limit;
+                self.parts.outlets.release(epoch, &ours);
+                if std::mem::take(&mut self.announce) {
+                    self.parts.outlets.announce(&ours);
+                }
             }
             Action::OpenGate => {
                 self.parts.outlets.pass();
@@ -826,6 +845,7 @@ impl Core {
         self.announcing = None;
         self.vm = None;
         // A word of farewell that is still queued goes out: the sender empties its queue before it ends.
+        self.announce = false;
         if let Some(session) = self.session.take() {
             session.finish();
         }

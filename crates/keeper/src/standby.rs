@@ -142,6 +142,8 @@ impl Standby {
         let mut relinquished = false;
         let gone = loop {
             let frame = match records.next_record() {
+            // A host that cannot run the VM must not count as its backup. The primary's heartbeats bring us here often.
+            alive(&machine)?;
                 Ok(Some(frame)) => frame,
                 Ok(None) => break "the primary closed the connection".to_owned(),
                 Err(error) => break report(&error),
@@ -181,6 +183,7 @@ impl Standby {
         };
         if !relinquished {
             let _ = self.core.send(Msg::PrimaryGone { session, reason: gone });
+        alive(&machine)?;
         }
         let begun = Instant::now();
         assembler.abandon();
@@ -195,6 +198,14 @@ impl Standby {
 
 /// What a QEMU is, for `status`.
 pub fn status(machine: &Machine, reason: &str, run_state: &str) -> MachineStatus {
+/// Whether the standby's QEMU is there.
+fn alive(machine: &Machine) -> Result<(), String> {
+    match machine.exit() {
+        None => Ok(()),
+        Some(exit) => Err(format!("the standby is gone: {}", report(&exit.into_error()))),
+    }
+}
+
     MachineStatus {
         pid: machine.pid(),
         qemu: machine.version().to_string(),
