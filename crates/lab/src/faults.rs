@@ -169,9 +169,11 @@ impl Lab {
 
 /// State numbers of /proc/net/tcp (the kernel's `net/tcp_states.h`).
 const LISTEN: &str = "0A";
+const FIN_WAIT2: &str = "05";
 const TIME_WAIT: &str = "06";
 
-/// Whether a line of /proc/net/tcp is a connection that could still send something.
+/// Whether a line of /proc/net/tcp is a connection that could still send something. One that has sent its end and had
+/// it acknowledged could not; it would last for a minute where the other end is frozen.
 fn is_orphan(line: &str) -> bool {
-    line.split_ascii_whitespace().nth(3).is_some_and(|state| ![LISTEN, TIME_WAIT].contains(&state))
+    line.split_ascii_whitespace().nth(3).is_some_and(|state| ![LISTEN, FIN_WAIT2, TIME_WAIT].contains(&state))
 }
