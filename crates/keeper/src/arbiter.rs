@@ -10,6 +10,7 @@ use ninefold_store::{Swap, Witness, WitnessClient, WitnessError};
 
 use crate::error::KeeperError;
 use crate::msg::Msg;
+use crate::priority;
 
 /// Between two attempts at a witness that does not answer.
 const RETRY: Duration = Duration::from_millis(50);
@@ -49,6 +50,7 @@ struct Arbiter {
 
 impl Arbiter {
     fn run(mut self) {
+        priority::raise();
         let mut pending = None;
         let mut wait = Duration::ZERO;
         loop {

@@ -38,6 +38,7 @@ use crate::journal::Journal;
 use crate::metrics::Board;
 use crate::msg::Msg;
 use crate::outlets::Outlets;
+use crate::priority;
 use crate::session::{Job, Session, Settings};
 use crate::standby::{self, Loaded};
 use crate::vm::{self, Bell, Command, VmHandle};
@@ -91,9 +92,9 @@ pub struct Core {
     backup: Option<BackupSide>,
     takeover: Option<Takeover>,
     announcing: Option<(Instant, AnnouncePlan)>,
-    start_reply: Option<Sender<Response>>,
     /// An announcement is due and has not been sent.
     announce: bool,
+    start_reply: Option<Sender<Response>>,
     quitting: Option<Instant>,
     counters: Counters,
     last_tick: Instant,
@@ -108,9 +109,9 @@ struct BackupSide {
     writer: LinkWriter,
     handle: LinkHandle,
     scratch: Vec<u8>,
-    gone: bool,
     /// When its QEMU was there. Before, nobody reads what the primary says, and its silence means nothing.
     ready: Option<Instant>,
+    gone: bool,
 }
 
 /// A takeover in progress: it needs the witness's word and the loaded standby, in whichever order they come.
@@ -148,8 +149,8 @@ impl Core {
             backup: None,
             takeover: None,
             announcing: None,
-            start_reply: None,
             announce: false,
+            start_reply: None,
             quitting: None,
             counters: Counters::default(),
             last_tick: now,
@@ -162,6 +163,7 @@ impl Core {
 
     /// Until SIGTERM.
     pub fn run(mut self) {
+        priority::raise();
         while !self.done {
             let msg = match self.parts.inbox.recv_timeout(TICK) {
                 Ok(msg) => Some(msg),
@@ -212,9 +214,9 @@ impl Core {
                 self.announcing = None;
             }
         }
+        self.announce_alone();
         if self.protocol.wants_peer() && self.layout.is_some() && !self.looking {
             self.looking = true;
-        self.announce_alone();
             self.parts.connector.ask();
         }
         if let Some(since) = self.quitting
@@ -243,18 +245,19 @@ impl Core {
         }
     }
 
-    fn check_peer(&mut self) {
-        let limit = self.failure_timeout();
     /// An announcement is output like any other: while a backup may take over, only its acknowledgement shows that it
     /// has not. So a bound primary announces with what it releases (`Action::Release`), and one that waits for the
     /// witness not at all.
     fn announce_alone(&mut self) {
-        let alone = matches!(self.protocol.phase(), Some(Phase::Alone | Phase::Renewing { .. } | Phase::Syncing { .. }));
+        let alone =
+            matches!(self.protocol.phase(), Some(Phase::Alone | Phase::Renewing { .. } | Phase::Syncing { .. }));
         if alone && std::mem::take(&mut self.announce) {
             self.parts.outlets.announce(&|| true);
         }
     }
 
+    fn check_peer(&mut self) {
+        let limit = self.failure_timeout();
         if let Some(session) = &self.session {
             let silence = session.handle.silence();
             let name = session.name;
@@ -574,7 +577,8 @@ impl Core {
                     self.epochs = hello.epoch_policy;
                     // What the owner wants of the VM travels with it.
                     self.input(Input::Want(hello.spec.protection));
-                    self.backup = Some(BackupSide { session, writer, handle, scratch: Vec::new(), ready: None, gone: false });
+                    self.backup =
+                        Some(BackupSide { session, writer, handle, scratch: Vec::new(), ready: None, gone: false });
                     let _ = go.send(true);
                     return;
                 }
@@ -626,10 +630,10 @@ impl Core {
         if self.takeover.is_some() {
             self.event(EventKind::Lost { reason: format!("the checkpoint cannot be loaded: {refusal}") });
         }
-    }
-
         // Without a standby there is nothing to claim the VM with, whatever checkpoint is held: the primary goes on.
         self.reset_protocol();
+    }
+
     /// Forgets everything: a fresh standby.
     fn reset_protocol(&mut self) {
         self.stand_down();
@@ -843,9 +847,9 @@ impl Core {
     fn stand_down(&mut self) {
         self.parts.outlets.mute();
         self.announcing = None;
+        self.announce = false;
         self.vm = None;
         // A word of farewell that is still queued goes out: the sender empties its queue before it ends.
-        self.announce = false;
         if let Some(session) = self.session.take() {
             session.finish();
         }

@@ -23,6 +23,7 @@ pub mod keeper;
 mod metrics;
 mod msg;
 mod outlets;
+mod priority;
 mod server;
 mod session;
 mod standby;

@@ -19,6 +19,7 @@ use crate::capture::Capture;
 use crate::error::KeeperError;
 use crate::msg::Msg;
 use crate::outlets::{ADDRESSES, AGENT, CONSOLE};
+use crate::priority;
 use crate::vm::report;
 
 /// Checkpoints and control records that may wait for the sender.
@@ -136,6 +137,8 @@ impl SenderThread {
             match work.recv_timeout(self.settings.heartbeat) {
                 Ok(Job::Round { round, pieces }) => self.round(round, &pieces)?,
                 Ok(Job::Checkpoint(capture)) => {
+                    // Not before: the initial copy must not take the CPU from the guest.
+                    priority::raise();
                     let capture = self.checkpoint(capture)?;
                     let _ = self.core.send(Msg::Sent { session: self.name, capture });
                 }
@@ -204,6 +207,7 @@ fn translate(from: &[PageRun], to: &mut Vec<stream::PageRun>) {
 
 /// Reads the backup's side until it ends.
 fn read(name: Term, reader: LinkReader, core: &Sender<Msg>) -> Result<(), String> {
+    priority::raise();
     let mut records = RecordReader::new(reader);
     records.preamble().and_then(Preamble::agree).map_err(|e| report(&e))?;
     while let Some(frame) = records.next_record().map_err(|e| report(&e))? {

@@ -29,6 +29,7 @@ use crate::capture::micros;
 use crate::config::KeeperConfig;
 use crate::msg::Msg;
 use crate::outlets::{ADDRESSES, CONSOLE, Outlets};
+use crate::priority;
 use crate::vm::report;
 
 /// For the handshake and the opening of a session, so that a silent stranger is soon rid of.
@@ -141,9 +142,9 @@ impl Standby {
         let mut assembler = CheckpointAssembler::new(session.0, session, layout, 1);
         let mut relinquished = false;
         let gone = loop {
-            let frame = match records.next_record() {
             // A host that cannot run the VM must not count as its backup. The primary's heartbeats bring us here often.
             alive(&machine)?;
+            let frame = match records.next_record() {
                 Ok(Some(frame)) => frame,
                 Ok(None) => break "the primary closed the connection".to_owned(),
                 Err(error) => break report(&error),
@@ -163,6 +164,7 @@ impl Standby {
             }
             match assembler.feed(&frame, &mut sink) {
                 Ok(Fed::Whole(pass)) => {
+                    priority::raise();
                     // Acknowledged before it is applied: from here on it is whole, whatever becomes of the primary.
                     let _ = self.core.send(Msg::Held { session, epoch: pass.epoch });
                     if let Err(error) = assembler.commit(&mut sink) {
@@ -181,9 +183,9 @@ impl Standby {
                 Err(error) => break report(&error),
             }
         };
+        alive(&machine)?;
         if !relinquished {
             let _ = self.core.send(Msg::PrimaryGone { session, reason: gone });
-        alive(&machine)?;
         }
         let begun = Instant::now();
         assembler.abandon();
@@ -196,8 +198,6 @@ impl Standby {
     }
 }
 
-/// What a QEMU is, for `status`.
-pub fn status(machine: &Machine, reason: &str, run_state: &str) -> MachineStatus {
 /// Whether the standby's QEMU is there.
 fn alive(machine: &Machine) -> Result<(), String> {
     match machine.exit() {
@@ -206,6 +206,8 @@ fn alive(machine: &Machine) -> Result<(), String> {
     }
 }
 
+/// What a QEMU is, for `status`.
+pub fn status(machine: &Machine, reason: &str, run_state: &str) -> MachineStatus {
     MachineStatus {
         pid: machine.pid(),
         qemu: machine.version().to_string(),

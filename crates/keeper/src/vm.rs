@@ -29,6 +29,7 @@ use crate::error::KeeperError;
 use crate::first_copy;
 use crate::msg::Msg;
 use crate::outlets::Outlets;
+use crate::priority;
 use crate::session::{Job, Piece};
 
 /// Pages that one piece of a sync round carries: 4 MiB.
@@ -216,6 +217,7 @@ enum Flow {
 impl Vm {
     /// Until the VM ends (an error) or is not wanted any more.
     fn run(&mut self) -> Result<(), String> {
+        priority::raise();
         self.machine.start().map_err(|e| report(&e))?;
         self.resumed = Instant::now();
         let _ = self.core.send(Msg::VmRunning);
