@@ -1,1 +1,80 @@
-fn main() {}
+//! The `ninefold` command.
+//!
+//! * [`lab`]: hosts on this machine, and what can befall them
+//! * [`vm`]: a fault-tolerant VM: its state, its life, its console
+//! * [`doctor`]: what this host can do · [`demo`]: the main job from beginning to end
+//! * [`output`]: tables and JSON · [`progress`]: bars · [`picture`]: a lab drawn
+//! * [`error`]: what went wrong, and what to do · [`interrupt`]: nothing stays half-made
+
+mod demo;
+mod doctor;
+mod error;
+mod interrupt;
+mod lab;
+mod output;
+mod picture;
+mod progress;
+mod vm;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::output::Output;
+
+/// Fault-tolerant VMs on stock QEMU: a VM goes on when the host under it does not.
+#[derive(Debug, Parser)]
+#[command(
+    name = "ninefold",
+    version,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    after_help = "Examples:\n  \
+        ninefold doctor                 what this host can do\n  \
+        ninefold demo                   a VM that survives its host, three times over\n  \
+        ninefold lab up                 two hosts, a witness, a client and a protected VM on this machine\n  \
+        ninefold vm status --watch      how the VM is\n  \
+        ninefold lab kill a host        pull the plug of its host\n  \
+        ninefold lab down               remove everything\n\n\
+        Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."
+)]
+struct Args {
+    /// Print JSON instead of text for people; an error is one JSON object on standard error.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    noun: Noun,
+}
+
+#[derive(Debug, Subcommand)]
+enum Noun {
+    Lab(lab::LabArgs),
+    Vm(vm::VmArgs),
+    Doctor(doctor::DoctorArgs),
+    Demo(demo::DemoArgs),
+    #[command(hide = true)]
+    Unmake(interrupt::UnmakeArgs),
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("error"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let output = Output::new(args.json);
+    let done = match args.noun {
+        Noun::Lab(args) => lab::run(args, &output),
+        Noun::Vm(args) => vm::run(args, &output),
+        Noun::Doctor(args) => doctor::run(&args, &output),
+        Noun::Demo(args) => demo::run(&args, &output),
+        Noun::Unmake(args) => interrupt::unmake(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            interrupt::wait_if_unmaking();
+            error.tell(args.json);
+            error.exit_code()
+        }
+    }
+}

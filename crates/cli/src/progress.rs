@@ -1,0 +1,41 @@
+//! Bars for what takes seconds. They are drawn on the standard error, and only if that is a terminal.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use ninefold_lab::demo::{BootPhase, BootProgress};
+use ninefold_model::status::SyncProgress;
+
+/// A bar that turns until its end is known.
+pub fn spinner(text: &str) -> ProgressBar {
+    let bar = ProgressBar::new_spinner();
+    bar.set_style(style("{spinner} {msg} {elapsed:.dim}"));
+    bar.set_message(text.to_owned());
+    bar.enable_steady_tick(Duration::from_millis(120));
+    bar
+}
+
+/// Shows how far a boot is.
+pub fn boot(bar: &ProgressBar, progress: &BootProgress) {
+    match progress.phase {
+        BootPhase::Starting => bar.set_message("starting the witness and the keepers"),
+        BootPhase::Booting => bar.set_message("the guest boots"),
+        BootPhase::Syncing => sync(bar, progress.sync.as_ref()),
+    }
+}
+
+/// Shows how far a copy of a VM's memory is.
+pub fn sync(bar: &ProgressBar, progress: Option<&SyncProgress>) {
+    let Some(p) = progress.filter(|p| p.bytes_total > 0) else {
+        return bar.set_message("the backup gets ready");
+    };
+    bar.set_style(style("{spinner} {msg} [{bar:24}] {percent}% {elapsed:.dim}"));
+    bar.set_message(format!("memory is copied to the backup, round {}", p.round));
+    bar.set_length(p.bytes_total.max(p.bytes_sent));
+    bar.set_position(p.bytes_sent);
+}
+
+fn style(template: &str) -> ProgressStyle {
+    // The templates are ours; a wrong one shows a plain bar.
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner())
+}

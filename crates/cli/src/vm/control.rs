@@ -1,0 +1,295 @@
+//! The verbs that change a VM's life. Each waits until what it asked for has happened.
+
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::{Duration, Instant};
+
+use clap::{Args, Subcommand};
+use ninefold_model::control::Request;
+use ninefold_model::event::{Event, EventKind};
+use ninefold_model::spec::{EpochPolicy, Protection};
+use ninefold_model::status::{ProtectionState, Role, VmStatus};
+use serde::Serialize;
+
+use super::events::{follow, words};
+use super::keepers::{Keeper, Keepers, Where};
+use crate::error::CliError;
+use crate::output::Output;
+use crate::progress;
+
+/// How long a first copy may take: memory of any sensible size at the speed of a poor link.
+const SYNC_LIMIT: Duration = Duration::from_secs(600);
+/// How long anything else may take.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Boot a VM that runs nowhere
+///
+/// Waits until it is protected, if it shall be.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  ninefold vm start\n  ninefold vm start --host b\n  ninefold vm start --force")]
+pub struct StartArgs {
+    #[command(flatten)]
+    at: Where,
+    /// Where; without it the first host whose keeper answers
+    #[arg(long)]
+    host: Option<String>,
+    /// Boot it although the witness says that it may live elsewhere: only when you know that it does not
+    #[arg(long)]
+    force: bool,
+    /// Do not wait until it is protected
+    #[arg(long)]
+    no_wait: bool,
+}
+
+/// End a VM, as by pulling its plug
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  ninefold vm stop")]
+pub struct StopArgs {
+    #[command(flatten)]
+    at: Where,
+}
+
+/// Ask for fault tolerance, and wait until a backup is synced
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  ninefold vm protect\n  ninefold vm protect --no-wait")]
+pub struct ProtectArgs {
+    #[command(flatten)]
+    at: Where,
+    /// Do not wait until it is protected
+    #[arg(long)]
+    no_wait: bool,
+}
+
+/// Go on without a backup: no more checkpoints, and no survival of the host
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  ninefold vm unprotect")]
+pub struct UnprotectArgs {
+    #[command(flatten)]
+    at: Where,
+}
+
+/// Hand a protected VM to its backup, as for maintenance of its host
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  ninefold vm switchover")]
+pub struct SwitchoverArgs {
+    #[command(flatten)]
+    at: Where,
+}
+
+/// Press the guest's reset button
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  ninefold vm reset")]
+pub struct ResetArgs {
+    #[command(flatten)]
+    at: Where,
+}
+
+/// Set when checkpoints are taken
+///
+/// All keepers that answer are told, so that it holds after a failover too.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  ninefold vm epochs adaptive --max-ms 100\n  ninefold vm epochs fixed --ms 25")]
+pub struct EpochsArgs {
+    #[command(subcommand)]
+    policy: Policy,
+}
+
+#[derive(Debug, Subcommand)]
+enum Policy {
+    /// Soon after output waits, else seldom
+    #[command(after_help = "Example:\n  ninefold vm epochs adaptive --max-ms 100")]
+    Adaptive {
+        #[command(flatten)]
+        at: Where,
+        /// Longest time between two checkpoints, milliseconds
+        #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=60_000))]
+        max_ms: u32,
+    },
+    /// Always after the same time
+    #[command(after_help = "Example:\n  ninefold vm epochs fixed --ms 25")]
+    Fixed {
+        #[command(flatten)]
+        at: Where,
+        /// Time between two checkpoints, milliseconds
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=60_000))]
+        ms: u32,
+    },
+}
+
+/// What a verb did, for programs.
+#[derive(Debug, Serialize)]
+struct Done {
+    done: &'static str,
+    /// Where the VM runs now.
+    host: String,
+    /// The event that ended the wait.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event: Option<Event>,
+}
+
+pub fn start(args: &StartArgs, output: &Output) -> Result<(), CliError> {
+    let keepers = args.at.keepers()?;
+    let reports = keepers.ask_all();
+    if let Some(running) = reports.iter().find(|r| r.status.as_ref().is_some_and(|s| s.role == Role::Primary)) {
+        return Err(CliError::Running { host: running.host.clone() });
+    }
+    let keeper = match &args.host {
+        Some(host) => keepers.of_host(host)?.clone(),
+        None => {
+            let place = reports.iter().position(|r| r.status.is_some());
+            let all_silent = || CliError::NoKeeper(reports.iter().filter_map(|r| r.error.clone()).collect());
+            keepers.all[place.ok_or_else(all_silent)?].clone()
+        }
+    };
+    let marks = keepers.marks();
+    let bar = progress::spinner("the VM boots");
+    let started = keeper.client.command(&Request::Start { force: args.force });
+    bar.finish_and_clear();
+    started?;
+    let wanted = keeper.client.status()?.wanted;
+    let mut event = None;
+    if wanted == Protection::FaultTolerant && !args.no_wait {
+        event = Some(await_protection(&keepers, &keeper, &marks)?);
+    }
+    tell(output, "start", &keeper.host, event, "the VM runs")
+}
+
+pub fn stop(args: &StopArgs, output: &Output) -> Result<(), CliError> {
+    let (keeper, _) = args.at.keepers()?.primary()?;
+    keeper.client.command(&Request::Stop)?;
+    tell(output, "stop", &keeper.host, None, "the VM has stopped")
+}
+
+pub fn reset(args: &ResetArgs, output: &Output) -> Result<(), CliError> {
+    let (keeper, _) = args.at.keepers()?.primary()?;
+    keeper.client.command(&Request::Reset)?;
+    tell(output, "reset", &keeper.host, None, "the guest was reset")
+}
+
+pub fn protect(args: &ProtectArgs, output: &Output) -> Result<(), CliError> {
+    let keepers = args.at.keepers()?;
+    let (keeper, status) = keepers.primary()?;
+    let marks = keepers.marks();
+    keeper.client.command(&Request::Protect)?;
+    if status.protection == Some(ProtectionState::Protected) {
+        return tell(output, "protect", &keeper.host, None, "the VM is protected already");
+    }
+    if args.no_wait {
+        return tell(output, "protect", &keeper.host, None, "the VM will be protected as soon as a host allows");
+    }
+    let event = await_protection(&keepers, &keeper, &marks)?;
+    tell(output, "protect", &keeper.host, Some(event), "")
+}
+
+pub fn unprotect(args: &UnprotectArgs, output: &Output) -> Result<(), CliError> {
+    let keepers = args.at.keepers()?;
+    let (keeper, _) = keepers.primary()?;
+    keeper.client.command(&Request::Unprotect)?;
+    // The witness must have agreed before the VM goes on alone.
+    let deadline = Instant::now() + LIMIT;
+    let off = |s: &VmStatus| s.protection == Some(ProtectionState::Off);
+    while !off(&keeper.client.status()?) {
+        if Instant::now() > deadline {
+            return Err(timed_out("going on without a backup", LIMIT));
+        }
+        // No event says this in every case (there may have been no backup).
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    tell(output, "unprotect", &keeper.host, None, "the VM runs without a backup")
+}
+
+pub fn switchover(args: &SwitchoverArgs, output: &Output) -> Result<(), CliError> {
+    let keepers = args.at.keepers()?;
+    let (keeper, _) = keepers.primary()?;
+    let marks = keepers.marks();
+    keeper.client.command(&Request::Switchover)?;
+    let bar = progress::spinner("the VM is handed over");
+    let from = keeper.host.clone();
+    let taken = await_event(&keepers, &marks, LIMIT, "the hand-over", |e| {
+        matches!(e.kind, EventKind::TookOver { .. }) && e.host.as_str() != from
+    });
+    bar.finish_and_clear();
+    let event = taken?;
+    let host = event.host.to_string();
+    tell(output, "switchover", &host, Some(event), "")
+}
+
+pub fn epochs(args: &EpochsArgs, output: &Output) -> Result<(), CliError> {
+    let (at, policy) = match &args.policy {
+        Policy::Adaptive { at, max_ms } => (at, EpochPolicy::Adaptive { max_ms: *max_ms }),
+        Policy::Fixed { at, ms } => (at, EpochPolicy::Fixed { ms: *ms }),
+    };
+    let keepers = at.keepers()?;
+    let (primary, _) = keepers.primary()?;
+    primary.client.command(&Request::SetEpochs { policy })?;
+    for (keeper, report) in keepers.all.iter().zip(keepers.ask_all()) {
+        if report.status.is_some_and(|s| s.role != Role::Primary) {
+            keeper.client.command(&Request::SetEpochs { policy })?;
+        }
+    }
+    let words = match policy {
+        EpochPolicy::Fixed { ms } => format!("a checkpoint every {ms} ms"),
+        EpochPolicy::Adaptive { max_ms } => format!("a checkpoint soon after output, at most {max_ms} ms apart"),
+    };
+    tell(output, "epochs", &primary.host, None, &words)
+}
+
+fn tell(output: &Output, done: &'static str, host: &str, event: Option<Event>, text: &str) -> Result<(), CliError> {
+    let done = Done { done, host: host.to_owned(), event };
+    output.show(&done, || match &done.event {
+        Some(event) => format!("host {}: {}", event.host, words(&event.kind)),
+        None => format!("host {host}: {text}"),
+    })
+}
+
+/// Waits, with a bar, until the VM is protected.
+fn await_protection(keepers: &Keepers, primary: &Keeper, marks: &[u64]) -> Result<Event, CliError> {
+    let bar = progress::spinner("the backup gets ready");
+    let events = follow(keepers, marks);
+    let deadline = Instant::now() + SYNC_LIMIT;
+    let done = loop {
+        match events.recv_timeout(Duration::from_millis(100)) {
+            Ok(event) if matches!(event.kind, EventKind::Protected { .. }) => break Ok(event),
+            Ok(event) => match event.kind {
+                EventKind::Lost { .. } | EventKind::Stopped { .. } => {
+                    break Err(CliError::NotRunning {
+                        hosts: vec![event.host.to_string()],
+                        role: Role::Standby,
+                        peer: None,
+                    });
+                }
+                _ => {}
+            },
+            Err(RecvTimeoutError::Disconnected) => break Err(timed_out("protection", SYNC_LIMIT)),
+            Err(RecvTimeoutError::Timeout) if Instant::now() > deadline => {
+                break Err(timed_out("protection", SYNC_LIMIT));
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        if let Ok(status) = primary.client.status() {
+            progress::sync(&bar, status.sync.as_ref());
+        }
+    };
+    bar.finish_and_clear();
+    done
+}
+
+fn await_event(
+    keepers: &Keepers,
+    marks: &[u64],
+    limit: Duration,
+    what: &str,
+    wanted: impl Fn(&Event) -> bool,
+) -> Result<Event, CliError> {
+    let events = follow(keepers, marks);
+    let deadline = Instant::now() + limit;
+    while let Ok(event) = events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        if wanted(&event) {
+            return Ok(event);
+        }
+    }
+    Err(timed_out(what, limit))
+}
+
+fn timed_out(what: &str, after: Duration) -> CliError {
+    CliError::TimedOut { what: what.to_owned(), seconds: after.as_secs() }
+}

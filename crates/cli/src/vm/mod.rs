@@ -1,0 +1,61 @@
+//! `ninefold vm`: a fault-tolerant VM.
+//!
+//! * [`keepers`]: who is asked · [`status`], [`events`], [`checkpoints`]: looking
+//! * [`control`]: start, stop, protect, switch over … · [`console`]: its serial console
+
+mod checkpoints;
+mod console;
+mod control;
+mod events;
+pub mod keepers;
+mod status;
+
+use clap::{Args, Subcommand};
+
+use crate::error::CliError;
+use crate::output::Output;
+
+/// A fault-tolerant VM: its state, its life, its console
+///
+/// Its keepers are found by --lab NAME or, without a lab, by --run-dir DIR. A command goes to the host where the VM runs.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    ninefold vm status --watch\n  \
+    ninefold vm switchover\n  \
+    ninefold vm console\n  \
+    ninefold vm status --run-dir /run/ninefold/db")]
+pub struct VmArgs {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Status(status::StatusArgs),
+    Start(control::StartArgs),
+    Stop(control::StopArgs),
+    Protect(control::ProtectArgs),
+    Unprotect(control::UnprotectArgs),
+    Switchover(control::SwitchoverArgs),
+    Reset(control::ResetArgs),
+    Events(events::EventsArgs),
+    Checkpoints(checkpoints::CheckpointsArgs),
+    Console(console::ConsoleArgs),
+    Epochs(control::EpochsArgs),
+}
+
+pub fn run(args: VmArgs, output: &Output) -> Result<(), CliError> {
+    match args.verb {
+        Verb::Status(args) => status::run(&args, output),
+        Verb::Start(args) => control::start(&args, output),
+        Verb::Stop(args) => control::stop(&args, output),
+        Verb::Protect(args) => control::protect(&args, output),
+        Verb::Unprotect(args) => control::unprotect(&args, output),
+        Verb::Switchover(args) => control::switchover(&args, output),
+        Verb::Reset(args) => control::reset(&args, output),
+        Verb::Events(args) => events::run(&args, output),
+        Verb::Checkpoints(args) => checkpoints::run(&args, output),
+        Verb::Console(args) => console::run(&args),
+        Verb::Epochs(args) => control::epochs(&args, output),
+    }
+}

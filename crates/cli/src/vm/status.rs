@@ -1,0 +1,141 @@
+//! `ninefold vm status`.
+
+use std::io::IsTerminal;
+use std::thread;
+use std::time::Duration;
+
+use clap::Args;
+use ninefold_model::VmName;
+use ninefold_model::spec::EpochPolicy;
+use ninefold_model::status::{ProtectionState, Role};
+use serde::Serialize;
+
+use super::keepers::{HostReport, Keepers, Where};
+use crate::error::CliError;
+use crate::output::{self, Output, bytes, count, ms};
+
+/// Between two looks of `--watch`.
+const EVERY: Duration = Duration::from_millis(500);
+
+/// Show how a VM is: where it runs, whether it is protected, what protection costs
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    ninefold vm status\n  \
+    ninefold vm status --watch\n  \
+    ninefold vm status --json | jq -r .primary\n\n\
+    With --json: vm, primary (host or null), protection, and for each host its keeper's status or error.")]
+pub struct StatusArgs {
+    #[command(flatten)]
+    at: Where,
+    /// Show it again and again, until interrupted
+    #[arg(long, short)]
+    watch: bool,
+}
+
+/// A VM as its keepers see it.
+#[derive(Debug, Serialize)]
+struct Shown {
+    vm: Option<VmName>,
+    /// Where it runs; null when no keeper that answers runs it.
+    primary: Option<String>,
+    protection: Option<ProtectionState>,
+    hosts: Vec<HostReport>,
+}
+
+pub fn run(args: &StatusArgs, output: &Output) -> Result<(), CliError> {
+    let keepers = args.at.keepers()?;
+    if !args.watch {
+        let shown = look(&keepers);
+        if shown.vm.is_none() {
+            return Err(CliError::NoKeeper(shown.hosts.into_iter().filter_map(|r| r.error).collect()));
+        }
+        return output.show(&shown, || tell(&shown));
+    }
+    let terminal = std::io::stdout().is_terminal() && !output.is_json();
+    loop {
+        let shown = look(&keepers);
+        // Home, then what is left of the former picture is cleared.
+        let text = || if terminal { format!("\x1b[H\x1b[J{}", tell(&shown)) } else { tell(&shown) + "\n" };
+        output.line(&shown, text)?;
+        thread::sleep(EVERY);
+    }
+}
+
+fn look(keepers: &Keepers) -> Shown {
+    let hosts = keepers.ask_all();
+    let statuses = || hosts.iter().filter_map(|r| r.status.as_ref());
+    let primary = statuses().filter(|s| s.role == Role::Primary).max_by_key(|s| s.term);
+    Shown {
+        vm: statuses().next().map(|s| s.vm.clone()),
+        primary: primary.map(|s| s.host.to_string()),
+        protection: primary.and_then(|s| s.protection),
+        hosts,
+    }
+}
+
+fn tell(shown: &Shown) -> String {
+    let name = shown.vm.as_ref().map_or_else(|| "?".to_owned(), ToString::to_string);
+    let primary = shown.hosts.iter().find(|r| shown.primary.as_ref() == Some(&r.host));
+    let mut text = match (primary, primary.and_then(|r| r.status.as_ref())) {
+        (Some(report), Some(status)) => {
+            let peer = status.peer.as_ref().map_or_else(String::new, |p| format!(" by host {p}"));
+            let protection = report.protection();
+            let by = if protection == "protected" { peer } else { String::new() };
+            let mut text = format!("VM '{name}' runs on host {}: {protection}{by}\n", report.host);
+            if let Some(sync) = &status.sync {
+                let (sent, total) = (bytes(sync.bytes_sent), bytes(sync.bytes_total));
+                text += &format!("first copy: {sent} of about {total}, round {}\n", sync.round);
+            }
+            if let Some(machine) = &status.machine {
+                text += &format!(
+                    "QEMU {} with {} ({}), {}\n",
+                    machine.qemu, machine.accel, machine.accel_reason, machine.run_state
+                );
+            }
+            let policy = match status.epoch_policy {
+                EpochPolicy::Fixed { ms } => format!("every {ms} ms"),
+                EpochPolicy::Adaptive { max_ms } => format!("soon after output, at most {max_ms} ms apart"),
+            };
+            text += &format!("checkpoints: {policy}\n");
+            text
+        }
+        _ => format!("VM '{name}' runs on no host that answers\n"),
+    };
+    text += "\n";
+    let mut table = output::table(&[
+        "HOST",
+        "ROLE",
+        "STATE",
+        "TERM",
+        "EPOCH",
+        "PAUSE P50",
+        "P99",
+        "SENT",
+        "FRAMES OUT",
+        "HELD",
+        "WITNESS",
+    ]);
+    for report in &shown.hosts {
+        let Some(s) = &report.status else {
+            table.add_row([report.host.as_str(), "?", "does not answer"]);
+            continue;
+        };
+        let pause =
+            |f: fn(&ninefold_model::status::PauseSummary) -> u64| s.pause_us.map_or_else(String::new, |p| ms(f(&p)));
+        let witness = if s.witness_reachable { "reachable" } else { "UNREACHABLE" };
+        table.add_row([
+            report.host.clone(),
+            report.role().to_owned(),
+            report.protection().to_owned(),
+            s.term.to_string(),
+            count(s.committed.0),
+            pause(|p| p.p50),
+            pause(|p| p.p99),
+            bytes(s.counters.bytes_sent),
+            count(s.counters.frames_out),
+            count(s.counters.frames_held),
+            witness.to_owned(),
+        ]);
+    }
+    text + &output::text(&table)
+}
