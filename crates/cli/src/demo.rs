@@ -10,7 +10,7 @@ use ninefold_model::event::FailoverPhases;
 use crate::error::CliError;
 use crate::interrupt;
 use crate::lab::VmShape;
-use crate::output::{Output, count, ms, say};
+use crate::output::{Output, brief, count, ms, say};
 use crate::progress;
 
 /// Show the main job: a VM that survives its host, with a client that checks every write
@@ -122,10 +122,9 @@ impl Audience for Teller {
                 }
             }
             Step::Protected { status, boot, sync } => {
-                let machine = status
-                    .machine
-                    .as_ref()
-                    .map_or_else(String::new, |m| format!("QEMU {} with {} ({})", m.qemu, m.accel, m.accel_reason));
+                let machine = status.machine.as_ref().map_or_else(String::new, |m| {
+                    format!("QEMU {} with {} ({})", m.qemu, m.accel, brief(&m.accel_reason))
+                });
                 let peer = status.peer.as_ref().map_or_else(|| "nobody".into(), ToString::to_string);
                 self.say(&format!(
                     "2. Debian with redis boots on host {} ({}), {machine}\n3. Protected by host {peer}: its memory is \
@@ -137,7 +136,7 @@ impl Audience for Teller {
                 self.wait("the client writes");
             }
             Step::Writing { acked } => {
-                self.say(&format!("   the client goes on: {} writes acknowledged", count(acked)));
+                self.say(&format!("   the client writes: {} writes acknowledged so far", count(acked)));
             }
             Step::Fault { number, of, fault, primary, backup } => {
                 let what = match fault {
@@ -237,7 +236,7 @@ fn timeline(scenes: &[Scene]) -> String {
         }
         text += &format!("  {:<24} {bar} {}\n", scene.title, ms(scene.gap_us));
     }
-    text + "  d detect, w ask the witness, l load, r resume, . until the client has its answer\n"
+    text + "  d detect, w ask the witness, l load, r resume, . until TCP has brought the client its answer\n"
 }
 
 #[cfg(test)]

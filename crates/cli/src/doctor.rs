@@ -8,7 +8,7 @@ use ninefold_machine::doctor::{Check, CheckState, Subject, examine};
 use serde::Serialize;
 
 use crate::error::CliError;
-use crate::output::{self, Output};
+use crate::output::{self, Output, brief};
 use crate::progress;
 
 /// Check what this host can do: QEMU, KVM, dirty tracking, network; with advice for each lack
@@ -62,7 +62,7 @@ fn tell(checks: &[Check]) -> String {
             CheckState::Warning => "warn",
             CheckState::Failed => "FAIL",
         };
-        table.add_row([mark, &check.name, &check.detail]);
+        table.add_row([mark, &check.name, &brief(&check.detail)]);
         if let Some(advice) = &check.advice {
             table.add_row(["", "", &format!("-> {advice}")]);
         }

@@ -91,6 +91,17 @@ pub fn bytes(n: u64) -> String {
     format!("{value:.1} TiB")
 }
 
+/// The beginning of a text that may have many lines, for a table; JSON has all of it.
+pub fn brief(text: &str) -> String {
+    const MOST: usize = 100;
+    let first = text.lines().next().unwrap_or_default();
+    match first.char_indices().nth(MOST) {
+        Some((at, _)) => format!("{}…", first[..at].trim_end()),
+        None if first.len() < text.trim_end().len() => format!("{first}…"),
+        None => first.to_owned(),
+    }
+}
+
 /// A number with its thousands apart.
 pub fn count(n: u64) -> String {
     let digits = n.to_string();
@@ -113,6 +124,12 @@ mod tests {
         assert_eq!((ms(1_530), ms(23_400)), ("1.5 ms".into(), "23 ms".into()));
         assert_eq!((bytes(12), bytes(5 << 20), bytes(3 << 40)), ("12 B".into(), "5.0 MiB".into(), "3.0 TiB".into()));
         assert_eq!([0, 999, 1000, 1234567].map(count), ["0", "999", "1,000", "1,234,567"]);
+    }
+
+    #[test]
+    fn a_long_text_is_cut() {
+        assert_eq!((brief("one"), brief("one\n"), brief("one\ntwo")), ("one".into(), "one".into(), "one…".into()));
+        assert_eq!(brief(&"é".repeat(200)).chars().count(), 101);
     }
 
     #[test]

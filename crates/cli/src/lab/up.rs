@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use ninefold_lab::topology::GUEST_IP;
-use ninefold_lab::{Lab, LabConfig, LabSecurity, LabStatus, VmOptions};
+use ninefold_lab::{Lab, LabConfig, LabSecurity, LabStatus, VmOptions, demo};
 use ninefold_model::spec::AccelChoice;
 use ninefold_model::status::VmStatus;
 use ninefold_model::{InvalidName, VmName};
@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::error::CliError;
 use crate::interrupt;
-use crate::output::{Output, ms};
+use crate::output::{Output, brief, ms};
 use crate::progress;
 
 /// Make a lab with a protected VM in it
@@ -99,7 +99,7 @@ struct Made {
     guest_address: String,
     /// From asking for the start to redis's first answer.
     boot_ms: Option<f64>,
-    /// From redis's first answer to being protected.
+    /// The first copy to the backup; it may be made while the guest boots.
     sync_ms: Option<f64>,
     tls: bool,
 }
@@ -152,8 +152,8 @@ fn fill(lab: &Lab, options: &VmOptions, no_vm: bool, bar: &indicatif::ProgressBa
         return Ok((None, None, None));
     }
     let first = lab.topology().hosts.first().map_or("a", |h| h.as_str());
-    let booted = ninefold_lab::demo::boot::boot(lab, first, options, |p| progress::boot(bar, &p))?;
-    Ok((Some(lab.keeper(first)?.status()?), Some(booted.boot), booted.sync))
+    let booted = demo::boot::boot(lab, first, options, |p| progress::boot(bar, &p))?;
+    Ok((Some(lab.keeper(first)?.status()?), Some(booted.boot), demo::boot::first_copy(&booted)))
 }
 
 fn tell(made: &Made) -> String {
@@ -167,7 +167,7 @@ fn tell(made: &Made) -> String {
             text += &format!("VM '{}' runs on host {}{backup}", vm.vm, vm.host);
             text += &format!(" (boot {:.1} s, first copy {})\n", boot / 1000.0, ms((sync * 1000.0) as u64));
             if let Some(m) = &vm.machine {
-                text += &format!("QEMU {} with {}: {}\n", m.qemu, m.accel, m.accel_reason);
+                text += &format!("QEMU {} with {}: {}\n", m.qemu, m.accel, brief(&m.accel_reason));
             }
             text += &format!(
                 "\nTry:\n  ninefold lab exec client -- redis-cli -h {0} incr visits\n  ninefold lab kill a host\n  \

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::keepers::{HostReport, Keepers, Where};
 use crate::error::CliError;
-use crate::output::{self, Output, bytes, count, ms};
+use crate::output::{self, Output, brief, bytes, count, ms};
 
 /// Between two looks of `--watch`.
 const EVERY: Duration = Duration::from_millis(500);
@@ -89,7 +89,10 @@ fn tell(shown: &Shown) -> String {
             if let Some(machine) = &status.machine {
                 text += &format!(
                     "QEMU {} with {} ({}), {}\n",
-                    machine.qemu, machine.accel, machine.accel_reason, machine.run_state
+                    machine.qemu,
+                    machine.accel,
+                    brief(&machine.accel_reason),
+                    machine.run_state
                 );
             }
             let policy = match status.epoch_policy {

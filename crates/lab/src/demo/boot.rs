@@ -57,6 +57,15 @@ pub fn boot(
     })
 }
 
+/// How long the first copy to the backup took, by the primary's own account: it may have been made while the guest
+/// booted.
+pub fn first_copy(booted: &BootedVm) -> Option<Duration> {
+    booted.events.all().into_iter().find_map(|e| match e.kind {
+        EventKind::Protected { sync_ms, .. } => Some(Duration::from_millis(sync_ms)),
+        _ => None,
+    })
+}
+
 fn look(lab: &Lab, host: &str, elapsed: Duration) -> BootProgress {
     let starting = BootProgress { phase: BootPhase::Starting, elapsed, sync: None };
     let Ok(keeper) = lab.keeper(host) else { return starting };

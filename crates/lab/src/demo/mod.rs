@@ -39,7 +39,7 @@ pub enum Step {
     LabUp { lab: String, tls: bool, took: Duration },
     /// Said many times while the VM boots and is copied.
     Booting(BootProgress),
-    /// The VM runs at `primary` and a backup may take over.
+    /// The VM runs and a backup may take over. `sync` is how long the first copy took.
     Protected { status: Box<VmStatus>, boot: Duration, sync: Duration },
     /// The client writes.
     Writing { acked: u64 },

@@ -42,7 +42,7 @@ pub struct DemoReport {
     pub frames_unobserved: u64,
     /// From asking for the start to redis's first answer.
     pub boot_ms: f64,
-    /// From redis's first answer to being protected.
+    /// The first copy to the backup; it may be made while the guest boots.
     pub sync_ms: f64,
     /// The whole demo, lab up and down included.
     pub total_ms: f64,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use ninefold_model::VmName;
 use ninefold_model::event::{Event, EventKind};
 
-use super::boot::boot;
+use super::boot::{boot, first_copy};
 use super::fault::Fault;
 use super::measure::Checkpoints;
 use super::report::{DemoReport, PauseReport};
@@ -69,7 +69,7 @@ fn in_lab(lab: &Lab, options: &DemoOptions, tls: bool, audience: &mut dyn Audien
     let booted = boot(lab, &primary, &options.vm, |p| audience.hear(Step::Booting(p)))?;
     let status = lab.keeper(&primary)?.status().map_err(|e| failed(&primary, &e))?;
     let machine = status.machine.clone().ok_or_else(|| failed(&primary, &"it has no machine"))?;
-    let sync = booted.sync.unwrap_or_default();
+    let sync = first_copy(&booted).unwrap_or_default();
     audience.hear(Step::Protected { status: Box::new(status), boot: booted.boot, sync });
 
     let observer = Observer::start(lab, options.vm.mac)?;

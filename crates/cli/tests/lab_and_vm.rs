@@ -1,0 +1,145 @@
+//! A lab from `up` to `down`, through the command. Real VMs; needs root and the test guest.
+
+mod fixture;
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Child, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use fixture::{LabName, fails, json, ninefold, ok, programs};
+use ninefold_lab::record::lab_dir;
+use rustix::process::{Pid, Signal, kill_process};
+
+/// For what nobody reports: asks again and again, with a limit only against hanging for ever.
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(90);
+    while !done() {
+        assert!(Instant::now() < deadline, "no {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_lab_from_up_to_down() {
+    programs();
+    let lab = LabName::new();
+    let name = lab.name();
+    let vm = |verb: &[&str]| json(&[&["vm"], verb, &["--lab", name]].concat());
+    let in_lab = |verb: &[&str]| json(&[&["lab"], verb, &["--name", name]].concat());
+
+    let made = in_lab(&["up"]);
+    assert_eq!(made["lab"]["persistent"], true);
+    assert_eq!((&made["vm"]["role"], &made["vm"]["protection"]), (&"primary".into(), &"protected".into()), "{made:#}");
+    assert!(fails(&["lab", "up", "--name", name], 1).contains(&format!("ninefold lab down --name {name}")));
+    assert!(json(&["lab", "list"]).as_array().unwrap().iter().any(|l| l["name"] == name));
+
+    let status = vm(&["status"]);
+    assert_eq!((&status["primary"], &status["protection"]), (&"a".into(), &"protected".into()), "{status:#}");
+    let roles: Vec<_> = status["hosts"].as_array().unwrap().iter().map(|h| h["status"]["role"].clone()).collect();
+    assert_eq!(roles, ["primary", "backup"]);
+    assert!(ok(&["vm", "status", "--lab", name]).starts_with("VM 'vm' runs on host a: protected by host b\n"));
+    let picture = ok(&["lab", "status", "--name", name]);
+    assert!(picture.contains("a primary") && picture.contains("w witness"), "{picture}");
+
+    wrong_hosts(name);
+
+    // The VM moves, and its console with it.
+    assert_eq!(console(name, "echo before-$((40+2))\n", "before-42"), Some(0));
+    let moved = vm(&["switchover"]);
+    assert_eq!((&moved["host"], &moved["event"]["event"]), (&"b".into(), &"took_over".into()), "{moved:#}");
+    assert_eq!(vm(&["status"])["primary"], "b");
+    assert_eq!(console(name, "echo after-$((40+2))\n", "after-42"), Some(0));
+
+    // Protected again without our doing: `protect` only waits for it.
+    vm(&["protect"]);
+    vm(&["epochs", "fixed", "--ms", "20"]);
+    let policies: Vec<_> =
+        vm(&["status"])["hosts"].as_array().unwrap().iter().map(|h| h["status"]["epoch_policy"].clone()).collect();
+    assert_eq!(policies, [serde_json::json!({"fixed": {"ms": 20}}), serde_json::json!({"fixed": {"ms": 20}})]);
+    wait_until("checkpoints", || vm(&["checkpoints", "--last", "5"])["checkpoints"].as_array().unwrap().len() == 5);
+    assert_eq!(vm(&["unprotect"])["host"], "b");
+    assert_eq!(vm(&["status"])["protection"], "off");
+    assert_eq!(vm(&["protect"])["event"]["event"], "protected");
+
+    // A whole host is lost, and comes back.
+    in_lab(&["kill", "b", "host"]);
+    wait_until("take-over by a", || vm(&["status"])["primary"] == "a");
+    assert!(ok(&["lab", "status", "--name", name]).contains("host off"));
+    in_lab(&["restart", "b"]);
+    vm(&["protect"]);
+    let events = ok(&["vm", "events", "--lab", name]);
+    assert!(events.contains("TOOK OVER"), "{events}");
+    assert!(ok(&["vm", "events", "--lab", name, "--json"]).lines().all(|l| l.starts_with('{')));
+
+    // Cables and the witness.
+    in_lab(&["cut", "b", "both", "--blackhole"]);
+    assert!(ok(&["lab", "status", "--name", name]).contains("black hole"));
+    in_lab(&["heal", "b", "both"]);
+    vm(&["protect"]);
+    in_lab(&["witness", "kill"]);
+    assert!(fails(&["lab", "witness", "stop", "--name", name], 1).contains("no witness runs here"));
+    in_lab(&["witness", "start"]);
+
+    let shell =
+        ninefold(&["lab", "exec", "--name", name, "client", "--", "sh", "-c", "echo in; exit 7"]).output().unwrap();
+    assert_eq!((shell.status.code(), String::from_utf8_lossy(&shell.stdout).as_ref()), (Some(7), "in\n"));
+
+    vm(&["stop"]);
+    let said = fails(&["vm", "stop", "--lab", name], 1);
+    assert!(said.contains("does not run on") && said.contains("\nhelp: "), "{said}");
+    in_lab(&["down"]);
+    assert_eq!(lab.traces(), Vec::<String>::new());
+}
+
+/// Hosts that are not there, and a keeper that does not run the VM.
+fn wrong_hosts(lab: &str) {
+    let said = fails(&["lab", "kill", "x", "host", "--name", lab], 1);
+    assert!(said.contains("has no host 'x'") && said.contains("\nhelp: its hosts: a, b, w, client"), "{said}");
+    let said = fails(&["lab", "cut", "client", "replication", "--name", lab], 1);
+    assert!(said.contains("not on the"), "{said}");
+    let said = fails(&["lab", "restart", "a", "--name", lab], 1);
+    assert!(said.contains("host a: runs"), "{said}");
+    let said = fails(&["vm", "start", "--lab", lab], 1);
+    assert!(said.contains("runs on a already"), "{said}");
+    let backup = lab_dir(lab).join("b");
+    let said = fails(&["vm", "switchover", "--run-dir", backup.to_str().unwrap()], 1);
+    assert!(said.contains("does not run on b") && said.contains("\nhelp: it is the backup of a"), "{said}");
+}
+
+/// Types `input` at the guest's console; expects `output`. Gives back the exit code.
+fn console(lab: &str, input: &str, output: &str) -> Option<i32> {
+    let mut child = ninefold(&["vm", "console", "--lab", lab, "--linger", "3"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let done = child.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&done.stdout);
+    assert!(text.contains(output), "{text}");
+    done.status.code()
+}
+
+#[test]
+fn an_interrupted_up_leaves_nothing() {
+    programs();
+    // In the middle of making the networks; while the VM boots.
+    for (begun, which) in [("lab.json", Signal::INT), ("a/keeper.sock", Signal::TERM)] {
+        let lab = LabName::new();
+        let mut up = ninefold(&["lab", "up", "--name", lab.name()]).stderr(Stdio::piped()).spawn().unwrap();
+        let path = lab_dir(lab.name()).join(begun);
+        await_path(&path, &mut up);
+        kill_process(Pid::from_child(&up), which).unwrap();
+        let status: ExitStatus = up.wait().unwrap();
+        assert_eq!(status.code(), Some(130), "{begun}");
+        assert_eq!(lab.traces(), Vec::<String>::new(), "{begun}");
+    }
+}
+
+fn await_path(path: &Path, child: &mut Child) {
+    wait_until("sign of the lab", || {
+        assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+        path.exists()
+    });
+}
