@@ -126,6 +126,8 @@ enum Step {
     LoseMachine(usize),
     Restart(usize),
     Switchover(usize),
+    Unprotect(usize),
+    Protect(usize),
     Deliver(Msg),
 }
 
@@ -464,6 +466,10 @@ impl Model for Replication {
             }
             if w.switchovers < self.switchovers && matches!(h.protocol.phase(), Some(Phase::Bound { .. })) {
                 steps.push(Step::Switchover(i));
+                steps.push(Step::Unprotect(i));
+            }
+            if h.protocol.wanted() == Protection::None {
+                steps.push(Step::Protect(i));
             }
         }
         steps.extend(w.messages.iter().cloned().map(Step::Deliver));
@@ -510,6 +516,11 @@ impl Model for Replication {
                 w.switchovers += 1;
                 self.input(&mut w, i, Input::Switchover { reason: String::new() });
             }
+            Step::Unprotect(i) => {
+                w.switchovers += 1;
+                self.input(&mut w, i, Input::Want(Protection::None));
+            }
+            Step::Protect(i) => self.input(&mut w, i, Input::Want(Protection::FaultTolerant)),
             Step::Deliver(msg) => self.deliver(&mut w, msg),
         }
         (w != *last).then_some(w)

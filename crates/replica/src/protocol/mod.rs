@@ -16,7 +16,7 @@
 //!   │   ▲  ▲                      │ FirstCheckpoint
 //!   │   │  └──── SessionLost ─────┤             │
 //!   │   │                         ▼             │   Binding, Bound, Unbinding: output is held; what the
-//!   │   │     (nothing asked)  Binding          │   backup has acknowledged is released (not in Unbinding)
+//!   │   │     (nothing asked)  Binding          │   backup has acknowledged is released, if the session lives
 //!   │   │◄──── SessionLost ───────┤ Acked, Won  │
 //!   │   │                         ▼             │
 //!   │   └─Won── Unbinding ◄──── Bound           │
@@ -55,7 +55,7 @@ use ninefold_model::status::{ProtectionState, Role};
 use ninefold_model::{Epoch, HostName, Record, Term};
 
 pub use primary::Phase;
-use primary::Primary;
+use primary::{Primary, Then};
 
 /// Names a proposal, so that an answer to an abandoned one is not taken for another's.
 pub type ProposalId = u32;
@@ -312,7 +312,7 @@ impl Protocol {
             Input::Want(wanted) => {
                 self.wanted = wanted;
                 if wanted == Protection::None {
-                    self.drop_session("protection was switched off", out);
+                    self.part(Then::GoOn, "protection was switched off", out);
                 }
             }
             Input::Offer { from, session } => self.offer(from, session, out),

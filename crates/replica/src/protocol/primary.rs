@@ -30,9 +30,10 @@ pub enum Phase {
     Binding { session: Term, backup: HostName, proposal: Option<ProposalId> },
     /// The backup may take over at any time.
     Bound { session: Term, backup: HostName, handover: Handover },
-    /// The session is gone and the witness must say so before more is released. `own` is false while the answer
-    /// awaited is that to the binding.
-    Unbinding { proposal: ProposalId, own: bool, backup: HostName, then: Then, reason: String },
+    /// The witness is to say that there is no backup any more. `own` is false while the answer awaited is that to the
+    /// binding. While the session is `live` (it is ended on purpose) what the backup acknowledges is released and the
+    /// backup has no cause to take over; when it is gone nothing is released.
+    Unbinding { proposal: ProposalId, own: bool, live: Option<Term>, backup: HostName, then: Then, reason: String },
 }
 
 /// Where a switchover stands.
@@ -62,14 +63,17 @@ impl Primary {
             Phase::Alone if wanted == Protection::None => ProtectionState::Off,
             Phase::Alone | Phase::Renewing { .. } => ProtectionState::Unprotected,
             Phase::Syncing { .. } | Phase::Binding { .. } => ProtectionState::Syncing,
-            Phase::Bound { .. } => ProtectionState::Protected,
+            Phase::Bound { .. } | Phase::Unbinding { live: Some(_), .. } => ProtectionState::Protected,
             Phase::Unbinding { .. } => ProtectionState::Waiting,
         }
     }
 
     pub(super) fn backup(&self) -> Option<&HostName> {
         match &self.phase {
-            Phase::Syncing { backup, .. } | Phase::Binding { backup, .. } | Phase::Bound { backup, .. } => Some(backup),
+            Phase::Syncing { backup, .. }
+            | Phase::Binding { backup, .. }
+            | Phase::Bound { backup, .. }
+            | Phase::Unbinding { live: Some(_), backup, .. } => Some(backup),
             _ => None,
         }
     }
@@ -79,6 +83,7 @@ impl Primary {
             Phase::Syncing { session, .. } | Phase::Binding { session, .. } | Phase::Bound { session, .. } => {
                 Some(*session)
             }
+            Phase::Unbinding { live, .. } => *live,
             _ => None,
         }
     }
@@ -110,10 +115,7 @@ impl Protocol {
             Input::Switchover { reason } => self.switchover(reason, out),
             Input::FinalAcked { session: s } if session == Some(s) => self.final_acked(out),
             Input::Stop { reason } => {
-                if let Some(s) = session {
-                    out.push(Action::CloseSession { session: s });
-                }
-                self.session_gone(Then::Stop, &reason, out);
+                self.part(Then::Stop, &reason, out);
             }
             Input::MachineLost { reason } => self.machine_lost(reason, out),
             _ => {}
@@ -171,7 +173,7 @@ impl Protocol {
                     self.last_proposal = id;
                 }
             }
-            Phase::Bound { .. } => out.push(Action::Release { epoch }),
+            Phase::Bound { .. } | Phase::Unbinding { .. } => out.push(Action::Release { epoch }),
             _ => {}
         }
     }
@@ -199,18 +201,44 @@ impl Protocol {
         }
     }
 
-    /// Ends the session on purpose.
-    pub(super) fn drop_session(&mut self, reason: &str, out: &mut Vec<Action>) {
-        if let State::Primary(p) = &self.state
-            && let Some(session) = p.session()
-        {
-            out.push(Action::CloseSession { session });
-            self.session_gone(Then::GoOn, reason, out);
+    /// Ends the session on purpose: the backup hears of it when the witness has spoken, not before, so that it has no
+    /// cause to take over.
+    pub(super) fn part(&mut self, then: Then, reason: &str, out: &mut Vec<Action>) {
+        let State::Primary(p) = &mut self.state else {
+            return;
+        };
+        let (live, reason) = (p.session(), reason.to_owned());
+        match p.phase.clone() {
+            Phase::Binding { backup, proposal: Some(proposal), .. } => {
+                p.phase = Phase::Unbinding { proposal, own: false, live, backup, then, reason };
+            }
+            Phase::Bound { backup, .. } => {
+                let new = p.record.alone(p.record.primary.clone());
+                self.last_proposal += 1;
+                let proposal = self.last_proposal;
+                out.push(Action::Propose { id: proposal, expected: Some(p.record.clone()), new });
+                p.phase = Phase::Unbinding { proposal, own: true, live, backup, then, reason };
+            }
+            Phase::Unbinding { .. } => self.session_goes_on(then),
+            Phase::Alone | Phase::Renewing { .. } | Phase::Syncing { .. } | Phase::Binding { .. } => {
+                if let Some(session) = live {
+                    out.push(Action::CloseSession { session });
+                }
+                self.session_gone(then, &reason, out);
+            }
         }
     }
 
-    /// The session is gone, or must go because the VM stops. Finds what the witness may believe of it, and has that
-    /// undone before anything else.
+    /// What follows is decided anew: a stop is not taken back.
+    fn session_goes_on(&mut self, then: Then) {
+        if let State::Primary(Primary { phase: Phase::Unbinding { then: t, .. }, .. }) = &mut self.state
+            && then == Then::Stop
+        {
+            *t = Then::Stop;
+        }
+    }
+
+    /// The session is gone. Finds what the witness may believe of it, and has that undone before anything else.
     fn session_gone(&mut self, then: Then, reason: &str, out: &mut Vec<Action>) {
         let id = self.last_proposal + 1;
         let careless = !self.rules.win_before_speaking_alone;
@@ -232,22 +260,23 @@ impl Protocol {
                 out.push(unprotected());
             }
             Phase::Binding { backup, proposal: Some(asked), .. } => {
-                p.phase = Phase::Unbinding { proposal: asked, own: false, backup, then, reason: reason.into() };
+                p.phase =
+                    Phase::Unbinding { proposal: asked, own: false, live: None, backup, then, reason: reason.into() };
             }
             Phase::Bound { backup, .. } => {
                 let new = p.record.alone(p.record.primary.clone());
                 out.push(Action::Propose { id, expected: Some(p.record.clone()), new });
                 if self.rules.say_when_unprotected {
-                    p.phase = Phase::Unbinding { proposal: id, own: true, backup, then, reason: reason.into() };
+                    p.phase =
+                        Phase::Unbinding { proposal: id, own: true, live: None, backup, then, reason: reason.into() };
                 }
                 self.last_proposal = id;
             }
             Phase::Unbinding { .. } => {
-                if let Phase::Unbinding { then: t, .. } = &mut p.phase
-                    && then == Then::Stop
-                {
-                    *t = Then::Stop;
+                if let Phase::Unbinding { live, .. } = &mut p.phase {
+                    *live = None;
                 }
+                self.session_goes_on(then);
             }
         }
         if let (Then::Stop, State::Primary(Primary { phase: Phase::Alone | Phase::Renewing { .. }, .. })) =
@@ -294,15 +323,18 @@ impl Protocol {
                 p.phase = Phase::Bound { session, backup, handover: Handover::No };
                 out.push(Action::SendBound { session });
             }
-            Phase::Unbinding { own: false, backup, then, reason, .. } => {
-                // The binding was granted after the session had gone: undo it.
+            Phase::Unbinding { own: false, live, backup, then, reason, .. } => {
+                // The binding was granted, and is not wanted any more: undo it.
                 p.record = p.record.bound(backup.clone());
                 let new = p.record.alone(p.record.primary.clone());
                 out.push(Action::Propose { id: next, expected: Some(p.record.clone()), new });
-                p.phase = Phase::Unbinding { proposal: next, own: true, backup, then, reason };
+                p.phase = Phase::Unbinding { proposal: next, own: true, live, backup, then, reason };
                 self.last_proposal = next;
             }
-            Phase::Unbinding { own: true, then, reason, .. } => {
+            Phase::Unbinding { own: true, live, then, reason, .. } => {
+                if let Some(session) = live {
+                    out.push(Action::CloseSession { session });
+                }
                 p.record = p.record.alone(p.record.primary.clone());
                 p.unused = true;
                 p.phase = Phase::Alone;
