@@ -243,6 +243,10 @@ impl Core {
             self.close_session();
             self.input(Input::SessionLost { session, reason });
         }
+        if let Some(BackupSide { ready: Some(ready), .. }) = &mut self.backup {
+            // What the primary said meanwhile has still to be read: its silence counts from now.
+            *ready = Instant::now();
+        }
     }
 
     /// An announcement is output like any other: while a backup may take over, only its acknowledgement shows that it
@@ -302,7 +306,7 @@ impl Core {
         let since = *self.uplink_lost.get_or_insert_with(Instant::now);
         let hold = Duration::from_millis(self.parts.config.timing.uplink_hold_ms.into());
         let bound = self.protocol.protection() == Some(ninefold_model::status::ProtectionState::Protected);
-        if bound && self.peer_uplink && since.elapsed() >= hold && self.final_epoch.is_none() {
+        if bound && self.witness_error.is_none() && self.peer_uplink && since.elapsed() >= hold && self.final_epoch.is_none() {
             // Once an attempt: a failed one starts the hold anew.
             self.uplink_lost = Some(Instant::now() + hold);
             let reason = format!("{name} has no carrier");
@@ -470,6 +474,11 @@ impl Core {
                 self.input(Input::Want(Protection::None));
                 Response::Done
             }
+            Request::Switchover if self.witness_error.is_some() => Response::Error {
+                message: "the witness does not answer: the guest would stand still until it does".into(),
+                help: Some("see to the witness first; `ninefold vm status` shows when it answers again".into()),
+                try_host: None,
+            },
             Request::Switchover => {
                 let mut actions = Vec::new();
                 self.protocol.handle(Input::Switchover { reason: "asked for".into() }, &mut actions);
@@ -646,8 +655,9 @@ impl Core {
             return;
         };
         let Some(Takeover { loaded: Some(loaded), .. }) = self.takeover.take() else { return };
+        // The checkpoint that was held when the claim began, or a whole one that came right after it.
         let Loaded { mut machine, ports, epoch: held, load_us } = *loaded;
-        debug_assert_eq!(held, epoch);
+        let epoch = held.max(epoch);
         let began = Instant::now();
         let started = machine.start();
         if let Err(error) = started.and_then(|()| {

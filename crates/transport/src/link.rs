@@ -133,7 +133,7 @@ impl Read for LinkReader {
                     Ok(n) => filled += n,
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                     Err(_) if filled > 0 => return Ok(filled),
-                    Err(e) => return Err(e),
+                    Err(e) => return Err(plain(e)),
                 }
                 if filled == buf.len() {
                     return Ok(filled);
@@ -154,9 +154,17 @@ impl Read for LinkReader {
                 // Reading nothing tells TLS of the end; its reader then says whether that was an orderly one.
                 let mut connection = lock(tls);
                 connection.read_tls(&mut io::empty())?;
-                return connection.reader().read(buf);
+                return connection.reader().read(buf).map_err(plain);
             }
         }
+    }
+}
+
+/// TLS's error for an end without farewell, in words for people.
+fn plain(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => io::Error::new(io::ErrorKind::UnexpectedEof, "the peer's connection broke off"),
+        _ => error,
     }
 }
 
