@@ -57,8 +57,8 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
     let witness = &config.witness;
     let client = WitnessClient::new(witness.addr, witness.host.clone(), security.clone(), Timeouts::default());
     let arbiter = arbiter::start(config.vm.name.clone(), client, core.clone())?;
-    let connector = Connector::start(Arc::clone(&config), security, core.clone())?;
-    let standby = Standby { config: Arc::clone(&config), outlets: Arc::clone(&outlets), core: core.clone() };
+    let connector = Connector::start(Arc::clone(&config), security.clone(), core.clone())?;
+    let standby = Standby { config: Arc::clone(&config), outlets: Arc::clone(&outlets), security, core: core.clone() };
     accept(listener, standby)?;
     server::serve(&KeeperConfig::control_socket(&config.run_dir), journal.clone(), core.clone())?;
     let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])

@@ -11,20 +11,20 @@
 
 pub mod api;
 mod arbiter;
-mod capture;
+pub mod capture;
 pub mod config;
 mod connector;
 mod core;
 mod cpu_clock;
 pub mod error;
-mod first_copy;
+pub mod first_copy;
 mod journal;
 pub mod keeper;
 mod metrics;
 mod msg;
-mod outlets;
+pub mod outlets;
 mod priority;
 mod server;
 mod session;
-mod standby;
+pub mod standby;
 pub mod vm;

@@ -23,7 +23,8 @@ use ninefold_replica::stream::{
     BlockInfo, CheckpointAssembler, Fed, Hello, Layout, PAGE_SIZE, PageSink, PassKind, Preamble, Record, RecordReader,
     write_record,
 };
-use ninefold_transport::{Incoming, Link, LinkReader, LinkWriter};
+use ninefold_store::{Timeouts, Witness, WitnessClient};
+use ninefold_transport::{Incoming, Link, LinkReader, LinkWriter, Security};
 
 use crate::capture::micros;
 use crate::config::KeeperConfig;
@@ -50,6 +51,7 @@ pub struct Loaded {
 pub struct Standby {
     pub config: Arc<KeeperConfig>,
     pub outlets: Arc<Outlets>,
+    pub security: Security,
     pub core: Sender<Msg>,
 }
 
@@ -94,7 +96,7 @@ impl Standby {
         } else if hello.session != hello.term.0 || hello.lanes != 1 {
             Some((RefuseCode::Protocol, "a session is named by its term and has one connection".into()))
         } else {
-            None
+            self.vouched_for(&hello).err().map(|reason| (RefuseCode::Protocol, reason))
         };
         if let Some((code, reason)) = objection {
             let _ = write_record(&mut writer, &mut scratch, &Record::Refuse { code, reason: &reason });
@@ -114,6 +116,23 @@ impl Standby {
             let _ = self.core.send(Msg::LoadFailed { session, reason });
         }
         Ok(())
+    }
+
+    /// Whether the witness's record is the one under which this session is opened. Otherwise a host that is mistaken
+    /// about its role, or lies, could take the place of the running session, and with a term from the far future that of
+    /// all to come.
+    fn vouched_for(&self, hello: &Hello) -> Result<(), String> {
+        let witness = &self.config.witness;
+        let (host, security) = (witness.host.clone(), self.security.clone());
+        let mut client = WitnessClient::new(witness.addr, host, security, Timeouts::default());
+        match client.read(&hello.vm).map_err(|e| report(&e))? {
+            Some(r) if r.term == hello.term && r.primary == hello.from && !r.synced => Ok(()),
+            Some(r) => Err(format!(
+                "the witness knows of no session {} of {}: {} has the VM in term {}",
+                hello.term, hello.from, r.primary, r.term
+            )),
+            None => Err(format!("the witness does not know {}", hello.vm)),
+        }
     }
 
     fn launch(&self, hello: &Hello) -> Result<(Machine, Ports, Layout), String> {
@@ -232,7 +251,7 @@ pub fn refuse(writer: &mut LinkWriter, reason: &str) {
 }
 
 /// The standby QEMU's memory as the assembler writes it.
-struct Sink(Arc<Memory>);
+pub struct Sink(pub Arc<Memory>);
 
 impl PageSink for Sink {
     fn write(&mut self, block: u16, first: u64, data: &[u8]) -> io::Result<()> {

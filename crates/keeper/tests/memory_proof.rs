@@ -1,0 +1,361 @@
+//! The memory proof: at every checkpoint boundary the standby's memory equals the primary's, byte for byte.
+//!
+//! ```text
+//!   real QEMU ──► tracker, Capture ──► PageEncoder, PassWriter ──► bytes ──► RecordReader, CheckpointAssembler ──► real QEMU
+//!    primary      (the keeper's own)                                                     Sink (the keeper's own)    standby
+//!       └────────────────────────── while the guest stands still: all RAM blocks compared ──────────────────────────┘
+//! ```
+//!
+//! The guests are a Linux with two vCPUs that writes to its memory in several patterns while redis, kernel and console
+//! go on as they do, and a boot sector that runs from the first instruction of the firmware on (also on KVM where it
+//! opens). At the end the primary is killed and the standby goes on.
+
+#[path = "../../machine/tests/guest/mod.rs"]
+mod guest;
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ninefold_keeper::capture::Capture;
+use ninefold_keeper::config::{KeeperConfig, Peer, SecurityConfig};
+use ninefold_keeper::first_copy;
+use ninefold_keeper::outlets::{CONSOLE, Outlets};
+use ninefold_keeper::standby::{Sink, layout};
+use ninefold_machine::{DirtySet, Machine, MachineConfig, Memory, PageRun, Ports, Tracker};
+use ninefold_model::spec::{Accel, AccelChoice, Boot, VmSpec};
+use ninefold_model::{Epoch, Term};
+use ninefold_replica::stream::{
+    self, CheckpointAssembler, Fed, Mode, PageEncoder, Pass, PassKind, PassWriter, Preamble, RecordReader,
+};
+
+const TERM: Term = Term(1);
+/// Pages compared at once.
+const STEP: u32 = 1024;
+/// What a boot or an answer of the guest may take; only so that a failure ends.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// A primary, a standby and the stream between them, in one process.
+struct Proof {
+    what: String,
+    primary: Machine,
+    standby: Machine,
+    standby_ports: Option<Ports>,
+    outlets: Outlets,
+    tracker: Tracker,
+    dirty: DirtySet,
+    capture: Capture,
+    encoder: PageEncoder,
+    assembler: CheckpointAssembler,
+    sink: Sink,
+    epoch: Epoch,
+    rounds: u64,
+    ours: Vec<u8>,
+    /// Pages sent with checkpoints, and bytes that they became.
+    pages: u64,
+    bytes: u64,
+}
+
+impl Proof {
+    /// Takes a primary that runs, or is about to, and launches its standby.
+    fn new(what: &str, config: &MachineConfig, mut primary: Machine, outlets: Outlets) -> Self {
+        let (standby, ports) = guest::launch(&guest::standby(config));
+        let blocks = layout(&primary).unwrap();
+        blocks.same_as(&layout(&standby).unwrap()).unwrap();
+        // All counts as clean from here on; the first round carries what is there.
+        let tracker = primary.track().unwrap();
+        let machine_layout = primary.memory().layout().clone();
+        Self {
+            what: what.to_owned(),
+            sink: Sink(Arc::clone(standby.memory())),
+            standby,
+            standby_ports: Some(ports),
+            outlets,
+            tracker,
+            dirty: DirtySet::for_layout(&machine_layout),
+            capture: Capture::for_layout(&machine_layout),
+            // With a shadow of everything, so that the delta modes have something to start from.
+            encoder: PageEncoder::new(&blocks).with_shadow(u64::MAX),
+            assembler: CheckpointAssembler::new(TERM.0, TERM, blocks, 1),
+            epoch: Epoch(0),
+            rounds: 0,
+            ours: vec![0; STEP as usize * ninefold_machine::PAGE_SIZE as usize],
+            pages: 0,
+            bytes: 0,
+            primary,
+        }
+    }
+
+    /// One round of the initial copy, while the guest runs.
+    fn sync_round(&mut self, mode: Mode) {
+        let runs = if self.rounds == 0 {
+            first_copy::runs(self.primary.memory()).unwrap()
+        } else {
+            self.dirty.clear();
+            self.tracker.scan(&mut self.dirty).unwrap();
+            self.dirty.runs().to_vec()
+        };
+        self.rounds += 1;
+        let mut content = vec![0; runs.iter().map(PageRun::bytes).sum()];
+        self.primary.memory().read_runs(&runs, &mut content).unwrap();
+        let pass = Pass { session: TERM.0, kind: PassKind::Sync, epoch: Epoch(self.rounds) };
+        self.encoder.set_mode(mode);
+        let (mut wire, mut scratch) = (Vec::new(), Vec::new());
+        let mut writer = PassWriter::begin(&mut wire, &mut scratch, pass, TERM).unwrap();
+        writer.pages(&mut self.encoder, &translate(&runs), &content).unwrap();
+        writer.end().unwrap();
+        self.receive(wire);
+    }
+
+    /// One checkpoint: taken, sent, applied, and compared while the guest stands still.
+    fn checkpoint(&mut self, mode: Mode) {
+        let next = self.epoch.next();
+        self.capture.clear();
+        self.capture.take(next, Duration::ZERO, &mut self.primary, &mut self.tracker, &self.outlets).unwrap();
+        let pass = Pass { session: TERM.0, kind: PassKind::Checkpoint, epoch: next };
+        self.encoder.set_mode(mode);
+        let (mut wire, mut scratch) = (Vec::new(), Vec::new());
+        let mut writer = PassWriter::begin(&mut wire, &mut scratch, pass, TERM).unwrap();
+        writer.pages(&mut self.encoder, &translate(self.capture.dirty.runs()), self.capture.content()).unwrap();
+        writer.device_state(&self.capture.devices).unwrap();
+        writer.channel_output(CONSOLE, &self.capture.console).unwrap();
+        writer.end().unwrap();
+        self.pages += self.capture.dirty.pages();
+        self.bytes += wire.len() as u64;
+        self.receive(wire);
+        assert_eq!(self.assembler.whole(), next);
+        self.epoch = next;
+        self.compare(&format!("{}: epoch {next}, {mode:?}", self.what));
+        self.outlets.release(next, &|| true);
+    }
+
+    fn resume(&mut self) {
+        self.capture.resume(&mut self.primary).unwrap();
+    }
+
+    fn receive(&mut self, wire: Vec<u8>) {
+        let bytes: Vec<u8> = Preamble::OURS.to_bytes().into_iter().chain(wire).collect();
+        let mut records = RecordReader::new(bytes.as_slice());
+        records.preamble().unwrap();
+        let mut whole = false;
+        while let Some(frame) = records.next_record().unwrap() {
+            match self.assembler.feed(&frame, &mut self.sink).unwrap() {
+                Fed::Whole(_) => {
+                    self.assembler.commit(&mut self.sink).unwrap();
+                    whole = true;
+                }
+                Fed::Synced(_) => whole = true,
+                _ => {}
+            }
+        }
+        assert!(whole, "{}: a pass that never became whole", self.what);
+    }
+
+    /// Every byte of every RAM block.
+    fn compare(&mut self, when: &str) {
+        let (ours, theirs) = (self.primary.memory(), self.standby.memory());
+        for run in ours.all_runs(STEP) {
+            let content = &mut self.ours[..run.bytes()];
+            ours.read_run(run, content).unwrap();
+            if let Some(page) = theirs.first_difference(run, content).unwrap() {
+                let name = &ours.layout().blocks[usize::from(run.block)].name;
+                panic!("{when}: the standby's '{name}' differs in page {page:#x}");
+            }
+        }
+    }
+
+    /// The primary dies and the standby goes on.
+    fn fail_over(&mut self) -> &Memory {
+        self.primary.kill();
+        self.outlets.detach();
+        let state = self.assembler.checkpoint().unwrap().device_state.to_vec();
+        self.standby.load(&state).unwrap();
+        self.standby.check_layout().unwrap();
+        self.outlets.attach(self.standby_ports.take().unwrap()).unwrap();
+        self.outlets.pass();
+        self.standby.start().unwrap();
+        self.standby.memory()
+    }
+}
+
+fn translate(runs: &[PageRun]) -> Vec<stream::PageRun> {
+    runs.iter().map(|r| stream::PageRun { block: r.block, first: r.first, count: r.count }).collect()
+}
+
+/// Console and agent of a VM without NICs.
+fn outlets(dir: &Path, spec: &VmSpec) -> Outlets {
+    let nowhere = "127.0.0.1:0".parse().unwrap();
+    let config = KeeperConfig {
+        host: "a".parse().unwrap(),
+        vm: VmSpec { nics: Vec::new(), ..spec.clone() },
+        qemu: "qemu-system-x86_64".into(),
+        run_dir: dir.to_owned(),
+        cache_dir: dir.to_owned(),
+        listen: nowhere,
+        peers: Vec::new(),
+        witness: Peer { host: "w".parse().unwrap(), addr: nowhere },
+        security: SecurityConfig::PlainText,
+        metrics: None,
+        uplink: None,
+        timing: Default::default(),
+        epochs: Default::default(),
+    };
+    Outlets::open(&config, &(Arc::new(|| ()) as _)).unwrap()
+}
+
+/// The root shell on the guest's console.
+struct Shell {
+    console: UnixStream,
+    heard: String,
+    asked: u32,
+}
+
+impl Shell {
+    fn new(dir: &Path) -> Self {
+        let console = UnixStream::connect(KeeperConfig::console_socket(dir)).unwrap();
+        console.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        Self { console, heard: String::new(), asked: 0 }
+    }
+
+    /// Reads until `text` comes; answers what came before it. `meanwhile` is called again and again.
+    fn until(&mut self, text: &str, mut meanwhile: impl FnMut()) -> String {
+        let deadline = Instant::now() + LIMIT;
+        let mut bytes = [0; 4096];
+        loop {
+            if let Some(at) = self.heard.find(text) {
+                let before = self.heard[..at].to_owned();
+                self.heard.drain(..at + text.len());
+                return before;
+            }
+            assert!(Instant::now() < deadline, "the console does not say '{text}': {}", self.heard);
+            match self.console.read(&mut bytes) {
+                Ok(0) => panic!("the console is closed"),
+                Ok(n) => self.heard.push_str(&String::from_utf8_lossy(&bytes[..n])),
+                // Silence: the output may wait for a checkpoint.
+                Err(_) => meanwhile(),
+            }
+        }
+    }
+
+    fn write(&mut self, line: &str) {
+        writeln!(self.console, "{line}").unwrap();
+    }
+
+    /// Asks the workload server, while the guest runs freely; answers what it says.
+    fn ask(&mut self, command: &str, meanwhile: impl FnMut()) -> String {
+        self.asked += 1;
+        // The shell's echo of this line has no number behind `end-`.
+        self.write(&format!("n={}; echo '{command}' | nc -w 5 127.0.0.1 7000; echo end-$n.", self.asked));
+        self.until(&format!("end-{}.", self.asked), meanwhile)
+    }
+}
+
+fn linux_config(qemu: &Path) -> MachineConfig {
+    let guest_dir = guest::cache().join("guest/current");
+    let mut config = guest::config(qemu, Accel::Tcg, 2, Path::new(""));
+    config.spec.memory_mib = 256;
+    config.spec.accel = AccelChoice::Tcg;
+    config.spec.nics.clear();
+    config.spec.boot = Boot::Linux {
+        kernel: guest_dir.join("vmlinuz"),
+        initrd: Some(guest_dir.join("initrd.img")),
+        cmdline: "console=ttyS0 quiet nf.name=proof".into(),
+    };
+    config
+}
+
+/// How a checkpoint follows the one before: the guest runs for so many milliseconds.
+const RUNS_MS: [u64; 5] = [0, 2, 10, 25, 60];
+
+#[test]
+fn a_linux_guest_that_dirties_memory_hard() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = linux_config(Path::new("qemu-system-x86_64"));
+    let (mut primary, ports) = guest::launch(&config);
+    let outlets = outlets(dir.path(), &config.spec);
+    outlets.attach(ports).unwrap();
+    outlets.pass();
+    let mut shell = Shell::new(dir.path());
+    primary.start().unwrap();
+    shell.until("ninefold-guest: ready", || ());
+    shell.write("");
+    let answer = shell.ask("checksum mib=8", || ());
+    assert!(answer.contains("\"ok\":true"), "{answer}");
+    let patterns = ["sequential", "random", "stride", "same-value", "hot"];
+    let start = |pattern: &str| format!("dirty pattern={pattern} mib=48 threads=2 mbps=400");
+    shell.ask(&start(patterns[0]), || ());
+
+    let mut proof = Proof::new("Linux, 2 vCPUs", &config, primary, outlets);
+    for round in 0..4 {
+        proof.sync_round(Mode::ALL[round % 4]);
+    }
+    proof.outlets.hold();
+    for (i, pattern) in patterns.into_iter().enumerate() {
+        if i > 0 {
+            // Its answer waits for checkpoints: they go on.
+            let mut turn = 0;
+            let answer = shell.ask(&start(pattern), || {
+                proof.checkpoint(Mode::ALL[turn % 4]);
+                proof.resume();
+                turn += 1;
+            });
+            assert!(answer.contains("\"ok\":true"), "{pattern}: {answer}");
+        }
+        let (pages, bytes, begun) = (proof.pages, proof.bytes, Instant::now());
+        for n in 0..32 {
+            // An epoch is a length of time.
+            std::thread::sleep(Duration::from_millis(RUNS_MS[n % RUNS_MS.len()]));
+            proof.checkpoint(Mode::ALL[n % Mode::ALL.len()]);
+            proof.resume();
+        }
+        let (pages, bytes) = (proof.pages - pages, (proof.bytes - bytes) >> 20);
+        println!("{pattern}: 32 checkpoints, {pages} pages, {bytes} MiB sent, {:.1?}", begun.elapsed());
+        assert!(pages > 3200, "{pattern}: the guest has hardly dirtied anything ({pages} pages)");
+    }
+
+    // The last one; then the standby goes on, and its memory is as its guest left it.
+    proof.checkpoint(Mode::Lz4);
+    proof.fail_over();
+    let progress = shell.ask("progress", || ());
+    assert!(progress.contains("\"checksum_errors\":0"), "{progress}");
+    shell.write("echo alive-$((6*7)).");
+    shell.until("alive-42.", || ());
+    proof.standby.quit();
+}
+
+#[test]
+fn a_boot_sector_from_the_first_instruction_on() {
+    for accel in guest::accels() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = guest::boot_sector(dir.path());
+        let mut config = guest::config(Path::new("qemu-system-x86_64"), accel, 2, &image);
+        config.spec.nics.clear();
+        let (primary, ports) = guest::launch(&config);
+        let outlets = outlets(dir.path(), &config.spec);
+        outlets.attach(ports).unwrap();
+        let mut proof = Proof::new(&format!("boot sector, {accel}"), &config, primary, outlets);
+        proof.sync_round(Mode::Raw);
+        proof.primary.start().unwrap();
+        proof.outlets.hold();
+        for n in 0..40 {
+            proof.checkpoint(Mode::ALL[n % 4]);
+            proof.resume();
+        }
+        let memory = Arc::clone(proof.primary.memory());
+        guest::await_boot(&memory, 2);
+        for n in 0..60 {
+            guest::await_count(&memory, guest::COUNTER, 20 + 40 * (n % 7));
+            proof.checkpoint(Mode::ALL[n as usize % 4]);
+            proof.resume();
+        }
+        proof.checkpoint(Mode::DeltaLz4);
+        let count = guest::word(&memory, guest::COUNTER);
+        println!("{}: {} pages in {} checkpoints", proof.what, proof.pages, proof.epoch);
+        let standby = proof.fail_over();
+        guest::await_count(standby, guest::COUNTER, 10);
+        assert!(guest::word(standby, guest::COUNTER).wrapping_sub(count) >= 10);
+        proof.standby.quit();
+    }
+}
