@@ -2,10 +2,11 @@
 //!
 //! * [`lab`]: hosts on this machine, and what can befall them
 //! * [`vm`]: a fault-tolerant VM: its state, its life, its console
-//! * [`doctor`]: what this host can do · [`demo`]: the main job from beginning to end
+//! * [`doctor`]: what this host can do · [`demo`]: the main job from beginning to end · [`bench`]: what it costs
 //! * [`output`]: tables and JSON · [`progress`]: bars · [`picture`]: a lab drawn
 //! * [`error`]: what went wrong, and what to do · [`interrupt`]: nothing stays half-made
 
+mod bench;
 mod demo;
 mod doctor;
 mod error;
@@ -33,6 +34,7 @@ use crate::output::Output;
     after_help = "Examples:\n  \
         ninefold doctor                 what this host can do\n  \
         ninefold demo                   a VM that survives its host, three times over\n  \
+        ninefold bench                  what protection costs, measured\n  \
         ninefold lab up                 two hosts, a witness, a client and a protected VM on this machine\n  \
         ninefold vm status --watch      how the VM is\n  \
         ninefold lab kill a host        pull the plug of its host\n  \
@@ -53,6 +55,7 @@ enum Noun {
     Vm(vm::VmArgs),
     Doctor(doctor::DoctorArgs),
     Demo(demo::DemoArgs),
+    Bench(bench::BenchArgs),
     #[command(hide = true)]
     Unmake(interrupt::UnmakeArgs),
 }
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
         Noun::Vm(args) => vm::run(args, &output),
         Noun::Doctor(args) => doctor::run(&args, &output),
         Noun::Demo(args) => demo::run(&args, &output),
+        Noun::Bench(args) => bench::run(&args, &output),
         Noun::Unmake(args) => interrupt::unmake(&args),
     };
     match done {

@@ -2,7 +2,7 @@
 
 mod fixture;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -62,9 +62,14 @@ fn a_lab_from_up_to_down() {
     assert_eq!(vm(&["status"])["protection"], "off");
     assert_eq!(vm(&["protect"])["event"]["event"], "protected");
 
-    // A whole host is lost, and comes back.
+    // A whole host is lost, and comes back. A console that is open goes on, and repeats nothing.
+    let mut open = Typed::start(name);
+    open.say("echo first-$((40+2))\n", "first-42");
     in_lab(&["kill", "b", "host"]);
     wait_until("take-over by a", || vm(&["status"])["primary"] == "a");
+    let heard = open.say("echo second-$((40+2))\n", "second-42");
+    assert_eq!(heard.matches("first-42").count(), 1, "{heard}");
+    drop(open);
     assert!(ok(&["lab", "status", "--name", name]).contains("host off"));
     in_lab(&["restart", "b"]);
     vm(&["protect"]);
@@ -121,19 +126,68 @@ fn console(lab: &str, input: &str, output: &str) -> Option<i32> {
     done.status.code()
 }
 
+/// An open console.
+struct Typed {
+    child: Child,
+    output: std::sync::mpsc::Receiver<Vec<u8>>,
+    heard: String,
+}
+
+impl Typed {
+    fn start(lab: &str) -> Self {
+        let mut command = ninefold(&["vm", "console", "--lab", lab]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut stdout = child.stdout.take().unwrap();
+        let (sender, output) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(n @ 1..) = stdout.read(&mut buffer) {
+                let _ = sender.send(buffer[..n].to_vec());
+            }
+        });
+        Self { child, output, heard: String::new() }
+    }
+
+    /// Types, and waits for an answer. Gives back all that was heard so far.
+    fn say(&mut self, input: &str, answer: &str) -> String {
+        self.child.stdin.as_mut().unwrap().write_all(input.as_bytes()).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !self.heard.contains(answer) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let more = self.output.recv_timeout(left).unwrap_or_else(|e| panic!("{e}: {}", self.heard));
+            self.heard += &String::from_utf8_lossy(&more);
+        }
+        self.heard.clone()
+    }
+}
+
+impl Drop for Typed {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 #[test]
-fn an_interrupted_up_leaves_nothing() {
+fn an_interrupted_command_leaves_nothing() {
     programs();
+    let report = tempfile::tempdir().unwrap();
+    let report = report.path().join("report.json");
+    let demo = ["demo", "--report", report.to_str().unwrap()];
     // In the middle of making the networks; while the VM boots.
-    for (begun, which) in [("lab.json", Signal::INT), ("a/keeper.sock", Signal::TERM)] {
+    for (command, begun, signal) in [
+        (&["lab", "up"][..], "lab.json", Signal::INT),
+        (&["lab", "up"], "a/keeper.sock", Signal::TERM),
+        (&demo, "b/keeper.sock", Signal::INT),
+    ] {
         let lab = LabName::new();
-        let mut up = ninefold(&["lab", "up", "--name", lab.name()]).stderr(Stdio::piped()).spawn().unwrap();
-        let path = lab_dir(lab.name()).join(begun);
-        await_path(&path, &mut up);
-        kill_process(Pid::from_child(&up), which).unwrap();
-        let status: ExitStatus = up.wait().unwrap();
-        assert_eq!(status.code(), Some(130), "{begun}");
-        assert_eq!(lab.traces(), Vec::<String>::new(), "{begun}");
+        let arguments = [command, &["--name", lab.name()]].concat();
+        let mut running = ninefold(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        await_path(&lab_dir(lab.name()).join(begun), &mut running);
+        kill_process(Pid::from_child(&running), signal).unwrap();
+        let status: ExitStatus = running.wait().unwrap();
+        assert_eq!(status.code(), Some(130), "{arguments:?} after {begun}");
+        assert_eq!(lab.traces(), Vec::<String>::new(), "{arguments:?} after {begun}");
     }
 }
 

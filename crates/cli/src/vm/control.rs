@@ -1,6 +1,5 @@
 //! The verbs that change a VM's life. Each waits until what it asked for has happened.
 
-use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
@@ -10,8 +9,8 @@ use ninefold_model::spec::{EpochPolicy, Protection};
 use ninefold_model::status::{ProtectionState, Role, VmStatus};
 use serde::Serialize;
 
-use super::events::{follow, words};
-use super::keepers::{Keeper, Keepers, Where};
+use super::events::{follow, now_us, words};
+use super::keepers::{Keepers, Where};
 use crate::error::CliError;
 use crate::output::Output;
 use crate::progress;
@@ -140,7 +139,7 @@ pub fn start(args: &StartArgs, output: &Output) -> Result<(), CliError> {
             keepers.all[place.ok_or_else(all_silent)?].clone()
         }
     };
-    let marks = keepers.marks();
+    let since = now_us();
     let bar = progress::spinner("the VM boots");
     let started = keeper.client.command(&Request::Start { force: args.force });
     bar.finish_and_clear();
@@ -148,7 +147,7 @@ pub fn start(args: &StartArgs, output: &Output) -> Result<(), CliError> {
     let wanted = keeper.client.status()?.wanted;
     let mut event = None;
     if wanted == Protection::FaultTolerant && !args.no_wait {
-        event = Some(await_protection(&keepers, &keeper, &marks)?);
+        event = Some(await_protection(&keepers, since)?);
     }
     tell(output, "start", &keeper.host, event, "the VM runs")
 }
@@ -167,8 +166,9 @@ pub fn reset(args: &ResetArgs, output: &Output) -> Result<(), CliError> {
 
 pub fn protect(args: &ProtectArgs, output: &Output) -> Result<(), CliError> {
     let keepers = args.at.keepers()?;
+    // Before the look at its state, so that no event between the two is missed.
+    let since = now_us();
     let (keeper, status) = keepers.primary()?;
-    let marks = keepers.marks();
     keeper.client.command(&Request::Protect)?;
     if status.protection == Some(ProtectionState::Protected) {
         return tell(output, "protect", &keeper.host, None, "the VM is protected already");
@@ -176,7 +176,7 @@ pub fn protect(args: &ProtectArgs, output: &Output) -> Result<(), CliError> {
     if args.no_wait {
         return tell(output, "protect", &keeper.host, None, "the VM will be protected as soon as a host allows");
     }
-    let event = await_protection(&keepers, &keeper, &marks)?;
+    let event = await_protection(&keepers, since)?;
     tell(output, "protect", &keeper.host, Some(event), "")
 }
 
@@ -200,11 +200,11 @@ pub fn unprotect(args: &UnprotectArgs, output: &Output) -> Result<(), CliError> 
 pub fn switchover(args: &SwitchoverArgs, output: &Output) -> Result<(), CliError> {
     let keepers = args.at.keepers()?;
     let (keeper, _) = keepers.primary()?;
-    let marks = keepers.marks();
+    let since = now_us();
     keeper.client.command(&Request::Switchover)?;
     let bar = progress::spinner("the VM is handed over");
     let from = keeper.host.clone();
-    let taken = await_event(&keepers, &marks, LIMIT, "the hand-over", |e| {
+    let taken = await_event(&keepers, since, LIMIT, "the hand-over", |e| {
         matches!(e.kind, EventKind::TookOver { .. }) && e.host.as_str() != from
     });
     bar.finish_and_clear();
@@ -241,46 +241,51 @@ fn tell(output: &Output, done: &'static str, host: &str, event: Option<Event>, t
     })
 }
 
-/// Waits, with a bar, until the VM is protected.
-fn await_protection(keepers: &Keepers, primary: &Keeper, marks: &[u64]) -> Result<Event, CliError> {
+/// Waits, with a bar, until the VM is protected, wherever it runs by then.
+fn await_protection(keepers: &Keepers, since_us: u64) -> Result<Event, CliError> {
     let bar = progress::spinner("the backup gets ready");
-    let events = follow(keepers, marks);
-    let deadline = Instant::now() + SYNC_LIMIT;
-    let done = loop {
-        match events.recv_timeout(Duration::from_millis(100)) {
-            Ok(event) if matches!(event.kind, EventKind::Protected { .. }) => break Ok(event),
-            Ok(event) => match event.kind {
-                EventKind::Lost { .. } | EventKind::Stopped { .. } => {
-                    break Err(CliError::NotRunning {
-                        hosts: vec![event.host.to_string()],
-                        role: Role::Standby,
-                        peer: None,
-                    });
-                }
-                _ => {}
-            },
-            Err(RecvTimeoutError::Disconnected) => break Err(timed_out("protection", SYNC_LIMIT)),
-            Err(RecvTimeoutError::Timeout) if Instant::now() > deadline => {
-                break Err(timed_out("protection", SYNC_LIMIT));
-            }
-            Err(RecvTimeoutError::Timeout) => {}
-        }
-        if let Ok(status) = primary.client.status() {
-            progress::sync(&bar, status.sync.as_ref());
-        }
-    };
+    let done = until_protected(keepers, since_us, &bar);
     bar.finish_and_clear();
     done
 }
 
+fn until_protected(keepers: &Keepers, since_us: u64, bar: &indicatif::ProgressBar) -> Result<Event, CliError> {
+    let events = follow(keepers, since_us);
+    let deadline = Instant::now() + SYNC_LIMIT;
+    while Instant::now() < deadline {
+        let event = events.recv_timeout(Duration::from_millis(100)).ok();
+        match event.as_ref().map(|e| &e.kind) {
+            Some(EventKind::Lost { .. } | EventKind::Stopped { .. }) => {
+                let hosts = event.into_iter().map(|e| e.host.to_string()).collect();
+                return Err(CliError::NotRunning { hosts, role: Role::Standby, peer: None });
+            }
+            // Perhaps the backup was lost again since.
+            Some(EventKind::Protected { .. }) => {
+                if let (Some(event), Ok((_, status))) = (event, keepers.primary())
+                    && status.protection == Some(ProtectionState::Protected)
+                {
+                    return Ok(event);
+                }
+            }
+            Some(_) => {}
+            None => {
+                if let Ok((_, status)) = keepers.primary() {
+                    progress::sync(bar, status.sync.as_ref());
+                }
+            }
+        }
+    }
+    Err(timed_out("protection", SYNC_LIMIT))
+}
+
 fn await_event(
     keepers: &Keepers,
-    marks: &[u64],
+    since_us: u64,
     limit: Duration,
     what: &str,
     wanted: impl Fn(&Event) -> bool,
 ) -> Result<Event, CliError> {
-    let events = follow(keepers, marks);
+    let events = follow(keepers, since_us);
     let deadline = Instant::now() + limit;
     while let Ok(event) = events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
         if wanted(&event) {

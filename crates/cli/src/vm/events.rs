@@ -33,23 +33,19 @@ pub struct EventsArgs {
 
 pub fn run(args: &EventsArgs, output: &Output) -> Result<(), CliError> {
     let keepers = args.at.keepers()?;
+    let now = now_us();
+    let reports = keepers.ask_all();
     let mut events = Vec::new();
-    let mut errors = Vec::new();
-    for report in keepers.ask_all() {
-        errors.extend(report.error);
+    // A frozen keeper would keep us for long.
+    for (keeper, _) in keepers.all.iter().zip(&reports).filter(|(_, r)| r.status.is_some()) {
+        events.extend(keeper.client.events(0, Duration::ZERO)?);
     }
-    let mut marks = vec![0; keepers.all.len()];
-    for (keeper, mark) in keepers.all.iter().zip(&mut marks) {
-        // A frozen keeper would keep us for long; those that do not answer were found above.
-        if errors.iter().any(|e| e.starts_with(&format!("{}: ", keeper.host))) {
-            continue;
-        }
-        let new = keeper.client.events(0, Duration::ZERO)?;
-        *mark = new.last().map_or(0, |e| e.seq);
-        events.extend(new);
-    }
+    let errors: Vec<_> = reports.into_iter().filter_map(|r| r.error).collect();
     if errors.len() == keepers.all.len() && !args.follow {
         return Err(CliError::NoKeeper(errors));
+    }
+    if args.follow {
+        events.retain(|e| e.monotonic_us <= now);
     }
     events.sort_by_key(|e| (e.monotonic_us, e.seq));
     for event in &events {
@@ -61,39 +57,35 @@ pub fn run(args: &EventsArgs, output: &Output) -> Result<(), CliError> {
         }
         return Ok(());
     }
-    for event in follow(&keepers, &marks) {
+    for event in follow(&keepers, now) {
         output.line(&event, || line(&event))?;
     }
     Ok(())
 }
 
-/// All events after these marks, as they come, also across the keepers' deaths and restarts.
-pub fn follow(keepers: &Keepers, marks: &[u64]) -> Receiver<Event> {
+/// All events after this moment (microseconds of CLOCK_MONOTONIC), as they come, also across the keepers' deaths and
+/// restarts.
+pub fn follow(keepers: &Keepers, since_us: u64) -> Receiver<Event> {
     let (sender, events) = mpsc::channel();
-    for (keeper, mark) in keepers.all.iter().zip(marks) {
-        let (client, sender, mut after) = (keeper.client.clone(), sender.clone(), *mark);
+    for keeper in &keepers.all {
+        let (client, sender) = (keeper.client.clone(), sender.clone());
         // Each ends when nobody listens any more, at the latest with this process.
         thread::spawn(move || {
-            // A new keeper counts from 1; an old one found again repeats all: told apart by their time.
-            let mut latest = None;
+            // A new keeper counts from 1, and an old one found again repeats all: told apart by their time.
+            let (mut after, mut latest) = (0, (since_us, u64::MAX));
             loop {
-                match client.events(after, POLL) {
-                    Ok(new) => {
-                        for event in new {
-                            after = event.seq;
-                            if latest.is_none_or(|l| event.monotonic_us >= l) {
-                                latest = Some(event.monotonic_us + 1);
-                                if sender.send(event).is_err() {
-                                    return;
-                                }
-                            }
+                let Ok(new) = client.events(after, POLL) else {
+                    after = 0;
+                    thread::sleep(RETRY);
+                    continue;
+                };
+                for event in new {
+                    after = event.seq;
+                    if (event.monotonic_us, event.seq) > latest {
+                        latest = (event.monotonic_us, event.seq);
+                        if sender.send(event).is_err() {
+                            return;
                         }
-                    }
-                    Err(_) => {
-                        // Whoever answers next has a history of its own; what is older than this is known.
-                        latest = latest.or_else(|| Some(now_us()));
-                        after = 0;
-                        thread::sleep(RETRY);
                     }
                 }
             }
@@ -102,8 +94,8 @@ pub fn follow(keepers: &Keepers, marks: &[u64]) -> Receiver<Event> {
     events
 }
 
-/// CLOCK_MONOTONIC in microseconds, as in events of this machine.
-fn now_us() -> u64 {
+/// CLOCK_MONOTONIC in microseconds, as in the events of this machine's keepers.
+pub fn now_us() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1000
 }

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use ninefold_keeper::api::{ApiError, Client};
+use ninefold_keeper::api::Client;
 use ninefold_keeper::config::KeeperConfig;
 use ninefold_lab::Lab;
 use ninefold_model::status::{ProtectionState, Role, VmStatus};
@@ -179,13 +179,5 @@ impl Keepers {
             host: host.to_owned(),
             hosts: self.all.iter().map(|k| k.host.clone()).collect(),
         })
-    }
-
-    /// The number of each keeper's latest event, for what comes after.
-    pub fn marks(&self) -> Vec<u64> {
-        let latest = |k: &Keeper| -> Result<u64, ApiError> {
-            Ok(k.client.events(0, Duration::ZERO)?.last().map_or(0, |e| e.seq))
-        };
-        self.all.iter().map(|k| latest(k).unwrap_or(0)).collect()
     }
 }

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::keepers::{HostReport, Keepers, Where};
 use crate::error::CliError;
-use crate::output::{self, Output, brief, bytes, count, ms};
+use crate::output::{self, Output, bytes, count, ms};
 
 /// Between two looks of `--watch`.
 const EVERY: Duration = Duration::from_millis(500);
@@ -82,18 +82,12 @@ fn tell(shown: &Shown) -> String {
             let protection = report.protection();
             let by = if protection == "protected" { peer } else { String::new() };
             let mut text = format!("VM '{name}' runs on host {}: {protection}{by}\n", report.host);
-            if let Some(sync) = &status.sync {
+            if let (Some(sync), Some(ProtectionState::Syncing)) = (&status.sync, status.protection) {
                 let (sent, total) = (bytes(sync.bytes_sent), bytes(sync.bytes_total));
                 text += &format!("first copy: {sent} of about {total}, round {}\n", sync.round);
             }
             if let Some(machine) = &status.machine {
-                text += &format!(
-                    "QEMU {} with {} ({}), {}\n",
-                    machine.qemu,
-                    machine.accel,
-                    brief(&machine.accel_reason),
-                    machine.run_state
-                );
+                text += &format!("QEMU {} with {}, {}\n", machine.qemu, machine.accel, machine.run_state);
             }
             let policy = match status.epoch_policy {
                 EpochPolicy::Fixed { ms } => format!("every {ms} ms"),
