@@ -10,11 +10,13 @@
 //! * [`observer`]: who spoke for the VM on the public network
 //! * [`ledger`]: a client that checks every acknowledged write
 //! * [`pinger`]: round trips. [`series`]: percentiles
+//! * [`bench`]: protected against unprotected, measured
 //! * [`status`]: how a lab is at the moment
 //! * [`demo`]: the main job from beginning to end, with its report
 //! * [`netns`], [`link`], [`processes`]: namespaces, interfaces and control groups
 //! * [`record`]: a lab's files. `teardown`: how it goes away
 
+pub mod bench;
 pub mod boot;
 pub mod config;
 pub mod demo;

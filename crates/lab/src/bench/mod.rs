@@ -1,0 +1,46 @@
+//! Benchmarks: protected against unprotected, on one VM, in one run, as ratios.
+//!
+//! Machines differ, and so do their moods; what a protected VM loses against itself unprotected does so much less. So
+//! both sides take turns ([`plan`]), each figure is the median of several rounds with the smallest and the largest beside
+//! it ([`spread`]), and nothing is left out.
+//!
+//! * [`plan`]: what is measured, in which order · [`runner`]: doing it
+//! * [`subject`]: the VM and its lab · [`redis`], [`workload`]: what the client asks of it
+//! * [`results`]: `ft.json` · [`table`]: `ft.md` · [`plots`]: the SVGs
+
+pub mod plan;
+pub mod plots;
+pub mod redis;
+pub mod results;
+pub mod runner;
+pub mod spread;
+pub mod subject;
+pub mod table;
+pub mod workload;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::error::{LabError, io_at};
+
+pub use plan::Plan;
+pub use results::Report;
+pub use runner::{Options, Progress, run};
+
+/// Writes `ft.json`, `ft.md` and the plots into a directory, which is made. Returns the files.
+pub fn write(report: &Report, dir: &Path) -> Result<Vec<PathBuf>, LabError> {
+    fs::create_dir_all(dir).map_err(io_at(format!("make {}", dir.display())))?;
+    let json = serde_json::to_string_pretty(report).map_err(|e| io_at("write ft.json")(e))?;
+    let mut files = vec![("ft.json".to_owned(), json + "\n")];
+    let plots = plots::all(report)?;
+    let names: Vec<_> = plots.iter().map(|(name, _)| name.clone()).collect();
+    files.push(("ft.md".to_owned(), table::markdown(report, &names)));
+    files.extend(plots);
+    let mut written = Vec::new();
+    for (name, text) in files {
+        let path = dir.join(name);
+        fs::write(&path, text).map_err(io_at(format!("write {}", path.display())))?;
+        written.push(path);
+    }
+    Ok(written)
+}

@@ -1,0 +1,93 @@
+//! Asking the guest's workload server (see `guest/README.md`).
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::error::{LabError, io_at};
+use crate::lab::Lab;
+use crate::netns::io_in_netns;
+use crate::topology::{CLIENT, GUEST_IP};
+
+/// Where the guest's workload server listens.
+const PORT: u16 = 7000;
+/// For one answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The memory that is written to.
+const DIRTY_MIB: u32 = 64;
+const PAGE: f64 = 4096.0;
+
+/// One connection, from the client's host. It outlives failovers.
+#[derive(Debug)]
+pub struct Workload {
+    reader: BufReader<TcpStream>,
+}
+
+impl Workload {
+    /// Connects.
+    pub fn connect(lab: &Lab) -> Result<Self, LabError> {
+        let at = SocketAddr::new(GUEST_IP, PORT);
+        let stream = io_in_netns(&lab.netns(CLIENT)?, &format!("connect to {at}"), || {
+            let stream = TcpStream::connect_timeout(&at, PATIENCE)?;
+            stream.set_nodelay(true)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            Ok(stream)
+        })?;
+        Ok(Self { reader: BufReader::new(stream) })
+    }
+
+    /// Sends one command and waits for its answer; one that says `"ok":false` is an error.
+    pub fn ask(&mut self, command: &str) -> Result<Value, LabError> {
+        let failed = |detail: String| LabError::Command { what: format!("the guest's workload '{command}'"), detail };
+        self.reader.get_mut().write_all(format!("{command}\n").as_bytes()).map_err(io_at("write to the workload"))?;
+        let mut line = String::new();
+        self.reader.read_line(&mut line).map_err(io_at("read from the workload"))?;
+        let answer: Value = serde_json::from_str(&line).map_err(|e| failed(format!("{e}: '{}'", line.trim())))?;
+        match answer["ok"].as_bool() {
+            Some(true) => Ok(answer),
+            _ => Err(failed(answer["error"].as_str().unwrap_or("refused").to_owned())),
+        }
+    }
+
+    fn number(&mut self, command: &str, key: &str) -> Result<u64, LabError> {
+        let answer = self.ask(command)?;
+        answer[key].as_u64().ok_or_else(|| LabError::Command {
+            what: format!("the guest's workload '{command}'"),
+            detail: format!("no '{key}' in {answer}"),
+        })
+    }
+
+    /// How many iterations the guest does in `time` of its own.
+    pub fn iterations_in(&mut self, time: Duration) -> Result<u64, LabError> {
+        self.number(&format!("cpu ms={}", time.as_millis().max(1)), "iterations")
+    }
+
+    /// Iterations a second, by the clock outside the guest.
+    pub fn cpu(&mut self, iterations: u64) -> Result<f64, LabError> {
+        let begin = Instant::now();
+        let done = self.number(&format!("cpu iterations={}", iterations.max(1)), "iterations")?;
+        Ok(done as f64 / begin.elapsed().as_secs_f64())
+    }
+
+    /// Begins to write to memory; ends with [`Workload::stop`].
+    pub fn dirty(&mut self, mbps: u32) -> Result<(), LabError> {
+        self.ask(&format!("dirty pattern=sequential mib={DIRTY_MIB} mbps={mbps}")).map(drop)
+    }
+
+    /// 10^6 bytes a second that are dirtied now, over `time` of the clock outside the guest.
+    pub fn dirty_rate(&mut self, time: Duration) -> Result<f64, LabError> {
+        // Both answers wait for their commit alike, so the wait falls out of the difference.
+        let before = self.number("progress", "dirty_pages")?;
+        let begin = Instant::now();
+        std::thread::sleep(time);
+        let after = self.number("progress", "dirty_pages")?;
+        Ok(after.saturating_sub(before) as f64 * PAGE / 1e6 / begin.elapsed().as_secs_f64())
+    }
+
+    /// Ends all background work.
+    pub fn stop(&mut self) -> Result<(), LabError> {
+        self.ask("stop").map(drop)
+    }
+}

@@ -1,0 +1,68 @@
+//! The quick benchmark, whole, on the real thing. That it writes everything, not how fast anything is.
+
+mod fixture;
+
+use ninefold_lab::bench::{self, Options};
+use serde_json::Value;
+
+#[test]
+#[ignore = "takes three to four minutes"]
+fn a_quick_run_writes_a_complete_report() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut last = None;
+    let options = Options { quick: true, qemu: None };
+    let report = bench::run(&options, &mut |p| {
+        println!("{:4} s of {} s: {}", p.done.as_secs(), p.total.as_secs(), p.what);
+        last = Some(p.clone());
+    })
+    .unwrap();
+    let last = last.unwrap();
+    assert_eq!((last.done, last.left.is_zero()), (last.total, true), "progress ends at its end");
+    let out = std::env::var_os("NINEFOLD_BENCH_OUT").map_or_else(|| dir.path().to_owned(), Into::into);
+    let files = bench::write(&report, &out).unwrap();
+    assert!(files.iter().filter(|f| f.extension().is_some_and(|e| e == "svg")).count() >= 5);
+    for file in &files {
+        assert!(std::fs::metadata(file).unwrap().len() > 500, "{}", file.display());
+    }
+    let json: Value = serde_json::from_slice(&std::fs::read(out.join("ft.json")).unwrap()).unwrap();
+    let positive = [
+        "/ratios/redis_set_pipelined",
+        "/ratios/redis_set",
+        "/ratios/redis_get",
+        "/ratios/cpu",
+        "/ratios/memory",
+        "/ping_us/unprotected_p50",
+        "/ping_us/protected_p50",
+        "/ping_us/protected_p99",
+        "/pause_us/idle/p50",
+        "/pause_us/idle/p99",
+        "/pause_us/dirty_2000/p50",
+        "/pause_us/dirty_2000/p99",
+        "/failover_ms/p50",
+        "/failover_ms/p99",
+        "/failover_ms/max",
+        "/sync_mb_per_s/median",
+        "/tls/rows/0/ratio/median",
+        "/machine/cores",
+    ];
+    for field in positive {
+        assert!(
+            json.pointer(field).and_then(Value::as_f64).is_some_and(|v| v > 0.0),
+            "{field}: {:?}",
+            json.pointer(field)
+        );
+    }
+    for field in ["/accel", "/qemu", "/machine/kernel"] {
+        assert!(json.pointer(field).and_then(Value::as_str).is_some_and(|v| !v.is_empty()), "{field}");
+    }
+    assert_eq!(report.comparisons.len(), 12);
+    assert!(report.comparisons.iter().all(|c| c.ratio.rounds.len() == report.plan.rounds as usize));
+    assert_eq!(report.policies.len(), 6);
+    assert_eq!(report.failovers.all.len() as u32, report.plan.kills + report.plan.freezes + report.plan.switchovers);
+    // Not a figure but a promise.
+    assert_eq!((report.failovers.client.lost, report.failovers.client.resets), (0, 0), "{:?}", report.failovers.client);
+    for letter in ["b", "p"] {
+        let lab = format!("{letter}{:x}", std::process::id());
+        assert_eq!(fixture::traces(&lab), Vec::<String>::new(), "the labs are gone");
+    }
+}
