@@ -3,11 +3,12 @@
 
 use std::time::{Duration, Instant};
 
-use ninefold_machine::{BlockLayout, DirtySet, Machine, MachineError, Memory, PAGE_SIZE, Tracker};
+use ninefold_machine::{BlockLayout, DirtySet, Machine, MachineError, Memory, PAGE_SIZE, PageRun, Tracker};
 use ninefold_model::Epoch;
 use ninefold_model::control::CheckpointRecord;
 
 use crate::outlets::Outlets;
+use crate::overlay::{self, Part};
 
 /// Memory that is touched beforehand, so that the first checkpoints do not pay for page faults: 32 MiB.
 const PREFAULT: usize = 32 << 20;
@@ -20,8 +21,14 @@ pub struct Capture {
     pub epoch: Epoch,
     /// The guest stays paused after it.
     pub last: bool,
-    pub dirty: DirtySet,
-    /// Begins with the contents of the dirty runs, one behind the other: see [`Capture::content`].
+    /// Scan and copy once while the guest still runs, so that only what it writes meanwhile is left for the pause.
+    pub early: bool,
+    dirty: DirtySet,
+    late: DirtySet,
+    /// What the checkpoint carries; a page once.
+    runs: Vec<PageRun>,
+    count: u64,
+    /// Begins with the contents of the runs, one behind the other: see [`Capture::content`].
     pages: Vec<u8>,
     pub devices: Vec<u8>,
     pub console: Vec<u8>,
@@ -45,7 +52,11 @@ impl Capture {
         Self {
             epoch: Epoch(0),
             last: false,
+            early: false,
             dirty: DirtySet::for_layout(layout),
+            late: DirtySet::for_layout(layout),
+            runs: Vec::with_capacity(layout.blocks.iter().map(|b| b.pages() as usize).sum()),
+            count: 0,
             pages,
             devices: Vec::with_capacity(STATE_ROOM),
             console: Vec::with_capacity(STATE_ROOM),
@@ -59,7 +70,11 @@ impl Capture {
     /// Empties the buffers; they keep their room.
     pub fn clear(&mut self) {
         self.last = false;
+        self.early = false;
         self.dirty.clear();
+        self.late.clear();
+        self.runs.clear();
+        self.count = 0;
         self.devices.clear();
         self.console.clear();
         self.agent.clear();
@@ -77,11 +92,20 @@ impl Capture {
         outlets: &Outlets,
     ) -> Result<(), MachineError> {
         self.epoch = epoch;
+        if self.early {
+            tracker.scan(&mut self.dirty)?;
+            self.copy_all(machine.memory())?;
+            self.record.early_pages = self.count;
+        }
         machine.begin_pause()?;
         let stopped = Instant::now();
-        tracker.scan(&mut self.dirty)?;
+        tracker.scan(if self.early { &mut self.late } else { &mut self.dirty })?;
         let scanned = Instant::now();
-        self.copy(machine.memory())?;
+        if self.early {
+            self.copy_late(machine.memory())?;
+        } else {
+            self.copy_all(machine.memory())?;
+        }
         outlets.drain_and_close(epoch);
         outlets.epoch_bytes(epoch, &mut self.console, &mut self.agent);
         let copied = Instant::now();
@@ -91,27 +115,54 @@ impl Capture {
         self.record.run_us = micros(ran);
         self.record.scan_us = micros(scanned - stopped);
         self.record.copy_us = micros(copied - scanned);
-        self.record.dirty_pages = self.dirty.pages();
+        self.record.dirty_pages = self.count;
+        self.record.again_pages = if self.early { self.late.pages() } else { 0 };
         Ok(())
     }
 
-    /// Copies the dirty pages. The buffer only ever grows, within its capacity: what is in it need not be cleared.
-    pub fn copy(&mut self, memory: &Memory) -> Result<(), MachineError> {
-        let bytes = self.bytes();
-        if self.pages.len() < bytes {
-            self.pages.resize(bytes, 0);
+    /// Copies the pages of the one scan there is.
+    fn copy_all(&mut self, memory: &Memory) -> Result<(), MachineError> {
+        self.runs.extend_from_slice(self.dirty.runs());
+        self.count = self.dirty.pages();
+        self.reach(self.count);
+        memory.read_runs(&self.runs, &mut self.pages[..bytes(self.count)])?;
+        Ok(())
+    }
+
+    /// Copies what was written since the early scan: over the early copy where there is one, else behind it.
+    fn copy_late(&mut self, memory: &Memory) -> Result<(), MachineError> {
+        self.reach(self.dirty.pages() + self.late.pages());
+        let Self { dirty, late, runs, count, pages, .. } = self;
+        overlay::split(dirty.runs(), late.runs(), |part| {
+            let (at, run) = match part {
+                Part::Again { at, run } => (at, run),
+                Part::New(run) => {
+                    let at = *count;
+                    runs.push(run);
+                    *count += u64::from(run.count);
+                    (at, run)
+                }
+            };
+            memory.read_run(run, &mut pages[bytes(at)..][..run.bytes()])
+        })
+    }
+
+    /// Makes the buffer reach over `count` pages. It only ever grows, within its capacity: what is in it need not be
+    /// cleared.
+    fn reach(&mut self, count: u64) {
+        if self.pages.len() < bytes(count) {
+            self.pages.resize(bytes(count), 0);
         }
-        memory.read_runs(self.dirty.runs(), &mut self.pages[..bytes])?;
-        Ok(())
     }
 
-    fn bytes(&self) -> usize {
-        self.dirty.pages() as usize * PAGE_SIZE as usize
+    /// What the checkpoint carries; a page is in it once.
+    pub fn runs(&self) -> &[PageRun] {
+        &self.runs
     }
 
-    /// The contents of the dirty runs, one behind the other.
+    /// The contents of the runs, one behind the other.
     pub fn content(&self) -> &[u8] {
-        &self.pages[..self.bytes()]
+        &self.pages[..bytes(self.count)]
     }
 
     /// Lets the guest run again.
@@ -130,6 +181,11 @@ impl Capture {
         self.record.cont_us = times.cont_us;
         self.record.pause_us = times.pause_us;
     }
+}
+
+/// The size of so many pages.
+fn bytes(pages: u64) -> usize {
+    pages as usize * PAGE_SIZE as usize
 }
 
 /// Whole microseconds.

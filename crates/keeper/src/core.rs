@@ -306,7 +306,12 @@ impl Core {
         let since = *self.uplink_lost.get_or_insert_with(Instant::now);
         let hold = Duration::from_millis(self.parts.config.timing.uplink_hold_ms.into());
         let bound = self.protocol.protection() == Some(ninefold_model::status::ProtectionState::Protected);
-        if bound && self.witness_error.is_none() && self.peer_uplink && since.elapsed() >= hold && self.final_epoch.is_none() {
+        if bound
+            && self.witness_error.is_none()
+            && self.peer_uplink
+            && since.elapsed() >= hold
+            && self.final_epoch.is_none()
+        {
             // Once an attempt: a failed one starts the hold anew.
             self.uplink_lost = Some(Instant::now() + hold);
             let reason = format!("{name} has no carrier");
@@ -533,7 +538,8 @@ impl Core {
     fn quit(&mut self) {
         self.quitting = Some(Instant::now());
         let bound = self.protocol.protection() == Some(ninefold_model::status::ProtectionState::Protected);
-        if bound {
+        // Without the witness nobody can take it: the guest would only stand still until the end.
+        if bound && self.witness_error.is_none() {
             self.input(Input::Switchover { reason: "the keeper was told to end".into() });
         } else {
             self.done = true;

@@ -2,7 +2,7 @@
 //!
 //! * [`config`]: what a keeper is told · [`keeper`]: how it starts
 //! * [`core`]: the thread that owns the protocol and does what it says · [`msg`]: what the others tell it
-//! * [`vm`]: the thread that owns a running QEMU · [`capture`]: one checkpoint, the pause path · [`first_copy`]
+//! * [`vm`]: the thread that owns a running QEMU · [`capture`]: one checkpoint, the pause path · [`overlay`], [`first_copy`]
 //! * [`session`]: a primary's connection to its backup · [`connector`]: finding one
 //! * [`standby`]: a backup's side
 //! * [`arbiter`]: asking the witness
@@ -23,6 +23,7 @@ pub mod keeper;
 mod metrics;
 mod msg;
 pub mod outlets;
+mod overlay;
 mod priority;
 mod server;
 mod session;

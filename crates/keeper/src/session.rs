@@ -187,7 +187,7 @@ impl SenderThread {
         let pass = Pass { session: self.name.0, kind: PassKind::Checkpoint, epoch: capture.epoch };
         self.encoder.set_mode(self.chooser.mode());
         let mut pass = PassWriter::begin(&mut self.out, &mut self.scratch, pass, self.term)?;
-        translate(capture.dirty.runs(), &mut self.runs);
+        translate(capture.runs(), &mut self.runs);
         let stats = pass.pages(&mut self.encoder, &self.runs, capture.content())?;
         pass.device_state(&capture.devices)?;
         pass.channel_output(CONSOLE, &capture.console)?;

@@ -20,7 +20,7 @@ use ninefold_machine::{DirtySet, EventKind, Machine, MachineError, PAGE_SIZE, Pa
 use ninefold_model::spec::EpochPolicy;
 use ninefold_model::status::SyncProgress;
 use ninefold_model::{Epoch, Term};
-use ninefold_replica::pacing::{Due, Observation, Pacer};
+use ninefold_replica::pacing::{Due, EarlyCopy, Observation, Pacer};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use crate::capture::Capture;
@@ -145,6 +145,7 @@ pub fn start(
                 core,
                 orders,
                 pacer: Pacer::new(policy),
+                early_copy: EarlyCopy::default(),
                 cpu,
                 look: None,
                 quiet: false,
@@ -167,6 +168,7 @@ struct Vm {
     core: Sender<Msg>,
     orders: Receiver<Command>,
     pacer: Pacer,
+    early_copy: EarlyCopy,
     cpu: Option<CpuClock>,
     /// QEMU's CPU time at the last look.
     look: Option<(Instant, Duration)>,
@@ -380,7 +382,10 @@ impl Vm {
         let epoch = s.taken.next();
         let ran = self.resumed.elapsed();
         capture.last = last;
+        capture.early = self.early_copy.wanted();
         capture.take(epoch, ran, &mut self.machine, &mut s.tracker, &self.outlets).map_err(|e| report(&e))?;
+        let seen = &capture.record;
+        self.early_copy.learned(seen.dirty_pages, seen.early_pages, seen.again_pages);
         s.taken = epoch;
         if first {
             // The guest must not run before all its output is held. The core answers at once.

@@ -113,16 +113,18 @@ impl Proof {
     fn checkpoint(&mut self, mode: Mode) {
         let next = self.epoch.next();
         self.capture.clear();
+        // Every other checkpoint copies once before the pause.
+        self.capture.early = next.0 % 2 == 0;
         self.capture.take(next, Duration::ZERO, &mut self.primary, &mut self.tracker, &self.outlets).unwrap();
         let pass = Pass { session: TERM.0, kind: PassKind::Checkpoint, epoch: next };
         self.encoder.set_mode(mode);
         let (mut wire, mut scratch) = (Vec::new(), Vec::new());
         let mut writer = PassWriter::begin(&mut wire, &mut scratch, pass, TERM).unwrap();
-        writer.pages(&mut self.encoder, &translate(self.capture.dirty.runs()), self.capture.content()).unwrap();
+        writer.pages(&mut self.encoder, &translate(self.capture.runs()), self.capture.content()).unwrap();
         writer.device_state(&self.capture.devices).unwrap();
         writer.channel_output(CONSOLE, &self.capture.console).unwrap();
         writer.end().unwrap();
-        self.pages += self.capture.dirty.pages();
+        self.pages += self.capture.record.dirty_pages;
         self.bytes += wire.len() as u64;
         self.receive(wire);
         assert_eq!(self.assembler.whole(), next);

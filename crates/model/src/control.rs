@@ -79,6 +79,11 @@ pub struct CheckpointRecord {
     /// From before `stop` to after `cont`.
     pub pause_us: u64,
     pub dirty_pages: u64,
+    /// Of these, copied before the pause; and how many pages were copied (again or only) in the pause then.
+    #[serde(default)]
+    pub early_pages: u64,
+    #[serde(default)]
+    pub again_pages: u64,
     pub state_bytes: u64,
     pub wire_bytes: u64,
     /// From the end of the pause to the backup's acknowledgement.

@@ -108,6 +108,38 @@ impl Pacer {
     }
 }
 
+/// Fewer dirty pages than this are copied in the pause: a scan more would cost as much.
+const WORTH_COPYING: u64 = 400;
+/// After an early copy that was mostly in vain, so many checkpoints go without.
+const WAIT_AFTER_VAIN: u32 = 32;
+
+/// Decides whether pages are copied once before the pause, while the guest runs. That pays when many are dirty and few
+/// of them are written again at once.
+#[derive(Debug, Clone, Default)]
+pub struct EarlyCopy {
+    last_dirty: u64,
+    wait: u32,
+}
+
+impl EarlyCopy {
+    /// Whether the next checkpoint should.
+    pub fn wanted(&mut self) -> bool {
+        if self.wait > 0 {
+            self.wait -= 1;
+            return false;
+        }
+        self.last_dirty >= WORTH_COPYING
+    }
+
+    /// Takes in a checkpoint: its pages, those copied before the pause, those copied in it.
+    pub fn learned(&mut self, dirty: u64, early: u64, again: u64) {
+        self.last_dirty = dirty;
+        if early > 0 && again > early / 2 {
+            self.wait = WAIT_AFTER_VAIN;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,6 +185,24 @@ mod tests {
         let full = Observation { output_waits: true, quiet: false, gate_half_full: true, ..IDLE };
         assert_eq!(adaptive().due(&full), Due::Now);
         assert!(matches!(adaptive().due(&Observation { in_flight: MAX_IN_FLIGHT, ..full }), Due::In(_)));
+    }
+
+    #[test]
+    fn pages_are_copied_early_where_it_pays() {
+        let mut early = EarlyCopy::default();
+        assert!(!early.wanted());
+        early.learned(100, 0, 0);
+        assert!(!early.wanted(), "too few to be worth it");
+        early.learned(2000, 0, 0);
+        assert!(early.wanted());
+        early.learned(2000, 2000, 100);
+        assert!(early.wanted());
+        early.learned(2000, 2000, 1900);
+        assert!(!early.wanted(), "all was written again");
+        for _ in 0..WAIT_AFTER_VAIN {
+            early.wanted();
+        }
+        assert!(early.wanted(), "tried again after a while");
     }
 
     #[test]
