@@ -43,7 +43,7 @@ const IDLE: Duration = Duration::from_millis(100);
 /// A guest counts as quiet when QEMU used less than this share of one CPU since the last look.
 const QUIET_SHARE: f64 = 0.35;
 /// A look after a shorter time than this says nothing.
-const QUIET_WINDOW: Duration = Duration::from_micros(200);
+const QUIET_WINDOW: Duration = Duration::from_micros(100);
 
 /// What the core asks of the thread.
 #[derive(Debug)]

@@ -18,7 +18,7 @@ pub const PAUSE_SHARE: f64 = 0.08;
 /// The shortest epoch of a busy guest.
 pub const SHORTEST: Duration = Duration::from_millis(3);
 /// How often a guest whose output waits is looked at.
-pub const LOOK_AGAIN: Duration = Duration::from_micros(300);
+pub const LOOK_AGAIN: Duration = Duration::from_micros(150);
 /// Checkpoints that may be unacknowledged at a time: one on its way while the next is taken.
 pub const MAX_IN_FLIGHT: u32 = 2;
 /// Weight of a new pause in the running mean.

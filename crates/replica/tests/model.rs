@@ -21,7 +21,7 @@ use ninefold_model::spec::Protection;
 use ninefold_model::status::ProtectionState;
 use ninefold_model::{Epoch, HostName, Record, Term};
 use ninefold_replica::protocol::{Action, Input, Outcome, Phase, ProposalId, Protocol, Rules};
-use stateright::{Checker, HasDiscoveries, Model, Property};
+use stateright::{Checker, Expectation, HasDiscoveries, Model, Property};
 
 type Output = u8;
 type History = Vec<Output>;
@@ -547,6 +547,7 @@ impl Model for Replication {
             }),
             Property::sometimes("a VM becomes protected", |_, w: &World| w.protections > 0),
             Property::sometimes("a backup takes over", |_, w: &World| w.takeovers > 0),
+            Property::sometimes("a second takeover", |_, w: &World| w.takeovers > 1),
             Property::sometimes("output flows after a takeover", |m: &Self, w: &World| {
                 w.takeovers > 0 && w.released.contains(&m.emits)
             }),
@@ -604,6 +605,69 @@ fn the_invariants_hold_through_a_switchover() {
     let model = Replication { switchovers: 1, suspicions: 1, crashes: 1, emits: 1, ..Replication::new(Rules::ALL) };
     let states = explore(model, 1_500_000);
     println!("{states} states");
+}
+
+/// Breadth first does not come to the second failover. Random walks do: longer lives, more crashes, more terms.
+#[test]
+fn the_invariants_hold_on_long_random_walks() {
+    let model = Replication {
+        emits: 6,
+        crashes: 4,
+        suspicions: 4,
+        switchovers: 2,
+        max_term: 16,
+        max_epochs: 4,
+        ..Replication::new(Rules::ALL)
+    };
+    let properties = model.properties();
+    let mut seen = BTreeSet::new();
+    let mut random = Random(20_260);
+    let mut steps = 0;
+    for walk in 0..3000 {
+        let mut world = model.init_states().remove(0);
+        for step in 0..1000 {
+            let mut choices = Vec::new();
+            model.actions(&world, &mut choices);
+            let choice = choices.swap_remove(random.below(choices.len()));
+            // Faults are rare, or there would be no life between them.
+            let fault = !matches!(choice, Step::Emit(_) | Step::Checkpoint(_) | Step::Connect(_) | Step::Deliver(_));
+            if fault && random.below(30) > 0 {
+                continue;
+            }
+            let Some(next) = model.next_state(&world, choice.clone()) else { continue };
+            if !model.within_boundary(&next) {
+                break;
+            }
+            world = next;
+            steps += 1;
+            for property in &properties {
+                let holds = (property.condition)(&model, &world);
+                match property.expectation {
+                    Expectation::Always => {
+                        assert!(holds, "{} is violated in walk {walk} at step {step} by {choice:?}", property.name);
+                    }
+                    _ if holds => drop(seen.insert(property.name)),
+                    _ => {}
+                }
+            }
+        }
+    }
+    for name in ["a VM becomes protected", "a second takeover", "output flows after a takeover"] {
+        assert!(seen.contains(name), "never seen: {name}");
+    }
+    println!("{steps} steps");
+}
+
+/// Numbers that look random and are the same in every run (xorshift64*, Vigna 2016).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % n
+    }
 }
 
 #[test]
