@@ -36,7 +36,7 @@ pub fn run(args: &BenchArgs, output: &Output) -> Result<(), CliError> {
     // Found out now and not after a quarter of an hour.
     std::fs::create_dir_all(&args.out).map_err(CliError::io(format!("make {}", args.out.display())))?;
     let bar = ProgressBar::new(0);
-    let template = "{spinner} [{bar:30}] {percent}% {elapsed:.dim}, {prefix} left: {msg}";
+    let template = "{spinner} [{bar:30}] {percent}% {elapsed_precise:.dim}, {prefix} left · {msg}";
     bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar.enable_steady_tick(Duration::from_millis(200));
     let begin = Instant::now();

@@ -10,7 +10,7 @@ use ninefold_model::status::{ProtectionState, Role, VmStatus};
 use serde::Serialize;
 
 use super::events::{follow, now_us, words};
-use super::keepers::{Keepers, Where};
+use super::keepers::{Keeper, Keepers, Where};
 use crate::error::CliError;
 use crate::output::Output;
 use crate::progress;
@@ -153,8 +153,11 @@ pub fn start(args: &StartArgs, output: &Output) -> Result<(), CliError> {
 }
 
 pub fn stop(args: &StopArgs, output: &Output) -> Result<(), CliError> {
-    let (keeper, _) = args.at.keepers()?.primary()?;
+    let keepers = args.at.keepers()?;
+    let (keeper, _) = keepers.primary()?;
     keeper.client.command(&Request::Stop)?;
+    // A protected VM's end is first agreed with the witness, so that its backup does not take over.
+    await_role(&keeper, "the end of the VM", |s| s.role != Role::Primary)?;
     tell(output, "stop", &keeper.host, None, "the VM has stopped")
 }
 
@@ -185,15 +188,7 @@ pub fn unprotect(args: &UnprotectArgs, output: &Output) -> Result<(), CliError> 
     let (keeper, _) = keepers.primary()?;
     keeper.client.command(&Request::Unprotect)?;
     // The witness must have agreed before the VM goes on alone.
-    let deadline = Instant::now() + LIMIT;
-    let off = |s: &VmStatus| s.protection == Some(ProtectionState::Off);
-    while !off(&keeper.client.status()?) {
-        if Instant::now() > deadline {
-            return Err(timed_out("going on without a backup", LIMIT));
-        }
-        // No event says this in every case (there may have been no backup).
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    await_role(&keeper, "going on without a backup", |s| s.protection == Some(ProtectionState::Off))?;
     tell(output, "unprotect", &keeper.host, None, "the VM runs without a backup")
 }
 
@@ -276,6 +271,18 @@ fn until_protected(keepers: &Keepers, since_us: u64, bar: &indicatif::ProgressBa
         }
     }
     Err(timed_out("protection", SYNC_LIMIT))
+}
+
+/// Waits until a keeper says what is wanted of it. No event says this in every case.
+fn await_role(keeper: &Keeper, what: &str, wanted: impl Fn(&VmStatus) -> bool) -> Result<(), CliError> {
+    let deadline = Instant::now() + LIMIT;
+    while !wanted(&keeper.client.status()?) {
+        if Instant::now() > deadline {
+            return Err(timed_out(what, LIMIT));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 fn await_event(
