@@ -1,0 +1,84 @@
+//! The fault matrix, what the guest does itself: it restarts, it switches itself off. Neither is a failure of its host.
+
+mod support;
+
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+
+use ninefold_keeper::config::KeeperConfig;
+use ninefold_lab::programs::QEMU;
+use ninefold_model::control::Request;
+use ninefold_model::event::EventKind;
+use ninefold_model::status::Role;
+use support::{Action, Scenario, rounds, wait_until};
+
+/// Types a line into the guest's root shell. The connection must last: what a client says that has hung up may be lost.
+#[must_use]
+fn type_line(s: &Scenario, line: &str) -> UnixStream {
+    let socket = KeeperConfig::console_socket(&s.lab.run_dir(&s.primary));
+    let mut console = UnixStream::connect(socket).unwrap();
+    writeln!(console, "\n{line}").unwrap();
+    console
+}
+
+/// Ends the ledger before the guest forgets everything on purpose: until now, nothing was lost.
+fn close_ledger(s: &mut Scenario) {
+    let report = s.ledger.take().unwrap().finish().unwrap();
+    assert_eq!((report.lost, report.repeated, report.resets), (0, 0, 0), "{report:?}");
+}
+
+#[test]
+fn a_guest_restarts() {
+    let mut s = Scenario::start("reset");
+    for round in 0..rounds(2) {
+        close_ledger(&mut s);
+        let mark = s.events.mark();
+        let before = s.observer.report().frames(&s.primary);
+        let _console = match round % 2 {
+            0 => s.lab.ask(&s.primary, &Request::Reset).map(|()| None).unwrap(),
+            _ => Some(type_line(&s, "reboot -f")),
+        };
+        // It has forgotten its clients; that it has really restarted shows in that its redis is empty.
+        s.await_restart();
+        s.open_ledger();
+        s.expect_writes(100);
+        assert!(s.observer.report().frames(&s.primary) > before);
+        let since = &s.events.all()[mark..];
+        assert!(!since.iter().any(|e| matches!(e.kind, EventKind::TookOver { .. })), "{since:?}");
+        // And it is as protected as before.
+        s.run(&[Action::KillQemu, Action::KillHost], 1);
+    }
+    s.finish();
+}
+
+/// The VM ends everywhere: its backup does not raise it from the dead.
+#[test]
+fn a_guest_switches_itself_off() {
+    for how in ["poweroff -f", "stop"] {
+        let mut s = Scenario::start("poweroff");
+        close_ledger(&mut s);
+        let mark = s.events.mark();
+        let _console = match how {
+            "stop" => s.lab.ask(&s.primary, &Request::Stop).map(|()| None).unwrap(),
+            line => Some(type_line(&s, line)),
+        };
+        s.expect(mark, "a", "stopped", |k| matches!(k, EventKind::Stopped { .. }));
+        let keepers = ["a", "b"].map(|h| s.lab.keeper(h).unwrap());
+        wait_until("end of the VM on both hosts", || keepers.iter().all(|k| k.status().unwrap().role == Role::Standby));
+        wait_until("end of both QEMUs", || {
+            ["a", "b"].iter().all(|h| {
+                let all = s.lab.processes(h).unwrap().list().unwrap();
+                !all.iter().any(|p| p.program.starts_with(QEMU))
+            })
+        });
+        let since = &s.events.all()[mark..];
+        let raised = |k: &EventKind| matches!(k, EventKind::TookOver { .. } | EventKind::Lost { .. });
+        assert!(!since.iter().any(|e| raised(&e.kind)), "{how}: {since:?}");
+        // It can be started again, and is protected again.
+        s.lab.ask("a", &Request::Start { force: false }).unwrap();
+        s.await_guest();
+        s.open_ledger();
+        s.settle(mark);
+        s.finish();
+    }
+}
