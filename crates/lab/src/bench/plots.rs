@@ -25,7 +25,7 @@ const COLOURS: [RGBColor; 6] = [
 
 /// All plots: file name and contents.
 pub fn all(r: &Report) -> Result<Vec<(String, String)>, LabError> {
-    let plots: [(&str, fn(&Report, &Area<'_>) -> Drawn); 5] =
+    let plots: [(&str, Draw); 5] =
         [("ratios", ratios), ("epochs", epochs), ("ping", ping), ("pauses", pauses), ("failovers", failovers)];
     let mut out = Vec::new();
     for (name, draw) in plots {
@@ -43,6 +43,7 @@ pub fn all(r: &Report) -> Result<Vec<(String, String)>, LabError> {
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Drawn = Result<(), String>;
+type Draw = fn(&Report, &Area<'_>) -> Drawn;
 
 fn text(e: impl Display) -> String {
     e.to_string()

@@ -224,7 +224,8 @@ fn failovers(out: &mut String, r: &Report) -> std::fmt::Result {
         out,
         "\nOne TCP connection wrote throughout: {} writes acknowledged, {} lost, {} repeated, {} connections reset. Arbitration \
          and loading go on at the same time. The client is silent for longer than the VM is away, because TCP sends again after \
-         200 ms at the earliest what was on its way to the lost host. A switchover is counted from the request, so its downtime is less than this.\n",
+         200 ms at the earliest what was on its way to the lost host. A switchover is counted from the \
+         request, so its downtime is less than this.\n",
         c.acked, c.lost, c.repeated, c.resets
     )
 }
