@@ -426,7 +426,7 @@ impl Core {
                     backup.ready = Some(Instant::now());
                     self.machine = Some(status);
                     let ready = Record::Ready { session: session.0, what: ninefold_replica::stream::Ready::Receive };
-                    self.to_primary(&ready);
+                    self.tell_primary(&ready);
                 }
             }
             Msg::Held { session, epoch } => self.input(Input::CheckpointHeld { session, epoch }),
@@ -608,7 +608,7 @@ impl Core {
         let _ = go.send(false);
     }
 
-    fn to_primary(&mut self, record: &Record<'_>) {
+    fn tell_primary(&mut self, record: &Record<'_>) {
         if let Some(backup) = &mut self.backup {
             // An error shows as the end of the stream.
             let _ = write_record(&mut backup.writer, &mut backup.scratch, record);
@@ -843,7 +843,7 @@ impl Core {
                 use ninefold_replica::stream::{Pass, PassKind};
                 self.committed = epoch;
                 let pass = Pass { session: session.0, kind: PassKind::Checkpoint, epoch };
-                self.to_primary(&Record::Ack { pass });
+                self.tell_primary(&Record::Ack { pass });
             }
             Action::StandDown => {
                 self.stand_down();

@@ -14,12 +14,12 @@ pub enum KeeperError {
     #[error(transparent)]
     Channel(#[from] ninefold_net::channel::ChannelError),
     #[error("the host's identity cannot be used")]
-    Identity(#[source] ninefold_transport::TransportError),
+    Identity(#[source] Box<ninefold_transport::TransportError>),
     #[error("replication cannot be accepted at {addr}")]
     Listen {
         addr: std::net::SocketAddr,
         #[source]
-        source: ninefold_transport::TransportError,
+        source: Box<ninefold_transport::TransportError>,
     },
     #[error("{what} {path}")]
     File {

@@ -38,7 +38,7 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
     let _lock = lock(&config)?;
     let security = match &config.security {
         SecurityConfig::MutualTls { identity } => {
-            Security::MutualTls(Identity::load(identity).map_err(KeeperError::Identity)?)
+            Security::MutualTls(Identity::load(identity).map_err(|e| KeeperError::Identity(Box::new(e)))?)
         }
         SecurityConfig::PlainText => Security::PlainText { host: config.host.clone() },
     };
@@ -53,7 +53,7 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
         metrics::serve(addr, Arc::clone(&board))?;
     }
     let listener = Listener::bind(config.listen, security.clone())
-        .map_err(|source| KeeperError::Listen { addr: config.listen, source })?;
+        .map_err(|e| KeeperError::Listen { addr: config.listen, source: Box::new(e) })?;
     let witness = &config.witness;
     let client = WitnessClient::new(witness.addr, witness.host.clone(), security.clone(), Timeouts::default());
     let arbiter = arbiter::start(config.vm.name.clone(), client, core.clone())?;

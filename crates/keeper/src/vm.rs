@@ -181,6 +181,7 @@ struct Session {
     name: Term,
     jobs: SyncSender<Job>,
     tracker: Tracker,
+    #[expect(clippy::vec_box, reason = "a capture goes from thread to thread: boxed, only a pointer moves")]
     free: Vec<Box<Capture>>,
     /// Taken and acknowledged.
     taken: Epoch,
