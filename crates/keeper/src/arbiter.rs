@@ -30,6 +30,8 @@ pub enum Question {
     Start {
         force: bool,
     },
+    /// What was proposed is not wanted any more. A proposal on its way may win all the same.
+    Cancel,
 }
 
 /// Starts the thread. It ends when the sender is dropped.
@@ -62,8 +64,11 @@ impl Arbiter {
             while let Ok(newer) = self.asked.try_recv() {
                 pending = Some(newer);
             }
+            if matches!(pending, Some(Question::Cancel)) {
+                pending = None;
+            }
             let answer = match &pending {
-                None => self.client.read(&self.vm).map(|r| r.map(Msg::WitnessHolds)),
+                None | Some(Question::Cancel) => self.client.read(&self.vm).map(|r| r.map(Msg::WitnessHolds)),
                 Some(Question::Start { force }) => {
                     let force = *force;
                     self.client.read(&self.vm).map(|found| Some(Msg::StartFrom { found, force }))
@@ -105,9 +110,13 @@ impl Arbiter {
             if let Some(reason) = refused {
                 tracing::error!(%reason, "the witness refuses");
                 // What the witness will never do has not happened: that is a loss.
-                if let Some(Question::Propose { id, .. }) = pending.take() {
-                    let _ = self.core.send(Msg::WitnessAnswer { id, outcome: Outcome::Lost(None) });
-                }
+                let _ = match pending.take() {
+                    Some(Question::Propose { id, .. }) => {
+                        self.core.send(Msg::WitnessAnswer { id, outcome: Outcome::Lost(None) })
+                    }
+                    Some(Question::Start { .. }) => self.core.send(Msg::StartFailed(reason)),
+                    Some(Question::Cancel) | None => Ok(()),
+                };
             }
         }
     }

@@ -22,9 +22,10 @@ use ninefold_machine::{Machine, MachineConfig, Ram, accel};
 use ninefold_model::control::{Request, Response};
 use ninefold_model::event::{EventKind, FailoverPhases};
 use ninefold_model::spec::{Accel, AccelChoice, Boot, EpochPolicy, Protection};
-use ninefold_model::status::{Counters, MachineStatus, SyncProgress, VmStatus};
+use ninefold_model::status::{Counters, MachineStatus, ProtectionState, SyncProgress, VmStatus};
 use ninefold_model::{Epoch, Term};
 use ninefold_net::announce::AnnouncePlan;
+use ninefold_replica::pacing::MAX_IN_FLIGHT;
 use ninefold_replica::protocol::{Action, Input, Phase, Protocol};
 use ninefold_replica::stream::{Heartbeat, Hello, Layout, Record, write_record};
 use ninefold_transport::clock::monotonic_us;
@@ -45,8 +46,16 @@ use crate::vm::{self, Bell, Command, VmHandle};
 
 /// The core looks at its clock at least this often.
 const TICK: Duration = Duration::from_millis(10);
+/// A host that stood still for less is merely busy.
+const MIN_STILL: Duration = Duration::from_millis(50);
 /// How long SIGTERM waits for a backup to take the VM.
 const QUIT_LIMIT: Duration = Duration::from_secs(10);
+/// After a first session that fails before it protects; each further failure doubles it.
+const RETRY_FIRST: Duration = Duration::from_millis(250);
+/// The longest pause between two attempts.
+const RETRY_LAST: Duration = Duration::from_secs(10);
+/// A checkpoint that was sent and is not acknowledged for so long: the backup lives and does not work.
+const ACK_LIMIT: Duration = Duration::from_secs(3);
 /// A backup that is not ready for its first page after this long is given up.
 const READY_LIMIT: Duration = Duration::from_secs(30);
 
@@ -76,6 +85,8 @@ pub struct Core {
     layout: Option<Layout>,
     /// The connector is at work.
     looking: bool,
+    /// When the last session failed before it protected, and how long to wait after that.
+    retry: Option<(Instant, Duration)>,
     /// A peer that waits for its session to be opened.
     link: Option<Link>,
     session: Option<Session>,
@@ -135,6 +146,7 @@ impl Core {
             machine: None,
             layout: None,
             looking: false,
+            retry: None,
             link: None,
             session: None,
             sync: None,
@@ -203,7 +215,9 @@ impl Core {
     fn tick(&mut self) {
         let stood_still = self.last_tick.elapsed();
         self.last_tick = Instant::now();
-        if stood_still >= self.failure_timeout() {
+        // The peer counts from our last sign of life, which was up to a heartbeat before.
+        let heartbeats = 2 * Duration::from_millis(self.parts.config.timing.heartbeat_ms.into());
+        if stood_still >= self.failure_timeout().saturating_sub(heartbeats).max(MIN_STILL) {
             self.stood_still(stood_still);
         }
         self.check_peer();
@@ -215,7 +229,8 @@ impl Core {
             }
         }
         self.announce_alone();
-        if self.protocol.wants_peer() && self.layout.is_some() && !self.looking {
+        let waited = self.retry.is_none_or(|(failed, pause)| failed.elapsed() >= pause);
+        if self.protocol.wants_peer() && self.layout.is_some() && !self.looking && waited {
             self.looking = true;
             self.parts.connector.ask();
         }
@@ -270,6 +285,10 @@ impl Core {
                 self.close_session();
                 let reason = format!("the backup was silent for {} ms", silence.as_millis());
                 self.input(Input::SessionLost { session: name, reason });
+            } else if self.unacked.iter().any(|(_, sent, _)| sent.elapsed() > ACK_LIMIT) {
+                self.close_session();
+                let reason = "the backup does not acknowledge".into();
+                self.input(Input::SessionLost { session: name, reason });
             } else if !self.session_ready && self.sync_began.elapsed() > READY_LIMIT {
                 self.close_session();
                 self.input(Input::SessionLost { session: name, reason: "the backup does not get ready".into() });
@@ -305,7 +324,7 @@ impl Core {
         }
         let since = *self.uplink_lost.get_or_insert_with(Instant::now);
         let hold = Duration::from_millis(self.parts.config.timing.uplink_hold_ms.into());
-        let bound = self.protocol.protection() == Some(ninefold_model::status::ProtectionState::Protected);
+        let bound = self.protocol.protection() == Some(ProtectionState::Protected);
         if bound
             && self.witness_error.is_none()
             && self.peer_uplink
@@ -537,7 +556,7 @@ impl Core {
 
     fn quit(&mut self) {
         self.quitting = Some(Instant::now());
-        let bound = self.protocol.protection() == Some(ninefold_model::status::ProtectionState::Protected);
+        let bound = self.protocol.protection() == Some(ProtectionState::Protected);
         // Without the witness nobody can take it: the guest would only stand still until the end.
         if bound && self.witness_error.is_none() {
             self.input(Input::Switchover { reason: "the keeper was told to end".into() });
@@ -548,6 +567,13 @@ impl Core {
 
     fn acked(&mut self, session: Term, epoch: Epoch) {
         if self.session.as_ref().is_none_or(|s| s.name != session) || epoch <= self.committed {
+            return;
+        }
+        // As many as can be unacknowledged: the pacer's, and a switchover's last.
+        if epoch.0 > self.committed.0 + u64::from(MAX_IN_FLIGHT) + 1 {
+            self.close_session();
+            let reason = format!("the backup acknowledges epoch {epoch} after {}", self.committed);
+            self.input(Input::SessionLost { session, reason });
             return;
         }
         self.input(Input::Acked { session, epoch });
@@ -652,8 +678,7 @@ impl Core {
     /// Forgets everything: a fresh standby.
     fn reset_protocol(&mut self) {
         self.stand_down();
-        let wanted = self.protocol.wanted();
-        self.protocol = Protocol::new(self.parts.config.host.clone(), wanted);
+        self.protocol.abandon();
     }
 
     fn try_resume(&mut self) {
@@ -678,10 +703,11 @@ impl Core {
         }
         let phases = FailoverPhases { detect_us, arbitrate_us, load_us, resume_us: micros(began.elapsed()) };
         self.machine = Some(standby::status(&machine, "as before the failover", "running"));
+        // Open first: a console has no second chance for what it says at once.
+        self.parts.outlets.pass();
         if let Err(error) = self.parts.outlets.attach(ports) {
             tracing::error!(%error, "the VM's sockets cannot be served");
         }
-        self.parts.outlets.pass();
         self.parts.outlets.announce(&|| true);
         self.announcing = Some((Instant::now(), AnnouncePlan::new()));
         self.counters.failovers += 1;
@@ -774,6 +800,10 @@ impl Core {
     }
 
     fn close_session(&mut self) {
+        if self.session.is_some() && self.protocol.protection() == Some(ProtectionState::Syncing) {
+            let pause = self.retry.map_or(RETRY_FIRST, |(_, pause)| (pause * 2).min(RETRY_LAST));
+            self.retry = Some((Instant::now(), pause));
+        }
         self.session = None;
         self.sync = None;
         // A guest that a switchover has paused stays paused until the witness has spoken: `OpenGate` sends `GoOn`.
@@ -807,10 +837,20 @@ impl Core {
                 // A host that freezes in the middle of this must not go on with it when it thaws.
                 let limit = self.failure_timeout() / 2;
                 let begun = Cell::new(self.last_tick);
-                let ours = || begun.get().elapsed() < limit;
+                let ours = || {
+                    let in_time = begun.get().elapsed() < limit;
+                    if in_time {
+                        begun.set(Instant::now());
+                    }
+                    in_time
+                };
                 self.parts.outlets.release(epoch, &ours);
                 if std::mem::take(&mut self.announce) {
                     self.parts.outlets.announce(&ours);
+                }
+                // A long release is work, not a freeze.
+                if ours() {
+                    self.last_tick = Instant::now();
                 }
             }
             Action::OpenGate => {
@@ -822,6 +862,7 @@ impl Core {
             Action::CloseSession { .. } => self.close_session(),
             Action::TakeFinalCheckpoint { .. } => self.command(Command::TakeFinal),
             Action::SendBound { session } => {
+                self.retry = None;
                 let term = session.next();
                 if let Some(s) = &self.session {
                     let _ = s.jobs.try_send(Job::Bound { term });
@@ -861,6 +902,7 @@ impl Core {
 
     /// Ends whatever of the VM is here. Mute first: nothing may leave while the rest is taken down.
     fn stand_down(&mut self) {
+        let _ = self.parts.arbiter.send(Question::Cancel);
         self.parts.outlets.mute();
         self.announcing = None;
         self.announce = false;

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::thread;
+use std::time::Duration;
 
 use ninefold_net::wake::Wake;
 use ninefold_store::{Timeouts, WitnessClient};
-use ninefold_transport::{Identity, Listener, Security};
+use ninefold_transport::{Identity, Listener, Security, TransportError};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::arbiter;
@@ -26,6 +27,8 @@ use crate::vm::Bell;
 
 /// Incoming connections served at a time: one session, and what probes or attacks.
 const MAX_INCOMING: usize = 16;
+/// After an accept that failed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Runs a keeper until SIGTERM or SIGINT.
 pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
@@ -92,7 +95,17 @@ fn lock(config: &KeeperConfig) -> Result<File, KeeperError> {
 fn accept(listener: Listener, standby: Standby) -> Result<(), KeeperError> {
     let serving = Arc::new(AtomicUsize::new(0));
     let run = move || {
-        while let Ok(incoming) = listener.accept() {
+        loop {
+            let incoming = match listener.accept() {
+                Ok(incoming) => incoming,
+                Err(TransportError::Closed) => break,
+                Err(error) => {
+                    // Out of descriptors, most likely: it passes.
+                    tracing::warn!(%error, "a connection cannot be accepted");
+                    thread::sleep(ACCEPT_PAUSE);
+                    continue;
+                }
+            };
             if serving.fetch_add(1, Ordering::Relaxed) >= MAX_INCOMING {
                 serving.fetch_sub(1, Ordering::Relaxed);
                 incoming.refuse();

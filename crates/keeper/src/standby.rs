@@ -35,6 +35,8 @@ use crate::vm::report;
 
 /// For the handshake and the opening of a session, so that a silent stranger is soon rid of.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// For one small write to the primary.
+const WRITE_LIMIT: Duration = Duration::from_millis(100);
 
 /// A standby QEMU with the last checkpoint loaded, waiting for `cont`.
 #[derive(Debug)]
@@ -76,6 +78,8 @@ impl Standby {
         let peer = link.peer().clone();
         let handle = link.handle();
         let _ = handle.set_read_timeout(Some(PATIENCE));
+        // The core writes heartbeats and acknowledgements: it must not wait for a primary that takes nothing.
+        let _ = handle.set_write_timeout(Some(WRITE_LIMIT));
         let (reader, mut writer) = link.split();
         let mut records = RecordReader::new(reader);
         records.preamble().and_then(Preamble::agree).map_err(|e| report(&e))?;
@@ -95,6 +99,8 @@ impl Standby {
             Some((RefuseCode::Protocol, format!("{peer} is not a host of {}", hello.vm)))
         } else if hello.session != hello.term.0 || hello.lanes != 1 {
             Some((RefuseCode::Protocol, "a session is named by its term and has one connection".into()))
+        } else if hello.spec.nics != self.config.vm.nics {
+            Some((RefuseCode::CannotBuild, "the VM's network interfaces are configured otherwise here".into()))
         } else {
             self.vouched_for(&hello).err().map(|reason| (RefuseCode::Protocol, reason))
         };

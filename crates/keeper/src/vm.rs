@@ -42,6 +42,8 @@ const MAX_ROUNDS: u32 = 12;
 const IDLE: Duration = Duration::from_millis(100);
 /// A guest counts as quiet when QEMU used less than this share of one CPU since the last look.
 const QUIET_SHARE: f64 = 0.35;
+/// How long the core may take to hold all output. It takes microseconds.
+const HOLD_LIMIT: Duration = Duration::from_secs(2);
 /// A look after a shorter time than this says nothing.
 const QUIET_WINDOW: Duration = Duration::from_micros(100);
 
@@ -151,6 +153,8 @@ pub fn start(
                 quiet: false,
                 session: None,
                 resumed: Instant::now(),
+                paused: false,
+                off: false,
             };
             if let Err(reason) = vm.run() {
                 let _ = vm.core.send(Msg::VmLost { generation, reason });
@@ -175,6 +179,10 @@ struct Vm {
     quiet: bool,
     session: Option<Session>,
     resumed: Instant,
+    /// The guest stands still after the last checkpoint of a switchover.
+    paused: bool,
+    /// The guest has powered off: QEMU would not let it run again.
+    off: bool,
 }
 
 struct Session {
@@ -257,7 +265,8 @@ impl Vm {
                 }
             }
             Command::GoOn => {
-                if self.session.take().is_some_and(|s| s.last == Last::Taken) {
+                self.session = None;
+                if std::mem::take(&mut self.paused) {
                     self.machine.cont().map_err(|e| report(&e))?;
                 }
             }
@@ -318,7 +327,9 @@ impl Vm {
         if s.sync.is_some() {
             let name = s.name;
             return match self.copy_piece() {
-                Ok(()) => Ok(Duration::ZERO),
+                // The rest goes with the first checkpoint.
+                Ok(true) => self.checkpoint().map(|()| Duration::ZERO),
+                Ok(false) => Ok(Duration::ZERO),
                 Err(reason) => {
                     self.session = None;
                     let _ = self.core.send(Msg::CannotReplicate { session: name, reason });
@@ -326,7 +337,7 @@ impl Vm {
                 }
             };
         }
-        if s.last == Last::Taken || s.free.is_empty() {
+        if s.last == Last::Taken || s.free.is_empty() || self.off {
             return Ok(IDLE);
         }
         if s.last == Last::Wanted {
@@ -392,16 +403,29 @@ impl Vm {
             // The guest must not run before all its output is held. The core answers at once.
             let (held, answer) = sync_channel(1);
             let _ = self.core.send(Msg::FirstCheckpoint { session: s.name, held });
-            let _ = answer.recv_timeout(Duration::from_secs(5));
+            if answer.recv_timeout(HOLD_LIMIT).is_err() {
+                let session = s.name;
+                capture.resume(&mut self.machine).map_err(|e| report(&e))?;
+                self.session = None;
+                let reason = "output is not held in time".into();
+                let _ = self.core.send(Msg::CannotReplicate { session, reason });
+                return Ok(());
+            }
             capture.console = self.outlets.console_history();
         }
         if last {
             capture.note(&self.machine);
             capture.resumed = Instant::now();
             s.last = Last::Taken;
+            self.paused = true;
             let _ = self.core.send(Msg::FinalTaken { session: s.name, epoch });
+        } else if let Err(error) = capture.resume(&mut self.machine) {
+            // A guest that has powered off does not run again; its last output is committed all the same.
+            self.events()?;
+            if !self.off {
+                return Err(report(&error));
+            }
         } else {
-            capture.resume(&mut self.machine).map_err(|e| report(&e))?;
             self.pacer.paused(Duration::from_micros(capture.record.pause_us));
         }
         self.resumed = capture.resumed;
@@ -410,6 +434,7 @@ impl Vm {
         if first || epoch.0 % 64 == 0 {
             capture.addresses = self.outlets.addresses();
         }
+        let Some(s) = &mut self.session else { return Ok(()) };
         // The sender has room for as many checkpoints as there are captures.
         match s.jobs.try_send(Job::Checkpoint(capture)) {
             Ok(()) => {}
@@ -431,9 +456,9 @@ impl Vm {
         }
     }
 
-    /// Sends the next piece of the initial copy, or ends a round.
-    fn copy_piece(&mut self) -> Result<(), String> {
-        let Some(Session { jobs, tracker, sync: Some(sync), .. }) = &mut self.session else { return Ok(()) };
+    /// Sends the next piece of the initial copy, or ends a round. True when the copy is done.
+    fn copy_piece(&mut self) -> Result<bool, String> {
+        let Some(Session { jobs, tracker, sync: Some(sync), .. }) = &mut self.session else { return Ok(false) };
         let gone = || "the sender has ended".to_owned();
         if sync.pieces.is_none() {
             if sync.round > 0 {
@@ -480,13 +505,11 @@ impl Vm {
             let _ = self.core.send(Msg::SyncProgress(progress));
         }
         let few = sync.round > 1 && sync.dirty.pages() <= FEW_PAGES;
-        if round_ends && (few || sync.round >= MAX_ROUNDS) {
-            if let Some(s) = &mut self.session {
-                s.sync = None;
-            }
-            self.checkpoint()?;
+        let done = round_ends && (few || sync.round >= MAX_ROUNDS);
+        if let (true, Some(s)) = (done, &mut self.session) {
+            s.sync = None;
         }
-        Ok(())
+        Ok(done)
     }
 
     fn wait(&mut self, wait: Duration) -> Result<(), String> {
@@ -517,6 +540,7 @@ impl Vm {
         while let Some(event) = self.machine.next_event() {
             match event.kind {
                 EventKind::Shutdown { .. } => {
+                    self.off = true;
                     let _ = self.core.send(Msg::VmShutdown { generation: self.generation });
                 }
                 EventKind::GuestPanicked => tracing::warn!("the guest panicked"),

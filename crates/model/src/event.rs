@@ -28,6 +28,8 @@ pub enum EventKind {
     SyncStarted { backup: HostName },
     /// The witness bound this primary to a synced backup: the VM is protected.
     Protected { term: Term, backup: HostName, sync_ms: u64, bytes: u64 },
+    /// The backup is gone; output waits until the witness allows to go on without.
+    BackupLost { reason: String },
     /// The VM runs without a backup.
     Unprotected { term: Term, reason: String },
     /// This host now holds a whole checkpoint and will take over when it must.

@@ -129,6 +129,7 @@ pub fn words(kind: &EventKind) -> String {
         ),
         EventKind::WitnessUnreachable { reason } => format!("the witness does not answer: {reason}"),
         EventKind::WitnessReachable => "the witness answers again".into(),
+        EventKind::BackupLost { reason } => format!("backup lost, output waits for the witness: {reason}"),
         EventKind::StoodDown { term, reason } => format!("stood down (term {term}): {reason}"),
         EventKind::Lost { reason } => format!("THE VM IS LOST: {reason}"),
         EventKind::SwitchoverStarted { to, reason } => format!("hands the VM to host {to}: {reason}"),

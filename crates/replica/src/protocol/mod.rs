@@ -228,6 +228,12 @@ impl Protocol {
         self
     }
 
+    /// Forgets what is here and becomes a standby; what would be mistaken for new otherwise is remembered. For a shell that
+    /// cannot do what it was told to.
+    pub fn abandon(&mut self) {
+        self.state = State::Standby;
+    }
+
     pub fn role(&self) -> Role {
         match &self.state {
             State::Standby | State::Starting { .. } => Role::Standby,

@@ -266,6 +266,7 @@ impl Protocol {
             Phase::Bound { backup, .. } => {
                 let new = p.record.alone(p.record.primary.clone());
                 out.push(Action::Propose { id, expected: Some(p.record.clone()), new });
+                out.push(Action::Emit(EventKind::BackupLost { reason: reason.into() }));
                 if self.rules.say_when_unprotected {
                     p.phase =
                         Phase::Unbinding { proposal: id, own: true, live: None, backup, then, reason: reason.into() };
