@@ -48,7 +48,7 @@ fn run(config: &KeeperConfig, security: &Security, asked: &Receiver<()>, core: &
             match connect(peer.addr, &peer.host, security, PATIENCE) {
                 Ok(link) => core.send(Msg::PeerConnected { link }).is_ok(),
                 Err(error) => {
-                    tracing::debug!(peer = %peer.host, error = %crate::vm::report(&error), "no backup there");
+                    tracing::debug!(peer = %peer.host, error = %crate::error::report(&error), "no backup there");
                     false
                 }
             }

@@ -35,6 +35,7 @@ use crate::arbiter::Question;
 use crate::capture::micros;
 use crate::config::KeeperConfig;
 use crate::connector::Connector;
+use crate::error;
 use crate::journal::Journal;
 use crate::metrics::Board;
 use crate::msg::Msg;
@@ -696,7 +697,7 @@ impl Core {
                 .map(|l| self.layout = Some(l))
                 .map_err(|reason| ninefold_machine::MachineError::Layout { reason })
         }) {
-            let reason = vm::report(&error);
+            let reason = error::report(&error);
             self.event(EventKind::Lost { reason: format!("the standby does not run: {reason}") });
             self.reset_protocol();
             return;
@@ -793,7 +794,7 @@ impl Core {
         match crate::session::open(link, hello, settings, self.parts.core.clone()) {
             Ok(opened) => self.session = Some(opened),
             Err(error) => {
-                let reason = vm::report(&error);
+                let reason = error::report(&error);
                 self.input(Input::SessionLost { session, reason });
             }
         }
@@ -930,7 +931,7 @@ fn launch(config: &KeeperConfig) -> Result<(Machine, ninefold_machine::Ports, St
         (AccelChoice::Kvm, _) => (Accel::Kvm, "asked for".to_owned()),
         (AccelChoice::Tcg, _) => (Accel::Tcg, "asked for".to_owned()),
         (AccelChoice::Auto, Boot::Linux { kernel, .. }) => {
-            let report = accel::probe(kernel, &config.qemu, &config.cache_dir).map_err(|e| vm::report(&e))?;
+            let report = accel::probe(kernel, &config.qemu, &config.cache_dir).map_err(|e| error::report(&e))?;
             (report.accel, report.reason)
         }
         (AccelChoice::Auto, Boot::BootSector { .. }) => {
@@ -942,7 +943,7 @@ fn launch(config: &KeeperConfig) -> Result<(Machine, ninefold_machine::Ports, St
         .memory_mib
         .checked_mul(1 << 20)
         .ok_or_else(|| "the VM's memory has an absurd size".to_owned())
-        .and_then(|bytes| Ram::create(bytes).map_err(|e| vm::report(&e)))?;
+        .and_then(|bytes| Ram::create(bytes).map_err(|e| error::report(&e)))?;
     let machine = MachineConfig {
         qemu: config.qemu.clone(),
         spec: config.vm.clone(),
@@ -950,6 +951,6 @@ fn launch(config: &KeeperConfig) -> Result<(Machine, ninefold_machine::Ports, St
         incoming: false,
         extra_args: Vec::new(),
     };
-    let (machine, ports) = Machine::launch(&machine, Arc::new(ram)).map_err(|e| vm::report(&e))?;
+    let (machine, ports) = Machine::launch(&machine, Arc::new(ram)).map_err(|e| error::report(&e))?;
     Ok((machine, ports, reason))
 }

@@ -35,3 +35,15 @@ pub enum KeeperError {
     #[error("a thread cannot be started")]
     Thread(#[source] std::io::Error),
 }
+
+/// An error with its causes, on one line.
+pub fn report(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(c) = cause {
+        text.push_str(": ");
+        text.push_str(&c.to_string());
+        cause = c.source();
+    }
+    text
+}

@@ -16,11 +16,10 @@ use ninefold_transport::clock::monotonic_us;
 use ninefold_transport::{Link, LinkHandle, LinkReader, LinkWriter};
 
 use crate::capture::Capture;
-use crate::error::KeeperError;
+use crate::error::{KeeperError, report};
 use crate::msg::Msg;
 use crate::outlets::{ADDRESSES, AGENT, CONSOLE};
 use crate::priority;
-use crate::vm::report;
 
 /// Checkpoints and control records that may wait for the sender.
 const JOBS: usize = 8;

@@ -28,10 +28,10 @@ use ninefold_transport::{Incoming, Link, LinkReader, LinkWriter, Security};
 
 use crate::capture::micros;
 use crate::config::KeeperConfig;
+use crate::error::report;
 use crate::msg::Msg;
 use crate::outlets::{ADDRESSES, CONSOLE, Outlets};
 use crate::priority;
-use crate::vm::report;
 
 /// For the handshake and the opening of a session, so that a silent stranger is soon rid of.
 const PATIENCE: Duration = Duration::from_secs(5);

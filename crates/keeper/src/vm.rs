@@ -25,7 +25,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use crate::capture::Capture;
 use crate::cpu_clock::CpuClock;
-use crate::error::KeeperError;
+use crate::error::{KeeperError, report};
 use crate::first_copy;
 use crate::msg::Msg;
 use crate::outlets::Outlets;
@@ -549,16 +549,4 @@ impl Vm {
         }
         Ok(())
     }
-}
-
-/// An error with its causes, on one line.
-pub fn report(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(c) = cause {
-        text.push_str(": ");
-        text.push_str(&c.to_string());
-        cause = c.source();
-    }
-    text
 }

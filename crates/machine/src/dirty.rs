@@ -112,8 +112,10 @@ impl DirtySet {
     }
 }
 
-/// Regions that one ioctl can answer: 24 KiB. More are fetched by further calls.
-const REGIONS: usize = 1024;
+/// Regions that one ioctl can answer: 12 KiB. More are fetched by further calls. Linux fills the answer in batches of 512
+/// (`PAGEMAP_WALK_SIZE`) and leaves `walk_end` where the first of them ended, so that a larger answer is walked twice:
+/// with a running guest, a page would then be reported twice.
+const REGIONS: usize = 512;
 
 /// Follows the writes of one QEMU to all its RAM blocks. Dropping it ends the tracking and its cost.
 #[derive(Debug)]
@@ -202,7 +204,8 @@ impl PagemapScan {
                 if walked <= at {
                     return Err(MachineError::Kernel { reason: "PAGEMAP_SCAN made no progress".into() });
                 }
-                at = walked;
+                // Never back into what has been reported.
+                at = self.regions[..filled].last().map_or(walked, |last| walked.max(last.end));
             }
             joinable = out.runs.len();
         }

@@ -30,7 +30,7 @@ fn main() -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ninefold-keeper: {}", ninefold_keeper::vm::report(&error));
+            eprintln!("ninefold-keeper: {}", ninefold_keeper::error::report(&error));
             ExitCode::FAILURE
         }
     }
