@@ -63,6 +63,8 @@ struct Peers {
     next: u64,
     handshakes: usize,
     links: HashMap<u64, LinkHandle>,
+    /// Of the connections; those that have ended are removed when the next one comes.
+    threads: Vec<thread::JoinHandle<()>>,
     stopping: bool,
 }
 
@@ -114,7 +116,12 @@ impl Server {
         while peers.handshakes > 0 || !peers.links.is_empty() {
             peers = self.shared.ended.wait(peers).unwrap_or_else(PoisonError::into_inner);
         }
+        // Each has given its place back and is about to end; joined, it does not hold the registers any more.
+        let threads = std::mem::take(&mut peers.threads);
         drop(peers);
+        for thread in threads {
+            let _ = thread.join();
+        }
         if self.shared.failed.load(Ordering::Acquire) { Err(ServeError::StoreFailed) } else { Ok(()) }
     }
 }
@@ -161,8 +168,13 @@ fn admit(shared: &Arc<Shared>, incoming: Incoming) {
     drop(peers);
     let place = Place { shared: shared.clone(), id: None };
     let thread = thread::Builder::new().name("peer".into()).stack_size(STACK);
-    if let Err(error) = thread.spawn(move || attend(place, incoming)) {
-        tracing::warn!(%addr, %error, "turned away: no thread");
+    match thread.spawn(move || attend(place, incoming)) {
+        Ok(thread) => {
+            let mut peers = shared.peers();
+            peers.threads.retain(|t| !t.is_finished());
+            peers.threads.push(thread);
+        }
+        Err(error) => tracing::warn!(%addr, %error, "turned away: no thread"),
     }
 }
 

@@ -142,8 +142,8 @@ fn the_number_of_vms_is_bounded() {
 fn say(place: &Place, addr: std::net::SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let link = connect(addr, &host("w"), &place.security("a"), PATIENT.connect).unwrap();
     let (mut reader, mut writer) = link.split();
-    writer.write_all(bytes).unwrap();
-    writer.finish().unwrap();
+    // A server that has refused already has closed: what counts is its answer.
+    let _ = writer.write_all(bytes).and_then(|()| writer.finish());
     let mut answer = Vec::new();
     let _ = reader.read_to_end(&mut answer);
     answer
