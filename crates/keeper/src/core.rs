@@ -254,7 +254,11 @@ impl Core {
     fn stood_still(&mut self, time: Duration) {
         let reason = format!("this host stood still for {} ms", time.as_millis());
         tracing::warn!(%reason);
-        self.lose_session(reason);
+        if let Some(session) = &self.session {
+            let session = session.name;
+            self.close_session();
+            self.input(Input::SessionLost { session, reason });
+        }
         if let Some(BackupSide { ready: Some(ready), .. }) = &mut self.backup {
             // What the primary said meanwhile has still to be read: its silence counts from now.
             *ready = Instant::now();
@@ -276,13 +280,19 @@ impl Core {
         let limit = self.failure_timeout();
         if let Some(session) = &self.session {
             let silence = session.handle.silence();
+            let name = session.name;
             // A backup that starts its QEMU answers with heartbeats already; one that is not ready in time is lost too.
             if silence > limit {
-                self.lose_session(format!("the backup was silent for {} ms", silence.as_millis()));
+                self.close_session();
+                let reason = format!("the backup was silent for {} ms", silence.as_millis());
+                self.input(Input::SessionLost { session: name, reason });
             } else if self.unacked.iter().any(|(_, sent, _)| sent.elapsed() > ACK_LIMIT) {
-                self.lose_session("the backup does not acknowledge".into());
+                self.close_session();
+                let reason = "the backup does not acknowledge".into();
+                self.input(Input::SessionLost { session: name, reason });
             } else if !self.session_ready && self.sync_began.elapsed() > READY_LIMIT {
-                self.lose_session("the backup does not get ready".into());
+                self.close_session();
+                self.input(Input::SessionLost { session: name, reason: "the backup does not get ready".into() });
             }
         }
         let heartbeat = Duration::from_millis(self.parts.config.timing.heartbeat_ms.into());
@@ -387,7 +397,8 @@ impl Core {
             }
             Msg::CannotReplicate { session, reason } | Msg::SessionEnded { session, reason } => {
                 if self.session.as_ref().is_some_and(|s| s.name == session) {
-                    self.lose_session(reason);
+                    self.close_session();
+                    self.input(Input::SessionLost { session, reason });
                 }
             }
             Msg::NoPeer => self.looking = false,
@@ -561,7 +572,9 @@ impl Core {
         }
         // As many as can be unacknowledged: the pacer's, and a switchover's last.
         if epoch.0 > self.committed.0 + u64::from(MAX_IN_FLIGHT) + 1 {
-            self.lose_session(format!("the backup acknowledges epoch {epoch} after {}", self.committed));
+            self.close_session();
+            let reason = format!("the backup acknowledges epoch {epoch} after {}", self.committed);
+            self.input(Input::SessionLost { session, reason });
             return;
         }
         self.input(Input::Acked { session, epoch });
@@ -785,13 +798,6 @@ impl Core {
                 self.input(Input::SessionLost { session, reason });
             }
         }
-    }
-
-    /// Closes the session, if there is one, and tells the protocol.
-    fn lose_session(&mut self, reason: String) {
-        let Some(session) = self.session.as_ref().map(|s| s.name) else { return };
-        self.close_session();
-        self.input(Input::SessionLost { session, reason });
     }
 
     fn close_session(&mut self) {
