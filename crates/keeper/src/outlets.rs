@@ -2,6 +2,7 @@
 //! held, released and muted together.
 
 use std::net::IpAddr;
+use std::time::Instant;
 
 use ninefold_machine::Ports;
 use ninefold_model::Epoch;
@@ -110,6 +111,12 @@ impl Outlets {
         self.nics.iter().any(|n| n.waiting().is_some())
             || self.console.waiting().is_some()
             || self.agent.waiting().is_some()
+    }
+
+    /// Since when output of the epoch that runs waits for which somebody may wait.
+    pub fn urgent(&self) -> Option<Instant> {
+        let channels = [self.console.waiting(), self.agent.waiting()];
+        self.nics.iter().map(NetPort::urgent).chain(channels).flatten().min()
     }
 
     /// Whether a gate is half full.

@@ -355,6 +355,7 @@ impl Vm {
         let seen = Observation {
             run: self.resumed.elapsed(),
             output_waits,
+            urgent_for: self.outlets.urgent().map(|since| since.elapsed()),
             quiet: self.quiet,
             gate_half_full: self.outlets.wants_checkpoint(),
             in_flight: u32::try_from(in_flight).unwrap_or(u32::MAX),
@@ -376,7 +377,7 @@ impl Vm {
             Some((then, _)) if now - then < QUIET_WINDOW => {}
             Some((then, before)) => {
                 let share = used.saturating_sub(before).as_secs_f64() / (now - then).as_secs_f64();
-                self.quiet = share < QUIET_SHARE;
+                self.quiet = share < QUIET_SHARE && !self.cpu.as_ref().is_some_and(CpuClock::runnable);
                 self.look = Some((now, used));
             }
             None => {

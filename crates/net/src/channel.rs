@@ -29,6 +29,7 @@ use rustix::io::Errno;
 
 use crate::gate::{Gate, Limits, Mode, Push};
 use crate::port::Released;
+use crate::urgency::Urgency;
 use crate::wake::Wake;
 use client::Client;
 use history::History;
@@ -381,7 +382,7 @@ impl State {
         match rustix::io::read(qemu, &mut chunk[..room]) {
             Ok(n) if n > 0 => {
                 let wanted = self.gate.wants_checkpoint();
-                let push = self.gate.push(&chunk[..n], now);
+                let push = self.gate.push(&chunk[..n], Urgency::Urgent, now);
                 let wake = push == Push::Held { first: true } || self.gate.wants_checkpoint() && !wanted;
                 Read { more: true, wake }
             }

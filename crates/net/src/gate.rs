@@ -30,6 +30,8 @@ use std::time::Instant;
 
 use ninefold_model::Epoch;
 
+use crate::urgency::Urgency;
+
 /// What the gate does with what is pushed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Mode {
@@ -64,7 +66,8 @@ impl Default for Limits {
 pub enum Push {
     /// It may leave at once: pop it.
     Passed,
-    /// It waits. `first`: nothing else waits in the epoch that is not yet closed, so that a checkpoint should be taken.
+    /// It waits. `first`: nothing as urgent waits in the epoch that is not yet closed, so that a checkpoint should be
+    /// thought of.
     Held { first: bool },
     /// It was dropped: the gate is full.
     Full,
@@ -125,6 +128,7 @@ pub struct Gate {
     closed: u64,
     bytes: usize,
     waiting: Option<Instant>,
+    urgent: Option<Instant>,
     counts: Counts,
 }
 
@@ -146,6 +150,7 @@ impl Gate {
             closed: 0,
             bytes: 0,
             waiting: None,
+            urgent: None,
             counts: Counts::default(),
         }
     }
@@ -186,6 +191,12 @@ impl Gate {
         self.waiting
     }
 
+    /// When the oldest urgent item of the epoch that is not yet closed came; `None` if none waits in it.
+    #[must_use]
+    pub fn urgent(&self) -> Option<Instant> {
+        self.urgent
+    }
+
     /// Whether the gate is at least half full, in bytes or in items: time for a checkpoint, before items are lost.
     #[must_use]
     pub fn wants_checkpoint(&self) -> bool {
@@ -213,7 +224,7 @@ impl Gate {
     }
 
     /// Offers an item that came at `now`.
-    pub fn push(&mut self, item: &[u8], now: Instant) -> Push {
+    pub fn push(&mut self, item: &[u8], urgency: Urgency, now: Instant) -> Push {
         if item.is_empty() {
             return Push::Empty;
         }
@@ -242,9 +253,11 @@ impl Gate {
             self.allow_all();
             return Push::Passed;
         }
-        let first = self.waiting.is_none();
-        if first {
-            self.waiting = Some(now);
+        let mut first = self.waiting.is_none();
+        self.waiting.get_or_insert(now);
+        if urgency == Urgency::Urgent {
+            first |= self.urgent.is_none();
+            self.urgent.get_or_insert(now);
         }
         Push::Held { first }
     }
@@ -259,12 +272,14 @@ impl Gate {
         self.allowed = self.end();
         self.closed = self.allowed;
         self.waiting = None;
+        self.urgent = None;
     }
 
     /// All that was pushed and belongs to no epoch yet belongs to `epoch`. Epochs grow from call to call; they may begin
     /// anew after the gate was open or mute. (If one does not grow, its items leave with the larger one before it.)
     pub fn close_epoch(&mut self, epoch: Epoch) {
         self.waiting = None;
+        self.urgent = None;
         let end = self.end();
         if end == self.closed {
             return;

@@ -20,6 +20,7 @@
 //! * [`frame`]: QEMU's framing of Ethernet frames on a byte stream
 //! * [`snoop`]: learns the guest's addresses from its own frames
 //! * [`announce`]: tells switches and peers the VM's new place
+//! * [`urgency`]: which frames somebody waits for
 //! * [`wake`]: how the checkpoint thread hears that output waits
 
 pub mod announce;
@@ -31,6 +32,7 @@ pub mod port;
 pub mod snoop;
 mod socket;
 pub mod tap;
+pub mod urgency;
 pub mod wake;
 
 pub use channel::ByteChannel;
@@ -38,4 +40,5 @@ pub use gate::{Gate, Mode};
 pub use port::NetPort;
 pub use socket::socket_pair;
 pub use tap::{Tap, uplink_running};
+pub use urgency::Urgency;
 pub use wake::Wake;

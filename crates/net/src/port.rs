@@ -242,6 +242,12 @@ impl NetPort {
         self.shared.tally.waiting()
     }
 
+    /// Since when the oldest frame of that epoch waits that somebody may wait for.
+    #[must_use]
+    pub fn urgent(&self) -> Option<Instant> {
+        self.shared.tally.urgent()
+    }
+
     /// Whether the gate is half full.
     #[must_use]
     pub fn wants_checkpoint(&self) -> bool {

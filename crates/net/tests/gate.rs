@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use ninefold_model::Epoch;
+use ninefold_net::Urgency;
 use ninefold_net::gate::{Counts, Gate, Limits, Mode, Push};
 use proptest::prelude::*;
 
@@ -45,7 +46,7 @@ proptest! {
         let mut items: Vec<Item> = Vec::new();
         let mut epoch = Epoch(0);
         let mut counts = Counts::default();
-        let mut waiting = None;
+        let (mut waiting, mut urgent) = (None, None);
         let allow = |items: &mut Vec<Item>, up_to: Epoch| {
             for (_, at) in items.iter_mut() {
                 if at.is_some_and(|e| e <= up_to) {
@@ -60,7 +61,8 @@ proptest! {
                     // Every item is different from those near it, so that mix-ups show.
                     let item: Vec<u8> = (0..len).map(|i| (n * 7 + i) as u8).collect();
                     let room = gate.room();
-                    let push = gate.push(&item, now);
+                    let urgency = if n % 3 == 0 { Urgency::Urgent } else { Urgency::Patient };
+                    let push = gate.push(&item, urgency, now);
                     counts.pushed += u64::from(len > 0);
                     let held: usize = items.iter().map(|(i, _)| i.len()).sum();
                     match push {
@@ -83,8 +85,12 @@ proptest! {
                         }
                         Push::Held { first } => {
                             prop_assert_eq!(mode, Mode::Held);
-                            prop_assert_eq!(first, waiting.is_none());
+                            let first_urgent = urgency == Urgency::Urgent && urgent.is_none();
+                            prop_assert_eq!(first, waiting.is_none() || first_urgent);
                             waiting.get_or_insert(now);
+                            if first_urgent {
+                                urgent = Some(now);
+                            }
                             items.push((item, None));
                         }
                     }
@@ -93,7 +99,7 @@ proptest! {
                     epoch = epoch.next();
                     gate.close_epoch(epoch);
                     items.iter_mut().for_each(|(_, at)| { at.get_or_insert(epoch); });
-                    waiting = None;
+                    (waiting, urgent) = (None, None);
                     let mut said = Vec::new();
                     gate.each_in(epoch, |i| said.push(i.to_vec()));
                     let want: Vec<_> =
@@ -138,18 +144,18 @@ proptest! {
                     counts.dropped_mute += items.len() as u64;
                     prop_assert_eq!(gate.discard(), items.len());
                     items.clear();
-                    waiting = None;
+                    (waiting, urgent) = (None, None);
                 }
                 Op::Mode(to) => {
                     gate.set_mode(to);
                     mode = to;
                     if to == Mode::Open {
                         items.iter_mut().for_each(|(_, at)| *at = Some(Epoch(0)));
-                        waiting = None;
+                        (waiting, urgent) = (None, None);
                     } else if to == Mode::Mute {
                         counts.dropped_mute += items.len() as u64;
                         items.clear();
-                        waiting = None;
+                        (waiting, urgent) = (None, None);
                     }
                 }
             }
@@ -157,7 +163,7 @@ proptest! {
             prop_assert_eq!(gate.len(), items.len());
             prop_assert_eq!(gate.bytes(), bytes);
             prop_assert_eq!(gate.mode(), mode);
-            prop_assert_eq!(gate.waiting(), waiting);
+            prop_assert_eq!((gate.waiting(), gate.urgent()), (waiting, urgent));
             prop_assert_eq!(gate.counts(), counts);
             prop_assert!(bytes <= LIMITS.bytes && items.len() <= LIMITS.items);
             prop_assert_eq!(
@@ -174,7 +180,7 @@ proptest! {
 fn many_closed_epochs_never_leave_early() {
     let mut gate = Gate::new(Mode::Held, Limits::default());
     for n in 1..=1000u64 {
-        let _ = gate.push(&n.to_be_bytes(), Instant::now());
+        let _ = gate.push(&n.to_be_bytes(), Urgency::Urgent, Instant::now());
         gate.close_epoch(Epoch(n));
     }
     for n in 1..=1000u64 {
@@ -190,10 +196,10 @@ fn the_whole_ring_can_be_used() {
     let mut gate = Gate::new(Mode::Held, Limits { bytes: 100, items: 100 });
     let now = Instant::now();
     for _ in 0..10 {
-        assert!(matches!(gate.push(&[1; 10], now), Push::Held { .. }));
+        assert!(matches!(gate.push(&[1; 10], Urgency::Urgent, now), Push::Held { .. }));
     }
     assert_eq!(gate.room(), 0);
-    assert_eq!(gate.push(&[1], now), Push::Full);
+    assert_eq!(gate.push(&[1], Urgency::Urgent, now), Push::Full);
     gate.close_epoch(Epoch(1));
     assert_eq!(gate.release_up_to(Epoch(1), |_| ()), 10);
     assert_eq!(gate.room(), 100);

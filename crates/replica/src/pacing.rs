@@ -5,6 +5,8 @@
 //!
 //! * **Output waits and the guest has gone quiet** (it waits for an answer to what it sent): a pause costs it nothing, so
 //!   the checkpoint is due at once.
+//! * **All that waits are acknowledgements** of what the guest was sent: nobody misses them yet. The rest of what it is
+//!   being sent is on its way, and a pause would only hold that up ([`PATIENCE`]).
 //! * **Output waits and the guest is busy**: every pause takes from its work, so epochs are made long enough that the
 //!   pauses stay below a share of its time ([`PAUSE_SHARE`]).
 //! * **Nothing waits**: the longest epoch that the policy allows.
@@ -17,6 +19,14 @@ use ninefold_model::spec::EpochPolicy;
 pub const PAUSE_SHARE: f64 = 0.08;
 /// The shortest epoch of a busy guest.
 pub const SHORTEST: Duration = Duration::from_millis(3);
+/// How long acknowledgements alone may wait. Short beside a delayed acknowledgement (40 ms and more), long beside the
+/// arrival of a request in several segments.
+pub const PATIENCE: Duration = Duration::from_millis(8);
+/// The same when the guest is busy: what it computes meanwhile is worth more. A delayed acknowledgement.
+pub const BUSY_PATIENCE: Duration = Duration::from_millis(60);
+/// A busy guest that has just said something may be about to say more and to go quiet. It is given so many times a
+/// pause for that: taking two checkpoints instead of one would cost it as much.
+const SETTLE: f64 = 3.5;
 /// How often a guest whose output waits is looked at.
 pub const LOOK_AGAIN: Duration = Duration::from_micros(150);
 /// Checkpoints that may be unacknowledged at a time: one on its way while the next is taken.
@@ -31,6 +41,8 @@ pub struct Observation {
     pub run: Duration,
     /// Output waits that belongs to the present epoch.
     pub output_waits: bool,
+    /// For how long some of it has been waiting that is more than an acknowledgement.
+    pub urgent_for: Option<Duration>,
     /// It uses next to no CPU.
     pub quiet: bool,
     /// The gate fills up.
@@ -95,11 +107,15 @@ impl Pacer {
                 if !seen.output_waits {
                     return after(longest);
                 }
+                let Some(urgent_for) = seen.urgent_for else {
+                    return after(if seen.quiet { PATIENCE } else { BUSY_PATIENCE }.min(longest));
+                };
                 // A second checkpoint while one is on its way would not be acknowledged sooner than after it.
                 if seen.quiet && seen.in_flight == 0 {
                     return Due::Now;
                 }
-                match after(self.busy_epoch(longest)) {
+                let settled = Duration::from_secs_f64(self.pause * SETTLE).saturating_sub(urgent_for);
+                match after(self.busy_epoch(longest).max(seen.run + settled)) {
                     Due::Now => Due::Now,
                     Due::In(rest) => Due::In(rest.min(LOOK_AGAIN)),
                 }
@@ -147,6 +163,7 @@ mod tests {
     const IDLE: Observation = Observation {
         run: Duration::from_millis(1),
         output_waits: false,
+        urgent_for: None,
         quiet: true,
         gate_half_full: false,
         in_flight: 0,
@@ -164,7 +181,18 @@ mod tests {
 
     #[test]
     fn output_of_a_quiet_guest_is_committed_at_once() {
-        assert_eq!(adaptive().due(&Observation { output_waits: true, ..IDLE }), Due::Now);
+        assert_eq!(adaptive().due(&Observation { output_waits: true, urgent_for: Some(Duration::from_millis(50)), ..IDLE }), Due::Now);
+    }
+
+    #[test]
+    fn acknowledgements_alone_wait_a_little() {
+        let acks = Observation { output_waits: true, ..IDLE };
+        assert_eq!(adaptive().due(&acks), Due::In(Duration::from_millis(7)));
+        assert_eq!(adaptive().due(&Observation { run: PATIENCE, ..acks }), Due::Now);
+        let busy = Observation { quiet: false, run: PATIENCE, ..acks };
+        assert_eq!(adaptive().due(&busy), Due::In(Duration::from_millis(32)));
+        let short = Pacer::new(EpochPolicy::Adaptive { max_ms: 2 });
+        assert_eq!(short.due(&acks), Due::In(Duration::from_millis(1)));
     }
 
     #[test]
@@ -173,7 +201,7 @@ mod tests {
         for _ in 0..100 {
             pacer.paused(Duration::from_millis(2));
         }
-        let busy = Observation { output_waits: true, quiet: false, ..IDLE };
+        let busy = Observation { output_waits: true, urgent_for: Some(Duration::from_millis(50)), quiet: false, ..IDLE };
         assert!(matches!(pacer.due(&busy), Due::In(_)));
         // 2 ms of pause are 8 % of 25 ms.
         assert!(matches!(pacer.due(&Observation { run: Duration::from_millis(22), ..busy }), Due::In(_)));
@@ -181,8 +209,17 @@ mod tests {
     }
 
     #[test]
+    fn a_busy_guest_may_finish_what_it_says() {
+        let long = Observation { output_waits: true, quiet: false, run: Duration::from_millis(60), ..IDLE };
+        let just = Observation { urgent_for: Some(Duration::from_millis(1)), ..long };
+        assert!(matches!(adaptive().due(&just), Due::In(_)));
+        assert_eq!(adaptive().due(&Observation { quiet: true, ..just }), Due::Now);
+        assert_eq!(adaptive().due(&Observation { urgent_for: Some(Duration::from_millis(5)), ..long }), Due::Now);
+    }
+
+    #[test]
     fn a_filling_gate_does_not_wait() {
-        let full = Observation { output_waits: true, quiet: false, gate_half_full: true, ..IDLE };
+        let full = Observation { output_waits: true, urgent_for: Some(Duration::from_millis(50)), quiet: false, gate_half_full: true, ..IDLE };
         assert_eq!(adaptive().due(&full), Due::Now);
         assert!(matches!(adaptive().due(&Observation { in_flight: MAX_IN_FLIGHT, ..full }), Due::In(_)));
     }
@@ -208,7 +245,7 @@ mod tests {
     #[test]
     fn a_fixed_epoch_is_fixed() {
         let pacer = Pacer::new(EpochPolicy::Fixed { ms: 25 });
-        assert_eq!(pacer.due(&Observation { output_waits: true, ..IDLE }), Due::In(Duration::from_millis(24)));
+        assert_eq!(pacer.due(&Observation { output_waits: true, urgent_for: Some(Duration::from_millis(50)), ..IDLE }), Due::In(Duration::from_millis(24)));
         assert_eq!(pacer.due(&Observation { run: Duration::from_millis(26), ..IDLE }), Due::Now);
     }
 }

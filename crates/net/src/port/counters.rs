@@ -49,6 +49,8 @@ pub(super) struct Tally {
     wants_checkpoint: AtomicBool,
     /// Nanoseconds from `base` to the gate's `waiting`, plus one; 0 for none.
     waiting: AtomicU64,
+    /// The same for its `urgent`.
+    urgent: AtomicU64,
     base: OnceLock<Instant>,
 }
 
@@ -60,16 +62,28 @@ impl Tally {
         self.dropped_full.store(counts.dropped_full, Relaxed);
         self.dropped_mute.store(counts.dropped_mute, Relaxed);
         self.wants_checkpoint.store(gate.wants_checkpoint(), Relaxed);
-        let waiting = gate.waiting().map_or(0, |since| {
+        self.waiting.store(self.encode(gate.waiting()), Relaxed);
+        self.urgent.store(self.encode(gate.urgent()), Relaxed);
+    }
+
+    fn encode(&self, since: Option<Instant>) -> u64 {
+        since.map_or(0, |since| {
             let base = *self.base.get_or_init(|| since);
             since.saturating_duration_since(base).as_nanos() as u64 + 1
-        });
-        self.waiting.store(waiting, Relaxed);
+        })
+    }
+
+    fn decode(&self, since: &AtomicU64) -> Option<Instant> {
+        let nanos = since.load(Relaxed).checked_sub(1)?;
+        self.base.get().map(|base| *base + Duration::from_nanos(nanos))
     }
 
     pub(super) fn waiting(&self) -> Option<Instant> {
-        let nanos = self.waiting.load(Relaxed).checked_sub(1)?;
-        self.base.get().map(|base| *base + Duration::from_nanos(nanos))
+        self.decode(&self.waiting)
+    }
+
+    pub(super) fn urgent(&self) -> Option<Instant> {
+        self.decode(&self.urgent)
     }
 
     pub(super) fn wants_checkpoint(&self) -> bool {

@@ -11,6 +11,7 @@ use super::counters::Tally;
 use super::{BATCH_BYTES, BATCH_FRAMES};
 use crate::frame::{MAX_FRAME, Splitter};
 use crate::gate::{Gate, Push};
+use crate::urgency::Urgency;
 
 /// QEMU's socket and the gate behind it.
 pub(super) struct Outgoing {
@@ -82,7 +83,7 @@ impl Outgoing {
         let wanted = gate.wants_checkpoint();
         let mut first_held = false;
         let outcome = self.splitter.advance(n, |frame| {
-            if let Push::Held { first: true } = gate.push(frame, now) {
+            if let Push::Held { first: true } = gate.push(frame, Urgency::of_frame(frame), now) {
                 first_held = true;
             }
         });
