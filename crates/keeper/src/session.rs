@@ -1,15 +1,16 @@
 //! A primary's side of one replication session: a thread that sends and one that reads.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use ninefold_machine::PageRun;
+use ninefold_machine::{PAGE_SIZE, PageRun};
 use ninefold_model::{Epoch, Term};
 use ninefold_replica::stream::{
-    self, EncodeStats, Heartbeat, Hello, ModeChooser, PageEncoder, Pass, PassKind, PassWriter, Preamble, Ready, Record,
+    self, Heartbeat, Hello, Mode, ModeChooser, PageEncoder, Pass, PassKind, PassWriter, Preamble, Ready, Record,
     RecordReader, Sample, StreamError, write_record,
 };
 use ninefold_transport::clock::monotonic_us;
@@ -23,6 +24,9 @@ use crate::priority;
 
 /// Checkpoints and control records that may wait for the sender.
 const JOBS: usize = 8;
+/// The part of the guest's memory for which the sender keeps a copy of what the backup holds, so that only changes
+/// need to be sent: a quarter.
+const SHADOW_SHARE: u64 = 4;
 /// For one write to the connection.
 const WRITE_LIMIT: Duration = Duration::from_secs(5);
 
@@ -81,7 +85,9 @@ pub fn open(link: Link, hello: Hello, settings: Settings, core: Sender<Msg>) -> 
     let _ = handle.set_write_timeout(Some(WRITE_LIMIT));
     let name = hello.term;
     let (reader, writer) = link.split();
-    let encoder = PageEncoder::new(&hello.layout);
+    let pages: u64 = (0u16..).map_while(|block| hello.layout.pages(block)).sum();
+    let encoder = PageEncoder::new(&hello.layout).with_shadow(pages * PAGE_SIZE / SHADOW_SHARE);
+    let choice = Arc::new(Choice::default());
     let (core2, handle2) = (core.clone(), handle.clone());
     let sender = SenderThread {
         name,
@@ -90,7 +96,7 @@ pub fn open(link: Link, hello: Hello, settings: Settings, core: Sender<Msg>) -> 
         scratch: Vec::with_capacity(64 << 10),
         runs: Vec::new(),
         encoder,
-        chooser: ModeChooser::new(false),
+        choice: Arc::clone(&choice),
         settings,
         beats: 0,
         core: core.clone(),
@@ -101,7 +107,7 @@ pub fn open(link: Link, hello: Hello, settings: Settings, core: Sender<Msg>) -> 
         let _ = core2.send(Msg::SessionEnded { session: name, reason });
     })?;
     spawn("acks", move || {
-        let reason = read(name, reader, &core).map_or_else(|e| e, |()| "the backup closed the connection".into());
+        let reason = read(name, reader, &choice, &core).map_or_else(|e| e, |()| "the backup closed the connection".into());
         let _ = core.send(Msg::SessionEnded { session: name, reason });
     })?;
     Ok(Session { name, jobs, handle, finish: false })
@@ -109,6 +115,48 @@ pub fn open(link: Link, hello: Hello, settings: Settings, core: Sender<Msg>) -> 
 
 fn spawn(name: &str, f: impl FnOnce() + Send + 'static) -> Result<(), KeeperError> {
     thread::Builder::new().name(name.into()).spawn(f).map(drop).map_err(KeeperError::Thread)
+}
+
+/// Which encoding is best, found out by both threads: one knows what a checkpoint cost to encode, the other when the
+/// backup had it.
+#[derive(Debug)]
+struct Choice {
+    chooser: Mutex<ModeChooser>,
+    /// Checkpoints that are on their way: when each was begun, and what is known of it.
+    sent: Mutex<VecDeque<(Epoch, Instant, Sample)>>,
+}
+
+impl Default for Choice {
+    fn default() -> Self {
+        let sent = VecDeque::with_capacity(JOBS);
+        Self { chooser: Mutex::new(ModeChooser::new(true)), sent: Mutex::new(sent) }
+    }
+}
+
+impl Choice {
+    fn chooser(&self) -> MutexGuard<'_, ModeChooser> {
+        self.chooser.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sent(&self, epoch: Epoch, begun: Instant, sample: Sample) {
+        let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        // Never more than may be unacknowledged; a backup that acknowledges nothing is left soon.
+        if sent.len() < JOBS {
+            sent.push_back((epoch, begun, sample));
+        }
+    }
+
+    /// The backup holds all up to `epoch`.
+    fn acknowledged(&self, epoch: Epoch) {
+        let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(&(of, begun, sample)) = sent.front().filter(|(of, ..)| *of <= epoch) {
+            sent.pop_front();
+            if of == epoch {
+                let send = begun.elapsed().saturating_sub(sample.encode);
+                self.chooser().record(&Sample { send, ..sample });
+            }
+        }
+    }
 }
 
 struct SenderThread {
@@ -120,7 +168,7 @@ struct SenderThread {
     /// The runs of the pass at hand, in the stream's terms.
     runs: Vec<stream::PageRun>,
     encoder: PageEncoder,
-    chooser: ModeChooser,
+    choice: Arc<Choice>,
     settings: Settings,
     beats: u64,
     core: Sender<Msg>,
@@ -170,21 +218,21 @@ impl SenderThread {
 
     fn round(&mut self, round: Epoch, pieces: &Receiver<Piece>) -> Result<(), StreamError> {
         let pass = Pass { session: self.name.0, kind: PassKind::Sync, epoch: round };
-        self.encoder.set_mode(self.chooser.mode());
+        // Whole pages: the copies kept for patches are for pages that are written often.
+        self.encoder.set_mode(Mode::Raw);
         let mut pass = PassWriter::begin(&mut self.out, &mut self.scratch, pass, self.term)?;
-        let mut stats = EncodeStats::default();
         while let Ok(piece) = pieces.recv() {
             translate(&piece.runs, &mut self.runs);
-            stats.add(&pass.pages(&mut self.encoder, &self.runs, &piece.bytes)?);
+            pass.pages(&mut self.encoder, &self.runs, &piece.bytes)?;
         }
         pass.end()?;
-        self.chooser.record(&Sample::of(self.encoder.mode(), &stats));
         Ok(())
     }
 
     fn checkpoint(&mut self, mut capture: Box<Capture>) -> Result<Box<Capture>, StreamError> {
         let pass = Pass { session: self.name.0, kind: PassKind::Checkpoint, epoch: capture.epoch };
-        self.encoder.set_mode(self.chooser.mode());
+        let begun = Instant::now();
+        self.encoder.set_mode(self.choice.chooser().mode());
         let mut pass = PassWriter::begin(&mut self.out, &mut self.scratch, pass, self.term)?;
         translate(capture.runs(), &mut self.runs);
         let stats = pass.pages(&mut self.encoder, &self.runs, capture.content())?;
@@ -193,7 +241,7 @@ impl SenderThread {
         pass.channel_output(AGENT, &capture.agent)?;
         pass.channel_output(ADDRESSES, capture.addresses.as_bytes())?;
         pass.end()?;
-        self.chooser.record(&Sample::of(self.encoder.mode(), &stats));
+        self.choice.sent(capture.epoch, begun, Sample::of(self.encoder.mode(), &stats));
         capture.record.wire_bytes = stats.bytes_out + capture.devices.len() as u64;
         Ok(capture)
     }
@@ -205,7 +253,7 @@ fn translate(from: &[PageRun], to: &mut Vec<stream::PageRun>) {
 }
 
 /// Reads the backup's side until it ends.
-fn read(name: Term, reader: LinkReader, core: &Sender<Msg>) -> Result<(), String> {
+fn read(name: Term, reader: LinkReader, choice: &Choice, core: &Sender<Msg>) -> Result<(), String> {
     priority::raise();
     let mut records = RecordReader::new(reader);
     records.preamble().and_then(Preamble::agree).map_err(|e| report(&e))?;
@@ -213,6 +261,7 @@ fn read(name: Term, reader: LinkReader, core: &Sender<Msg>) -> Result<(), String
         let (session, msg) = match frame.record {
             Record::Ready { session, what: Ready::Receive } => (session, Msg::SessionReady { session: name }),
             Record::Ack { pass: Pass { session, kind: PassKind::Checkpoint, epoch } } => {
+                choice.acknowledged(epoch);
                 (session, Msg::Acked { session: name, epoch })
             }
             Record::Heartbeat(beat) => (beat.session, Msg::PeerUplink { session: name, up: beat.uplink }),

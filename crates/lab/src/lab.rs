@@ -304,6 +304,8 @@ impl Drop for Lab {
 /// Sets kernel parameters of the namespace in which the calling thread is.
 fn sysctls(netns: &str) -> std::io::Result<()> {
     let set = |name: &str, value: &str| fs::write(Path::new("/proc/sys/net").join(name), value);
+    // The same everywhere, whatever this machine's own setting: Linux's default, or else what every namespace may have.
+    set("ipv4/tcp_congestion_control", "cubic").or_else(|_| set("ipv4/tcp_congestion_control", "reno"))?;
     if netns.ends_with(&format!("-{CLIENT}")) {
         // Addresses are usable at once.
         for which in ["all", "default"] {

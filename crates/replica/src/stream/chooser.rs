@@ -4,12 +4,19 @@ use std::time::Duration;
 
 use super::encoder::{EncodeStats, Mode};
 
-/// Passes of less than this say nothing about the link: its latency hides its rate.
+/// Passes over less than this say nothing about encoding.
 const MIN_BYTES: u64 = 64 << 10;
+/// Passes that send less than this say nothing about the link: its latency hides its rate.
+const MIN_SENT: u64 = 512 << 10;
 /// A new sample's weight in the running means: 1/8.
 const WEIGHT: f64 = 0.125;
-/// Every so many samples another mode is tried, so that its figures do not grow old.
-const TRY_EVERY: u32 = 64;
+/// Every so many samples another mode is tried, so that its figures do not grow old. Seldom: what is sent without a
+/// shadow is not known to it afterwards.
+const TRY_EVERY: u32 = 512;
+/// A trial is so many samples long.
+const TRIAL: u32 = 8;
+/// Those at its beginning do not count: a shadow has to fill before patches show what they are worth.
+const WARMING: u32 = 3;
 /// The best mode must beat the present one by this much, so that two equal ones do not take turns.
 const MARGIN: f64 = 0.95;
 
@@ -23,7 +30,8 @@ pub struct Sample {
     pub bytes_out: u64,
     /// Time spent encoding.
     pub encode: Duration,
-    /// Time spent sending: up to the acknowledgement where that is known, else that in the writer.
+    /// Time spent sending: up to the acknowledgement where that is known (the receiver's work is part of it), else that
+    /// in the writer.
     pub send: Duration,
 }
 
@@ -49,8 +57,8 @@ struct Figures {
 }
 
 /// Picks the mode that brings a byte of guest memory to the receiver in the least time:
-/// `encode seconds + ratio × link seconds`, all three as running means. Modes not yet tried are tried once each, then
-/// the best is used, and every 64th sample goes to another in turn.
+/// `encode seconds + ratio × link seconds`, all three as running means. Each mode is tried for a few samples, then the
+/// best is used, and after every 512 samples another is tried in turn.
 #[derive(Debug, Clone)]
 pub struct ModeChooser {
     modes: &'static [Mode],
@@ -58,6 +66,9 @@ pub struct ModeChooser {
     /// Seconds for each byte on the link.
     link: Option<f64>,
     best: Mode,
+    /// The mode on trial, and how many of its samples have come.
+    trial: Option<(Mode, u32)>,
+    /// Samples since the last trial.
     samples: u32,
     turn: usize,
 }
@@ -66,7 +77,15 @@ impl ModeChooser {
     /// For an encoder with or without a shadow.
     pub fn new(has_shadow: bool) -> Self {
         let modes = if has_shadow { &Mode::ALL[..] } else { &[Mode::Raw, Mode::Lz4] };
-        Self { modes, figures: [None; 4], link: None, best: Mode::Raw, samples: 0, turn: 0 }
+        Self {
+            modes,
+            figures: [None; 4],
+            link: None,
+            best: Mode::Raw,
+            trial: Some((Mode::Raw, 0)),
+            samples: 0,
+            turn: 0,
+        }
     }
 
     /// Takes in what a pass cost. Small passes are ignored.
@@ -74,32 +93,53 @@ impl ModeChooser {
         if sample.bytes_in < MIN_BYTES || !self.modes.contains(&sample.mode) {
             return;
         }
+        if let Some((mode, seen)) = &mut self.trial {
+            // Samples of passes that were begun before the trial still come in.
+            if *mode != sample.mode {
+                return;
+            }
+            *seen += 1;
+            if *seen <= WARMING {
+                return;
+            }
+        }
         let bytes = sample.bytes_in as f64;
         let new = Figures { encode: sample.encode.as_secs_f64() / bytes, ratio: sample.bytes_out as f64 / bytes };
+        let fresh = matches!(self.trial, Some((_, seen)) if seen == WARMING + 1);
         let slot = &mut self.figures[sample.mode as usize];
-        *slot =
-            Some(slot.map_or(new, |old| Figures {
-                encode: mean(old.encode, new.encode),
-                ratio: mean(old.ratio, new.ratio),
-            }));
-        if sample.bytes_out >= MIN_BYTES {
+        *slot = Some(match *slot {
+            Some(old) if !fresh => Figures { encode: mean(old.encode, new.encode), ratio: mean(old.ratio, new.ratio) },
+            _ => new,
+        });
+        if sample.bytes_out >= MIN_SENT {
             let new = sample.send.as_secs_f64() / sample.bytes_out as f64;
             self.link = Some(self.link.map_or(new, |old| mean(old, new)));
         }
-        self.samples = self.samples.wrapping_add(1);
         self.best = self.cheapest();
+        self.plan();
+    }
+
+    /// Ends a trial that has gone on for long enough, and begins one when it is time.
+    fn plan(&mut self) {
+        match self.trial {
+            Some((_, seen)) if seen < TRIAL => {}
+            Some(_) => {
+                self.samples = 0;
+                self.trial = self.modes.iter().find(|&&m| self.figures[m as usize].is_none()).map(|&m| (m, 0));
+            }
+            None => {
+                self.samples += 1;
+                if self.samples == TRY_EVERY {
+                    self.turn = (self.turn + 1) % self.modes.len();
+                    self.trial = Some((self.modes[self.turn], 0));
+                }
+            }
+        }
     }
 
     /// The mode for the next pass.
-    pub fn mode(&mut self) -> Mode {
-        if let Some(&untried) = self.modes.iter().find(|&&m| self.figures[m as usize].is_none()) {
-            return untried;
-        }
-        if self.samples % TRY_EVERY == TRY_EVERY - 1 {
-            self.turn = (self.turn + 1) % self.modes.len();
-            return self.modes[self.turn];
-        }
-        self.best
+    pub fn mode(&self) -> Mode {
+        self.trial.map_or(self.best, |(mode, _)| mode)
     }
 
     /// Seconds that a byte of guest memory takes in `mode`, as far as that is known.
@@ -154,9 +194,9 @@ mod tests {
         let mut chooser = ModeChooser::new(true);
         assert_eq!(run(&mut chooser, 0.05, 200), Mode::Raw);
         // The link changes under it: 1 Gbit/s, then something in between, then back.
-        assert_eq!(run(&mut chooser, 8.0, 200), Mode::DeltaLz4);
-        assert_eq!(run(&mut chooser, 1.0, 200), Mode::Delta);
-        assert_eq!(run(&mut chooser, 0.05, 200), Mode::Raw);
+        assert_eq!(run(&mut chooser, 8.0, 3000), Mode::DeltaLz4);
+        assert_eq!(run(&mut chooser, 1.0, 3000), Mode::Delta);
+        assert_eq!(run(&mut chooser, 0.05, 3000), Mode::Raw);
     }
 
     #[test]
@@ -167,6 +207,33 @@ mod tests {
             run(&mut chooser, 8.0, 1);
         }
         assert_eq!(chooser.best, Mode::Lz4);
+    }
+
+    #[test]
+    fn patches_get_the_time_to_show_what_they_are_worth() {
+        let mut chooser = ModeChooser::new(true);
+        let mut known = 0;
+        for _ in 0..400 {
+            let mode = chooser.mode();
+            // The first patches after any other mode are whole pages.
+            known = if mode.uses_shadow() { known + 1 } else { 0 };
+            let (encode_ns, ratio) = match mode {
+                Mode::Raw => (0.2, 1.0),
+                Mode::Lz4 => (1.5, 0.5),
+                _ if known < 3 => (1.0, 1.0),
+                Mode::Delta => (0.3, 0.05),
+                Mode::DeltaLz4 => (0.4, 0.05),
+            };
+            let (bytes_in, bytes_out) = (4 << 20, (ratio * f64::from(4 << 20)) as u64);
+            chooser.record(&Sample {
+                mode,
+                bytes_in,
+                bytes_out,
+                encode: Duration::from_secs_f64(encode_ns * bytes_in as f64 / 1e9),
+                send: Duration::from_secs_f64(0.5 * bytes_out as f64 / 1e9),
+            });
+        }
+        assert_eq!(chooser.best, Mode::Delta);
     }
 
     #[test]

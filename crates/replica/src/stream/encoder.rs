@@ -15,6 +15,9 @@ use super::shadow::{Shadow, Slot};
 /// A record is sent once it has this many bytes. It fits a second-level cache, so that the copy, the checksum and the
 /// write touch main memory once.
 const RECORD_TARGET: usize = 256 << 10;
+/// Or once it stands for this many pages: patches are short, and the receiver can put in one record while the next is
+/// made.
+const RECORD_PAGES: usize = 192;
 /// The most that one page adds.
 const MAX_ENTRY: usize = ENTRY_LEN + PAGE_SIZE;
 /// A page that compresses to more than this goes raw: the receiver's time is worth more than the rest.
@@ -153,6 +156,9 @@ impl PageEncoder {
             self.reset();
             self.session = Some(pass.session);
         }
+        if let Some(shadow) = &mut self.shadow {
+            shadow.make_room();
+        }
         let begun = Instant::now();
         let mut stats = EncodeStats::default();
         let result = self.check(runs, bytes).and_then(|()| self.encode_runs(out, pass, runs, bytes, &mut stats));
@@ -197,21 +203,27 @@ impl PageEncoder {
         let mut pages = bytes.as_chunks::<PAGE_SIZE>().0;
         self.record.clear();
         let mut open: Option<u16> = None;
+        let mut looked_at = 0;
         for run in runs {
             let (mut content, rest) = pages.split_at(run.count as usize);
             pages = rest;
             let mut page = run.first;
             while !content.is_empty() {
-                if open != Some(run.block) || self.record.len() > RECORD_TARGET - MAX_ENTRY {
+                if open != Some(run.block)
+                    || self.record.len() > RECORD_TARGET - MAX_ENTRY
+                    || looked_at >= RECORD_PAGES
+                {
                     if open.is_some() {
                         self.send(out, stats)?;
                     }
+                    looked_at = 0;
                     open_record(&mut self.record, Kind::Pages);
                     put_pass(&mut self.record, pass, 0, run.block);
                     put_u64(&mut self.record, 0);
                     open = Some(run.block);
                 }
                 let used = self.entry(run.block, page, content, stats);
+                looked_at += used;
                 content = &content[used..];
                 page += used as u64;
             }

@@ -14,7 +14,10 @@ const PIECE_PAGES: usize = 512;
 #[derive(Debug)]
 pub struct Shadow {
     blocks: Vec<Vec<Option<Piece>>>,
+    pieces: usize,
     pieces_left: usize,
+    /// Pages for which there was no room since the last time that all was given up.
+    turned_away: usize,
 }
 
 #[derive(Debug)]
@@ -43,13 +46,23 @@ impl Shadow {
             .map(|pages| std::iter::repeat_with(|| None).take(pieces(pages)).collect())
             .collect();
         let pieces_left = usize::try_from(max_bytes / (PIECE_PAGES * PAGE_SIZE) as u64).unwrap_or(usize::MAX);
-        Self { blocks, pieces_left }
+        Self { blocks, pieces: pieces_left, pieces_left, turned_away: 0 }
     }
 
     /// Forgets every page: a new session, or one that failed. Keeps the memory.
     pub fn clear(&mut self) {
         for piece in self.blocks.iter_mut().flatten().flatten() {
             piece.known = [0; PIECE_PAGES / 64];
+        }
+    }
+
+    /// Gives up all pieces if more pages have been turned away than there is room for: what the guest writes often has
+    /// moved elsewhere. To be called between passes.
+    pub(super) fn make_room(&mut self) {
+        if self.turned_away > self.pieces * PIECE_PAGES {
+            self.blocks.iter_mut().flatten().for_each(|piece| *piece = None);
+            self.pieces_left = self.pieces;
+            self.turned_away = 0;
         }
     }
 
@@ -73,6 +86,7 @@ impl Shadow {
         };
         if place.is_none() {
             let Some(left) = self.pieces_left.checked_sub(1) else {
+                self.turned_away += 1;
                 return Slot::Absent;
             };
             self.pieces_left = left;
