@@ -1,6 +1,7 @@
 //! One checkpoint's buffers and how they are filled. The pause path: nothing here allocates once the buffers have grown
 //! to their size, nothing logs, nothing waits for the network.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use ninefold_machine::{BlockLayout, DirtySet, Machine, MachineError, Memory, PAGE_SIZE, PageRun, Tracker};
@@ -42,14 +43,20 @@ pub struct Capture {
 
 impl Capture {
     /// Buffers for a VM with this memory.
-    pub fn for_layout(layout: &BlockLayout) -> Self {
+    ///
+    /// # Errors
+    /// This host has no address space for a second copy of the guest's memory.
+    pub fn for_layout(layout: &BlockLayout) -> Result<Self, MachineError> {
         let bytes = usize::try_from(layout.bytes()).unwrap_or(usize::MAX);
         let mut pages = vec![0u8; bytes.min(PREFAULT)];
         // Writing other than zeros: fresh zero pages need not be backed by memory.
         pages.chunks_mut(PAGE_SIZE as usize).for_each(|page| page[0] = 1);
         // The rest is address space until it is used.
-        pages.reserve_exact(bytes - bytes.min(PREFAULT));
-        Self {
+        pages.try_reserve_exact(bytes - bytes.min(PREFAULT)).map_err(|e| MachineError::Io {
+            what: "making room for a checkpoint",
+            source: io::Error::new(io::ErrorKind::OutOfMemory, e),
+        })?;
+        Ok(Self {
             epoch: Epoch(0),
             last: false,
             early: false,
@@ -64,7 +71,7 @@ impl Capture {
             addresses: String::with_capacity(1024),
             record: CheckpointRecord::default(),
             resumed: Instant::now(),
-        }
+        })
     }
 
     /// Empties the buffers; they keep their room.

@@ -49,7 +49,9 @@ pub enum Msg {
         ports: Ports,
         up: SyncSender<()>,
     },
-    VmRunning,
+    VmRunning {
+        generation: u64,
+    },
     VmLost {
         generation: u64,
         reason: String,

@@ -231,7 +231,7 @@ impl Vm {
         priority::raise();
         self.machine.start().map_err(|e| report(&e))?;
         self.resumed = Instant::now();
-        let _ = self.core.send(Msg::VmRunning);
+        let _ = self.core.send(Msg::VmRunning { generation: self.generation });
         loop {
             while let Ok(command) = self.orders.try_recv() {
                 match self.obey(command)? {
@@ -292,7 +292,7 @@ impl Vm {
         self.session = None;
         let tracker = self.machine.track()?;
         let layout = self.machine.memory().layout();
-        let free = (0..2).map(|_| Box::new(Capture::for_layout(layout))).collect();
+        let free = (0..2).map(|_| Capture::for_layout(layout).map(Box::new)).collect::<Result<_, _>>()?;
         // All that is tracked counts as clean from here on: so all of it has to be copied once.
         let runs = first_copy::runs(self.machine.memory())
             .map_err(|e| MachineError::Io { what: "looking for the memory in use", source: e.into() })?;

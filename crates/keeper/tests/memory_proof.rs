@@ -75,7 +75,7 @@ impl Proof {
             outlets,
             tracker,
             dirty: DirtySet::for_layout(&machine_layout),
-            capture: Capture::for_layout(&machine_layout),
+            capture: Capture::for_layout(&machine_layout).unwrap(),
             // With a shadow of everything, so that the delta modes have something to start from.
             encoder: PageEncoder::new(&blocks).with_shadow(u64::MAX),
             assembler: CheckpointAssembler::new(TERM.0, TERM, blocks, 1),

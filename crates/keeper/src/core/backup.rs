@@ -1,0 +1,162 @@
+//! The backup's side: an offered session, a lost primary, the takeover.
+
+use std::time::Instant;
+
+use ninefold_model::event::{EventKind, FailoverPhases};
+use ninefold_model::{Epoch, Term};
+use ninefold_net::announce::AnnouncePlan;
+use ninefold_replica::protocol::{Action, Input};
+use ninefold_replica::stream::{Hello, Record, write_record};
+use ninefold_transport::{LinkHandle, LinkWriter};
+
+use super::Core;
+use crate::capture::micros;
+use crate::error;
+use crate::standby::{self, Loaded};
+
+/// A session in which this host is the backup.
+pub(super) struct BackupSide {
+    pub(super) session: Term,
+    pub(super) writer: LinkWriter,
+    pub(super) handle: LinkHandle,
+    pub(super) scratch: Vec<u8>,
+    /// When its QEMU was there. Before, nobody reads what the primary says, and its silence means nothing.
+    pub(super) ready: Option<Instant>,
+    pub(super) gone: bool,
+}
+
+/// A takeover in progress: it needs the witness's word and the loaded standby, in whichever order they come.
+pub(super) struct Takeover {
+    pub(super) suspected: Instant,
+    pub(super) detect_us: u64,
+    pub(super) won: Option<(Epoch, u64)>,
+    pub(super) loaded: Option<Box<Loaded>>,
+}
+
+impl Core {
+    pub(super) fn offer(
+        &mut self,
+        hello: &Hello,
+        writer: LinkWriter,
+        handle: LinkHandle,
+        go: &std::sync::mpsc::SyncSender<bool>,
+    ) {
+        let mut actions = Vec::new();
+        self.protocol.handle(Input::Offer { from: hello.from.clone(), session: hello.term }, &mut actions);
+        let mut writer = writer;
+        for action in actions {
+            match action {
+                Action::AcceptSession { session } => {
+                    self.drop_backup();
+                    self.parts.outlets.forget();
+                    self.committed = Epoch(0);
+                    self.epochs = hello.epoch_policy;
+                    // What the owner wants of the VM travels with it.
+                    self.input(Input::Want(hello.spec.protection));
+                    self.backup =
+                        Some(BackupSide { session, writer, handle, scratch: Vec::new(), ready: None, gone: false });
+                    let _ = go.send(true);
+                    return;
+                }
+                Action::RefuseSession { reason, .. } => {
+                    standby::refuse(&mut writer, &reason);
+                    let peer = hello.from.to_string();
+                    self.event(EventKind::Refused { peer, reason });
+                }
+                other => self.act(other),
+            }
+        }
+        let _ = go.send(false);
+    }
+
+    pub(super) fn tell_primary(&mut self, record: &Record<'_>) {
+        if let Some(backup) = &mut self.backup {
+            // An error shows as the end of the stream.
+            let _ = write_record(&mut backup.writer, &mut backup.scratch, record);
+            let _ = std::io::Write::flush(&mut backup.writer);
+        }
+    }
+
+    pub(super) fn primary_gone(&mut self, session: Term, reason: String, relinquished: bool) {
+        let Some(backup) = &mut self.backup else { return };
+        if backup.session != session || backup.gone {
+            return;
+        }
+        backup.gone = true;
+        let detect_us = micros(backup.handle.silence());
+        if !relinquished {
+            // The receiver's thread ends its stream and loads what it holds. A primary that said farewell keeps its
+            // connection until this host has the VM or knows that it will not.
+            backup.handle.shutdown();
+        }
+        self.takeover = Some(Takeover { suspected: Instant::now(), detect_us, won: None, loaded: None });
+        self.input(Input::PrimaryLost { session, reason });
+    }
+
+    pub(super) fn load_failed(&mut self, session: Term, reason: &str) {
+        if self.backup.as_ref().is_none_or(|b| b.session != session) {
+            return;
+        }
+        tracing::error!(%reason, "no standby");
+        let refusal = reason.to_owned();
+        if let Some(backup) = &mut self.backup {
+            standby::refuse(&mut backup.writer, &refusal);
+        }
+        self.event(EventKind::Refused { peer: format!("session {session}"), reason: refusal.clone() });
+        if self.takeover.is_some() {
+            self.event(EventKind::Lost { reason: format!("the checkpoint cannot be loaded: {refusal}") });
+        }
+        // Without a standby there is nothing to claim the VM with, whatever checkpoint is held: the primary goes on.
+        self.reset_protocol();
+    }
+
+    /// Forgets everything: a fresh standby.
+    pub(super) fn reset_protocol(&mut self) {
+        self.stand_down();
+        self.protocol.abandon();
+    }
+
+    pub(super) fn try_resume(&mut self) {
+        let Some(Takeover { won: Some((epoch, arbitrate_us)), loaded: Some(_), detect_us, .. }) = self.takeover else {
+            return;
+        };
+        let Some(Takeover { loaded: Some(loaded), .. }) = self.takeover.take() else { return };
+        // The checkpoint that was held when the claim began, or a whole one that came right after it.
+        let Loaded { mut machine, ports, epoch: held, load_us } = *loaded;
+        let epoch = held.max(epoch);
+        let began = Instant::now();
+        let started = machine.start();
+        if let Err(error) = started.and_then(|()| {
+            standby::layout(&machine)
+                .map(|l| self.layout = Some(l))
+                .map_err(|reason| ninefold_machine::MachineError::Layout { reason })
+        }) {
+            let reason = error::report(&error);
+            self.event(EventKind::Lost { reason: format!("the standby does not run: {reason}") });
+            self.reset_protocol();
+            return;
+        }
+        let phases = FailoverPhases { detect_us, arbitrate_us, load_us, resume_us: micros(began.elapsed()) };
+        self.machine = Some(standby::status(&machine, "as before the failover", "running"));
+        // Open first: a console has no second chance for what it says at once.
+        self.parts.outlets.pass();
+        if let Err(error) = self.parts.outlets.attach(ports) {
+            tracing::error!(%error, "the VM's sockets cannot be served");
+        }
+        self.parts.outlets.announce(&|| true);
+        self.announcing = Some((Instant::now(), AnnouncePlan::new()));
+        self.counters.failovers += 1;
+        let obtain = Box::new(move || Ok(machine));
+        self.start_vm(obtain);
+        self.drop_backup();
+        let term = self.protocol.term();
+        self.event(EventKind::TookOver { term, epoch, phases });
+        self.parts.board.failover(&phases);
+    }
+
+    pub(super) fn drop_backup(&mut self) {
+        if let Some(backup) = self.backup.take() {
+            backup.handle.shutdown();
+        }
+    }
+}

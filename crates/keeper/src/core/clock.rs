@@ -1,0 +1,130 @@
+//! What the core does when time passes: silent peers, this host's own freezes, the uplink, announcements.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use ninefold_model::status::{Counters, ProtectionState};
+use ninefold_replica::protocol::{Input, Phase};
+use ninefold_replica::stream::{Heartbeat, Record, write_record};
+use ninefold_transport::clock::monotonic_us;
+
+use super::backup::BackupSide;
+use super::{ACK_LIMIT, Core, MIN_STILL, QUIT_LIMIT, READY_LIMIT};
+
+impl Core {
+    pub(super) fn tick(&mut self) {
+        let stood_still = self.last_tick.elapsed();
+        self.last_tick = Instant::now();
+        // The peer counts from our last sign of life, which was up to a heartbeat before.
+        let heartbeats = 2 * Duration::from_millis(self.parts.config.timing.heartbeat_ms.into());
+        if stood_still >= self.failure_timeout().saturating_sub(heartbeats).max(MIN_STILL) {
+            self.stood_still(stood_still);
+        }
+        self.check_peer();
+        self.check_uplink();
+        if let Some((since, plan)) = &mut self.announcing {
+            self.announce |= plan.due(since.elapsed());
+            if plan.next().is_none() {
+                self.announcing = None;
+            }
+        }
+        self.announce_alone();
+        let waited = self.retry.is_none_or(|(failed, pause)| failed.elapsed() >= pause);
+        if self.protocol.wants_peer() && self.layout.is_some() && !self.looking && waited {
+            self.looking = true;
+            self.parts.connector.ask();
+        }
+        if let Some(since) = self.quitting
+            && since.elapsed() > QUIT_LIMIT
+        {
+            self.done = true;
+        }
+        self.counters.frames_held = 0;
+        let mut counters =
+            Counters { frames_out: 0, frames_in: 0, frames_dropped: 0, frames_stale: 0, ..self.counters };
+        self.parts.outlets.count(&mut counters);
+        self.counters = counters;
+        self.parts.board.counters(&counters, self.committed);
+    }
+
+    /// This host was frozen, or starved, for longer than its peers wait. As a primary it must assume that it has been
+    /// replaced: it gives its session up before it looks at anything that arrived meanwhile. As a backup it must not
+    /// take its own deafness for the primary's silence.
+    pub(super) fn stood_still(&mut self, time: Duration) {
+        let reason = format!("this host stood still for {} ms", time.as_millis());
+        tracing::warn!(%reason);
+        self.lose_session(reason);
+        if let Some(BackupSide { ready: Some(ready), .. }) = &mut self.backup {
+            // What the primary said meanwhile has still to be read: its silence counts from now.
+            *ready = Instant::now();
+        }
+    }
+
+    /// An announcement is output like any other: while a backup may take over, only its acknowledgement shows that it
+    /// has not. So a bound primary announces with what it releases (`Action::Release`), and one that waits for the
+    /// witness not at all.
+    pub(super) fn announce_alone(&mut self) {
+        let alone =
+            matches!(self.protocol.phase(), Some(Phase::Alone | Phase::Renewing { .. } | Phase::Syncing { .. }));
+        if alone && std::mem::take(&mut self.announce) {
+            self.parts.outlets.announce(&|| true);
+        }
+    }
+
+    pub(super) fn check_peer(&mut self) {
+        let limit = self.failure_timeout();
+        if let Some(session) = &self.session {
+            let silence = session.handle.silence();
+            // A backup that starts its QEMU answers with heartbeats already; one that is not ready in time is lost too.
+            if silence > limit {
+                self.lose_session(format!("the backup was silent for {} ms", silence.as_millis()));
+            } else if self.unacked.iter().any(|(_, sent, _)| sent.elapsed() > ACK_LIMIT) {
+                self.lose_session("the backup does not acknowledge".into());
+            } else if !self.session_ready && self.sync_began.elapsed() > READY_LIMIT {
+                self.lose_session("the backup does not get ready".into());
+            }
+        }
+        let heartbeat = Duration::from_millis(self.parts.config.timing.heartbeat_ms.into());
+        let uplink = self.uplink.load(Ordering::Relaxed);
+        let beat_due = self.last_beat.elapsed() >= heartbeat;
+        let Some(backup) = &mut self.backup else { return };
+        if beat_due && !backup.gone {
+            self.last_beat = Instant::now();
+            self.beats += 1;
+            let beat = Heartbeat { session: backup.session.0, seq: self.beats, uplink, time_us: monotonic_us() };
+            // An error shows as the end of the stream.
+            let _ = write_record(&mut backup.writer, &mut backup.scratch, &Record::Heartbeat(beat));
+            let _ = std::io::Write::flush(&mut backup.writer);
+        }
+        let Some(ready) = backup.ready else { return };
+        let silence = backup.handle.silence().min(ready.elapsed());
+        if !backup.gone && silence > limit {
+            let session = backup.session;
+            self.primary_gone(session, format!("the primary was silent for {} ms", silence.as_millis()), false);
+        }
+    }
+
+    pub(super) fn check_uplink(&mut self) {
+        let Some(name) = &self.parts.config.uplink else { return };
+        let up = ninefold_net::uplink_running(name).unwrap_or(true);
+        self.uplink.store(up, Ordering::Relaxed);
+        if up {
+            self.uplink_lost = None;
+            return;
+        }
+        let since = *self.uplink_lost.get_or_insert_with(Instant::now);
+        let hold = Duration::from_millis(self.parts.config.timing.uplink_hold_ms.into());
+        let bound = self.protocol.protection() == Some(ProtectionState::Protected);
+        if bound
+            && self.witness_error.is_none()
+            && self.peer_uplink
+            && since.elapsed() >= hold
+            && self.final_epoch.is_none()
+        {
+            // Once an attempt: a failed one starts the hold anew.
+            self.uplink_lost = Some(Instant::now() + hold);
+            let reason = format!("{name} has no carrier");
+            self.input(Input::Switchover { reason });
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! What owners ask over the control socket.
+
+use std::sync::mpsc::Sender;
+use std::time::Instant;
+
+use ninefold_model::control::{Request, Response};
+use ninefold_model::spec::Protection;
+use ninefold_model::status::{ProtectionState, VmStatus};
+use ninefold_replica::protocol::{Action, Input};
+
+use super::Core;
+use crate::arbiter::Question;
+use crate::vm::Command;
+
+impl Core {
+    pub(super) fn request(&mut self, request: Request, reply: Sender<Response>) {
+        let refuse = |message: &str| Response::Error { message: message.into(), help: None, try_host: None };
+        let answer = match request {
+            Request::Status => Response::Status { status: Box::new(self.status()) },
+            Request::Start { force } => {
+                if self.start_reply.is_some() {
+                    refuse("the VM is being started")
+                } else {
+                    self.start_reply = Some(reply);
+                    let _ = self.parts.arbiter.send(Question::Start { force });
+                    return;
+                }
+            }
+            Request::Stop | Request::Switchover | Request::Reset if self.vm.is_none() => Response::Error {
+                message: format!("{} does not run on {}", self.parts.config.vm.name, self.parts.config.host),
+                help: Some("`ninefold vm status` shows where it runs".into()),
+                try_host: self.protocol.peer().cloned(),
+            },
+            Request::Stop => {
+                self.input(Input::Stop { reason: "stopped by its owner".into() });
+                Response::Done
+            }
+            Request::Reset => {
+                self.command(Command::Reset);
+                Response::Done
+            }
+            Request::Protect => {
+                self.input(Input::Want(Protection::FaultTolerant));
+                Response::Done
+            }
+            Request::Unprotect => {
+                self.input(Input::Want(Protection::None));
+                Response::Done
+            }
+            Request::Switchover if self.witness_error.is_some() => Response::Error {
+                message: "the witness does not answer: the guest would stand still until it does".into(),
+                help: Some("see to the witness first; `ninefold vm status` shows when it answers again".into()),
+                try_host: None,
+            },
+            Request::Switchover => {
+                let mut actions = Vec::new();
+                self.protocol.handle(Input::Switchover { reason: "asked for".into() }, &mut actions);
+                let refused = actions.iter().find_map(|a| match a {
+                    Action::Refuse { reason } => Some(refuse(reason)),
+                    _ => None,
+                });
+                for action in actions {
+                    self.act(action);
+                }
+                refused.unwrap_or(Response::Done)
+            }
+            Request::SetEpochs { policy } => {
+                self.epochs = policy;
+                self.command(Command::Policy(policy));
+                Response::Done
+            }
+            // Answered where the histories are, without troubling the core.
+            Request::Events { .. } | Request::Checkpoints { .. } => refuse("not for the core"),
+        };
+        let _ = reply.send(answer);
+    }
+
+    pub(super) fn status(&mut self) -> VmStatus {
+        let config = &self.parts.config;
+        VmStatus {
+            vm: config.vm.name.clone(),
+            host: config.host.clone(),
+            pid: std::process::id(),
+            role: self.protocol.role(),
+            protection: self.protocol.protection(),
+            wanted: self.protocol.wanted(),
+            term: self.protocol.term(),
+            committed: self.committed,
+            peer: self.protocol.peer().cloned(),
+            epoch_policy: self.epochs,
+            witness_reachable: self.witness_error.is_none(),
+            sync: self.sync.filter(|_| self.session.is_some()),
+            machine: self.machine.clone(),
+            counters: self.counters,
+            pause_us: self.parts.journal.pauses(),
+        }
+    }
+
+    pub(super) fn start_failed(&mut self, reason: String) {
+        if let Some(reply) = self.start_reply.take() {
+            let help = Some("`ninefold vm status` and `ninefold doctor` show more".into());
+            let _ = reply.send(Response::Error { message: reason, help, try_host: None });
+        }
+    }
+
+    pub(super) fn quit(&mut self) {
+        self.quitting = Some(Instant::now());
+        let bound = self.protocol.protection() == Some(ProtectionState::Protected);
+        // Without the witness nobody can take it: the guest would only stand still until the end.
+        if bound && self.witness_error.is_none() {
+            self.input(Input::Switchover { reason: "the keeper was told to end".into() });
+        } else {
+            self.done = true;
+        }
+    }
+}
