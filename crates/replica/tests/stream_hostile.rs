@@ -114,6 +114,7 @@ fn steps(n: u64) -> Vec<Step> {
             touches: vec![(0, i, Touch::Noise(i + 1)), (1, 2, Touch::Text(i as u8))],
             state: vec![i as u8; 100],
             console: format!("line {i}\n").into_bytes(),
+            volumes: [vec![i as u8; 250], vec![]],
             mode: Mode::DeltaLz4,
         })
         .collect()

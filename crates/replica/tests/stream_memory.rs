@@ -85,7 +85,7 @@ proptest! {
 }
 
 fn one(touch: Touch, mode: Mode) -> Step {
-    Step { touches: vec![(0, 5, touch)], state: vec![1, 2, 3], console: b"login: ".to_vec(), mode }
+    Step { touches: vec![(0, 5, touch)], state: vec![1, 2, 3], console: b"login: ".to_vec(), volumes: [vec![4], vec![]], mode }
 }
 
 /// Each encoding is really used where it should be, and a page that is as it was is not sent.
@@ -190,6 +190,7 @@ fn a_failed_commit_can_be_repeated() {
         touches: (0..20).map(|p| (0, p * 2, Touch::Noise(p))).collect(),
         state: vec![5; 10],
         console: vec![],
+        volumes: Default::default(),
         mode: Mode::Raw,
     }];
     let (stream, history, _) = send(&[], &steps, 0);

@@ -9,7 +9,10 @@ use super::error::StreamError;
 use super::layout::Layout;
 use super::page::{PAGE_SIZE, Page, PageContent, apply_patch};
 use super::reader::Frame;
-use super::record::{DeviceState, MAX_DEVICE_STATE, MAX_OUTPUT, Output, Pages, Pass, PassKind, Record, Totals};
+use super::record::{
+    DeviceState, MAX_DEVICE_STATE, MAX_OUTPUT, MAX_VOLUME_WRITES, Output, Pages, Pass, PassKind, Record, Totals,
+    VolumeWrites,
+};
 
 /// The receiver's guest memory. Blocks and pages are within the layout.
 pub trait PageSink {
@@ -24,6 +27,15 @@ pub trait PageSink {
     /// # Errors
     /// Those of the memory.
     fn read(&mut self, block: u16, page: u64, into: &mut Page) -> io::Result<()>;
+
+    /// Applies operations to a volume: those of a sync round, as they come.
+    ///
+    /// # Errors
+    /// Those of the volume, or operations that make no sense. A receiver without volumes refuses them.
+    fn volume(&mut self, volume: u16, operations: &[u8]) -> io::Result<()> {
+        let _ = (volume, operations);
+        Err(io::Error::new(io::ErrorKind::Unsupported, "this VM has no volumes"))
+    }
 
     /// Puts `count` pages of zeros.
     ///
@@ -62,12 +74,18 @@ pub struct Checkpoint<'a> {
     pub term: Term,
     pub device_state: &'a [u8],
     output: &'a [Vec<u8>],
+    volumes: &'a [Vec<u8>],
 }
 
 impl<'a> Checkpoint<'a> {
     /// What the guest wrote to `channel` in this epoch.
     pub fn output(&self, channel: u8) -> &'a [u8] {
         self.output.get(usize::from(channel)).map_or(&[], Vec::as_slice)
+    }
+
+    /// The guest's operations on `volume` in this epoch.
+    pub fn volume_writes(&self, volume: u16) -> &'a [u8] {
+        self.volumes.get(usize::from(volume)).map_or(&[], Vec::as_slice)
     }
 }
 
@@ -107,12 +125,14 @@ struct Held {
     term: Term,
     state: Vec<u8>,
     output: Vec<Vec<u8>>,
+    volumes: Vec<Vec<u8>>,
 }
 
 impl Held {
     fn clear(&mut self) {
         self.state.clear();
         self.output.iter_mut().for_each(Vec::clear);
+        self.volumes.iter_mut().for_each(Vec::clear);
     }
 }
 
@@ -163,7 +183,14 @@ impl CheckpointAssembler {
             term: self.held.term,
             device_state: &self.held.state,
             output: &self.held.output,
+            volumes: &self.held.volumes,
         })
+    }
+
+    /// Takes out the guest's operations on `volume` in the last whole checkpoint, so that they need not be copied. To be
+    /// done for each checkpoint: the next one's take their place.
+    pub fn take_volume_writes(&mut self, volume: u16) -> Vec<u8> {
+        self.held.volumes.get_mut(usize::from(volume)).map(std::mem::take).unwrap_or_default()
     }
 
     /// Takes one record. A whole checkpoint that the caller has not committed is committed first.
@@ -213,7 +240,8 @@ impl CheckpointAssembler {
             Record::Begin { pass, .. } | Record::End { pass, .. } => *pass,
             Record::Pages(Pages { pass, .. })
             | Record::DeviceState(DeviceState { pass, .. })
-            | Record::ChannelOutput(Output { pass, .. }) => *pass,
+            | Record::ChannelOutput(Output { pass, .. })
+            | Record::VolumeWrites(VolumeWrites { pass, .. }) => *pass,
             Record::Bound { session, term } => {
                 self.check_session(*session)?;
                 self.check_term(*term)?;
@@ -229,6 +257,7 @@ impl CheckpointAssembler {
             Record::Pages(pages) => self.pages(pages, sink)?,
             Record::DeviceState(state) => self.device_state(record, state)?,
             Record::ChannelOutput(output) => self.output(record, output)?,
+            Record::VolumeWrites(writes) => self.volume_writes(record, writes, sink)?,
             _ => {}
         }
         if let Some(open) = &mut self.open
@@ -377,6 +406,32 @@ impl CheckpointAssembler {
         Ok(())
     }
 
+    fn volume_writes<S: PageSink + ?Sized>(
+        &mut self,
+        record: &Record<'_>,
+        writes: &VolumeWrites<'_>,
+        sink: &mut S,
+    ) -> Result<(), StreamError> {
+        let Some(open) = &mut self.open else {
+            return Ok(());
+        };
+        open.got.volume_bytes = grown("volume writes", open.got.volume_bytes, writes.bytes.len(), u64::MAX)?;
+        if open.pass.kind == PassKind::Sync {
+            return sink.volume(writes.volume, writes.bytes).map_err(StreamError::Volume);
+        }
+        grown("volume writes", open.got.volume_bytes, 0, MAX_VOLUME_WRITES)?;
+        let volume = usize::from(writes.volume);
+        let volumes = &mut self.staged.parts.volumes;
+        if volumes.len() <= volume {
+            volumes.resize_with(volume + 1, Vec::new);
+        }
+        if writes.offset != volumes[volume].len() as u64 {
+            return Err(unexpected(record, "it is not the next piece"));
+        }
+        volumes[volume].extend_from_slice(writes.bytes);
+        Ok(())
+    }
+
     /// Closes the open pass if nothing of it is missing.
     fn complete(&mut self) -> Result<Fed, StreamError> {
         let Some(Open { pass, begun, announced: Some(announced), got }) = &self.open else {
@@ -388,6 +443,7 @@ impl CheckpointAssembler {
             ("pages", announced.pages, got.pages),
             ("bytes of device state", announced.state_bytes, got.state_bytes),
             ("bytes of output", announced.output_bytes, got.output_bytes),
+            ("bytes of volume writes", announced.volume_bytes, got.volume_bytes),
         ] {
             if got > expected || (got < expected && self.lanes <= 1) {
                 return Err(StreamError::Totals { what, expected, got });
@@ -431,7 +487,7 @@ fn due(pass: Pass, expected: Epoch) -> Result<(), StreamError> {
 }
 
 fn grown(what: &'static str, have: u64, more: usize, bound: u64) -> Result<u64, StreamError> {
-    let length = have + more as u64;
+    let length = have.saturating_add(more as u64);
     if length > bound { Err(StreamError::TooLarge { what, length, bound }) } else { Ok(length) }
 }
 

@@ -59,6 +59,9 @@ pub enum StreamError {
     /// Guest memory could not be read or written.
     #[error("guest memory")]
     Memory(#[source] io::Error),
+    /// A volume's operations could not be applied.
+    #[error("volume")]
+    Volume(#[source] io::Error),
 }
 
 impl StreamError {

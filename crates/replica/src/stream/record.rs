@@ -23,9 +23,16 @@ pub const MAX_DEVICE_STATE: u64 = 64 << 20;
 /// Bytes of channel output of one checkpoint, at most.
 pub const MAX_OUTPUT: u64 = 16 << 20;
 
+/// Bytes of volume writes of one checkpoint, at most.
+pub const MAX_VOLUME_WRITES: u64 = 512 << 20;
+/// Volumes of a VM, at most.
+pub const MAX_VOLUMES: u16 = 64;
+/// Longest `VolumeState`, bytes.
+pub const MAX_VOLUME_STATE: usize = 64 << 10;
+
 /// Length of the fields before the bytes in `Pages`, `DeviceState` and `ChannelOutput`.
 pub(super) const PART_LEN: usize = 32;
-const END_LEN: usize = PASS_LEN + 40;
+const END_LEN: usize = PASS_LEN + 48;
 const PASS_LEN: usize = 24;
 
 /// The kinds of record; the numbers are those on the wire.
@@ -47,12 +54,17 @@ pub enum Kind {
     Relinquish = 13,
     Ready = 14,
     Bye = 15,
+    VolumeWrites = 16,
+    VolumeState = 17,
+    VolumeSums = 18,
+    VolumeDiffers = 19,
+    VolumeDurable = 20,
 }
 
 impl Kind {
     pub(super) fn from_wire(kind: u8) -> Option<Self> {
         use Kind::*;
-        const KINDS: [Kind; 15] = [
+        const KINDS: [Kind; 20] = [
             Hello,
             Join,
             Welcome,
@@ -68,6 +80,11 @@ impl Kind {
             Relinquish,
             Ready,
             Bye,
+            VolumeWrites,
+            VolumeState,
+            VolumeSums,
+            VolumeDiffers,
+            VolumeDurable,
         ];
         KINDS.get(usize::from(kind).checked_sub(1)?).copied()
     }
@@ -90,6 +107,11 @@ impl Kind {
             Kind::Relinquish => "Relinquish",
             Kind::Ready => "Ready",
             Kind::Bye => "Bye",
+            Kind::VolumeWrites => "VolumeWrites",
+            Kind::VolumeState => "VolumeState",
+            Kind::VolumeSums => "VolumeSums",
+            Kind::VolumeDiffers => "VolumeDiffers",
+            Kind::VolumeDurable => "VolumeDurable",
         }
     }
 
@@ -97,10 +119,11 @@ impl Kind {
     /// make the receiver wait for, or keep, megabytes.
     pub(super) fn max_payload(self) -> usize {
         match self {
-            Kind::Pages | Kind::DeviceState | Kind::ChannelOutput => MAX_PAYLOAD,
+            Kind::Pages | Kind::DeviceState | Kind::ChannelOutput | Kind::VolumeWrites => MAX_PAYLOAD,
+            Kind::VolumeState | Kind::VolumeSums | Kind::VolumeDiffers => MAX_VOLUME_STATE,
             Kind::Hello => MAX_HELLO,
             Kind::Begin | Kind::End | Kind::Ack | Kind::Heartbeat => 128,
-            Kind::Join | Kind::Welcome | Kind::Bound | Kind::Ready => 128,
+            Kind::Join | Kind::Welcome | Kind::Bound | Kind::Ready | Kind::VolumeDurable => 128,
             Kind::Refuse | Kind::Relinquish | Kind::Bye => MAX_TEXT + 128,
         }
     }
@@ -257,6 +280,19 @@ pub struct Output<'a> {
     pub bytes: &'a [u8],
 }
 
+/// Writes to a volume, in the order in which the guest made them. In a checkpoint they are applied with it or not at all;
+/// in a sync round they are the volume's present content and are applied as they come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VolumeWrites<'a> {
+    pub pass: Pass,
+    /// Which of the VM's volumes, in the order of its spec.
+    pub volume: u16,
+    /// Where in this pass's writes to the volume these bytes stand: pieces come in order. Each holds whole operations.
+    pub offset: u64,
+    /// Operations as `ninefold_volume` encodes them.
+    pub bytes: &'a [u8],
+}
+
 /// What a pass holds, by which the receiver knows that nothing is missing. Sums over all its connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Totals {
@@ -266,6 +302,7 @@ pub struct Totals {
     pub pages: u64,
     pub state_bytes: u64,
     pub output_bytes: u64,
+    pub volume_bytes: u64,
     /// The sum, modulo 2^64, of the checksums of those records: the same in whichever order they come.
     pub digest: u64,
 }
@@ -277,6 +314,7 @@ impl Totals {
         self.pages = self.pages.wrapping_add(other.pages);
         self.state_bytes = self.state_bytes.wrapping_add(other.state_bytes);
         self.output_bytes = self.output_bytes.wrapping_add(other.output_bytes);
+        self.volume_bytes = self.volume_bytes.wrapping_add(other.volume_bytes);
         self.digest = self.digest.wrapping_add(other.digest);
     }
 }
@@ -328,6 +366,33 @@ pub enum Record<'a> {
     Pages(Pages<'a>),
     DeviceState(DeviceState<'a>),
     ChannelOutput(Output<'a>),
+    VolumeWrites(VolumeWrites<'a>),
+    /// backup → primary: what it has of a volume, as `ninefold_volume` describes it. Comes before `Ready`.
+    VolumeState {
+        session: u64,
+        volume: u16,
+        bytes: &'a [u8],
+    },
+    /// primary → backup: checksums of the volume's blocks from block `first` on. Which of them differ?
+    VolumeSums {
+        session: u64,
+        volume: u16,
+        first: u64,
+        sums: &'a [u8],
+    },
+    /// backup → primary: the answer, a bit for each of the blocks asked about; set where its own differs.
+    VolumeDiffers {
+        session: u64,
+        volume: u16,
+        first: u64,
+        bits: &'a [u8],
+    },
+    /// backup → primary: the volume's writes of all epochs up to this one would survive a loss of power there.
+    VolumeDurable {
+        session: u64,
+        volume: u16,
+        epoch: Epoch,
+    },
     /// primary → backup: the pass is sent.
     End {
         pass: Pass,
@@ -379,6 +444,11 @@ impl Record<'_> {
             Record::Relinquish { .. } => Kind::Relinquish,
             Record::Ready { .. } => Kind::Ready,
             Record::Bye { .. } => Kind::Bye,
+            Record::VolumeWrites(_) => Kind::VolumeWrites,
+            Record::VolumeState { .. } => Kind::VolumeState,
+            Record::VolumeSums { .. } => Kind::VolumeSums,
+            Record::VolumeDiffers { .. } => Kind::VolumeDiffers,
+            Record::VolumeDurable { .. } => Kind::VolumeDurable,
         }
     }
 
@@ -426,9 +496,12 @@ impl Record<'_> {
             }
             Record::End { pass, totals } => {
                 put_pass(out, pass, 0, 0);
-                for field in [totals.records, totals.pages, totals.state_bytes, totals.output_bytes, totals.digest] {
-                    put_u64(out, field);
-                }
+                put_u64(out, totals.records);
+                put_u64(out, totals.pages);
+                put_u64(out, totals.state_bytes);
+                put_u64(out, totals.output_bytes);
+                put_u64(out, totals.volume_bytes);
+                put_u64(out, totals.digest);
             }
             Record::Ack { pass } => put_pass(out, pass, 0, 0),
             Record::Heartbeat(beat) => {
@@ -451,6 +524,25 @@ impl Record<'_> {
                 out.push(*what as u8);
             }
             Record::Bye { reason } => put_text(out, reason),
+            Record::VolumeWrites(writes) => {
+                put_pass(out, &writes.pass, 0, writes.volume);
+                put_u64(out, writes.offset);
+                out.extend_from_slice(writes.bytes);
+            }
+            Record::VolumeState { session, volume, bytes } => {
+                put_volume(out, *session, *volume);
+                out.extend_from_slice(bytes);
+            }
+            Record::VolumeSums { session, volume, first, sums: bytes }
+            | Record::VolumeDiffers { session, volume, first, bits: bytes } => {
+                put_volume(out, *session, *volume);
+                put_u64(out, *first);
+                out.extend_from_slice(bytes);
+            }
+            Record::VolumeDurable { session, volume, epoch } => {
+                put_volume(out, *session, *volume);
+                put_u64(out, epoch.0);
+            }
         }
         close_record(out, start, kind)
     }
@@ -497,6 +589,7 @@ impl<'a> Record<'a> {
                     pages: fields.u64()?,
                     state_bytes: fields.u64()?,
                     output_bytes: fields.u64()?,
+                    volume_bytes: fields.u64()?,
                     digest: fields.u64()?,
                 },
             },
@@ -524,6 +617,30 @@ impl<'a> Record<'a> {
                 },
             },
             Kind::Bye => Record::Bye { reason: fields.text()? },
+            Kind::VolumeWrites => {
+                let (pass, reserved, volume) = fields.pass()?;
+                if reserved != 0 {
+                    return Err(fields.bad("a reserved field is not zero"));
+                }
+                fields.in_bounds(volume)?;
+                Record::VolumeWrites(VolumeWrites { pass, volume, offset: fields.u64()?, bytes: fields.take_rest() })
+            }
+            Kind::VolumeState => {
+                let (session, volume) = fields.volume()?;
+                Record::VolumeState { session, volume, bytes: fields.take_rest() }
+            }
+            Kind::VolumeSums => {
+                let (session, volume) = fields.volume()?;
+                Record::VolumeSums { session, volume, first: fields.u64()?, sums: fields.take_rest() }
+            }
+            Kind::VolumeDiffers => {
+                let (session, volume) = fields.volume()?;
+                Record::VolumeDiffers { session, volume, first: fields.u64()?, bits: fields.take_rest() }
+            }
+            Kind::VolumeDurable => {
+                let (session, volume) = fields.volume()?;
+                Record::VolumeDurable { session, volume, epoch: Epoch(fields.u64()?) }
+            }
         };
         if fields.rest.is_empty() { Ok(record) } else { Err(fields.bad("it is too long")) }
     }
@@ -539,6 +656,12 @@ pub(super) fn put_pass(out: &mut Vec<u8>, pass: &Pass, aux: u8, block: u16) {
 
 pub(super) fn put_u64(out: &mut Vec<u8>, value: u64) {
     out.extend_from_slice(&value.to_le_bytes());
+}
+
+/// The fields that open the records about a volume outside passes.
+fn put_volume(out: &mut Vec<u8>, session: u64, volume: u16) {
+    put_u64(out, session);
+    put_u64(out, volume.into());
 }
 
 fn put_text(out: &mut Vec<u8>, text: &str) {
@@ -578,6 +701,17 @@ impl<'a> Fields<'a> {
         self.array().map(u64::from_le_bytes)
     }
 
+    fn volume(&mut self) -> Result<(u64, u16), StreamError> {
+        let (session, volume) = (self.u64()?, self.u64()?);
+        let volume = u16::try_from(volume).map_err(|_| self.bad("there is no such volume"))?;
+        self.in_bounds(volume)?;
+        Ok((session, volume))
+    }
+
+    fn in_bounds(&self, volume: u16) -> Result<(), StreamError> {
+        if volume < MAX_VOLUMES { Ok(()) } else { Err(self.bad("there is no such volume")) }
+    }
+
     fn take_rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.rest)
     }
@@ -608,4 +742,4 @@ impl<'a> Fields<'a> {
 }
 
 // The sizes that `docs/stream.md` gives.
-const _: () = assert!(PART_LEN == PASS_LEN + 8 && END_LEN == 64);
+const _: () = assert!(PART_LEN == PASS_LEN + 8 && END_LEN == 72);

@@ -7,7 +7,7 @@ use ninefold_model::Term;
 use super::encoder::{EncodeStats, PageEncoder};
 use super::error::StreamError;
 use super::layout::PageRun;
-use super::record::{DeviceState, Output, Pass, Record, Totals};
+use super::record::{DeviceState, Output, Pass, Record, Totals, VolumeWrites};
 
 /// Bytes of device state or channel output in one record.
 const PART_BYTES: usize = 1 << 20;
@@ -87,6 +87,17 @@ impl<'a, W: Write + ?Sized> PassWriter<'a, W> {
             self.totals.output_bytes += bytes.len() as u64;
         }
         Ok(())
+    }
+
+    /// Writes operations on `volume`: whole ones, at most 4 MiB of them. Calls for one volume follow each other; answers
+    /// where the next one's bytes stand.
+    ///
+    /// # Errors
+    /// [`StreamError::TooLarge`], [`StreamError::Io`].
+    pub fn volume_writes(&mut self, volume: u16, offset: u64, bytes: &[u8]) -> Result<u64, StreamError> {
+        self.totals.volume_bytes += bytes.len() as u64;
+        self.part(&Record::VolumeWrites(VolumeWrites { pass: self.pass, volume, offset, bytes }))?;
+        Ok(offset + bytes.len() as u64)
     }
 
     /// Counts in what an encoder has sent over another connection.

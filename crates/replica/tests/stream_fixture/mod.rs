@@ -28,13 +28,13 @@ pub fn pass(kind: PassKind, epoch: u64) -> Pass {
     Pass { session: SESSION, kind, epoch: Epoch(epoch) }
 }
 
-/// Guest memory, a plain one.
+/// Guest memory, a plain one, and what sync rounds brought for the volumes.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Memory(pub Vec<Vec<u8>>);
+pub struct Memory(pub Vec<Vec<u8>>, pub [Vec<u8>; 2]);
 
 impl Memory {
     pub fn new() -> Self {
-        Self(BLOCKS.iter().map(|&pages| vec![0; pages as usize * PAGE_SIZE]).collect())
+        Self(BLOCKS.iter().map(|&pages| vec![0; pages as usize * PAGE_SIZE]).collect(), Default::default())
     }
 
     pub fn page(&self, block: u16, page: u64) -> &Page {
@@ -64,6 +64,12 @@ impl PageSink for Memory {
         into.copy_from_slice(self.page(block, page));
         Ok(())
     }
+
+    fn volume(&mut self, volume: u16, operations: &[u8]) -> io::Result<()> {
+        let all = self.1.get_mut(usize::from(volume)).ok_or(io::ErrorKind::NotFound)?;
+        all.extend_from_slice(operations);
+        Ok(())
+    }
 }
 
 /// What a guest does to one page in one epoch.
@@ -86,6 +92,8 @@ pub struct Step {
     pub touches: Vec<(u16, u64, Touch)>,
     pub state: Vec<u8>,
     pub console: Vec<u8>,
+    /// Operations on volumes 0 and 1; what they mean is not the stream's business.
+    pub volumes: [Vec<u8>; 2],
     pub mode: Mode,
 }
 
@@ -102,12 +110,14 @@ pub fn step() -> impl Strategy<Value = Step> {
         prop::collection::btree_map(at, touch, 0..30),
         prop::collection::vec(any::<u8>(), 0..3000),
         prop::collection::vec(any::<u8>(), 0..200),
+        [prop::collection::vec(any::<u8>(), 0..300), prop::collection::vec(any::<u8>(), 0..300)],
         prop::sample::select(&Mode::ALL[..]),
     )
-        .prop_map(|(touches, state, console, mode)| Step {
+        .prop_map(|(touches, state, console, volumes, mode)| Step {
             touches: touches.into_iter().map(|((b, p), t)| (b, p, t)).collect(),
             state,
             console,
+            volumes,
             mode,
         })
 }
@@ -154,8 +164,17 @@ pub fn send(syncs: &[Step], steps: &[Step], shadow: u64) -> (Vec<u8>, Vec<Memory
     for ((kind, step), epoch) in rounds.chain(checkpoints) {
         encoder.set_mode(step.mode);
         let (runs, bytes) = act(&mut memory, step);
+        if kind == PassKind::Sync {
+            memory.1.iter_mut().zip(&step.volumes).for_each(|(all, more)| all.extend_from_slice(more));
+        }
         let mut writer = PassWriter::begin(&mut out, &mut scratch, pass(kind, epoch), TERM).unwrap();
         writer.pages(&mut encoder, &runs, &bytes).unwrap();
+        for (volume, operations) in step.volumes.iter().enumerate() {
+            let mut offset = 0;
+            for piece in operations.chunks(100) {
+                offset = writer.volume_writes(volume as u16, offset, piece).unwrap();
+            }
+        }
         if kind == PassKind::Checkpoint {
             writer.device_state(&step.state).unwrap();
             writer.channel_output(0, &step.console).unwrap();
@@ -202,6 +221,9 @@ impl Receiver {
         let n = held.epoch.0 as usize - 1;
         assert_eq!(held.term, TERM);
         assert!(held.device_state == steps[n].state && held.output(0) == steps[n].console, "parts of {}", n + 1);
+        for (volume, operations) in steps[n].volumes.iter().enumerate() {
+            assert_eq!(held.volume_writes(volume as u16), operations, "writes of {} to volume {volume}", n + 1);
+        }
         assert_eq!(self.memory, history[n], "memory of checkpoint {}", n + 1);
     }
 }
