@@ -81,6 +81,7 @@ impl VmOptions {
                 cmdline: format!("{} nf.name={} nf.ip={GUEST_IP}/24 nf.ip6={GUEST_IP6}/64", wanted.trim(), self.name),
             },
             nics: vec![Nic { mac: self.mac, bridge: BRIDGE.to_owned() }],
+            volumes: Vec::new(),
             protection: self.protection,
         }
     }

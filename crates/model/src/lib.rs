@@ -17,5 +17,5 @@ pub mod spec;
 pub mod status;
 
 pub use count::{Epoch, Term};
-pub use name::{HostName, InvalidName, VmName};
+pub use name::{HostName, InvalidName, VmName, VolumeName};
 pub use record::Record;

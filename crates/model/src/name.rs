@@ -76,6 +76,10 @@ name_type! {
     /// A virtual machine, unique in the installation.
     VmName
 }
+name_type! {
+    /// A volume, unique in a host's storage pool.
+    VolumeName
+}
 
 #[cfg(test)]
 mod tests {

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::VmName;
+use crate::{VmName, VolumeName};
 
 /// A VM as its owner describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +24,9 @@ pub struct VmSpec {
     pub boot: Boot,
     #[serde(default)]
     pub nics: Vec<Nic>,
+    /// Its disks, in the order in which the guest finds them.
+    #[serde(default)]
+    pub volumes: Vec<VolumeSpec>,
     #[serde(default)]
     pub protection: Protection,
 }
@@ -90,6 +93,29 @@ pub struct Nic {
     pub mac: Mac,
     /// The host's bridge that its TAP device joins.
     pub bridge: String,
+}
+
+/// A disk of the guest (virtio-blk). Each host keeps its own image of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeSpec {
+    /// The volume in each host's storage pool; the guest sees the name as the disk's serial number.
+    pub name: VolumeName,
+    /// Bytes; a multiple of 512.
+    pub size: u64,
+    #[serde(default)]
+    pub acknowledge: Acknowledge,
+}
+
+/// When a backup may acknowledge a checkpoint with writes to a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Acknowledge {
+    /// When it has them in its memory: the loss of one host loses nothing.
+    #[default]
+    Memory,
+    /// When they are on its disk: the loss of power of both hosts loses nothing that was acknowledged.
+    Disk,
 }
 
 /// An Ethernet address.
