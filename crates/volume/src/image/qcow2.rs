@@ -1,0 +1,126 @@
+//! A qcow2 image, read and written by QEMU's own code.
+
+use std::fs::File;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+use rustix::fs::OFlags;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::daemon::Daemon;
+use super::tools::short;
+use super::{Image, Lock, Tools};
+use crate::error::VolumeError;
+use crate::nbd::Client;
+
+/// An open qcow2 image, locked for this process alone: a storage daemon and the connection to it. If the daemon dies,
+/// every call fails from then on; open the image again.
+#[derive(Debug)]
+pub struct Qcow2 {
+    // Fields are dropped in this order: the connection says good-bye, the daemon goes, and only then the lock.
+    client: Client,
+    daemon: Daemon,
+    _lock: File,
+}
+
+impl Qcow2 {
+    /// Checks the image's structures and opens it.
+    ///
+    /// # Errors
+    /// `File`, `Busy`, `NotAnImage`, `Damaged`, `Tool`, and what an NBD client can say.
+    pub fn open(path: &Path, tools: &Tools) -> Result<Qcow2, VolumeError> {
+        let lock = lock(path, Lock::Exclusive)?;
+        check(path, tools)?;
+        let node = json!({
+            "driver": "qcow2", "node-name": "disk", "discard": "unmap",
+            "file": { "driver": "file", "filename": utf8(path)?, "discard": "unmap" },
+        });
+        let (daemon, stream) = Daemon::start(tools, &node.to_string())?;
+        match Client::start(stream, "disk") {
+            Ok(client) => Ok(Qcow2 { client, daemon, _lock: lock }),
+            // The daemon's own words say more than that it went away.
+            Err(VolumeError::Io { .. }) => Err(daemon.into_error()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The storage daemon's process.
+    pub fn pid(&self) -> u32 {
+        self.daemon.pid()
+    }
+}
+
+impl Image for Qcow2 {
+    fn size(&self) -> u64 {
+        self.client.size()
+    }
+
+    fn read(&self, at: u64, into: &mut [u8]) -> Result<(), VolumeError> {
+        self.client.read(at, into)
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<(), VolumeError> {
+        self.client.write(at, bytes)
+    }
+
+    fn zero(&self, at: u64, length: u64, unmap: bool) -> Result<(), VolumeError> {
+        self.client.zero(at, length, unmap)
+    }
+
+    fn flush(&self) -> Result<(), VolumeError> {
+        self.client.flush()
+    }
+}
+
+/// Opens the regular file at `path` and locks it.
+pub(crate) fn lock(path: &Path, lock: Lock) -> Result<File, VolumeError> {
+    let failed = |source| VolumeError::File { what: "cannot open", path: path.into(), source };
+    if !std::fs::symlink_metadata(path).map_err(failed)?.is_file() {
+        return Err(VolumeError::NotAnImage { path: path.into(), why: "not a regular file" });
+    }
+    let flags = OFlags::NOFOLLOW.bits().cast_signed();
+    let file = File::options().read(true).custom_flags(flags).open(path).map_err(failed)?;
+    lock.take(&file, path)?;
+    Ok(file)
+}
+
+/// The size that the image's header gives, bytes.
+/// Source: QEMU docs/interop/qcow2.txt, "Header".
+pub(crate) fn virtual_size(file: &File, path: &Path) -> Result<u64, VolumeError> {
+    let mut head = [0; 32];
+    let whole = file.read_exact_at(&mut head, 0).is_ok();
+    if !whole || head[..4] != *b"QFI\xfb" {
+        return Err(VolumeError::Damaged { path: path.into(), report: "it has no qcow2 header".into() });
+    }
+    Ok(head[24..].iter().fold(0, |size, byte| size << 8 | u64::from(*byte)))
+}
+
+pub(crate) fn utf8(path: &Path) -> Result<&str, VolumeError> {
+    path.to_str().ok_or_else(|| VolumeError::NotAnImage { path: path.into(), why: "its path is not UTF-8" })
+}
+
+#[derive(Deserialize)]
+struct Report {
+    #[serde(default)]
+    corruptions: u64,
+    #[serde(default, rename = "check-errors")]
+    check_errors: u64,
+}
+
+/// Has qemu-img look through the image's structures. Clusters that are merely lost (an unclean end leaves some) are no
+/// damage.
+pub(crate) fn check(path: &Path, tools: &Tools) -> Result<(), VolumeError> {
+    let output = tools.run(["check", "-f", "qcow2", "--output=json", "--", utf8(path)?])?;
+    let damaged = |report| Err(VolumeError::Damaged { path: path.into(), report });
+    match (output.status.code(), serde_json::from_slice::<Report>(&output.stdout)) {
+        // qemu-img(1), "check": 0 good, 1 not completed, 2 corrupt, 3 leaks only.
+        (Some(0 | 3), _) => Ok(()),
+        (_, Ok(report)) if report.corruptions + report.check_errors > 0 => damaged(format!(
+            "{} wrong entries and {} that could not be checked",
+            report.corruptions, report.check_errors
+        )),
+        (Some(_), _) => damaged(short(&output.stderr)),
+        (None, _) => Err(tools.failed(&output.stderr)),
+    }
+}

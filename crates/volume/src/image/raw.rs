@@ -1,0 +1,139 @@
+//! A raw image: a sparse file or a block device.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom, fallocate, seek};
+use rustix::io::Errno;
+
+use super::{Image, Lock, check_bounds};
+use crate::error::VolumeError;
+
+/// Written at a time where the storage cannot make zeros itself.
+static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
+
+/// An open raw image, locked for this process alone.
+#[derive(Debug)]
+pub struct RawFile {
+    file: File,
+    size: u64,
+    path: PathBuf,
+}
+
+impl RawFile {
+    /// Opens the regular file or block device at `path`. A symbolic link as the last part is refused, except to a block
+    /// device (udev's names of LUNs are such links).
+    ///
+    /// # Errors
+    /// `File`, `NotAnImage`, `Busy`.
+    pub fn open(path: &Path) -> Result<RawFile, VolumeError> {
+        let failed = |source| VolumeError::File { what: "cannot open", path: path.into(), source };
+        let link = std::fs::symlink_metadata(path).map_err(failed)?.is_symlink();
+        let kind = std::fs::metadata(path).map_err(failed)?.file_type();
+        let mut flags = OFlags::empty();
+        if kind.is_block_device() {
+            // open(2): O_EXCL without O_CREAT fails on a device that is mounted or part of another.
+            flags |= OFlags::EXCL;
+        } else if kind.is_file() && !link {
+            flags |= OFlags::NOFOLLOW;
+        } else {
+            return Err(VolumeError::NotAnImage {
+                path: path.into(),
+                why: "neither a regular file nor a block device",
+            });
+        }
+        let file = match File::options().read(true).write(true).custom_flags(flags.bits().cast_signed()).open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                return Err(VolumeError::Busy { path: path.into(), holder: None });
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        Lock::Exclusive.take(&file, path)?;
+        // lseek(2) gives the size of both kinds; stat(2) says 0 for a device.
+        let size = seek(&file, SeekFrom::End(0)).map_err(|error| failed(error.into()))?;
+        Ok(RawFile { file, size, path: path.into() })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The next byte from `at` on that may differ from zero, by what the file system knows of holes.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn next_data(&self, at: u64) -> Result<Option<u64>, VolumeError> {
+        match seek(&self.file, SeekFrom::Data(at)) {
+            Ok(data) => Ok(Some(data)),
+            Err(Errno::NXIO) => Ok(None),
+            // Devices have no holes that could be asked for.
+            Err(Errno::INVAL) => Ok((at < self.size).then_some(at)),
+            Err(error) => Err(VolumeError::Io { what: "cannot find the image's data", source: error.into() }),
+        }
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+}
+
+impl Image for RawFile {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read(&self, at: u64, into: &mut [u8]) -> Result<(), VolumeError> {
+        check_bounds(at, into.len() as u64, self.size)?;
+        self.file.read_exact_at(into, at).map_err(|source| VolumeError::Io { what: "cannot read the image", source })
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<(), VolumeError> {
+        check_bounds(at, bytes.len() as u64, self.size)?;
+        self.file.write_all_at(bytes, at).map_err(|source| VolumeError::Io { what: "cannot write the image", source })
+    }
+
+    fn zero(&self, at: u64, length: u64, unmap: bool) -> Result<(), VolumeError> {
+        check_bounds(at, length, self.size)?;
+        if length == 0 {
+            return Ok(());
+        }
+        let keep = FallocateFlags::KEEP_SIZE;
+        let (punch, zero) = (FallocateFlags::PUNCH_HOLE | keep, FallocateFlags::ZERO_RANGE | keep);
+        let ways = if unmap { &[punch, zero][..] } else { &[zero][..] };
+        for way in ways {
+            match retry(|| fallocate(&self.file, *way, at, length)) {
+                Ok(()) => return Ok(()),
+                // INVAL: a device takes whole blocks only.
+                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NODEV) => {}
+                Err(error) => {
+                    return Err(VolumeError::Io { what: "cannot zero the image", source: error.into() });
+                }
+            }
+        }
+        let (mut at, mut left) = (at, length);
+        while left > 0 {
+            let count = left.min(ZEROS.len() as u64);
+            self.write(at, &ZEROS[..count as usize])?;
+            at += count;
+            left -= count;
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), VolumeError> {
+        self.file.sync_data().map_err(|source| VolumeError::Io { what: "cannot flush the image", source })
+    }
+}
+
+fn retry(mut call: impl FnMut() -> Result<(), Errno>) -> Result<(), Errno> {
+    loop {
+        match call() {
+            Err(Errno::INTR) => {}
+            done => return done,
+        }
+    }
+}

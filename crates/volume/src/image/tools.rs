@@ -1,0 +1,117 @@
+//! QEMU's programs for images.
+
+use std::ffi::OsStr;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use crate::error::VolumeError;
+
+/// Where they are. The default is to look them up in PATH; any QEMU from 7.2 on will do.
+#[derive(Debug, Clone)]
+pub struct Tools {
+    /// qemu-img(1).
+    pub qemu_img: PathBuf,
+    /// qemu-storage-daemon(1).
+    pub storage_daemon: PathBuf,
+}
+
+impl Default for Tools {
+    fn default() -> Tools {
+        Tools { qemu_img: "qemu-img".into(), storage_daemon: "qemu-storage-daemon".into() }
+    }
+}
+
+impl Tools {
+    fn command<I: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = I>) -> Command {
+        let mut command = Command::new(&self.qemu_img);
+        command.args(args).env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    pub(crate) fn missing(program: &Path) -> impl FnOnce(std::io::Error) -> VolumeError + use<'_> {
+        move |source| VolumeError::File { what: "cannot run", path: program.into(), source }
+    }
+
+    /// Runs qemu-img to its end, whatever its status.
+    pub(crate) fn run<I: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = I>) -> Result<Output, VolumeError> {
+        self.command(args).output().map_err(Self::missing(&self.qemu_img))
+    }
+
+    /// Runs qemu-img, which must succeed; its stdout.
+    pub(crate) fn img<I: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = I>) -> Result<Vec<u8>, VolumeError> {
+        let output = self.run(args)?;
+        if output.status.success() { Ok(output.stdout) } else { Err(self.failed(&output.stderr)) }
+    }
+
+    /// The same for one that reports its progress by `-p`: "    (12.34/100%)\r". `progress` is told parts of 1.
+    pub(crate) fn img_with_progress<I: AsRef<OsStr>>(
+        &self,
+        args: impl IntoIterator<Item = I>,
+        progress: &mut dyn FnMut(f64),
+    ) -> Result<(), VolumeError> {
+        let mut child = self.command(args).spawn().map_err(Self::missing(&self.qemu_img))?;
+        if let Some(mut out) = child.stdout.take() {
+            let mut line = Vec::new();
+            let mut buffer = [0; 256];
+            while let Ok(count @ 1..) = out.read(&mut buffer) {
+                for byte in &buffer[..count] {
+                    match byte {
+                        b'\r' | b'\n' => {
+                            if let Some(part) = parse_progress(&line) {
+                                progress(part);
+                            }
+                            line.clear();
+                        }
+                        _ if line.len() < 64 => line.push(*byte),
+                        _ => {}
+                    }
+                }
+            }
+        }
+        let output = child.wait_with_output().map_err(Self::missing(&self.qemu_img))?;
+        if output.status.success() { Ok(()) } else { Err(self.failed(&output.stderr)) }
+    }
+
+    pub(crate) fn failed(&self, stderr: &[u8]) -> VolumeError {
+        VolumeError::Tool { program: name(&self.qemu_img), report: short(stderr) }
+    }
+}
+
+/// A program's name, for messages.
+pub(crate) fn name(program: &Path) -> String {
+    program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned()
+}
+
+/// The end of what a program said, on one line.
+pub(crate) fn short(report: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&report[report.len().saturating_sub(1024)..]);
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    if lines.is_empty() { "it said nothing".into() } else { lines.join("; ") }
+}
+
+fn parse_progress(line: &[u8]) -> Option<f64> {
+    let text = std::str::from_utf8(line).ok()?;
+    let percent: f64 = text.trim().strip_prefix('(')?.strip_suffix("/100%)")?.parse().ok()?;
+    (0.0..=100.0).contains(&percent).then_some(percent / 100.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_is_read() {
+        assert_eq!(parse_progress(b"    (25.00/100%)"), Some(0.25));
+        for bad in [&b""[..], b"(x/100%)", b"(101/100%)", b"(NaN/100%)", b"\xff"] {
+            assert_eq!(parse_progress(bad), None);
+        }
+    }
+
+    #[test]
+    fn reports_are_short() {
+        assert_eq!(short(b""), "it said nothing");
+        assert_eq!(short(b"a\n\n b\n"), "a; b");
+        assert!(short(&[b'x'; 9999]).len() <= 1024);
+    }
+}
