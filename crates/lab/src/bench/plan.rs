@@ -249,6 +249,11 @@ impl fmt::Display for Stage {
     }
 }
 
+/// How long the same work is done before it counts, for requests from the client.
+pub fn warm_up(sample: Duration) -> Duration {
+    (sample / 2).min(Duration::from_millis(600))
+}
+
 /// How much is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
@@ -356,6 +361,13 @@ impl Plan {
         Duration::from_millis(ms.into())
     }
 
+    fn warm_up(&self, stage: Stage, measure: Measure) -> Duration {
+        match measure {
+            Measure::SetPipelined { .. } | Measure::Redis { .. } => warm_up(self.sample(stage)),
+            _ => Duration::ZERO,
+        }
+    }
+
     /// About how long a stage takes on a machine of two cores without KVM: for the progress bar.
     pub fn cost(&self, stage: Stage) -> Duration {
         // The start of a process, the switching of protection, what a sample takes longer than planned.
@@ -367,7 +379,10 @@ impl Plan {
             Stage::Pauses { load: PauseLoad::Dirty2000 } => self.sample(stage) + Duration::from_secs(3),
             Stage::Lose { how: Loss::HostFrozen } => Duration::from_secs(3),
             Stage::Lose { .. } => Duration::from_secs(2),
-            Stage::Security { .. } => self.sample(stage) + 2 * overhead,
+            Stage::Security { measure, .. } => self.sample(stage) + self.warm_up(stage, measure) + 2 * overhead,
+            Stage::WarmUp { measure, .. } | Stage::Compare { measure, .. } | Stage::Policies { measure, .. } => {
+                self.sample(stage) + self.warm_up(stage, measure) + overhead
+            }
             _ => self.sample(stage) + overhead,
         }
     }

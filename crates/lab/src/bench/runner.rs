@@ -12,7 +12,9 @@ use ninefold_model::status::MachineStatus;
 use ninefold_transport::clock::monotonic_us;
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::plan::{Command, Loss, MIDDLE_RANGE, Measure, Mode, PIPELINED, PauseLoad, Plan, RANGES, Stage};
+use super::plan::{
+    Command, Loss, MIDDLE_RANGE, Measure, Mode, PIPELINED, PauseLoad, Plan, RANGES, Stage, warm_up,
+};
 use super::redis::Call;
 use super::results::{
     Checkpoints, Comparison, Failover, Failovers, MachineDescription, Median, PauseFigures, PauseSeries, PingFigures,
@@ -171,23 +173,32 @@ impl Run {
         subject.enter(mode)?;
         let known = self.work.get(&(mode, measure)).copied();
         let guess = known.unwrap_or_else(|| first_guess(mode, measure, &self.work));
-        subject.new_checkpoints()?;
-        let begin = Instant::now();
-        let mut pings = Pings::default();
-        let value = match measure {
+        let call = match measure {
             Measure::SetPipelined { range } => {
                 let (clients, pipeline) = PIPELINED;
-                let call = Call { test: "set", clients, pipeline, range, requests: 0 };
-                call.lasting(time, guess).run(&subject.lab)?
+                Some(Call { test: "set", clients, pipeline, range, requests: 0 })
             }
             Measure::Redis { command, clients } => {
                 let test = match command {
                     Command::Get => "get",
                     Command::Set => "set",
                 };
-                let call = Call { test, clients, pipeline: 1, range: MIDDLE_RANGE, requests: 0 };
-                call.lasting(time, guess).run(&subject.lab)?
+                Some(Call { test, clients, pipeline: 1, range: MIDDLE_RANGE, requests: 0 })
             }
+            _ => None,
+        };
+        if let Some(call) = call {
+            // Protection has just been switched: what a VM costs that has been protected for a second is of interest.
+            call.lasting(warm_up(time), guess).run(&subject.lab)?;
+        }
+        subject.new_checkpoints()?;
+        let begin = Instant::now();
+        let mut pings = Pings::default();
+        let value = match measure {
+            Measure::SetPipelined { .. } | Measure::Redis { .. } => match call {
+                Some(call) => call.lasting(time, guess).run(&subject.lab)?,
+                None => 0.0,
+            },
             Measure::Cpu => {
                 let iterations = match known {
                     // Twice, because the first time warms up what the guest computes with.
