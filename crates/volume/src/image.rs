@@ -11,7 +11,7 @@
 
 mod daemon;
 mod lock;
-mod qcow2;
+pub(crate) mod qcow2;
 mod raw;
 mod tools;
 
@@ -22,7 +22,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::error::VolumeError;
-pub use lock::{Lock, holder};
+pub use lock::{Lock, Locked, holder};
 pub use qcow2::Qcow2;
 pub use raw::RawFile;
 pub use tools::Tools;
@@ -76,8 +76,15 @@ impl fmt::Display for Format {
 
 /// A word that is no format.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("'{0}' is not a format: use raw or qcow2")]
+#[error("'{0}' is not a format here")]
 pub struct UnknownFormat(String);
+
+impl UnknownFormat {
+    /// A hostile word can be long; its beginning is kept.
+    pub(crate) fn new(word: &str) -> UnknownFormat {
+        UnknownFormat(word.chars().take(32).collect())
+    }
+}
 
 impl FromStr for Format {
     type Err = UnknownFormat;
@@ -86,7 +93,7 @@ impl FromStr for Format {
         match s {
             "raw" => Ok(Format::Raw),
             "qcow2" => Ok(Format::Qcow2),
-            _ => Err(UnknownFormat(s.chars().take(32).collect())),
+            _ => Err(UnknownFormat::new(s)),
         }
     }
 }

@@ -8,7 +8,9 @@
 pub mod error;
 pub mod image;
 pub mod nbd;
+pub mod pool;
 mod random;
 
 pub use error::VolumeError;
 pub use image::{Format, Image, Tools, open};
+pub use pool::{Pool, VolumeName};

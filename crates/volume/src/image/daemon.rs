@@ -23,6 +23,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use rustix::process::{
     Pid, PidfdFlags, Signal, getpid, getppid, pidfd_open, pidfd_send_signal, set_parent_process_death_signal,
@@ -35,7 +36,10 @@ use crate::random;
 /// Bytes of the daemon's messages that are kept.
 const REPORT: u64 = 8 << 10;
 
-/// The daemon. Dropping it kills and reaps it.
+/// How long a daemon may take to write what it holds and end, seconds. After that it is killed.
+const PATIENCE: i64 = 10;
+
+/// The daemon. Dropping it asks it to end, so that it writes its metadata, and reaps it.
 #[derive(Debug)]
 pub(super) struct Daemon {
     pid: u32,
@@ -121,7 +125,14 @@ impl Daemon {
     }
 
     fn end(&mut self) -> Vec<u8> {
-        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        let _ = pidfd_send_signal(&self.pidfd, Signal::TERM);
+        let patience = Timespec { tv_sec: PATIENCE, tv_nsec: 0 };
+        match poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], Some(&patience)) {
+            Ok(1..) => {}
+            _ => {
+                let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+            }
+        }
         self.owner.take().and_then(|thread| thread.join().ok()).unwrap_or_default()
     }
 }

@@ -4,6 +4,7 @@
 //! too, and the kernel takes it back however the process ends.
 
 use std::fs::File;
+use std::ops::Deref;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -22,23 +23,43 @@ pub enum Lock {
 }
 
 impl Lock {
-    /// Takes the lock on `file` without waiting. It goes when the file is closed.
+    /// Takes the lock on `file` without waiting.
     ///
     /// # Errors
     /// `Busy`; `File` where the file system has no locks.
-    pub fn take(self, file: &File, path: &Path) -> Result<(), VolumeError> {
+    pub fn take(self, file: File, path: &Path) -> Result<Locked, VolumeError> {
         let operation = match self {
             Lock::Exclusive => FlockOperation::NonBlockingLockExclusive,
             Lock::Shared => FlockOperation::NonBlockingLockShared,
         };
         loop {
-            return match flock(file, operation) {
-                Ok(()) => Ok(()),
+            return match flock(&file, operation) {
+                Ok(()) => Ok(Locked(file)),
                 Err(Errno::INTR) => continue,
-                Err(Errno::WOULDBLOCK) => Err(VolumeError::Busy { path: path.into(), holder: holder(file) }),
+                Err(Errno::WOULDBLOCK) => Err(VolumeError::Busy { path: path.into(), holder: holder(&file) }),
                 Err(error) => Err(VolumeError::File { what: "cannot lock", path: path.into(), source: error.into() }),
             };
         }
+    }
+}
+
+/// A file with its lock.
+#[derive(Debug)]
+pub struct Locked(File);
+
+impl Deref for Locked {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.0
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        // Closing is not enough: a child that another thread has just forked has the open file, too, until it calls
+        // execve(2).
+        let _ = flock(&self.0, FlockOperation::Unlock);
     }
 }
 

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::daemon::Daemon;
 use super::tools::short;
-use super::{Image, Lock, Tools};
+use super::{Image, Lock, Locked, Tools};
 use crate::error::VolumeError;
 use crate::nbd::Client;
 
@@ -21,7 +21,7 @@ pub struct Qcow2 {
     // Fields are dropped in this order: the connection says good-bye, the daemon goes, and only then the lock.
     client: Client,
     daemon: Daemon,
-    _lock: File,
+    _lock: Locked,
 }
 
 impl Qcow2 {
@@ -74,15 +74,14 @@ impl Image for Qcow2 {
 }
 
 /// Opens the regular file at `path` and locks it.
-pub(crate) fn lock(path: &Path, lock: Lock) -> Result<File, VolumeError> {
+pub(crate) fn lock(path: &Path, lock: Lock) -> Result<Locked, VolumeError> {
     let failed = |source| VolumeError::File { what: "cannot open", path: path.into(), source };
     if !std::fs::symlink_metadata(path).map_err(failed)?.is_file() {
         return Err(VolumeError::NotAnImage { path: path.into(), why: "not a regular file" });
     }
     let flags = OFlags::NOFOLLOW.bits().cast_signed();
     let file = File::options().read(true).custom_flags(flags).open(path).map_err(failed)?;
-    lock.take(&file, path)?;
-    Ok(file)
+    lock.take(file, path)
 }
 
 /// The size that the image's header gives, bytes.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 
-use super::{Image, Lock, check_bounds};
+use super::{Image, Lock, Locked, check_bounds};
 use crate::error::VolumeError;
 
 /// Written at a time where the storage cannot make zeros itself.
@@ -17,7 +17,7 @@ static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
 /// An open raw image, locked for this process alone.
 #[derive(Debug)]
 pub struct RawFile {
-    file: File,
+    file: Locked,
     size: u64,
     path: PathBuf,
 }
@@ -51,9 +51,9 @@ impl RawFile {
             }
             Err(error) => return Err(failed(error)),
         };
-        Lock::Exclusive.take(&file, path)?;
+        let file = Lock::Exclusive.take(file, path)?;
         // lseek(2) gives the size of both kinds; stat(2) says 0 for a device.
-        let size = seek(&file, SeekFrom::End(0)).map_err(|error| failed(error.into()))?;
+        let size = seek(&*file, SeekFrom::End(0)).map_err(|error| failed(error.into()))?;
         Ok(RawFile { file, size, path: path.into() })
     }
 
@@ -67,7 +67,7 @@ impl RawFile {
     /// # Errors
     /// `Io`.
     pub fn next_data(&self, at: u64) -> Result<Option<u64>, VolumeError> {
-        match seek(&self.file, SeekFrom::Data(at)) {
+        match seek(&*self.file, SeekFrom::Data(at)) {
             Ok(data) => Ok(Some(data)),
             Err(Errno::NXIO) => Ok(None),
             // Devices have no holes that could be asked for.
@@ -105,7 +105,7 @@ impl Image for RawFile {
         let (punch, zero) = (FallocateFlags::PUNCH_HOLE | keep, FallocateFlags::ZERO_RANGE | keep);
         let ways = if unmap { &[punch, zero][..] } else { &[zero][..] };
         for way in ways {
-            match retry(|| fallocate(&self.file, *way, at, length)) {
+            match retry(|| fallocate(&*self.file, *way, at, length)) {
                 Ok(()) => return Ok(()),
                 // INVAL: a device takes whole blocks only.
                 Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NODEV) => {}

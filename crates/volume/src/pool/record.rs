@@ -1,0 +1,110 @@
+//! `volume.json`.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{OFlags, SeekFrom, seek};
+use serde::{Deserialize, Serialize};
+
+use super::VolumeName;
+use crate::error::VolumeError;
+use crate::image::Format;
+use crate::image::qcow2::virtual_size;
+
+/// The file's name.
+const FILE: &str = "volume.json";
+/// A longer file is not ours, bytes.
+const MAX: u64 = 64 << 10;
+
+/// What is kept about a volume or golden image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// 128 random bits, 32 hexadecimal digits. A copy on another host has the same.
+    pub id: String,
+    /// Bytes. The image itself has the last word: a crash may come between growing it and noting that here.
+    pub size: u64,
+    /// How the image is laid out; it is never guessed.
+    pub format: Format,
+    /// Seconds since 1970.
+    pub created_at: u64,
+    /// The golden image that it was made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub golden: Option<VolumeName>,
+    /// An adopted block device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<PathBuf>,
+}
+
+impl Record {
+    pub(super) fn new(size: u64, format: Format) -> Result<Record, VolumeError> {
+        let id = crate::random::hex128()
+            .map_err(|source| VolumeError::Io { what: "the kernel gives no random numbers", source })?;
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Ok(Record { id, size, format, created_at: now.as_secs(), golden: None, device: None })
+    }
+
+    /// Whether the bytes of the golden image `name` are needed to read this volume. A raw volume is a copy.
+    pub fn depends_on(&self, name: &VolumeName) -> bool {
+        self.format == Format::Qcow2 && self.golden.as_ref() == Some(name)
+    }
+
+    pub(super) fn load(directory: &Path) -> Result<Record, VolumeError> {
+        let path = directory.join(FILE);
+        let flags = OFlags::NOFOLLOW.bits().cast_signed();
+        let file = File::options().read(true).custom_flags(flags).open(&path).map_err(unreadable(&path))?;
+        let mut text = Vec::new();
+        file.take(MAX).read_to_end(&mut text).map_err(unreadable(&path))?;
+        let damaged = |report| VolumeError::Damaged { path: path.clone(), report };
+        let record: Record = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
+        if record.device.is_some() && record.format != Format::Raw {
+            return Err(damaged("a device is raw".into()));
+        }
+        Ok(record)
+    }
+
+    /// Writes it, atomically and durably.
+    pub(super) fn store(&self, directory: &Path) -> Result<(), VolumeError> {
+        let (path, draft) = (directory.join(FILE), directory.join(".volume.json.new"));
+        let failed = |source| VolumeError::File { what: "cannot write", path: path.clone(), source };
+        let mut text = serde_json::to_vec_pretty(self).map_err(|error| failed(error.into()))?;
+        text.push(b'\n');
+        let mut file = File::create(&draft).map_err(failed)?;
+        file.write_all(&text).and_then(|()| file.sync_all()).map_err(failed)?;
+        std::fs::rename(&draft, &path).map_err(failed)?;
+        sync(directory)
+    }
+}
+
+/// Makes the entries of a directory, or the bytes of a file, durable.
+pub(super) fn sync(path: &Path) -> Result<(), VolumeError> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(|source| VolumeError::File {
+        what: "cannot sync",
+        path: path.into(),
+        source,
+    })
+}
+
+pub(super) fn unreadable(path: &Path) -> impl Fn(io::Error) -> VolumeError + use<'_> {
+    move |source| VolumeError::File { what: "cannot read", path: path.into(), source }
+}
+
+/// Opens a block device under /dev to look at it.
+pub(super) fn open_device(path: &Path) -> Result<File, VolumeError> {
+    let real = path.canonicalize().map_err(unreadable(path))?;
+    let is_block = std::fs::metadata(&real).map_err(unreadable(path))?.file_type().is_block_device();
+    if !path.is_absolute() || !real.starts_with("/dev") || !is_block {
+        return Err(VolumeError::NotAnImage { path: path.into(), why: "not a block device under /dev" });
+    }
+    File::open(&real).map_err(unreadable(path))
+}
+
+/// The size that an image has, bytes.
+pub(super) fn size_of(file: &File, path: &Path, record: &Record) -> Result<u64, VolumeError> {
+    match record.format {
+        Format::Raw => seek(file, SeekFrom::End(0)).map_err(|error| unreadable(path)(error.into())),
+        Format::Qcow2 => virtual_size(file, path),
+    }
+}

@@ -1,0 +1,112 @@
+//! Growing and shrinking volumes, while nobody has them open.
+
+use super::{Kind, Pool, VolumeName, check_size};
+use crate::error::VolumeError;
+use crate::image::qcow2::{lock, utf8};
+use crate::image::{Format, Image, Lock, RawFile};
+
+/// Bytes looked at at a time.
+const STEP: u64 = 1 << 20;
+
+/// What may become of data behind the new end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CutOff {
+    /// It keeps the volume from shrinking.
+    MustBeZero,
+    /// It is lost, as the operator wants.
+    AllowDataLoss,
+}
+
+impl Pool {
+    /// Makes a volume larger; the new bytes are zero.
+    ///
+    /// # Errors
+    /// `NotFound`, `Size`, `Busy`; `Refused` if it would not grow, or is a device.
+    pub fn grow(&self, name: &VolumeName, size: u64) -> Result<(), VolumeError> {
+        check_size(size)?;
+        let old = self.resizable(name)?;
+        if size <= old {
+            return Err(Kind::Volume.refused(name, format!("it has {old} bytes and cannot grow to {size}")));
+        }
+        self.set_size(name, size)
+    }
+
+    /// Makes a volume smaller. The guest must have shrunk its file systems before.
+    ///
+    /// # Errors
+    /// `NotFound`, `Size`, `Busy`; `Refused` if it would not shrink, is a device, or has data behind the new end.
+    pub fn shrink(&self, name: &VolumeName, size: u64, cut: CutOff) -> Result<(), VolumeError> {
+        check_size(size)?;
+        let old = self.resizable(name)?;
+        if size >= old {
+            return Err(Kind::Volume.refused(name, format!("it has {old} bytes and cannot shrink to {size}")));
+        }
+        if cut == CutOff::MustBeZero
+            && let Some(at) = self.first_data(name, size)?
+        {
+            return Err(Kind::Volume.refused(name, format!("there is data at byte {at}, behind the new end")));
+        }
+        self.set_size(name, size)
+    }
+
+    fn resizable(&self, name: &VolumeName) -> Result<u64, VolumeError> {
+        let info = self.info(Kind::Volume, name)?;
+        match info.record.device {
+            Some(_) => Err(Kind::Volume.refused(name, "a device has the size that it has")),
+            None => Ok(info.record.size),
+        }
+    }
+
+    /// The image first, the note after it: in between, the image has the last word.
+    fn set_size(&self, name: &VolumeName, size: u64) -> Result<(), VolumeError> {
+        let mut record = self.record(Kind::Volume, name)?;
+        let path = self.image_path(Kind::Volume, name, &record);
+        match record.format {
+            Format::Raw => {
+                let image = RawFile::open(&path)?;
+                let failed = |source| VolumeError::File { what: "cannot resize", path: path.clone(), source };
+                image.file().set_len(size).and_then(|()| image.file().sync_all()).map_err(failed)?;
+            }
+            Format::Qcow2 => {
+                let held = lock(&path, Lock::Exclusive)?;
+                let bytes = size.to_string();
+                self.tools.img(["resize", "-q", "-f", "qcow2", "--shrink", "--", utf8(&path)?, &bytes])?;
+                let failed = |source| VolumeError::File { what: "cannot sync", path: path.clone(), source };
+                held.sync_all().map_err(failed)?;
+            }
+        }
+        record.size = size;
+        record.store(&self.directory(Kind::Volume, name))
+    }
+
+    /// The first byte from `from` on that is not zero.
+    fn first_data(&self, name: &VolumeName, from: u64) -> Result<Option<u64>, VolumeError> {
+        let record = self.record(Kind::Volume, name)?;
+        if record.format == Format::Raw {
+            let image = RawFile::open(&self.image_path(Kind::Volume, name, &record))?;
+            scan(&image, from, |at| image.next_data(at))
+        } else {
+            scan(&*self.open_volume(name)?, from, |at| Ok(Some(at)))
+        }
+    }
+}
+
+fn scan(
+    image: &dyn Image,
+    from: u64,
+    next: impl Fn(u64) -> Result<Option<u64>, VolumeError>,
+) -> Result<Option<u64>, VolumeError> {
+    let mut buffer = vec![0; STEP as usize];
+    let mut at = from;
+    while at < image.size() {
+        let Some(start) = next(at)? else { break };
+        at = start;
+        let part = &mut buffer[..(image.size() - at).min(STEP) as usize];
+        image.read(at, part)?;
+        if let Some(place) = part.iter().position(|byte| *byte != 0) {
+            return Ok(Some(at + place as u64));
+        }
+        at += part.len() as u64;
+    }
+    Ok(None)
+}
