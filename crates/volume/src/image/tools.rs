@@ -51,26 +51,17 @@ impl Tools {
         progress: &mut dyn FnMut(f64),
     ) -> Result<(), VolumeError> {
         let mut child = self.command(args).spawn().map_err(Self::missing(&self.qemu_img))?;
-        if let Some(mut out) = child.stdout.take() {
-            let mut line = Vec::new();
-            let mut buffer = [0; 256];
-            while let Ok(count @ 1..) = out.read(&mut buffer) {
-                for byte in &buffer[..count] {
-                    match byte {
-                        b'\r' | b'\n' => {
-                            if let Some(part) = parse_progress(&line) {
-                                progress(part);
-                            }
-                            line.clear();
-                        }
-                        _ if line.len() < 64 => line.push(*byte),
-                        _ => {}
-                    }
-                }
+        let (out, mut err) = (child.stdout.take(), child.stderr.take());
+        let mut said = Vec::new();
+        std::thread::scope(|scope| {
+            // Read at the same time: a program that waits to complain would never come to its end.
+            scope.spawn(|| err.as_mut().map(|err| err.read_to_end(&mut said)));
+            if let Some(out) = out {
+                read_progress(out, progress);
             }
-        }
-        let output = child.wait_with_output().map_err(Self::missing(&self.qemu_img))?;
-        if output.status.success() { Ok(()) } else { Err(self.failed(&output.stderr)) }
+        });
+        let status = child.wait().map_err(Self::missing(&self.qemu_img))?;
+        if status.success() { Ok(()) } else { Err(self.failed(&said)) }
     }
 
     pub(crate) fn failed(&self, stderr: &[u8]) -> VolumeError {
@@ -88,6 +79,25 @@ pub(crate) fn short(report: &[u8]) -> String {
     let text = String::from_utf8_lossy(&report[report.len().saturating_sub(1024)..]);
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     if lines.is_empty() { "it said nothing".into() } else { lines.join("; ") }
+}
+
+fn read_progress(mut out: impl Read, progress: &mut dyn FnMut(f64)) {
+    let mut line = Vec::new();
+    let mut buffer = [0; 256];
+    while let Ok(count @ 1..) = out.read(&mut buffer) {
+        for byte in &buffer[..count] {
+            match byte {
+                b'\r' | b'\n' => {
+                    if let Some(part) = parse_progress(&line) {
+                        progress(part);
+                    }
+                    line.clear();
+                }
+                _ if line.len() < 64 => line.push(*byte),
+                _ => {}
+            }
+        }
+    }
 }
 
 fn parse_progress(line: &[u8]) -> Option<f64> {
