@@ -2,12 +2,16 @@
 //! to their size, nothing logs, nothing waits for the network.
 
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ninefold_machine::{BlockLayout, DirtySet, Machine, MachineError, Memory, PAGE_SIZE, PageRun, Tracker};
 use ninefold_model::Epoch;
 use ninefold_model::control::CheckpointRecord;
+use ninefold_replica::stream::record::MAX_VOLUMES;
+use ninefold_volume::Batch;
 
+use crate::disks::Disks;
 use crate::outlets::Outlets;
 use crate::overlay::{self, Part};
 
@@ -35,6 +39,10 @@ pub struct Capture {
     pub console: Vec<u8>,
     pub agent: Vec<u8>,
     pub addresses: String,
+    /// What the guest did to its volumes, one batch for each.
+    pub volumes: Vec<Arc<Batch>>,
+    /// Blocks of each volume that a first checkpoint brings up to date.
+    pub rest: Vec<Vec<u64>>,
     /// What was measured.
     pub record: CheckpointRecord,
     /// When the guest ran again.
@@ -69,6 +77,8 @@ impl Capture {
             console: Vec::with_capacity(STATE_ROOM),
             agent: Vec::with_capacity(STATE_ROOM),
             addresses: String::with_capacity(1024),
+            volumes: Vec::with_capacity(usize::from(MAX_VOLUMES)),
+            rest: Vec::new(),
             record: CheckpointRecord::default(),
             resumed: Instant::now(),
         })
@@ -86,6 +96,8 @@ impl Capture {
         self.console.clear();
         self.agent.clear();
         self.addresses.clear();
+        self.volumes.clear();
+        self.rest.clear();
         self.record = CheckpointRecord::default();
     }
 
@@ -97,6 +109,7 @@ impl Capture {
         machine: &mut Machine,
         tracker: &mut Tracker,
         outlets: &Outlets,
+        disks: &Disks,
     ) -> Result<(), MachineError> {
         self.epoch = epoch;
         if self.early {
@@ -114,6 +127,7 @@ impl Capture {
             self.copy_all(machine.memory())?;
         }
         outlets.drain_and_close(epoch);
+        disks.seal(epoch, &mut self.volumes);
         outlets.epoch_bytes(epoch, &mut self.console, &mut self.agent);
         let copied = Instant::now();
         self.record.state_bytes = machine.finish_save()?;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use ninefold_model::HostName;
 use ninefold_model::spec::{EpochPolicy, VmSpec};
+use ninefold_replica::stream::record::MAX_VOLUMES;
 use serde::{Deserialize, Serialize};
 
 /// What a keeper is told at its start.
@@ -21,6 +22,9 @@ pub struct KeeperConfig {
     /// Where answers that are slow to find are remembered (which accelerator works).
     #[serde(default = "default_cache")]
     pub cache_dir: PathBuf,
+    /// This host's storage pool, where the VM's volumes are.
+    #[serde(default = "default_pool")]
+    pub pool: PathBuf,
     /// Where this keeper accepts replication.
     pub listen: SocketAddr,
     /// The other hosts on which the VM may live.
@@ -80,6 +84,10 @@ fn default_qemu() -> PathBuf {
     "qemu-system-x86_64".into()
 }
 
+fn default_pool() -> PathBuf {
+    "/var/lib/ninefold/pool".into()
+}
+
 fn default_cache() -> PathBuf {
     std::env::var_os("NINEFOLD_CACHE").map_or_else(|| "/var/cache/ninefold".into(), PathBuf::from)
 }
@@ -118,6 +126,14 @@ impl KeeperConfig {
         }
         if self.vm.memory_mib == 0 || self.vm.vcpus == 0 {
             return Err("a VM needs memory and a vCPU".into());
+        }
+        if self.vm.volumes.len() > usize::from(MAX_VOLUMES) {
+            return Err(format!("a VM has at most {MAX_VOLUMES} volumes"));
+        }
+        let mut names: Vec<_> = self.vm.volumes.iter().map(|v| &v.name).collect();
+        names.sort();
+        if let Some(twice) = names.windows(2).find(|w| w[0] == w[1]) {
+            return Err(format!("volume {} is given twice", twice[0]));
         }
         Ok(())
     }

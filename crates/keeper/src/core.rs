@@ -38,11 +38,14 @@ use crate::arbiter::Question;
 use crate::capture::micros;
 use crate::config::KeeperConfig;
 use crate::connector::Connector;
+use crate::disks::Disks;
+use crate::error;
 use crate::journal::Journal;
 use crate::metrics::Board;
 use crate::msg::Msg;
 use crate::outlets::Outlets;
 use crate::priority;
+use crate::resync::{self, Rest};
 use crate::session::{Job, Session};
 use crate::vm::{Bell, Command, VmHandle};
 
@@ -65,6 +68,7 @@ const READY_LIMIT: Duration = Duration::from_secs(30);
 pub struct Parts {
     pub config: Arc<KeeperConfig>,
     pub outlets: Arc<Outlets>,
+    pub disks: Arc<Disks>,
     pub journal: Journal,
     pub board: Arc<Board>,
     pub bell: Bell,
@@ -219,6 +223,7 @@ impl Core {
                 if let Err(error) = self.parts.outlets.attach(ports) {
                     tracing::error!(%error, "the VM's sockets cannot be served");
                 }
+                self.parts.disks.go_through();
                 self.parts.outlets.pass();
                 let _ = up.send(());
             }
@@ -273,8 +278,20 @@ impl Core {
                     && s.name == session
                     && !self.session_ready
                 {
+                    let (jobs, disks) = (s.jobs.clone(), Arc::clone(&self.parts.disks));
                     self.session_ready = true;
-                    vm.send(Command::StartSync { session, jobs: s.jobs.clone() });
+                    if disks.is_empty() {
+                        vm.send(Command::StartSync { session, jobs, rounds: 0, rest: Rest::default() });
+                    } else if let Err(error) = resync::start(session, disks, jobs, self.parts.core.clone()) {
+                        self.lose_session(error::report(&error));
+                    }
+                }
+            }
+            Msg::VolumesSynced { session, rounds, rest } => {
+                if let (Some(s), Some(vm)) = (&self.session, &self.vm)
+                    && s.name == session
+                {
+                    vm.send(Command::StartSync { session, jobs: s.jobs.clone(), rounds, rest });
                 }
             }
             Msg::Acked { session, epoch } => self.acked(session, epoch),
@@ -335,7 +352,10 @@ impl Core {
                 }
                 self.try_resume();
             }
-            Action::Hold => self.parts.outlets.hold(),
+            Action::Hold => {
+                self.parts.outlets.hold();
+                self.parts.disks.hold();
+            }
             Action::Release { epoch } => {
                 // A host that freezes in the middle of this must not go on with it when it thaws.
                 let limit = self.failure_timeout() / 2;
@@ -348,6 +368,7 @@ impl Core {
                     in_time
                 };
                 self.parts.outlets.release(epoch, &ours);
+                self.parts.disks.commit(epoch);
                 if std::mem::take(&mut self.announce) {
                     self.parts.outlets.announce(&ours);
                 }
@@ -357,6 +378,7 @@ impl Core {
                 }
             }
             Action::OpenGate => {
+                self.parts.disks.go_through();
                 self.parts.outlets.pass();
                 self.final_epoch = None;
                 self.command(Command::GoOn);
@@ -406,6 +428,7 @@ impl Core {
     fn stand_down(&mut self) {
         let _ = self.parts.arbiter.send(Question::Cancel);
         self.parts.outlets.mute();
+        self.parts.disks.discard();
         self.announcing = None;
         self.announce = false;
         self.vm = None;

@@ -32,6 +32,10 @@ pub enum KeeperError {
     Locked { path: PathBuf },
     #[error("metrics cannot be served at {addr}: {reason}")]
     Metrics { addr: std::net::SocketAddr, reason: String },
+    #[error("a volume of the VM cannot be used")]
+    Volume(#[from] ninefold_volume::VolumeError),
+    #[error("volume '{name}' has {found} bytes in this host's pool and {wanted} in the VM's specification")]
+    VolumeSize { name: String, wanted: u64, found: u64 },
     #[error("a thread cannot be started")]
     Thread(#[source] std::io::Error),
 }

@@ -16,6 +16,7 @@ use crate::arbiter;
 use crate::config::{KeeperConfig, SecurityConfig};
 use crate::connector::Connector;
 use crate::core::{Core, Parts};
+use crate::disks::Disks;
 use crate::error::KeeperError;
 use crate::journal::Journal;
 use crate::metrics::{self, Board};
@@ -50,6 +51,7 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
     let ring = bell.clone();
     let wake: Wake = Arc::new(move || ring.ring());
     let outlets = Arc::new(Outlets::open(&config, &wake)?);
+    let disks = Arc::new(Disks::open(&config)?);
     let journal = Journal::new(config.host.clone());
     let board = Arc::new(Board::new(&config.vm.name));
     if let Some(addr) = config.metrics {
@@ -61,7 +63,13 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
     let client = WitnessClient::new(witness.addr, witness.host.clone(), security.clone(), Timeouts::default());
     let arbiter = arbiter::start(config.vm.name.clone(), client, core.clone())?;
     let connector = Connector::start(Arc::clone(&config), security.clone(), core.clone())?;
-    let standby = Standby { config: Arc::clone(&config), outlets: Arc::clone(&outlets), security, core: core.clone() };
+    let standby = Standby {
+        config: Arc::clone(&config),
+        outlets: Arc::clone(&outlets),
+        disks: Arc::clone(&disks),
+        security,
+        core: core.clone(),
+    };
     accept(listener, standby)?;
     server::serve(&KeeperConfig::control_socket(&config.run_dir), journal.clone(), core.clone())?;
     let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])
@@ -76,8 +84,10 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
         })
         .map_err(KeeperError::Thread)?;
     tracing::info!(vm = %config.vm.name, host = %config.host, listen = %config.listen, "ready");
-    Core::new(Parts { config: Arc::clone(&config), outlets, journal, board, bell, inbox, core, arbiter, connector })
-        .run();
+    let config = Arc::clone(&config);
+    let parts =
+        Parts { config: Arc::clone(&config), outlets, disks, journal, board, bell, inbox, core, arbiter, connector };
+    Core::new(parts).run();
     let _ = fs::remove_file(KeeperConfig::control_socket(&config.run_dir));
     Ok(())
 }

@@ -6,6 +6,7 @@
 //! * [`session`]: a primary's connection to its backup · [`connector`]: finding one
 //! * [`standby`]: a backup's side
 //! * [`arbiter`]: asking the witness
+//! * [`disks`]: the VM's volumes · [`resync`]: making a backup's equal to them
 //! * [`outlets`]: NICs, console and agent behind one gate
 //! * [`server`], [`api`]: the control socket, both ends · [`journal`]: events and measurements · [`metrics`]
 
@@ -16,6 +17,7 @@ pub mod config;
 mod connector;
 mod core;
 mod cpu_clock;
+pub mod disks;
 pub mod error;
 pub mod first_copy;
 mod journal;
@@ -25,6 +27,7 @@ mod msg;
 pub mod outlets;
 mod overlay;
 mod priority;
+mod resync;
 mod server;
 mod session;
 pub mod standby;

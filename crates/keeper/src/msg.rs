@@ -11,6 +11,7 @@ use ninefold_replica::stream::{Hello, Layout};
 use ninefold_transport::{Link, LinkHandle, LinkWriter};
 
 use crate::capture::Capture;
+use crate::resync::Rest;
 use crate::standby::Loaded;
 
 /// A message to the core.
@@ -75,6 +76,13 @@ pub enum Msg {
     CannotReplicate {
         session: Term,
         reason: String,
+    },
+
+    /// The volumes are copied but for what the guest has written lately. `rounds` sync rounds were sent.
+    VolumesSynced {
+        session: Term,
+        rounds: u32,
+        rest: Rest,
     },
 
     // About connections.

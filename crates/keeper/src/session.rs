@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use ninefold_machine::{PAGE_SIZE, PageRun};
 use ninefold_model::{Epoch, Term};
+use ninefold_replica::stream::record::MAX_VOLUMES;
 use ninefold_replica::stream::{
     self, Heartbeat, Hello, Mode, ModeChooser, PageEncoder, Pass, PassKind, PassWriter, Preamble, Ready, Record,
     RecordReader, Sample, StreamError, write_record,
@@ -17,16 +18,18 @@ use ninefold_transport::clock::monotonic_us;
 use ninefold_transport::{Link, LinkHandle, LinkReader, LinkWriter};
 
 use crate::capture::Capture;
+use crate::disks::Disks;
 use crate::error::{KeeperError, report};
 use crate::msg::Msg;
 use crate::outlets::{ADDRESSES, AGENT, CONSOLE};
 use crate::priority;
+use crate::resync;
 
 /// Checkpoints and control records that may wait for the sender.
 const JOBS: usize = 8;
 /// The part of the guest's memory for which the sender keeps a copy of what the backup holds, so that only changes
-/// need to be sent: a quarter.
-const SHADOW_SHARE: u64 = 4;
+/// need to be sent: at most half, and no more than is written.
+const SHADOW_SHARE: u64 = 2;
 /// For one write to the connection.
 const WRITE_LIMIT: Duration = Duration::from_secs(5);
 
@@ -41,6 +44,8 @@ pub struct Piece {
 #[derive(Debug)]
 pub enum Job {
     Round { round: Epoch, pieces: Receiver<Piece> },
+    /// A round of the volumes' copy: operations on volumes, whole ones.
+    Volumes { round: Epoch, pieces: Receiver<(u16, Vec<u8>)> },
     Checkpoint(Box<Capture>),
     Bound { term: Term },
     Relinquish { epoch: Epoch, reason: String },
@@ -75,6 +80,7 @@ pub struct Settings {
     pub heartbeat: Duration,
     /// Whether the public uplink works here.
     pub uplink: Arc<AtomicBool>,
+    pub disks: Arc<Disks>,
 }
 
 /// Opens session `hello.term` over `link`.
@@ -95,6 +101,7 @@ pub fn open(link: Link, hello: Hello, settings: Settings, core: Sender<Msg>) -> 
         out: writer,
         scratch: Vec::with_capacity(64 << 10),
         runs: Vec::new(),
+        operations: Vec::new(),
         encoder,
         choice: Arc::clone(&choice),
         settings,
@@ -167,6 +174,8 @@ struct SenderThread {
     scratch: Vec<u8>,
     /// The runs of the pass at hand, in the stream's terms.
     runs: Vec<stream::PageRun>,
+    /// Operations on volumes.
+    operations: Vec<u8>,
     encoder: PageEncoder,
     choice: Arc<Choice>,
     settings: Settings,
@@ -183,6 +192,7 @@ impl SenderThread {
         loop {
             match work.recv_timeout(self.settings.heartbeat) {
                 Ok(Job::Round { round, pieces }) => self.round(round, &pieces)?,
+                Ok(Job::Volumes { round, pieces }) => self.volumes(round, &pieces)?,
                 Ok(Job::Checkpoint(capture)) => {
                     // Not before: the initial copy must not take the CPU from the guest.
                     priority::raise();
@@ -196,15 +206,7 @@ impl SenderThread {
                 Ok(Job::Relinquish { epoch, reason }) => {
                     self.record(&Record::Relinquish { session: self.name.0, epoch, reason: &reason })?;
                 }
-                Err(RecvTimeoutError::Timeout) => {
-                    self.beats += 1;
-                    self.record(&Record::Heartbeat(Heartbeat {
-                        session: self.name.0,
-                        seq: self.beats,
-                        uplink: self.settings.uplink.load(Ordering::Relaxed),
-                        time_us: monotonic_us(),
-                    }))?;
-                }
+                Err(RecvTimeoutError::Timeout) => self.beat()?,
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
         }
@@ -214,6 +216,37 @@ impl SenderThread {
         use std::io::Write;
         write_record(&mut self.out, &mut self.scratch, record)?;
         self.out.flush().map_err(StreamError::Io)
+    }
+
+    fn beat(&mut self) -> Result<(), StreamError> {
+        self.beats += 1;
+        self.record(&Record::Heartbeat(Heartbeat {
+            session: self.name.0,
+            seq: self.beats,
+            uplink: self.settings.uplink.load(Ordering::Relaxed),
+            time_us: monotonic_us(),
+        }))
+    }
+
+    fn volumes(&mut self, round: Epoch, pieces: &Receiver<(u16, Vec<u8>)>) -> Result<(), StreamError> {
+        let pass = Pass { session: self.name.0, kind: PassKind::Sync, epoch: round };
+        let mut totals = PassWriter::begin(&mut self.out, &mut self.scratch, pass, self.term)?.pause();
+        let mut offsets = [0; MAX_VOLUMES as usize];
+        loop {
+            match pieces.recv_timeout(self.settings.heartbeat) {
+                Ok((volume, bytes)) => {
+                    let mut pass = PassWriter::resume(&mut self.out, &mut self.scratch, pass, totals);
+                    let offset = &mut offsets[usize::from(volume % MAX_VOLUMES)];
+                    *offset = pass.volume_writes(volume, *offset, &bytes)?;
+                    totals = pass.pause();
+                }
+                // The disk is slow, the primary is not dead.
+                Err(RecvTimeoutError::Timeout) => self.beat()?,
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        PassWriter::resume(&mut self.out, &mut self.scratch, pass, totals).end()?;
+        Ok(())
     }
 
     fn round(&mut self, round: Epoch, pieces: &Receiver<Piece>) -> Result<(), StreamError> {
@@ -232,6 +265,7 @@ impl SenderThread {
     fn checkpoint(&mut self, mut capture: Box<Capture>) -> Result<Box<Capture>, StreamError> {
         let pass = Pass { session: self.name.0, kind: PassKind::Checkpoint, epoch: capture.epoch };
         let begun = Instant::now();
+        let mut volume_bytes = 0;
         self.encoder.set_mode(self.choice.chooser().mode());
         let mut pass = PassWriter::begin(&mut self.out, &mut self.scratch, pass, self.term)?;
         translate(capture.runs(), &mut self.runs);
@@ -240,9 +274,24 @@ impl SenderThread {
         pass.channel_output(CONSOLE, &capture.console)?;
         pass.channel_output(AGENT, &capture.agent)?;
         pass.channel_output(ADDRESSES, capture.addresses.as_bytes())?;
+        for (volume, (batch, disk)) in (0u16..).zip(capture.volumes.iter().zip(self.settings.disks.iter())) {
+            let mut offset = 0;
+            // First what the copy left, then what the guest did in this epoch.
+            for blocks in capture.rest.get(usize::from(volume)).into_iter().flat_map(|all| all.chunks(16)) {
+                self.operations.clear();
+                resync::encode(&disk.served, blocks, &mut self.operations)
+                    .map_err(|e| StreamError::Volume(std::io::Error::other(report(&e))))?;
+                offset = pass.volume_writes(volume, offset, &self.operations)?;
+            }
+            batch.each_piece(&mut self.operations, |piece| {
+                offset = pass.volume_writes(volume, offset, piece)?;
+                Ok::<_, StreamError>(())
+            })?;
+            volume_bytes += offset;
+        }
         pass.end()?;
         self.choice.sent(capture.epoch, begun, Sample::of(self.encoder.mode(), &stats));
-        capture.record.wire_bytes = stats.bytes_out + capture.devices.len() as u64;
+        capture.record.wire_bytes = stats.bytes_out + capture.devices.len() as u64 + volume_bytes;
         Ok(capture)
     }
 }

@@ -16,7 +16,7 @@ use std::sync::mpsc::{Sender, sync_channel};
 use std::time::{Duration, Instant};
 
 use ninefold_machine::{Machine, MachineConfig, Memory, PageRun, Ports, Ram};
-use ninefold_model::Epoch;
+use ninefold_model::{Epoch, Term};
 use ninefold_model::status::MachineStatus;
 use ninefold_replica::stream::record::RefuseCode;
 use ninefold_replica::stream::{
@@ -28,6 +28,7 @@ use ninefold_transport::{Incoming, Link, LinkReader, LinkWriter, Security};
 
 use crate::capture::micros;
 use crate::config::KeeperConfig;
+use crate::disks::Disks;
 use crate::error::report;
 use crate::msg::Msg;
 use crate::outlets::{ADDRESSES, CONSOLE, Outlets};
@@ -53,6 +54,7 @@ pub struct Loaded {
 pub struct Standby {
     pub config: Arc<KeeperConfig>,
     pub outlets: Arc<Outlets>,
+    pub disks: Arc<Disks>,
     pub security: Security,
     pub core: Sender<Msg>,
 }
@@ -101,6 +103,8 @@ impl Standby {
             Some((RefuseCode::Protocol, "a session is named by its term and has one connection".into()))
         } else if hello.spec.nics != self.config.vm.nics {
             Some((RefuseCode::CannotBuild, "the VM's network interfaces are configured otherwise here".into()))
+        } else if hello.spec.volumes != self.config.vm.volumes {
+            Some((RefuseCode::CannotBuild, "the VM's volumes are configured otherwise here".into()))
         } else {
             self.vouched_for(&hello).err().map(|reason| (RefuseCode::Protocol, reason))
         };
@@ -150,6 +154,7 @@ impl Standby {
             spec: ninefold_model::spec::VmSpec { boot: self.config.vm.boot.clone(), ..hello.spec.clone() },
             accel: hello.accel,
             incoming: true,
+            volumes: self.disks.sockets(),
             extra_args: Vec::new(),
         };
         let (machine, ports) = Machine::launch(&config, Arc::new(ram)).map_err(|e| report(&e))?;
@@ -160,10 +165,11 @@ impl Standby {
 
     fn receive(&self, hello: &Hello, mut records: RecordReader<LinkReader>) -> Result<(), String> {
         let session = hello.term;
+        self.disks.enter(session)?;
         let (mut machine, ports, layout) = self.launch(hello)?;
         let status = status(&machine, "as the primary's", "inmigrate");
         let _ = self.core.send(Msg::StandbyReady { session, status });
-        let mut sink = Sink(Arc::clone(machine.memory()));
+        let mut sink = Sink { memory: Arc::clone(machine.memory()), disks: Arc::clone(&self.disks), session };
         let mut assembler = CheckpointAssembler::new(session.0, session, layout, 1);
         let mut relinquished = false;
         let gone = loop {
@@ -190,6 +196,10 @@ impl Standby {
             match assembler.feed(&frame, &mut sink) {
                 Ok(Fed::Whole(pass)) => {
                     priority::raise();
+                    if let Err(reason) = self.disks.receive(session, pass.epoch, |v| assembler.take_volume_writes(v)) {
+                        // Not acknowledged: this host is no backup for that epoch. It holds the one before.
+                        return Err(reason);
+                    }
                     // Acknowledged before it is applied: from here on it is whole, whatever becomes of the primary.
                     let _ = self.core.send(Msg::Held { session, epoch: pass.epoch });
                     if let Err(error) = assembler.commit(&mut sink) {
@@ -257,15 +267,23 @@ pub fn refuse(writer: &mut LinkWriter, reason: &str) {
 }
 
 /// The standby QEMU's memory as the assembler writes it.
-pub struct Sink(pub Arc<Memory>);
+pub struct Sink {
+    pub memory: Arc<Memory>,
+    pub disks: Arc<Disks>,
+    pub session: Term,
+}
 
 impl PageSink for Sink {
     fn write(&mut self, block: u16, first: u64, data: &[u8]) -> io::Result<()> {
         let run = PageRun { block, first, count: (data.len() / PAGE_SIZE) as u32 };
-        self.0.write_run(run, data).map_err(io::Error::other)
+        self.memory.write_run(run, data).map_err(io::Error::other)
+    }
+
+    fn volume(&mut self, volume: u16, operations: &[u8]) -> io::Result<()> {
+        self.disks.apply(self.session, volume, operations).map_err(io::Error::other)
     }
 
     fn read(&mut self, block: u16, page: u64, into: &mut [u8; PAGE_SIZE]) -> io::Result<()> {
-        self.0.read_run(PageRun { block, first: page, count: 1 }, into).map_err(io::Error::other)
+        self.memory.read_run(PageRun { block, first: page, count: 1 }, into).map_err(io::Error::other)
     }
 }

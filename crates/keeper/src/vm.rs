@@ -26,10 +26,12 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use crate::capture::Capture;
 use crate::cpu_clock::CpuClock;
 use crate::error::{KeeperError, report};
+use crate::disks::Disks;
 use crate::first_copy;
 use crate::msg::Msg;
 use crate::outlets::Outlets;
 use crate::priority;
+use crate::resync::Rest;
 use crate::session::{Job, Piece};
 
 /// Pages that one piece of a sync round carries: 4 MiB.
@@ -54,6 +56,10 @@ pub enum Command {
     StartSync {
         session: Term,
         jobs: SyncSender<Job>,
+        /// Sync rounds that the volumes took.
+        rounds: u32,
+        /// What of the volumes goes with the first checkpoint.
+        rest: Rest,
     },
     EndSession,
     /// Take a last checkpoint and leave the guest paused.
@@ -122,6 +128,7 @@ pub fn start(
     generation: u64,
     obtain: Obtain,
     outlets: Arc<Outlets>,
+    disks: Arc<Disks>,
     bell: Bell,
     policy: EpochPolicy,
     core: Sender<Msg>,
@@ -143,6 +150,7 @@ pub fn start(
                 generation,
                 machine,
                 outlets,
+                disks,
                 bell,
                 core,
                 orders,
@@ -168,6 +176,7 @@ struct Vm {
     generation: u64,
     machine: Machine,
     outlets: Arc<Outlets>,
+    disks: Arc<Disks>,
     bell: Bell,
     core: Sender<Msg>,
     orders: Receiver<Command>,
@@ -195,6 +204,7 @@ struct Session {
     taken: Epoch,
     acked: Arc<AtomicU64>,
     sync: Option<Sync>,
+    rest: Rest,
     last: Last,
 }
 
@@ -208,6 +218,8 @@ enum Last {
 /// The initial copy.
 struct Sync {
     round: u32,
+    /// Rounds of the volumes.
+    before: u32,
     /// What this round carries.
     runs: Vec<PageRun>,
     dirty: DirtySet,
@@ -253,8 +265,8 @@ impl Vm {
 
     fn obey(&mut self, command: Command) -> Result<Flow, String> {
         match command {
-            Command::StartSync { session, jobs } => {
-                if let Err(error) = self.start_sync(session, jobs) {
+            Command::StartSync { session, jobs, rounds, rest } => {
+                if let Err(error) = self.start_sync(session, jobs, rounds, rest) {
                     let _ = self.core.send(Msg::CannotReplicate { session, reason: report(&error) });
                 }
             }
@@ -288,7 +300,13 @@ impl Vm {
         Ok(Flow::GoOn)
     }
 
-    fn start_sync(&mut self, name: Term, jobs: SyncSender<Job>) -> Result<(), MachineError> {
+    fn start_sync(
+        &mut self,
+        name: Term,
+        jobs: SyncSender<Job>,
+        before: u32,
+        rest: Rest,
+    ) -> Result<(), MachineError> {
         self.session = None;
         let tracker = self.machine.track()?;
         let layout = self.machine.memory().layout();
@@ -299,6 +317,7 @@ impl Vm {
         let total = runs.iter().map(|r| r.bytes() as u64).sum();
         let sync = Sync {
             round: 0,
+            before,
             runs,
             dirty: DirtySet::for_layout(layout),
             run: 0,
@@ -316,6 +335,7 @@ impl Vm {
             taken: Epoch(0),
             acked: Arc::default(),
             sync: Some(sync),
+            rest,
             last: Last::No,
         });
         Ok(())
@@ -357,7 +377,7 @@ impl Vm {
             output_waits,
             urgent_for: self.outlets.urgent().map(|since| since.elapsed()),
             quiet: self.quiet,
-            gate_half_full: self.outlets.wants_checkpoint(),
+            gate_half_full: self.outlets.wants_checkpoint() || self.disks.pressure(),
             in_flight: u32::try_from(in_flight).unwrap_or(u32::MAX),
         };
         match self.pacer.due(&seen) {
@@ -396,16 +416,21 @@ impl Vm {
         let ran = self.resumed.elapsed();
         capture.last = last;
         capture.early = self.early_copy.wanted();
-        capture.take(epoch, ran, &mut self.machine, &mut s.tracker, &self.outlets).map_err(|e| report(&e))?;
+        capture
+            .take(epoch, ran, &mut self.machine, &mut s.tracker, &self.outlets, &self.disks)
+            .map_err(|e| report(&e))?;
         let seen = &capture.record;
         self.early_copy.learned(seen.dirty_pages, seen.early_pages, seen.again_pages);
         s.taken = epoch;
         if first {
+            capture.rest = s.rest.take();
+            self.disks.unmark();
             // The guest must not run before all its output is held. The core answers at once.
             let (held, answer) = sync_channel(1);
             let _ = self.core.send(Msg::FirstCheckpoint { session: s.name, held });
             if answer.recv_timeout(HOLD_LIMIT).is_err() {
                 let session = s.name;
+                self.disks.go_through();
                 capture.resume(&mut self.machine).map_err(|e| report(&e))?;
                 self.session = None;
                 let reason = "output is not held in time".into();
@@ -473,7 +498,7 @@ impl Vm {
             sync.round += 1;
             (sync.run, sync.page) = (0, 0);
             let (pieces, taken) = sync_channel(2);
-            jobs.send(Job::Round { round: Epoch(sync.round.into()), pieces: taken }).map_err(|_| gone())?;
+            jobs.send(Job::Round { round: Epoch((sync.before + sync.round).into()), pieces: taken }).map_err(|_| gone())?;
             sync.pieces = Some(pieces);
         }
         let memory = self.machine.memory();

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ninefold_keeper::capture::Capture;
+use ninefold_keeper::disks::Disks;
 use ninefold_keeper::config::{KeeperConfig, Peer, SecurityConfig};
 use ninefold_keeper::first_copy;
 use ninefold_keeper::outlets::{CONSOLE, Outlets};
@@ -69,7 +70,7 @@ impl Proof {
         let machine_layout = primary.memory().layout().clone();
         Self {
             what: what.to_owned(),
-            sink: Sink(Arc::clone(standby.memory())),
+            sink: Sink { memory: Arc::clone(standby.memory()), disks: Arc::default(), session: Term(1) },
             standby,
             standby_ports: Some(ports),
             outlets,
@@ -115,7 +116,9 @@ impl Proof {
         self.capture.clear();
         // Four copy once before the pause, the next four do not: each in every mode.
         self.capture.early = (next.0 / 4).is_multiple_of(2);
-        self.capture.take(next, Duration::ZERO, &mut self.primary, &mut self.tracker, &self.outlets).unwrap();
+        self.capture
+            .take(next, Duration::ZERO, &mut self.primary, &mut self.tracker, &self.outlets, &Disks::default())
+            .unwrap();
         let pass = Pass { session: TERM.0, kind: PassKind::Checkpoint, epoch: next };
         self.encoder.set_mode(mode);
         let (mut wire, mut scratch) = (Vec::new(), Vec::new());
@@ -194,6 +197,7 @@ fn outlets(dir: &Path, spec: &VmSpec) -> Outlets {
         vm: VmSpec { nics: Vec::new(), ..spec.clone() },
         qemu: "qemu-system-x86_64".into(),
         run_dir: dir.to_owned(),
+        pool: Default::default(),
         cache_dir: dir.to_owned(),
         listen: nowhere,
         peers: Vec::new(),

@@ -10,7 +10,7 @@ use ninefold_keeper::api::{ApiError, Client};
 use ninefold_keeper::config::{KeeperConfig, Peer, SecurityConfig, Timing};
 use ninefold_model::control::Request;
 use ninefold_model::event::{Event, EventKind};
-use ninefold_model::spec::{AccelChoice, Boot, EpochPolicy, Mac, Nic, Protection, VmSpec};
+use ninefold_model::spec::{AccelChoice, Boot, EpochPolicy, Mac, Nic, Protection, VmSpec, VolumeSpec};
 use ninefold_model::{HostName, VmName};
 use ninefold_transport::{Authority, Validity};
 
@@ -39,6 +39,8 @@ pub struct VmOptions {
     pub vcpus: u16,
     pub memory_mib: u64,
     pub accel: AccelChoice,
+    /// Its disks. With one, the guest's redis keeps there what it acknowledges.
+    pub volumes: Vec<VolumeSpec>,
     pub protection: Protection,
     pub epochs: EpochPolicy,
     pub timing: Timing,
@@ -57,6 +59,7 @@ impl VmOptions {
             vcpus: 1,
             memory_mib: 256,
             accel: AccelChoice::Auto,
+            volumes: Vec::new(),
             protection: Protection::FaultTolerant,
             epochs: EpochPolicy::default(),
             timing: Timing::default(),
@@ -81,7 +84,7 @@ impl VmOptions {
                 cmdline: format!("{} nf.name={} nf.ip={GUEST_IP}/24 nf.ip6={GUEST_IP6}/64", wanted.trim(), self.name),
             },
             nics: vec![Nic { mac: self.mac, bridge: BRIDGE.to_owned() }],
-            volumes: Vec::new(),
+            volumes: self.volumes.clone(),
             protection: self.protection,
         }
     }
@@ -173,6 +176,7 @@ impl Lab {
                 vm: options.spec(),
                 qemu: options.qemu.clone().unwrap_or_else(|| "qemu-system-x86_64".into()),
                 cache_dir: cache_dir(),
+                pool: self.pool_dir(host.as_str()),
                 listen: self.endpoint(host.as_str(), KEEPER_PORT)?,
                 peers: peers.map(|h| self.peer(h, KEEPER_PORT)).collect::<Result<_, _>>()?,
                 witness: self.peer(&name(WITNESS)?, WITNESS_PORT)?,
@@ -191,6 +195,11 @@ impl Lab {
             fs::write(&path, json).map_err(io_at(format!("write {}", path.display())))?;
         }
         Ok(())
+    }
+
+    /// The storage pool of a host.
+    pub fn pool_dir(&self, host: &str) -> PathBuf {
+        self.run_dir(host).join("pool")
     }
 
     fn certify(&self) -> Result<(), LabError> {

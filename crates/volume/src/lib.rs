@@ -1,16 +1,23 @@
 //! The disks of VMs.
 //!
+//! * [`served`]: a volume as a keeper serves it: its image, and over it what is not committed.
+//! * [`batch`]: what a guest does to a volume in one epoch. * [`overlay`]: what lies over an image.
 //! * [`image`]: what a volume's bytes are kept in. All formats behind one trait.
 //! * [`nbd`]: the protocol by which QEMU reaches a volume.
 //! * [`pool`]: a directory of volumes and golden images.
 //! * [`error`]: what can go wrong.
 
+pub mod batch;
 pub mod error;
 pub mod image;
 pub mod nbd;
+pub mod overlay;
 pub mod pool;
 mod random;
+pub mod served;
 
+pub use batch::{Batch, Op};
 pub use error::VolumeError;
 pub use image::{Format, Image, Tools, open};
 pub use pool::{Pool, VolumeName};
+pub use served::Served;

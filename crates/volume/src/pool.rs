@@ -16,7 +16,6 @@
 mod convert;
 mod create;
 mod draft;
-mod name;
 mod record;
 mod resize;
 
@@ -28,7 +27,7 @@ use crate::error::VolumeError;
 use crate::image::{Format, Image, Lock, Tools, holder};
 
 pub use convert::FileFormat;
-pub use name::VolumeName;
+pub use ninefold_model::VolumeName;
 pub use record::Record;
 pub use resize::CutOff;
 

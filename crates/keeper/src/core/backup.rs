@@ -125,6 +125,8 @@ impl Core {
         let Loaded { mut machine, ports, epoch: held, load_us } = *loaded;
         let epoch = held.max(epoch);
         let began = Instant::now();
+        // What is committed and not yet in the images lies over them.
+        self.parts.disks.go_through();
         let started = machine.start();
         if let Err(error) = started.and_then(|()| {
             standby::layout(&machine)

@@ -1,5 +1,6 @@
 //! The primary's side: the VM, its session, its acknowledgements.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -64,6 +65,7 @@ impl Core {
             self.generation,
             obtain,
             Arc::clone(&self.parts.outlets),
+            Arc::clone(&self.parts.disks),
             self.parts.bell.clone(),
             self.epochs,
             self.parts.core.clone(),
@@ -82,8 +84,9 @@ impl Core {
         let config = Arc::clone(&self.parts.config);
         let core = self.parts.core.clone();
         let generation = self.generation + 1;
+        let volumes = self.parts.disks.sockets();
         self.start_vm(Box::new(move || {
-            let (machine, ports, reason) = launch(&config)?;
+            let (machine, ports, reason) = launch(&config, volumes)?;
             let layout = standby::layout(&machine)?;
             let status = standby::status(&machine, &reason, "prelaunch");
             let (up, attached) = std::sync::mpsc::sync_channel(1);
@@ -117,6 +120,7 @@ impl Core {
         let settings = Settings {
             heartbeat: Duration::from_millis(config.timing.heartbeat_ms.into()),
             uplink: Arc::clone(&self.uplink),
+            disks: Arc::clone(&self.parts.disks),
         };
         self.sync = None;
         self.sync_began = Instant::now();
@@ -162,7 +166,7 @@ impl Core {
 }
 
 /// Boots the VM's QEMU, with the accelerator that works here; says why that one.
-fn launch(config: &KeeperConfig) -> Result<(Machine, ninefold_machine::Ports, String), String> {
+fn launch(config: &KeeperConfig, volumes: Vec<PathBuf>) -> Result<(Machine, ninefold_machine::Ports, String), String> {
     let (accel, reason) = match (config.vm.accel, &config.vm.boot) {
         (AccelChoice::Kvm, _) => (Accel::Kvm, "asked for".to_owned()),
         (AccelChoice::Tcg, _) => (Accel::Tcg, "asked for".to_owned()),
@@ -185,6 +189,7 @@ fn launch(config: &KeeperConfig) -> Result<(Machine, ninefold_machine::Ports, St
         spec: config.vm.clone(),
         accel,
         incoming: false,
+        volumes,
         extra_args: Vec::new(),
     };
     let (machine, ports) = Machine::launch(&machine, Arc::new(ram)).map_err(|e| error::report(&e))?;

@@ -182,11 +182,17 @@ impl Scenario {
     }
 
     /// The last check: every acknowledged write is there, and the connection has lived through all of it.
-    pub fn finish(mut self) {
+    pub fn finish(self) {
+        self.finish_with(|_| ());
+    }
+
+    /// The same; then `more`, once nobody writes any more.
+    pub fn finish_with(mut self, more: impl FnOnce(&Self)) {
         let report = self.ledger.take().expect("the scenario has a ledger").finish().unwrap();
         eprintln!("{}: {report:?}", self.name);
         assert_eq!((report.lost, report.repeated, report.resets), (0, 0, 0), "{report:?}");
         self.check_speakers();
+        more(&self);
         // What is shown of a failure is not needed; the lab goes with its last field.
     }
 }

@@ -3,9 +3,9 @@
 use super::layout::Layout;
 use super::page::{PAGE_SIZE, Page};
 
-/// Pages in one piece of shadow memory (2 MiB): pieces are allocated when a page of theirs is first kept, so that a
+/// Pages in one piece of shadow memory (64 KiB): pieces are allocated when a page of theirs is first kept, so that a
 /// shadow costs memory only for what the guest writes.
-const PIECE_PAGES: usize = 512;
+const PIECE_PAGES: usize = 16;
 
 /// Copies of pages as they were last sent in this session.
 ///
@@ -23,7 +23,7 @@ pub struct Shadow {
 #[derive(Debug)]
 struct Piece {
     bytes: Box<[u8]>,
-    known: [u64; PIECE_PAGES / 64],
+    known: [u64; PIECE_PAGES.div_ceil(64)],
 }
 
 /// What the shadow has of a page.
@@ -52,7 +52,7 @@ impl Shadow {
     /// Forgets every page: a new session, or one that failed. Keeps the memory.
     pub fn clear(&mut self) {
         for piece in self.blocks.iter_mut().flatten().flatten() {
-            piece.known = [0; PIECE_PAGES / 64];
+            piece.known = [0; PIECE_PAGES.div_ceil(64)];
         }
     }
 
@@ -92,7 +92,7 @@ impl Shadow {
             self.pieces_left = left;
             *place = Some(Piece {
                 bytes: vec![0; PIECE_PAGES * PAGE_SIZE].into_boxed_slice(),
-                known: [0; PIECE_PAGES / 64],
+                known: [0; PIECE_PAGES.div_ceil(64)],
             });
         }
         let Some(piece) = place else {

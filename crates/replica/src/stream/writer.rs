@@ -100,6 +100,17 @@ impl<'a, W: Write + ?Sized> PassWriter<'a, W> {
         Ok(offset + bytes.len() as u64)
     }
 
+    /// Lets go of the connection, so that something else can be sent in the middle of the pass: answers what
+    /// [`PassWriter::resume`] needs.
+    pub fn pause(self) -> Totals {
+        self.totals
+    }
+
+    /// Goes on with a pass that was paused.
+    pub fn resume(out: &'a mut W, scratch: &'a mut Vec<u8>, pass: Pass, totals: Totals) -> Self {
+        Self { out, scratch, pass, totals }
+    }
+
     /// Counts in what an encoder has sent over another connection.
     pub fn add(&mut self, totals: &Totals) {
         self.totals.add(totals);

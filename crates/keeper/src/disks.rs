@@ -1,0 +1,195 @@
+//! The VM's volumes on this host: opened once, served to whichever QEMU of the VM runs here.
+//!
+//! All of them share the VM's epochs, as its outlets do: they are held, sealed, committed and given up together.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use ninefold_model::{Epoch, Term};
+use ninefold_model::spec::{Acknowledge, VolumeSpec};
+use ninefold_volume::nbd::{Access, Handler, Server};
+use ninefold_volume::pool::Kind;
+use ninefold_volume::{Batch, Format, Pool, Served, Tools, VolumeError};
+
+use crate::config::KeeperConfig;
+use crate::error::{KeeperError, report};
+
+/// How long a backup may take to put an epoch on its disk, and a host to empty its queue before a session.
+const DISK_LIMIT: Duration = Duration::from_secs(10);
+
+/// One volume.
+#[derive(Debug)]
+pub struct Disk {
+    pub spec: VolumeSpec,
+    pub served: Arc<Served>,
+    /// Dropped before `served`: it ends the requests that are under way.
+    _server: Server,
+    socket: PathBuf,
+}
+
+/// The volumes of one VM, in the order of its spec.
+#[derive(Debug, Default)]
+pub struct Disks {
+    all: Vec<Disk>,
+    /// The session that may write here as a backup; 0 for none.
+    session: AtomicU64,
+    /// Held while a backup's session writes.
+    writing: Mutex<()>,
+}
+
+impl Disks {
+    /// Opens the VM's volumes in this host's pool. One that is not there is made, empty: it will be filled by a resync, or
+    /// by the guest.
+    ///
+    /// # Errors
+    /// Those of the pool; a volume of another size.
+    pub fn open(config: &KeeperConfig) -> Result<Self, KeeperError> {
+        if config.vm.volumes.is_empty() {
+            return Ok(Self::default());
+        }
+        let pool = Pool::open(&config.pool, Tools::default())?;
+        let open = |(n, spec): (usize, &VolumeSpec)| -> Result<Disk, KeeperError> {
+            let name = spec.name.as_str().parse().map_err(VolumeError::Name)?;
+            match pool.info(Kind::Volume, &name) {
+                Err(VolumeError::NotFound { .. }) => pool.create(&name, spec.size, Format::Raw)?,
+                other => drop(other?),
+            }
+            let image = pool.open_volume(&name)?;
+            if image.size() != spec.size {
+                return Err(KeeperError::VolumeSize { name: name.to_string(), wanted: spec.size, found: image.size() });
+            }
+            let served = Arc::new(Served::new(image, spec.acknowledge)?);
+            let socket = socket(&config.run_dir, n);
+            // Left behind by a keeper that was killed; the lock on the run directory says that it is gone.
+            let _ = std::fs::remove_file(&socket);
+            let handler: Arc<dyn Handler> = Arc::clone(&served) as Arc<dyn Handler>;
+            let server = Server::listen(&socket, name.as_str(), Access::ReadWrite, handler)?;
+            Ok(Disk { spec: spec.clone(), served, _server: server, socket })
+        };
+        let all = config.vm.volumes.iter().enumerate().map(open).collect::<Result<_, _>>()?;
+        Ok(Self { all, ..Self::default() })
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Disk> {
+        self.all.iter()
+    }
+
+    /// Where QEMU finds them.
+    pub fn sockets(&self) -> Vec<PathBuf> {
+        self.all.iter().map(|d| d.socket.clone()).collect()
+    }
+
+    /// See [`Served::hold`].
+    pub fn hold(&self) {
+        self.all.iter().for_each(|d| d.served.hold());
+    }
+
+    /// See [`Served::seal`]. The batches are added to `into`.
+    pub fn seal(&self, epoch: Epoch, into: &mut Vec<Arc<Batch>>) {
+        into.extend(self.all.iter().map(|d| d.served.seal(epoch)));
+    }
+
+    /// See [`Served::commit`].
+    pub fn commit(&self, epoch: Epoch) {
+        self.all.iter().for_each(|d| d.served.commit(epoch));
+    }
+
+    /// The VM runs here, alone. See [`Served::go_through`].
+    pub fn go_through(&self) {
+        self.session.store(0, Ordering::SeqCst);
+        self.all.iter().for_each(|d| d.served.go_through());
+    }
+
+    /// See [`Served::discard`].
+    pub fn discard(&self) {
+        self.all.iter().for_each(|d| d.served.discard());
+    }
+
+    /// See [`Served::pressure`].
+    pub fn pressure(&self) -> bool {
+        self.all.iter().any(|d| d.served.pressure())
+    }
+
+    /// Why a volume of this host cannot be written, if one cannot.
+    pub fn failure(&self) -> Option<String> {
+        self.all.iter().find_map(|d| d.served.failure().map(|why| format!("volume {}: {why}", d.spec.name)))
+    }
+
+    /// A backup's session begins: from now on it alone writes here, and nothing of an earlier one is left to be applied.
+    ///
+    /// # Errors
+    /// A disk that cannot be written.
+    pub fn enter(&self, session: Term) -> Result<(), String> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.session.store(session.0, Ordering::SeqCst);
+        self.settle()
+    }
+
+    fn check(&self, session: Term) -> Result<(), String> {
+        if self.session.load(Ordering::SeqCst) == session.0 { Ok(()) } else { Err(format!("session {session} is over")) }
+    }
+
+    /// A piece of a resync, in a backup's session.
+    ///
+    /// # Errors
+    /// Operations that make no sense, a disk that cannot be written, a session that is over.
+    pub fn apply(&self, session: Term, volume: u16, operations: &[u8]) -> Result<(), String> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.check(session)?;
+        let disk = self.all.get(usize::from(volume)).ok_or_else(|| format!("there is no volume {volume}"))?;
+        let failed = |e: &dyn std::error::Error| format!("volume {}: {}", disk.spec.name, report(e));
+        let batch = Batch::parse(operations.to_vec(), disk.spec.size).map_err(|e| failed(&e))?;
+        disk.served.apply(&batch).map_err(|e| failed(&e))
+    }
+
+    /// A backup's side of a whole checkpoint: `take` gives the operations on each volume. Returns when what an
+    /// acknowledgement means is true: for volumes of [`Acknowledge::Disk`] when the epoch is on this host's disk.
+    ///
+    /// # Errors
+    /// Operations that make no sense: then none of the volumes has got any. A disk that cannot be written.
+    pub fn receive(&self, session: Term, epoch: Epoch, mut take: impl FnMut(u16) -> Vec<u8>) -> Result<(), String> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.check(session)?;
+        let parse = |(n, d): (u16, &Disk)| {
+            Batch::parse(take(n), d.spec.size).map_err(|e| format!("volume {}: {e}", d.spec.name))
+        };
+        let batches = (0u16..).zip(&self.all).map(parse).collect::<Result<Vec<_>, _>>()?;
+        for (disk, batch) in self.all.iter().zip(batches) {
+            disk.served.receive(epoch, batch);
+        }
+        for disk in self.all.iter().filter(|d| d.spec.acknowledge == Acknowledge::Disk) {
+            disk.served
+                .wait_durable(epoch, DISK_LIMIT)
+                .map_err(|e| format!("volume {}: {}", disk.spec.name, report(&e)))?;
+        }
+        Ok(())
+    }
+
+    /// Nobody hears of writes any more.
+    pub fn unmark(&self) {
+        self.all.iter().for_each(|d| d.served.set_marks(Vec::new()));
+    }
+
+    /// Waits until nothing of an earlier session is left to be applied.
+    ///
+    /// # Errors
+    /// A disk that cannot be written.
+    pub fn settle(&self) -> Result<(), String> {
+        self.all.iter().try_for_each(|d| {
+            d.served
+                .wait_durable(Epoch(u64::MAX), DISK_LIMIT)
+                .map_err(|e| format!("volume {}: {}", d.spec.name, report(&e)))
+        })
+    }
+}
+
+/// A Unix socket's path has at most 107 bytes: the directory of the VM's other sockets is short enough.
+fn socket(run_dir: &Path, n: usize) -> PathBuf {
+    run_dir.join(format!("volume-{n}.sock"))
+}

@@ -1,0 +1,162 @@
+//! Making a backup's volumes equal to the primary's while the guest runs.
+//!
+//! ```text
+//!   blocks that may differ ──► round 1 ──► round 2 ──► … few are left ──► memory is copied ──► first checkpoint
+//!            ▲                                                                │                  takes the rest
+//!            └───────────────────── what the guest writes meanwhile ◄─────────┘
+//! ```
+//!
+//! From the first checkpoint on the images do not change but by what is committed: so the blocks that are left then are
+//! read when the guest already runs again.
+
+use std::collections::BTreeSet;
+use std::sync::mpsc::{Sender, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ninefold_model::status::SyncProgress;
+use ninefold_model::{Epoch, Term};
+use ninefold_volume::batch::{put_write, put_zero};
+use ninefold_volume::served::Mark;
+use ninefold_volume::{Served, VolumeError};
+
+use crate::disks::Disks;
+use crate::error::{KeeperError, report};
+use crate::msg::Msg;
+use crate::session::Job;
+
+/// Bytes of a block.
+pub const BLOCK: u64 = 64 << 10;
+/// Blocks in one piece of a round: 1 MiB.
+const PIECE: usize = 16;
+/// When a round leaves at most this many, the rest goes with the first checkpoint: 16 MiB.
+const FEW: usize = 256;
+/// After so many rounds it does in any case.
+const MAX_ROUNDS: u32 = 16;
+
+/// The blocks of one volume that the backup may have otherwise.
+#[derive(Debug, Default)]
+pub struct Blocks(Mutex<BTreeSet<u64>>);
+
+impl Blocks {
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Takes out up to `most`, from the first on.
+    fn take(&self, most: usize) -> Vec<u64> {
+        let mut blocks = self.lock();
+        let rest = match blocks.iter().nth(most) {
+            Some(&next) => blocks.split_off(&next),
+            None => BTreeSet::new(),
+        };
+        std::mem::replace(&mut *blocks, rest).into_iter().collect()
+    }
+}
+
+impl Mark for Blocks {
+    fn mark(&self, at: u64, length: u64) {
+        if length > 0 {
+            self.lock().extend(at / BLOCK..=(at + length - 1) / BLOCK);
+        }
+    }
+}
+
+/// What is still to be sent, of every volume.
+#[derive(Debug, Clone, Default)]
+pub struct Rest(Vec<Arc<Blocks>>);
+
+impl Rest {
+    /// All that is left. To be called while the guest is stopped.
+    pub fn take(&self) -> Vec<Vec<u64>> {
+        self.0.iter().map(|b| b.take(usize::MAX)).collect()
+    }
+}
+
+/// Appends the content of blocks to `out`, as operations; zeros as such.
+pub fn encode(served: &Served, blocks: &[u64], out: &mut Vec<u8>) -> Result<(), VolumeError> {
+    let mut buffer = [0; BLOCK as usize];
+    for block in blocks {
+        let at = block * BLOCK;
+        let length = BLOCK.min(served.size() - at);
+        let content = &mut buffer[..length as usize];
+        served.read_image(at, content)?;
+        if content.iter().all(|&b| b == 0) {
+            put_zero(out, at, length, true);
+        } else {
+            put_write(out, at, content);
+        }
+    }
+    Ok(())
+}
+
+/// Starts the copy in a thread of its own. It ends with [`Msg::VolumesSynced`] or [`Msg::CannotReplicate`], or silently
+/// when the session's sender is gone.
+pub fn start(session: Term, disks: Arc<Disks>, jobs: SyncSender<Job>, core: Sender<Msg>) -> Result<(), KeeperError> {
+    let run = move || {
+        let outcome = disks.settle().and_then(|()| copy(session, &disks, &jobs, &core));
+        if let Err(reason) = outcome {
+            disks.unmark();
+            let _ = core.send(Msg::CannotReplicate { session, reason });
+        }
+    };
+    thread::Builder::new().name("resync".into()).spawn(run).map(drop).map_err(KeeperError::Thread)
+}
+
+fn copy(session: Term, disks: &Disks, jobs: &SyncSender<Job>, core: &Sender<Msg>) -> Result<(), String> {
+    let gone = || "the sender has ended".to_owned();
+    let rest = Rest(disks.iter().map(|_| Arc::default()).collect());
+    for (disk, blocks) in disks.iter().zip(&rest.0) {
+        // What is written from here on is marked; what was before is in the image, and all of that is to be read.
+        disk.served.set_marks(vec![Arc::clone(blocks) as Arc<dyn Mark>]);
+        blocks.mark(0, disk.served.size());
+    }
+    let (mut round, mut told) = (0, Instant::now());
+    let mut progress = SyncProgress { bytes_sent: 0, bytes_total: 0, round: 0 };
+    loop {
+        round += 1;
+        let (pieces, taken) = sync_channel(2);
+        jobs.send(Job::Volumes { round: Epoch(round.into()), pieces: taken }).map_err(|_| gone())?;
+        for ((number, disk), blocks) in (0u16..).zip(disks.iter()).zip(&rest.0) {
+            let mut all = blocks.take(usize::MAX);
+            progress.bytes_total += all.len() as u64 * BLOCK;
+            for some in all.chunks_mut(PIECE) {
+                let mut out = Vec::with_capacity(PIECE * (BLOCK as usize + 32));
+                encode(&disk.served, some, &mut out).map_err(|e| report(&e))?;
+                pieces.send((number, out)).map_err(|_| gone())?;
+                progress.bytes_sent += some.len() as u64 * BLOCK;
+                if told.elapsed() > Duration::from_millis(100) {
+                    told = Instant::now();
+                    let _ = core.send(Msg::SyncProgress(SyncProgress { round, ..progress }));
+                }
+            }
+        }
+        drop(pieces);
+        let left: usize = rest.0.iter().map(|b| b.len()).sum();
+        if left <= FEW || round >= MAX_ROUNDS {
+            let _ = core.send(Msg::VolumesSynced { session, rounds: round, rest });
+            return Ok(());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_taken_in_order_and_marked_whole() {
+        let blocks = Blocks::default();
+        blocks.mark(BLOCK - 1, 2);
+        blocks.mark(10 * BLOCK, BLOCK);
+        blocks.mark(5, 0);
+        assert_eq!(blocks.take(2), [0, 1]);
+        assert_eq!(blocks.take(2), [10]);
+        assert_eq!(blocks.take(2), [] as [u64; 0]);
+    }
+}
