@@ -98,6 +98,8 @@ pub struct Core {
     session: Option<Session>,
     sync: Option<SyncProgress>,
     sync_began: Instant,
+    /// What the resync of the volumes sent in this session.
+    volume_bytes: u64,
     session_ready: bool,
     final_epoch: Option<Epoch>,
     committed: Epoch,
@@ -138,6 +140,7 @@ impl Core {
             session: None,
             sync: None,
             sync_began: now,
+            volume_bytes: 0,
             session_ready: false,
             final_epoch: None,
             committed: Epoch(0),
@@ -274,20 +277,22 @@ impl Core {
             Msg::Offer { hello, writer, handle, go } => self.offer(&hello, writer, handle, &go),
             Msg::RefusedPeer { peer, reason } => self.event(EventKind::Refused { peer, reason }),
             Msg::SessionReady { session } => {
-                if let (Some(s), Some(vm)) = (&self.session, &self.vm)
-                    && s.name == session
-                    && !self.session_ready
-                {
-                    let (jobs, disks) = (s.jobs.clone(), Arc::clone(&self.parts.disks));
-                    self.session_ready = true;
-                    if disks.is_empty() {
-                        vm.send(Command::StartSync { session, jobs, rounds: 0, rest: Rest::default() });
-                    } else if let Err(error) = resync::start(session, disks, jobs, self.parts.core.clone()) {
-                        self.lose_session(error::report(&error));
-                    }
+                let (Some(s), Some(vm)) = (&mut self.session, &self.vm) else { return };
+                if s.name != session || self.session_ready {
+                    return;
+                }
+                self.session_ready = true;
+                let (jobs, disks) = (s.jobs.clone(), Arc::clone(&self.parts.disks));
+                let Some(answers) = s.comparison.take().filter(|_| !disks.is_empty()) else {
+                    vm.send(Command::StartSync { session, jobs, rounds: 0, rest: Rest::default() });
+                    return;
+                };
+                if let Err(error) = resync::start(session, disks, jobs, answers, self.parts.core.clone()) {
+                    self.lose_session(error::report(&error));
                 }
             }
-            Msg::VolumesSynced { session, rounds, rest } => {
+            Msg::VolumesSynced { session, rounds, bytes, rest } => {
+                self.volume_bytes = bytes;
                 if let (Some(s), Some(vm)) = (&self.session, &self.vm)
                     && s.name == session
                 {
@@ -320,6 +325,11 @@ impl Core {
                     self.machine = Some(status);
                     let ready = Record::Ready { session: session.0, what: Ready::Receive };
                     self.tell_primary(&ready);
+                }
+            }
+            Msg::Differs { session, volume, first, bits } => {
+                if self.backup.as_ref().is_some_and(|b| b.session == session) {
+                    self.tell_primary(&Record::VolumeDiffers { session: session.0, volume, first, bits: &bits });
                 }
             }
             Msg::Held { session, epoch } => self.input(Input::CheckpointHeld { session, epoch }),
@@ -394,7 +404,7 @@ impl Core {
                     let bytes = self.sync.map_or(0, |p| p.bytes_sent);
                     let sync_ms = u64::try_from(self.sync_began.elapsed().as_millis()).unwrap_or(u64::MAX);
                     if let Some(backup) = self.protocol.peer().cloned() {
-                        self.event(EventKind::Protected { term, backup, sync_ms, bytes });
+                        self.event(EventKind::Protected { term, backup, sync_ms, bytes, volume_bytes: self.volume_bytes });
                     }
                 }
             }

@@ -11,10 +11,12 @@ use ninefold_model::{Epoch, Term};
 use ninefold_model::spec::{Acknowledge, VolumeSpec};
 use ninefold_volume::nbd::{Access, Handler, Server};
 use ninefold_volume::pool::Kind;
+use ninefold_volume::sums::{self, SUM};
 use ninefold_volume::{Batch, Format, Pool, Served, Tools, VolumeError};
 
 use crate::config::KeeperConfig;
 use crate::error::{KeeperError, report};
+use crate::resync;
 
 /// How long a backup may take to put an epoch on its disk, and a host to empty its queue before a session.
 const DISK_LIMIT: Duration = Duration::from_secs(10);
@@ -146,6 +148,17 @@ impl Disks {
         let failed = |e: &dyn std::error::Error| format!("volume {}: {}", disk.spec.name, report(e));
         let batch = Batch::parse(operations.to_vec(), disk.spec.size).map_err(|e| failed(&e))?;
         disk.served.apply(&batch).map_err(|e| failed(&e))
+    }
+
+    /// A backup's answer to the primary's checksums from block `first` of a volume on: see [`sums::differing`].
+    ///
+    /// # Errors
+    /// A volume that is not there, a disk that cannot be read.
+    pub fn compare(&self, volume: u16, first: u64, theirs: &[u8]) -> Result<Vec<u8>, String> {
+        let disk = self.all.get(usize::from(volume)).ok_or_else(|| format!("there is no volume {volume}"))?;
+        let ours = resync::checksums(&disk.served, first, (theirs.len() / SUM) as u64)
+            .map_err(|e| format!("volume {}: {}", disk.spec.name, report(&e)))?;
+        Ok(sums::differing(&ours, theirs))
     }
 
     /// A backup's side of a whole checkpoint: `take` gives the operations on each volume. Returns when what an

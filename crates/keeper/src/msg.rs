@@ -82,6 +82,7 @@ pub enum Msg {
     VolumesSynced {
         session: Term,
         rounds: u32,
+        bytes: u64,
         rest: Rest,
     },
 
@@ -130,6 +131,13 @@ pub enum Msg {
     StandbyReady {
         session: Term,
         status: MachineStatus,
+    },
+    /// Where this host's volume differs from the primary's, from block `first` on.
+    Differs {
+        session: Term,
+        volume: u16,
+        first: u64,
+        bits: Vec<u8>,
     },
     Held {
         session: Term,

@@ -1,7 +1,10 @@
 //! Making a backup's volumes equal to the primary's while the guest runs.
 //!
+//! First both sides compare checksums of their blocks; only what differs is sent. Nothing has to be remembered for that, so
+//! there is nothing that a crash of either side, or of both, could spoil.
+//!
 //! ```text
-//!   blocks that may differ ──► round 1 ──► round 2 ──► … few are left ──► memory is copied ──► first checkpoint
+//!   blocks that differ ──────► round 1 ──► round 2 ──► … few are left ──► memory is copied ──► first checkpoint
 //!            ▲                                                                │                  takes the rest
 //!            └───────────────────── what the guest writes meanwhile ◄─────────┘
 //! ```
@@ -9,8 +12,8 @@
 //! From the first checkpoint on the images do not change but by what is committed: so the blocks that are left then are
 //! read when the guest already runs again.
 
-use std::collections::BTreeSet;
-use std::sync::mpsc::{Sender, SyncSender, sync_channel};
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,6 +22,7 @@ use ninefold_model::status::SyncProgress;
 use ninefold_model::{Epoch, Term};
 use ninefold_volume::batch::{put_write, put_zero};
 use ninefold_volume::served::Mark;
+use ninefold_volume::sums::{self, BLOCK, SUM, set_bits};
 use ninefold_volume::{Served, VolumeError};
 
 use crate::disks::Disks;
@@ -26,8 +30,12 @@ use crate::error::{KeeperError, report};
 use crate::msg::Msg;
 use crate::session::Job;
 
-/// Bytes of a block.
-pub const BLOCK: u64 = 64 << 10;
+/// Blocks whose checksums are asked about at once: 8 MiB. A backup that computes them must not look dead.
+const ASKED: u64 = 128;
+/// Questions that may be unanswered.
+const QUESTIONS: usize = 3;
+/// For one answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// Blocks in one piece of a round: 1 MiB.
 const PIECE: usize = 16;
 /// When a round leaves at most this many, the rest goes with the first checkpoint: 16 MiB.
@@ -95,11 +103,39 @@ pub fn encode(served: &Served, blocks: &[u64], out: &mut Vec<u8>) -> Result<(), 
     Ok(())
 }
 
+/// The checksums of `count` blocks from `first` on, as they are in the image now; as many as the volume has.
+pub fn checksums(served: &Served, first: u64, count: u64) -> Result<Vec<u8>, VolumeError> {
+    let end = first.saturating_add(count).min(sums::blocks(served.size()));
+    let mut buffer = vec![0; BLOCK as usize];
+    let mut all = Vec::with_capacity((end.saturating_sub(first)) as usize * SUM);
+    for block in first..end {
+        let at = block * BLOCK;
+        let content = &mut buffer[..BLOCK.min(served.size() - at) as usize];
+        served.read_image(at, content)?;
+        all.extend_from_slice(&sums::sum(content));
+    }
+    Ok(all)
+}
+
+/// A backup's answer to checksums: where its own differ, a bit for each block.
+#[derive(Debug)]
+pub struct Answer {
+    pub volume: u16,
+    pub first: u64,
+    pub bits: Vec<u8>,
+}
+
 /// Starts the copy in a thread of its own. It ends with [`Msg::VolumesSynced`] or [`Msg::CannotReplicate`], or silently
 /// when the session's sender is gone.
-pub fn start(session: Term, disks: Arc<Disks>, jobs: SyncSender<Job>, core: Sender<Msg>) -> Result<(), KeeperError> {
+pub fn start(
+    session: Term,
+    disks: Arc<Disks>,
+    jobs: SyncSender<Job>,
+    answers: Receiver<Answer>,
+    core: Sender<Msg>,
+) -> Result<(), KeeperError> {
     let run = move || {
-        let outcome = disks.settle().and_then(|()| copy(session, &disks, &jobs, &core));
+        let outcome = disks.settle().and_then(|()| copy(session, &disks, &jobs, &answers, &core));
         if let Err(reason) = outcome {
             disks.unmark();
             let _ = core.send(Msg::CannotReplicate { session, reason });
@@ -108,13 +144,48 @@ pub fn start(session: Term, disks: Arc<Disks>, jobs: SyncSender<Job>, core: Send
     thread::Builder::new().name("resync".into()).spawn(run).map(drop).map_err(KeeperError::Thread)
 }
 
-fn copy(session: Term, disks: &Disks, jobs: &SyncSender<Job>, core: &Sender<Msg>) -> Result<(), String> {
+/// Marks the blocks of a volume that the backup has otherwise.
+fn compare(
+    number: u16,
+    served: &Served,
+    differ: &Blocks,
+    jobs: &SyncSender<Job>,
+    answers: &Receiver<Answer>,
+) -> Result<(), String> {
+    let all = sums::blocks(served.size());
+    let (mut next, mut open) = (0, VecDeque::new());
+    while next < all || !open.is_empty() {
+        if next < all && open.len() < QUESTIONS {
+            let sums = checksums(served, next, ASKED).map_err(|e| report(&e))?;
+            open.push_back((next, ASKED.min(all - next)));
+            jobs.send(Job::Sums { volume: number, first: next, sums }).map_err(|_| "the sender has ended".to_owned())?;
+            next += ASKED;
+            continue;
+        }
+        let answer = answers.recv_timeout(ANSWER_LIMIT).map_err(|_| "the backup compares no checksums".to_owned())?;
+        match open.pop_front() {
+            Some((first, count)) if (answer.volume, answer.first) == (number, first) => {
+                differ.lock().extend(set_bits(&answer.bits).filter(|&n| n < count).map(|n| first + n));
+            }
+            _ => return Err("the backup answers what it was not asked".into()),
+        }
+    }
+    Ok(())
+}
+
+fn copy(
+    session: Term,
+    disks: &Disks,
+    jobs: &SyncSender<Job>,
+    answers: &Receiver<Answer>,
+    core: &Sender<Msg>,
+) -> Result<(), String> {
     let gone = || "the sender has ended".to_owned();
     let rest = Rest(disks.iter().map(|_| Arc::default()).collect());
-    for (disk, blocks) in disks.iter().zip(&rest.0) {
-        // What is written from here on is marked; what was before is in the image, and all of that is to be read.
+    for ((number, disk), blocks) in (0u16..).zip(disks.iter()).zip(&rest.0) {
+        // What is written from here on is marked; what was before is in the image when it is compared.
         disk.served.set_marks(vec![Arc::clone(blocks) as Arc<dyn Mark>]);
-        blocks.mark(0, disk.served.size());
+        compare(number, &disk.served, blocks, jobs, answers)?;
     }
     let (mut round, mut told) = (0, Instant::now());
     let mut progress = SyncProgress { bytes_sent: 0, bytes_total: 0, round: 0 };
@@ -139,7 +210,7 @@ fn copy(session: Term, disks: &Disks, jobs: &SyncSender<Job>, core: &Sender<Msg>
         drop(pieces);
         let left: usize = rest.0.iter().map(|b| b.len()).sum();
         if left <= FEW || round >= MAX_ROUNDS {
-            let _ = core.send(Msg::VolumesSynced { session, rounds: round, rest });
+            let _ = core.send(Msg::VolumesSynced { session, rounds: round, bytes: progress.bytes_sent, rest });
             return Ok(());
         }
     }

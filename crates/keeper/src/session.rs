@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ use crate::error::{KeeperError, report};
 use crate::msg::Msg;
 use crate::outlets::{ADDRESSES, AGENT, CONSOLE};
 use crate::priority;
-use crate::resync;
+use crate::resync::{self, Answer};
 
 /// Checkpoints and control records that may wait for the sender.
 const JOBS: usize = 8;
@@ -44,6 +44,8 @@ pub struct Piece {
 #[derive(Debug)]
 pub enum Job {
     Round { round: Epoch, pieces: Receiver<Piece> },
+    /// Which of these blocks does the backup have otherwise?
+    Sums { volume: u16, first: u64, sums: Vec<u8> },
     /// A round of the volumes' copy: operations on volumes, whole ones.
     Volumes { round: Epoch, pieces: Receiver<(u16, Vec<u8>)> },
     Checkpoint(Box<Capture>),
@@ -56,6 +58,8 @@ pub struct Session {
     pub name: Term,
     pub jobs: SyncSender<Job>,
     pub handle: LinkHandle,
+    /// The backup's answers to checksums, for the one who copies the volumes.
+    pub comparison: Option<Receiver<Answer>>,
     finish: bool,
 }
 
@@ -94,6 +98,7 @@ pub fn open(link: Link, hello: Hello, settings: Settings, core: Sender<Msg>) -> 
     let pages: u64 = (0u16..).map_while(|block| hello.layout.pages(block)).sum();
     let encoder = PageEncoder::new(&hello.layout).with_shadow(pages * PAGE_SIZE / SHADOW_SHARE);
     let choice = Arc::new(Choice::default());
+    let (answers, comparison) = channel();
     let (core2, handle2) = (core.clone(), handle.clone());
     let sender = SenderThread {
         name,
@@ -114,10 +119,10 @@ pub fn open(link: Link, hello: Hello, settings: Settings, core: Sender<Msg>) -> 
         let _ = core2.send(Msg::SessionEnded { session: name, reason });
     })?;
     spawn("acks", move || {
-        let reason = read(name, reader, &choice, &core).map_or_else(|e| e, |()| "the backup closed the connection".into());
+        let reason = read(name, reader, &choice, &answers, &core).map_or_else(|e| e, |()| "the backup closed the connection".into());
         let _ = core.send(Msg::SessionEnded { session: name, reason });
     })?;
-    Ok(Session { name, jobs, handle, finish: false })
+    Ok(Session { name, jobs, handle, comparison: Some(comparison), finish: false })
 }
 
 fn spawn(name: &str, f: impl FnOnce() + Send + 'static) -> Result<(), KeeperError> {
@@ -192,6 +197,9 @@ impl SenderThread {
         loop {
             match work.recv_timeout(self.settings.heartbeat) {
                 Ok(Job::Round { round, pieces }) => self.round(round, &pieces)?,
+                Ok(Job::Sums { volume, first, sums }) => {
+                    self.record(&Record::VolumeSums { session: self.name.0, volume, first, sums: &sums })?;
+                }
                 Ok(Job::Volumes { round, pieces }) => self.volumes(round, &pieces)?,
                 Ok(Job::Checkpoint(capture)) => {
                     // Not before: the initial copy must not take the CPU from the guest.
@@ -302,7 +310,7 @@ fn translate(from: &[PageRun], to: &mut Vec<stream::PageRun>) {
 }
 
 /// Reads the backup's side until it ends.
-fn read(name: Term, reader: LinkReader, choice: &Choice, core: &Sender<Msg>) -> Result<(), String> {
+fn read(name: Term, reader: LinkReader, choice: &Choice, answers: &Sender<Answer>, core: &Sender<Msg>) -> Result<(), String> {
     priority::raise();
     let mut records = RecordReader::new(reader);
     records.preamble().and_then(Preamble::agree).map_err(|e| report(&e))?;
@@ -314,6 +322,11 @@ fn read(name: Term, reader: LinkReader, choice: &Choice, core: &Sender<Msg>) -> 
                 (session, Msg::Acked { session: name, epoch })
             }
             Record::Heartbeat(beat) => (beat.session, Msg::PeerUplink { session: name, up: beat.uplink }),
+            Record::VolumeDiffers { session, volume, first, bits } if session == name.0 => {
+                // A copy that has ended wants no answers.
+                let _ = answers.send(Answer { volume, first, bits: bits.to_vec() });
+                continue;
+            }
             Record::Refuse { reason, .. } => return Err(format!("the backup refuses: {reason}")),
             Record::Bye { reason } => return Err(format!("the backup left: {reason}")),
             _ => continue,

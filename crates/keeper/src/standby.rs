@@ -190,6 +190,10 @@ impl Standby {
                     let _ = self.core.send(Msg::Relinquished { session, reason: reason.into() });
                     break format!("the primary stopped: {reason}");
                 }
+                Record::VolumeSums { session: s, volume, first, sums } if s == session.0 => {
+                    let bits = self.disks.compare(volume, first, sums)?;
+                    let _ = self.core.send(Msg::Differs { session, volume, first, bits });
+                }
                 Record::Bye { reason } => break format!("the primary left: {reason}"),
                 _ => {}
             }

@@ -8,6 +8,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use ninefold_model::control::Request;
+use ninefold_model::event::{Event, EventKind};
 use ninefold_model::spec::{Acknowledge, VolumeSpec};
 use support::{Action, Beginning, Scenario, rounds, wait_until};
 
@@ -37,9 +38,20 @@ fn images_become_equal(scenario: &Scenario) {
     assert_eq!(magic, [0x53, 0xef], "an ext4 file system");
 }
 
+/// What each resync of the volume sent, in order.
+fn resyncs(scenario: &Scenario) -> Vec<u64> {
+    let sent = |e: &Event| if let EventKind::Protected { volume_bytes, .. } = e.kind { Some(volume_bytes) } else { None };
+    scenario.events.all().iter().filter_map(sent).collect()
+}
+
 fn survives(name: &'static str, acknowledge: Acknowledge, actions: &[Action], times: usize) {
     let mut scenario = Scenario::with(name, with_volume(acknowledge));
     scenario.run(actions, times);
+    let sent = resyncs(&scenario);
+    eprintln!("{name}: bytes of the volume sent by each resync: {sent:?}");
+    assert!(sent.len() > times * actions.len());
+    // The first finds an empty image on the backup; all of them send what differs.
+    assert!(sent.iter().all(|&bytes| bytes < SIZE / 3), "{sent:?}");
     scenario.finish_with(images_become_equal);
 }
 

@@ -27,7 +27,15 @@ pub enum EventKind {
     /// Copying to a backup began.
     SyncStarted { backup: HostName },
     /// The witness bound this primary to a synced backup: the VM is protected.
-    Protected { term: Term, backup: HostName, sync_ms: u64, bytes: u64 },
+    /// `bytes` of memory and `volume_bytes` of volumes were sent to it.
+    Protected {
+        term: Term,
+        backup: HostName,
+        sync_ms: u64,
+        bytes: u64,
+        #[serde(default)]
+        volume_bytes: u64,
+    },
     /// The backup is gone; output waits until the witness allows to go on without.
     BackupLost { reason: String },
     /// The VM runs without a backup.

@@ -2,6 +2,7 @@
 //!
 //! * [`served`]: a volume as a keeper serves it: its image, and over it what is not committed.
 //! * [`batch`]: what a guest does to a volume in one epoch. * [`overlay`]: what lies over an image.
+//! * [`sums`]: checksums of blocks, by which two hosts find out where their images differ.
 //! * [`image`]: what a volume's bytes are kept in. All formats behind one trait.
 //! * [`nbd`]: the protocol by which QEMU reaches a volume.
 //! * [`pool`]: a directory of volumes and golden images.
@@ -15,6 +16,7 @@ pub mod overlay;
 pub mod pool;
 mod random;
 pub mod served;
+pub mod sums;
 
 pub use batch::{Batch, Op};
 pub use error::VolumeError;

@@ -124,6 +124,7 @@ impl Core {
         };
         self.sync = None;
         self.sync_began = Instant::now();
+        self.volume_bytes = 0;
         self.session_ready = false;
         self.final_epoch = None;
         self.committed = Epoch(0);
