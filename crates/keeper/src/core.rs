@@ -23,11 +23,11 @@ use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
+use ninefold_model::Epoch;
 use ninefold_model::control::{CheckpointRecord, Response};
 use ninefold_model::event::EventKind;
 use ninefold_model::spec::EpochPolicy;
 use ninefold_model::status::{Counters, MachineStatus, SyncProgress};
-use ninefold_model::Epoch;
 use ninefold_net::announce::AnnouncePlan;
 use ninefold_replica::protocol::{Action, Input, Protocol};
 use ninefold_replica::stream::{Layout, Pass, PassKind, Ready, Record};
@@ -404,7 +404,13 @@ impl Core {
                     let bytes = self.sync.map_or(0, |p| p.bytes_sent);
                     let sync_ms = u64::try_from(self.sync_began.elapsed().as_millis()).unwrap_or(u64::MAX);
                     if let Some(backup) = self.protocol.peer().cloned() {
-                        self.event(EventKind::Protected { term, backup, sync_ms, bytes, volume_bytes: self.volume_bytes });
+                        self.event(EventKind::Protected {
+                            term,
+                            backup,
+                            sync_ms,
+                            bytes,
+                            volume_bytes: self.volume_bytes,
+                        });
                     }
                 }
             }

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ninefold_model::{Epoch, Term};
 use ninefold_model::spec::{Acknowledge, VolumeSpec};
+use ninefold_model::{Epoch, Term};
 use ninefold_volume::nbd::{Access, Handler, Server};
 use ninefold_volume::pool::Kind;
 use ninefold_volume::sums::{self, SUM};
@@ -134,7 +134,11 @@ impl Disks {
     }
 
     fn check(&self, session: Term) -> Result<(), String> {
-        if self.session.load(Ordering::SeqCst) == session.0 { Ok(()) } else { Err(format!("session {session} is over")) }
+        if self.session.load(Ordering::SeqCst) == session.0 {
+            Ok(())
+        } else {
+            Err(format!("session {session} is over"))
+        }
     }
 
     /// A piece of a resync, in a backup's session.

@@ -158,7 +158,8 @@ fn compare(
         if next < all && open.len() < QUESTIONS {
             let sums = checksums(served, next, ASKED).map_err(|e| report(&e))?;
             open.push_back((next, ASKED.min(all - next)));
-            jobs.send(Job::Sums { volume: number, first: next, sums }).map_err(|_| "the sender has ended".to_owned())?;
+            jobs.send(Job::Sums { volume: number, first: next, sums })
+                .map_err(|_| "the sender has ended".to_owned())?;
             next += ASKED;
             continue;
         }

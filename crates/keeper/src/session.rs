@@ -43,14 +43,29 @@ pub struct Piece {
 /// What the sender is given.
 #[derive(Debug)]
 pub enum Job {
-    Round { round: Epoch, pieces: Receiver<Piece> },
+    Round {
+        round: Epoch,
+        pieces: Receiver<Piece>,
+    },
     /// Which of these blocks does the backup have otherwise?
-    Sums { volume: u16, first: u64, sums: Vec<u8> },
+    Sums {
+        volume: u16,
+        first: u64,
+        sums: Vec<u8>,
+    },
     /// A round of the volumes' copy: operations on volumes, whole ones.
-    Volumes { round: Epoch, pieces: Receiver<(u16, Vec<u8>)> },
+    Volumes {
+        round: Epoch,
+        pieces: Receiver<(u16, Vec<u8>)>,
+    },
     Checkpoint(Box<Capture>),
-    Bound { term: Term },
-    Relinquish { epoch: Epoch, reason: String },
+    Bound {
+        term: Term,
+    },
+    Relinquish {
+        epoch: Epoch,
+        reason: String,
+    },
 }
 
 /// A session as the core holds it. Dropping it closes the connection; the threads then end by themselves.
@@ -119,7 +134,8 @@ pub fn open(link: Link, hello: Hello, settings: Settings, core: Sender<Msg>) -> 
         let _ = core2.send(Msg::SessionEnded { session: name, reason });
     })?;
     spawn("acks", move || {
-        let reason = read(name, reader, &choice, &answers, &core).map_or_else(|e| e, |()| "the backup closed the connection".into());
+        let reason = read(name, reader, &choice, &answers, &core)
+            .map_or_else(|e| e, |()| "the backup closed the connection".into());
         let _ = core.send(Msg::SessionEnded { session: name, reason });
     })?;
     Ok(Session { name, jobs, handle, comparison: Some(comparison), finish: false })
@@ -310,7 +326,13 @@ fn translate(from: &[PageRun], to: &mut Vec<stream::PageRun>) {
 }
 
 /// Reads the backup's side until it ends.
-fn read(name: Term, reader: LinkReader, choice: &Choice, answers: &Sender<Answer>, core: &Sender<Msg>) -> Result<(), String> {
+fn read(
+    name: Term,
+    reader: LinkReader,
+    choice: &Choice,
+    answers: &Sender<Answer>,
+    core: &Sender<Msg>,
+) -> Result<(), String> {
     priority::raise();
     let mut records = RecordReader::new(reader);
     records.preamble().and_then(Preamble::agree).map_err(|e| report(&e))?;

@@ -16,8 +16,8 @@ use std::sync::mpsc::{Sender, sync_channel};
 use std::time::{Duration, Instant};
 
 use ninefold_machine::{Machine, MachineConfig, Memory, PageRun, Ports, Ram};
-use ninefold_model::{Epoch, Term};
 use ninefold_model::status::MachineStatus;
+use ninefold_model::{Epoch, Term};
 use ninefold_replica::stream::record::RefuseCode;
 use ninefold_replica::stream::{
     BlockInfo, CheckpointAssembler, Fed, Hello, Layout, PAGE_SIZE, PageSink, PassKind, Preamble, Record, RecordReader,

@@ -25,8 +25,8 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use crate::capture::Capture;
 use crate::cpu_clock::CpuClock;
-use crate::error::{KeeperError, report};
 use crate::disks::Disks;
+use crate::error::{KeeperError, report};
 use crate::first_copy;
 use crate::msg::Msg;
 use crate::outlets::Outlets;
@@ -300,13 +300,7 @@ impl Vm {
         Ok(Flow::GoOn)
     }
 
-    fn start_sync(
-        &mut self,
-        name: Term,
-        jobs: SyncSender<Job>,
-        before: u32,
-        rest: Rest,
-    ) -> Result<(), MachineError> {
+    fn start_sync(&mut self, name: Term, jobs: SyncSender<Job>, before: u32, rest: Rest) -> Result<(), MachineError> {
         self.session = None;
         let tracker = self.machine.track()?;
         let layout = self.machine.memory().layout();
@@ -498,7 +492,8 @@ impl Vm {
             sync.round += 1;
             (sync.run, sync.page) = (0, 0);
             let (pieces, taken) = sync_channel(2);
-            jobs.send(Job::Round { round: Epoch((sync.before + sync.round).into()), pieces: taken }).map_err(|_| gone())?;
+            jobs.send(Job::Round { round: Epoch((sync.before + sync.round).into()), pieces: taken })
+                .map_err(|_| gone())?;
             sync.pieces = Some(pieces);
         }
         let memory = self.machine.memory();

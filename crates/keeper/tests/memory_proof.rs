@@ -20,8 +20,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ninefold_keeper::capture::Capture;
-use ninefold_keeper::disks::Disks;
 use ninefold_keeper::config::{KeeperConfig, Peer, SecurityConfig};
+use ninefold_keeper::disks::Disks;
 use ninefold_keeper::first_copy;
 use ninefold_keeper::outlets::{CONSOLE, Outlets};
 use ninefold_keeper::standby::{Sink, layout};

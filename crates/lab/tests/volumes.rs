@@ -40,7 +40,8 @@ fn images_become_equal(scenario: &Scenario) {
 
 /// What each resync of the volume sent, in order.
 fn resyncs(scenario: &Scenario) -> Vec<u64> {
-    let sent = |e: &Event| if let EventKind::Protected { volume_bytes, .. } = e.kind { Some(volume_bytes) } else { None };
+    let sent =
+        |e: &Event| if let EventKind::Protected { volume_bytes, .. } = e.kind { Some(volume_bytes) } else { None };
     scenario.events.all().iter().filter_map(sent).collect()
 }
 
@@ -57,8 +58,7 @@ fn survives(name: &'static str, acknowledge: Acknowledge, actions: &[Action], ti
 
 #[test]
 fn a_volume_survives_what_its_host_does_not() {
-    let actions =
-        [Action::KillQemu, Action::KillKeeper, Action::KillHost, Action::FreezePrimary, Action::Switchover];
+    let actions = [Action::KillQemu, Action::KillKeeper, Action::KillHost, Action::FreezePrimary, Action::Switchover];
     survives("volume", Acknowledge::Memory, &actions, rounds(1));
 }
 

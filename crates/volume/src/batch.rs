@@ -170,8 +170,11 @@ impl Batch {
         while at < all.len() {
             let (op, used) = parse_one(&all, at)?;
             let (start, end) = op.range();
-            check_bounds(start, end.saturating_sub(start), size)
-                .map_err(|_| BatchError::OutOfBounds { at: start, length: end.saturating_sub(start), size })?;
+            check_bounds(start, end.saturating_sub(start), size).map_err(|_| BatchError::OutOfBounds {
+                at: start,
+                length: end.saturating_sub(start),
+                size,
+            })?;
             batch.push(op);
             at += used;
         }
