@@ -182,7 +182,10 @@ mod tests {
 
     #[test]
     fn output_of_a_quiet_guest_is_committed_at_once() {
-        assert_eq!(adaptive().due(&Observation { output_waits: true, urgent_for: Some(Duration::from_millis(50)), ..IDLE }), Due::Now);
+        assert_eq!(
+            adaptive().due(&Observation { output_waits: true, urgent_for: Some(Duration::from_millis(50)), ..IDLE }),
+            Due::Now
+        );
     }
 
     #[test]
@@ -202,7 +205,8 @@ mod tests {
         for _ in 0..100 {
             pacer.paused(Duration::from_millis(2));
         }
-        let busy = Observation { output_waits: true, urgent_for: Some(Duration::from_millis(50)), quiet: false, ..IDLE };
+        let busy =
+            Observation { output_waits: true, urgent_for: Some(Duration::from_millis(50)), quiet: false, ..IDLE };
         assert!(matches!(pacer.due(&busy), Due::In(_)));
         // 2 ms of pause are 8 % of 25 ms.
         assert!(matches!(pacer.due(&Observation { run: Duration::from_millis(22), ..busy }), Due::In(_)));
@@ -220,7 +224,13 @@ mod tests {
 
     #[test]
     fn a_filling_gate_does_not_wait() {
-        let full = Observation { output_waits: true, urgent_for: Some(Duration::from_millis(50)), quiet: false, gate_half_full: true, ..IDLE };
+        let full = Observation {
+            output_waits: true,
+            urgent_for: Some(Duration::from_millis(50)),
+            quiet: false,
+            gate_half_full: true,
+            ..IDLE
+        };
         assert_eq!(adaptive().due(&full), Due::Now);
         assert!(matches!(adaptive().due(&Observation { in_flight: MAX_IN_FLIGHT, ..full }), Due::In(_)));
     }
@@ -246,7 +256,10 @@ mod tests {
     #[test]
     fn a_fixed_epoch_is_fixed() {
         let pacer = Pacer::new(EpochPolicy::Fixed { ms: 25 });
-        assert_eq!(pacer.due(&Observation { output_waits: true, urgent_for: Some(Duration::from_millis(50)), ..IDLE }), Due::In(Duration::from_millis(24)));
+        assert_eq!(
+            pacer.due(&Observation { output_waits: true, urgent_for: Some(Duration::from_millis(50)), ..IDLE }),
+            Due::In(Duration::from_millis(24))
+        );
         assert_eq!(pacer.due(&Observation { run: Duration::from_millis(26), ..IDLE }), Due::Now);
     }
 }

@@ -85,7 +85,13 @@ proptest! {
 }
 
 fn one(touch: Touch, mode: Mode) -> Step {
-    Step { touches: vec![(0, 5, touch)], state: vec![1, 2, 3], console: b"login: ".to_vec(), volumes: [vec![4], vec![]], mode }
+    Step {
+        touches: vec![(0, 5, touch)],
+        state: vec![1, 2, 3],
+        console: b"login: ".to_vec(),
+        volumes: [vec![4], vec![]],
+        mode,
+    }
 }
 
 /// Each encoding is really used where it should be, and a page that is as it was is not sent.

@@ -65,7 +65,14 @@ fn record(o: &Owned) -> Record<'_> {
         7 => Record::ChannelOutput(Output { pass, channel: o.small, offset: third, bytes: &o.bytes }),
         8 => Record::End {
             pass,
-            totals: Totals { records: third, pages: fourth, state_bytes: fifth, output_bytes: sixth, volume_bytes: third ^ fourth, digest: session },
+            totals: Totals {
+                records: third,
+                pages: fourth,
+                state_bytes: fifth,
+                output_bytes: sixth,
+                volume_bytes: third ^ fourth,
+                digest: session,
+            },
         },
         9 => Record::Ack { pass },
         10 => Record::Heartbeat(Heartbeat { session, seq: epoch, uplink: o.small.is_multiple_of(2), time_us: third }),
@@ -73,7 +80,9 @@ fn record(o: &Owned) -> Record<'_> {
         12 => Record::Relinquish { session, epoch: Epoch(epoch), reason: &o.text },
         13 => Record::Ready { session, what: if o.small.is_multiple_of(2) { Ready::Receive } else { Ready::TakeOver } },
         14 => Record::Bye { reason: &o.text },
-        15 => Record::VolumeWrites(VolumeWrites { pass, volume: o.block % MAX_VOLUMES, offset: third, bytes: &o.bytes }),
+        15 => {
+            Record::VolumeWrites(VolumeWrites { pass, volume: o.block % MAX_VOLUMES, offset: third, bytes: &o.bytes })
+        }
         16 => Record::VolumeState { session, volume: o.block % MAX_VOLUMES, bytes: &o.bytes },
         17 => Record::VolumeSums { session, volume: o.block % MAX_VOLUMES, first: third, sums: &o.bytes },
         18 => Record::VolumeDiffers { session, volume: o.block % MAX_VOLUMES, first: third, bits: &o.bytes },
@@ -183,8 +192,14 @@ fn unknown_records_are_skipped_only_when_they_say_so() {
 
 #[test]
 fn lengths_over_the_bound_are_refused_from_the_header_alone() {
-    for (kind, length) in [(6u8, u32::MAX), (6, MAX_PAYLOAD as u32 + 1), (11, 129), (1, (1 << 20) + 1), (17, (64 << 10) + 1), (250, u32::MAX)]
-    {
+    for (kind, length) in [
+        (6u8, u32::MAX),
+        (6, MAX_PAYLOAD as u32 + 1),
+        (11, 129),
+        (1, (1 << 20) + 1),
+        (17, (64 << 10) + 1),
+        (250, u32::MAX),
+    ] {
         let mut bytes = vec![kind, u8::from(kind == 250), 0, 0];
         bytes.extend_from_slice(&length.to_le_bytes());
         bytes.extend_from_slice(&[0; 4]);

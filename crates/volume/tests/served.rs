@@ -108,8 +108,15 @@ fn over_the_wire(batch: &Batch) -> Batch {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Write { at: usize, length: usize, byte: u8 },
-    Zero { at: usize, length: usize },
+    Write {
+        at: usize,
+        length: usize,
+        byte: u8,
+    },
+    Zero {
+        at: usize,
+        length: usize,
+    },
     Flush,
     /// A checkpoint; the backup gets it.
     Checkpoint,

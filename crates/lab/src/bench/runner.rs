@@ -12,9 +12,7 @@ use ninefold_model::status::MachineStatus;
 use ninefold_transport::clock::monotonic_us;
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::plan::{
-    Command, Loss, MIDDLE_RANGE, Measure, Mode, PIPELINED, PauseLoad, Plan, RANGES, Stage, warm_up,
-};
+use super::plan::{Command, Loss, MIDDLE_RANGE, Measure, Mode, PIPELINED, PauseLoad, Plan, RANGES, Stage, warm_up};
 use super::redis::Call;
 use super::results::{
     Checkpoints, Comparison, Failover, Failovers, MachineDescription, Median, PauseFigures, PauseSeries, PingFigures,

@@ -209,9 +209,7 @@ impl PageEncoder {
             pages = rest;
             let mut page = run.first;
             while !content.is_empty() {
-                if open != Some(run.block)
-                    || self.record.len() > RECORD_TARGET - MAX_ENTRY
-                    || looked_at >= RECORD_PAGES
+                if open != Some(run.block) || self.record.len() > RECORD_TARGET - MAX_ENTRY || looked_at >= RECORD_PAGES
                 {
                     if open.is_some() {
                         self.send(out, stats)?;

@@ -54,7 +54,8 @@ pub use layout::{BlockInfo, Layout, LayoutError, PageRun};
 pub use page::PAGE_SIZE;
 pub use reader::{Frame, RecordReader};
 pub use record::{
-    DeviceState, Heartbeat, Hello, Output, Pages, Pass, PassKind, Ready, Record, RefuseCode, Totals, VolumeWrites, Welcome,
+    DeviceState, Heartbeat, Hello, Output, Pages, Pass, PassKind, Ready, Record, RefuseCode, Totals, VolumeWrites,
+    Welcome,
 };
 pub use shadow::Shadow;
 pub use writer::{PassWriter, write_record};
