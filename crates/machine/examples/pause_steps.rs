@@ -56,10 +56,12 @@ fn main() -> Result<(), Box<dyn Error>> {
                 cmdline: std::fs::read_to_string(guest.join("cmdline"))?.trim().to_owned(),
             },
             nics: vec![Nic { mac: "52:54:00:00:00:01".parse()?, bridge: "none".into() }],
+            volumes: Vec::new(),
             protection: Protection::None,
         },
         accel,
         incoming: false,
+        volumes: Vec::new(),
         extra_args: args.map(Into::into).collect(),
     };
     let (mut machine, ports) = Machine::launch(&config, Arc::new(Ram::create(256 << 20)?))?;

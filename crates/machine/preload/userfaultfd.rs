@@ -8,6 +8,10 @@
 //! integers, errno (0 on success) and the sender's process id, with the descriptor as SCM_RIGHTS on success. The socket
 //! stays open: when QEMU is started through a wrapper script, the script's interpreter sends a message too, and the
 //! keeper uses the last one.
+//!
+//! `NINEFOLD_LOCK_MEMORY=1` (for tracking by soft-dirty bits): all memory of the process is locked as it comes to be used,
+//! and the kernel makes no transparent huge pages of it. No option of QEMU 7.2 does the first without filling all memory
+//! at once, and both must come before QEMU maps anything. Whether it worked is for the keeper to see, in `/proc`.
 #![no_std]
 
 use core::arch::asm;
@@ -21,6 +25,8 @@ const SYS_CLOSE: usize = 3;
 const SYS_IOCTL: usize = 16;
 const SYS_GETPID: usize = 39;
 const SYS_SENDMSG: usize = 46;
+const SYS_MLOCKALL: usize = 151;
+const SYS_PRCTL: usize = 157;
 const SYS_OPENAT: usize = 257;
 const SYS_USERFAULTFD: usize = 323;
 
@@ -29,10 +35,13 @@ const O_RDWR: usize = 2;
 const O_NONBLOCK: usize = 0o4000;
 const O_CLOEXEC: usize = 0o2_000_000;
 const MSG_NOSIGNAL: usize = 0x4000;
+/// MCL_CURRENT, MCL_FUTURE and MCL_ONFAULT (mlockall(2)).
+const MCL_ALL_ONFAULT: usize = 1 | 2 | 4;
+const PR_SET_THP_DISABLE: usize = 41;
 /// `_IO(0xAA, 0)`, linux/userfaultfd.h.
 const USERFAULTFD_IOC_NEW: usize = 0xaa00;
 
-/// A system call with four arguments (syscall(2), x86-64): the result, or minus errno.
+/// A system call with four arguments and a fifth of 0 (syscall(2), x86-64): the result, or minus errno.
 ///
 /// # Safety
 /// Pointers among the arguments must be valid for the call.
@@ -41,7 +50,7 @@ unsafe fn syscall(number: usize, a: usize, b: usize, c: usize, d: usize) -> isiz
     // SAFETY: the kernel clobbers rcx and r11 only; memory effects are the caller's to answer for.
     unsafe {
         asm!("syscall", inlateout("rax") number as isize => result, in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d,
-            lateout("rcx") _, lateout("r11") _, options(nostack));
+            in("r8") 0_usize, lateout("rcx") _, lateout("r11") _, options(nostack));
     }
     result
 }
@@ -73,12 +82,11 @@ struct Control {
     padding: i32,
 }
 
-/// The number behind `NINEFOLD_UFFD_SOCKET=` in the environment.
+/// The number behind `key` (which ends in '=') in the environment.
 ///
 /// # Safety
 /// `envp` is a null-terminated array of C strings.
-unsafe fn socket_from(mut envp: *const *const u8) -> Option<usize> {
-    let key = b"NINEFOLD_UFFD_SOCKET=";
+unsafe fn number_of(key: &[u8], mut envp: *const *const u8) -> Option<usize> {
     // SAFETY: reads stop at each string's NUL and at the array's null pointer.
     unsafe {
         while !(*envp).is_null() {
@@ -109,8 +117,7 @@ fn create() -> isize {
         if fd >= 0 {
             return fd;
         }
-        let device =
-            syscall(SYS_OPENAT, AT_FDCWD, c"/dev/userfaultfd".as_ptr() as usize, O_RDWR | O_CLOEXEC, 0);
+        let device = syscall(SYS_OPENAT, AT_FDCWD, c"/dev/userfaultfd".as_ptr() as usize, O_RDWR | O_CLOEXEC, 0);
         if device < 0 {
             return fd;
         }
@@ -126,7 +133,16 @@ unsafe extern "C" fn start(_argc: i32, _argv: *const *const u8, envp: *const *co
         return;
     }
     // SAFETY: the dynamic loader passes the process's environment.
-    let Some(socket) = (unsafe { socket_from(envp) }) else { return };
+    let [socket, lock] =
+        unsafe { [number_of(b"NINEFOLD_UFFD_SOCKET=", envp), number_of(b"NINEFOLD_LOCK_MEMORY=", envp)] };
+    if lock == Some(1) {
+        // SAFETY: neither takes pointers; locking changes no contents.
+        unsafe {
+            syscall(SYS_PRCTL, PR_SET_THP_DISABLE, 1, 0, 0);
+            syscall(SYS_MLOCKALL, MCL_ALL_ONFAULT, 0, 0, 0);
+        }
+    }
+    let Some(socket) = socket else { return };
     let fd = create();
     // SAFETY: getpid takes no pointers.
     let pid = unsafe { syscall(SYS_GETPID, 0, 0, 0, 0) } as i32;

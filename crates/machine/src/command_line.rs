@@ -6,6 +6,7 @@
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::os::fd::RawFd;
+use std::path::PathBuf;
 
 use ninefold_model::spec::{Accel, Boot, VmSpec};
 
@@ -37,6 +38,8 @@ pub struct LaunchOptions {
     /// Start as a standby that waits for device state.
     pub incoming: bool,
     pub fds: Descriptors,
+    /// One Unix socket for each of the spec's volumes, behind which an NBD server offers it under its name.
+    pub volumes: Vec<PathBuf>,
 }
 
 /// Every virtio device speaks the legacy interface (virtio 0.9.5). With the modern one QEMU saves the registers of 1,024
@@ -55,6 +58,9 @@ pub fn arguments(spec: &VmSpec, options: &LaunchOptions) -> Result<Vec<OsString>
     if spec.nics.len() != options.fds.nics.len() {
         return Err(refuse("one descriptor for each NIC is needed".into()));
     }
+    if spec.volumes.len() != options.volumes.len() {
+        return Err(refuse("one socket for each volume is needed".into()));
+    }
     let mut args = Arguments(Vec::new());
     args.flag("-nodefaults").flag("-no-user-config").option("-display", "none");
     // -no-shutdown: a guest that powers off leaves a QEMU whose last output can still be committed.
@@ -63,9 +69,10 @@ pub fn arguments(spec: &VmSpec, options: &LaunchOptions) -> Result<Vec<OsString>
     args.option("-D", format!("/proc/self/fd/{}", options.fds.log));
     args.option("-trace", "enable=find_ram_offset").option("-trace", "enable=qemu_anon_ram_alloc");
     args.option("-name", format!("guest={},debug-threads=on", spec.name));
+    // mem-merge=off: a page that the kernel merges with an equal one loses its soft-dirty bit (see `dirty`).
     args.option(
         "-machine",
-        format!("{MACHINE},memory-backend=m0,suppress-vmdesc=on,hpet=off,usb=off,vmport=off,smm=off"),
+        format!("{MACHINE},memory-backend=m0,mem-merge=off,suppress-vmdesc=on,hpet=off,usb=off,vmport=off,smm=off"),
     );
     args.option("-global", "migration.send-configuration=off");
     args.option(
@@ -100,6 +107,26 @@ pub fn arguments(spec: &VmSpec, options: &LaunchOptions) -> Result<Vec<OsString>
         args.option(
             "-device",
             format!("virtio-net-pci,netdev=n{n},mac={},romfile=,rx_queue_size=1024,{LEGACY}", nic.mac),
+        );
+    }
+    for (n, (volume, socket)) in spec.volumes.iter().zip(&options.volumes).enumerate() {
+        let path = socket.to_str().ok_or_else(|| refuse("a volume's socket has a path that is not UTF-8".into()))?;
+        // A discard means zeros, on every host the same. QEMU would otherwise not pass it on.
+        args.option(
+            "-blockdev",
+            format!(
+                "driver=nbd,node-name=v{n},server.type=unix,server.path={},export={},discard=unmap",
+                path.replace(',', ",,"),
+                volume.name
+            ),
+        );
+        // Errors go to the guest: a VM that stands still because of one would be taken for a dead one.
+        args.option(
+            "-device",
+            format!(
+                "virtio-blk-pci,drive=v{n},serial={:.20},rerror=report,werror=report,{LEGACY}",
+                volume.name.as_str()
+            ),
         );
     }
     match &spec.boot {
@@ -162,7 +189,7 @@ pub fn display(args: &[OsString]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ninefold_model::spec::{AccelChoice, Arch, Nic, Protection};
+    use ninefold_model::spec::{AccelChoice, Acknowledge, Arch, Nic, Protection, VolumeSpec};
 
     fn spec(boot: Boot) -> VmSpec {
         VmSpec {
@@ -173,13 +200,14 @@ mod tests {
             accel: AccelChoice::Tcg,
             boot,
             nics: vec![Nic { mac: "52:54:00:00:00:01".parse().unwrap(), bridge: "br".into() }],
+            volumes: Vec::new(),
             protection: Protection::None,
         }
     }
 
     fn options() -> LaunchOptions {
         let fds = Descriptors { ram: 10, qmp: 11, console: 12, agent: 13, log: 15, nics: vec![14] };
-        LaunchOptions { accel: Accel::Tcg, incoming: true, fds }
+        LaunchOptions { accel: Accel::Tcg, incoming: true, fds, volumes: Vec::new() }
     }
 
     #[test]
@@ -197,10 +225,24 @@ mod tests {
             "-smp 2",
             "-incoming defer",
             "suppress-vmdesc=on",
+            "mem-merge=off",
             "migration.send-configuration=off",
         ] {
             assert!(line.contains(part), "{part} is not in {line}");
         }
+    }
+
+    #[test]
+    fn volumes_are_nbd_exports() {
+        let boot = Boot::Linux { kernel: "/k".into(), initrd: None, cmdline: String::new() };
+        let mut with = spec(boot);
+        let name = "data".parse().unwrap();
+        with.volumes.push(VolumeSpec { name, size: 1 << 20, acknowledge: Acknowledge::Memory });
+        assert!(arguments(&with, &options()).is_err(), "no socket");
+        let options = LaunchOptions { volumes: vec!["/run/a,b".into()], ..options() };
+        let line = display(&arguments(&with, &options).unwrap());
+        assert!(line.contains("server.path=/run/a,,b,export=data,discard=unmap"), "{line}");
+        assert!(line.contains("virtio-blk-pci,drive=v0,serial=data,"), "{line}");
     }
 
     #[test]

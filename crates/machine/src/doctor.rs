@@ -4,15 +4,14 @@
 //! under KVM when one is given.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use ninefold_model::spec::Accel;
-use rustix::mm::{MapFlags, ProtFlags, UserfaultfdFlags};
 use serde::{Deserialize, Serialize};
 
-use crate::blocks::PAGE_SIZE;
-use crate::sys::{self, PageRegion};
+use crate::dirty::host;
+use crate::sys;
 use crate::version::QemuVersion;
 
 /// How a check came out.
@@ -71,6 +70,7 @@ pub fn examine(subject: Subject<'_>) -> Vec<Check> {
         kvm(subject),
         userfaultfd(),
         pagemap_scan(),
+        soft_dirty(),
         huge_pages(),
         tun(),
         locked_memory(),
@@ -135,70 +135,41 @@ fn kvm(subject: Subject<'_>) -> Check {
     }
 }
 
-/// A userfaultfd of this process with the features that tracking needs.
-fn own_userfaultfd() -> Result<OwnedFd, String> {
-    // SAFETY: a new descriptor; no memory is affected until a range is registered.
-    let fd = unsafe { rustix::mm::userfaultfd(UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK) }
-        .map_err(|error| format!("userfaultfd(2): {error}"))?;
-    sys::uffd_api(fd.as_fd(), sys::UFFD_FEATURES)
-        .map_err(|error| format!("the kernel has no asynchronous write protection ({error})"))?;
-    Ok(fd)
+/// A check of what tracking by PAGEMAP_SCAN needs. Without it VMs are protected by soft-dirty bits, if these work.
+fn preferred(name: &str, found: Result<&str, String>, need: &str) -> Check {
+    match found {
+        Ok(detail) => Check::ok(name, detail),
+        Err(reason) if host::soft_dirty().is_ok() => {
+            let advice = format!("VMs are protected by soft-dirty bits, which is slower; better: {need}");
+            Check::warning(name, reason, &advice)
+        }
+        Err(reason) => Check::failed(name, reason, &format!("no VM can be protected: {need}")),
+    }
 }
 
 fn userfaultfd() -> Check {
-    const NAME: &str = "userfaultfd";
-    match own_userfaultfd() {
-        Ok(_) => Check::ok(NAME, "asynchronous write protection, also of shared and of empty memory"),
-        Err(error) => Check::failed(
-            NAME,
-            error,
-            "no VM can be protected: use Linux 6.7 or newer with CONFIG_USERFAULTFD, as root or with \
-             vm.unprivileged_userfaultfd=1",
-        ),
-    }
+    let found = host::userfaultfd().map(|_| "asynchronous write protection, also of shared and of empty memory");
+    let need = "use Linux 6.7 or newer with CONFIG_USERFAULTFD, as root or with vm.unprivileged_userfaultfd=1";
+    preferred("userfaultfd", found, need)
 }
 
 fn pagemap_scan() -> Check {
-    const NAME: &str = "pagemap-scan";
-    match track_own_pages() {
-        Ok(()) => Check::ok(NAME, "finds exactly the page that was written"),
-        Err(reason) => {
-            Check::failed(NAME, reason, "no VM can be protected: use Linux 6.7 or newer with CONFIG_PROC_PAGE_MONITOR")
-        }
-    }
+    let found = host::pagemap_scan().map(|()| "finds exactly the page that was written");
+    preferred("pagemap-scan", found, "use Linux 6.7 or newer with CONFIG_PROC_PAGE_MONITOR")
 }
 
-/// Protects four empty pages, writes to the third, and expects the scan to find that one, once.
-fn track_own_pages() -> Result<(), String> {
-    const PAGES: u64 = 4;
-    let fd = own_userfaultfd()?;
-    let length = (PAGES * PAGE_SIZE) as usize;
-    // SAFETY: a new private mapping at a place of the kernel's choice.
-    let base = unsafe {
-        rustix::mm::mmap_anonymous(std::ptr::null_mut(), length, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
-    }
-    .map_err(|error| format!("mmap: {error}"))?;
-    let found = (|| {
-        let start = base as u64;
-        let pagemap = File::open("/proc/self/pagemap")?;
-        sys::uffd_register(fd.as_fd(), start, PAGES * PAGE_SIZE)?;
-        sys::uffd_protect(fd.as_fd(), start, PAGES * PAGE_SIZE)?;
-        // SAFETY: inside the mapping, which nothing else knows.
-        unsafe { base.cast::<u8>().add(2 * PAGE_SIZE as usize).write_volatile(1) };
-        let scan = || {
-            let mut regions = [PageRegion::default(); 4];
-            let (count, _) = sys::pagemap_scan(pagemap.as_fd(), start, start + PAGES * PAGE_SIZE, &mut regions)?;
-            let pages = regions[..count].iter().map(|r| ((r.start - start) / PAGE_SIZE, (r.end - start) / PAGE_SIZE));
-            Ok::<_, std::io::Error>(pages.collect::<Vec<_>>())
-        };
-        Ok((scan()?, scan()?))
-    })();
-    // SAFETY: the mapping made above; no reference to it is left.
-    let _ = unsafe { rustix::mm::munmap(base, length) };
-    match found {
-        Ok((first, second)) if first == [(2, 3)] && second.is_empty() => Ok(()),
-        Ok((first, second)) => Err(format!("page 2 was written; found {first:?}, then {second:?}")),
-        Err::<_, std::io::Error>(error) => Err(format!("PAGEMAP_SCAN: {error}")),
+fn soft_dirty() -> Check {
+    const NAME: &str = "soft-dirty";
+    match (host::soft_dirty(), host::pagemap_scan()) {
+        (Ok(()), Ok(())) => Check::ok(NAME, "finds exactly the page that was written; not needed"),
+        (Ok(()), Err(_)) => Check::ok(NAME, "finds exactly the page that was written"),
+        (Err(reason), Ok(())) => Check::ok(NAME, format!("not usable ({reason}); not needed")),
+        (Err(reason), Err(_)) => Check::failed(
+            NAME,
+            reason,
+            "no VM can be protected: use Linux 6.7 or newer; or 6.1 or newer with CONFIG_MEM_SOFT_DIRTY, with \
+             vm.compact_unevictable_allowed=0 and kernel.numa_balancing=0",
+        ),
     }
 }
 
@@ -252,12 +223,5 @@ mod tests {
         assert_eq!(check("qemu").state, CheckState::Failed);
         assert!(check("qemu").detail.contains("/nowhere/qemu"));
         assert!(checks.iter().all(|c| (c.state == CheckState::Ok) == c.advice.is_none()), "{checks:?}");
-    }
-
-    #[test]
-    fn tracking_finds_an_own_page() {
-        if let Err(reason) = track_own_pages() {
-            panic!("{reason}");
-        }
     }
 }

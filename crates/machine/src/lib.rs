@@ -7,7 +7,7 @@
 //! * [`ram`]: guest memory, a memfd that keeper and QEMU share
 //! * [`blocks`]: every RAM block of the QEMU, the shared one and its private ones
 //! * [`memory`]: reads, writes and compares pages of all blocks
-//! * [`dirty`]: which pages the guest has written: userfaultfd and PAGEMAP_SCAN
+//! * [`dirty`]: which pages the guest has written: by PAGEMAP_SCAN, or by soft-dirty bits
 //! * [`device_state`]: CPU and device state, out and in
 //! * [`accel`]: whether KVM really runs an ordinary kernel here
 //! * [`doctor`]: what this host can do
@@ -32,7 +32,7 @@ pub mod version;
 
 pub use accel::{AccelReport, probe};
 pub use blocks::{Block, BlockLayout, PAGE_SIZE};
-pub use dirty::{DirtySet, PageRun, Tracker};
+pub use dirty::{DirtySet, Mechanism, PageRun, Tracker};
 pub use doctor::{Check, CheckState};
 pub use error::{MachineError, Result};
 pub use machine::{Machine, MachineConfig, Ports, RunState, StepTimes};

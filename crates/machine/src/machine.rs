@@ -34,7 +34,7 @@ use serde_json::json;
 use crate::blocks;
 use crate::command_line::{self, Descriptors, LaunchOptions};
 use crate::device_state::{self, StateFile};
-use crate::dirty::Tracker;
+use crate::dirty::{Mechanism, PagemapScan, SoftDirty, Tracker, host};
 use crate::error::{MachineError, Result};
 use crate::memory::Memory;
 use crate::preload;
@@ -66,6 +66,8 @@ pub struct MachineConfig {
     pub accel: Accel,
     /// Start as a standby that waits for [`Machine::load`].
     pub incoming: bool,
+    /// A Unix socket for each of the spec's volumes, in its order, behind which an NBD server offers it under its name.
+    pub volumes: Vec<PathBuf>,
     /// Further arguments for QEMU, as they are. For experiments; equal on both sides.
     pub extra_args: Vec<OsString>,
 }
@@ -143,6 +145,10 @@ pub struct Machine {
     memory: Arc<Memory>,
     /// The userfaultfd, or why there is none.
     uffd: Result<Arc<OwnedFd>, String>,
+    /// Whether QEMU was started with its memory locked, for soft-dirty bits, or why not.
+    locked: Result<(), String>,
+    /// The tracker at work has a copy.
+    tracker: Arc<()>,
     state: StateFile,
     pause_commands: Vec<u8>,
     phase: Phase,
@@ -179,7 +185,12 @@ impl Machine {
             log: log.as_raw_fd(),
             nics: nics.iter().map(|(_, theirs)| theirs.as_raw_fd()).collect(),
         };
-        let options = LaunchOptions { accel: config.accel, incoming: config.incoming, fds };
+        let options = LaunchOptions {
+            accel: config.accel,
+            incoming: config.incoming,
+            fds,
+            volumes: config.volumes.clone(),
+        };
         let mut args = command_line::arguments(&config.spec, &options)?;
         args.extend(config.extra_args.iter().cloned());
         tracing::debug!(qemu = %config.qemu.display(), args = command_line::display(&args), "launch");
@@ -194,7 +205,12 @@ impl Machine {
             log.as_fd(),
         ];
         inherited.extend(nics.iter().map(|(_, theirs)| theirs.as_fd()));
-        let child = process::spawn(&config.qemu, &args, &preload::environment(&library, &uffd_theirs), &inherited)?;
+        let locked = match host::pagemap_scan() {
+            Ok(()) => Err("not needed".to_owned()),
+            Err(_) => host::soft_dirty(),
+        };
+        let environment = preload::environment(&library, &uffd_theirs, locked.is_ok());
+        let child = process::spawn(&config.qemu, &args, &environment, &inherited)?;
         // Only QEMU holds the other ends from here on, so that its death closes them.
         drop((qmp_theirs, uffd_theirs, console_theirs, agent_theirs, library));
         let ports = Ports { nics: nics.into_iter().map(|(ours, _)| ours).collect(), console, agent };
@@ -235,6 +251,8 @@ impl Machine {
             accel: config.accel,
             memory,
             uffd,
+            locked,
+            tracker: Arc::default(),
             state,
             pause_commands,
             phase: Phase::Idle,
@@ -291,27 +309,45 @@ impl Machine {
         self.qmp.next_event()
     }
 
-    /// Starts following writes to all RAM blocks: every page counts as clean from now on. One tracker at a time.
+    /// Starts following writes to all RAM blocks: every page counts as clean from now on. One tracker at a time. By
+    /// userfaultfd where the kernel offers what that needs, else by soft-dirty bits.
     ///
     /// # Errors
-    /// `Userfaultfd` or `Kernel` when this host cannot, `Untrackable` or `Blocked` when this VM cannot be protected.
+    /// `Kernel` when this host cannot, `Untrackable` or `Blocked` when this VM cannot be protected.
     pub fn track(&mut self) -> Result<Tracker> {
         let info: MigrationInfo = self.command("query-migrate", None::<()>)?;
         if !info.blocked_reasons.is_empty() {
             return Err(MachineError::Blocked { reasons: info.blocked_reasons });
         }
-        let uffd = match &self.uffd {
-            Ok(uffd) => Arc::clone(uffd),
-            Err(reason) => {
-                return Err(MachineError::Userfaultfd { reason: reason.clone() });
-            }
-        };
-        if Arc::strong_count(&uffd) > 2 {
+        if Arc::strong_count(&self.tracker) > 1 {
             return Err(MachineError::Order { call: "track", reason: "another tracker is at work" });
         }
-        let pagemap = File::open(format!("/proc/{}/pagemap", self.child.pid()))
-            .map_err(MachineError::io("opening QEMU's pagemap"))?;
-        Tracker::start(uffd, pagemap, Arc::clone(&self.memory))
+        let (memory, slot) = (Arc::clone(&self.memory), Arc::clone(&self.tracker));
+        let tracker = match (&self.uffd, &self.locked) {
+            (Ok(uffd), _) => {
+                let pagemap = File::open(format!("/proc/{}/pagemap", self.child.pid()))
+                    .map_err(MachineError::io("opening QEMU's pagemap"))?;
+                Tracker::PagemapScan(PagemapScan::start(Arc::clone(uffd), pagemap, memory, slot)?)
+            }
+            (Err(_), Ok(())) => {
+                let pidfd = self.child.pidfd().try_clone_to_owned().map_err(MachineError::io("QEMU's descriptor"))?;
+                Tracker::SoftDirty(SoftDirty::start(pidfd, self.child.pid(), memory, slot)?)
+            }
+            (Err(uffd), Err(soft)) => {
+                return Err(MachineError::Kernel { reason: format!("{uffd}; soft-dirty bits: {soft}") });
+            }
+        };
+        tracing::debug!(pid = self.child.pid(), mechanism = %tracker.mechanism(), "writes are followed");
+        Ok(tracker)
+    }
+
+    /// What [`Machine::track`] goes by here; None when it cannot.
+    pub fn mechanism(&self) -> Option<Mechanism> {
+        match (&self.uffd, &self.locked) {
+            (Ok(_), _) => Some(Mechanism::PagemapScan),
+            (Err(_), Ok(())) => Some(Mechanism::SoftDirty),
+            (Err(_), Err(_)) => None,
+        }
     }
 
     /// Asks QEMU for its RAM blocks again; an error when they are no longer those of the launch (a device was added).

@@ -67,10 +67,14 @@ pub(crate) fn receive(socket: &UnixStream, pid: u32) -> Result<OwnedFd> {
     }
 }
 
-/// The value of LD_PRELOAD for an inherited library.
-pub(crate) fn environment(library: &OwnedFd, socket: &UnixStream) -> [(&'static str, String); 2] {
-    [
+/// The environment for an inherited library. `lock`: it is to lock QEMU's memory and keep huge pages away.
+pub(crate) fn environment(library: &OwnedFd, socket: &UnixStream, lock: bool) -> Vec<(&'static str, String)> {
+    let mut variables = vec![
         ("LD_PRELOAD", format!("/proc/self/fd/{}", library.as_raw_fd())),
         ("NINEFOLD_UFFD_SOCKET", socket.as_raw_fd().to_string()),
-    ]
+    ];
+    if lock {
+        variables.push(("NINEFOLD_LOCK_MEMORY", "1".to_owned()));
+    }
+    variables
 }

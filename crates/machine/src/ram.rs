@@ -4,9 +4,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
 use rustix::fs::{MemfdFlags, SealFlags};
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use crate::blocks::PAGE_SIZE;
+use crate::dirty::{Mechanism, host};
 use crate::error::{MachineError, Result};
 
 /// The host pages that back guest memory.
@@ -82,7 +84,19 @@ impl Ram {
         }
         .map_err(MachineError::os("mmap of guest memory"))?;
         let base = NonNull::new(base.cast()).ok_or(MachineError::Order { call: "mmap", reason: "null mapping" })?;
-        Ok(Ram { fd, base, bytes, page_size })
+        let ram = Ram { fd, base, bytes, page_size };
+        if page_size == PageSize::Small && host::mechanism() == Ok(Mechanism::SoftDirty) {
+            // Where the kernel joins pages of a file to a huge one, every mapping of it loses its soft-dirty bits. QEMU's
+            // mapping refuses that, and so must this one.
+            // SAFETY: the mapping made above; its contents stay as they are.
+            let refused = unsafe { rustix::mm::madvise(ram.base.as_ptr().cast(), length, Advice::LinuxNoHugepage) };
+            match refused {
+                // A kernel without transparent huge pages.
+                Ok(()) | Err(Errno::INVAL) => {}
+                Err(error) => return Err(MachineError::os("madvise of guest memory")(error)),
+            }
+        }
+        Ok(ram)
     }
 
     /// Size in bytes.

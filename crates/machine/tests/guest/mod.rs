@@ -4,6 +4,8 @@
 //! if any, count at [`OTHER_COUNTER`] and write to 64 pages from 128 KiB on.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub mod protected;
+
 use std::arch::global_asm;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -157,11 +159,13 @@ pub fn config(qemu: &Path, accel: Accel, vcpus: u16, image: &Path) -> MachineCon
             accel: AccelChoice::Auto,
             boot: Boot::BootSector { image: image.into() },
             nics: vec![Nic { mac: "52:54:00:00:00:01".parse().unwrap(), bridge: "none".into() }],
+            volumes: Vec::new(),
             protection: Protection::None,
         },
         accel,
         incoming: false,
         // A /dev/kvm that cannot run an ordinary kernel may lack the CPU model that we ask for, too.
+        volumes: Vec::new(),
         extra_args: if accel == Accel::Kvm { vec!["-cpu".into(), "qemu64".into()] } else { Vec::new() },
     }
 }
