@@ -200,10 +200,8 @@ impl Standby {
             match assembler.feed(&frame, &mut sink) {
                 Ok(Fed::Whole(pass)) => {
                     priority::raise();
-                    if let Err(reason) = self.disks.receive(session, pass.epoch, |v| assembler.take_volume_writes(v)) {
-                        // Not acknowledged: this host is no backup for that epoch. It holds the one before.
-                        return Err(reason);
-                    }
+                    // Not acknowledged when it fails: this host is no backup for that epoch. It holds the one before.
+                    self.disks.receive(session, pass.epoch, |v| assembler.take_volume_writes(v))?;
                     // Acknowledged before it is applied: from here on it is whole, whatever becomes of the primary.
                     let _ = self.core.send(Msg::Held { session, epoch: pass.epoch });
                     if let Err(error) = assembler.commit(&mut sink) {

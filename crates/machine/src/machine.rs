@@ -185,12 +185,8 @@ impl Machine {
             log: log.as_raw_fd(),
             nics: nics.iter().map(|(_, theirs)| theirs.as_raw_fd()).collect(),
         };
-        let options = LaunchOptions {
-            accel: config.accel,
-            incoming: config.incoming,
-            fds,
-            volumes: config.volumes.clone(),
-        };
+        let options =
+            LaunchOptions { accel: config.accel, incoming: config.incoming, fds, volumes: config.volumes.clone() };
         let mut args = command_line::arguments(&config.spec, &options)?;
         args.extend(config.extra_args.iter().cloned());
         tracing::debug!(qemu = %config.qemu.display(), args = command_line::display(&args), "launch");
