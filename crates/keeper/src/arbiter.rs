@@ -14,6 +14,8 @@ use crate::priority;
 
 /// Between two attempts at a witness that does not answer.
 const RETRY: Duration = Duration::from_millis(50);
+/// The same when nothing is proposed: what needs the witness is refused until it answers again, so that is soon seen.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// Between two readings of the record while nothing is proposed: they keep the connection warm and show whether an
 /// operator has moved the VM.
 const LOOK: Duration = Duration::from_millis(1000);
@@ -100,9 +102,7 @@ impl Arbiter {
                         pending = None;
                         let _ = self.core.send(Msg::StartFailed(error.to_string()));
                     }
-                    if pending.is_some() {
-                        wait = RETRY;
-                    }
+                    wait = if pending.is_some() { RETRY } else { LOOK_AGAIN };
                     None
                 }
                 Err(WitnessError::Refused(reason)) => Some(reason),

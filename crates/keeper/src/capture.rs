@@ -2,10 +2,12 @@
 //! to their size, nothing logs, nothing waits for the network.
 
 use std::io;
+use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-use ninefold_machine::{BlockLayout, DirtySet, Machine, MachineError, Memory, PAGE_SIZE, PageRun, Tracker};
+use ninefold_machine::{BlockLayout, DirtySet, Machine, MachineError, Memory, PAGE_SIZE, PageMap, PageRun, Tracker};
 use ninefold_model::Epoch;
 use ninefold_model::control::CheckpointRecord;
 use ninefold_replica::stream::record::MAX_VOLUMES;
@@ -14,6 +16,7 @@ use ninefold_volume::Batch;
 use crate::disks::Disks;
 use crate::outlets::Outlets;
 use crate::overlay::{self, Part};
+use crate::vm::Bell;
 
 /// Memory that is touched beforehand, so that the first checkpoints do not pay for page faults: 32 MiB.
 const PREFAULT: usize = 32 << 20;
@@ -24,8 +27,6 @@ const STATE_ROOM: usize = 1 << 20;
 #[derive(Debug)]
 pub struct Capture {
     pub epoch: Epoch,
-    /// The guest stays paused after it.
-    pub last: bool,
     /// Scan and copy once while the guest still runs, so that only what it writes meanwhile is left for the pause.
     pub early: bool,
     dirty: DirtySet,
@@ -41,8 +42,6 @@ pub struct Capture {
     pub addresses: String,
     /// What the guest did to its volumes, one batch for each.
     pub volumes: Vec<Arc<Batch>>,
-    /// Blocks of each volume that a first checkpoint brings up to date.
-    pub rest: Vec<Vec<u64>>,
     /// What was measured.
     pub record: CheckpointRecord,
     /// When the guest ran again.
@@ -66,7 +65,6 @@ impl Capture {
         })?;
         Ok(Self {
             epoch: Epoch(0),
-            last: false,
             early: false,
             dirty: DirtySet::for_layout(layout),
             late: DirtySet::for_layout(layout),
@@ -78,7 +76,6 @@ impl Capture {
             agent: Vec::with_capacity(STATE_ROOM),
             addresses: String::with_capacity(1024),
             volumes: Vec::with_capacity(usize::from(MAX_VOLUMES)),
-            rest: Vec::new(),
             record: CheckpointRecord::default(),
             resumed: Instant::now(),
         })
@@ -86,7 +83,6 @@ impl Capture {
 
     /// Empties the buffers; they keep their room.
     pub fn clear(&mut self) {
-        self.last = false;
         self.early = false;
         self.dirty.clear();
         self.late.clear();
@@ -97,11 +93,12 @@ impl Capture {
         self.agent.clear();
         self.addresses.clear();
         self.volumes.clear();
-        self.rest.clear();
         self.record = CheckpointRecord::default();
     }
 
-    /// Stops the guest and takes `epoch`. The guest is still paused when this returns; [`Capture::resume`] follows.
+    /// Stops the guest and takes `epoch`, with the pages of `missing` too, whether they were written or not: those are then
+    /// copied before the pause. The guest is still paused when this returns; [`Capture::resume`] follows.
+    #[expect(clippy::too_many_arguments, reason = "all that a VM is made of")]
     pub fn take(
         &mut self,
         epoch: Epoch,
@@ -110,10 +107,16 @@ impl Capture {
         tracker: &mut Tracker,
         outlets: &Outlets,
         disks: &Disks,
+        missing: Option<&mut PageMap>,
     ) -> Result<(), MachineError> {
         self.epoch = epoch;
+        self.early |= missing.is_some();
         if self.early {
             tracker.scan(&mut self.dirty)?;
+            if let Some(missing) = missing {
+                missing.insert(self.dirty.runs());
+                missing.drain_into(&mut self.dirty);
+            }
             self.copy_all(machine.memory())?;
             self.record.early_pages = self.count;
         }
@@ -201,6 +204,48 @@ impl Capture {
         self.record.save_us = times.save_us;
         self.record.cont_us = times.cont_us;
         self.record.pause_us = times.pause_us;
+    }
+}
+
+/// What a sink gets beside its first checkpoint, for which it was not there before.
+#[derive(Debug, Default)]
+pub struct Join {
+    /// Blocks of each volume that it is to be brought up to date with.
+    pub rest: Vec<Vec<u64>>,
+    /// What the guest did to each volume in epochs up to this one and what may not be in the image yet, oldest first.
+    pub queued: Vec<Vec<Arc<Batch>>>,
+    /// What the console has said lately, this epoch included.
+    pub console: Vec<u8>,
+}
+
+/// A checkpoint on its way to all sinks. Goes back to the VM's thread when the last of them has done with it.
+#[derive(Debug)]
+pub struct Taken {
+    capture: Option<Box<Capture>>,
+    home: Sender<Box<Capture>>,
+    bell: Bell,
+}
+
+impl Taken {
+    pub fn new(capture: Box<Capture>, home: Sender<Box<Capture>>, bell: Bell) -> Self {
+        Self { capture: Some(capture), home, bell }
+    }
+}
+
+impl Deref for Taken {
+    type Target = Capture;
+
+    fn deref(&self) -> &Capture {
+        self.capture.as_ref().expect("it leaves only when it is dropped")
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        if let Some(capture) = self.capture.take() {
+            let _ = self.home.send(capture);
+            self.bell.ring();
+        }
     }
 }
 

@@ -249,13 +249,17 @@ impl Core {
             }
             Msg::VmShutdown { generation } if generation != self.generation => {}
             Msg::VmShutdown { .. } => self.input(Input::Stop { reason: "the guest shut down".into() }),
-            Msg::SyncProgress(progress) => self.sync = Some(progress),
+            Msg::SyncProgress { session, progress } => {
+                if self.session.as_ref().is_some_and(|s| s.name == session) {
+                    self.sync = Some(progress);
+                }
+            }
             Msg::FirstCheckpoint { session, held } => {
                 self.input(Input::FirstCheckpoint { session });
                 let _ = held.send(());
             }
-            Msg::FinalTaken { session, epoch } => {
-                if self.session.as_ref().is_some_and(|s| s.name == session) {
+            Msg::FinalTaken { generation, epoch } => {
+                if let Some(session) = self.session.as_ref().map(|s| s.name).filter(|_| generation == self.generation) {
                     self.final_epoch = Some(epoch);
                     self.check_final(session);
                 }
@@ -284,7 +288,7 @@ impl Core {
                 self.session_ready = true;
                 let (jobs, disks) = (s.jobs.clone(), Arc::clone(&self.parts.disks));
                 let Some(answers) = s.comparison.take().filter(|_| !disks.is_empty()) else {
-                    vm.send(Command::StartSync { session, jobs, rounds: 0, rest: Rest::default() });
+                    vm.send(Command::AddSink { session, jobs, rounds: 0, rest: Rest::default() });
                     return;
                 };
                 if let Err(error) = resync::start(session, disks, jobs, answers, self.parts.core.clone()) {
@@ -296,22 +300,21 @@ impl Core {
                 if let (Some(s), Some(vm)) = (&self.session, &self.vm)
                     && s.name == session
                 {
-                    vm.send(Command::StartSync { session, jobs: s.jobs.clone(), rounds, rest });
+                    vm.send(Command::AddSink { session, jobs: s.jobs.clone(), rounds, rest });
                 }
             }
             Msg::Acked { session, epoch } => self.acked(session, epoch),
-            Msg::Sent { session, capture } => {
+            Msg::Sent { session, epoch, resumed, record } => {
                 if self.session.as_ref().is_some_and(|s| s.name == session) {
                     self.counters.checkpoints += 1;
-                    self.counters.pages_sent += capture.record.dirty_pages;
-                    self.counters.bytes_sent += capture.record.wire_bytes;
-                    if capture.epoch > self.committed {
-                        self.unacked.push((capture.epoch, capture.resumed, capture.record));
+                    self.counters.pages_sent += record.dirty_pages;
+                    self.counters.bytes_sent += record.wire_bytes;
+                    if epoch > self.committed {
+                        self.unacked.push((epoch, resumed, record));
                     } else {
                         // The acknowledgement overtook this message.
-                        self.measured(capture.record, capture.resumed);
+                        self.measured(record, resumed);
                     }
-                    self.command(Command::Recycle(capture));
                 }
             }
             Msg::PeerUplink { session, up } => {

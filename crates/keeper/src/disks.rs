@@ -188,9 +188,9 @@ impl Disks {
         Ok(())
     }
 
-    /// Nobody hears of writes any more.
-    pub fn unmark(&self) {
-        self.all.iter().for_each(|d| d.served.set_marks(Vec::new()));
+    /// See [`Served::queued`], for each volume.
+    pub fn queued(&self) -> Vec<Vec<Arc<Batch>>> {
+        self.all.iter().map(|d| d.served.queued()).collect()
     }
 
     /// Waits until nothing of an earlier session is left to be applied.

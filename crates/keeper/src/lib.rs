@@ -2,7 +2,8 @@
 //!
 //! * [`config`]: what a keeper is told · [`keeper`]: how it starts
 //! * [`core`]: the thread that owns the protocol and does what it says · [`msg`]: what the others tell it
-//! * [`vm`]: the thread that owns a running QEMU · [`capture`]: one checkpoint, the pause path · [`overlay`], [`first_copy`]
+//! * [`vm`]: the thread that owns a running QEMU · [`sink`]: those to whom it is copied · [`capture`]: one checkpoint, the
+//!   pause path · [`overlay`], [`first_copy`]
 //! * [`session`]: a primary's connection to its backup · [`connector`]: finding one
 //! * [`standby`]: a backup's side
 //! * [`arbiter`]: asking the witness
@@ -23,12 +24,13 @@ pub mod first_copy;
 mod journal;
 pub mod keeper;
 mod metrics;
-mod msg;
+pub mod msg;
 pub mod outlets;
 mod overlay;
 mod priority;
-mod resync;
+pub mod resync;
 mod server;
-mod session;
+pub mod session;
+pub mod sink;
 pub mod standby;
 pub mod vm;

@@ -1,16 +1,16 @@
 //! What the keeper's threads tell its core.
 
 use std::sync::mpsc::{Sender, SyncSender};
+use std::time::Instant;
 
 use ninefold_machine::Ports;
-use ninefold_model::control::{Request, Response};
+use ninefold_model::control::{CheckpointRecord, Request, Response};
 use ninefold_model::status::{MachineStatus, SyncProgress};
 use ninefold_model::{Epoch, Record, Term};
 use ninefold_replica::protocol::{Outcome, ProposalId};
 use ninefold_replica::stream::{Hello, Layout};
 use ninefold_transport::{Link, LinkHandle, LinkWriter};
 
-use crate::capture::Capture;
 use crate::resync::Rest;
 use crate::standby::Loaded;
 
@@ -61,7 +61,10 @@ pub enum Msg {
     VmShutdown {
         generation: u64,
     },
-    SyncProgress(SyncProgress),
+    SyncProgress {
+        session: Term,
+        progress: SyncProgress,
+    },
     /// The first checkpoint of the session is being taken: hold all output, then say so.
     FirstCheckpoint {
         session: Term,
@@ -69,7 +72,7 @@ pub enum Msg {
     },
     /// The final checkpoint of a switchover was taken; the guest is paused.
     FinalTaken {
-        session: Term,
+        generation: u64,
         epoch: Epoch,
     },
     /// The session cannot go on (the VM cannot be followed, memory cannot be read).
@@ -113,10 +116,12 @@ pub enum Msg {
         session: Term,
         epoch: Epoch,
     },
-    /// A checkpoint's buffers, sent.
+    /// A checkpoint has been sent, and what was measured of it; the guest ran again at `resumed`.
     Sent {
         session: Term,
-        capture: Box<Capture>,
+        epoch: Epoch,
+        resumed: Instant,
+        record: CheckpointRecord,
     },
     SessionEnded {
         session: Term,

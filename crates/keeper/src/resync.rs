@@ -80,9 +80,16 @@ impl Mark for Blocks {
 pub struct Rest(Vec<Arc<Blocks>>);
 
 impl Rest {
-    /// All that is left. To be called while the guest is stopped.
-    pub fn take(&self) -> Vec<Vec<u64>> {
+    /// All that is left; what is written from now on is not marked any more. To be called while the guest is stopped.
+    pub fn take(&self, disks: &Disks) -> Vec<Vec<u64>> {
+        self.unmark(disks);
         self.0.iter().map(|b| b.take(usize::MAX)).collect()
+    }
+
+    fn unmark(&self, disks: &Disks) {
+        for (disk, blocks) in disks.iter().zip(&self.0) {
+            disk.served.remove_mark(&(Arc::clone(blocks) as Arc<dyn Mark>));
+        }
     }
 }
 
@@ -135,9 +142,10 @@ pub fn start(
     core: Sender<Msg>,
 ) -> Result<(), KeeperError> {
     let run = move || {
-        let outcome = disks.settle().and_then(|()| copy(session, &disks, &jobs, &answers, &core));
+        let rest = Rest(disks.iter().map(|_| Arc::default()).collect());
+        let outcome = disks.settle().and_then(|()| copy(session, &disks, &rest, &jobs, &answers, &core));
         if let Err(reason) = outcome {
-            disks.unmark();
+            rest.unmark(&disks);
             let _ = core.send(Msg::CannotReplicate { session, reason });
         }
     };
@@ -177,15 +185,15 @@ fn compare(
 fn copy(
     session: Term,
     disks: &Disks,
+    rest: &Rest,
     jobs: &SyncSender<Job>,
     answers: &Receiver<Answer>,
     core: &Sender<Msg>,
 ) -> Result<(), String> {
     let gone = || "the sender has ended".to_owned();
-    let rest = Rest(disks.iter().map(|_| Arc::default()).collect());
     for ((number, disk), blocks) in (0u16..).zip(disks.iter()).zip(&rest.0) {
         // What is written from here on is marked; what was before is in the image when it is compared.
-        disk.served.set_marks(vec![Arc::clone(blocks) as Arc<dyn Mark>]);
+        disk.served.add_mark(Arc::clone(blocks) as Arc<dyn Mark>);
         compare(number, &disk.served, blocks, jobs, answers)?;
     }
     let (mut round, mut told) = (0, Instant::now());
@@ -204,13 +212,15 @@ fn copy(
                 progress.bytes_sent += some.len() as u64 * BLOCK;
                 if told.elapsed() > Duration::from_millis(100) {
                     told = Instant::now();
-                    let _ = core.send(Msg::SyncProgress(SyncProgress { round, ..progress }));
+                    let progress = SyncProgress { round, ..progress };
+                    let _ = core.send(Msg::SyncProgress { session, progress });
                 }
             }
         }
         drop(pieces);
         let left: usize = rest.0.iter().map(|b| b.len()).sum();
         if left <= FEW || round >= MAX_ROUNDS {
+            let rest = rest.clone();
             let _ = core.send(Msg::VolumesSynced { session, rounds: round, bytes: progress.bytes_sent, rest });
             return Ok(());
         }

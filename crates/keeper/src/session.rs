@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ninefold_machine::{PAGE_SIZE, PageRun};
+use ninefold_model::control::CheckpointRecord;
 use ninefold_model::{Epoch, Term};
 use ninefold_replica::stream::record::MAX_VOLUMES;
 use ninefold_replica::stream::{
@@ -17,13 +18,14 @@ use ninefold_replica::stream::{
 use ninefold_transport::clock::monotonic_us;
 use ninefold_transport::{Link, LinkHandle, LinkReader, LinkWriter};
 
-use crate::capture::Capture;
+use crate::capture::{Join, Taken};
 use crate::disks::Disks;
 use crate::error::{KeeperError, report};
 use crate::msg::Msg;
 use crate::outlets::{ADDRESSES, AGENT, CONSOLE};
 use crate::priority;
 use crate::resync::{self, Answer};
+use crate::vm::Bell;
 
 /// Checkpoints and control records that may wait for the sender.
 const JOBS: usize = 8;
@@ -58,7 +60,11 @@ pub enum Job {
         round: Epoch,
         pieces: Receiver<(u16, Vec<u8>)>,
     },
-    Checkpoint(Box<Capture>),
+    /// With what is needed beside it when it is the session's first.
+    Checkpoint {
+        taken: Arc<Taken>,
+        join: Option<Box<Join>>,
+    },
     Bound {
         term: Term,
     },
@@ -100,6 +106,8 @@ pub struct Settings {
     /// Whether the public uplink works here.
     pub uplink: Arc<AtomicBool>,
     pub disks: Arc<Disks>,
+    /// Rung when there is room for the next piece of a round.
+    pub bell: Bell,
 }
 
 /// Opens session `hello.term` over `link`.
@@ -217,11 +225,12 @@ impl SenderThread {
                     self.record(&Record::VolumeSums { session: self.name.0, volume, first, sums: &sums })?;
                 }
                 Ok(Job::Volumes { round, pieces }) => self.volumes(round, &pieces)?,
-                Ok(Job::Checkpoint(capture)) => {
+                Ok(Job::Checkpoint { taken, join }) => {
                     // Not before: the initial copy must not take the CPU from the guest.
                     priority::raise();
-                    let capture = self.checkpoint(capture)?;
-                    let _ = self.core.send(Msg::Sent { session: self.name, capture });
+                    let record = self.checkpoint(&taken, join.as_deref())?;
+                    let (session, epoch, resumed) = (self.name, taken.epoch, taken.resumed);
+                    let _ = self.core.send(Msg::Sent { session, epoch, resumed, record });
                 }
                 Ok(Job::Bound { term }) => {
                     self.term = term;
@@ -279,6 +288,7 @@ impl SenderThread {
         self.encoder.set_mode(Mode::Raw);
         let mut pass = PassWriter::begin(&mut self.out, &mut self.scratch, pass, self.term)?;
         while let Ok(piece) = pieces.recv() {
+            self.settings.bell.ring();
             translate(&piece.runs, &mut self.runs);
             pass.pages(&mut self.encoder, &self.runs, &piece.bytes)?;
         }
@@ -286,7 +296,8 @@ impl SenderThread {
         Ok(())
     }
 
-    fn checkpoint(&mut self, mut capture: Box<Capture>) -> Result<Box<Capture>, StreamError> {
+    /// Sends a checkpoint; answers its record with what it took.
+    fn checkpoint(&mut self, capture: &Taken, join: Option<&Join>) -> Result<CheckpointRecord, StreamError> {
         let pass = Pass { session: self.name.0, kind: PassKind::Checkpoint, epoch: capture.epoch };
         let begun = Instant::now();
         let mut volume_bytes = 0;
@@ -295,28 +306,36 @@ impl SenderThread {
         translate(capture.runs(), &mut self.runs);
         let stats = pass.pages(&mut self.encoder, &self.runs, capture.content())?;
         pass.device_state(&capture.devices)?;
-        pass.channel_output(CONSOLE, &capture.console)?;
+        pass.channel_output(CONSOLE, join.map_or(&capture.console, |j| &j.console))?;
         pass.channel_output(AGENT, &capture.agent)?;
         pass.channel_output(ADDRESSES, capture.addresses.as_bytes())?;
-        for (volume, (batch, disk)) in (0u16..).zip(capture.volumes.iter().zip(self.settings.disks.iter())) {
+        for (number, disk) in self.settings.disks.iter().enumerate() {
+            let volume = number as u16;
             let mut offset = 0;
-            // First what the copy left, then what the guest did in this epoch.
-            for blocks in capture.rest.get(usize::from(volume)).into_iter().flat_map(|all| all.chunks(16)) {
+            // First what the copy left, then what the guest did to the volume and is perhaps not in it yet.
+            let rest = join.and_then(|j| j.rest.get(number)).into_iter().flat_map(|all| all.chunks(16));
+            for blocks in rest {
                 self.operations.clear();
                 resync::encode(&disk.served, blocks, &mut self.operations)
                     .map_err(|e| StreamError::Volume(std::io::Error::other(report(&e))))?;
                 offset = pass.volume_writes(volume, offset, &self.operations)?;
             }
-            batch.each_piece(&mut self.operations, |piece| {
-                offset = pass.volume_writes(volume, offset, piece)?;
-                Ok::<_, StreamError>(())
-            })?;
+            let batches = match join {
+                Some(join) => join.queued.get(number).map_or(&[][..], Vec::as_slice),
+                None => capture.volumes.get(number).map_or(&[][..], std::slice::from_ref),
+            };
+            for batch in batches {
+                batch.each_piece(&mut self.operations, |piece| {
+                    offset = pass.volume_writes(volume, offset, piece)?;
+                    Ok::<_, StreamError>(())
+                })?;
+            }
             volume_bytes += offset;
         }
         pass.end()?;
         self.choice.sent(capture.epoch, begun, Sample::of(self.encoder.mode(), &stats));
-        capture.record.wire_bytes = stats.bytes_out + capture.devices.len() as u64 + volume_bytes;
-        Ok(capture)
+        let wire_bytes = stats.bytes_out + capture.devices.len() as u64 + volume_bytes;
+        Ok(CheckpointRecord { wire_bytes, ..capture.record })
     }
 }
 

@@ -1,45 +1,39 @@
 //! The thread that owns a running VM: its QEMU, its dirty tracking, its checkpoints.
 //!
+//! It copies the VM to any number of [sinks](crate::sink), each of which is first sent all of it while the guest runs and
+//! then every checkpoint:
+//!
 //! ```text
-//!            StartSync                    few pages left            acknowledged
+//!            AddSink                      few pages left            acknowledged
 //!   alone ───────────────► copying ─────────────────────► first checkpoint ──► checkpoint after checkpoint
 //!     ▲                       │ rounds while the guest runs     (output held from here)      │
-//!     └───────────────────────┴──────────────── EndSession ─────────────────────────────────┘
+//!     └───────────────────────┴──────────── the last sink is removed ────────────────────────┘
 //! ```
 //!
 //! It waits in one `poll`: for the bell (commands, output that begins to wait), for QEMU's events, for QEMU's death.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use ninefold_machine::{DirtySet, EventKind, Machine, MachineError, PAGE_SIZE, PageRun, Tracker};
+use ninefold_machine::{EventKind, Machine, MachineError};
 use ninefold_model::spec::EpochPolicy;
-use ninefold_model::status::SyncProgress;
 use ninefold_model::{Epoch, Term};
-use ninefold_replica::pacing::{Due, EarlyCopy, Observation, Pacer};
+use ninefold_replica::pacing::{Due, EarlyCopy, MAX_IN_FLIGHT, Observation, Pacer};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-use crate::capture::Capture;
 use crate::cpu_clock::CpuClock;
 use crate::disks::Disks;
 use crate::error::{KeeperError, report};
-use crate::first_copy;
 use crate::msg::Msg;
 use crate::outlets::Outlets;
 use crate::priority;
 use crate::resync::Rest;
-use crate::session::{Job, Piece};
+use crate::session::Job;
+use crate::sink::{Copied, Sinks};
 
-/// Pages that one piece of a sync round carries: 4 MiB.
-const PIECE_PAGES: u32 = 1024;
-/// When a round leaves at most this much dirty, the rest goes with the first checkpoint.
-const FEW_PAGES: u64 = 2048;
-/// After so many rounds the first checkpoint is taken however much is dirty.
-const MAX_ROUNDS: u32 = 12;
 /// How long to wait when nothing is due.
 const IDLE: Duration = Duration::from_millis(100);
 /// A guest counts as quiet when QEMU used less than this share of one CPU since the last look.
@@ -52,8 +46,8 @@ const QUIET_WINDOW: Duration = Duration::from_micros(100);
 /// What the core asks of the thread.
 #[derive(Debug)]
 pub enum Command {
-    /// Copy the VM to this session's sender, then take checkpoints.
-    StartSync {
+    /// Copy the VM to this session's sender, then give it every checkpoint.
+    AddSink {
         session: Term,
         jobs: SyncSender<Job>,
         /// Sync rounds that the volumes took.
@@ -61,14 +55,16 @@ pub enum Command {
         /// What of the volumes goes with the first checkpoint.
         rest: Rest,
     },
-    EndSession,
+    RemoveSink(Term),
     /// Take a last checkpoint and leave the guest paused.
     TakeFinal,
     /// Go on after a switchover that failed.
     GoOn,
-    /// The backup holds all epochs up to this one.
-    Acked(Epoch),
-    Recycle(Box<Capture>),
+    /// The session's backup holds all epochs up to this one.
+    Acked {
+        session: Term,
+        epoch: Epoch,
+    },
     Policy(EpochPolicy),
     Reset,
     /// Kill QEMU and end.
@@ -159,7 +155,8 @@ pub fn start(
                 cpu,
                 look: None,
                 quiet: false,
-                session: None,
+                sinks: None,
+                last: Last::No,
                 resumed: Instant::now(),
                 paused: false,
                 off: false,
@@ -186,7 +183,9 @@ struct Vm {
     /// QEMU's CPU time at the last look.
     look: Option<(Instant, Duration)>,
     quiet: bool,
-    session: Option<Session>,
+    /// There are some: the memory is tracked.
+    sinks: Option<Sinks>,
+    last: Last,
     resumed: Instant,
     /// The guest stands still after the last checkpoint of a switchover.
     paused: bool,
@@ -194,42 +193,12 @@ struct Vm {
     off: bool,
 }
 
-struct Session {
-    name: Term,
-    jobs: SyncSender<Job>,
-    tracker: Tracker,
-    #[expect(clippy::vec_box, reason = "a capture goes from thread to thread: boxed, only a pointer moves")]
-    free: Vec<Box<Capture>>,
-    /// Taken and acknowledged.
-    taken: Epoch,
-    acked: Arc<AtomicU64>,
-    sync: Option<Sync>,
-    rest: Rest,
-    last: Last,
-}
-
+/// The last checkpoint before the guest stays paused.
 #[derive(PartialEq, Eq)]
 enum Last {
     No,
     Wanted,
     Taken,
-}
-
-/// The initial copy.
-struct Sync {
-    round: u32,
-    /// Rounds of the volumes.
-    before: u32,
-    /// What this round carries.
-    runs: Vec<PageRun>,
-    dirty: DirtySet,
-    /// The place in `runs` that is next: run and page within it.
-    run: usize,
-    page: u32,
-    pieces: Option<SyncSender<Piece>>,
-    sent: u64,
-    total: u64,
-    told: Instant,
 }
 
 enum Flow {
@@ -265,32 +234,31 @@ impl Vm {
 
     fn obey(&mut self, command: Command) -> Result<Flow, String> {
         match command {
-            Command::StartSync { session, jobs, rounds, rest } => {
-                if let Err(error) = self.start_sync(session, jobs, rounds, rest) {
+            Command::AddSink { session, jobs, rounds, rest } => {
+                if let Err(error) = self.add_sink(session, jobs, rounds, rest) {
                     let _ = self.core.send(Msg::CannotReplicate { session, reason: report(&error) });
                 }
             }
-            Command::EndSession => self.session = None,
+            Command::RemoveSink(session) => {
+                if let Some(sinks) = &mut self.sinks {
+                    sinks.remove(session);
+                    self.drop_if_empty();
+                }
+            }
             Command::TakeFinal => {
-                if let Some(s) = &mut self.session {
-                    s.last = Last::Wanted;
+                if self.sinks.as_ref().is_some_and(Sinks::any_joined) {
+                    self.last = Last::Wanted;
                 }
             }
             Command::GoOn => {
-                self.session = None;
+                self.last = Last::No;
                 if std::mem::take(&mut self.paused) {
                     self.machine.cont().map_err(|e| report(&e))?;
                 }
             }
-            Command::Acked(epoch) => {
-                if let Some(s) = &mut self.session {
-                    s.acked.fetch_max(epoch.0, Ordering::Relaxed);
-                }
-            }
-            Command::Recycle(mut capture) => {
-                if let Some(s) = &mut self.session {
-                    capture.clear();
-                    s.free.push(capture);
+            Command::Acked { session, epoch } => {
+                if let Some(sinks) = &mut self.sinks {
+                    sinks.acked(session, epoch);
                 }
             }
             Command::Policy(policy) => self.pacer.set_policy(policy),
@@ -300,65 +268,53 @@ impl Vm {
         Ok(Flow::GoOn)
     }
 
-    fn start_sync(&mut self, name: Term, jobs: SyncSender<Job>, before: u32, rest: Rest) -> Result<(), MachineError> {
-        self.session = None;
-        let tracker = self.machine.track()?;
-        let layout = self.machine.memory().layout();
-        let free = (0..2).map(|_| Capture::for_layout(layout).map(Box::new)).collect::<Result<_, _>>()?;
-        // All that is tracked counts as clean from here on: so all of it has to be copied once.
-        let runs = first_copy::runs(self.machine.memory())
-            .map_err(|e| MachineError::Io { what: "looking for the memory in use", source: e.into() })?;
-        let total = runs.iter().map(|r| r.bytes() as u64).sum();
-        let sync = Sync {
-            round: 0,
-            before,
-            runs,
-            dirty: DirtySet::for_layout(layout),
-            run: 0,
-            page: 0,
-            pieces: None,
-            sent: 0,
-            total,
-            told: Instant::now(),
+    fn add_sink(&mut self, name: Term, jobs: SyncSender<Job>, before: u32, rest: Rest) -> Result<(), MachineError> {
+        let mut sinks = match self.sinks.take() {
+            Some(sinks) => sinks,
+            None => Sinks::new(&mut self.machine, self.bell.clone())?,
         };
-        self.session = Some(Session {
-            name,
-            jobs,
-            tracker,
-            free,
-            taken: Epoch(0),
-            acked: Arc::default(),
-            sync: Some(sync),
-            rest,
-            last: Last::No,
-        });
-        Ok(())
+        let added = sinks.add(name, jobs, before, rest, self.machine.memory());
+        self.sinks = Some(sinks);
+        self.drop_if_empty();
+        added
+    }
+
+    /// Without a sink the memory need not be tracked, and epochs count from 1 again.
+    fn drop_if_empty(&mut self) {
+        if self.sinks.as_ref().is_some_and(Sinks::is_empty) {
+            self.sinks = None;
+        }
     }
 
     /// Does what is due; answers how long nothing will be.
     fn work(&mut self) -> Result<Duration, String> {
-        let Some(s) = &mut self.session else { return Ok(IDLE) };
-        if s.sync.is_some() {
-            let name = s.name;
-            return match self.copy_piece() {
-                // The rest goes with the first checkpoint.
-                Ok(true) => self.checkpoint().map(|()| Duration::ZERO),
-                Ok(false) => Ok(Duration::ZERO),
-                Err(reason) => {
-                    self.session = None;
-                    let _ = self.core.send(Msg::CannotReplicate { session: name, reason });
-                    Ok(IDLE)
-                }
-            };
-        }
-        if s.last == Last::Taken || s.free.is_empty() || self.off {
+        let Some(sinks) = &mut self.sinks else { return Ok(IDLE) };
+        if self.last == Last::Taken || self.off {
             return Ok(IDLE);
         }
-        if s.last == Last::Wanted {
-            self.checkpoint()?;
-            return Ok(Duration::ZERO);
+        let (joined, ready) = (sinks.any_joined(), sinks.any_ready());
+        let in_flight = sinks.in_flight();
+        let mut wait = IDLE;
+        if self.last == Last::Wanted || (ready && in_flight < MAX_IN_FLIGHT) {
+            if self.checkpoint()? {
+                return Ok(Duration::ZERO);
+            }
+        } else if joined {
+            match self.due(in_flight) {
+                Due::Now if self.checkpoint()? => return Ok(Duration::ZERO),
+                // All captures are on their way: one that comes back rings.
+                Due::Now => {}
+                Due::In(time) => wait = time.max(Duration::from_micros(50)),
+            }
         }
-        let in_flight = s.taken.0.saturating_sub(s.acked.load(Ordering::Relaxed));
+        Ok(match self.copy()? {
+            Copied::Something => Duration::ZERO,
+            Copied::NoRoom => wait,
+        })
+    }
+
+    /// When the next checkpoint is due.
+    fn due(&mut self, in_flight: u32) -> Due {
         let output_waits = self.outlets.output_waits();
         if output_waits {
             self.look();
@@ -366,21 +322,31 @@ impl Vm {
             self.look = None;
             self.quiet = false;
         }
-        let seen = Observation {
+        self.pacer.due(&Observation {
             run: self.resumed.elapsed(),
             output_waits,
             urgent_for: self.outlets.urgent().map(|since| since.elapsed()),
             quiet: self.quiet,
             gate_half_full: self.outlets.wants_checkpoint() || self.disks.pressure(),
-            in_flight: u32::try_from(in_flight).unwrap_or(u32::MAX),
-        };
-        match self.pacer.due(&seen) {
-            Due::Now => {
-                self.checkpoint()?;
-                Ok(Duration::ZERO)
-            }
-            Due::In(wait) => Ok(wait.max(Duration::from_micros(50))),
-        }
+            in_flight,
+        })
+    }
+
+    /// Goes on with the initial copies.
+    fn copy(&mut self) -> Result<Copied, String> {
+        let Some(sinks) = &mut self.sinks else { return Ok(Copied::NoRoom) };
+        let core = &self.core;
+        let copied = sinks.copy(
+            self.machine.memory(),
+            &mut |session, progress| {
+                let _ = core.send(Msg::SyncProgress { session, progress });
+            },
+            &mut |session, reason| {
+                let _ = core.send(Msg::CannotReplicate { session, reason });
+            },
+        );
+        self.drop_if_empty();
+        copied.map_err(|e| report(&e))
     }
 
     /// Whether QEMU has been using the CPU since the last look.
@@ -401,44 +367,49 @@ impl Vm {
         }
     }
 
-    fn checkpoint(&mut self) -> Result<(), String> {
-        let Some(s) = &mut self.session else { return Ok(()) };
-        let Some(mut capture) = s.free.pop() else { return Ok(()) };
-        let first = s.taken == Epoch(0);
-        let last = s.last == Last::Wanted;
-        let epoch = s.taken.next();
+    /// Takes a checkpoint for all that have joined or are ready to. False when there is no capture for it.
+    fn checkpoint(&mut self) -> Result<bool, String> {
+        let Some(sinks) = &mut self.sinks else { return Ok(false) };
+        let Some(mut capture) = sinks.spare(self.machine.memory()).map_err(|e| report(&e))? else { return Ok(false) };
+        let last = self.last == Last::Wanted;
+        let epoch = sinks.taken.next();
         let ran = self.resumed.elapsed();
-        capture.last = last;
+        let joining = !last && sinks.gather();
         capture.early = self.early_copy.wanted();
+        let Sinks { tracker, missing, .. } = sinks;
+        let missing = joining.then_some(missing);
         capture
-            .take(epoch, ran, &mut self.machine, &mut s.tracker, &self.outlets, &self.disks)
+            .take(epoch, ran, &mut self.machine, tracker, &self.outlets, &self.disks, missing)
             .map_err(|e| report(&e))?;
         let seen = &capture.record;
         self.early_copy.learned(seen.dirty_pages, seen.early_pages, seen.again_pages);
-        s.taken = epoch;
-        if first {
-            capture.rest = s.rest.take();
-            self.disks.unmark();
-            // The guest must not run before all its output is held. The core answers at once.
+        // The guest must not run before all its output is held. The core answers at once.
+        let core = &self.core;
+        let hold = |session| {
             let (held, answer) = sync_channel(1);
-            let _ = self.core.send(Msg::FirstCheckpoint { session: s.name, held });
-            if answer.recv_timeout(HOLD_LIMIT).is_err() {
-                let session = s.name;
-                self.disks.go_through();
-                capture.resume(&mut self.machine).map_err(|e| report(&e))?;
-                self.session = None;
+            let _ = core.send(Msg::FirstCheckpoint { session, held });
+            let held = answer.recv_timeout(HOLD_LIMIT).is_ok();
+            if !held {
                 let reason = "output is not held in time".into();
-                let _ = self.core.send(Msg::CannotReplicate { session, reason });
-                return Ok(());
+                let _ = core.send(Msg::CannotReplicate { session, reason });
             }
-            capture.console = self.outlets.console_history();
+            held
+        };
+        let joins = if joining { sinks.taken(&capture, &self.outlets, &self.disks, hold) } else { Vec::new() };
+        if !joining {
+            sinks.taken(&capture, &self.outlets, &self.disks, |_| false);
+        }
+        let nobody = !sinks.any_joined();
+        if nobody {
+            // What the checkpoint has sealed is the guest's own again.
+            self.disks.go_through();
         }
         if last {
             capture.note(&self.machine);
             capture.resumed = Instant::now();
-            s.last = Last::Taken;
+            self.last = Last::Taken;
             self.paused = true;
-            let _ = self.core.send(Msg::FinalTaken { session: s.name, epoch });
+            let _ = self.core.send(Msg::FinalTaken { generation: self.generation, epoch });
         } else if let Err(error) = capture.resume(&mut self.machine) {
             // A guest that has powered off does not run again; its last output is committed all the same.
             self.events()?;
@@ -451,86 +422,21 @@ impl Vm {
         self.resumed = capture.resumed;
         self.look = None;
         self.quiet = false;
-        if first || epoch.0 % 64 == 0 {
+        if joining || epoch.0 % 64 == 0 {
             capture.addresses = self.outlets.addresses();
         }
-        let Some(s) = &mut self.session else { return Ok(()) };
-        // The sender has room for as many checkpoints as there are captures.
-        match s.jobs.try_send(Job::Checkpoint(capture)) {
-            Ok(()) => {}
-            // The session is ending; the core will say so.
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                let session = s.name;
-                let reason = "the sender has ended".into();
-                let _ = self.core.send(Msg::CannotReplicate { session, reason });
-                self.wait_out_session();
-            }
+        let Some(sinks) = &mut self.sinks else { return Ok(true) };
+        if nobody {
+            sinks.put_back(capture);
+        } else {
+            let core = &self.core;
+            // Output stays held until the core has decided.
+            sinks.give(capture, joins, &mut |session, reason| {
+                let _ = core.send(Msg::CannotReplicate { session, reason });
+            });
         }
-        Ok(())
-    }
-
-    /// No more checkpoints in this session. Output stays held until the core has decided.
-    fn wait_out_session(&mut self) {
-        if let Some(s) = &mut self.session {
-            s.free.clear();
-        }
-    }
-
-    /// Sends the next piece of the initial copy, or ends a round. True when the copy is done.
-    fn copy_piece(&mut self) -> Result<bool, String> {
-        let Some(Session { jobs, tracker, sync: Some(sync), .. }) = &mut self.session else { return Ok(false) };
-        let gone = || "the sender has ended".to_owned();
-        if sync.pieces.is_none() {
-            if sync.round > 0 {
-                sync.dirty.clear();
-                tracker.scan(&mut sync.dirty).map_err(|e| report(&e))?;
-                // What the scan reported counts as clean from now on: it must go out with this round.
-                sync.runs.clear();
-                sync.runs.extend_from_slice(sync.dirty.runs());
-                sync.total += sync.dirty.pages() * PAGE_SIZE;
-            }
-            sync.round += 1;
-            (sync.run, sync.page) = (0, 0);
-            let (pieces, taken) = sync_channel(2);
-            jobs.send(Job::Round { round: Epoch((sync.before + sync.round).into()), pieces: taken })
-                .map_err(|_| gone())?;
-            sync.pieces = Some(pieces);
-        }
-        let memory = self.machine.memory();
-        let mut piece = Piece { runs: Vec::new(), bytes: Vec::new() };
-        let mut room = PIECE_PAGES;
-        while room > 0
-            && let Some(run) = sync.runs.get(sync.run)
-        {
-            let count = (run.count - sync.page).min(room);
-            piece.runs.push(PageRun { block: run.block, first: run.first + u64::from(sync.page), count });
-            room -= count;
-            sync.page += count;
-            if sync.page == run.count {
-                (sync.run, sync.page) = (sync.run + 1, 0);
-            }
-        }
-        piece.bytes.resize((PIECE_PAGES - room) as usize * PAGE_SIZE as usize, 0);
-        memory.read_runs(&piece.runs, &mut piece.bytes).map_err(|e| report(&e))?;
-        sync.sent += piece.bytes.len() as u64;
-        let round_ends = sync.run == sync.runs.len();
-        if let Some(pieces) = &sync.pieces {
-            pieces.send(piece).map_err(|_| gone())?;
-        }
-        if round_ends {
-            sync.pieces = None;
-        }
-        if round_ends || sync.told.elapsed() > Duration::from_millis(100) {
-            sync.told = Instant::now();
-            let progress = SyncProgress { bytes_sent: sync.sent, bytes_total: sync.total, round: sync.round };
-            let _ = self.core.send(Msg::SyncProgress(progress));
-        }
-        let few = sync.round > 1 && sync.dirty.pages() <= FEW_PAGES;
-        let done = round_ends && (few || sync.round >= MAX_ROUNDS);
-        if let (true, Some(s)) = (done, &mut self.session) {
-            s.sync = None;
-        }
-        Ok(done)
+        self.drop_if_empty();
+        Ok(true)
     }
 
     fn wait(&mut self, wait: Duration) -> Result<(), String> {

@@ -117,7 +117,7 @@ impl Proof {
         // Four copy once before the pause, the next four do not: each in every mode.
         self.capture.early = (next.0 / 4).is_multiple_of(2);
         self.capture
-            .take(next, Duration::ZERO, &mut self.primary, &mut self.tracker, &self.outlets, &Disks::default())
+            .take(next, Duration::ZERO, &mut self.primary, &mut self.tracker, &self.outlets, &Disks::default(), None)
             .unwrap();
         let pass = Pass { session: TERM.0, kind: PassKind::Checkpoint, epoch: next };
         self.encoder.set_mode(mode);

@@ -13,6 +13,7 @@
 mod freeze;
 pub mod host;
 mod mappings;
+mod page_map;
 mod page_set;
 mod pagemap_scan;
 mod soft_dirty;
@@ -22,6 +23,7 @@ use std::fmt;
 use crate::blocks::{BlockLayout, PAGE_SIZE};
 use crate::error::{MachineError, Result};
 
+pub use page_map::PageMap;
 pub use pagemap_scan::PagemapScan;
 pub use soft_dirty::SoftDirty;
 

@@ -277,9 +277,19 @@ impl Served {
         self.shared.lock().failure.clone()
     }
 
-    /// Those who hear of writes before they reach the image, from now on.
-    pub fn set_marks(&self, marks: Vec<Arc<dyn Mark>>) {
-        self.shared.lock().marks = marks;
+    /// `mark` hears of writes before they reach the image, from now on.
+    pub fn add_mark(&self, mark: Arc<dyn Mark>) {
+        self.shared.lock().marks.push(mark);
+    }
+
+    /// `mark` hears no more.
+    pub fn remove_mark(&self, mark: &Arc<dyn Mark>) {
+        self.shared.lock().marks.retain(|m| !Arc::ptr_eq(m, mark));
+    }
+
+    /// What the guest did in the epochs that are sealed and perhaps not in the image yet, oldest first.
+    pub fn queued(&self) -> Vec<Arc<Batch>> {
+        self.shared.lock().queue.iter().map(|sealed| Arc::clone(&sealed.batch)).collect()
     }
 
     /// Who hears what has become durable, from now on.

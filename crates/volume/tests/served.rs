@@ -318,7 +318,7 @@ fn writes_are_marked_before_they_reach_the_image() {
     let disk = Disk::new();
     let served = serve(&disk, Acknowledge::Memory);
     let mark = Arc::new(Before(disk.clone(), Mutex::default()));
-    served.set_marks(vec![Arc::clone(&mark) as Arc<dyn Mark>]);
+    served.add_mark(Arc::clone(&mark) as Arc<dyn Mark>);
     Handler::write(&served, 0, vec![1; 10], false).unwrap();
     served.hold();
     Handler::write(&served, 100, vec![1; 10], false).unwrap();

@@ -34,7 +34,7 @@ impl Core {
         }
         self.input(Input::Acked { session, epoch });
         self.committed = epoch;
-        self.command(Command::Acked(epoch));
+        self.command(Command::Acked { session, epoch });
         let mut i = 0;
         while let Some(&(e, resumed, record)) = self.unacked.get(i) {
             if e <= epoch {
@@ -121,6 +121,7 @@ impl Core {
             heartbeat: Duration::from_millis(config.timing.heartbeat_ms.into()),
             uplink: Arc::clone(&self.uplink),
             disks: Arc::clone(&self.parts.disks),
+            bell: self.parts.bell.clone(),
         };
         self.sync = None;
         self.sync_began = Instant::now();
@@ -144,12 +145,11 @@ impl Core {
             let pause = self.retry.map_or(RETRY_FIRST, |(_, pause)| (pause * 2).min(RETRY_LAST));
             self.retry = Some((Instant::now(), pause));
         }
-        self.session = None;
-        self.sync = None;
         // A guest that a switchover has paused stays paused until the witness has spoken: `OpenGate` sends `GoOn`.
-        if self.final_epoch.is_none() {
-            self.command(Command::EndSession);
+        if let Some(session) = self.session.take() {
+            self.command(Command::RemoveSink(session.name));
         }
+        self.sync = None;
     }
 
     /// Closes the session, if there is one, and tells the protocol.

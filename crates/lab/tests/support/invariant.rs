@@ -36,6 +36,12 @@ impl Scenario {
     /// What holds whether something had to be awaited or not.
     pub fn check_rest(&mut self) {
         assert_eq!(self.ledger().resets(), 0, "the client's connection broke");
+        // A host that has just come back may still be looking for the witness; what the next fault does to it could not be
+        // told then.
+        for host in [&self.primary, &self.backup] {
+            let keeper = self.lab.keeper(host).unwrap();
+            wait_until("the witness to answer both hosts", || keeper.status().is_ok_and(|s| s.witness_reachable));
+        }
         self.check_speakers();
         self.check_processes();
         let lost: Vec<_> = self.events.all().into_iter().filter(|e| matches!(e.kind, EventKind::Lost { .. })).collect();

@@ -20,6 +20,23 @@ impl PageSet {
         }
     }
 
+    /// Puts the pages `first..end` in. Pages that the block does not have are ignored.
+    pub(super) fn insert_range(&mut self, first: u64, end: u64) {
+        each_word(first, end.min(self.pages), |word, mask| self.words[word] |= mask);
+    }
+
+    /// Puts all of `other`, a set of the same block, in.
+    pub(super) fn add_all(&mut self, other: &PageSet) {
+        for (ours, theirs) in self.words.iter_mut().zip(&other.words) {
+            *ours |= theirs;
+        }
+    }
+
+    /// How many pages are in it.
+    pub(super) fn count(&self) -> u64 {
+        self.words.iter().map(|word| u64::from(word.count_ones())).sum()
+    }
+
     /// Moves all of `other`, a set of the same block, into this one.
     pub(super) fn take_all(&mut self, other: &mut PageSet) {
         for (ours, theirs) in self.words.iter_mut().zip(&mut other.words) {
@@ -40,14 +57,7 @@ impl PageSet {
 
     /// Takes the pages `first..end` out.
     pub(super) fn remove(&mut self, first: u64, end: u64) {
-        let mut at = first;
-        while at < end.min(self.pages) {
-            let (word, bit) = ((at / 64) as usize, at % 64);
-            let count = (64 - bit).min(end - at);
-            let mask = if count == 64 { !0 } else { ((1 << count) - 1) << bit };
-            self.words[word] &= !mask;
-            at += count;
-        }
+        each_word(first, end.min(self.pages), |word, mask| self.words[word] &= !mask);
     }
 
     /// The first page at or behind `from` that is in the set (`invert` is 0) or is not (`!0`).
@@ -66,6 +76,17 @@ impl PageSet {
             mask = !0;
         }
         None
+    }
+}
+
+/// Calls `with` for every word that pages `first..end` have bits in, with those bits.
+fn each_word(first: u64, end: u64, mut with: impl FnMut(usize, u64)) {
+    let mut at = first;
+    while at < end {
+        let (word, bit) = ((at / 64) as usize, at % 64);
+        let count = (64 - bit).min(end - at);
+        with(word, if count == 64 { !0 } else { ((1 << count) - 1) << bit });
+        at += count;
     }
 }
 

@@ -1,0 +1,427 @@
+//! One of those to whom a running VM is copied: first all of it, in rounds while the guest runs, then checkpoint after
+//! checkpoint. Several share one dirty tracker.
+//!
+//! ```text
+//!             a round was small                 a checkpoint, with all that is stale here
+//!   Copying ────────────────────► Ready ──────────────────────────────────────────► Joined ──► every checkpoint
+//!    │   ▲ a round: what is stale
+//!    └───┘
+//! ```
+//!
+//! *Stale* pages are those that the guest has written since this sink was sent them. A scan reports a page once, whoever
+//! asked for it, so what it finds is noted for every sink that is not yet joined; a joined one gets it with the next
+//! checkpoint.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
+use std::time::{Duration, Instant};
+
+use ninefold_machine::{DirtySet, Machine, MachineError, Memory, PAGE_SIZE, PageMap, PageRun, Tracker};
+use ninefold_model::status::SyncProgress;
+use ninefold_model::{Epoch, Term};
+use ninefold_replica::pacing::MAX_IN_FLIGHT;
+
+use crate::capture::{Capture, Join, Taken};
+use crate::disks::Disks;
+use crate::error::report;
+use crate::first_copy;
+use crate::outlets::Outlets;
+use crate::resync::Rest;
+use crate::session::{Job, Piece};
+use crate::vm::Bell;
+
+/// Pages that one piece of a round carries: 4 MiB; while another sink has joined 1 MiB, so that its checkpoints are not
+/// held up.
+const PIECE_PAGES: u32 = 1024;
+const SMALL_PIECE: u32 = 256;
+/// When a round leaves at most this much stale, the rest goes with the first checkpoint.
+const FEW_PAGES: u64 = 2048;
+/// After so many rounds the first checkpoint is taken however much is stale.
+const MAX_ROUNDS: u32 = 12;
+/// How often progress is told.
+const TELL: Duration = Duration::from_millis(100);
+
+/// What came of an attempt to copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Copied {
+    /// A piece went out, or a round ended.
+    Something,
+    /// Who sends has no room: it rings the bell when it has.
+    NoRoom,
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct Sink {
+    pub name: Term,
+    jobs: SyncSender<Job>,
+    /// What of the volumes goes with the first checkpoint.
+    rest: Rest,
+    /// The newest checkpoint that it holds.
+    acked: Epoch,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Copying(Box<Copying>),
+    Ready { stale: PageMap },
+    Joined,
+}
+
+/// The initial copy.
+#[derive(Debug)]
+struct Copying {
+    stale: PageMap,
+    round: u32,
+    /// Rounds of the volumes, which came before.
+    before: u32,
+    /// What this round carries.
+    runs: Vec<PageRun>,
+    dirty: DirtySet,
+    /// The place in `runs` that is next: run and page within it.
+    run: usize,
+    page: u32,
+    pieces: Option<SyncSender<Piece>>,
+    /// For which there was no room.
+    waiting: Option<Piece>,
+    sent: u64,
+    total: u64,
+    told: Instant,
+}
+
+impl Copying {
+    /// Opens the next round. False when the sender has no room for it.
+    fn begin(&mut self, jobs: &SyncSender<Job>) -> Result<bool, String> {
+        let (pieces, taken) = sync_channel(2);
+        match jobs.try_send(Job::Round { round: Epoch((self.before + self.round + 1).into()), pieces: taken }) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => return Ok(false),
+            Err(TrySendError::Disconnected(_)) => return Err(gone()),
+        }
+        if self.round > 0 {
+            self.stale.drain_into(&mut self.dirty);
+            self.runs.clear();
+            self.runs.extend_from_slice(self.dirty.runs());
+            self.total += self.dirty.pages() * PAGE_SIZE;
+        }
+        self.round += 1;
+        (self.run, self.page) = (0, 0);
+        self.pieces = Some(pieces);
+        Ok(true)
+    }
+
+    /// The next piece of this round, of at most so many pages.
+    fn piece(&mut self, memory: &Memory, most: u32) -> Result<Piece, String> {
+        let mut piece = Piece { runs: Vec::new(), bytes: Vec::new() };
+        let mut room = most;
+        while room > 0
+            && let Some(run) = self.runs.get(self.run)
+        {
+            let count = (run.count - self.page).min(room);
+            piece.runs.push(PageRun { block: run.block, first: run.first + u64::from(self.page), count });
+            room -= count;
+            self.page += count;
+            if self.page == run.count {
+                (self.run, self.page) = (self.run + 1, 0);
+            }
+        }
+        piece.bytes.resize((most - room) as usize * PAGE_SIZE as usize, 0);
+        memory.read_runs(&piece.runs, &mut piece.bytes).map_err(|e| report(&e))?;
+        Ok(piece)
+    }
+
+    /// Whether what this round did not carry may go with the first checkpoint.
+    fn enough(&self) -> bool {
+        (self.round > 1 && self.dirty.pages() <= FEW_PAGES) || self.round >= MAX_ROUNDS
+    }
+}
+
+fn gone() -> String {
+    "the sender has ended".into()
+}
+
+impl Sink {
+    fn joined(&self) -> bool {
+        matches!(self.stage, Stage::Joined)
+    }
+
+    /// Its pages are as old as the last scan.
+    fn note(&mut self, runs: &[PageRun]) {
+        match &mut self.stage {
+            Stage::Copying(copying) => copying.stale.insert(runs),
+            Stage::Ready { stale } => stale.insert(runs),
+            Stage::Joined => {}
+        }
+    }
+
+    /// Sends the next piece of the copy, or ends a round. `scan` tells what is stale by now, before a round begins.
+    fn copy(&mut self, memory: &Memory, most: u32, tell: &mut dyn FnMut(Term, SyncProgress)) -> Result<Copied, String> {
+        let Stage::Copying(copying) = &mut self.stage else { return Ok(Copied::NoRoom) };
+        if copying.pieces.is_none() && !copying.begin(&self.jobs)? {
+            return Ok(Copied::NoRoom);
+        }
+        let piece = match copying.waiting.take() {
+            Some(piece) => piece,
+            None => copying.piece(memory, most)?,
+        };
+        let bytes = piece.bytes.len() as u64;
+        match copying.pieces.as_ref().map(|pieces| pieces.try_send(piece)) {
+            Some(Ok(())) => copying.sent += bytes,
+            Some(Err(TrySendError::Full(piece))) => {
+                copying.waiting = Some(piece);
+                return Ok(Copied::NoRoom);
+            }
+            Some(Err(TrySendError::Disconnected(_))) | None => return Err(gone()),
+        }
+        let round_ends = copying.run == copying.runs.len();
+        if round_ends {
+            copying.pieces = None;
+        }
+        if round_ends || copying.told.elapsed() > TELL {
+            copying.told = Instant::now();
+            let (bytes_sent, bytes_total) = (copying.sent, copying.total);
+            tell(self.name, SyncProgress { bytes_sent, bytes_total, round: copying.round });
+        }
+        if round_ends && copying.enough() {
+            let Stage::Copying(copying) = std::mem::replace(&mut self.stage, Stage::Joined) else {
+                return Ok(Copied::Something);
+            };
+            self.stage = Stage::Ready { stale: copying.stale };
+        }
+        Ok(Copied::Something)
+    }
+
+    /// Whether a round is about to begin, for which the newest scan is wanted.
+    fn between_rounds(&self) -> bool {
+        matches!(&self.stage, Stage::Copying(c) if c.pieces.is_none() && c.round > 0)
+    }
+}
+
+/// The sinks of one VM with their tracker and the buffers of its checkpoints.
+#[derive(Debug)]
+pub struct Sinks {
+    pub tracker: Tracker,
+    all: Vec<Sink>,
+    /// For scans between checkpoints.
+    scan: DirtySet,
+    /// What those that join are missing.
+    pub missing: PageMap,
+    #[expect(clippy::vec_box, reason = "a capture goes from thread to thread: boxed, only a pointer moves")]
+    spare: Vec<Box<Capture>>,
+    made: u32,
+    back: Receiver<Box<Capture>>,
+    home: Sender<Box<Capture>>,
+    bell: Bell,
+    /// The newest checkpoint.
+    pub taken: Epoch,
+}
+
+impl Sinks {
+    /// Starts to track the VM's memory, for no sink yet.
+    ///
+    /// # Errors
+    /// The memory cannot be tracked.
+    pub fn new(machine: &mut Machine, bell: Bell) -> Result<Self, MachineError> {
+        let tracker = machine.track()?;
+        let layout = machine.memory().layout();
+        let (home, back) = channel();
+        Ok(Self {
+            tracker,
+            all: Vec::new(),
+            scan: DirtySet::for_layout(layout),
+            missing: PageMap::for_layout(layout),
+            spare: Vec::new(),
+            made: 0,
+            back,
+            home,
+            bell,
+            taken: Epoch(0),
+        })
+    }
+
+    /// Begins to copy the VM to `jobs`, after `before` rounds of its volumes.
+    ///
+    /// # Errors
+    /// It cannot be found out which memory is in use.
+    pub fn add(
+        &mut self,
+        name: Term,
+        jobs: SyncSender<Job>,
+        before: u32,
+        rest: Rest,
+        memory: &Memory,
+    ) -> Result<(), MachineError> {
+        // What is written from here on is found by a scan: so all of it has to be copied once.
+        let runs = first_copy::runs(memory)
+            .map_err(|e| MachineError::Io { what: "looking for the memory in use", source: e.into() })?;
+        let layout = memory.layout();
+        let copying = Copying {
+            stale: PageMap::for_layout(layout),
+            round: 0,
+            before,
+            total: runs.iter().map(|r| r.bytes() as u64).sum(),
+            runs,
+            dirty: DirtySet::for_layout(layout),
+            run: 0,
+            page: 0,
+            pieces: None,
+            waiting: None,
+            sent: 0,
+            told: Instant::now(),
+        };
+        self.all.push(Sink { name, jobs, rest, acked: Epoch(0), stage: Stage::Copying(Box::new(copying)) });
+        Ok(())
+    }
+
+    /// Forgets a sink.
+    pub fn remove(&mut self, name: Term) {
+        self.all.retain(|s| s.name != name);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// Whether one gets checkpoints.
+    pub fn any_joined(&self) -> bool {
+        self.all.iter().any(Sink::joined)
+    }
+
+    /// Whether one waits for its first checkpoint.
+    pub fn any_ready(&self) -> bool {
+        self.all.iter().any(|s| matches!(s.stage, Stage::Ready { .. }))
+    }
+
+    /// A sink holds all checkpoints up to `epoch`.
+    pub fn acked(&mut self, name: Term, epoch: Epoch) {
+        if let Some(sink) = self.all.iter_mut().find(|s| s.name == name) {
+            sink.acked = sink.acked.max(epoch);
+        }
+    }
+
+    /// Checkpoints that the slowest joined sink does not hold yet.
+    pub fn in_flight(&self) -> u32 {
+        let behind = |s: &Sink| self.taken.0.saturating_sub(s.acked.0);
+        let most = self.all.iter().filter(|s| s.joined()).map(behind).max().unwrap_or(0);
+        u32::try_from(most).unwrap_or(u32::MAX)
+    }
+
+    /// Sends a piece to each sink that is being copied to; those that fail are left out and given to `lost`.
+    ///
+    /// # Errors
+    /// The tracker's.
+    pub fn copy(
+        &mut self,
+        memory: &Memory,
+        tell: &mut dyn FnMut(Term, SyncProgress),
+        lost: &mut dyn FnMut(Term, String),
+    ) -> Result<Copied, MachineError> {
+        let joined = self.any_joined();
+        // While one has joined, checkpoints bring what there is to know.
+        if !joined && self.all.iter().any(Sink::between_rounds) {
+            self.scan.clear();
+            self.tracker.scan(&mut self.scan)?;
+            let runs = self.scan.runs();
+            self.all.iter_mut().for_each(|s| s.note(runs));
+        }
+        let mut copied = Copied::NoRoom;
+        self.all.retain_mut(|sink| {
+            match sink.copy(memory, if joined { SMALL_PIECE } else { PIECE_PAGES }, tell) {
+                Ok(Copied::Something) => copied = Copied::Something,
+                Ok(Copied::NoRoom) => {}
+                Err(reason) => {
+                    lost(sink.name, reason);
+                    return false;
+                }
+            }
+            true
+        });
+        Ok(copied)
+    }
+
+    /// An empty capture, if there is one: as many as may be unacknowledged.
+    ///
+    /// # Errors
+    /// No memory for one.
+    pub fn spare(&mut self, memory: &Memory) -> Result<Option<Box<Capture>>, MachineError> {
+        while let Ok(mut capture) = self.back.try_recv() {
+            capture.clear();
+            self.spare.push(capture);
+        }
+        if self.spare.is_empty() && self.made < MAX_IN_FLIGHT {
+            self.made += 1;
+            return Capture::for_layout(memory.layout()).map(|c| Some(Box::new(c)));
+        }
+        Ok(self.spare.pop())
+    }
+
+    /// Puts an unused capture back.
+    pub fn put_back(&mut self, mut capture: Box<Capture>) {
+        capture.clear();
+        self.spare.push(capture);
+    }
+
+    /// Gathers in [`missing`](Self::missing) what those that are ready to join are missing; answers whether any is.
+    pub fn gather(&mut self) -> bool {
+        self.missing.clear();
+        let mut any = false;
+        for sink in &self.all {
+            if let Stage::Ready { stale } = &sink.stage {
+                self.missing.insert_all(stale);
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// A checkpoint has been taken and the guest stands still: notes it for those that do not get it, and lets join those
+    /// that are ready. `hold` is asked for each of them whether it may: all output is held then.
+    pub fn taken(
+        &mut self,
+        capture: &Capture,
+        outlets: &Outlets,
+        disks: &Disks,
+        mut hold: impl FnMut(Term) -> bool,
+    ) -> Vec<(Term, Join)> {
+        self.taken = capture.epoch;
+        let mut joins = Vec::new();
+        self.all.retain_mut(|sink| {
+            if let Stage::Copying(copying) = &mut sink.stage {
+                copying.stale.insert(capture.runs());
+            }
+            if !matches!(sink.stage, Stage::Ready { .. }) {
+                return true;
+            }
+            let rest = sink.rest.take(disks);
+            if !hold(sink.name) {
+                return false;
+            }
+            let join = Join { rest, queued: disks.queued(), console: outlets.console_history() };
+            joins.push((sink.name, join));
+            sink.stage = Stage::Joined;
+            // What it holds before its first checkpoint does not count against it.
+            sink.acked = Epoch(capture.epoch.0 - 1);
+            true
+        });
+        joins
+    }
+
+    /// Gives a checkpoint to all that have joined; those that cannot take it are left out and given to `lost`.
+    pub fn give(&mut self, capture: Box<Capture>, mut joins: Vec<(Term, Join)>, lost: &mut dyn FnMut(Term, String)) {
+        let taken = Arc::new(Taken::new(capture, self.home.clone(), self.bell.clone()));
+        self.all.retain(|sink| {
+            if !sink.joined() {
+                return true;
+            }
+            let join =
+                joins.iter().position(|(name, _)| *name == sink.name).map(|at| Box::new(joins.swap_remove(at).1));
+            // The sender has room for as many checkpoints as there are captures.
+            let given = sink.jobs.try_send(Job::Checkpoint { taken: Arc::clone(&taken), join });
+            if given.is_err() {
+                lost(sink.name, gone());
+            }
+            given.is_ok()
+        });
+    }
+}

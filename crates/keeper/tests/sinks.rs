@@ -1,0 +1,226 @@
+//! Several sinks of one VM: whenever one joins, it gets every checkpoint whole, as the others do.
+//!
+//! ```text
+//!                                  ┌─► image 1   joins first, leaves early
+//!   real QEMU ─► the VM's thread ──┼─► image 2   joins while 1 gets checkpoints
+//!                                  └─► image 3   joins when 1 has gone, and is slow
+//! ```
+//!
+//! Images that hold the same epoch are compared, and at the end, the guest standing still, with the guest's memory itself.
+
+#[path = "../../machine/tests/guest/mod.rs"]
+mod guest;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ninefold_keeper::config::{KeeperConfig, Peer, SecurityConfig};
+use ninefold_keeper::msg::Msg;
+use ninefold_keeper::outlets::Outlets;
+use ninefold_keeper::resync::Rest;
+use ninefold_keeper::session::Job;
+use ninefold_keeper::vm::{self, Bell, Command, VmHandle};
+use ninefold_machine::{Memory, PAGE_SIZE, PageRun};
+use ninefold_model::spec::{EpochPolicy, VmSpec};
+use ninefold_model::{Epoch, Term};
+
+/// What any step may take; only so that a failure ends.
+const LIMIT: Duration = Duration::from_secs(60);
+const GENERATION: u64 = 7;
+
+/// What a sink holds.
+struct Image {
+    blocks: Vec<Vec<u8>>,
+    /// Checksums of all blocks at some epochs.
+    sums: BTreeMap<u64, u32>,
+    epoch: u64,
+    first: u64,
+    rounds: u32,
+}
+
+impl Image {
+    fn write(&mut self, runs: &[PageRun], mut content: &[u8]) {
+        for run in runs {
+            let (now, rest) = content.split_at(run.bytes());
+            let at = (run.first * PAGE_SIZE) as usize;
+            self.blocks[usize::from(run.block)][at..at + now.len()].copy_from_slice(now);
+            content = rest;
+        }
+    }
+
+    fn sum(&self) -> u32 {
+        let mut sum = crc32fast::Hasher::new();
+        self.blocks.iter().for_each(|b| sum.update(b));
+        sum.finalize()
+    }
+}
+
+#[derive(Clone)]
+struct Shared(Arc<(Mutex<Image>, Condvar)>);
+
+impl Shared {
+    fn wait(&self, what: &str, until: impl Fn(&Image) -> bool) {
+        let deadline = Instant::now() + LIMIT;
+        let mut image = self.0.0.lock().unwrap();
+        while !until(&image) {
+            let left = deadline.checked_duration_since(Instant::now()).unwrap_or_else(|| panic!("no {what}"));
+            image = self.0.1.wait_timeout(image, left).unwrap().0;
+        }
+    }
+}
+
+/// Adds a sink that acknowledges what it holds after `slow`.
+fn add_sink(name: u64, handle: &Arc<VmHandle>, bell: &Bell, memory: &Memory, slow: Duration) -> Shared {
+    let blocks = memory.layout().blocks.iter().map(|b| vec![0; (b.pages() * PAGE_SIZE) as usize]).collect();
+    let image = Image { blocks, sums: BTreeMap::new(), epoch: 0, first: 0, rounds: 0 };
+    let shared = Shared(Arc::new((Mutex::new(image), Condvar::new())));
+    let (jobs, work) = sync_channel(8);
+    handle.send(Command::AddSink { session: Term(name), jobs, rounds: 0, rest: Rest::default() });
+    let (ours, handle, bell) = (shared.clone(), Arc::clone(handle), bell.clone());
+    thread::spawn(move || collect(name, &work, &ours, &handle, &bell, slow));
+    shared
+}
+
+fn collect(name: u64, work: &Receiver<Job>, shared: &Shared, handle: &VmHandle, bell: &Bell, slow: Duration) {
+    for job in work {
+        match job {
+            Job::Round { pieces, .. } => {
+                for piece in pieces {
+                    bell.ring();
+                    shared.0.0.lock().unwrap().write(&piece.runs, &piece.bytes);
+                }
+                shared.0.0.lock().unwrap().rounds += 1;
+            }
+            Job::Checkpoint { taken, join } => {
+                let mut image = shared.0.0.lock().unwrap();
+                assert_eq!(join.is_some(), image.epoch == 0, "the first checkpoint, and no other, lets it join");
+                assert!(image.epoch == 0 || taken.epoch.0 == image.epoch + 1, "every checkpoint, in order");
+                image.write(taken.runs(), taken.content());
+                image.epoch = taken.epoch.0;
+                if image.first == 0 {
+                    image.first = image.epoch;
+                }
+                if image.epoch.is_multiple_of(4) {
+                    let sum = image.sum();
+                    let epoch = image.epoch;
+                    image.sums.insert(epoch, sum);
+                }
+                drop(image);
+                thread::sleep(slow);
+                handle.send(Command::Acked { session: Term(name), epoch: taken.epoch });
+                shared.0.1.notify_all();
+            }
+            _ => panic!("what a sink is not given here"),
+        }
+    }
+}
+
+fn outlets(dir: &Path, spec: &VmSpec) -> Outlets {
+    let nowhere = "127.0.0.1:0".parse().unwrap();
+    let config = KeeperConfig {
+        host: "a".parse().unwrap(),
+        vm: VmSpec { nics: Vec::new(), ..spec.clone() },
+        qemu: "qemu-system-x86_64".into(),
+        run_dir: dir.to_owned(),
+        pool: Default::default(),
+        cache_dir: dir.to_owned(),
+        listen: nowhere,
+        peers: Vec::new(),
+        witness: Peer { host: "w".parse().unwrap(), addr: nowhere },
+        security: SecurityConfig::PlainText,
+        metrics: None,
+        uplink: None,
+        timing: Default::default(),
+        epochs: Default::default(),
+    };
+    Outlets::open(&config, &(Arc::new(|| ()) as _)).unwrap()
+}
+
+/// Stands in for the core: output is held at once; the rest is passed on.
+fn core(inbox: Receiver<Msg>, seen: Sender<Epoch>) {
+    for msg in inbox {
+        match msg {
+            Msg::FirstCheckpoint { held, .. } => held.send(()).unwrap(),
+            Msg::FinalTaken { generation: GENERATION, epoch } => seen.send(epoch).unwrap(),
+            Msg::CannotReplicate { session, reason } => panic!("sink {session}: {reason}"),
+            Msg::VmLost { reason, .. } => panic!("{reason}"),
+            _ => {}
+        }
+    }
+}
+
+fn same_sums(a: &Shared, b: &Shared) -> usize {
+    let (a, b) = (a.0.0.lock().unwrap(), b.0.0.lock().unwrap());
+    let common: Vec<_> = a.sums.iter().filter_map(|(e, sum)| b.sums.get(e).map(|other| (e, sum, other))).collect();
+    for (epoch, sum, other) in &common {
+        assert_eq!(sum, other, "epoch {epoch} is not the same at both");
+    }
+    common.len()
+}
+
+#[test]
+fn every_sink_holds_every_checkpoint_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let boot = guest::boot_sector(dir.path());
+    let accel = guest::accels()[0];
+    let mut config = guest::config(Path::new("qemu-system-x86_64"), accel, 2, &boot);
+    config.spec.nics.clear();
+    let (machine, ports) = guest::launch(&config);
+    let outlets = Arc::new(outlets(dir.path(), &config.spec));
+    outlets.attach(ports).unwrap();
+    let memory = Arc::clone(machine.memory());
+    let bell = Bell::new().unwrap();
+    let (tell, inbox) = channel();
+    let (seen, final_taken) = channel();
+    thread::spawn(move || core(inbox, seen));
+    let policy = EpochPolicy::Fixed { ms: 5 };
+    let obtain = Box::new(move || Ok(machine));
+    let handle = vm::start(GENERATION, obtain, outlets, Arc::default(), bell.clone(), policy, tell).unwrap();
+    let handle = Arc::new(handle);
+    guest::await_boot(&memory, 2);
+
+    let one = add_sink(1, &handle, &bell, &memory, Duration::ZERO);
+    one.wait("checkpoints at the first", |i| i.epoch >= 20);
+    let two = add_sink(2, &handle, &bell, &memory, Duration::ZERO);
+    two.wait("checkpoints at the second", |i| i.sums.len() >= 8);
+    one.wait("as many at the first", |i| i.sums.len() >= 13);
+    assert!(same_sums(&one, &two) >= 5, "the first two share epochs");
+    handle.send(Command::RemoveSink(Term(1)));
+
+    // It holds up the others' checkpoints, and loses nothing by it.
+    let three = add_sink(3, &handle, &bell, &memory, Duration::from_millis(40));
+    three.wait("checkpoints at the third", |i| i.sums.len() >= 6);
+    {
+        let (two, three) = (two.0.0.lock().unwrap(), three.0.0.lock().unwrap());
+        assert!(two.epoch - three.epoch <= 2, "{} at the second, {} at the slow third", two.epoch, three.epoch);
+        println!(
+            "{accel}: sinks joined at epochs {}, {}, {}; the last epoch is {}; {} rounds of the third's copy",
+            one.0.0.lock().unwrap().first,
+            two.first,
+            three.first,
+            two.epoch,
+            three.rounds
+        );
+        assert!(three.first > two.first && two.first > 20 && three.rounds >= 2);
+    }
+
+    handle.send(Command::TakeFinal);
+    let last = final_taken.recv_timeout(LIMIT).unwrap();
+    for image in [&two, &three] {
+        image.wait("the last checkpoint", |i| i.epoch == last.0);
+        let mut content = vec![0; 256 * PAGE_SIZE as usize];
+        for run in memory.all_runs(256) {
+            let content = &mut content[..run.bytes()];
+            memory.read_run(run, content).unwrap();
+            let image = image.0.0.lock().unwrap();
+            let at = (run.first * PAGE_SIZE) as usize;
+            let same = image.blocks[usize::from(run.block)][at..at + content.len()] == *content;
+            assert!(same, "block {} differs in pages {}..", run.block, run.first);
+        }
+    }
+    assert!(same_sums(&two, &three) >= 5, "the last two share epochs");
+}
