@@ -129,3 +129,16 @@ fn everything_in_random_order() {
     }
     scenario.finish();
 }
+
+/// The loss of the primary, time after time, under one TCP connection. NINEFOLD_FAILOVERS says how often.
+#[test]
+#[ignore = "long: make soak"]
+fn a_thousand_failovers() {
+    let wanted = std::env::var("NINEFOLD_FAILOVERS").ok().and_then(|n| n.parse().ok()).unwrap_or(1000);
+    let mut scenario = Scenario::start("thousand");
+    let faults = [Action::KillQemu, Action::KillKeeper, Action::KillHost];
+    for n in 0..wanted {
+        scenario.act(faults[n % faults.len()]);
+    }
+    scenario.finish();
+}

@@ -1,4 +1,5 @@
-//! Bulk throughput over loopback, and what it costs in CPU: plain text against TLS.
+//! Bulk throughput over loopback, and what it costs in CPU: plain text against TLS; then one connection against several
+//! that share the work.
 //!
 //! `cargo run --release -p ninefold-transport --example throughput [MiB]`
 
@@ -32,6 +33,29 @@ fn main() -> Result<(), Box<dyn Error>> {
             measure(name, round, mib, tls(&a, cipher)?, tls(&b, cipher)?, &b)?;
         }
     }
+    println!("\n{:<12} {:>8}   together", "connections", "MB/s");
+    for round in 0..3 {
+        for connections in [1, 2, 4] {
+            let start = Instant::now();
+            std::thread::scope(|scope| {
+                let each: Vec<_> = (0..connections)
+                    .map(|_| {
+                        let (ours, theirs) = (tls(&a, Cipher::Aes128Gcm), tls(&b, Cipher::Aes128Gcm));
+                        let b = &b;
+                        scope.spawn(move || {
+                            let done = transfer(mib / connections, ours.ok()?, theirs.ok()?, b);
+                            done.map_err(|e| eprintln!("{e}")).ok()
+                        })
+                    })
+                    .collect();
+                if each.into_iter().map(|t| t.join()).any(|r| !matches!(r, Ok(Some(_)))) {
+                    eprintln!("a connection failed");
+                }
+            });
+            let bytes = (mib / connections * connections) << 20;
+            println!("{connections:<12} {:>8.0}   round {round}", bytes as f64 / 1e6 / start.elapsed().as_secs_f64());
+        }
+    }
     Ok(())
 }
 
@@ -43,6 +67,25 @@ fn measure(
     receiver: Security,
     to: &HostName,
 ) -> Result<(), Box<dyn Error>> {
+    let (seconds, send_cpu, receive_cpu) = transfer(mib, sender, receiver, to)?;
+    let total = mib << 20;
+    let gb = total as f64 / 1e9;
+    println!(
+        "{name:<12} {:>8.0} {:>14.3} {:>14.3}  round {round}",
+        total as f64 / 1e6 / seconds,
+        send_cpu / gb,
+        receive_cpu / gb
+    );
+    Ok(())
+}
+
+/// Sends so much over a connection of its own; answers the seconds that it took, and of the CPU at both ends.
+fn transfer(
+    mib: usize,
+    sender: Security,
+    receiver: Security,
+    to: &HostName,
+) -> Result<(f64, f64, f64), Box<dyn Error>> {
     let listener = Listener::bind("127.0.0.1:0".parse()?, receiver)?;
     let addr = listener.local_addr();
     let total = mib << 20;
@@ -74,14 +117,7 @@ fn measure(
     reader.read_exact(&mut [0])?;
     let seconds = start.elapsed().as_secs_f64();
     let receive_cpu = thread.join().map_err(|_| "the receiver panicked")??;
-    let gb = total as f64 / 1e9;
-    println!(
-        "{name:<12} {:>8.0} {:>14.3} {:>14.3}  round {round}",
-        total as f64 / 1e6 / seconds,
-        send_cpu / gb,
-        receive_cpu / gb
-    );
-    Ok(())
+    Ok((seconds, send_cpu, receive_cpu))
 }
 
 /// CPU time of the calling thread, seconds, user and kernel.
