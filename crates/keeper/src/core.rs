@@ -23,13 +23,13 @@ use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use ninefold_model::Epoch;
 use ninefold_model::control::{CheckpointRecord, Response};
 use ninefold_model::event::EventKind;
 use ninefold_model::spec::EpochPolicy;
 use ninefold_model::status::{Counters, MachineStatus, SyncProgress};
+use ninefold_model::{Backup, Epoch, HostName, Record as WitnessRecord};
 use ninefold_net::announce::AnnouncePlan;
-use ninefold_replica::protocol::{Action, Input, Protocol};
+use ninefold_replica::protocol::{Action, Input, Protocol, Wanted};
 use ninefold_replica::stream::{Layout, Pass, PassKind, Ready, Record};
 use ninefold_transport::Link;
 
@@ -124,7 +124,8 @@ pub struct Core {
 
 impl Core {
     pub fn new(parts: Parts) -> Self {
-        let protocol = Protocol::new(parts.config.host.clone(), parts.config.vm.protection);
+        let wanted = Wanted { protection: parts.config.vm.protection, backups: 1 };
+        let protocol = Protocol::new(parts.config.host.clone(), wanted);
         let now = Instant::now();
         Self {
             protocol,
@@ -191,6 +192,17 @@ impl Core {
         self.parts.journal.event(kind);
     }
 
+    /// The other host of the running session.
+    fn peer(&self) -> Option<&HostName> {
+        let session = self.protocol.sessions().iter().find(|s| s.is_live());
+        session.map(|s| &s.backup).or_else(|| self.protocol.primary())
+    }
+
+    /// Whether a backup is looked for. Only when the session before is over: epochs begin anew with each.
+    fn wants_peer(&self) -> bool {
+        self.protocol.wants_peer() && self.protocol.sessions().is_empty() && self.layout.is_some()
+    }
+
     fn input(&mut self, input: Input) {
         let mut actions = Vec::new();
         self.protocol.handle(input, &mut actions);
@@ -255,13 +267,14 @@ impl Core {
                 }
             }
             Msg::FirstCheckpoint { session, held } => {
-                self.input(Input::FirstCheckpoint { session });
+                // There is one session at a time: each counts its epochs from 1.
+                self.input(Input::FirstCheckpoint { session, epoch: Epoch(1) });
                 let _ = held.send(());
             }
             Msg::FinalTaken { generation, epoch } => {
-                if let Some(session) = self.session.as_ref().map(|s| s.name).filter(|_| generation == self.generation) {
+                if self.session.is_some() && generation == self.generation {
                     self.final_epoch = Some(epoch);
-                    self.check_final(session);
+                    self.input(Input::FinalTaken { epoch });
                 }
             }
             Msg::CannotReplicate { session, reason } | Msg::SessionEnded { session, reason } => {
@@ -272,7 +285,7 @@ impl Core {
             Msg::NoPeer => self.looking = false,
             Msg::PeerConnected { link } => {
                 self.looking = false;
-                if self.protocol.wants_peer() && self.layout.is_some() {
+                if self.wants_peer() {
                     let peer = link.peer().clone();
                     self.link = Some(link);
                     self.input(Input::PeerAvailable { peer });
@@ -335,9 +348,16 @@ impl Core {
                     self.tell_primary(&Record::VolumeDiffers { session: session.0, volume, first, bits: &bits });
                 }
             }
-            Msg::Held { session, epoch } => self.input(Input::CheckpointHeld { session, epoch }),
+            Msg::Held { session, epoch } => {
+                self.input(Input::CheckpointHeld { session, epoch, first: epoch == Epoch(1) });
+            }
             Msg::Synced { .. } => {}
-            Msg::BoundTo { session } => self.input(Input::BoundNotice { session }),
+            Msg::BoundTo { session, term } => {
+                if let Some(primary) = self.protocol.primary().cloned() {
+                    let backups = vec![Backup { host: self.parts.config.host.clone(), session }];
+                    self.input(Input::BoundNotice { session, record: WitnessRecord { term, primary, backups } });
+                }
+            }
             Msg::Relinquished { session, reason } => self.primary_gone(session, reason, true),
             Msg::PrimaryGone { session, reason } => self.primary_gone(session, reason, false),
             Msg::Loaded { session, loaded } => {
@@ -393,20 +413,23 @@ impl Core {
             Action::OpenGate => {
                 self.parts.disks.go_through();
                 self.parts.outlets.pass();
+            }
+            Action::GoOn => {
                 self.final_epoch = None;
                 self.command(Command::GoOn);
             }
             Action::OpenSession { session, .. } => self.open_session(session),
             Action::CloseSession { .. } => self.close_session(),
-            Action::TakeFinalCheckpoint { .. } => self.command(Command::TakeFinal),
-            Action::SendBound { session } => {
+            Action::TakeFinalCheckpoint => self.command(Command::TakeFinal),
+            Action::SendBound { session, record, first } => {
                 self.retry = None;
-                let term = session.next();
+                let term = record.term;
                 if let Some(s) = &self.session {
                     let _ = s.jobs.try_send(Job::Bound { term });
                     let bytes = self.sync.map_or(0, |p| p.bytes_sent);
                     let sync_ms = u64::try_from(self.sync_began.elapsed().as_millis()).unwrap_or(u64::MAX);
-                    if let Some(backup) = self.protocol.peer().cloned() {
+                    if let Some(backup) = record.backups.into_iter().find(|b| first && b.session == session) {
+                        let backup = backup.host;
                         self.event(EventKind::Protected {
                             term,
                             backup,

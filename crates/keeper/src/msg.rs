@@ -154,6 +154,7 @@ pub enum Msg {
     },
     BoundTo {
         session: Term,
+        term: Term,
     },
     Relinquished {
         session: Term,

@@ -128,15 +128,15 @@ impl Standby {
         Ok(())
     }
 
-    /// Whether the witness's record is the one under which this session is opened. Otherwise a host that is mistaken
-    /// about its role, or lies, could take the place of the running session, and with a term from the far future that of
-    /// all to come.
+    /// Whether the witness names the host that opens this session as primary, in the session's term or a later one: the
+    /// record may have changed meanwhile because another backup came or went. Otherwise a host that is mistaken about its
+    /// role, or lies, could take the place of the running session, and with a term from the far future that of all to come.
     fn vouched_for(&self, hello: &Hello) -> Result<(), String> {
         let witness = &self.config.witness;
         let (host, security) = (witness.host.clone(), self.security.clone());
         let mut client = WitnessClient::new(witness.addr, host, security, Timeouts::default());
         match client.read(&hello.vm).map_err(|e| report(&e))? {
-            Some(r) if r.term == hello.term && r.primary == hello.from && !r.synced => Ok(()),
+            Some(r) if r.primary == hello.from && r.term >= hello.term => Ok(()),
             Some(r) => Err(format!(
                 "the witness knows of no session {} of {}: {} has the VM in term {}",
                 hello.term, hello.from, r.primary, r.term
@@ -181,8 +181,8 @@ impl Standby {
                 Err(error) => break report(&error),
             };
             match frame.record {
-                Record::Bound { .. } => {
-                    let _ = self.core.send(Msg::BoundTo { session });
+                Record::Bound { term, .. } => {
+                    let _ = self.core.send(Msg::BoundTo { session, term });
                 }
                 Record::Relinquish { session: s, reason, .. } if s == session.0 => {
                     // The connection stays open until this host has the VM or knows that it will not.

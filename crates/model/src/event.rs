@@ -36,8 +36,12 @@ pub enum EventKind {
         #[serde(default)]
         volume_bytes: u64,
     },
-    /// The backup is gone; output waits until the witness allows to go on without.
-    BackupLost { reason: String },
+    /// A backup is gone; if it was bound, output waits until the witness allows to go on without it.
+    BackupLost {
+        #[serde(default)]
+        backup: Option<HostName>,
+        reason: String,
+    },
     /// The VM runs without a backup.
     Unprotected { term: Term, reason: String },
     /// This host now holds a whole checkpoint and will take over when it must.

@@ -18,4 +18,4 @@ pub mod status;
 
 pub use count::{Epoch, Term};
 pub use name::{HostName, InvalidName, VmName, VolumeName};
-pub use record::Record;
+pub use record::{Backup, Record};

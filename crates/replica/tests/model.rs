@@ -7,11 +7,15 @@
 //!
 //! The guest is abstract: its state is the list of all that it has emitted. That makes the invariants plain:
 //!
-//! * **I1** what is released is in a checkpoint that the backup held whole, or the releaser is alone by the witness;
+//! * **I1** what is released is in a checkpoint that every backup which may take over held whole, or the releaser is alone
+//!   by the witness;
 //! * **I2** a backup resumes from the newest checkpoint it acknowledged, and from a whole one;
 //! * **I3** all that was ever released, by whichever host, is in the history of the VM that speaks (what was emitted but
 //!   never released is a loss that networks have); and no two hosts speak freely at the same time;
 //! * **I4** a primary that calls itself protected has a session, and a backup that held a checkpoint of it.
+//!
+//! With two hosts the search begins when the VM boots. With three, what is interesting lies too deep for that: it begins
+//! at several stages of a VM's life to which a script leads without faults ([`Stage`]).
 //!
 //! Each rule of the protocol is then switched off in turn, and the checker has to find the harm.
 
@@ -19,14 +23,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ninefold_model::spec::Protection;
 use ninefold_model::status::ProtectionState;
-use ninefold_model::{Epoch, HostName, Record, Term};
-use ninefold_replica::protocol::{Action, Input, Outcome, Phase, ProposalId, Protocol, Rules};
+use ninefold_model::{Backup, Epoch, HostName, Record, Term};
+use ninefold_replica::protocol::{Action, Input, Outcome, Phase, ProposalId, Protocol, Rules, Wanted};
 use stateright::{Checker, Expectation, HasDiscoveries, Model, Property};
 
 type Output = u8;
 type History = Vec<Output>;
-/// A record with hosts as numbers.
-type Flat = (Term, usize, Option<usize>, bool);
+/// A record with hosts as numbers: term, primary, backups with their sessions.
+type Flat = (Term, usize, Vec<(usize, Term)>);
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Msg {
@@ -40,19 +44,23 @@ enum Msg {
         to: usize,
         id: ProposalId,
         won: bool,
+        /// What the register held then.
+        held: Option<Flat>,
     },
     /// A session's messages are addressed to one incarnation of the backup: see the protocol's documentation.
     Offer {
+        from: usize,
         to: usize,
         at: u32,
         session: Term,
     },
-    /// Each checkpoint travels in two parts.
+    /// Each checkpoint travels in parts.
     Part {
         to: usize,
         at: u32,
         session: Term,
         epoch: Epoch,
+        first: bool,
         part: u8,
         history: History,
     },
@@ -65,6 +73,7 @@ enum Msg {
         to: usize,
         at: u32,
         session: Term,
+        record: Flat,
     },
     Relinquish {
         to: usize,
@@ -79,6 +88,16 @@ struct Vm {
     paused: bool,
 }
 
+/// A primary's connection to a backup.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Connection {
+    session: Term,
+    to: usize,
+    at: u32,
+    /// The first epoch that went over it.
+    first: Option<u64>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Host {
     protocol: Protocol,
@@ -87,15 +106,20 @@ struct Host {
     /// Output held: its epoch once that is closed.
     held: Vec<(Option<Epoch>, Output)>,
     holding: bool,
-    /// Primary: epochs captured in this session, and the final one of a switchover.
+    /// Primary: epochs captured since it has been one.
     captured: u64,
-    final_epoch: Option<Epoch>,
     capture_final: bool,
-    session_open: bool,
-    peer_incarnation: u32,
-    /// Backup: parts received and the newest whole checkpoint.
+    connections: Vec<Connection>,
+    /// Backup: the session's primary, parts received and the newest whole checkpoint.
+    primary: usize,
     parts: BTreeSet<(Epoch, u8)>,
     whole: Option<(Epoch, History)>,
+}
+
+impl Host {
+    fn connection(&self, session: Term) -> Option<&Connection> {
+        self.connections.iter().find(|c| c.session == session)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -105,8 +129,8 @@ struct World {
     messages: BTreeSet<Msg>,
     released: BTreeSet<Output>,
     emitted: Output,
-    /// The longest history that a backup acknowledged in each session, and the session's primary.
-    committed: BTreeMap<Term, (usize, Epoch, History)>,
+    /// The longest history that each backup acknowledged in each session, and the session's primary.
+    committed: BTreeMap<(Term, usize), (usize, Epoch, History)>,
     crashes: u8,
     suspicions: u8,
     switchovers: u8,
@@ -119,16 +143,32 @@ struct World {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Step {
     Emit(usize),
-    Checkpoint(usize),
-    Connect(usize),
-    Suspect(usize),
+    /// A checkpoint to all backups that have had one, and the first one of this session.
+    Checkpoint(usize, Option<Term>),
+    Connect(usize, usize),
+    /// A host takes its peer in this session for dead.
+    Suspect(usize, Term),
     Crash(usize),
     LoseMachine(usize),
     Restart(usize),
-    Switchover(usize),
+    Switchover(usize, usize),
     Unprotect(usize),
     Protect(usize),
     Deliver(Msg),
+}
+
+/// Where the search begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// The VM is about to boot on the first host.
+    Boot,
+    /// A session with the second host is open.
+    Syncing,
+    /// The second host is bound, a session with the third is open.
+    OneBound,
+    /// The third host has acknowledged its first checkpoint, and nobody has yet heard of that.
+    OneBinding,
+    AllBound,
 }
 
 #[derive(Clone)]
@@ -140,11 +180,15 @@ struct Replication {
     switchovers: u8,
     max_term: u64,
     max_epochs: u64,
+    /// Parts of a checkpoint.
+    parts: u8,
+    stages: &'static [Stage],
     names: Vec<HostName>,
 }
 
 impl Replication {
-    fn new(rules: Rules) -> Self {
+    /// One backup, as most VMs have it.
+    fn pair(rules: Rules) -> Self {
         Self {
             rules,
             emits: 2,
@@ -153,51 +197,68 @@ impl Replication {
             switchovers: 0,
             max_term: 5,
             max_epochs: 3,
+            parts: 2,
+            stages: &[Stage::Boot],
             names: vec!["a".parse().unwrap(), "b".parse().unwrap()],
         }
+    }
+
+    /// Two backups.
+    fn star(rules: Rules, stages: &'static [Stage]) -> Self {
+        let names = ["a", "b", "c"].map(|n| n.parse().unwrap()).to_vec();
+        Self { names, max_term: 8, parts: 1, stages, ..Self::pair(rules) }
     }
 
     fn index(&self, name: &HostName) -> usize {
         self.names.iter().position(|n| n == name).unwrap()
     }
 
+    fn wanted(&self) -> Wanted {
+        Wanted { protection: Protection::FaultTolerant, backups: self.names.len() - 1 }
+    }
+
     fn fresh(&self, host: usize, incarnation: u32) -> Host {
         Host {
-            protocol: Protocol::with_rules(self.names[host].clone(), Protection::FaultTolerant, self.rules)
+            protocol: Protocol::with_rules(self.names[host].clone(), self.wanted(), self.rules)
                 .numbered_from(incarnation * 1000),
             incarnation,
             vm: None,
             held: Vec::new(),
             holding: false,
             captured: 0,
-            final_epoch: None,
             capture_final: false,
-            session_open: false,
-            peer_incarnation: 0,
+            connections: Vec::new(),
+            primary: 0,
             parts: BTreeSet::new(),
             whole: None,
         }
     }
 
     fn flatten(&self, r: &Record) -> Flat {
-        (r.term, self.index(&r.primary), r.backup.as_ref().map(|b| self.index(b)), r.synced)
+        (r.term, self.index(&r.primary), r.backups.iter().map(|b| (self.index(&b.host), b.session)).collect())
     }
 
-    fn unflatten(&self, (term, primary, backup, synced): Flat) -> Record {
-        Record { term, primary: self.names[primary].clone(), backup: backup.map(|b| self.names[b].clone()), synced }
+    fn unflatten(&self, (term, primary, backups): Flat) -> Record {
+        let backups = backups.into_iter().map(|(b, session)| Backup { host: self.names[b].clone(), session });
+        Record { term, primary: self.names[primary].clone(), backups: backups.collect() }
     }
 
     /// `host` lets `output` go out into the world.
     fn release(&self, w: &mut World, host: usize, output: Output) {
         w.released.insert(output);
-        let owner = w.witness.as_ref().map_or(0, |r| self.index(&r.primary));
-        let alone = owner == host && w.witness.as_ref().is_some_and(|r| !r.synced);
-        let committed = w.committed.values().any(|(p, _, h)| *p == host && h.contains(&output));
-        if !alone && !committed {
-            w.violation = Some("I1: released what no backup holds");
+        let Some(record) = &w.witness else { return };
+        let owner = self.index(&record.primary);
+        let committed = if owner == host {
+            let holds = |b: &Backup| w.committed.get(&(b.session, self.index(&b.host)));
+            record.backups.iter().all(|b| holds(b).is_some_and(|(_, _, h)| h.contains(&output)))
+        } else {
+            w.committed.values().any(|(p, _, h)| *p == host && h.contains(&output))
+        };
+        if !committed {
+            w.violation = Some("I1: released what not every backup holds");
         }
-        // The host that the witness names carries on all that was ever released. While the record is synced its
-        // backup may too; that is checked when it resumes.
+        // The host that the witness names carries on all that was ever released. While backups are bound they may too; that
+        // is checked when one resumes.
         if let Some(vm) = w.hosts[owner].as_ref().and_then(|h| h.vm.as_ref())
             && !w.released.iter().all(|o| vm.history.contains(o))
         {
@@ -216,10 +277,7 @@ impl Replication {
     }
 
     fn act(&self, w: &mut World, host: usize, action: Action) {
-        let peer = 1 - host;
-        let peer_incarnation = w.hosts[peer].as_ref().map_or(0, |h| h.incarnation);
         let h = w.hosts[host].as_mut().unwrap();
-        let at = h.peer_incarnation;
         match action {
             Action::Propose { id, expected, new } => {
                 w.messages.insert(Msg::Propose {
@@ -232,7 +290,7 @@ impl Replication {
             Action::Boot => h.vm = Some(Vm { history: Vec::new(), paused: false }),
             Action::ResumeFrom { epoch } => {
                 let whole = h.whole.take();
-                let Some((held, history)) = whole.filter(|(e, _)| *e == epoch) else {
+                let Some((_, history)) = whole.filter(|(e, _)| *e == epoch) else {
                     w.violation = Some("I2: resumed from something that is not a whole checkpoint");
                     return;
                 };
@@ -240,60 +298,60 @@ impl Replication {
                     w.violation = Some("I2: resumed from a state older than what was released");
                 }
                 h.vm = Some(Vm { history, paused: false });
-                h.session_open = false;
                 h.holding = false;
+                h.captured = 0;
                 w.takeovers += 1;
-                let _ = held;
             }
             Action::Hold => h.holding = true,
             Action::Release { epoch } => self.release_up_to(w, host, epoch),
             Action::OpenGate => {
                 h.holding = false;
-                h.capture_final = false;
-                h.final_epoch = None;
-                if let Some(vm) = h.vm.as_mut() {
-                    vm.paused = false;
-                }
                 for (_, output) in std::mem::take(&mut h.held) {
                     self.release(w, host, output);
                 }
             }
-            Action::OpenSession { session, .. } => {
-                h.captured = 0;
-                h.session_open = true;
-                h.peer_incarnation = peer_incarnation;
-                w.messages.insert(Msg::Offer { to: peer, at: peer_incarnation, session });
+            Action::GoOn => {
+                h.capture_final = false;
+                if let Some(vm) = h.vm.as_mut() {
+                    vm.paused = false;
+                }
             }
-            Action::CloseSession { .. } => h.session_open = false,
-            Action::TakeFinalCheckpoint { .. } => h.capture_final = true,
-            Action::SendBound { session } => {
-                w.messages.insert(Msg::Bound { to: peer, at, session });
-                w.protections += 1;
+            Action::OpenSession { session, peer } => {
+                let to = self.index(&peer);
+                let at = w.hosts[to].as_ref().map_or(0, |h| h.incarnation);
+                let h = w.hosts[host].as_mut().unwrap();
+                h.connections.push(Connection { session, to, at, first: None });
+                w.messages.insert(Msg::Offer { from: host, to, at, session });
+            }
+            Action::CloseSession { session } => h.connections.retain(|c| c.session != session),
+            Action::TakeFinalCheckpoint => h.capture_final = true,
+            Action::SendBound { session, record, first } => {
+                if let Some(&Connection { to, at, .. }) = h.connection(session) {
+                    let record = self.flatten(&record);
+                    w.messages.insert(Msg::Bound { to, at, session, record });
+                }
+                w.protections += u8::from(first);
             }
             Action::SendRelinquish { session, .. } => {
-                w.messages.insert(Msg::Relinquish { to: peer, at, session });
+                if let Some(&Connection { to, at, .. }) = h.connection(session) {
+                    w.messages.insert(Msg::Relinquish { to, at, session });
+                }
             }
             Action::AcceptSession { .. } => {
                 h.parts.clear();
                 h.whole = None;
             }
             Action::SendAck { session, epoch } => {
+                let primary = h.primary;
                 if let Some((e, history)) = &h.whole
                     && *e == epoch
                 {
-                    w.committed.insert(session, (peer, epoch, history.clone()));
+                    w.committed.insert((session, host), (primary, epoch, history.clone()));
                 }
-                w.messages.insert(Msg::Ack { to: peer, session, epoch });
+                w.messages.insert(Msg::Ack { to: primary, session, epoch });
             }
             Action::StandDown => {
-                h.vm = None;
-                h.held.clear();
-                h.holding = false;
-                h.session_open = false;
-                h.final_epoch = None;
-                h.capture_final = false;
-                h.parts.clear();
-                h.whole = None;
+                *h = Host { protocol: h.protocol.clone(), ..self.fresh(host, h.incarnation) };
             }
             Action::RefuseSession { .. } | Action::Refuse { .. } | Action::Emit(_) => {}
         }
@@ -312,30 +370,33 @@ impl Replication {
         }
     }
 
-    fn checkpoint(&self, w: &mut World, host: usize) {
-        let h = w.hosts[host].as_ref().unwrap();
-        let Some(session) = h.protocol.session() else {
-            return;
-        };
-        if h.captured == 0 {
-            self.input(w, host, Input::FirstCheckpoint { session });
-        }
+    fn checkpoint(&self, w: &mut World, host: usize, joins: Option<Term>) {
         let h = w.hosts[host].as_mut().unwrap();
         h.captured += 1;
         let epoch = Epoch(h.captured);
+        if let Some(session) = joins {
+            for c in h.connections.iter_mut().filter(|c| c.session == session) {
+                c.first = Some(epoch.0);
+            }
+            self.input(w, host, Input::FirstCheckpoint { session, epoch });
+        }
+        let h = w.hosts[host].as_mut().unwrap();
         for (e, _) in &mut h.held {
             e.get_or_insert(epoch);
         }
         let vm = h.vm.as_mut().unwrap();
-        if h.capture_final {
-            h.capture_final = false;
-            h.final_epoch = Some(epoch);
-            vm.paused = true;
-        }
+        let last = std::mem::take(&mut h.capture_final);
+        vm.paused |= last;
         let history = vm.history.clone();
-        let at = h.peer_incarnation;
-        for part in 0..2 {
-            w.messages.insert(Msg::Part { to: 1 - host, at, session, epoch, part, history: history.clone() });
+        for c in h.connections.iter().filter(|c| c.first.is_some()) {
+            let first = c.first == Some(epoch.0);
+            for part in 0..self.parts {
+                let (to, at, session, history) = (c.to, c.at, c.session, history.clone());
+                w.messages.insert(Msg::Part { to, at, session, epoch, first, part, history });
+            }
+        }
+        if last {
+            self.input(w, host, Input::FinalTaken { epoch });
         }
     }
 
@@ -356,30 +417,36 @@ impl Replication {
                 if won {
                     w.witness = Some(new);
                 }
-                w.messages.insert(Msg::Answer { to: from, id, won });
+                let held = w.witness.as_ref().map(|r| self.flatten(r));
+                w.messages.insert(Msg::Answer { to: from, id, won, held });
             }
-            Msg::Answer { to, id, won } => {
-                let outcome = if won { Outcome::Won } else { Outcome::Lost(w.witness.clone()) };
+            Msg::Answer { to, id, won, held } => {
+                let outcome = if won { Outcome::Won } else { Outcome::Lost(held.map(|r| self.unflatten(r))) };
                 self.input(w, to, Input::Answer { id, outcome });
             }
-            Msg::Offer { to, session, .. } => {
-                self.input(w, to, Input::Offer { from: self.names[1 - to].clone(), session });
+            Msg::Offer { from, to, session, .. } => {
+                self.input(w, to, Input::Offer { from: self.names[from].clone(), session });
+                if let Some(h) = w.hosts[to].as_mut()
+                    && h.protocol.backing() == Some(session)
+                {
+                    h.primary = from;
+                }
             }
-            Msg::Part { to, session, epoch, part, history, .. } => {
+            Msg::Part { to, session, epoch, first, part, history, .. } => {
                 let Some(h) = w.hosts[to].as_mut() else {
                     return;
                 };
-                let next = h.whole.as_ref().map_or(Epoch(1), |(e, _)| e.next());
-                let ours = h.protocol.session() == Some(session)
+                let due = h.whole.as_ref().map_or(first, |(e, _)| epoch == e.next() && !first);
+                let ours = h.protocol.backing() == Some(session)
                     || (!self.rules.no_ack_while_claiming && h.protocol.awaits_witness());
-                if !ours || (self.rules.ack_in_order && epoch != next) {
+                if !ours || (self.rules.ack_in_order && !due) {
                     return;
                 }
                 h.parts.insert((epoch, part));
-                if h.parts.contains(&(epoch, 1 - part)) {
+                if (0..self.parts).all(|part| h.parts.contains(&(epoch, part))) {
                     h.parts.clear();
                     h.whole = Some((epoch, history));
-                    self.input(w, to, Input::CheckpointHeld { session, epoch });
+                    self.input(w, to, Input::CheckpointHeld { session, epoch, first });
                 }
             }
             Msg::Ack { to, session, epoch } => {
@@ -388,40 +455,49 @@ impl Replication {
                     self.input(w, to, Input::Acked { session, epoch: Epoch(u64::MAX) });
                 }
                 self.input(w, to, Input::Acked { session, epoch });
-                if w.hosts[to].as_ref().is_some_and(|h| h.final_epoch == Some(epoch)) {
-                    self.input(w, to, Input::FinalAcked { session });
-                }
             }
-            Msg::Bound { to, session, .. } => self.input(w, to, Input::BoundNotice { session }),
+            Msg::Bound { to, session, record, .. } => {
+                let record = self.unflatten(record);
+                self.input(w, to, Input::BoundNotice { session, record });
+            }
             Msg::Relinquish { to, session, .. } => {
                 self.input(w, to, Input::PrimaryLost { session, reason: String::new() });
             }
         }
     }
 
-    fn suspect(&self, w: &mut World, host: usize) {
+    fn suspect(&self, w: &mut World, host: usize, session: Term) {
         let Some(h) = w.hosts[host].as_mut() else {
             return;
         };
-        let Some(session) = h.protocol.session() else {
-            return;
-        };
-        h.session_open = false;
-        let primary = h.protocol.phase().is_some();
+        h.connections.retain(|c| c.session != session);
         let reason = String::new();
-        let input =
-            if primary { Input::SessionLost { session, reason } } else { Input::PrimaryLost { session, reason } };
+        let input = if h.protocol.backing() == Some(session) {
+            Input::PrimaryLost { session, reason }
+        } else {
+            Input::SessionLost { session, reason }
+        };
         self.input(w, host, input);
     }
-}
 
-impl Model for Replication {
-    type State = World;
-    type Action = Step;
+    /// Whether the other end of `host`'s session is really gone.
+    fn is_gone(w: &World, host: usize, session: Term) -> bool {
+        let Some(h) = &w.hosts[host] else { return true };
+        match h.connection(session) {
+            Some(c) => {
+                let peer = w.hosts[c.to].as_ref().filter(|p| p.incarnation == c.at);
+                peer.is_none_or(|p| c.first.is_some() && p.protocol.backing() != Some(session))
+            }
+            None => w.hosts[h.primary].as_ref().and_then(|p| p.connection(session)).is_none(),
+        }
+    }
 
-    fn init_states(&self) -> Vec<World> {
+    /// The world at a stage. Nothing that was sent on the way there is still in the network.
+    fn at(&self, stage: Stage) -> World {
+        let hosts = (0u32..).zip(&self.names).map(|(i, _)| Some(self.fresh(i as usize, i + 1))).collect::<Vec<_>>();
         let mut w = World {
-            hosts: vec![Some(self.fresh(0, 1)), Some(self.fresh(1, 2))],
+            incarnations: hosts.len() as u32,
+            hosts,
             witness: None,
             messages: BTreeSet::new(),
             released: BTreeSet::new(),
@@ -430,13 +506,50 @@ impl Model for Replication {
             crashes: 0,
             suspicions: 0,
             switchovers: 0,
-            incarnations: 2,
             takeovers: 0,
             protections: 0,
             violation: None,
         };
         self.input(&mut w, 0, Input::Start { found: None, force: false });
-        vec![w]
+        if stage == Stage::Boot {
+            return w;
+        }
+        self.quiesce(&mut w, |_| true);
+        for backup in 1..self.names.len() {
+            self.input(&mut w, 0, Input::PeerAvailable { peer: self.names[backup].clone() });
+            self.quiesce(&mut w, |_| true);
+            if stage == Stage::Syncing {
+                break;
+            }
+            let last = backup == self.names.len() - 1;
+            if last && stage == Stage::OneBound {
+                break;
+            }
+            let session = w.hosts[0].as_ref().unwrap().connections.last().map(|c| c.session);
+            self.checkpoint(&mut w, 0, session);
+            self.quiesce(&mut w, |m| !last || stage != Stage::OneBinding || !matches!(m, Msg::Ack { .. }));
+        }
+        if stage != Stage::OneBinding {
+            w.messages.clear();
+        }
+        w
+    }
+
+    /// Delivers what is in the network, each message once, until nothing comes of it.
+    fn quiesce(&self, w: &mut World, wanted: impl Fn(&Msg) -> bool) {
+        while let Some(msg) = w.messages.iter().find(|m| wanted(m)).cloned() {
+            w.messages.remove(&msg);
+            self.deliver(w, msg);
+        }
+    }
+}
+
+impl Model for Replication {
+    type State = World;
+    type Action = Step;
+
+    fn init_states(&self) -> Vec<World> {
+        self.stages.iter().map(|stage| self.at(*stage)).collect()
     }
 
     fn actions(&self, w: &World, steps: &mut Vec<Step>) {
@@ -451,24 +564,34 @@ impl Model for Replication {
                     steps.push(Step::LoseMachine(i));
                 }
             }
-            if w.suspicions < self.suspicions && h.protocol.session().is_some() {
-                steps.push(Step::Suspect(i));
-            }
+            let sessions = h.protocol.backing().into_iter().chain(h.connections.iter().map(|c| c.session));
+            let suspects = sessions.filter(|s| w.suspicions < self.suspicions || Self::is_gone(w, i, *s));
+            steps.extend(suspects.map(|s| Step::Suspect(i, s)));
             let Some(vm) = &h.vm else { continue };
             if !vm.paused && w.emitted < self.emits {
                 steps.push(Step::Emit(i));
             }
-            if h.protocol.wants_peer() && w.hosts[1 - i].is_some() {
-                steps.push(Step::Connect(i));
+            if h.protocol.wants_peer() {
+                let others = (0..w.hosts.len()).filter(|&o| o != i && w.hosts[o].is_some());
+                let free = others.filter(|&o| h.protocol.sessions().iter().all(|s| s.backup != self.names[o]));
+                steps.extend(free.map(|o| Step::Connect(i, o)));
             }
-            if h.session_open && !vm.paused && h.captured < self.max_epochs {
-                steps.push(Step::Checkpoint(i));
+            let room = h.connections.iter().all(|c| c.first.is_none_or(|f| h.captured + 1 - f < self.max_epochs));
+            if !vm.paused && room {
+                if h.connections.iter().any(|c| c.first.is_some()) {
+                    steps.push(Step::Checkpoint(i, None));
+                }
+                let syncing = h.connections.iter().filter(|c| c.first.is_none());
+                steps.extend(syncing.map(|c| Step::Checkpoint(i, Some(c.session))));
             }
-            if w.switchovers < self.switchovers && matches!(h.protocol.phase(), Some(Phase::Bound { .. })) {
-                steps.push(Step::Switchover(i));
-                steps.push(Step::Unprotect(i));
+            if w.switchovers < self.switchovers {
+                let bound = |s: Term| h.protocol.phase(s) == Some(Phase::Bound);
+                steps.extend(h.connections.iter().filter(|c| bound(c.session)).map(|c| Step::Switchover(i, c.to)));
+                if h.connections.iter().any(|c| bound(c.session)) {
+                    steps.push(Step::Unprotect(i));
+                }
             }
-            if h.protocol.wanted() == Protection::None {
+            if h.protocol.wanted().protection == Protection::None {
                 steps.push(Step::Protect(i));
             }
         }
@@ -489,14 +612,11 @@ impl Model for Replication {
                     self.release(&mut w, i, output);
                 }
             }
-            Step::Checkpoint(i) => self.checkpoint(&mut w, i),
-            Step::Connect(i) => {
-                let peer = self.names[1 - i].clone();
-                self.input(&mut w, i, Input::PeerAvailable { peer });
-            }
-            Step::Suspect(i) => {
-                w.suspicions += 1;
-                self.suspect(&mut w, i);
+            Step::Checkpoint(i, joins) => self.checkpoint(&mut w, i, joins),
+            Step::Connect(i, to) => self.input(&mut w, i, Input::PeerAvailable { peer: self.names[to].clone() }),
+            Step::Suspect(i, session) => {
+                w.suspicions += u8::from(!Self::is_gone(last, i, session));
+                self.suspect(&mut w, i, session);
             }
             Step::Crash(i) => {
                 w.crashes += 1;
@@ -512,15 +632,17 @@ impl Model for Replication {
                 w.incarnations += 1;
                 w.hosts[i] = Some(self.fresh(i, w.incarnations));
             }
-            Step::Switchover(i) => {
+            Step::Switchover(i, to) => {
                 w.switchovers += 1;
-                self.input(&mut w, i, Input::Switchover { reason: String::new() });
+                let to = Some(self.names[to].clone());
+                self.input(&mut w, i, Input::Switchover { to, reason: String::new() });
             }
             Step::Unprotect(i) => {
                 w.switchovers += 1;
-                self.input(&mut w, i, Input::Want(Protection::None));
+                let none = Wanted { protection: Protection::None, ..self.wanted() };
+                self.input(&mut w, i, Input::Want(none));
             }
-            Step::Protect(i) => self.input(&mut w, i, Input::Want(Protection::FaultTolerant)),
+            Step::Protect(i) => self.input(&mut w, i, Input::Want(self.wanted())),
             Step::Deliver(msg) => self.deliver(&mut w, msg),
         }
         (w != *last).then_some(w)
@@ -530,22 +652,24 @@ impl Model for Replication {
         vec![
             Property::always("I1, I2, I3 at every release and resumption", |_, w: &World| w.violation.is_none()),
             Property::always("I3: one host speaks freely", |m: &Self, w: &World| {
-                let free = w.hosts.iter().enumerate().filter(|(i, h)| {
-                    h.as_ref().is_some_and(|h| {
-                        h.vm.is_some() && !h.holding
-                            || h.vm.is_some()
-                                && w.witness.as_ref().is_some_and(|r| m.index(&r.primary) == *i && !r.synced)
-                    })
-                });
+                let alone = |i| w.witness.as_ref().is_some_and(|r| m.index(&r.primary) == i && r.is_alone());
+                let free = w
+                    .hosts
+                    .iter()
+                    .enumerate()
+                    .filter(|(i, h)| h.as_ref().is_some_and(|h| h.vm.is_some() && (!h.holding || alone(*i))));
                 free.count() <= 1
             }),
             Property::always("I4: protected means protected", |_, w: &World| {
                 w.hosts.iter().flatten().all(|h| {
                     h.protocol.protection() != Some(ProtectionState::Protected)
-                        || h.session_open && h.protocol.session().is_some_and(|s| w.committed.contains_key(&s))
+                        || h.connections.iter().any(|c| w.committed.contains_key(&(c.session, c.to)))
                 })
             }),
             Property::sometimes("a VM becomes protected", |_, w: &World| w.protections > 0),
+            Property::sometimes("two backups are bound", |_, w: &World| {
+                w.witness.as_ref().is_some_and(|r| r.backups.len() > 1)
+            }),
             Property::sometimes("a backup takes over", |_, w: &World| w.takeovers > 0),
             Property::sometimes("a second takeover", |_, w: &World| w.takeovers > 1),
             Property::sometimes("output flows after a takeover", |m: &Self, w: &World| {
@@ -562,24 +686,22 @@ impl Model for Replication {
 const ALWAYS: [&str; 3] =
     ["I1, I2, I3 at every release and resumption", "I3: one host speaks freely", "I4: protected means protected"];
 
-fn explore(model: Replication, states: usize) -> usize {
+fn explore(model: Replication, states: usize, expected: &[&'static str]) {
     let checker = model.checker().threads(2).target_state_count(states).spawn_bfs().join();
     for name in ALWAYS {
         if let Some(path) = checker.discovery(name) {
             panic!("{name} is violated:\n{path}");
         }
     }
-    for name in ["a VM becomes protected", "a backup takes over"] {
+    for name in expected {
         assert!(checker.discovery(name).is_some(), "never seen in {} states: {name}", checker.unique_state_count());
     }
-    checker.unique_state_count()
+    println!("{} states, depth {}", checker.unique_state_count(), checker.max_depth());
 }
 
-/// The checker must find harm when `rules` has one rule off.
-fn finds_harm(rules: Rules, tune: impl FnOnce(&mut Replication)) {
-    assert_ne!(rules, Rules::ALL);
-    let mut model = Replication::new(rules);
-    tune(&mut model);
+/// The checker must find harm when a rule is off.
+fn finds_harm(model: Replication) {
+    assert_ne!(model.rules, Rules::ALL);
     let checker = model
         .checker()
         .threads(2)
@@ -587,51 +709,75 @@ fn finds_harm(rules: Rules, tune: impl FnOnce(&mut Replication)) {
         .finish_when(HasDiscoveries::AnyOf(ALWAYS.into_iter().collect()))
         .spawn_bfs()
         .join();
-    assert!(
-        ALWAYS.iter().any(|name| checker.discovery(name).is_some()),
-        "no harm found in {} states without the rule",
-        checker.unique_state_count()
-    );
+    let found = ALWAYS.iter().find_map(|name| checker.discovery(name).map(|path| (name, path)));
+    let Some((name, path)) = found else {
+        panic!("no harm found in {} states without the rule", checker.unique_state_count());
+    };
+    println!("{name}, after {} steps, in {} states", path.into_actions().len(), checker.unique_state_count());
+}
+
+const TAKEN_OVER: [&str; 2] = ["a VM becomes protected", "a backup takes over"];
+
+#[test]
+fn the_invariants_hold_with_one_backup() {
+    explore(Replication::pair(Rules::ALL), 1_000_000, &TAKEN_OVER);
 }
 
 #[test]
-fn the_invariants_hold() {
-    let states = explore(Replication::new(Rules::ALL), 1_500_000);
-    println!("{states} states");
+fn the_invariants_hold_with_one_backup_through_a_switchover() {
+    let model = Replication { switchovers: 1, suspicions: 1, crashes: 1, emits: 1, ..Replication::pair(Rules::ALL) };
+    explore(model, 1_000_000, &TAKEN_OVER);
 }
 
 #[test]
-fn the_invariants_hold_through_a_switchover() {
-    let model = Replication { switchovers: 1, suspicions: 1, crashes: 1, emits: 1, ..Replication::new(Rules::ALL) };
-    let states = explore(model, 1_500_000);
-    println!("{states} states");
+fn the_invariants_hold_while_a_second_backup_is_bound() {
+    let stages = &[Stage::OneBound, Stage::OneBinding];
+    explore(Replication::star(Rules::ALL, stages), 1_000_000, &["two backups are bound", "a backup takes over"]);
+}
+
+#[test]
+fn the_invariants_hold_with_two_backups() {
+    let model = Replication::star(Rules::ALL, &[Stage::AllBound]);
+    explore(model, 1_000_000, &["a backup takes over", "output flows after a takeover"]);
+}
+
+#[test]
+fn the_invariants_hold_with_two_backups_through_a_switchover() {
+    let model = Replication { switchovers: 1, emits: 1, ..Replication::star(Rules::ALL, &[Stage::AllBound]) };
+    explore(model, 1_000_000, &["a backup takes over"]);
 }
 
 /// Breadth first does not come to the second failover. Random walks do: longer lives, more crashes, more terms.
-#[test]
-fn the_invariants_hold_on_long_random_walks() {
-    let model = Replication {
-        emits: 6,
-        crashes: 4,
-        suspicions: 4,
-        switchovers: 2,
-        max_term: 16,
-        max_epochs: 4,
-        ..Replication::new(Rules::ALL)
-    };
+fn walk(model: &Replication, seed: u64, walks: usize, expected: &[&'static str]) {
     let properties = model.properties();
-    let mut seen = BTreeSet::new();
-    let mut random = Random(20_260);
+    let mut seen = BTreeMap::new();
+    let mut random = Random(seed);
     let mut steps = 0;
-    for walk in 0..3000 {
-        let mut world = model.init_states().remove(0);
-        for step in 0..1000 {
+    let starts = model.init_states();
+    for walk in 0..walks {
+        let mut world = starts[walk % starts.len()].clone();
+        let (mut new, mut delivered) = (BTreeSet::new(), BTreeSet::new());
+        for step in 0..2000 {
             let mut choices = Vec::new();
             model.actions(&world, &mut choices);
+            if choices.is_empty() {
+                break;
+            }
             let choice = choices.swap_remove(random.below(choices.len()));
+            // What was delivered comes again now and then.
+            if let Step::Deliver(msg) = &choice
+                && !delivered.insert(msg.clone())
+                && random.below(20) > 0
+            {
+                continue;
+            }
             // Faults are rare, or there would be no life between them.
-            let fault = !matches!(choice, Step::Emit(_) | Step::Checkpoint(_) | Step::Connect(_) | Step::Deliver(_));
-            if fault && random.below(30) > 0 {
+            let fault = match choice {
+                Step::Crash(_) | Step::LoseMachine(_) | Step::Switchover(..) | Step::Unprotect(_) => true,
+                Step::Suspect(host, session) => !Replication::is_gone(&world, host, session),
+                _ => false,
+            };
+            if fault && random.below(100) > 0 {
                 continue;
             }
             let Some(next) = model.next_state(&world, choice.clone()) else { continue };
@@ -641,21 +787,49 @@ fn the_invariants_hold_on_long_random_walks() {
             world = next;
             steps += 1;
             for property in &properties {
-                let holds = (property.condition)(&model, &world);
+                let holds = (property.condition)(model, &world);
                 match property.expectation {
                     Expectation::Always => {
                         assert!(holds, "{} is violated in walk {walk} at step {step} by {choice:?}", property.name);
                     }
-                    _ if holds => drop(seen.insert(property.name)),
+                    _ if holds => drop(new.insert(property.name)),
                     _ => {}
                 }
             }
         }
+        for name in new {
+            *seen.entry(name).or_insert(0) += 1;
+        }
     }
-    for name in ["a VM becomes protected", "a second takeover", "output flows after a takeover"] {
-        assert!(seen.contains(name), "never seen: {name}");
+    println!("{steps} steps in {walks} walks; seen in so many: {seen:?}");
+    for name in expected {
+        assert!(seen.contains_key(name), "never seen: {name}");
     }
-    println!("{steps} steps");
+}
+
+/// Lives that are longer, with more of everything.
+fn long(model: Replication) -> Replication {
+    Replication { emits: 30, crashes: 6, suspicions: 8, switchovers: 4, max_term: 60, max_epochs: 30, ..model }
+}
+
+#[test]
+fn the_invariants_hold_on_long_random_walks() {
+    let model = long(Replication::pair(Rules::ALL));
+    walk(&model, 20_260, 2000, &["a VM becomes protected", "a second takeover", "output flows after a takeover"]);
+}
+
+#[test]
+fn the_invariants_hold_on_long_random_walks_with_two_backups() {
+    let model = long(Replication::star(Rules::ALL, &[Stage::Boot, Stage::OneBound, Stage::AllBound]));
+    walk(&model, 20_261, 2000, &["two backups are bound", "a second takeover", "output flows after a takeover"]);
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn the_invariants_hold_on_very_many_random_walks() {
+    for model in [Replication::pair(Rules::ALL), Replication::star(Rules::ALL, &[Stage::Boot, Stage::AllBound])] {
+        walk(&long(model), 20_262, 40_000, &["a second takeover"]);
+    }
 }
 
 /// Numbers that look random and are the same in every run (xorshift64*, Vigna 2016).
@@ -672,40 +846,55 @@ impl Random {
 
 #[test]
 fn harm_is_found_when_output_is_not_held_from_the_first_checkpoint() {
-    finds_harm(Rules { hold_from_first_checkpoint: false, ..Rules::ALL }, |_| {});
+    finds_harm(Replication::pair(Rules { hold_from_first_checkpoint: false, ..Rules::ALL }));
 }
 
 #[test]
 fn harm_is_found_when_unacknowledged_output_is_released() {
-    finds_harm(Rules { release_only_acked: false, ..Rules::ALL }, |_| {});
+    finds_harm(Replication::pair(Rules { release_only_acked: false, ..Rules::ALL }));
 }
 
 #[test]
 fn harm_is_found_when_a_primary_speaks_alone_without_the_witness() {
-    finds_harm(Rules { win_before_speaking_alone: false, ..Rules::ALL }, |_| {});
+    finds_harm(Replication::pair(Rules { win_before_speaking_alone: false, ..Rules::ALL }));
 }
 
 #[test]
 fn harm_is_found_when_a_backup_resumes_without_the_witness() {
-    finds_harm(Rules { win_before_resuming: false, ..Rules::ALL }, |_| {});
+    finds_harm(Replication::pair(Rules { win_before_resuming: false, ..Rules::ALL }));
 }
 
 #[test]
 fn harm_is_found_when_checkpoints_are_acknowledged_out_of_order() {
-    finds_harm(Rules { ack_in_order: false, ..Rules::ALL }, |_| {});
+    finds_harm(Replication::pair(Rules { ack_in_order: false, ..Rules::ALL }));
 }
 
 #[test]
 fn harm_is_found_when_a_claiming_backup_acknowledges() {
-    finds_harm(Rules { no_ack_while_claiming: false, ..Rules::ALL }, |_| {});
+    finds_harm(Replication::pair(Rules { no_ack_while_claiming: false, ..Rules::ALL }));
 }
 
 #[test]
 fn harm_is_found_when_a_term_names_two_sessions() {
-    finds_harm(Rules { one_session_a_term: false, ..Rules::ALL }, |_| {});
+    finds_harm(Replication::star(Rules { one_session_a_term: false, ..Rules::ALL }, &[Stage::Syncing]));
 }
 
 #[test]
 fn harm_is_found_when_a_lost_backup_is_not_reported() {
-    finds_harm(Rules { say_when_unprotected: false, ..Rules::ALL }, |_| {});
+    finds_harm(Replication::pair(Rules { say_when_unprotected: false, ..Rules::ALL }));
+}
+
+#[test]
+fn harm_is_found_when_output_leaves_before_all_have_acknowledged() {
+    finds_harm(Replication::star(Rules { wait_for_all: false, ..Rules::ALL }, &[Stage::AllBound]));
+}
+
+#[test]
+fn harm_is_found_when_a_backup_counts_only_once_it_is_bound() {
+    finds_harm(Replication::star(Rules { count_before_bound: false, ..Rules::ALL }, &[Stage::OneBinding]));
+}
+
+#[test]
+fn harm_is_found_when_a_backup_claims_from_a_record_without_its_session() {
+    finds_harm(Replication::star(Rules { claim_own_session: false, ..Rules::ALL }, &[Stage::OneBound]));
 }

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use ninefold_model::{HostName, Record, VmName};
 use ninefold_transport::{Security, connect};
 
-use crate::wire::{Answer, Call, FrameReader, FrameWriter, Request, Response, VERSION, parse};
+use crate::wire::{Answer, Call, FrameReader, FrameWriter, Request, VERSION, parse_response};
 use crate::witness::{Swap, Witness, WitnessError};
 
 /// How long a call may take.
@@ -144,7 +144,7 @@ impl Connection {
             return Err(AskError::Late);
         }
         self.requests.send(&request, left)?;
-        let response: Response = parse(self.responses.read(deadline)?)?;
+        let response = parse_response(self.responses.read(deadline)?)?;
         // A server that could not read the request cannot name it.
         let unread = response.id == 0 && matches!(response.answer, Answer::Refused { .. });
         if response.id != request.id && !unread {

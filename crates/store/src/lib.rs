@@ -5,9 +5,11 @@
 //! * [`server`]: the server; its process is `ninefold-witness`
 //! * [`register`]: the rules, pure
 //! * [`registers`]: all registers on disk
+//! * [`old`]: records of the version before
 //! * [`wire`]: the messages between client and server (docs/witness.md)
 
 pub mod client;
+pub mod old;
 pub mod register;
 pub mod registers;
 pub mod server;

@@ -4,8 +4,9 @@
 //!                    compare-and-swap(expected, new) by caller
 //!
 //!   new.primary != caller ------------------------------> refused
-//!   new is not well-formed ------------------------------> refused
 //!   new.term != next term after expected ----------------> refused
+//!   new is not well-formed ------------------------------> refused
+//!   new.primary != expected.primary, and not alone ------> refused
 //!   current == new  (a repetition of what had won) ------> won, nothing changes
 //!   current == expected ---------------------------------> won, new is stored
 //!   otherwise -------------------------------------------> lost, the caller sees current
@@ -14,6 +15,7 @@
 //! Terms only grow and a register is never removed, so a value that was once replaced never comes back: a request that
 //! was delayed in the network can neither win a second time nor undo anything.
 
+use ninefold_model::record::InvalidRecord;
 use ninefold_model::{HostName, Record, Term};
 
 /// What a compare-and-swap comes to.
@@ -34,10 +36,11 @@ pub enum Refusal {
     NotYours { caller: HostName, primary: HostName },
     #[error("term {proposed} does not follow {expected}")]
     WrongTerm { expected: Term, proposed: Term },
-    #[error("{0} cannot be its own backup")]
-    OwnBackup(HostName),
-    #[error("a record without a backup cannot be synced")]
-    SyncedAlone,
+    #[error(transparent)]
+    Invalid(#[from] InvalidRecord),
+    /// A backup holds a session with the primary it is bound to: a new primary has none yet.
+    #[error("{0} begins alone")]
+    NotAlone(HostName),
 }
 
 /// Judges a compare-and-swap of a register that holds `current`.
@@ -50,14 +53,13 @@ pub fn judge(
     if new.primary != *caller {
         return Err(Refusal::NotYours { caller: caller.clone(), primary: new.primary.clone() });
     }
-    match &new.backup {
-        Some(backup) if *backup == new.primary => return Err(Refusal::OwnBackup(backup.clone())),
-        None if new.synced => return Err(Refusal::SyncedAlone),
-        _ => {}
-    }
     let before = expected.map_or(Term(0), |record| record.term);
     if before.0.checked_add(1) != Some(new.term.0) {
         return Err(Refusal::WrongTerm { expected: before, proposed: new.term });
+    }
+    new.check()?;
+    if expected.is_none_or(|e| e.primary != new.primary) && !new.is_alone() {
+        return Err(Refusal::NotAlone(new.primary.clone()));
     }
     Ok(if current == Some(new) {
         Verdict::Held
@@ -70,6 +72,8 @@ pub fn judge(
 
 #[cfg(test)]
 mod tests {
+    use ninefold_model::Backup;
+
     use super::*;
 
     fn host(name: &str) -> HostName {
@@ -82,12 +86,16 @@ mod tests {
         let boot = Record::boot(a.clone());
         assert_eq!(judge(None, None, &boot, &a), Ok(Verdict::Store));
         assert_eq!(judge(Some(&boot), None, &boot, &a), Ok(Verdict::Held));
-        let bound = boot.bound(b.clone());
+        let bound = boot.bound(vec![backup("b", 1)]);
         assert_eq!(judge(Some(&boot), Some(&boot), &bound, &a), Ok(Verdict::Store));
-        let taken = bound.alone(b.clone());
-        assert_eq!(judge(Some(&bound), Some(&bound), &taken, &b), Ok(Verdict::Store));
+        let both = bound.bound(vec![backup("b", 1), backup("c", 2)]);
+        assert_eq!(judge(Some(&bound), Some(&bound), &both, &a), Ok(Verdict::Store));
+        // A backup that knows only the record before its fellow was bound is shown the present one.
+        assert_eq!(judge(Some(&both), Some(&bound), &bound.alone(b.clone()), &b), Ok(Verdict::Lost));
+        let taken = both.alone(b.clone());
+        assert_eq!(judge(Some(&both), Some(&both), &taken, &b), Ok(Verdict::Store));
         // The old primary comes back with what it knew.
-        assert_eq!(judge(Some(&taken), Some(&bound), &bound.alone(a.clone()), &a), Ok(Verdict::Lost));
+        assert_eq!(judge(Some(&taken), Some(&both), &both.alone(a.clone()), &a), Ok(Verdict::Lost));
         assert_eq!(judge(Some(&taken), None, &boot, &a), Ok(Verdict::Lost));
         assert_eq!(judge(None, Some(&boot), &bound, &a), Ok(Verdict::Lost));
     }
@@ -98,12 +106,21 @@ mod tests {
         let boot = Record::boot(a.clone());
         assert!(matches!(judge(None, None, &boot, &b), Err(Refusal::NotYours { .. })));
         assert!(matches!(judge(None, Some(&boot), &boot, &a), Err(Refusal::WrongTerm { .. })));
-        assert!(matches!(judge(Some(&boot), None, &boot.bound(b), &a), Err(Refusal::WrongTerm { .. })));
-        assert!(matches!(judge(Some(&boot), Some(&boot), &boot.bound(a.clone()), &a), Err(Refusal::OwnBackup(_))));
-        let synced = Record { synced: true, ..boot.clone() };
-        assert_eq!(judge(None, None, &synced, &a), Err(Refusal::SyncedAlone));
+        let bound = boot.bound(vec![backup("b", 1)]);
+        assert!(matches!(judge(Some(&boot), None, &bound, &a), Err(Refusal::WrongTerm { .. })));
+        let own = InvalidRecord::OwnBackup(a.clone());
+        let swap = |backups| judge(Some(&boot), Some(&boot), &boot.bound(backups), &a);
+        assert_eq!(swap(vec![backup("a", 1)]), Err(Refusal::Invalid(own)));
+        assert!(matches!(swap(vec![backup("b", 2)]), Err(Refusal::Invalid(InvalidRecord::Session { .. }))));
+        // Whoever takes the VM over has no sessions yet.
+        let taken = Record { primary: b.clone(), ..bound.bound(vec![backup("c", 1)]) };
+        assert_eq!(judge(Some(&bound), Some(&bound), &taken, &b), Err(Refusal::NotAlone(b)));
         let last = Record { term: Term(u64::MAX), ..boot };
         assert!(matches!(judge(Some(&last), Some(&last), &last, &a), Err(Refusal::WrongTerm { .. })));
+    }
+
+    fn backup(host: &str, session: u64) -> Backup {
+        Backup { host: self::host(host), session: Term(session) }
     }
 
     /// A request that was sent once and may be delivered any number of times, at any later time.
@@ -141,9 +158,8 @@ mod tests {
                     }
                     (kind, Some(last)) => {
                         let mut new = last.alone(hosts[who].clone());
-                        if kind == 3 {
-                            new.backup = Some(hosts[(who + 1) % 3].clone());
-                            new.synced = true;
+                        if kind == 3 && last.primary == hosts[who] {
+                            new.backups = vec![Backup { host: hosts[(who + 1) % 3].clone(), session: last.term }];
                         }
                         (who, Sent { caller: hosts[who].clone(), expected: Some(last), new })
                     }

@@ -24,6 +24,7 @@ use std::thread::{self, JoinHandle};
 use ninefold_model::{HostName, Record, VmName};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 
+use crate::old::OldRecord;
 use crate::register::{self, Refusal, Verdict};
 use crate::witness::Swap;
 
@@ -32,7 +33,10 @@ pub const MAX_VMS: usize = 100_000;
 /// The file in the data directory.
 pub const FILE: &str = "witness.redb";
 
-const FORMAT: u64 = 1;
+/// The format of the file. What older versions wrote is brought to it when the file is opened.
+const FORMAT: u64 = 2;
+/// The format of one backup at most.
+const OLD_FORMAT: u64 = 1;
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 /// VM name to record, JSON.
 const RECORDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("records");
@@ -48,7 +52,7 @@ pub enum OpenError {
     InUse { file: PathBuf },
     #[error("cannot open {file}")]
     Database { file: PathBuf, source: Box<redb::Error> },
-    #[error("{file} has format {found}; this version reads {FORMAT}")]
+    #[error("{file} has format {found}; this version reads {OLD_FORMAT} and {FORMAT}")]
     Format { file: PathBuf, found: u64 },
     #[error("{file}: the record of '{vm}' is unreadable: {reason}")]
     Record { file: PathBuf, vm: String, reason: String },
@@ -103,18 +107,26 @@ impl Registers {
             other => OpenError::Database { file: file.clone(), source: Box::new(other.into()) },
         })?;
         let database = |source| OpenError::Database { file: file.clone(), source: Box::new(source) };
-        let found = prepare(&db).map_err(database)?;
-        if found != FORMAT {
-            return Err(OpenError::Format { file, found });
+        let bad = |vm: &str, reason: String| OpenError::Record { file: file.clone(), vm: vm.into(), reason };
+        match prepare(&db).map_err(database)? {
+            FORMAT => {}
+            OLD_FORMAT => {
+                let mut converted = Vec::new();
+                for (vm, json) in load(&db).map_err(database)? {
+                    let old: OldRecord = serde_json::from_slice(&json).map_err(|e| bad(&vm, e.to_string()))?;
+                    converted.push((vm, Record::from(old)));
+                }
+                convert(&db, &converted).map_err(database)?;
+            }
+            found => return Err(OpenError::Format { file, found }),
         }
         // The new file's name must be on disk as well.
         File::open(dir).and_then(|d| d.sync_all()).map_err(directory)?;
 
         let mut records = BTreeMap::new();
         for (vm, json) in load(&db).map_err(database)? {
-            let bad = |reason: String| OpenError::Record { file: file.clone(), vm: vm.clone(), reason };
-            let name = vm.parse().map_err(|e: ninefold_model::InvalidName| bad(e.to_string()))?;
-            records.insert(name, serde_json::from_slice(&json).map_err(|e| bad(e.to_string()))?);
+            let name = vm.parse().map_err(|e: ninefold_model::InvalidName| bad(&vm, e.to_string()))?;
+            records.insert(name, serde_json::from_slice(&json).map_err(|e| bad(&vm, e.to_string()))?);
         }
         let memory: Memory = Arc::new(RwLock::new(records));
         let (queue, proposals) = sync_channel(BATCH);
@@ -237,6 +249,22 @@ fn prepare(db: &Database) -> Result<u64, redb::Error> {
     };
     transaction.commit()?;
     Ok(found)
+}
+
+/// Brings all records to the present format, in one transaction.
+fn convert(db: &Database, records: &[(String, Record)]) -> Result<(), redb::Error> {
+    let mut transaction = db.begin_write()?;
+    transaction.set_durability(Durability::Immediate)?;
+    {
+        let mut table = transaction.open_table(RECORDS)?;
+        for (vm, record) in records {
+            let json = serde_json::to_vec(record).map_err(std::io::Error::from)?;
+            table.insert(vm.as_str(), json.as_slice())?;
+        }
+        transaction.open_table(META)?.insert("format", FORMAT)?;
+    }
+    transaction.commit()?;
+    Ok(())
 }
 
 fn load(db: &Database) -> Result<Vec<(String, Vec<u8>)>, redb::Error> {

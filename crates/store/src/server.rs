@@ -13,11 +13,15 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use ninefold_model::HostName;
+use ninefold_model::{HostName, Record};
 use ninefold_transport::{Incoming, Link, LinkHandle, Listener, ListenerHandle, TransportError};
 
+use crate::old::OldRecord;
 use crate::registers::{Registers, SwapError};
-use crate::wire::{Answer, Call, Entry, FrameError, FrameReader, FrameWriter, PAGE, Request, Response, VERSION, parse};
+use crate::wire::{
+    Answer, Call, Entry, FrameError, FrameReader, FrameWriter, OLD_VERSION, PAGE, Request, Response, VERSION,
+    parse_request,
+};
 use crate::witness::Swap;
 
 /// A thread here reads JSON of bounded depth and waits.
@@ -239,11 +243,11 @@ fn serve(shared: &Shared, link: Link) -> Result<(), FrameError> {
     let (reader, writer) = link.split();
     let mut requests = FrameReader::new(reader, handle.clone());
     let mut responses = FrameWriter::new(writer, handle);
-    let refuse = |id, reason| Response { version: VERSION, id, answer: Answer::Refused { reason } };
+    let refuse = |id, reason| Response::<Record> { version: VERSION, id, answer: Answer::Refused { reason } };
     loop {
-        let request: Request = match requests.wait(io) {
+        let Request { version, id, call } = match requests.wait(io) {
             Ok(None) => return Ok(()),
-            Ok(Some(json)) => match parse(json) {
+            Ok(Some(json)) => match parse_request(json) {
                 Ok(request) => request,
                 // Who does not speak our language is told so, and that is all.
                 Err(bad) => return Ok(responses.send(&refuse(0, bad.to_string()), io)?),
@@ -254,14 +258,18 @@ fn serve(shared: &Shared, link: Link) -> Result<(), FrameError> {
             }
             Err(error) => return Err(error),
         };
-        let id = request.id;
-        let Some(answer) = answer(shared, &peer, request.call) else {
+        let Some(answer) = answer(shared, &peer, call) else {
             // Unknown outcome: silence is the only honest answer.
             shared.failed.store(true, Ordering::Release);
             shared.stop();
             return Ok(());
         };
-        responses.send(&Response { version: VERSION, id, answer }, io)?;
+        // In the version that was asked in.
+        if version == OLD_VERSION {
+            responses.send(&Response { version, id, answer: answer.map(OldRecord::from) }, io)?;
+        } else {
+            responses.send(&Response { version, id, answer }, io)?;
+        }
     }
 }
 

@@ -8,34 +8,38 @@ use ninefold_model::{Record, VmName};
 use ninefold_transport::{LinkHandle, LinkReader, LinkWriter};
 use serde::{Deserialize, Serialize};
 
-/// The version of this protocol.
-pub const VERSION: u16 = 1;
+use crate::old::OldRecord;
+
+/// The newest version of this protocol.
+pub const VERSION: u16 = 2;
+/// The version before: records of one backup at most. A server speaks it, a client does not.
+pub const OLD_VERSION: u16 = 1;
 /// Longest JSON in a frame, bytes.
 pub const MAX_FRAME: usize = 64 << 10;
 /// Records in one answer to `list`: they fit a frame whatever they hold.
-pub const PAGE: usize = 200;
+pub const PAGE: usize = 100;
 
 /// From the client.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Request {
+pub struct Request<R = Record> {
     pub version: u16,
     /// Comes back in the response.
     pub id: u64,
-    pub call: Call,
+    pub call: Call<R>,
 }
 
-/// What is asked.
+/// What is asked. `R` is the version's form of a record.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Call {
+pub enum Call<R = Record> {
     Ping,
     Read {
         vm: VmName,
     },
     CompareAndSwap {
         vm: VmName,
-        expected: Option<Record>,
-        new: Record,
+        expected: Option<R>,
+        new: R,
     },
     /// The next page of records after a name.
     List {
@@ -45,30 +49,30 @@ pub enum Call {
 
 /// From the server.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Response {
+pub struct Response<R = Record> {
     pub version: u16,
     /// The request's; 0 when the request was unreadable.
     pub id: u64,
-    pub answer: Answer,
+    pub answer: Answer<R>,
 }
 
 /// What is answered.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "result", rename_all = "snake_case")]
-pub enum Answer {
+pub enum Answer<R = Record> {
     Pong,
     Value {
-        record: Option<Record>,
+        record: Option<R>,
     },
     Won {
-        record: Record,
+        record: R,
     },
     Lost {
-        record: Option<Record>,
+        record: Option<R>,
     },
     /// A page; `more` when another follows.
     Page {
-        records: Vec<Entry>,
+        records: Vec<Entry<R>>,
         more: bool,
     },
     /// Nothing was changed.
@@ -79,9 +83,40 @@ pub enum Answer {
 
 /// A VM and its record.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Entry {
+pub struct Entry<R = Record> {
     pub vm: VmName,
-    pub record: Record,
+    pub record: R,
+}
+
+impl<R> Call<R> {
+    /// The same question about records of another form.
+    pub fn map<S>(self, f: impl Fn(R) -> S) -> Call<S> {
+        match self {
+            Call::Ping => Call::Ping,
+            Call::Read { vm } => Call::Read { vm },
+            Call::CompareAndSwap { vm, expected, new } => {
+                Call::CompareAndSwap { vm, expected: expected.map(&f), new: f(new) }
+            }
+            Call::List { after } => Call::List { after },
+        }
+    }
+}
+
+impl<R> Answer<R> {
+    /// The same answer with records of another form.
+    pub fn map<S>(self, f: impl Fn(R) -> S) -> Answer<S> {
+        match self {
+            Answer::Pong => Answer::Pong,
+            Answer::Value { record } => Answer::Value { record: record.map(f) },
+            Answer::Won { record } => Answer::Won { record: f(record) },
+            Answer::Lost { record } => Answer::Lost { record: record.map(f) },
+            Answer::Page { records, more } => {
+                let records = records.into_iter().map(|Entry { vm, record }| Entry { vm, record: f(record) });
+                Answer::Page { records: records.collect(), more }
+            }
+            Answer::Refused { reason } => Answer::Refused { reason },
+        }
+    }
 }
 
 /// The part of every message, in every version, that tells which version the rest is.
@@ -90,20 +125,35 @@ struct Head {
     version: u64,
 }
 
-/// Why a frame's content is no message of this version.
+/// Why a frame's content is no message that this side understands.
 #[derive(Debug, thiserror::Error)]
 pub enum BadMessage {
-    #[error("version {0}; this side speaks {VERSION}")]
-    Version(u64),
+    #[error("version {0}; this witness speaks {OLD_VERSION} and {VERSION}")]
+    Request(u64),
+    #[error("version {0}; this keeper speaks {VERSION} (the witness is upgraded before the keepers)")]
+    Response(u64),
     #[error("not a message: {0}")]
     Json(#[from] serde_json::Error),
 }
 
-/// Reads a message out of a frame's content.
-pub fn parse<'a, M: Deserialize<'a>>(json: &'a [u8]) -> Result<M, BadMessage> {
+/// Reads a request of any version that a server speaks; the request says which.
+pub fn parse_request(json: &[u8]) -> Result<Request, BadMessage> {
+    let head: Head = serde_json::from_slice(json)?;
+    if head.version == u64::from(OLD_VERSION) {
+        let Request { version, id, call } = serde_json::from_slice::<Request<OldRecord>>(json)?;
+        return Ok(Request { version, id, call: call.map(Record::from) });
+    }
+    if head.version != u64::from(VERSION) {
+        return Err(BadMessage::Request(head.version));
+    }
+    Ok(serde_json::from_slice(json)?)
+}
+
+/// Reads the answer to a request of version [`VERSION`].
+pub fn parse_response(json: &[u8]) -> Result<Response, BadMessage> {
     let head: Head = serde_json::from_slice(json)?;
     if head.version != u64::from(VERSION) {
-        return Err(BadMessage::Version(head.version));
+        return Err(BadMessage::Response(head.version));
     }
     Ok(serde_json::from_slice(json)?)
 }
@@ -214,16 +264,18 @@ impl FrameWriter {
 
 #[cfg(test)]
 mod tests {
+    use ninefold_model::{Backup, Term};
+
     use super::*;
 
     #[test]
     fn a_page_of_the_longest_records_fits_a_frame() {
         let longest = "x".repeat(ninefold_model::name::MAX_NAME);
+        let backup = Backup { host: longest.parse().unwrap(), session: Term(u64::MAX) };
         let record = Record {
-            term: ninefold_model::Term(u64::MAX),
+            term: Term(u64::MAX),
             primary: longest.parse().unwrap(),
-            backup: Some(longest.parse().unwrap()),
-            synced: false,
+            backups: vec![backup; ninefold_model::record::MAX_BACKUPS],
         };
         let records = vec![Entry { vm: longest.parse().unwrap(), record }; PAGE];
         let answer = Response { version: VERSION, id: u64::MAX, answer: Answer::Page { records, more: true } };
@@ -232,24 +284,48 @@ mod tests {
 
     #[test]
     fn the_words_on_the_wire() {
-        let request: Request = parse(
-            br#"{"version":1,"id":7,"call":{"op":"compare_and_swap","vm":"db","expected":null,
-                "new":{"term":1,"primary":"a","backup":null,"synced":false}}}"#,
+        let request = parse_request(
+            br#"{"version":2,"id":7,"call":{"op":"compare_and_swap","vm":"db","expected":{"term":1,"primary":"a","backups":[]},
+                "new":{"term":2,"primary":"a","backups":[{"host":"b","session":1}]}}}"#,
         )
         .unwrap();
-        assert!(matches!(request.call, Call::CompareAndSwap { expected: None, .. }));
-        let next = parse::<Request>(br#"{"version":2,"whatever":true}"#).unwrap_err();
-        assert!(matches!(next, BadMessage::Version(2)), "{next}");
+        let Call::CompareAndSwap { expected: Some(expected), new, .. } = request.call else { panic!("{request:?}") };
+        assert_eq!(expected, Record::boot("a".parse().unwrap()));
+        assert_eq!(new, expected.bound(vec![Backup { host: "b".parse().unwrap(), session: Term(1) }]));
+        let next = parse_request(br#"{"version":3,"whatever":true}"#).unwrap_err();
+        assert!(matches!(next, BadMessage::Request(3)), "{next}");
         for bad in [
             &b""[..],
             b"\xff\xff",
             b"{}",
             b"[1]",
             br#"{"version":-1}"#,
-            br#"{"version":1,"id":1,"call":{"op":"drop"}}"#,
+            br#"{"version":2,"id":1,"call":{"op":"drop"}}"#,
+            br#"{"version":2,"id":1,"call":{"op":"read","vm":"../x"}}"#,
             br#"{"version":1,"id":1,"call":{"op":"read","vm":"../x"}}"#,
+            // The form of the other version.
+            br#"{"version":2,"id":1,"call":{"op":"compare_and_swap","vm":"db","expected":null,
+                "new":{"term":1,"primary":"a","backup":null,"synced":false}}}"#,
+            br#"{"version":1,"id":1,"call":{"op":"compare_and_swap","vm":"db","expected":null,
+                "new":{"term":1,"primary":"a","backups":[]}}}"#,
         ] {
-            assert!(matches!(parse::<Request>(bad), Err(BadMessage::Json(_))));
+            let outcome = parse_request(bad);
+            assert!(matches!(outcome, Err(BadMessage::Json(_))), "{outcome:?}");
         }
+    }
+
+    #[test]
+    fn the_words_of_the_version_before() {
+        let request = parse_request(
+            br#"{"version":1,"id":7,"call":{"op":"compare_and_swap","vm":"db",
+                "expected":{"term":4,"primary":"a","backup":null,"synced":false},
+                "new":{"term":5,"primary":"a","backup":"b","synced":true}}}"#,
+        )
+        .unwrap();
+        assert_eq!(request.version, OLD_VERSION);
+        let Call::CompareAndSwap { expected: Some(expected), new, .. } = request.call else { panic!("{request:?}") };
+        assert_eq!(new, expected.bound(vec![Backup { host: "b".parse().unwrap(), session: Term(4) }]));
+        let old = parse_response(br#"{"version":1,"id":7,"answer":{"result":"pong"}}"#).unwrap_err();
+        assert!(matches!(old, BadMessage::Response(1)), "{old}");
     }
 }

@@ -6,7 +6,8 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use ninefold_model::Record;
+use ninefold_model::{Backup, Record, Term};
+use ninefold_store::registers::{FILE, OpenError};
 use ninefold_store::wire::{Answer, MAX_FRAME, Response};
 use ninefold_store::{Limits, Registers, Swap, Witness, WitnessClient, WitnessError};
 use ninefold_transport::{Security, connect};
@@ -19,6 +20,11 @@ fn booted(place: &Place, addr: std::net::SocketAddr) -> (WitnessClient, Record) 
     (a, boot)
 }
 
+/// A backup in the first session of a VM.
+fn first(name: &str) -> Backup {
+    Backup { host: host(name), session: Term(1) }
+}
+
 #[test]
 fn a_failover_as_the_witness_sees_it() {
     let place = Place::new();
@@ -27,7 +33,7 @@ fn a_failover_as_the_witness_sees_it() {
     let mut b = place.client("b", server.addr);
     assert_eq!(b.read(&vm("other")).unwrap(), None);
 
-    let bound = boot.bound(host("b"));
+    let bound = boot.bound(vec![first("b")]);
     assert_eq!(a.compare_and_swap(&vm("db"), Some(&boot), &bound).unwrap(), Swap::Won(bound.clone()));
     assert_eq!(b.read(&vm("db")).unwrap(), Some(bound.clone()));
 
@@ -50,7 +56,7 @@ fn nobody_proposes_for_another_host() {
     assert!(reason.contains("host b may not propose a"), "{reason}");
     // The connection is still good.
     assert_eq!(b.read(&vm("db")).unwrap(), None);
-    let skipped = Record { term: ninefold_model::Term(2), ..Record::boot(host("b")) };
+    let skipped = Record { term: Term(2), ..Record::boot(host("b")) };
     assert!(matches!(b.compare_and_swap(&vm("db"), None, &skipped), Err(WitnessError::Refused(_))));
 }
 
@@ -89,14 +95,14 @@ fn a_kept_connection_that_died_is_replaced() {
     let addr = server.addr;
     let (mut a, boot) = booted(&place, addr);
     drop(server);
-    let down = a.compare_and_swap(&vm("db"), Some(&boot), &boot.bound(host("b")));
+    let down = a.compare_and_swap(&vm("db"), Some(&boot), &boot.bound(vec![first("b")]));
     assert!(matches!(down, Err(WitnessError::Unreachable { .. })), "{down:?}");
     let server = place.serve(addr, Limits::default());
     assert_eq!(a.read(&vm("db")).unwrap(), Some(boot.clone()));
     drop(server);
     // It went and came back between two calls: the second does not notice.
     let _server = place.serve(addr, Limits::default());
-    let bound = boot.bound(host("b"));
+    let bound = boot.bound(vec![first("b")]);
     assert_eq!(a.compare_and_swap(&vm("db"), Some(&boot), &bound).unwrap(), Swap::Won(bound));
 }
 
@@ -134,7 +140,7 @@ fn the_number_of_vms_is_bounded() {
     }
     assert!(matches!(a.compare_and_swap(&vm("three"), None, &boot), Err(WitnessError::Refused(_))));
     // Those that are there go on.
-    assert!(matches!(a.compare_and_swap(&vm("two"), Some(&boot), &boot.bound(host("b"))), Ok(Swap::Won(_))));
+    assert!(matches!(a.compare_and_swap(&vm("two"), Some(&boot), &boot.bound(vec![first("b")])), Ok(Swap::Won(_))));
     assert!(matches!(a.compare_and_swap(&vm("one"), None, &boot), Ok(Swap::Won(_))));
 }
 
@@ -155,12 +161,13 @@ fn bad_frames_are_refused_with_a_reason_and_harm_nobody() {
     let server = place.serve(any_port(), Limits::default());
     let (mut a, boot) = booted(&place, server.addr);
     let frame = |json: &[u8]| [&(json.len() as u32).to_be_bytes()[..], json].concat();
-    let cases: [(Vec<u8>, &str); 7] = [
+    let cases: [(Vec<u8>, &str); 8] = [
         (frame(b"{}"), "not a message"),
         (frame(b""), "not a message"),
         (frame(b"\xff\xfe\x00"), "not a message"),
         (frame(br#"{"version":9,"id":1,"call":{"op":"ping"}}"#), "version 9"),
         (frame(br#"{"version":1,"id":1,"call":{"op":"read","vm":"A/../B"}}"#), "not a message"),
+        (frame(br#"{"version":2,"id":1,"call":{"op":"read","vm":"A/../B"}}"#), "not a message"),
         (frame("[".repeat(60_000).as_bytes()), "not a message"),
         (((MAX_FRAME + 1) as u32).to_be_bytes().to_vec(), "the limit is 65536"),
     ];
@@ -174,6 +181,77 @@ fn bad_frames_are_refused_with_a_reason_and_harm_nobody() {
     // A frame that never ends.
     assert!(say(&place, server.addr, &[0, 0, 1, 0, b'{']).is_empty());
     assert_eq!(a.read(&vm("db")).unwrap(), Some(boot));
+}
+
+/// Hosts are upgraded one after the other, the witness first.
+#[test]
+fn a_keeper_of_the_version_before_is_served() {
+    let place = Place::new();
+    let server = place.serve(any_port(), Limits::default());
+    let ask = |call: &str| {
+        let json = format!(r#"{{"version":1,"id":5,"call":{call}}}"#);
+        let bytes = [&(json.len() as u32).to_be_bytes()[..], json.as_bytes()].concat();
+        String::from_utf8(say(&place, server.addr, &bytes).split_off(4)).unwrap()
+    };
+    let boot = r#"{"term":1,"primary":"a","backup":null,"synced":false}"#;
+    let bound = r#"{"term":2,"primary":"a","backup":"b","synced":true}"#;
+    let swap = |expected: &str, new: &str| {
+        ask(&format!(r#"{{"op":"compare_and_swap","vm":"db","expected":{expected},"new":{new}}}"#))
+    };
+    let answer = |result: &str, record: &str| {
+        format!(r#"{{"version":1,"id":5,"answer":{{"result":"{result}","record":{record}}}}}"#)
+    };
+    assert_eq!(swap("null", boot), answer("won", boot));
+    assert_eq!(swap(boot, bound), answer("won", bound));
+    let mut a = place.client("a", server.addr);
+    let one = a.read(&vm("db")).unwrap().unwrap();
+    assert_eq!(one.backups, [first("b")]);
+    // A second backup: the old form shows the first, and wins nothing with that.
+    let second = Backup { host: host("c"), session: Term(2) };
+    let two = one.bound(vec![first("b"), second]);
+    assert_eq!(a.compare_and_swap(&vm("db"), Some(&one), &two).unwrap(), Swap::Won(two.clone()));
+    let shown = r#"{"term":3,"primary":"a","backup":"b","synced":true}"#;
+    assert_eq!(ask(r#"{"op":"read","vm":"db"}"#), answer("value", shown));
+    let alone = r#"{"term":4,"primary":"a","backup":null,"synced":false}"#;
+    assert_eq!(swap(shown, alone), answer("lost", shown));
+    assert_eq!(a.read(&vm("db")).unwrap(), Some(two));
+}
+
+#[test]
+fn a_file_of_the_format_before_is_taken_over() {
+    let place = Place::new();
+    std::fs::create_dir_all(place.data()).unwrap();
+    let write = |format: u64| {
+        let db = redb::Database::create(place.data().join(FILE)).unwrap();
+        let transaction = db.begin_write().unwrap();
+        transaction
+            .open_table(redb::TableDefinition::<&str, u64>::new("meta"))
+            .unwrap()
+            .insert("format", format)
+            .unwrap();
+        let mut records = transaction.open_table(redb::TableDefinition::<&str, &[u8]>::new("records")).unwrap();
+        for (vm, record) in [
+            ("alone", &br#"{"term":7,"primary":"a","backup":null,"synced":false}"#[..]),
+            ("bound", &br#"{"term":8,"primary":"a","backup":"b","synced":true}"#[..]),
+        ] {
+            records.insert(vm, record).unwrap();
+        }
+        drop(records);
+        transaction.commit().unwrap();
+    };
+    write(1);
+    let bound = Backup { host: host("b"), session: Term(7) };
+    let bound = Record { term: Term(8), primary: host("a"), backups: vec![bound] };
+    for _ in 0..2 {
+        let registers = Registers::open(place.data()).unwrap();
+        assert_eq!(registers.read(&vm("bound")), Some(bound.clone()));
+        assert_eq!(registers.read(&vm("alone")), Some(Record { term: Term(7), ..Record::boot(host("a")) }));
+    }
+    // Records of the old form in a file that claims to be new, and a format from the future.
+    write(2);
+    assert!(matches!(Registers::open(place.data()), Err(OpenError::Record { .. })));
+    write(3);
+    assert!(matches!(Registers::open(place.data()), Err(OpenError::Format { found: 3, .. })));
 }
 
 #[test]

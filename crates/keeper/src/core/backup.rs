@@ -52,7 +52,7 @@ impl Core {
                     self.committed = Epoch(0);
                     self.epochs = hello.epoch_policy;
                     // What the owner wants of the VM travels with it.
-                    self.input(Input::Want(hello.spec.protection));
+                    self.want(hello.spec.protection);
                     self.backup =
                         Some(BackupSide { session, writer, handle, scratch: Vec::new(), ready: None, gone: false });
                     let _ = go.send(true);

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ninefold_model::status::{Counters, ProtectionState};
-use ninefold_replica::protocol::{Input, Phase};
+use ninefold_replica::protocol::Input;
 use ninefold_replica::stream::{Heartbeat, Record, write_record};
 use ninefold_transport::clock::monotonic_us;
 
@@ -30,7 +30,7 @@ impl Core {
         }
         self.announce_alone();
         let waited = self.retry.is_none_or(|(failed, pause)| failed.elapsed() >= pause);
-        if self.protocol.wants_peer() && self.layout.is_some() && !self.looking && waited {
+        if self.wants_peer() && !self.looking && waited {
             self.looking = true;
             self.parts.connector.ask();
         }
@@ -64,9 +64,7 @@ impl Core {
     /// has not. So a bound primary announces with what it releases (`Action::Release`), and one that waits for the
     /// witness not at all.
     pub(super) fn announce_alone(&mut self) {
-        let alone =
-            matches!(self.protocol.phase(), Some(Phase::Alone | Phase::Renewing { .. } | Phase::Syncing { .. }));
-        if alone && std::mem::take(&mut self.announce) {
+        if self.protocol.speaks_freely() && std::mem::take(&mut self.announce) {
             self.parts.outlets.announce(&|| true);
         }
     }
@@ -124,7 +122,7 @@ impl Core {
             // Once an attempt: a failed one starts the hold anew.
             self.uplink_lost = Some(Instant::now() + hold);
             let reason = format!("{name} has no carrier");
-            self.input(Input::Switchover { reason });
+            self.input(Input::Switchover { to: None, reason });
         }
     }
 }

@@ -32,8 +32,8 @@ impl Core {
             self.lose_session(format!("the backup acknowledges epoch {epoch} after {}", self.committed));
             return;
         }
-        self.input(Input::Acked { session, epoch });
         self.committed = epoch;
+        self.input(Input::Acked { session, epoch });
         self.command(Command::Acked { session, epoch });
         let mut i = 0;
         while let Some(&(e, resumed, record)) = self.unacked.get(i) {
@@ -44,19 +44,12 @@ impl Core {
                 i += 1;
             }
         }
-        self.check_final(session);
     }
 
     pub(super) fn measured(&mut self, mut record: CheckpointRecord, resumed: Instant) {
         record.commit_us = micros(resumed.elapsed());
         self.parts.board.checkpoint(&record);
         self.parts.journal.checkpoint(record);
-    }
-
-    pub(super) fn check_final(&mut self, session: Term) {
-        if self.final_epoch.is_some_and(|e| e <= self.committed) {
-            self.input(Input::FinalAcked { session });
-        }
     }
 
     pub(super) fn start_vm(&mut self, obtain: vm::Obtain) {
@@ -104,7 +97,7 @@ impl Core {
         };
         let config = &self.parts.config;
         let mut spec = config.vm.clone();
-        spec.protection = self.protocol.wanted();
+        spec.protection = self.protocol.wanted().protection;
         let hello = Hello {
             session: session.0,
             vm: config.vm.name.clone(),
@@ -145,7 +138,7 @@ impl Core {
             let pause = self.retry.map_or(RETRY_FIRST, |(_, pause)| (pause * 2).min(RETRY_LAST));
             self.retry = Some((Instant::now(), pause));
         }
-        // A guest that a switchover has paused stays paused until the witness has spoken: `OpenGate` sends `GoOn`.
+        // A guest that a switchover has paused stays paused until the witness has spoken: see `Action::GoOn`.
         if let Some(session) = self.session.take() {
             self.command(Command::RemoveSink(session.name));
         }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use ninefold_model::control::{Request, Response};
 use ninefold_model::spec::Protection;
 use ninefold_model::status::{ProtectionState, VmStatus};
-use ninefold_replica::protocol::{Action, Input};
+use ninefold_replica::protocol::{Action, Input, Wanted};
 
 use super::Core;
 use crate::arbiter::Question;
@@ -29,7 +29,7 @@ impl Core {
             Request::Stop | Request::Switchover | Request::Reset if self.vm.is_none() => Response::Error {
                 message: format!("{} does not run on {}", self.parts.config.vm.name, self.parts.config.host),
                 help: Some("`ninefold vm status` shows where it runs".into()),
-                try_host: self.protocol.peer().cloned(),
+                try_host: self.peer().cloned(),
             },
             Request::Stop => {
                 self.input(Input::Stop { reason: "stopped by its owner".into() });
@@ -40,11 +40,11 @@ impl Core {
                 Response::Done
             }
             Request::Protect => {
-                self.input(Input::Want(Protection::FaultTolerant));
+                self.want(Protection::FaultTolerant);
                 Response::Done
             }
             Request::Unprotect => {
-                self.input(Input::Want(Protection::None));
+                self.want(Protection::None);
                 Response::Done
             }
             Request::Switchover if self.witness_error.is_some() => Response::Error {
@@ -54,7 +54,7 @@ impl Core {
             },
             Request::Switchover => {
                 let mut actions = Vec::new();
-                self.protocol.handle(Input::Switchover { reason: "asked for".into() }, &mut actions);
+                self.protocol.handle(Input::Switchover { to: None, reason: "asked for".into() }, &mut actions);
                 let refused = actions.iter().find_map(|a| match a {
                     Action::Refuse { reason } => Some(refuse(reason)),
                     _ => None,
@@ -75,6 +75,11 @@ impl Core {
         let _ = reply.send(answer);
     }
 
+    pub(super) fn want(&mut self, protection: Protection) {
+        let wanted = Wanted { protection, ..self.protocol.wanted() };
+        self.input(Input::Want(wanted));
+    }
+
     pub(super) fn status(&mut self) -> VmStatus {
         let config = &self.parts.config;
         VmStatus {
@@ -83,10 +88,10 @@ impl Core {
             pid: std::process::id(),
             role: self.protocol.role(),
             protection: self.protocol.protection(),
-            wanted: self.protocol.wanted(),
+            wanted: self.protocol.wanted().protection,
             term: self.protocol.term(),
             committed: self.committed,
-            peer: self.protocol.peer().cloned(),
+            peer: self.peer().cloned(),
             epoch_policy: self.epochs,
             witness_reachable: self.witness_error.is_none(),
             sync: self.sync.filter(|_| self.session.is_some()),
@@ -108,7 +113,7 @@ impl Core {
         let bound = self.protocol.protection() == Some(ProtectionState::Protected);
         // Without the witness nobody can take it: the guest would only stand still until the end.
         if bound && self.witness_error.is_none() {
-            self.input(Input::Switchover { reason: "the keeper was told to end".into() });
+            self.input(Input::Switchover { to: None, reason: "the keeper was told to end".into() });
         } else {
             self.done = true;
         }

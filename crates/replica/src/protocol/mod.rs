@@ -4,32 +4,38 @@
 //! (`tests/model.rs`) explores it, and both run this very code.
 //!
 //! ```text
-//!                 Start                                     Offer
-//!   ┌──────────┐ ──────► Starting ─Won─► PRIMARY   ┌──────┐ ──────► ┌────────┐
-//!   │ STANDBY  │ ◄─Lost────┘                       │STANDBY│         │ BACKUP │◄─┐ CheckpointHeld / ack
-//!   └──────────┘                                   └──────┘ ◄─────── └────────┘──┘
-//!        ▲                                             ▲  nothing held   │ PrimaryLost, a checkpoint is held
-//!        │ lost a swap, VM ended                       │                 ▼
-//!   ┌────┴────────────── PRIMARY ───────────────┐      └──────Lost── Claiming ──Won──► PRIMARY (alone)
-//!   │                                           │
-//!   │  Alone ──► (Renewing) ──► Syncing         │   Alone, Renewing, Syncing: the gate is open
-//!   │   ▲  ▲                      │ FirstCheckpoint
-//!   │   │  └──── SessionLost ─────┤             │
-//!   │   │                         ▼             │   Binding, Bound, Unbinding: output is held; what the
-//!   │   │     (nothing asked)  Binding          │   backup has acknowledged is released, if the session lives
-//!   │   │◄──── SessionLost ───────┤ Acked, Won  │
-//!   │   │                         ▼             │
-//!   │   └─Won── Unbinding ◄──── Bound           │
-//!   │               │  SessionLost, Stop, …     │
-//!   └───────────────┼───────────────────────────┘
-//!                   └─Lost─► STANDBY (stand down)
+//!                 Start                                  Offer
+//!   ┌──────────┐ ──────► Starting ─Won─► PRIMARY   ┌─────────┐ ──────► ┌────────┐
+//!   │ STANDBY  │ ◄─Lost────┘                       │ STANDBY │         │ BACKUP │◄─┐ CheckpointHeld / ack
+//!   └──────────┘                                   └─────────┘ ◄────── └────────┘──┘
+//!        ▲                                          ▲   nothing held     │ PrimaryLost, a checkpoint is held
+//!        │ lost a swap, VM ended                    │                    ▼
+//!   ┌────┴──── PRIMARY ─────────┐                   └────Lost──────── Claiming ──Won──► PRIMARY (alone)
+//!   │ a session with each backup│                                      ▲    │ Lost, and the record shown still binds
+//!   └───────────────────────────┘                                      └────┘ this session: again, from that record
+//!
+//!   each session of a primary (`session.rs`):
+//!
+//!     OpenSession ──► Syncing ──FirstCheckpoint──► Binding ──Acked, Won──► Bound
+//!                        │                            │                      │ SessionLost, Stop, …
+//!                        ▼ SessionLost                ▼ nothing asked        ▼
+//!                       over                         over ◄──────Won──── Unbinding
 //! ```
 //!
-//! **Sessions are terms.** A replication session is named by the term at which it was opened, and a term names at most
-//! one session: after a session that failed the primary takes a new term (`Renewing`) before it opens another. Session
-//! `s` is opened under the record `(s, P, –, unsynced)`, is bound by `(s+1, P, B, synced)` and can be claimed by the
-//! backup with exactly one record, `(s+2, B, –, unsynced)`. So a backup that holds a checkpoint of session `s` knows
-//! the one record from which it may take over, and whatever else the witness holds means that it may not.
+//! **The gate.** While no session is past its first checkpoint, output leaves at once. From the first checkpoint of the first
+//! session on it is held, and the output of an epoch leaves when *every* backup that may take over, or may have been
+//! allowed to without our knowing yet, has acknowledged it. A backup counts from the first checkpoint of its session on;
+//! it ceases to count when the witness has said that it is not in the record (or was never asked to put it there).
+//!
+//! **The record.** At most one proposal of a primary is unanswered. When it is answered, the primary compares whom the
+//! record binds with whom it should bind, and proposes what differs, all at once: whoever was lost goes, whoever holds a
+//! first checkpoint comes. A lost proposal means that another host has the VM: this one stands down.
+//!
+//! **Sessions are terms.** A replication session is named by a term at which its primary was the primary, and a term names at
+//! most one session: a primary that has used its term takes a new one before it opens another session. A record binds
+//! pairs of host and session. So whatever record a backup sees, it can tell whether it may take over from it: it may if the
+//! record has the primary of its session and binds it with that session, and then from that record only. Any other record,
+//! also a later one in which the same primary has bound it again, does not speak of the checkpoint that it holds.
 //!
 //! A session's messages travel over connections between two living processes: what was sent to a backup that has
 //! restarted since never reaches its successor (TCP, and TLS where it is used, see to that), and a backup accepts each
@@ -38,27 +44,50 @@
 //! **The rules**, each of which the model checker misses when it is switched off ([`Rules`]):
 //!
 //! * output is held from the first checkpoint of a session on, before the witness is asked to bind the backup;
-//! * held output of an epoch is released when the backup has acknowledged that epoch;
-//! * a primary that loses its session after it asked for the binding wins the witness before it releases more;
+//! * held output of an epoch is released when every backup that counts has acknowledged that epoch;
+//! * a backup counts from its first checkpoint on, not only when the witness has answered;
+//! * a primary that loses a session after it asked for the binding wins the witness before it releases more;
 //! * a backup wins the witness before it resumes;
+//! * a backup claims only from a record that binds the session in which it holds its checkpoint;
 //! * a backup acknowledges only whole checkpoints, in order, and none once it has begun to claim;
 //! * a session has a term of its own.
 //!
 //! Proposals to the witness are answered exactly once from this machine's point of view: the shell repeats an
 //! unanswered one until it has an answer, which is safe (see [`Record`]).
 
+mod backup;
 mod primary;
+mod session;
 
 use ninefold_model::event::EventKind;
 use ninefold_model::spec::Protection;
 use ninefold_model::status::{ProtectionState, Role};
 use ninefold_model::{Epoch, HostName, Record, Term};
 
-pub use primary::Phase;
-use primary::{Primary, Then};
+use backup::Backup;
+use primary::Primary;
+pub use session::{Phase, Session};
 
 /// Names a proposal, so that an answer to an abandoned one is not taken for another's.
 pub type ProposalId = u32;
+
+/// What the owner wants of a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Wanted {
+    pub protection: Protection,
+    /// How many backups it shall have when it is protected: 1 to [`MAX_BACKUPS`](ninefold_model::record::MAX_BACKUPS).
+    pub backups: usize,
+}
+
+impl Wanted {
+    /// How many backups there should be.
+    fn count(self) -> usize {
+        match self.protection {
+            Protection::None => 0,
+            Protection::FaultTolerant => self.backups.clamp(1, ninefold_model::record::MAX_BACKUPS),
+        }
+    }
+}
 
 /// What the shell tells the machine.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -68,29 +97,31 @@ pub enum Input {
     /// The witness answered proposal `id`.
     Answer { id: ProposalId, outcome: Outcome },
     /// The owner asks for a level of protection.
-    Want(Protection),
-    /// (Primary) `peer` is connected and willing to be the backup.
+    Want(Wanted),
+    /// (Primary) `peer` is connected and willing to be a backup.
     PeerAvailable { peer: HostName },
-    /// (Primary) The first whole checkpoint of the session is about to be taken: the guest is paused.
-    FirstCheckpoint { session: Term },
+    /// (Primary) `epoch` ends and its checkpoint will be the session's first; the guest is paused. Epochs grow for as long
+    /// as output is held; when it is not they may begin anew.
+    FirstCheckpoint { session: Term, epoch: Epoch },
     /// (Primary) The backup holds this epoch.
     Acked { session: Term, epoch: Epoch },
     /// (Primary) The session is gone: connection closed, peer silent, peer refused.
     SessionLost { session: Term, reason: String },
-    /// (Primary) The owner, or the state of the uplink, asks to hand the VM over.
-    Switchover { reason: String },
-    /// (Primary) The final checkpoint of a switchover is acknowledged: the guest is still and the backup has it all.
-    FinalAcked { session: Term },
+    /// (Primary) The owner, or the state of the uplink, asks to hand the VM over: to this host, or to whichever is bound
+    /// first.
+    Switchover { to: Option<HostName>, reason: String },
+    /// (Primary) The last checkpoint before a switchover is taken: the guest stands still after this epoch.
+    FinalTaken { epoch: Epoch },
     /// (Primary) The VM was stopped by its owner or has shut itself down.
     Stop { reason: String },
     /// (Primary) QEMU is gone.
     MachineLost { reason: String },
     /// (Backup) A primary offers a session.
     Offer { from: HostName, session: Term },
-    /// (Backup) A whole and checked checkpoint is in memory.
-    CheckpointHeld { session: Term, epoch: Epoch },
-    /// (Backup) The primary says that the witness bound us.
-    BoundNotice { session: Term },
+    /// (Backup) A whole and checked checkpoint is in memory. `first` of its session: it needs none before it.
+    CheckpointHeld { session: Term, epoch: Epoch, first: bool },
+    /// (Backup) The primary says that it has won this record, and that it binds us.
+    BoundNotice { session: Term, record: Record },
     /// (Backup) The primary is silent, its connection closed, or it said that it has stopped.
     PrimaryLost { session: Term, reason: String },
     /// The witness was read and holds this.
@@ -119,17 +150,19 @@ pub enum Action {
     Hold,
     /// Release the output of all epochs up to this one.
     Release { epoch: Epoch },
-    /// Release all that is held, in order, and hold no more. If the guest is still paused for a switchover that
-    /// failed, let it run.
+    /// Release all that is held, in order, and hold no more.
     OpenGate,
+    /// Let the guest run that was paused for a switchover which has failed.
+    GoOn,
     /// Open a session to `peer`: copy the VM while it runs, then take the first checkpoint.
     OpenSession { session: Term, peer: HostName },
     /// (Primary) Close the session's connections.
     CloseSession { session: Term },
-    /// (Primary) Take a last checkpoint and leave the guest paused.
-    TakeFinalCheckpoint { session: Term },
-    /// (Primary) Tell the backup that the witness has bound it.
-    SendBound { session: Term },
+    /// (Primary) Take a last checkpoint, for all sessions, and leave the guest paused.
+    TakeFinalCheckpoint,
+    /// (Primary) Tell the backup that the witness has bound it by this record. `first`: it was not bound before, the
+    /// others hear of a change.
+    SendBound { session: Term, record: Record, first: bool },
     /// (Primary) Tell the backup that this VM has stopped: it should take over now.
     SendRelinquish { session: Term, reason: String },
     /// (Backup) Accept the session; forget any checkpoint of an earlier one.
@@ -138,7 +171,7 @@ pub enum Action {
     RefuseSession { session: Term, reason: String },
     /// (Backup) Acknowledge.
     SendAck { session: Term, epoch: Epoch },
-    /// End whatever of the VM is here (QEMU, checkpoint, session), muted, and become a fresh standby.
+    /// End whatever of the VM is here (QEMU, checkpoint, sessions), muted, and become a fresh standby.
     StandDown,
     /// The owner's request cannot be carried out.
     Refuse { reason: String },
@@ -152,8 +185,11 @@ pub enum Action {
 pub struct Rules {
     pub hold_from_first_checkpoint: bool,
     pub release_only_acked: bool,
+    pub wait_for_all: bool,
+    pub count_before_bound: bool,
     pub win_before_speaking_alone: bool,
     pub win_before_resuming: bool,
+    pub claim_own_session: bool,
     pub ack_in_order: bool,
     pub no_ack_while_claiming: bool,
     pub one_session_a_term: bool,
@@ -164,8 +200,11 @@ impl Rules {
     pub const ALL: Self = Self {
         hold_from_first_checkpoint: true,
         release_only_acked: true,
+        wait_for_all: true,
+        count_before_bound: true,
         win_before_speaking_alone: true,
         win_before_resuming: true,
+        claim_own_session: true,
         ack_in_order: true,
         no_ack_while_claiming: true,
         one_session_a_term: true,
@@ -177,7 +216,7 @@ impl Rules {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Protocol {
     me: HostName,
-    wanted: Protection,
+    wanted: Wanted,
     last_proposal: ProposalId,
     /// The newest session accepted here as a backup, so that an old one cannot be played again.
     newest_session: Term,
@@ -194,29 +233,14 @@ enum State {
     Primary(Primary),
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Backup {
-    session: Term,
-    primary: HostName,
-    held: Option<Epoch>,
-    bound: bool,
-}
-
-impl Backup {
-    /// The one record from which this backup may take over.
-    fn claimable(&self, me: &HostName) -> Record {
-        Record { term: self.session.next(), primary: self.primary.clone(), backup: Some(me.clone()), synced: true }
-    }
-}
-
 impl Protocol {
     /// A standby.
-    pub fn new(me: HostName, wanted: Protection) -> Self {
+    pub fn new(me: HostName, wanted: Wanted) -> Self {
         Self::with_rules(me, wanted, Rules::ALL)
     }
 
     #[doc(hidden)]
-    pub fn with_rules(me: HostName, wanted: Protection, rules: Rules) -> Self {
+    pub fn with_rules(me: HostName, wanted: Wanted, rules: Rules) -> Self {
         Self { me, wanted, last_proposal: 0, newest_session: Term(0), rules, state: State::Standby }
     }
 
@@ -242,14 +266,14 @@ impl Protocol {
         }
     }
 
-    pub fn wanted(&self) -> Protection {
+    pub fn wanted(&self) -> Wanted {
         self.wanted
     }
 
     /// Whether the VM would survive the loss of its primary; known to the primary only.
     pub fn protection(&self) -> Option<ProtectionState> {
         match &self.state {
-            State::Primary(p) => Some(p.protection(self.wanted)),
+            State::Primary(p) => Some(p.protection(self.wanted, self.rules.say_when_unprotected)),
             _ => None,
         }
     }
@@ -264,43 +288,53 @@ impl Protocol {
         }
     }
 
-    /// The other host of the running session.
-    pub fn peer(&self) -> Option<&HostName> {
+    /// The primary that this host is a backup of.
+    pub fn primary(&self) -> Option<&HostName> {
         match &self.state {
-            State::Standby | State::Starting { .. } => None,
             State::Backup(b) | State::Claiming { backup: b, .. } => Some(&b.primary),
-            State::Primary(p) => p.backup(),
+            _ => None,
         }
     }
 
-    /// The running session, by its name.
-    pub fn session(&self) -> Option<Term> {
+    /// The session in which this host is the backup.
+    pub fn backing(&self) -> Option<Term> {
         match &self.state {
             State::Backup(b) => Some(b.session),
-            State::Primary(p) => p.session(),
             _ => None,
         }
     }
 
-    /// The phase of a primary.
-    pub fn phase(&self) -> Option<&Phase> {
+    /// A primary's sessions, in the order in which they were opened; also those that are lost and not yet over.
+    pub fn sessions(&self) -> &[Session] {
         match &self.state {
-            State::Primary(p) => Some(&p.phase),
+            State::Primary(p) => &p.sessions,
+            _ => &[],
+        }
+    }
+
+    /// How far one of a primary's sessions is.
+    pub fn phase(&self, session: Term) -> Option<Phase> {
+        match &self.state {
+            State::Primary(p) => p.session(session).map(|s| p.phase(s)),
             _ => None,
         }
     }
 
-    /// Whether a primary here could use a backup.
+    /// Whether a primary's output leaves at once.
+    pub fn speaks_freely(&self) -> bool {
+        matches!(&self.state, State::Primary(p) if !p.holding)
+    }
+
+    /// Whether a primary here could use another backup.
     pub fn wants_peer(&self) -> bool {
-        matches!(&self.state, State::Primary(p)
-            if p.phase == Phase::Alone && self.wanted == Protection::FaultTolerant)
+        matches!(&self.state, State::Primary(p) if p.wants_peer(self.wanted))
     }
 
     /// Whether a claim or another proposal is waiting for the witness.
     pub fn awaits_witness(&self) -> bool {
         match &self.state {
             State::Starting { .. } | State::Claiming { .. } => true,
-            State::Primary(p) => p.awaits_witness(),
+            State::Primary(p) => p.pending.is_some(),
             _ => false,
         }
     }
@@ -315,31 +349,20 @@ impl Protocol {
         match input {
             Input::Start { found, force } => self.start(found, force, out),
             Input::Answer { id, outcome } => self.answer(id, outcome, out),
-            Input::Want(wanted) => {
-                self.wanted = wanted;
-                if wanted == Protection::None {
-                    self.part(Then::GoOn, "protection was switched off", out);
-                }
-            }
+            Input::Want(wanted) => self.want(wanted, out),
             Input::Offer { from, session } => self.offer(from, session, out),
-            Input::CheckpointHeld { session, epoch } => self.checkpoint_held(session, epoch, out),
-            Input::BoundNotice { session } => {
-                if let State::Backup(b) = &mut self.state
-                    && b.session == session
-                {
-                    b.bound = true;
-                }
-            }
+            Input::CheckpointHeld { session, epoch, first } => self.checkpoint_held(session, epoch, first, out),
+            Input::BoundNotice { session, record } => self.bound_notice(session, record),
             Input::PrimaryLost { session, reason } => self.primary_lost(session, reason, out),
-            Input::Observed(record) => self.observed(record, out),
-            Input::PeerAvailable { .. }
-            | Input::FirstCheckpoint { .. }
-            | Input::Acked { .. }
-            | Input::SessionLost { .. }
-            | Input::Switchover { .. }
-            | Input::FinalAcked { .. }
-            | Input::Stop { .. }
-            | Input::MachineLost { .. } => self.primary_input(input, out),
+            Input::Observed(record) => self.observed(&record, out),
+            Input::PeerAvailable { peer } => self.peer_available(peer, out),
+            Input::FirstCheckpoint { session, epoch } => self.first_checkpoint(session, epoch, out),
+            Input::Acked { session, epoch } => self.acked(session, epoch, out),
+            Input::SessionLost { session, reason } => self.session_lost(session, reason, out),
+            Input::Switchover { to, reason } => self.switchover(to, reason, out),
+            Input::FinalTaken { epoch } => self.final_taken(epoch, out),
+            Input::Stop { reason } => self.stop(reason, out),
+            Input::MachineLost { reason } => self.machine_lost(reason, out),
         }
     }
 
@@ -351,11 +374,12 @@ impl Protocol {
         let new = match &found {
             None => Record::boot(self.me.clone()),
             // We were its only keeper and have nothing of it: it is gone, nobody else can have it.
-            Some(r) if (r.primary == self.me && !r.synced) || force => r.alone(self.me.clone()),
+            Some(r) if (r.primary == self.me && r.is_alone()) || force => r.alone(self.me.clone()),
             Some(r) => {
-                let holder = match &r.backup {
-                    Some(b) if r.synced => format!("{} runs it or {b} may take it over", r.primary),
-                    _ => format!("{} runs it", r.primary),
+                let hosts: Vec<&str> = r.backups.iter().map(|b| b.host.as_str()).collect();
+                let holder = match &hosts[..] {
+                    [] => format!("{} runs it", r.primary),
+                    hosts => format!("{} runs it or {} may take it over", r.primary, hosts.join(" or ")),
                 };
                 let reason = format!("the witness says that {holder} (term {})", r.term);
                 out.push(Action::Refuse { reason });
@@ -381,92 +405,18 @@ impl Protocol {
                     self.state = State::Standby;
                 }
             },
-            State::Claiming { proposal, new, epoch, .. } if *proposal == id => match outcome {
-                Outcome::Won => {
-                    let (record, epoch) = (new.clone(), *epoch);
-                    out.push(Action::ResumeFrom { epoch });
-                    self.state = State::Primary(Primary::alone(record));
-                }
-                Outcome::Lost(current) => {
-                    let term = current.map_or(Term(0), |r| r.term);
-                    self.stand_down(term, "the witness did not grant the take-over", out);
-                }
-            },
+            State::Claiming { proposal, .. } if *proposal == id => self.claim_answered(outcome, out),
             State::Primary(_) => self.primary_answer(id, outcome, out),
             _ => {}
         }
     }
 
-    fn offer(&mut self, from: HostName, session: Term, out: &mut Vec<Action>) {
-        let refusal = match &self.state {
-            State::Standby | State::Backup(_) if session > self.newest_session => None,
-            State::Standby | State::Backup(_) => {
-                Some(format!("session {session} is not newer than session {}", self.newest_session))
-            }
-            State::Claiming { .. } => Some("this host is taking the VM over".into()),
-            State::Starting { .. } => Some("this host is starting the VM".into()),
-            State::Primary(p) => Some(format!("this host runs the VM (term {})", p.record.term)),
-        };
-        if let Some(reason) = refusal {
-            out.push(Action::RefuseSession { session, reason });
-            return;
-        }
-        self.newest_session = session;
-        self.state = State::Backup(Backup { session, primary: from, held: None, bound: false });
-        out.push(Action::AcceptSession { session });
-    }
-
-    fn checkpoint_held(&mut self, session: Term, epoch: Epoch, out: &mut Vec<Action>) {
-        let in_order = self.rules.ack_in_order;
-        let backup = match &mut self.state {
-            State::Backup(b) => b,
-            State::Claiming { backup, .. } if !self.rules.no_ack_while_claiming => backup,
-            _ => return,
-        };
-        if backup.session != session || (in_order && epoch != backup.held.unwrap_or_default().next()) {
-            return;
-        }
-        let first = backup.held.is_none();
-        backup.held = Some(epoch);
-        out.push(Action::SendAck { session, epoch });
-        if first {
-            out.push(Action::Emit(EventKind::BackupReady { primary: backup.primary.clone(), epoch }));
-        }
-    }
-
-    fn primary_lost(&mut self, session: Term, reason: String, out: &mut Vec<Action>) {
-        let State::Backup(backup) = &self.state else {
-            return;
-        };
-        if backup.session != session {
-            return;
-        }
-        let backup = backup.clone();
-        let Some(epoch) = backup.held else {
-            out.push(Action::StandDown);
-            self.state = State::Standby;
-            return;
-        };
-        out.push(Action::Emit(EventKind::PrimaryLost { reason, epoch }));
-        let expected = backup.claimable(&self.me);
-        let new = expected.alone(self.me.clone());
-        if !self.rules.win_before_resuming {
-            out.push(Action::ResumeFrom { epoch });
-            self.state = State::Primary(Primary::alone(new));
-            return;
-        }
-        let proposal = self.next_proposal();
-        out.push(Action::Propose { id: proposal, expected: Some(expected), new: new.clone() });
-        self.state = State::Claiming { proposal, new, backup, epoch };
-    }
-
-    /// The witness holds `record`, which we read rather than proposed. Only a newer term that names another primary
-    /// matters: it means that an operator forced the VM away from here, or that our claim or session is void.
-    fn observed(&mut self, record: Record, out: &mut Vec<Action>) {
+    /// The witness holds `record`, which we read rather than proposed. It matters only if it means that an operator forced
+    /// the VM away from here, or that our session is void.
+    fn observed(&mut self, record: &Record, out: &mut Vec<Action>) {
         let obsolete = match &self.state {
             State::Primary(p) => record.term > p.record.term && record.primary != self.me,
-            // From session s, the records up to s+1 are the session's own.
-            State::Backup(b) => record.term > b.session.next(),
+            State::Backup(b) => b.is_void(&self.me, record),
             _ => false,
         };
         if obsolete {

@@ -3,373 +3,400 @@
 use ninefold_model::event::EventKind;
 use ninefold_model::spec::Protection;
 use ninefold_model::status::ProtectionState;
-use ninefold_model::{Epoch, HostName, Record, Term};
+use ninefold_model::{Backup, Epoch, HostName, Record, Term};
 
-use super::{Action, Input, Outcome, ProposalId, Protocol, State};
+use super::session::{End, Phase, Session};
+use super::{Action, Outcome, ProposalId, Protocol, Rules, State, Wanted};
 
-/// A primary: the record under which it acts and how far it has a backup.
+/// A primary: the record under which it acts, and its sessions.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Primary {
     /// The newest record that this primary has won.
     pub(super) record: Record,
     /// No session has borne the name `record.term` yet.
     unused: bool,
-    pub(super) phase: Phase,
+    /// The proposal whose answer is awaited.
+    pub(super) pending: Option<Pending>,
+    pub(super) sessions: Vec<Session>,
+    /// A peer with which a session is to be opened when there is a term for it.
+    opening: Option<HostName>,
+    /// Output is held.
+    pub(super) holding: bool,
+    /// The newest epoch released since it is.
+    released: Epoch,
+    handover: Option<Handover>,
+    /// The VM ends, for this reason, as soon as nobody may take it over.
+    stopping: Option<String>,
 }
 
-/// How far a primary has a backup.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Phase {
-    /// No session; the gate is open.
-    Alone,
-    /// Taking a term for the next session; the gate is open.
-    Renewing { proposal: ProposalId, peer: HostName },
-    /// The session copies memory while the guest runs; the gate is open.
-    Syncing { session: Term, backup: HostName },
-    /// Output is held; the backup does not yet hold a checkpoint, or the witness has not yet bound it.
-    Binding { session: Term, backup: HostName, proposal: Option<ProposalId> },
-    /// The backup may take over at any time.
-    Bound { session: Term, backup: HostName, handover: Handover },
-    /// The witness is to say that there is no backup any more. `own` is false while the answer awaited is that to the
-    /// binding. While the session is `live` (it is ended on purpose) what the backup acknowledges is released and the
-    /// backup has no cause to take over; when it is gone nothing is released.
-    Unbinding { proposal: ProposalId, own: bool, live: Option<Term>, backup: HostName, then: Then, reason: String },
+pub(super) struct Pending {
+    id: ProposalId,
+    new: Record,
 }
 
-/// Where a switchover stands.
+/// A switchover in progress.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Handover {
-    No,
-    /// The final checkpoint is under way. Its epoch is known when it is acknowledged as such.
-    Draining {
-        reason: String,
-    },
-}
-
-/// What follows when the witness has released the backup.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Then {
-    GoOn,
-    Stop,
+struct Handover {
+    /// The session of the backup that is to have the VM.
+    to: Term,
+    reason: String,
+    /// After which the guest stands still.
+    last: Option<Epoch>,
+    relinquished: bool,
 }
 
 impl Primary {
     pub(super) fn alone(record: Record) -> Self {
-        Self { record, unused: true, phase: Phase::Alone }
-    }
-
-    pub(super) fn protection(&self, wanted: Protection) -> ProtectionState {
-        match &self.phase {
-            Phase::Alone if wanted == Protection::None => ProtectionState::Off,
-            Phase::Alone | Phase::Renewing { .. } => ProtectionState::Unprotected,
-            Phase::Syncing { .. } | Phase::Binding { .. } => ProtectionState::Syncing,
-            Phase::Bound { .. } | Phase::Unbinding { live: Some(_), .. } => ProtectionState::Protected,
-            Phase::Unbinding { .. } => ProtectionState::Waiting,
+        Self {
+            record,
+            unused: true,
+            pending: None,
+            sessions: Vec::new(),
+            opening: None,
+            holding: false,
+            released: Epoch(0),
+            handover: None,
+            stopping: None,
         }
     }
 
-    pub(super) fn backup(&self) -> Option<&HostName> {
-        match &self.phase {
-            Phase::Syncing { backup, .. }
-            | Phase::Binding { backup, .. }
-            | Phase::Bound { backup, .. }
-            | Phase::Unbinding { live: Some(_), backup, .. } => Some(backup),
-            _ => None,
+    pub(super) fn session(&self, name: Term) -> Option<&Session> {
+        self.sessions.iter().find(|s| s.name == name)
+    }
+
+    /// The witness has bound this backup, as far as we know.
+    fn is_bound(&self, s: &Session) -> bool {
+        self.record.binds(&s.backup, s.name)
+    }
+
+    /// The witness has bound this backup, or may have without our knowing yet.
+    fn may_claim(&self, s: &Session) -> bool {
+        self.is_bound(s) || self.pending.as_ref().is_some_and(|p| p.new.binds(&s.backup, s.name))
+    }
+
+    fn nobody_may_claim(&self) -> bool {
+        self.record.is_alone() && self.pending.as_ref().is_none_or(|p| p.new.is_alone())
+    }
+
+    pub(super) fn phase(&self, s: &Session) -> Phase {
+        match (s.is_wanted(), s.first) {
+            (false, _) => Phase::Unbinding,
+            (true, None) => Phase::Syncing,
+            (true, Some(_)) if self.is_bound(s) => Phase::Bound,
+            (true, Some(_)) => Phase::Binding,
         }
     }
 
-    pub(super) fn session(&self) -> Option<Term> {
-        match &self.phase {
-            Phase::Syncing { session, .. } | Phase::Binding { session, .. } | Phase::Bound { session, .. } => {
-                Some(*session)
-            }
-            Phase::Unbinding { live, .. } => *live,
-            _ => None,
+    pub(super) fn protection(&self, wanted: Wanted, honest: bool) -> ProtectionState {
+        let any = |test: &dyn Fn(&Session) -> bool| self.sessions.iter().any(test);
+        if any(&|s| self.is_bound(s) && (s.is_live() || !honest)) {
+            ProtectionState::Protected
+        } else if any(&|s| !s.is_live()) {
+            ProtectionState::Waiting
+        } else if any(&Session::is_wanted) {
+            ProtectionState::Syncing
+        } else if wanted.protection == Protection::None {
+            ProtectionState::Off
+        } else {
+            ProtectionState::Unprotected
         }
     }
 
-    pub(super) fn awaits_witness(&self) -> bool {
-        matches!(
-            &self.phase,
-            Phase::Renewing { .. } | Phase::Unbinding { .. } | Phase::Binding { proposal: Some(_), .. }
-        )
+    pub(super) fn wants_peer(&self, wanted: Wanted) -> bool {
+        let have = self.sessions.iter().filter(|s| s.is_wanted()).count();
+        have < wanted.count() && self.opening.is_none() && self.handover.is_none() && self.stopping.is_none()
+    }
+
+    /// Whom the record should bind: whoever it binds and is wanted, then whoever has become ready for it.
+    fn should_bind(&self) -> Vec<Backup> {
+        let wanted = |b: &Backup| self.session(b.session).is_some_and(Session::is_wanted);
+        let kept = self.record.backups.iter().filter(|b| wanted(b)).cloned();
+        let ready = self.sessions.iter().filter(|s| s.is_wanted() && s.is_synced() && !self.is_bound(s));
+        kept.chain(ready.map(|s| Backup { host: s.backup.clone(), session: s.name })).collect()
+    }
+
+    /// The newest epoch that may be released, `None` if output need not be held at all.
+    fn allowed(&self, rules: Rules) -> Option<Epoch> {
+        let counting = self.sessions.iter().filter(|s| rules.count_before_bound || self.is_bound(s));
+        let epochs = counting.filter_map(Session::allows);
+        if rules.wait_for_all { epochs.min() } else { epochs.max() }
     }
 }
 
 impl Protocol {
-    pub(super) fn primary_input(&mut self, input: Input, out: &mut Vec<Action>) {
-        let State::Primary(p) = &self.state else {
-            if let Input::Stop { .. } | Input::Switchover { .. } = input {
-                out.push(Action::Refuse { reason: "the VM does not run here".into() });
-            }
-            return;
-        };
-        let session = p.session();
-        match input {
-            Input::PeerAvailable { peer } => self.peer_available(peer, out),
-            Input::FirstCheckpoint { session: s } if session == Some(s) => self.first_checkpoint(s, out),
-            Input::Acked { session: s, epoch } if session == Some(s) => self.acked(epoch, out),
-            Input::SessionLost { session: s, reason } if session == Some(s) => {
-                self.session_gone(Then::GoOn, &reason, out);
-            }
-            Input::Switchover { reason } => self.switchover(reason, out),
-            Input::FinalAcked { session: s } if session == Some(s) => self.final_acked(out),
-            Input::Stop { reason } => {
-                self.part(Then::Stop, &reason, out);
-            }
-            Input::MachineLost { reason } => self.machine_lost(reason, out),
-            _ => {}
-        }
-    }
-
-    fn peer_available(&mut self, peer: HostName, out: &mut Vec<Action>) {
-        if !self.wants_peer() {
-            return;
-        }
-        let must_renew = self.rules.one_session_a_term;
-        let id = self.last_proposal + 1;
+    pub(super) fn want(&mut self, wanted: Wanted, out: &mut Vec<Action>) {
+        self.wanted = wanted;
         let State::Primary(p) = &mut self.state else {
             return;
         };
-        if p.unused || !must_renew {
-            p.unused = false;
-            let session = p.record.term;
-            p.phase = Phase::Syncing { session, backup: peer.clone() };
-            out.push(Action::OpenSession { session, peer: peer.clone() });
-            out.push(Action::Emit(EventKind::SyncStarted { backup: peer }));
-        } else {
-            let new = p.record.alone(p.record.primary.clone());
-            out.push(Action::Propose { id, expected: Some(p.record.clone()), new });
-            p.phase = Phase::Renewing { proposal: id, peer };
-            self.last_proposal = id;
+        if wanted.protection == Protection::None {
+            p.opening = None;
+        }
+        let reason = match wanted.protection {
+            Protection::None => "protection was switched off",
+            Protection::FaultTolerant => "fewer backups are wanted",
+        };
+        let surplus = p.sessions.iter_mut().filter(|s| s.is_wanted()).skip(wanted.count());
+        surplus.for_each(|s| s.end = End::Parting { reason: reason.into() });
+        self.settle(out);
+    }
+
+    pub(super) fn peer_available(&mut self, peer: HostName, out: &mut Vec<Action>) {
+        if let State::Primary(p) = &mut self.state
+            && p.wants_peer(self.wanted)
+            && peer != self.me
+            // Also not while the witness may still believe that it is our backup in an earlier session.
+            && p.sessions.iter().all(|s| s.backup != peer)
+        {
+            p.opening = Some(peer);
+            self.settle(out);
         }
     }
 
-    fn first_checkpoint(&mut self, session: Term, out: &mut Vec<Action>) {
+    pub(super) fn first_checkpoint(&mut self, session: Term, epoch: Epoch, out: &mut Vec<Action>) {
         let hold = self.rules.hold_from_first_checkpoint;
         let State::Primary(p) = &mut self.state else {
             return;
         };
-        if let Phase::Syncing { backup, .. } = &p.phase {
+        let Some(s) = p.sessions.iter_mut().find(|s| s.name == session && s.is_wanted() && s.first.is_none()) else {
+            return;
+        };
+        s.first = Some(epoch);
+        if !p.holding {
+            p.holding = true;
+            p.released = Epoch(epoch.0.saturating_sub(1));
             if hold {
                 out.push(Action::Hold);
             }
-            p.phase = Phase::Binding { session, backup: backup.clone(), proposal: None };
         }
     }
 
-    fn acked(&mut self, epoch: Epoch, out: &mut Vec<Action>) {
-        let id = self.last_proposal + 1;
-        let State::Primary(p) = &mut self.state else {
-            return;
-        };
-        match &mut p.phase {
-            Phase::Binding { backup, proposal, .. } => {
-                out.push(Action::Release { epoch });
-                if proposal.is_none() {
-                    let new = p.record.bound(backup.clone());
-                    out.push(Action::Propose { id, expected: Some(p.record.clone()), new });
-                    *proposal = Some(id);
-                    self.last_proposal = id;
-                }
-            }
-            Phase::Bound { .. } | Phase::Unbinding { .. } => out.push(Action::Release { epoch }),
-            _ => {}
-        }
-    }
-
-    fn switchover(&mut self, reason: String, out: &mut Vec<Action>) {
-        let State::Primary(p) = &mut self.state else {
-            return;
-        };
-        match &mut p.phase {
-            Phase::Bound { session, backup, handover } if *handover == Handover::No => {
-                out.push(Action::Emit(EventKind::SwitchoverStarted { to: backup.clone(), reason: reason.clone() }));
-                out.push(Action::TakeFinalCheckpoint { session: *session });
-                *handover = Handover::Draining { reason };
-            }
-            Phase::Bound { .. } => out.push(Action::Refuse { reason: "a switchover is under way".into() }),
-            _ => out.push(Action::Refuse { reason: "no backup is ready to take the VM".into() }),
-        }
-    }
-
-    fn final_acked(&mut self, out: &mut Vec<Action>) {
-        if let State::Primary(p) = &self.state
-            && let Phase::Bound { session, handover: Handover::Draining { reason }, .. } = &p.phase
+    pub(super) fn acked(&mut self, session: Term, epoch: Epoch, out: &mut Vec<Action>) {
+        if let State::Primary(p) = &mut self.state
+            && let Some(s) = p.sessions.iter_mut().find(|s| s.name == session && s.is_live())
+            && s.first.is_some_and(|first| epoch >= first)
         {
-            out.push(Action::SendRelinquish { session: *session, reason: reason.clone() });
+            s.acked = s.acked.max(Some(epoch));
+            self.settle(out);
         }
     }
 
-    /// Ends the session on purpose: the backup hears of it when the witness has spoken, not before, so that it has no
-    /// cause to take over.
-    pub(super) fn part(&mut self, then: Then, reason: &str, out: &mut Vec<Action>) {
+    pub(super) fn session_lost(&mut self, session: Term, reason: String, out: &mut Vec<Action>) {
         let State::Primary(p) = &mut self.state else {
             return;
         };
-        let (live, reason) = (p.session(), reason.to_owned());
-        match p.phase.clone() {
-            Phase::Binding { backup, proposal: Some(proposal), .. } => {
-                p.phase = Phase::Unbinding { proposal, own: false, live, backup, then, reason };
-            }
-            Phase::Bound { backup, .. } => {
-                let new = p.record.alone(p.record.primary.clone());
-                self.last_proposal += 1;
-                let proposal = self.last_proposal;
-                out.push(Action::Propose { id: proposal, expected: Some(p.record.clone()), new });
-                p.phase = Phase::Unbinding { proposal, own: true, live, backup, then, reason };
-            }
-            Phase::Unbinding { .. } => self.session_goes_on(then),
-            Phase::Alone | Phase::Renewing { .. } | Phase::Syncing { .. } | Phase::Binding { .. } => {
-                if let Some(session) = live {
-                    out.push(Action::CloseSession { session });
-                }
-                self.session_gone(then, &reason, out);
-            }
-        }
-    }
-
-    /// What follows is decided anew: a stop is not taken back.
-    fn session_goes_on(&mut self, then: Then) {
-        if let State::Primary(Primary { phase: Phase::Unbinding { then: t, .. }, .. }) = &mut self.state
-            && then == Then::Stop
-        {
-            *t = Then::Stop;
-        }
-    }
-
-    /// The session is gone. Finds what the witness may believe of it, and has that undone before anything else.
-    fn session_gone(&mut self, then: Then, reason: &str, out: &mut Vec<Action>) {
-        let id = self.last_proposal + 1;
-        let careless = !self.rules.win_before_speaking_alone;
-        let State::Primary(p) = &mut self.state else {
+        let Some(i) = p.sessions.iter().position(|s| s.name == session && s.is_live()) else {
             return;
         };
-        let term = p.record.term;
-        let unprotected = || Action::Emit(EventKind::Unprotected { term, reason: reason.into() });
-        match p.phase.clone() {
-            Phase::Alone | Phase::Renewing { .. } => {}
-            Phase::Syncing { .. } | Phase::Binding { proposal: None, .. } => {
-                p.phase = Phase::Alone;
-                out.push(Action::OpenGate);
-                out.push(unprotected());
-            }
-            _ if careless => {
-                p.phase = Phase::Alone;
-                out.push(Action::OpenGate);
-                out.push(unprotected());
-            }
-            Phase::Binding { backup, proposal: Some(asked), .. } => {
-                p.phase =
-                    Phase::Unbinding { proposal: asked, own: false, live: None, backup, then, reason: reason.into() };
-            }
-            Phase::Bound { backup, .. } => {
-                let new = p.record.alone(p.record.primary.clone());
-                out.push(Action::Propose { id, expected: Some(p.record.clone()), new });
-                out.push(Action::Emit(EventKind::BackupLost { reason: reason.into() }));
-                if self.rules.say_when_unprotected {
-                    p.phase =
-                        Phase::Unbinding { proposal: id, own: true, live: None, backup, then, reason: reason.into() };
-                }
-                self.last_proposal = id;
-            }
-            Phase::Unbinding { .. } => {
-                if let Phase::Unbinding { live, .. } = &mut p.phase {
-                    *live = None;
-                }
-                self.session_goes_on(then);
-            }
+        // A copy that fails while nothing waits for it has its own event.
+        if p.sessions[i].is_wanted() && p.holding {
+            let backup = Some(p.sessions[i].backup.clone());
+            out.push(Action::Emit(EventKind::BackupLost { backup, reason: reason.clone() }));
         }
-        if let (Then::Stop, State::Primary(Primary { phase: Phase::Alone | Phase::Renewing { .. }, .. })) =
-            (then, &self.state)
+        p.sessions[i].end = End::Lost { reason };
+        self.settle(out);
+    }
+
+    pub(super) fn switchover(&mut self, to: Option<HostName>, reason: String, out: &mut Vec<Action>) {
+        let State::Primary(p) = &mut self.state else {
+            out.push(Action::Refuse { reason: "the VM does not run here".into() });
+            return;
+        };
+        if p.handover.is_some() || p.stopping.is_some() {
+            let what = if p.stopping.is_some() { "the VM is being stopped" } else { "a switchover is under way" };
+            out.push(Action::Refuse { reason: what.into() });
+            return;
+        }
+        let suits = |s: &&Session| p.phase(s) == Phase::Bound && to.as_ref().is_none_or(|to| *to == s.backup);
+        let Some(s) = p.sessions.iter().find(suits) else {
+            let reason = match to {
+                Some(host) => format!("{host} is not a backup that is ready to take the VM"),
+                None => "no backup is ready to take the VM".into(),
+            };
+            out.push(Action::Refuse { reason });
+            return;
+        };
+        out.push(Action::Emit(EventKind::SwitchoverStarted { to: s.backup.clone(), reason: reason.clone() }));
+        out.push(Action::TakeFinalCheckpoint);
+        p.handover = Some(Handover { to: s.name, reason, last: None, relinquished: false });
+    }
+
+    pub(super) fn final_taken(&mut self, epoch: Epoch, out: &mut Vec<Action>) {
+        if let State::Primary(p) = &mut self.state
+            && let Some(handover) = &mut p.handover
+            && handover.last.is_none()
         {
-            self.end(reason, out);
+            handover.last = Some(epoch);
+            self.settle(out);
         }
     }
 
-    fn end(&mut self, reason: &str, out: &mut Vec<Action>) {
-        out.push(Action::StandDown);
-        out.push(Action::Emit(EventKind::Stopped { reason: reason.into() }));
-        self.state = State::Standby;
+    /// Ends the VM. The backups hear of it when the witness has released them, not before, so that they have no cause to take
+    /// over.
+    pub(super) fn stop(&mut self, reason: String, out: &mut Vec<Action>) {
+        let State::Primary(p) = &mut self.state else {
+            out.push(Action::Refuse { reason: "the VM does not run here".into() });
+            return;
+        };
+        p.opening = None;
+        for s in p.sessions.iter_mut().filter(|s| s.is_wanted()) {
+            s.end = End::Parting { reason: reason.clone() };
+        }
+        p.stopping.get_or_insert(reason);
+        self.settle(out);
+    }
+
+    pub(super) fn machine_lost(&mut self, reason: String, out: &mut Vec<Action>) {
+        let State::Primary(p) = &self.state else {
+            return;
+        };
+        // A binding may have been granted without our knowing: let that backup try, too.
+        let heirs = p.sessions.iter().filter(|s| s.is_live() && p.may_claim(s));
+        out.extend(heirs.map(|s| Action::SendRelinquish { session: s.name, reason: reason.clone() }));
+        if p.sessions.iter().any(|s| s.is_live() && p.is_bound(s)) {
+            let term = p.record.term;
+            self.stand_down(term, &reason, out);
+        } else {
+            out.push(Action::StandDown);
+            out.push(Action::Emit(EventKind::Lost { reason }));
+            self.state = State::Standby;
+        }
     }
 
     pub(super) fn primary_answer(&mut self, id: ProposalId, outcome: Outcome, out: &mut Vec<Action>) {
-        let next = self.last_proposal + 1;
         let State::Primary(p) = &mut self.state else {
             return;
         };
-        let asked = match &p.phase {
-            Phase::Renewing { proposal, .. } | Phase::Unbinding { proposal, .. } => Some(*proposal),
-            Phase::Binding { proposal, .. } => *proposal,
-            _ => None,
-        };
-        if asked != Some(id) {
+        let Some(Pending { new, .. }) = p.pending.take_if(|pending| pending.id == id) else {
             return;
-        }
+        };
         if let Outcome::Lost(current) = outcome {
+            // Only the host that a record names proposes it, and we have one proposal at a time: it is another host's.
             let term = current.map_or(Term(0), |r| r.term);
             self.stand_down(term, "the witness names another primary", out);
             return;
         }
-        match p.phase.clone() {
-            Phase::Renewing { peer, .. } => {
-                p.record = p.record.alone(p.record.primary.clone());
-                p.unused = true;
-                p.phase = Phase::Alone;
-                self.peer_available(peer, out);
-            }
-            Phase::Binding { session, backup, .. } => {
-                p.record = p.record.bound(backup.clone());
-                p.unused = false;
-                p.phase = Phase::Bound { session, backup, handover: Handover::No };
-                out.push(Action::SendBound { session });
-            }
-            Phase::Unbinding { own: false, live, backup, then, reason, .. } => {
-                // The binding was granted, and is not wanted any more: undo it.
-                p.record = p.record.bound(backup.clone());
-                let new = p.record.alone(p.record.primary.clone());
-                out.push(Action::Propose { id: next, expected: Some(p.record.clone()), new });
-                p.phase = Phase::Unbinding { proposal: next, own: true, live, backup, then, reason };
-                self.last_proposal = next;
-            }
-            Phase::Unbinding { own: true, live, then, reason, .. } => {
-                if let Some(session) = live {
-                    out.push(Action::CloseSession { session });
+        let before = std::mem::replace(&mut p.record, new);
+        p.unused = true;
+        for s in p.sessions.iter().filter(|s| s.is_wanted() && p.is_bound(s)) {
+            let first = !before.binds(&s.backup, s.name);
+            out.push(Action::SendBound { session: s.name, record: p.record.clone(), first });
+        }
+        self.settle(out);
+    }
+
+    /// Does what follows from the state, whatever has changed in it.
+    fn settle(&mut self, out: &mut Vec<Action>) {
+        self.forget_sessions(out);
+        self.check_handover(out);
+        self.open_session(out);
+        self.propose(out);
+    }
+
+    /// Sessions that are over and that nobody can claim from any more; then the gate.
+    fn forget_sessions(&mut self, out: &mut Vec<Action>) {
+        let rules = self.rules;
+        let State::Primary(p) = &mut self.state else {
+            return;
+        };
+        let mut why = None;
+        for s in std::mem::take(&mut p.sessions) {
+            let over = match &s.end {
+                End::No => None,
+                End::Parting { reason } if !p.may_claim(&s) => {
+                    out.push(Action::CloseSession { session: s.name });
+                    Some(reason)
                 }
-                p.record = p.record.alone(p.record.primary.clone());
-                p.unused = true;
-                p.phase = Phase::Alone;
-                if then == Then::Stop {
-                    self.end(&reason, out);
-                } else {
-                    let term = p.record.term;
-                    out.push(Action::OpenGate);
-                    out.push(Action::Emit(EventKind::Unprotected { term, reason }));
-                }
+                End::Lost { reason } if !p.may_claim(&s) || !rules.win_before_speaking_alone => Some(reason),
+                End::Parting { .. } | End::Lost { .. } => None,
+            };
+            match over {
+                Some(reason) => why = Some(reason.clone()),
+                None => p.sessions.push(s),
+            }
+        }
+        if p.nobody_may_claim()
+            && let Some(reason) = p.stopping.take()
+        {
+            out.push(Action::StandDown);
+            out.push(Action::Emit(EventKind::Stopped { reason }));
+            self.state = State::Standby;
+            return;
+        }
+        match p.allowed(rules) {
+            Some(epoch) if p.holding && epoch > p.released => {
+                p.released = epoch;
+                out.push(Action::Release { epoch });
+            }
+            None if p.holding => {
+                p.holding = false;
+                out.push(Action::OpenGate);
             }
             _ => {}
         }
+        // Also when another backup is being synced.
+        if let Some(reason) = why.filter(|_| !p.holding) {
+            out.push(Action::Emit(EventKind::Unprotected { term: p.record.term, reason }));
+        }
     }
 
-    fn machine_lost(&mut self, reason: String, out: &mut Vec<Action>) {
-        let State::Primary(p) = &self.state else {
+    fn check_handover(&mut self, out: &mut Vec<Action>) {
+        let State::Primary(p) = &mut self.state else {
             return;
         };
-        match &p.phase {
-            Phase::Bound { session, .. } => {
-                out.push(Action::SendRelinquish { session: *session, reason: reason.clone() });
-                let term = p.record.term;
-                self.stand_down(term, &reason, out);
+        let Some(handover) = &mut p.handover else {
+            return;
+        };
+        match p.sessions.iter().find(|s| s.name == handover.to) {
+            // The witness has released the backup that was to have the VM: nothing has come of it.
+            None => {
+                p.handover = None;
+                out.push(Action::GoOn);
             }
-            phase => {
-                // The binding may have been granted without our knowing: let the backup try.
-                if let Phase::Binding { session, proposal: Some(_), .. } = phase {
-                    out.push(Action::SendRelinquish { session: *session, reason: reason.clone() });
+            Some(s) => {
+                let heard = handover.last.is_some_and(|last| last <= p.released);
+                if heard && s.is_wanted() && !handover.relinquished {
+                    handover.relinquished = true;
+                    out.push(Action::SendRelinquish { session: s.name, reason: handover.reason.clone() });
                 }
-                out.push(Action::StandDown);
-                out.push(Action::Emit(EventKind::Lost { reason }));
-                self.state = State::Standby;
             }
         }
+    }
+
+    fn open_session(&mut self, out: &mut Vec<Action>) {
+        let State::Primary(p) = &mut self.state else {
+            return;
+        };
+        if !p.unused && self.rules.one_session_a_term {
+            return;
+        }
+        let Some(peer) = p.opening.take() else {
+            return;
+        };
+        p.unused = false;
+        let session = p.record.term;
+        p.sessions.push(Session::open(session, peer.clone()));
+        out.push(Action::OpenSession { session, peer: peer.clone() });
+        out.push(Action::Emit(EventKind::SyncStarted { backup: peer }));
+    }
+
+    /// Asks the witness for what differs, or for a new term if that is all that is needed.
+    fn propose(&mut self, out: &mut Vec<Action>) {
+        let id = self.last_proposal + 1;
+        let State::Primary(p) = &mut self.state else {
+            return;
+        };
+        if p.pending.is_some() {
+            return;
+        }
+        let backups = p.should_bind();
+        if backups == p.record.backups && p.opening.is_none() {
+            return;
+        }
+        let new = p.record.bound(backups);
+        out.push(Action::Propose { id, expected: Some(p.record.clone()), new: new.clone() });
+        p.pending = Some(Pending { id, new });
+        self.last_proposal = id;
     }
 }

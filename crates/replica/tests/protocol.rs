@@ -1,0 +1,282 @@
+//! What a primary with two backups says to whom, step by step. That it is safe is shown by `model.rs`.
+
+use ninefold_model::event::EventKind;
+use ninefold_model::spec::Protection;
+use ninefold_model::status::{ProtectionState, Role};
+use ninefold_model::{Backup, Epoch, HostName, Record, Term};
+use ninefold_replica::protocol::{Action, Input, Outcome, Phase, ProposalId, Protocol, Wanted};
+
+fn host(name: &str) -> HostName {
+    name.parse().unwrap()
+}
+
+fn backup(name: &str, session: Term) -> Backup {
+    Backup { host: host(name), session }
+}
+
+const TWO: Wanted = Wanted { protection: Protection::FaultTolerant, backups: 2 };
+
+/// A host, and what it has last asked of the witness.
+struct Host {
+    protocol: Protocol,
+    asked: Option<(ProposalId, Record)>,
+}
+
+impl Host {
+    fn new(name: &str) -> Self {
+        Self { protocol: Protocol::new(host(name), TWO), asked: None }
+    }
+
+    fn tell(&mut self, input: Input) -> Vec<Action> {
+        let mut out = Vec::new();
+        self.protocol.handle(input, &mut out);
+        for action in &out {
+            if let Action::Propose { id, new, .. } = action {
+                self.asked = Some((*id, new.clone()));
+            }
+        }
+        out
+    }
+
+    /// What was asked for is won: answers the record and what follows.
+    fn win(&mut self) -> (Record, Vec<Action>) {
+        let (id, record) = self.asked.take().expect("nothing was asked");
+        (record, self.tell(Input::Answer { id, outcome: Outcome::Won }))
+    }
+
+    fn lose(&mut self, held: Record) -> Vec<Action> {
+        let (id, _) = self.asked.take().expect("nothing was asked");
+        self.tell(Input::Answer { id, outcome: Outcome::Lost(Some(held)) })
+    }
+
+    /// `peer` is synced and bound; `epoch` is its first checkpoint, which all others acknowledge as well.
+    fn bind(&mut self, peer: &str, epoch: u64) -> Term {
+        let mut out = self.tell(Input::PeerAvailable { peer: host(peer) });
+        if self.asked.is_some() {
+            out.extend(self.win().1);
+        }
+        let opened =
+            out.iter().find_map(|a| if let Action::OpenSession { session, .. } = a { Some(*session) } else { None });
+        let session = opened.expect("a session is opened");
+        self.tell(Input::FirstCheckpoint { session, epoch: Epoch(epoch) });
+        for s in self.protocol.sessions().to_vec() {
+            self.tell(Input::Acked { session: s.name, epoch: Epoch(epoch) });
+        }
+        self.win();
+        assert_eq!(self.protocol.phase(session), Some(Phase::Bound));
+        session
+    }
+
+    fn lost(&mut self, session: Term) -> Vec<Action> {
+        self.tell(Input::SessionLost { session, reason: "silent".into() })
+    }
+}
+
+/// Host a runs the VM, b and c are bound; both hold epoch 2.
+fn protected_twice() -> (Host, Term, Term) {
+    let mut a = Host::new("a");
+    a.tell(Input::Start { found: None, force: false });
+    a.win();
+    let b = a.bind("b", 1);
+    let c = a.bind("c", 2);
+    assert_eq!((b, c), (Term(1), Term(2)), "each binding brings a term, so that none has to be taken for its own sake");
+    assert!(!a.protocol.wants_peer());
+    (a, b, c)
+}
+
+fn released(out: &[Action]) -> Option<Epoch> {
+    out.iter().rev().find_map(|a| if let Action::Release { epoch } = a { Some(*epoch) } else { None })
+}
+
+#[test]
+fn output_leaves_when_the_slowest_has_acknowledged() {
+    let (mut a, b, c) = protected_twice();
+    assert_eq!(released(&a.tell(Input::Acked { session: b, epoch: Epoch(3) })), None);
+    assert_eq!(released(&a.tell(Input::Acked { session: b, epoch: Epoch(4) })), None);
+    assert_eq!(released(&a.tell(Input::Acked { session: c, epoch: Epoch(3) })), Some(Epoch(3)));
+    assert_eq!(released(&a.tell(Input::Acked { session: c, epoch: Epoch(3) })), None);
+    // An acknowledgement from before the session's first checkpoint can only be a mistake.
+    assert_eq!(a.tell(Input::Acked { session: c, epoch: Epoch(1) }), []);
+}
+
+#[test]
+fn a_second_backup_delays_output_only_from_its_first_checkpoint_on() {
+    let mut a = Host::new("a");
+    a.tell(Input::Start { found: None, force: false });
+    a.win();
+    let b = a.bind("b", 1);
+    a.tell(Input::PeerAvailable { peer: host("c") });
+    let c = a.protocol.sessions()[1].name;
+    assert_eq!(a.protocol.phase(c), Some(Phase::Syncing));
+    assert_eq!(released(&a.tell(Input::Acked { session: b, epoch: Epoch(5) })), Some(Epoch(5)));
+    // Epoch 7 is its first: what was said in epoch 6 is in it.
+    a.tell(Input::FirstCheckpoint { session: c, epoch: Epoch(7) });
+    assert_eq!(released(&a.tell(Input::Acked { session: b, epoch: Epoch(7) })), Some(Epoch(6)));
+    assert_eq!(released(&a.tell(Input::Acked { session: c, epoch: Epoch(7) })), Some(Epoch(7)));
+    let (record, out) = a.win();
+    assert_eq!(record.backups, [backup("b", b), backup("c", c)]);
+    // Both hear of it: so each knows the record to claim from.
+    let told: Vec<_> = out.iter().filter(|a| matches!(a, Action::SendBound { .. })).collect();
+    assert_eq!(told.len(), 2);
+    assert!(out.contains(&Action::SendBound { session: b, record: record.clone(), first: false }));
+    assert!(out.contains(&Action::SendBound { session: c, record, first: true }));
+}
+
+#[test]
+fn a_lost_backup_holds_output_up_until_the_witness_has_spoken_and_no_longer() {
+    let (mut a, b, c) = protected_twice();
+    a.tell(Input::Acked { session: c, epoch: Epoch(4) });
+    let out = a.lost(b);
+    assert!(out.iter().any(|a| matches!(a, Action::Emit(EventKind::BackupLost { .. }))));
+    assert_eq!(released(&out), None);
+    // The VM would survive the loss of its host all the same.
+    assert_eq!(a.protocol.protection(), Some(ProtectionState::Protected));
+    assert_eq!(a.tell(Input::Acked { session: b, epoch: Epoch(4) }), [], "it may be taking over");
+    assert_eq!(a.asked.as_ref().unwrap().1.backups, [backup("c", c)]);
+    // It cannot come back before.
+    assert!(a.protocol.wants_peer());
+    assert_eq!(a.tell(Input::PeerAvailable { peer: host("b") }), []);
+    let (_, out) = a.win();
+    assert_eq!(released(&out), Some(Epoch(4)));
+    assert!(!out.contains(&Action::OpenGate));
+    assert!(a.tell(Input::PeerAvailable { peer: host("b") }).iter().any(|a| matches!(a, Action::OpenSession { .. })));
+}
+
+#[test]
+fn two_that_are_lost_while_the_witness_is_slow_go_together() {
+    let (mut a, b, c) = protected_twice();
+    a.lost(b);
+    a.lost(c);
+    assert_eq!(a.protocol.protection(), Some(ProtectionState::Waiting));
+    let (first, out) = a.win();
+    assert_eq!(first.backups, [backup("c", c)], "asked for before the second was lost");
+    assert_eq!(released(&out), None);
+    let (second, out) = a.win();
+    assert!(second.is_alone());
+    assert!(out.contains(&Action::OpenGate));
+    assert!(a.protocol.speaks_freely());
+}
+
+#[test]
+fn a_backup_claims_from_whichever_record_binds_it() {
+    let (a, b, c) = protected_twice();
+    let record = Record { term: Term(3), primary: host("a"), backups: vec![backup("b", b), backup("c", c)] };
+    drop(a);
+    let mut b = Host::new("b");
+    b.tell(Input::Offer { from: host("a"), session: Term(1) });
+    b.tell(Input::CheckpointHeld { session: Term(1), epoch: Epoch(1), first: true });
+    b.tell(Input::CheckpointHeld { session: Term(1), epoch: Epoch(2), first: false });
+    b.tell(Input::PrimaryLost { session: Term(1), reason: "silent".into() });
+    assert_eq!(b.asked.as_ref().unwrap().1.term, Term(3), "it was told nothing: its own binding is all it can guess");
+    // The record has changed and binds it still.
+    b.lose(record.clone());
+    let (won, out) = b.win();
+    assert_eq!(won, record.alone(host("b")));
+    assert!(out.contains(&Action::ResumeFrom { epoch: Epoch(2) }));
+
+    let mut c = Host::new("c");
+    c.tell(Input::Offer { from: host("a"), session: Term(2) });
+    c.tell(Input::CheckpointHeld { session: Term(2), epoch: Epoch(2), first: true });
+    c.tell(Input::BoundNotice { session: Term(2), record: record.clone() });
+    // Not its session, not its primary, older than known: none of these is to be claimed from.
+    for other in [
+        record.bound(vec![backup("c", Term(3))]),
+        Record { primary: host("d"), ..record.bound(vec![backup("c", Term(2))]) },
+        Record { term: Term(2), ..record.clone() },
+    ] {
+        c.tell(Input::BoundNotice { session: Term(2), record: other });
+    }
+    c.tell(Input::PrimaryLost { session: Term(2), reason: "silent".into() });
+    assert_eq!(c.asked.as_ref().unwrap().1, record.alone(host("c")));
+    // The other was faster.
+    let out = c.lose(won);
+    assert!(out.contains(&Action::StandDown));
+    assert_eq!(c.protocol.role(), Role::Standby);
+}
+
+#[test]
+fn a_switchover_goes_to_the_host_that_was_named_when_all_hold_the_last_checkpoint() {
+    let (mut a, b, c) = protected_twice();
+    let ask = |to: Option<&str>| Input::Switchover { to: to.map(host), reason: "asked for".into() };
+    assert!(matches!(a.tell(ask(Some("d")))[..], [Action::Refuse { .. }]));
+    assert!(a.tell(ask(Some("c"))).contains(&Action::TakeFinalCheckpoint));
+    assert!(matches!(a.tell(ask(None))[..], [Action::Refuse { .. }]));
+    assert!(!a.protocol.wants_peer());
+    a.tell(Input::FinalTaken { epoch: Epoch(3) });
+    assert_eq!(a.tell(Input::Acked { session: c, epoch: Epoch(3) }), []);
+    let out = a.tell(Input::Acked { session: b, epoch: Epoch(3) });
+    let relinquish = Action::SendRelinquish { session: c, reason: "asked for".into() };
+    assert_eq!(out, [Action::Release { epoch: Epoch(3) }, relinquish]);
+}
+
+#[test]
+fn a_switchover_that_fails_undoes_itself() {
+    let (mut a, _, c) = protected_twice();
+    a.tell(Input::Switchover { to: Some(host("c")), reason: String::new() });
+    a.tell(Input::FinalTaken { epoch: Epoch(3) });
+    assert!(!a.lost(c).contains(&Action::GoOn), "it may have the VM");
+    let (record, out) = a.win();
+    assert_eq!(record.backups.len(), 1);
+    assert!(out.contains(&Action::GoOn));
+    // The other backup is still there to be asked.
+    assert!(a.tell(Input::Switchover { to: None, reason: String::new() }).contains(&Action::TakeFinalCheckpoint));
+}
+
+#[test]
+fn a_stop_releases_all_backups_first() {
+    let (mut a, b, c) = protected_twice();
+    let out = a.tell(Input::Stop { reason: "enough".into() });
+    assert!(!out.iter().any(|a| matches!(a, Action::CloseSession { .. } | Action::StandDown)));
+    assert!(a.asked.as_ref().unwrap().1.is_alone());
+    assert_eq!(released(&a.tell(Input::Acked { session: b, epoch: Epoch(3) })), None);
+    assert_eq!(released(&a.tell(Input::Acked { session: c, epoch: Epoch(3) })), Some(Epoch(3)));
+    let (_, out) = a.win();
+    for session in [b, c] {
+        assert!(out.contains(&Action::CloseSession { session }));
+    }
+    assert_eq!(out[2..], [Action::StandDown, Action::Emit(EventKind::Stopped { reason: "enough".into() })]);
+}
+
+#[test]
+fn when_fewer_are_wanted_the_newest_goes() {
+    let (mut a, b, c) = protected_twice();
+    a.tell(Input::Want(Wanted { backups: 1, ..TWO }));
+    assert_eq!(a.protocol.phase(c), Some(Phase::Unbinding));
+    let (record, out) = a.win();
+    assert_eq!(record.backups, [backup("b", b)]);
+    assert!(out.contains(&Action::CloseSession { session: c }));
+    assert!(!out.contains(&Action::OpenGate));
+    assert!(!a.protocol.wants_peer());
+    // And with none the gate opens.
+    a.tell(Input::Want(Wanted { protection: Protection::None, ..TWO }));
+    assert!(a.win().1.contains(&Action::OpenGate));
+    assert_eq!(a.protocol.protection(), Some(ProtectionState::Off));
+}
+
+#[test]
+fn both_hear_of_the_death_of_the_machine() {
+    let (mut a, b, c) = protected_twice();
+    let out = a.tell(Input::MachineLost { reason: "killed".into() });
+    let relinquish = |session| Action::SendRelinquish { session, reason: "killed".into() };
+    assert_eq!(out[..3], [relinquish(b), relinquish(c), Action::StandDown]);
+}
+
+#[test]
+fn a_record_names_no_more_backups_than_it_may() {
+    let mut a = Host::new("a");
+    a.tell(Input::Want(Wanted { backups: 9, ..TWO }));
+    a.tell(Input::Start { found: None, force: false });
+    a.win();
+    for (peer, epoch) in ["b", "c", "d", "e"].into_iter().zip(1..) {
+        a.bind(peer, epoch);
+    }
+    assert!(!a.protocol.wants_peer());
+    assert_eq!(a.tell(Input::PeerAvailable { peer: host("f") }), []);
+    // One is lost and replaced: the record that drops it and the one that takes the new one in make sense.
+    let lost = a.protocol.sessions()[1].name;
+    a.lost(lost);
+    let (record, _) = a.win();
+    record.check().unwrap();
+    a.bind("f", 5);
+    assert_eq!(a.protocol.sessions().len(), 4);
+}
