@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use ninefold_model::HostName;
+use ninefold_model::record::MAX_BACKUPS;
 use ninefold_model::spec::{EpochPolicy, VmSpec};
 use ninefold_replica::stream::record::MAX_VOLUMES;
 use serde::{Deserialize, Serialize};
@@ -126,6 +127,9 @@ impl KeeperConfig {
         }
         if self.vm.memory_mib == 0 || self.vm.vcpus == 0 {
             return Err("a VM needs memory and a vCPU".into());
+        }
+        if !(1..=MAX_BACKUPS).contains(&usize::from(self.vm.backups)) {
+            return Err(format!("a VM has 1 to {MAX_BACKUPS} backups, not {}", self.vm.backups));
         }
         if self.vm.volumes.len() > usize::from(MAX_VOLUMES) {
             return Err(format!("a VM has at most {MAX_VOLUMES} volumes"));

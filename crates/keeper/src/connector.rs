@@ -5,6 +5,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::Duration;
 
+use ninefold_model::HostName;
 use ninefold_transport::{Security, connect};
 
 use crate::config::KeeperConfig;
@@ -18,7 +19,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 
 /// The core's way to ask for a peer.
 #[derive(Debug, Clone)]
-pub struct Connector(SyncSender<()>);
+pub struct Connector(SyncSender<Vec<HostName>>);
 
 impl Connector {
     /// Starts the thread. It ends when the connector is dropped.
@@ -31,20 +32,23 @@ impl Connector {
         Ok(Self(ask))
     }
 
-    /// Asks for one attempt at every peer until one answers: `PeerConnected`, or else `NoPeer`.
-    pub fn ask(&self) {
-        match self.0.try_send(()) {
-            Ok(()) | Err(TrySendError::Full(()) | TrySendError::Disconnected(())) => {}
+    /// Asks for one attempt at every peer but these, until one answers: `PeerConnected`, or else `NoPeer`.
+    pub fn ask(&self, but: Vec<HostName>) {
+        match self.0.try_send(but) {
+            Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {}
         }
     }
 }
 
-fn run(config: &KeeperConfig, security: &Security, asked: &Receiver<()>, core: &Sender<Msg>) {
+fn run(config: &KeeperConfig, security: &Security, asked: &Receiver<Vec<HostName>>, core: &Sender<Msg>) {
     let mut next = 0;
-    while asked.recv().is_ok() {
+    while let Ok(but) = asked.recv() {
         let found = (0..config.peers.len()).any(|_| {
             let Some(peer) = config.peers.get(next % config.peers.len()) else { return false };
             next += 1;
+            if but.contains(&peer.host) {
+                return false;
+            }
             match connect(peer.addr, &peer.host, security, PATIENCE) {
                 Ok(link) => core.send(Msg::PeerConnected { link }).is_ok(),
                 Err(error) => {

@@ -15,6 +15,7 @@
 mod backup;
 mod clock;
 mod primary;
+mod replica;
 mod requests;
 
 use std::cell::Cell;
@@ -26,27 +27,26 @@ use std::time::{Duration, Instant};
 use ninefold_model::control::{CheckpointRecord, Response};
 use ninefold_model::event::EventKind;
 use ninefold_model::spec::EpochPolicy;
-use ninefold_model::status::{Counters, MachineStatus, SyncProgress};
-use ninefold_model::{Backup, Epoch, HostName, Record as WitnessRecord};
+use ninefold_model::status::{Counters, MachineStatus};
+use ninefold_model::{Backup, Epoch, HostName, Record as WitnessRecord, Term};
 use ninefold_net::announce::AnnouncePlan;
 use ninefold_replica::protocol::{Action, Input, Protocol, Wanted};
 use ninefold_replica::stream::{Layout, Pass, PassKind, Ready, Record};
 use ninefold_transport::Link;
 
 use self::backup::{BackupSide, Takeover};
+use self::replica::Replica;
 use crate::arbiter::Question;
 use crate::capture::micros;
 use crate::config::KeeperConfig;
 use crate::connector::Connector;
 use crate::disks::Disks;
-use crate::error;
 use crate::journal::Journal;
 use crate::metrics::Board;
 use crate::msg::Msg;
 use crate::outlets::Outlets;
 use crate::priority;
-use crate::resync::{self, Rest};
-use crate::session::{Job, Session};
+use crate::session::Job;
 use crate::vm::{Bell, Command, VmHandle};
 
 /// The core looks at its clock at least this often.
@@ -95,17 +95,15 @@ pub struct Core {
     retry: Option<(Instant, Duration)>,
     /// A peer that waits for its session to be opened.
     link: Option<Link>,
-    session: Option<Session>,
-    sync: Option<SyncProgress>,
-    sync_began: Instant,
-    /// What the resync of the volumes sent in this session.
-    volume_bytes: u64,
-    session_ready: bool,
+    /// The running sessions.
+    replicas: Vec<Replica>,
     final_epoch: Option<Epoch>,
+    /// Released as a primary; held whole as a backup.
     committed: Epoch,
-    /// Of the running session's checkpoints: number, when the guest ran again, what was measured.
-    unacked: Vec<(Epoch, Instant, CheckpointRecord)>,
-    peer_uplink: bool,
+    /// Checkpoints that were sent and are not committed: number, when the guest ran again, what was measured.
+    uncommitted: Vec<(Epoch, Instant, CheckpointRecord)>,
+    /// The newest checkpoint that was recorded.
+    measured: Epoch,
     uplink: Arc<AtomicBool>,
     uplink_lost: Option<Instant>,
     backup: Option<BackupSide>,
@@ -124,7 +122,7 @@ pub struct Core {
 
 impl Core {
     pub fn new(parts: Parts) -> Self {
-        let wanted = Wanted { protection: parts.config.vm.protection, backups: 1 };
+        let wanted = Wanted { protection: parts.config.vm.protection, backups: parts.config.vm.backups.into() };
         let protocol = Protocol::new(parts.config.host.clone(), wanted);
         let now = Instant::now();
         Self {
@@ -138,15 +136,11 @@ impl Core {
             looking: false,
             retry: None,
             link: None,
-            session: None,
-            sync: None,
-            sync_began: now,
-            volume_bytes: 0,
-            session_ready: false,
+            replicas: Vec::new(),
             final_epoch: None,
             committed: Epoch(0),
-            unacked: Vec::new(),
-            peer_uplink: false,
+            uncommitted: Vec::new(),
+            measured: Epoch(0),
             uplink: Arc::new(AtomicBool::new(true)),
             uplink_lost: None,
             backup: None,
@@ -192,15 +186,18 @@ impl Core {
         self.parts.journal.event(kind);
     }
 
-    /// The other host of the running session.
+    /// A host that has more of the VM than this one: a primary's backup, a backup's primary.
     fn peer(&self) -> Option<&HostName> {
-        let session = self.protocol.sessions().iter().find(|s| s.is_live());
-        session.map(|s| &s.backup).or_else(|| self.protocol.primary())
+        self.replicas.first().map(|r| &r.backup).or_else(|| self.protocol.primary())
     }
 
-    /// Whether a backup is looked for. Only when the session before is over: epochs begin anew with each.
+    fn replica(&mut self, session: Term) -> Option<&mut Replica> {
+        self.replicas.iter_mut().find(|r| r.name() == session)
+    }
+
+    /// Whether another backup is looked for.
     fn wants_peer(&self) -> bool {
-        self.protocol.wants_peer() && self.protocol.sessions().is_empty() && self.layout.is_some()
+        self.protocol.wants_peer() && self.layout.is_some()
     }
 
     fn input(&mut self, input: Input) {
@@ -262,25 +259,25 @@ impl Core {
             Msg::VmShutdown { generation } if generation != self.generation => {}
             Msg::VmShutdown { .. } => self.input(Input::Stop { reason: "the guest shut down".into() }),
             Msg::SyncProgress { session, progress } => {
-                if self.session.as_ref().is_some_and(|s| s.name == session) {
-                    self.sync = Some(progress);
+                if let Some(replica) = self.replica(session) {
+                    replica.sync = Some(progress);
                 }
             }
-            Msg::FirstCheckpoint { session, held } => {
-                // There is one session at a time: each counts its epochs from 1.
-                self.input(Input::FirstCheckpoint { session, epoch: Epoch(1) });
-                let _ = held.send(());
+            Msg::FirstCheckpoint { session, epoch, held } => {
+                if let Some(replica) = self.replica(session) {
+                    replica.first = Some(epoch);
+                    self.input(Input::FirstCheckpoint { session, epoch });
+                    let _ = held.send(());
+                }
             }
             Msg::FinalTaken { generation, epoch } => {
-                if self.session.is_some() && generation == self.generation {
+                if generation == self.generation {
                     self.final_epoch = Some(epoch);
                     self.input(Input::FinalTaken { epoch });
                 }
             }
             Msg::CannotReplicate { session, reason } | Msg::SessionEnded { session, reason } => {
-                if self.session.as_ref().is_some_and(|s| s.name == session) {
-                    self.lose_session(reason);
-                }
+                self.lose_session(session, reason);
             }
             Msg::NoPeer => self.looking = false,
             Msg::PeerConnected { link } => {
@@ -293,46 +290,19 @@ impl Core {
             }
             Msg::Offer { hello, writer, handle, go } => self.offer(&hello, writer, handle, &go),
             Msg::RefusedPeer { peer, reason } => self.event(EventKind::Refused { peer, reason }),
-            Msg::SessionReady { session } => {
-                let (Some(s), Some(vm)) = (&mut self.session, &self.vm) else { return };
-                if s.name != session || self.session_ready {
-                    return;
-                }
-                self.session_ready = true;
-                let (jobs, disks) = (s.jobs.clone(), Arc::clone(&self.parts.disks));
-                let Some(answers) = s.comparison.take().filter(|_| !disks.is_empty()) else {
-                    vm.send(Command::AddSink { session, jobs, rounds: 0, rest: Rest::default() });
-                    return;
-                };
-                if let Err(error) = resync::start(session, disks, jobs, answers, self.parts.core.clone()) {
-                    self.lose_session(error::report(&error));
-                }
-            }
+            Msg::SessionReady { session } => self.session_ready(session),
             Msg::VolumesSynced { session, rounds, bytes, rest } => {
-                self.volume_bytes = bytes;
-                if let (Some(s), Some(vm)) = (&self.session, &self.vm)
-                    && s.name == session
-                {
-                    vm.send(Command::AddSink { session, jobs: s.jobs.clone(), rounds, rest });
+                if let Some(replica) = self.replica(session) {
+                    replica.volume_bytes = bytes;
+                    let jobs = replica.session.jobs.clone();
+                    self.command(Command::AddSink { session, jobs, rounds, rest });
                 }
             }
             Msg::Acked { session, epoch } => self.acked(session, epoch),
-            Msg::Sent { session, epoch, resumed, record } => {
-                if self.session.as_ref().is_some_and(|s| s.name == session) {
-                    self.counters.checkpoints += 1;
-                    self.counters.pages_sent += record.dirty_pages;
-                    self.counters.bytes_sent += record.wire_bytes;
-                    if epoch > self.committed {
-                        self.unacked.push((epoch, resumed, record));
-                    } else {
-                        // The acknowledgement overtook this message.
-                        self.measured(record, resumed);
-                    }
-                }
-            }
+            Msg::Sent { session, epoch, resumed, record } => self.sent(session, epoch, resumed, record),
             Msg::PeerUplink { session, up } => {
-                if self.session.as_ref().is_some_and(|s| s.name == session) {
-                    self.peer_uplink = up;
+                if let Some(replica) = self.replica(session) {
+                    replica.uplink = up;
                 }
             }
             Msg::StandbyReady { session, status } => {
@@ -348,9 +318,7 @@ impl Core {
                     self.tell_primary(&Record::VolumeDiffers { session: session.0, volume, first, bits: &bits });
                 }
             }
-            Msg::Held { session, epoch } => {
-                self.input(Input::CheckpointHeld { session, epoch, first: epoch == Epoch(1) });
-            }
+            Msg::Held { session, epoch, first } => self.input(Input::CheckpointHeld { session, epoch, first }),
             Msg::Synced { .. } => {}
             Msg::BoundTo { session, term } => {
                 if let Some(primary) = self.protocol.primary().cloned() {
@@ -402,6 +370,7 @@ impl Core {
                 };
                 self.parts.outlets.release(epoch, &ours);
                 self.parts.disks.commit(epoch);
+                self.committed = epoch;
                 if std::mem::take(&mut self.announce) {
                     self.parts.outlets.announce(&ours);
                 }
@@ -409,6 +378,7 @@ impl Core {
                 if ours() {
                     self.last_tick = Instant::now();
                 }
+                self.measure_committed();
             }
             Action::OpenGate => {
                 self.parts.disks.go_through();
@@ -418,31 +388,14 @@ impl Core {
                 self.final_epoch = None;
                 self.command(Command::GoOn);
             }
-            Action::OpenSession { session, .. } => self.open_session(session),
-            Action::CloseSession { .. } => self.close_session(),
+            Action::OpenSession { session, peer } => self.open_session(session, peer),
+            Action::CloseSession { session } => self.close_session(session),
             Action::TakeFinalCheckpoint => self.command(Command::TakeFinal),
-            Action::SendBound { session, record, first } => {
-                self.retry = None;
-                let term = record.term;
-                if let Some(s) = &self.session {
-                    let _ = s.jobs.try_send(Job::Bound { term });
-                    let bytes = self.sync.map_or(0, |p| p.bytes_sent);
-                    let sync_ms = u64::try_from(self.sync_began.elapsed().as_millis()).unwrap_or(u64::MAX);
-                    if let Some(backup) = record.backups.into_iter().find(|b| first && b.session == session) {
-                        let backup = backup.host;
-                        self.event(EventKind::Protected {
-                            term,
-                            backup,
-                            sync_ms,
-                            bytes,
-                            volume_bytes: self.volume_bytes,
-                        });
-                    }
-                }
-            }
-            Action::SendRelinquish { reason, .. } => {
-                if let Some(s) = &self.session {
-                    let _ = s.jobs.try_send(Job::Relinquish { epoch: self.committed, reason });
+            Action::SendBound { session, record, first } => self.bound(session, record.term, first),
+            Action::SendRelinquish { session, reason } => {
+                let epoch = self.committed;
+                if let Some(replica) = self.replica(session) {
+                    let _ = replica.session.jobs.try_send(Job::Relinquish { epoch, reason });
                 }
             }
             // Both are dealt with where the offer is.
@@ -475,8 +428,8 @@ impl Core {
         self.announce = false;
         self.vm = None;
         // A word of farewell that is still queued goes out: the sender empties its queue before it ends.
-        if let Some(session) = self.session.take() {
-            session.finish();
+        for replica in self.replicas.drain(..) {
+            replica.session.finish();
         }
         self.drop_backup();
         self.parts.outlets.detach();
@@ -484,9 +437,8 @@ impl Core {
         self.machine = None;
         self.layout = None;
         self.link = None;
-        self.sync = None;
         self.final_epoch = None;
-        self.unacked.clear();
+        self.uncommitted.clear();
         self.committed = Epoch(0);
     }
 }

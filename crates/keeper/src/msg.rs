@@ -68,6 +68,7 @@ pub enum Msg {
     /// The first checkpoint of the session is being taken: hold all output, then say so.
     FirstCheckpoint {
         session: Term,
+        epoch: Epoch,
         held: SyncSender<()>,
     },
     /// The final checkpoint of a switchover was taken; the guest is paused.
@@ -147,6 +148,8 @@ pub enum Msg {
     Held {
         session: Term,
         epoch: Epoch,
+        /// It is the session's first.
+        first: bool,
     },
     Synced {
         session: Term,

@@ -218,11 +218,11 @@ pub struct Sinks {
 }
 
 impl Sinks {
-    /// Starts to track the VM's memory, for no sink yet.
+    /// Starts to track the VM's memory, for no sink yet. `taken` is the newest checkpoint so far.
     ///
     /// # Errors
     /// The memory cannot be tracked.
-    pub fn new(machine: &mut Machine, bell: Bell) -> Result<Self, MachineError> {
+    pub fn new(machine: &mut Machine, bell: Bell, taken: Epoch) -> Result<Self, MachineError> {
         let tracker = machine.track()?;
         let layout = machine.memory().layout();
         let (home, back) = channel();
@@ -236,7 +236,7 @@ impl Sinks {
             back,
             home,
             bell,
-            taken: Epoch(0),
+            taken,
         })
     }
 

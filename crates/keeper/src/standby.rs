@@ -171,7 +171,7 @@ impl Standby {
         let _ = self.core.send(Msg::StandbyReady { session, status });
         let mut sink = Sink { memory: Arc::clone(machine.memory()), disks: Arc::clone(&self.disks), session };
         let mut assembler = CheckpointAssembler::new(session.0, session, layout, 1);
-        let mut relinquished = false;
+        let (mut relinquished, mut first) = (false, true);
         let gone = loop {
             // A host that cannot run the VM must not count as its backup. The primary's heartbeats bring us here often.
             alive(&machine)?;
@@ -203,7 +203,8 @@ impl Standby {
                     // Not acknowledged when it fails: this host is no backup for that epoch. It holds the one before.
                     self.disks.receive(session, pass.epoch, |v| assembler.take_volume_writes(v))?;
                     // Acknowledged before it is applied: from here on it is whole, whatever becomes of the primary.
-                    let _ = self.core.send(Msg::Held { session, epoch: pass.epoch });
+                    let first = std::mem::take(&mut first);
+                    let _ = self.core.send(Msg::Held { session, epoch: pass.epoch, first });
                     if let Err(error) = assembler.commit(&mut sink) {
                         break report(&error);
                     }

@@ -157,6 +157,7 @@ pub fn start(
                 quiet: false,
                 sinks: None,
                 last: Last::No,
+                epoch: Epoch(0),
                 resumed: Instant::now(),
                 paused: false,
                 off: false,
@@ -186,6 +187,8 @@ struct Vm {
     /// There are some: the memory is tracked.
     sinks: Option<Sinks>,
     last: Last,
+    /// The newest checkpoint of this guest here, whoever it was for.
+    epoch: Epoch,
     resumed: Instant,
     /// The guest stands still after the last checkpoint of a switchover.
     paused: bool,
@@ -271,7 +274,7 @@ impl Vm {
     fn add_sink(&mut self, name: Term, jobs: SyncSender<Job>, before: u32, rest: Rest) -> Result<(), MachineError> {
         let mut sinks = match self.sinks.take() {
             Some(sinks) => sinks,
-            None => Sinks::new(&mut self.machine, self.bell.clone())?,
+            None => Sinks::new(&mut self.machine, self.bell.clone(), self.epoch)?,
         };
         let added = sinks.add(name, jobs, before, rest, self.machine.memory());
         self.sinks = Some(sinks);
@@ -279,7 +282,7 @@ impl Vm {
         added
     }
 
-    /// Without a sink the memory need not be tracked, and epochs count from 1 again.
+    /// Without a sink the memory need not be tracked.
     fn drop_if_empty(&mut self) {
         if self.sinks.as_ref().is_some_and(Sinks::is_empty) {
             self.sinks = None;
@@ -372,7 +375,8 @@ impl Vm {
         let Some(sinks) = &mut self.sinks else { return Ok(false) };
         let Some(mut capture) = sinks.spare(self.machine.memory()).map_err(|e| report(&e))? else { return Ok(false) };
         let last = self.last == Last::Wanted;
-        let epoch = sinks.taken.next();
+        let epoch = self.epoch.next();
+        self.epoch = epoch;
         let ran = self.resumed.elapsed();
         let joining = !last && sinks.gather();
         capture.early = self.early_copy.wanted();
@@ -387,7 +391,7 @@ impl Vm {
         let core = &self.core;
         let hold = |session| {
             let (held, answer) = sync_channel(1);
-            let _ = core.send(Msg::FirstCheckpoint { session, held });
+            let _ = core.send(Msg::FirstCheckpoint { session, epoch, held });
             let held = answer.recv_timeout(HOLD_LIMIT).is_ok();
             if !held {
                 let reason = "output is not held in time".into();

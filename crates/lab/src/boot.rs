@@ -42,6 +42,8 @@ pub struct VmOptions {
     /// Its disks. With one, the guest's redis keeps there what it acknowledges.
     pub volumes: Vec<VolumeSpec>,
     pub protection: Protection,
+    /// Backups at once. The lab needs as many hosts more.
+    pub backups: u8,
     pub epochs: EpochPolicy,
     pub timing: Timing,
     /// Another QEMU than the first on the PATH.
@@ -61,6 +63,7 @@ impl VmOptions {
             accel: AccelChoice::Auto,
             volumes: Vec::new(),
             protection: Protection::FaultTolerant,
+            backups: 1,
             epochs: EpochPolicy::default(),
             timing: Timing::default(),
             qemu: None,
@@ -86,6 +89,7 @@ impl VmOptions {
             nics: vec![Nic { mac: self.mac, bridge: BRIDGE.to_owned() }],
             volumes: self.volumes.clone(),
             protection: self.protection,
+            backups: self.backups,
         }
     }
 }

@@ -58,6 +58,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             nics: vec![Nic { mac: "52:54:00:00:00:01".parse()?, bridge: "none".into() }],
             volumes: Vec::new(),
             protection: Protection::None,
+            backups: 1,
         },
         accel,
         incoming: false,

@@ -202,6 +202,7 @@ mod tests {
             nics: vec![Nic { mac: "52:54:00:00:00:01".parse().unwrap(), bridge: "br".into() }],
             volumes: Vec::new(),
             protection: Protection::None,
+            backups: 1,
         }
     }
 

@@ -29,6 +29,13 @@ pub struct VmSpec {
     pub volumes: Vec<VolumeSpec>,
     #[serde(default)]
     pub protection: Protection,
+    /// How many backups it has when it is fault-tolerant, 1 to [`MAX_BACKUPS`](crate::record::MAX_BACKUPS).
+    #[serde(default = "one_backup")]
+    pub backups: u8,
+}
+
+fn one_backup() -> u8 {
+    1
 }
 
 fn one() -> u16 {

@@ -50,11 +50,41 @@ pub struct VmStatus {
     pub peer: Option<HostName>,
     pub epoch_policy: EpochPolicy,
     pub witness_reachable: bool,
+    /// Of the first backup that is being copied to.
     pub sync: Option<SyncProgress>,
+    /// A primary's backups, in the order in which their sessions were opened.
+    #[serde(default)]
+    pub backups: Vec<BackupStatus>,
     pub machine: Option<MachineStatus>,
     pub counters: Counters,
     /// The latest pauses, microseconds.
     pub pause_us: Option<PauseSummary>,
+}
+
+/// One of a primary's backups.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BackupStatus {
+    pub host: HostName,
+    /// The session with it.
+    pub session: Term,
+    pub state: BackupState,
+    /// The newest epoch that it has acknowledged.
+    pub acked: Option<Epoch>,
+    pub sync: Option<SyncProgress>,
+}
+
+/// How far a backup is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BackupState {
+    /// The VM is being copied to it.
+    Syncing,
+    /// It gets checkpoints; the witness has not yet bound it.
+    Binding,
+    /// It may take over.
+    Bound,
+    /// The witness is to release it.
+    Unbinding,
 }
 
 /// A running initial copy.

@@ -3,13 +3,14 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use ninefold_model::status::{Counters, ProtectionState};
-use ninefold_replica::protocol::Input;
+use ninefold_model::status::Counters;
+use ninefold_replica::protocol::{Input, Phase};
 use ninefold_replica::stream::{Heartbeat, Record, write_record};
 use ninefold_transport::clock::monotonic_us;
 
 use super::backup::BackupSide;
-use super::{ACK_LIMIT, Core, MIN_STILL, QUIT_LIMIT, READY_LIMIT};
+use super::replica::Replica;
+use super::{Core, MIN_STILL, QUIT_LIMIT};
 
 impl Core {
     pub(super) fn tick(&mut self) {
@@ -32,7 +33,7 @@ impl Core {
         let waited = self.retry.is_none_or(|(failed, pause)| failed.elapsed() >= pause);
         if self.wants_peer() && !self.looking && waited {
             self.looking = true;
-            self.parts.connector.ask();
+            self.parts.connector.ask(self.protocol.sessions().iter().map(|s| s.backup.clone()).collect());
         }
         if let Some(since) = self.quitting
             && since.elapsed() > QUIT_LIMIT
@@ -53,7 +54,9 @@ impl Core {
     pub(super) fn stood_still(&mut self, time: Duration) {
         let reason = format!("this host stood still for {} ms", time.as_millis());
         tracing::warn!(%reason);
-        self.lose_session(reason);
+        for session in self.replicas.iter().map(Replica::name).collect::<Vec<_>>() {
+            self.lose_session(session, reason.clone());
+        }
         if let Some(BackupSide { ready: Some(ready), .. }) = &mut self.backup {
             // What the primary said meanwhile has still to be read: its silence counts from now.
             *ready = Instant::now();
@@ -71,16 +74,9 @@ impl Core {
 
     pub(super) fn check_peer(&mut self) {
         let limit = self.failure_timeout();
-        if let Some(session) = &self.session {
-            let silence = session.handle.silence();
-            // A backup that starts its QEMU answers with heartbeats already; one that is not ready in time is lost too.
-            if silence > limit {
-                self.lose_session(format!("the backup was silent for {} ms", silence.as_millis()));
-            } else if self.unacked.iter().any(|(_, sent, _)| sent.elapsed() > ACK_LIMIT) {
-                self.lose_session("the backup does not acknowledge".into());
-            } else if !self.session_ready && self.sync_began.elapsed() > READY_LIMIT {
-                self.lose_session("the backup does not get ready".into());
-            }
+        let lost = |r: &Replica| r.lost(limit).map(|reason| (r.name(), reason));
+        for (session, reason) in self.replicas.iter().filter_map(lost).collect::<Vec<_>>() {
+            self.lose_session(session, reason);
         }
         let heartbeat = Duration::from_millis(self.parts.config.timing.heartbeat_ms.into());
         let uplink = self.uplink.load(Ordering::Relaxed);
@@ -112,17 +108,17 @@ impl Core {
         }
         let since = *self.uplink_lost.get_or_insert_with(Instant::now);
         let hold = Duration::from_millis(self.parts.config.timing.uplink_hold_ms.into());
-        let bound = self.protocol.protection() == Some(ProtectionState::Protected);
-        if bound
+        // The first that could serve the world.
+        let bound = |r: &&Replica| r.uplink && self.protocol.phase(r.name()) == Some(Phase::Bound);
+        if let Some(to) = self.replicas.iter().find(bound).map(|r| r.backup.clone())
             && self.witness_error.is_none()
-            && self.peer_uplink
             && since.elapsed() >= hold
             && self.final_epoch.is_none()
         {
             // Once an attempt: a failed one starts the hold anew.
             self.uplink_lost = Some(Instant::now() + hold);
             let reason = format!("{name} has no carrier");
-            self.input(Input::Switchover { to: None, reason });
+            self.input(Input::Switchover { to: Some(to), reason });
         }
     }
 }

@@ -6,54 +6,106 @@ use std::time::{Duration, Instant};
 
 use ninefold_machine::{Machine, MachineConfig, Ram, accel};
 use ninefold_model::control::CheckpointRecord;
+use ninefold_model::event::EventKind;
 use ninefold_model::spec::{Accel, AccelChoice, Boot};
-use ninefold_model::status::ProtectionState;
-use ninefold_model::{Epoch, Term};
-use ninefold_replica::pacing::MAX_IN_FLIGHT;
-use ninefold_replica::protocol::Input;
+use ninefold_model::{Epoch, HostName, Term};
+use ninefold_replica::protocol::{Input, Phase};
 use ninefold_replica::stream::Hello;
 
+use super::replica::Replica;
 use super::{Core, RETRY_FIRST, RETRY_LAST};
 use crate::capture::micros;
 use crate::config::KeeperConfig;
 use crate::error;
 use crate::msg::Msg;
-use crate::session::Settings;
+use crate::resync::{self, Rest};
+use crate::session::{Job, Settings};
 use crate::standby;
 use crate::vm::{self, Command};
 
 impl Core {
     pub(super) fn acked(&mut self, session: Term, epoch: Epoch) {
-        if self.session.as_ref().is_none_or(|s| s.name != session) || epoch <= self.committed {
-            return;
-        }
-        // As many as can be unacknowledged: the pacer's, and a switchover's last.
-        if epoch.0 > self.committed.0 + u64::from(MAX_IN_FLIGHT) + 1 {
-            self.lose_session(format!("the backup acknowledges epoch {epoch} after {}", self.committed));
-            return;
-        }
-        self.committed = epoch;
-        self.input(Input::Acked { session, epoch });
-        self.command(Command::Acked { session, epoch });
-        let mut i = 0;
-        while let Some(&(e, resumed, record)) = self.unacked.get(i) {
-            if e <= epoch {
-                self.unacked.swap_remove(i);
-                self.measured(record, resumed);
-            } else {
-                i += 1;
+        let Some(replica) = self.replica(session) else { return };
+        match replica.acked(epoch) {
+            Ok(true) => {
+                self.input(Input::Acked { session, epoch });
+                self.command(Command::Acked { session, epoch });
             }
+            Ok(false) => {}
+            Err(reason) => self.lose_session(session, reason),
         }
     }
 
-    pub(super) fn measured(&mut self, mut record: CheckpointRecord, resumed: Instant) {
-        record.commit_us = micros(resumed.elapsed());
-        self.parts.board.checkpoint(&record);
-        self.parts.journal.checkpoint(record);
+    /// A checkpoint went to one of the sessions.
+    pub(super) fn sent(&mut self, session: Term, epoch: Epoch, resumed: Instant, record: CheckpointRecord) {
+        let Some(replica) = self.replica(session) else { return };
+        if replica.acked.is_none_or(|acked| acked < epoch) {
+            replica.unacked.push((epoch, resumed));
+        }
+        self.counters.bytes_sent += record.wire_bytes;
+        if let Some((.., same)) = self.uncommitted.iter_mut().find(|(e, ..)| *e == epoch) {
+            same.wire_bytes += record.wire_bytes;
+        } else if epoch > self.measured {
+            self.counters.checkpoints += 1;
+            self.counters.pages_sent += record.dirty_pages;
+            self.uncommitted.push((epoch, resumed, record));
+            // The acknowledgement may have overtaken this message.
+            self.measure_committed();
+        }
+    }
+
+    /// Records the checkpoints that all backups hold.
+    pub(super) fn measure_committed(&mut self) {
+        let mut i = 0;
+        while let Some(&(epoch, resumed, mut record)) = self.uncommitted.get(i) {
+            if epoch > self.committed {
+                i += 1;
+                continue;
+            }
+            self.uncommitted.swap_remove(i);
+            self.measured = self.measured.max(epoch);
+            record.commit_us = micros(resumed.elapsed());
+            self.parts.board.checkpoint(&record);
+            self.parts.journal.checkpoint(record);
+        }
+    }
+
+    /// The backup has its QEMU and waits for the VM.
+    pub(super) fn session_ready(&mut self, session: Term) {
+        let disks = Arc::clone(&self.parts.disks);
+        let Some(replica) = self.replica(session).filter(|r| !r.ready) else { return };
+        replica.ready = true;
+        let jobs = replica.session.jobs.clone();
+        let Some(answers) = replica.session.comparison.take().filter(|_| !disks.is_empty()) else {
+            self.command(Command::AddSink { session, jobs, rounds: 0, rest: Rest::default() });
+            return;
+        };
+        if let Err(error) = resync::start(session, disks, jobs, answers, self.parts.core.clone()) {
+            self.lose_session(session, error::report(&error));
+        }
+    }
+
+    /// The witness holds a record that binds this session, since now when it is the first.
+    pub(super) fn bound(&mut self, session: Term, term: Term, first: bool) {
+        self.retry = None;
+        let Some(replica) = self.replica(session) else { return };
+        let _ = replica.session.jobs.try_send(Job::Bound { term });
+        if first {
+            let event = EventKind::Protected {
+                term,
+                backup: replica.backup.clone(),
+                sync_ms: u64::try_from(replica.began.elapsed().as_millis()).unwrap_or(u64::MAX),
+                bytes: replica.sync.map_or(0, |p| p.bytes_sent),
+                volume_bytes: replica.volume_bytes,
+            };
+            self.event(event);
+        }
     }
 
     pub(super) fn start_vm(&mut self, obtain: vm::Obtain) {
         self.generation += 1;
+        // Its checkpoints count from 1.
+        (self.committed, self.measured) = (Epoch(0), Epoch(0));
         let started = vm::start(
             self.generation,
             obtain,
@@ -90,8 +142,9 @@ impl Core {
         }));
     }
 
-    pub(super) fn open_session(&mut self, session: Term) {
-        let (Some(link), Some(layout), Some(machine)) = (self.link.take(), self.layout.clone(), &self.machine) else {
+    pub(super) fn open_session(&mut self, session: Term, peer: HostName) {
+        let link = self.link.take().filter(|link| *link.peer() == peer);
+        let (Some(link), Some(layout), Some(machine)) = (link, self.layout.clone(), &self.machine) else {
             self.input(Input::SessionLost { session, reason: "the peer is gone".into() });
             return;
         };
@@ -116,16 +169,8 @@ impl Core {
             disks: Arc::clone(&self.parts.disks),
             bell: self.parts.bell.clone(),
         };
-        self.sync = None;
-        self.sync_began = Instant::now();
-        self.volume_bytes = 0;
-        self.session_ready = false;
-        self.final_epoch = None;
-        self.committed = Epoch(0);
-        self.unacked.clear();
-        self.peer_uplink = false;
         match crate::session::open(link, hello, settings, self.parts.core.clone()) {
-            Ok(opened) => self.session = Some(opened),
+            Ok(opened) => self.replicas.push(Replica::new(opened, peer)),
             Err(error) => {
                 let reason = error::report(&error);
                 self.input(Input::SessionLost { session, reason });
@@ -133,23 +178,23 @@ impl Core {
         }
     }
 
-    pub(super) fn close_session(&mut self) {
-        if self.session.is_some() && self.protocol.protection() == Some(ProtectionState::Syncing) {
+    pub(super) fn close_session(&mut self, session: Term) {
+        let Some(at) = self.replicas.iter().position(|r| r.name() == session) else { return };
+        if matches!(self.protocol.phase(session), Some(Phase::Syncing | Phase::Binding)) {
             let pause = self.retry.map_or(RETRY_FIRST, |(_, pause)| (pause * 2).min(RETRY_LAST));
             self.retry = Some((Instant::now(), pause));
         }
+        self.replicas.remove(at);
         // A guest that a switchover has paused stays paused until the witness has spoken: see `Action::GoOn`.
-        if let Some(session) = self.session.take() {
-            self.command(Command::RemoveSink(session.name));
-        }
-        self.sync = None;
+        self.command(Command::RemoveSink(session));
     }
 
-    /// Closes the session, if there is one, and tells the protocol.
-    pub(super) fn lose_session(&mut self, reason: String) {
-        let Some(session) = self.session.as_ref().map(|s| s.name) else { return };
-        self.close_session();
-        self.input(Input::SessionLost { session, reason });
+    /// Closes a session, if it is there, and tells the protocol.
+    pub(super) fn lose_session(&mut self, session: Term, reason: String) {
+        if self.replicas.iter().any(|r| r.name() == session) {
+            self.close_session(session);
+            self.input(Input::SessionLost { session, reason });
+        }
     }
 
     pub(super) fn command(&self, command: Command) {

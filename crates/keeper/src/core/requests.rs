@@ -5,10 +5,11 @@ use std::time::Instant;
 
 use ninefold_model::control::{Request, Response};
 use ninefold_model::spec::Protection;
-use ninefold_model::status::{ProtectionState, VmStatus};
-use ninefold_replica::protocol::{Action, Input, Wanted};
+use ninefold_model::status::{BackupState, BackupStatus, ProtectionState, VmStatus};
+use ninefold_replica::protocol::{Action, Input, Phase, Wanted};
 
 use super::Core;
+use super::replica::Replica;
 use crate::arbiter::Question;
 use crate::vm::Command;
 
@@ -94,11 +95,23 @@ impl Core {
             peer: self.peer().cloned(),
             epoch_policy: self.epochs,
             witness_reachable: self.witness_error.is_none(),
-            sync: self.sync.filter(|_| self.session.is_some()),
+            sync: self.replicas.iter().find(|r| r.first.is_none()).and_then(|r| r.sync),
+            backups: self.replicas.iter().map(|r| self.backup_status(r)).collect(),
             machine: self.machine.clone(),
             counters: self.counters,
             pause_us: self.parts.journal.pauses(),
         }
+    }
+
+    fn backup_status(&self, replica: &Replica) -> BackupStatus {
+        let state = match self.protocol.phase(replica.name()) {
+            Some(Phase::Syncing) | None => BackupState::Syncing,
+            Some(Phase::Binding) => BackupState::Binding,
+            Some(Phase::Bound) => BackupState::Bound,
+            Some(Phase::Unbinding) => BackupState::Unbinding,
+        };
+        let host = replica.backup.clone();
+        BackupStatus { host, session: replica.name(), state, acked: replica.acked, sync: replica.sync }
     }
 
     pub(super) fn start_failed(&mut self, reason: String) {

@@ -161,6 +161,7 @@ pub fn config(qemu: &Path, accel: Accel, vcpus: u16, image: &Path) -> MachineCon
             nics: vec![Nic { mac: "52:54:00:00:00:01".parse().unwrap(), bridge: "none".into() }],
             volumes: Vec::new(),
             protection: Protection::None,
+            backups: 1,
         },
         accel,
         incoming: false,

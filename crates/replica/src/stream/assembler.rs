@@ -299,6 +299,8 @@ impl CheckpointAssembler {
                 return Err(unexpected(record, "a checkpoint is held, a sync round would spoil it"));
             }
             PassKind::Sync => due(pass, self.last_round.next())?,
+            // Epochs count for the primary's reign: a session may begin with any.
+            PassKind::Checkpoint if self.last_whole == Epoch(0) && pass.epoch > Epoch(0) => {}
             PassKind::Checkpoint => due(pass, self.last_whole.next())?,
         }
         // Over several connections other records can overtake `Begin`; on a single one nothing can.

@@ -1,0 +1,171 @@
+//! A VM with two backups, on three hosts: any one may be lost and the VM is protected still; two may be lost one after the
+//! other. After each loss the hosts that are back become backups by themselves.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use ninefold_lab::boot::redis;
+use ninefold_lab::ledger::await_answer;
+use ninefold_lab::topology::CLIENT;
+use ninefold_lab::{EventWatch, Lab, LabConfig, Ledger, LedgerOptions, Observer};
+use ninefold_model::control::Request;
+use ninefold_model::event::EventKind;
+use ninefold_model::spec::{Acknowledge, VolumeSpec};
+use ninefold_model::status::{BackupState, ProtectionState, Role, VmStatus};
+use support::{LIMIT, wait_until};
+
+const HOSTS: [&str; 3] = ["a", "b", "c"];
+
+struct Trio {
+    /// Ends with the test.
+    ledger: Option<Ledger>,
+    observer: Observer,
+    events: EventWatch,
+    primary: String,
+    lab: Lab,
+}
+
+impl Trio {
+    fn start(volumes: Vec<VolumeSpec>) -> Self {
+        support::programs::build();
+        let mut config = LabConfig::new(&format!("t{}", std::process::id() % 100_000)).unwrap();
+        config.hosts = HOSTS.map(|h| h.parse().unwrap()).into();
+        let lab = Lab::up(&config).unwrap();
+        let mut vm = ninefold_lab::VmOptions::new("vm".parse().unwrap());
+        vm.timing.failure_timeout_ms = 500;
+        vm.backups = 2;
+        vm.volumes = volumes;
+        lab.configure_vm(&vm).unwrap();
+        lab.start_witness().unwrap();
+        HOSTS.iter().for_each(|host| lab.start_keeper(host).unwrap());
+        let observer = Observer::start(&lab, vm.mac).unwrap();
+        let events = EventWatch::start(&lab);
+        lab.ask("a", &Request::Start { force: false }).unwrap();
+        let netns = lab.netns(CLIENT).unwrap();
+        assert!(await_answer(&netns, redis(), Instant::now() + LIMIT).unwrap(), "redis does not answer");
+        let ledger = Ledger::start(Some(&netns), redis(), &LedgerOptions::default()).unwrap();
+        let trio = Self { ledger: Some(ledger), observer, events, primary: "a".into(), lab };
+        trio.bound(2);
+        trio
+    }
+
+    fn serves(&self) {
+        let ledger = self.ledger.as_ref().expect("it is there until the end");
+        assert!(ledger.wait_acks(50, Instant::now() + LIMIT), "the VM does not serve its client");
+    }
+
+    fn status(&self, host: &str) -> Option<VmStatus> {
+        self.lab.keeper(host).unwrap().status().ok()
+    }
+
+    /// Waits until so many backups may take over, which are then those that say so themselves; answers them.
+    fn bound(&self, count: usize) -> BTreeSet<String> {
+        let mut found = BTreeSet::new();
+        wait_until("backups", || {
+            let Some(status) = self.status(&self.primary) else { return false };
+            let bound = status.backups.iter().filter(|b| b.state == BackupState::Bound);
+            found = bound.map(|b| b.host.to_string()).collect();
+            found.len() == count
+        });
+        for host in &found {
+            let status = self.status(host).unwrap();
+            assert_eq!((status.role, status.peer.unwrap().as_str()), (Role::Backup, self.primary.as_str()));
+        }
+        self.serves();
+        found
+    }
+
+    /// Waits until another host has taken over since `mark`.
+    fn taken_over(&mut self, mark: usize) {
+        let took = |k: &EventKind| matches!(k, EventKind::TookOver { .. });
+        let event = self.events.wait_for(mark, Instant::now() + LIMIT, |e| took(&e.kind)).expect("a take-over");
+        assert_ne!(event.host.as_str(), self.primary);
+        self.primary = event.host.to_string();
+        self.serves();
+    }
+
+    fn protection(&self) -> Option<ProtectionState> {
+        self.status(&self.primary).unwrap().protection
+    }
+
+    fn finish(mut self) {
+        let report = self.ledger.take().expect("it is there until the end").finish().unwrap();
+        eprintln!("{report:?}");
+        assert_eq!((report.lost, report.repeated, report.resets), (0, 0, 0), "{report:?}");
+        let seen = self.observer.report();
+        let late = seen.overlaps(&self.events.takeovers());
+        assert!(seen.missed == 0 && late.is_empty(), "two hosts spoke in overlap: {late:?}");
+        let all = self.events.all();
+        assert!(!all.iter().any(|e| matches!(e.kind, EventKind::Lost { .. })), "{all:?}");
+    }
+}
+
+impl Drop for Trio {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for event in self.events.all() {
+                eprintln!("  {:>14} {}: {:?}", event.monotonic_us, event.host, event.kind);
+            }
+            eprintln!("{}", self.lab.logs_for_error());
+        }
+    }
+}
+
+fn one_after_the_other(volumes: Vec<VolumeSpec>) {
+    let mut trio = Trio::start(volumes);
+    assert_eq!(trio.bound(2), BTreeSet::from(["b".into(), "c".into()]));
+
+    // A backup is lost: the VM is protected by the other all the time.
+    let mark = trio.events.mark();
+    trio.lab.kill_host("b").unwrap();
+    let lost = |k: &EventKind| matches!(k, EventKind::BackupLost { .. });
+    trio.events.wait_for(mark, Instant::now() + LIMIT, |e| lost(&e.kind)).expect("the loss of a backup");
+    assert_eq!(trio.bound(1), BTreeSet::from(["c".into()]));
+    assert_eq!(trio.protection(), Some(ProtectionState::Protected));
+    let unprotected = trio.events.all().iter().any(|e| matches!(e.kind, EventKind::Unprotected { .. }));
+    assert!(!unprotected, "{:?}", trio.events.all());
+    trio.lab.restart_host("b").unwrap();
+    assert_eq!(trio.bound(2), BTreeSet::from(["b".into(), "c".into()]));
+
+    // Primary after primary: each is lost with its host as soon as one backup holds the VM again.
+    for _ in 0..3 {
+        let (mark, first) = (trio.events.mark(), trio.primary.clone());
+        trio.lab.kill_host(&first).unwrap();
+        trio.taken_over(mark);
+        trio.bound(1);
+        let (mark, second) = (trio.events.mark(), trio.primary.clone());
+        trio.lab.kill_host(&second).unwrap();
+        trio.taken_over(mark);
+        assert!(trio.primary != first && trio.primary != second);
+        trio.lab.restart_host(&first).unwrap();
+        trio.lab.restart_host(&second).unwrap();
+        trio.bound(2);
+    }
+
+    // On purpose, and with only its QEMU.
+    let mark = trio.events.mark();
+    trio.lab.ask(&trio.primary, &Request::Switchover).unwrap();
+    trio.taken_over(mark);
+    trio.bound(2);
+    let mark = trio.events.mark();
+    trio.lab.kill_qemu(&trio.primary).unwrap();
+    trio.taken_over(mark);
+    trio.bound(2);
+    trio.finish();
+}
+
+#[test]
+fn two_hosts_are_lost_one_after_the_other() {
+    one_after_the_other(Vec::new());
+}
+
+#[test]
+fn two_hosts_are_lost_one_after_the_other_and_the_volume_stays() {
+    one_after_the_other(vec![VolumeSpec {
+        name: "data".parse().unwrap(),
+        size: 96 << 20,
+        acknowledge: Acknowledge::Memory,
+    }]);
+}
