@@ -9,7 +9,7 @@ use ninefold_model::HostName;
 use ninefold_transport::{Security, connect};
 
 use crate::config::KeeperConfig;
-use crate::error::KeeperError;
+use crate::error::{KeeperError, report};
 use crate::msg::Msg;
 
 /// For one attempt, handshake included.
@@ -43,6 +43,7 @@ impl Connector {
 fn run(config: &KeeperConfig, security: &Security, asked: &Receiver<Vec<HostName>>, core: &Sender<Msg>) {
     let mut next = 0;
     while let Ok(but) = asked.recv() {
+        let mut failed = Vec::new();
         let found = (0..config.peers.len()).any(|_| {
             let Some(peer) = config.peers.get(next % config.peers.len()) else { return false };
             next += 1;
@@ -52,14 +53,15 @@ fn run(config: &KeeperConfig, security: &Security, asked: &Receiver<Vec<HostName
             match connect(peer.addr, &peer.host, security, PATIENCE) {
                 Ok(link) => core.send(Msg::PeerConnected { link }).is_ok(),
                 Err(error) => {
-                    tracing::debug!(peer = %peer.host, error = %crate::error::report(&error), "no backup there");
+                    failed.push(format!("{}: {}", peer.host, report(&error)));
                     false
                 }
             }
         });
         if !found {
             thread::sleep(PAUSE);
-            let _ = core.send(Msg::NoPeer);
+            let reason = if failed.is_empty() { "no other host is configured".into() } else { failed.join("; ") };
+            let _ = core.send(Msg::NoPeer { reason });
         }
     }
 }

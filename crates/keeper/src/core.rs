@@ -91,6 +91,8 @@ pub struct Core {
     layout: Option<Layout>,
     /// The connector is at work.
     looking: bool,
+    /// Why none of the other hosts became a backup when they were last asked.
+    no_peer: Option<String>,
     /// When the last session failed before it protected, and how long to wait after that.
     retry: Option<(Instant, Duration)>,
     /// A peer that waits for its session to be opened.
@@ -134,6 +136,7 @@ impl Core {
             machine: None,
             layout: None,
             looking: false,
+            no_peer: None,
             retry: None,
             link: None,
             replicas: Vec::new(),
@@ -279,9 +282,13 @@ impl Core {
             Msg::CannotReplicate { session, reason } | Msg::SessionEnded { session, reason } => {
                 self.lose_session(session, reason);
             }
-            Msg::NoPeer => self.looking = false,
+            Msg::NoPeer { reason } => {
+                self.looking = false;
+                self.no_peer = Some(reason);
+            }
             Msg::PeerConnected { link } => {
                 self.looking = false;
+                self.no_peer = None;
                 if self.wants_peer() {
                     let peer = link.peer().clone();
                     self.link = Some(link);

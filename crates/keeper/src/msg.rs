@@ -96,7 +96,9 @@ pub enum Msg {
         link: Link,
     },
     /// No host that could be the backup answers.
-    NoPeer,
+    NoPeer {
+        reason: String,
+    },
     /// A primary opened a session here.
     Offer {
         hello: Box<Hello>,

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use ninefold_model::HostName;
+use ninefold_model::{HostName, InvalidName};
 use serde::{Deserialize, Serialize};
 
 use crate::error::LabError;
@@ -42,19 +42,24 @@ pub enum LabSecurity {
 impl LabConfig {
     /// A lab with hosts `a` and `b`.
     pub fn new(name: &str) -> Result<Self, LabError> {
-        let hosts = ["a", "b"].map(|h| h.parse::<HostName>());
-        let hosts = hosts
-            .into_iter()
-            .collect::<Result<_, _>>()
-            .map_err(|e| LabError::Name { name: name.to_owned(), reason: e.to_string() })?;
-        Ok(Self {
+        let mut config = Self {
             name: name.to_owned(),
-            hosts,
+            hosts: Vec::new(),
             persistent: false,
             security: LabSecurity::default(),
             bin_dir: None,
             control_groups: true,
             debris: None,
-        })
+        };
+        config.set_hosts(2)?;
+        Ok(config)
+    }
+
+    /// So many hosts, named from `a` on; 26 at most.
+    pub fn set_hosts(&mut self, count: usize) -> Result<(), LabError> {
+        let names = ('a'..='z').take(count).map(|name| name.to_string().parse::<HostName>());
+        let failed = |e: InvalidName| LabError::Name { name: self.name.clone(), reason: e.to_string() };
+        self.hosts = names.collect::<Result<_, _>>().map_err(failed)?;
+        Ok(())
     }
 }

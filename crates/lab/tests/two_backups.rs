@@ -108,6 +108,7 @@ impl Drop for Trio {
             for event in self.events.all() {
                 eprintln!("  {:>14} {}: {:?}", event.monotonic_us, event.host, event.kind);
             }
+            HOSTS.iter().for_each(|host| eprintln!("{host}: {:?}", self.status(host)));
             eprintln!("{}", self.lab.logs_for_error());
         }
     }

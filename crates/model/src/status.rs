@@ -52,6 +52,9 @@ pub struct VmStatus {
     pub witness_reachable: bool,
     /// Of the first backup that is being copied to.
     pub sync: Option<SyncProgress>,
+    /// Why there is no further backup although one is wanted.
+    #[serde(default)]
+    pub no_backup: Option<String>,
     /// A primary's backups, in the order in which their sessions were opened.
     #[serde(default)]
     pub backups: Vec<BackupStatus>,

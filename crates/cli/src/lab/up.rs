@@ -18,12 +18,14 @@ use crate::progress;
 
 /// Make a lab with a protected VM in it
 ///
-/// Two hosts, a witness, a client and a Debian guest with redis, which boots on host a and is protected by host b.
+/// Two hosts (one more for each further backup), a witness, a client and a Debian guest with redis, which boots on host a
+/// and is protected by the others.
 /// Interrupted or failed, it leaves nothing.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     ninefold lab up\n  \
     ninefold lab up --vcpus 2 --memory 512\n  \
+    ninefold lab up --backups 2        hosts a, b and c: two losses one after the other\n  \
     ninefold lab up --name old --qemu /var/cache/ninefold/qemu-7.2/qemu-system-x86_64\n  \
     ninefold lab up --no-vm && ninefold vm start --host b")]
 pub struct UpArgs {
@@ -49,6 +51,9 @@ pub struct VmShape {
     /// The accelerator
     #[arg(long, value_enum, default_value_t = Accelerator::Auto)]
     accel: Accelerator,
+    /// How many backups the VM has at once; there is a host for each
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=4))]
+    backups: u8,
     /// Another QEMU than the first on the PATH
     #[arg(long, value_name = "PROGRAM")]
     qemu: Option<PathBuf>,
@@ -75,6 +80,7 @@ impl VmShape {
         let mut options = VmOptions::new(name);
         options.vcpus = self.vcpus;
         options.memory_mib = self.memory;
+        options.backups = self.backups;
         options.qemu.clone_from(&self.qemu);
         options.accel = match self.accel {
             Accelerator::Auto => AccelChoice::Auto,
@@ -108,6 +114,7 @@ pub fn run(args: &UpArgs, output: &Output) -> Result<(), CliError> {
     let mut config = LabConfig::new(&args.name)?;
     config.persistent = true;
     config.security = args.vm.security();
+    config.set_hosts(1 + usize::from(args.vm.backups))?;
     let options = args.vm.options()?;
     let armed = interrupt::take_down_on_signal(&args.name)?;
     let bar = progress::spinner("making hosts and networks");

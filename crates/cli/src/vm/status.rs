@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use ninefold_model::VmName;
 use ninefold_model::spec::EpochPolicy;
-use ninefold_model::status::{ProtectionState, Role};
+use ninefold_model::status::{BackupState, ProtectionState, Role};
 use serde::Serialize;
 
 use super::keepers::{HostReport, Keepers, Where};
@@ -78,13 +78,21 @@ fn tell(shown: &Shown) -> String {
     let primary = shown.hosts.iter().find(|r| shown.primary.as_ref() == Some(&r.host));
     let mut text = match (primary, primary.and_then(|r| r.status.as_ref())) {
         (Some(report), Some(status)) => {
-            let peer = status.peer.as_ref().map_or_else(String::new, |p| format!(" by host {p}"));
+            let bound = status.backups.iter().filter(|b| b.state == BackupState::Bound);
+            let hosts: Vec<_> = bound.map(|b| b.host.to_string()).collect();
+            let peer = if hosts.is_empty() { String::new() } else { format!(" by host {}", hosts.join(" and host ")) };
             let protection = report.protection();
             let by = if protection == "protected" { peer } else { String::new() };
             let mut text = format!("VM '{name}' runs on host {}: {protection}{by}\n", report.host);
-            if let (Some(sync), Some(ProtectionState::Syncing)) = (&status.sync, status.protection) {
-                let (sent, total) = (bytes(sync.bytes_sent), bytes(sync.bytes_total));
-                text += &format!("first copy: {sent} of about {total}, round {}\n", sync.round);
+            for backup in status.backups.iter().filter(|b| b.state == BackupState::Syncing) {
+                if let Some(sync) = backup.sync {
+                    let (sent, total) = (bytes(sync.bytes_sent), bytes(sync.bytes_total));
+                    text +=
+                        &format!("first copy to host {}: {sent} of about {total}, round {}\n", backup.host, sync.round);
+                }
+            }
+            if let Some(reason) = &status.no_backup {
+                text += &format!("no further backup: {reason}\n");
             }
             if let Some(machine) = &status.machine {
                 text += &format!("QEMU {} with {}, {}\n", machine.qemu, machine.accel, machine.run_state);

@@ -96,6 +96,7 @@ impl Core {
             epoch_policy: self.epochs,
             witness_reachable: self.witness_error.is_none(),
             sync: self.replicas.iter().find(|r| r.first.is_none()).and_then(|r| r.sync),
+            no_backup: self.no_peer.clone().filter(|_| self.wants_peer()),
             backups: self.replicas.iter().map(|r| self.backup_status(r)).collect(),
             machine: self.machine.clone(),
             counters: self.counters,
