@@ -188,6 +188,8 @@ impl Lab {
                 qemu: options.qemu.clone().unwrap_or_else(|| "qemu-system-x86_64".into()),
                 cache_dir: cache_dir(),
                 pool: self.pool_dir(host.as_str()),
+                dumps: self.dumps_dir(host.as_str()),
+                image_record: None,
                 listen: self.endpoint(host.as_str(), KEEPER_PORT)?,
                 peers: peers.map(|h| self.peer(h, KEEPER_PORT)).collect::<Result<_, _>>()?,
                 witness: self.peer(&name(WITNESS)?, WITNESS_PORT)?,
@@ -211,6 +213,11 @@ impl Lab {
     /// The storage pool of a host.
     pub fn pool_dir(&self, host: &str) -> PathBuf {
         self.run_dir(host).join("pool")
+    }
+
+    /// Where memory dumps of a host's VM are.
+    pub fn dumps_dir(&self, host: &str) -> PathBuf {
+        self.run_dir(host).join("dumps")
     }
 
     fn certify(&self) -> Result<(), LabError> {

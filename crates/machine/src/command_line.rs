@@ -270,7 +270,10 @@ mod tests {
         assert!(!display(&arguments(&with, &options()).unwrap()).contains("-action"));
         with.watchdog = Some(Watchdog::new(WatchdogAction::Reset));
         let line = display(&arguments(&with, &options()).unwrap());
-        assert!(line.contains("-device i6300esb -device pvpanic,events=3 -action watchdog=pause,panic=pause"), "{line}");
+        assert!(
+            line.contains("-device i6300esb -device pvpanic,events=3 -action watchdog=pause,panic=pause"),
+            "{line}"
+        );
         with.watchdog = Some(Watchdog { device: WatchdogDevice::Ib700, ..Watchdog::new(WatchdogAction::Stop) });
         assert!(display(&arguments(&with, &options()).unwrap()).contains("-device ib700 "));
     }

@@ -39,6 +39,9 @@ fn ten_minutes() -> u32 {
 }
 
 impl Watchdog {
+    /// Dumps that are kept of a VM without a watchdog.
+    pub const DUMPS: u32 = 3;
+
     /// An Intel 6300ESB; three failures within ten minutes are acted on, three dumps are kept.
     pub fn new(action: WatchdogAction) -> Self {
         Self { device: WatchdogDevice::default(), action, times: three(), within_s: ten_minutes(), keep_dumps: three() }
