@@ -166,6 +166,7 @@ impl Core {
         let term = self.protocol.term();
         self.event(EventKind::TookOver { term, epoch, phases });
         self.parts.board.failover(&phases);
+        self.guest_runs();
         self.health_input(health::policy::Input::TookOver { watchdog, health });
     }
 

@@ -1,4 +1,4 @@
-//! A guest of one boot sector with a watchdog: an i6300esb of one second, or an ib700 of two.
+//! A guest of one boot sector with a watchdog: an i6300esb of one second, or an ib700 of two (or ten).
 //!
 //! It arms it, says `up` on the serial console, and then pats it without end. On the console it obeys: `h` hangs (no more
 //! pats until it is reset), `H` hangs now and after every reset, `p` panics (pvpanic).
@@ -26,6 +26,8 @@ pub enum Behaviour {
     SaysHealthy = 3,
     /// Panics at once.
     Panics = 4,
+    /// As `Works`; its ib700 has ten seconds.
+    Slow = 5,
 }
 
 global_asm!(
@@ -141,7 +143,10 @@ w_pat:
     ret
 8:  movw $0x443, %dx
     movb $14, %al
-    outb %al, %dx
+    cmpb $5, 0x7dfd
+    jne 11f
+    movb $10, %al
+11: outb %al, %dx
     ret
 w_print:
 9:  movw $0x3fd, %dx
