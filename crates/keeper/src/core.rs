@@ -263,11 +263,10 @@ impl Core {
                 self.guest_runs();
             }
             Msg::VmLost { generation, reason } => {
-                if self.vm.is_some() && generation == self.generation {
-                    if !self.trial_lost(&reason) {
-                        self.start_failed(reason.clone());
-                        self.input(Input::MachineLost { reason });
-                    }
+                let ours = self.vm.is_some() && generation == self.generation;
+                if ours && !self.trial_lost(&reason) {
+                    self.start_failed(reason.clone());
+                    self.input(Input::MachineLost { reason });
                 }
             }
             Msg::VmShutdown { generation } if generation != self.generation => {}
