@@ -41,6 +41,14 @@ pub enum CliError {
     Io { what: String, source: io::Error },
     #[error("{what}: {path}")]
     Host { what: String, path: PathBuf },
+    #[error("the image on trial failed: {0}; the committed one is booted")]
+    FellBack(String),
+    #[error("the committed image has no kernel")]
+    NoKernel,
+    #[error("the keeper on {host} knows nothing of images on trial")]
+    OldKeeper { host: String },
+    #[error("no memory dump: {0}")]
+    NoDump(String),
     #[error("this host cannot run protected VMs: {} failed", .0.join(", "))]
     Doctor(Vec<String>),
     #[error("the demo showed a fault: {}", .0.join("; "))]
@@ -80,6 +88,10 @@ impl CliError {
             Self::Running { .. } => "`ninefold vm stop` ends it, `ninefold vm switchover` moves it",
             Self::NoSuchHost { hosts, .. } => return Some(format!("hosts: {}", hosts.join(", "))),
             Self::TimedOut { .. } => "`ninefold vm events` and `ninefold vm status` show what the keepers are at",
+            Self::FellBack(_) => "`ninefold vm console` shows what it said, `ninefold vm events` what happened",
+            Self::NoKernel => "give one with --kernel, or --boot-sector",
+            Self::OldKeeper { .. } => "switch over, then upgrade that keeper",
+            Self::NoDump(_) => "`dumps` in the keeper's configuration says where dumps go",
             Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => "run it as root",
             Self::Doctor(_) => "follow the advice above, then run `ninefold doctor` again",
             Self::Demo(_) => "this is a bug in Ninefold: keep the report and the output",

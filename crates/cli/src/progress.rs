@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use ninefold_lab::demo::{BootPhase, BootProgress};
+use ninefold_model::health::{DumpProgress, Trial};
 use ninefold_model::status::SyncProgress;
 
 /// A bar that turns until its end is known.
@@ -33,6 +34,24 @@ pub fn sync(bar: &ProgressBar, progress: Option<&SyncProgress>) {
     bar.set_message(format!("memory is copied to the backup, round {}", p.round));
     bar.set_length(p.bytes_total.max(p.bytes_sent));
     bar.set_position(p.bytes_sent);
+}
+
+/// Shows how much of a trial's time is gone.
+pub fn trial(bar: &ProgressBar, trial: Option<&Trial>) {
+    let Some(t) = trial else { return bar.set_message("the image is launched") };
+    bar.set_style(style("{spinner} {msg} [{bar:24}] {elapsed:.dim}"));
+    let left = Duration::from_secs(t.left_ms.div_ceil(1000));
+    bar.set_message(format!("the image is on trial, {} left", humantime::format_duration(left)));
+    bar.set_length(t.within_ms);
+    bar.set_position(t.within_ms - t.left_ms.min(t.within_ms));
+}
+
+/// Shows how far a memory dump is.
+pub fn dump(bar: &ProgressBar, progress: Option<&DumpProgress>) {
+    let Some(p) = progress.filter(|p| p.bytes_total > 0) else { return };
+    bar.set_style(style("{spinner} {msg} [{bar:24}] {percent}% {elapsed:.dim}"));
+    bar.set_length(p.bytes_total);
+    bar.set_position(p.bytes_done);
 }
 
 fn style(template: &str) -> ProgressStyle {

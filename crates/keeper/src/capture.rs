@@ -40,6 +40,8 @@ pub struct Capture {
     pub console: Vec<u8>,
     pub agent: Vec<u8>,
     pub addresses: String,
+    /// What a backup must know to go on watching the guest's health, if that has changed.
+    pub health: Vec<u8>,
     /// What the guest did to its volumes, one batch for each.
     pub volumes: Vec<Arc<Batch>>,
     /// What was measured.
@@ -75,6 +77,7 @@ impl Capture {
             console: Vec::with_capacity(STATE_ROOM),
             agent: Vec::with_capacity(STATE_ROOM),
             addresses: String::with_capacity(1024),
+            health: Vec::new(),
             volumes: Vec::with_capacity(usize::from(MAX_VOLUMES)),
             record: CheckpointRecord::default(),
             resumed: Instant::now(),
@@ -92,6 +95,7 @@ impl Capture {
         self.console.clear();
         self.agent.clear();
         self.addresses.clear();
+        self.health.clear();
         self.volumes.clear();
         self.record = CheckpointRecord::default();
     }

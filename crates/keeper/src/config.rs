@@ -26,6 +26,12 @@ pub struct KeeperConfig {
     /// This host's storage pool, where the VM's volumes are.
     #[serde(default = "default_pool")]
     pub pool: PathBuf,
+    /// Where memory dumps of the VM are written.
+    #[serde(default = "default_dumps")]
+    pub dumps: PathBuf,
+    /// Where this host remembers which image was committed by a trial. By default beside this file: `NAME.image.json`.
+    #[serde(default)]
+    pub image_record: Option<PathBuf>,
     /// Where this keeper accepts replication.
     pub listen: SocketAddr,
     /// The other hosts on which the VM may live.
@@ -89,6 +95,10 @@ fn default_pool() -> PathBuf {
     "/var/lib/ninefold/pool".into()
 }
 
+fn default_dumps() -> PathBuf {
+    "/var/lib/ninefold/dumps".into()
+}
+
 fn default_cache() -> PathBuf {
     std::env::var_os("NINEFOLD_CACHE").map_or_else(|| "/var/cache/ninefold".into(), PathBuf::from)
 }
@@ -109,7 +119,9 @@ impl KeeperConfig {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let at = || path.to_owned();
         let text = std::fs::read(path).map_err(|source| ConfigError::Read { path: at(), source })?;
-        let config: Self = serde_json::from_slice(&text).map_err(|source| ConfigError::Parse { path: at(), source })?;
+        let mut config: Self =
+            serde_json::from_slice(&text).map_err(|source| ConfigError::Parse { path: at(), source })?;
+        config.image_record.get_or_insert_with(|| path.with_extension("image.json"));
         config.check().map_err(|reason| ConfigError::Invalid { path: at(), reason })?;
         Ok(config)
     }
@@ -133,6 +145,9 @@ impl KeeperConfig {
         }
         if self.vm.volumes.len() > usize::from(MAX_VOLUMES) {
             return Err(format!("a VM has at most {MAX_VOLUMES} volumes"));
+        }
+        if let Some(watchdog) = &self.vm.watchdog {
+            watchdog.check()?;
         }
         let mut names: Vec<_> = self.vm.volumes.iter().map(|v| &v.name).collect();
         names.sort();

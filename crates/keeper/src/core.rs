@@ -14,6 +14,7 @@
 
 mod backup;
 mod clock;
+mod health;
 mod primary;
 mod replica;
 mod requests;
@@ -35,12 +36,14 @@ use ninefold_replica::stream::{Layout, Pass, PassKind, Ready, Record};
 use ninefold_transport::Link;
 
 use self::backup::{BackupSide, Takeover};
+use self::health::HealthSide;
 use self::replica::Replica;
 use crate::arbiter::Question;
 use crate::capture::micros;
 use crate::config::KeeperConfig;
 use crate::connector::Connector;
 use crate::disks::Disks;
+use crate::health::images::Images;
 use crate::journal::Journal;
 use crate::metrics::Board;
 use crate::msg::Msg;
@@ -69,6 +72,7 @@ pub struct Parts {
     pub config: Arc<KeeperConfig>,
     pub outlets: Arc<Outlets>,
     pub disks: Arc<Disks>,
+    pub images: Arc<Images>,
     pub journal: Journal,
     pub board: Arc<Board>,
     pub bell: Bell,
@@ -109,6 +113,7 @@ pub struct Core {
     uplink: Arc<AtomicBool>,
     uplink_lost: Option<Instant>,
     backup: Option<BackupSide>,
+    health: HealthSide,
     takeover: Option<Takeover>,
     announcing: Option<(Instant, AnnouncePlan)>,
     /// An announcement is due and has not been sent.
@@ -147,6 +152,7 @@ impl Core {
             uplink: Arc::new(AtomicBool::new(true)),
             uplink_lost: None,
             backup: None,
+            health: HealthSide::new(&parts),
             takeover: None,
             announcing: None,
             announce: false,
@@ -209,6 +215,7 @@ impl Core {
         for action in actions {
             self.act(action);
         }
+        self.relaunch();
         self.parts.board.role(self.protocol.role(), self.protocol.protection(), self.protocol.term());
     }
 
@@ -235,6 +242,7 @@ impl Core {
                 }
                 self.machine = Some(status);
                 self.layout = Some(layout);
+                self.guest_starts();
                 if let Err(error) = self.parts.outlets.attach(ports) {
                     tracing::error!(%error, "the VM's sockets cannot be served");
                 }
@@ -252,15 +260,21 @@ impl Core {
                 if let Some(reply) = self.start_reply.take() {
                     let _ = reply.send(Response::Done);
                 }
+                self.guest_runs();
             }
             Msg::VmLost { generation, reason } => {
-                if self.vm.is_some() && generation == self.generation {
+                let ours = self.vm.is_some() && generation == self.generation;
+                if ours && !self.trial_lost(&reason) {
                     self.start_failed(reason.clone());
                     self.input(Input::MachineLost { reason });
                 }
             }
             Msg::VmShutdown { generation } if generation != self.generation => {}
             Msg::VmShutdown { .. } => self.input(Input::Stop { reason: "the guest shut down".into() }),
+            Msg::GuestFailed { generation, failure } => self.guest_failed(generation, failure),
+            Msg::DumpProgress { generation, progress } => self.dump_progress(generation, progress),
+            Msg::Dumped { generation, outcome } => self.dumped(generation, outcome),
+            Msg::ImageKept { image, before, reason, failure } => self.image_kept(image, before, reason, failure),
             Msg::SyncProgress { session, progress } => {
                 if let Some(replica) = self.replica(session) {
                     replica.sync = Some(progress);
@@ -353,7 +367,10 @@ impl Core {
             Action::Propose { id, expected, new } => {
                 let _ = self.parts.arbiter.send(Question::Propose { id, expected, new });
             }
-            Action::Boot => self.boot(),
+            Action::Boot => {
+                self.health_boots();
+                self.boot(None);
+            }
             Action::ResumeFrom { epoch } => {
                 if let Some(takeover) = &mut self.takeover {
                     takeover.won = Some((epoch, micros(takeover.suspected.elapsed())));
@@ -434,6 +451,7 @@ impl Core {
         self.announcing = None;
         self.announce = false;
         self.vm = None;
+        self.health.forget();
         // A word of farewell that is still queued goes out: the sender empties its queue before it ends.
         for replica in self.replicas.drain(..) {
             replica.session.finish();

@@ -36,6 +36,8 @@ pub enum KeeperError {
     Volume(#[from] ninefold_volume::VolumeError),
     #[error("volume '{name}' has {found} bytes in this host's pool and {wanted} in the VM's specification")]
     VolumeSize { name: String, wanted: u64, found: u64 },
+    #[error(transparent)]
+    Image(#[from] crate::health::images::ImageError),
     #[error("a thread cannot be started")]
     Thread(#[source] std::io::Error),
 }

@@ -18,6 +18,7 @@ use crate::connector::Connector;
 use crate::core::{Core, Parts};
 use crate::disks::Disks;
 use crate::error::KeeperError;
+use crate::health::images::Images;
 use crate::journal::Journal;
 use crate::metrics::{self, Board};
 use crate::msg::Msg;
@@ -52,6 +53,8 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
     let wake: Wake = Arc::new(move || ring.ring());
     let outlets = Arc::new(Outlets::open(&config, &wake)?);
     let disks = Arc::new(Disks::open(&config)?);
+    let record = config.image_record.clone().unwrap_or_else(|| config.run_dir.join("image.json"));
+    let images = Arc::new(Images::open(record, config.vm.boot.clone())?);
     let journal = Journal::new(config.host.clone());
     let board = Arc::new(Board::new(&config.vm.name));
     if let Some(addr) = config.metrics {
@@ -67,6 +70,7 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
         config: Arc::clone(&config),
         outlets: Arc::clone(&outlets),
         disks: Arc::clone(&disks),
+        images: Arc::clone(&images),
         security,
         core: core.clone(),
     };
@@ -85,8 +89,19 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
         .map_err(KeeperError::Thread)?;
     tracing::info!(vm = %config.vm.name, host = %config.host, listen = %config.listen, "ready");
     let config = Arc::clone(&config);
-    let parts =
-        Parts { config: Arc::clone(&config), outlets, disks, journal, board, bell, inbox, core, arbiter, connector };
+    let parts = Parts {
+        config: Arc::clone(&config),
+        outlets,
+        disks,
+        images,
+        journal,
+        board,
+        bell,
+        inbox,
+        core,
+        arbiter,
+        connector,
+    };
     Core::new(parts).run();
     let _ = fs::remove_file(KeeperConfig::control_socket(&config.run_dir));
     Ok(())

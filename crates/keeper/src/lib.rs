@@ -8,6 +8,7 @@
 //! * [`standby`]: a backup's side
 //! * [`arbiter`]: asking the witness
 //! * [`disks`]: the VM's volumes · [`resync`]: making a backup's equal to them
+//! * [`health`]: the guest's watchdog, images on trial
 //! * [`outlets`]: NICs, console and agent behind one gate
 //! * [`server`], [`api`]: the control socket, both ends · [`journal`]: events and measurements · [`metrics`]
 
@@ -21,6 +22,7 @@ mod cpu_clock;
 pub mod disks;
 pub mod error;
 pub mod first_copy;
+pub mod health;
 mod journal;
 pub mod keeper;
 mod metrics;

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64};
 
 use ninefold_model::control::CheckpointRecord;
 use ninefold_model::event::FailoverPhases;
+use ninefold_model::health::{Failure, WatchdogAction};
 use ninefold_model::status::{Counters, ProtectionState, Role};
 use ninefold_model::{Epoch, Term, VmName};
 use prometheus_client::encoding::text::encode;
@@ -37,6 +38,24 @@ struct StateLabel {
     state: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FailureLabels {
+    failure: &'static str,
+    action: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TrialLabel {
+    outcome: &'static str,
+}
+
+/// How a trial of an image ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TrialOutcome {
+    Committed,
+    FellBack,
+}
+
 /// The metrics of one keeper.
 #[derive(Debug)]
 pub struct Board {
@@ -58,6 +77,8 @@ pub struct Board {
     frames_stale: Gauge,
     failovers: Counter,
     failover: Histogram,
+    guest_failures: Family<FailureLabels, Counter>,
+    trials: Family<TrialLabel, Counter>,
 }
 
 /// From 0.1 ms to 6.5 s.
@@ -86,6 +107,8 @@ impl Board {
             frames_stale: Gauge::default(),
             failovers: Counter::default(),
             failover: seconds(),
+            guest_failures: Family::default(),
+            trials: Family::default(),
             registry: Registry::default(),
         };
         let r = &mut registry;
@@ -125,6 +148,12 @@ impl Board {
             Unit::Seconds,
             board.failover.clone(),
         );
+        r.register(
+            "ninefold_guest_failures",
+            "Times the guest's watchdog fired or its kernel panicked, and what was done",
+            board.guest_failures.clone(),
+        );
+        r.register("ninefold_trials", "Trials of an image that have ended, and how", board.trials.clone());
         board.registry = registry;
         board
     }
@@ -181,6 +210,30 @@ impl Board {
         // Loading runs while the witness is asked: what counts is the longer of the two.
         let us = p.detect_us + p.arbitrate_us.max(p.load_us) + p.resume_us;
         self.failover.observe(us as f64 / 1e6);
+    }
+
+    /// The guest has failed, and this is done about it.
+    pub fn guest_failed(&self, failure: Failure, action: WatchdogAction) {
+        let failure = match failure {
+            Failure::Watchdog => "watchdog",
+            Failure::Panic => "panic",
+        };
+        let action = match action {
+            WatchdogAction::Reset => "reset",
+            WatchdogAction::Dump => "dump",
+            WatchdogAction::FallBack => "fall_back",
+            WatchdogAction::Stop => "stop",
+        };
+        self.guest_failures.get_or_create(&FailureLabels { failure, action }).inc();
+    }
+
+    /// A trial has ended.
+    pub fn trial(&self, outcome: TrialOutcome) {
+        let outcome = match outcome {
+            TrialOutcome::Committed => "committed",
+            TrialOutcome::FellBack => "fell_back",
+        };
+        self.trials.get_or_create(&TrialLabel { outcome }).inc();
     }
 
     fn text(&self) -> String {

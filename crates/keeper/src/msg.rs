@@ -5,6 +5,9 @@ use std::time::Instant;
 
 use ninefold_machine::Ports;
 use ninefold_model::control::{CheckpointRecord, Request, Response};
+use ninefold_model::event::EventKind;
+use ninefold_model::health::{DumpProgress, Failure};
+use ninefold_model::spec::Boot;
 use ninefold_model::status::{MachineStatus, SyncProgress};
 use ninefold_model::{Epoch, Record, Term};
 use ninefold_replica::protocol::{Outcome, ProposalId};
@@ -61,6 +64,20 @@ pub enum Msg {
     VmShutdown {
         generation: u64,
     },
+    /// The guest has stopped patting its watchdog, or has panicked. It stands still.
+    GuestFailed {
+        generation: u64,
+        failure: Failure,
+    },
+    DumpProgress {
+        generation: u64,
+        progress: DumpProgress,
+    },
+    /// A memory dump has ended: `Dumped` or `DumpFailed`.
+    Dumped {
+        generation: u64,
+        outcome: EventKind,
+    },
     SyncProgress {
         session: Term,
         progress: SyncProgress,
@@ -88,6 +105,14 @@ pub enum Msg {
         rounds: u32,
         bytes: u64,
         rest: Rest,
+    },
+
+    /// The committed image is on record, or why it is not.
+    ImageKept {
+        image: Boot,
+        before: Option<Boot>,
+        reason: String,
+        failure: Option<String>,
     },
 
     // About connections.

@@ -21,6 +21,8 @@ pub const CONSOLE: u8 = 0;
 pub const AGENT: u8 = 1;
 /// Not a channel of the guest: the addresses that were learnt from its frames, one a line, for announcements.
 pub const ADDRESSES: u8 = 2;
+/// Nor this: what a backup must know to go on watching the guest's health, as JSON.
+pub const HEALTH: u8 = 3;
 
 /// The outlets of one VM on this host. They begin mute.
 #[derive(Debug)]

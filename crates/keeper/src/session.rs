@@ -22,7 +22,7 @@ use crate::capture::{Join, Taken};
 use crate::disks::Disks;
 use crate::error::{KeeperError, report};
 use crate::msg::Msg;
-use crate::outlets::{ADDRESSES, AGENT, CONSOLE};
+use crate::outlets::{ADDRESSES, AGENT, CONSOLE, HEALTH};
 use crate::priority;
 use crate::resync::{self, Answer};
 use crate::vm::Bell;
@@ -309,6 +309,7 @@ impl SenderThread {
         pass.channel_output(CONSOLE, join.map_or(&capture.console, |j| &j.console))?;
         pass.channel_output(AGENT, &capture.agent)?;
         pass.channel_output(ADDRESSES, capture.addresses.as_bytes())?;
+        pass.channel_output(HEALTH, &capture.health)?;
         for (number, disk) in self.settings.disks.iter().enumerate() {
             let volume = number as u16;
             let mut offset = 0;

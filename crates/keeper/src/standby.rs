@@ -16,6 +16,8 @@ use std::sync::mpsc::{Sender, sync_channel};
 use std::time::{Duration, Instant};
 
 use ninefold_machine::{Machine, MachineConfig, Memory, PageRun, Ports, Ram};
+use ninefold_model::health::Health;
+use ninefold_model::spec::VmSpec;
 use ninefold_model::status::MachineStatus;
 use ninefold_model::{Epoch, Term};
 use ninefold_replica::stream::record::RefuseCode;
@@ -30,8 +32,10 @@ use crate::capture::micros;
 use crate::config::KeeperConfig;
 use crate::disks::Disks;
 use crate::error::report;
+use crate::health::images::Images;
+use crate::health::told;
 use crate::msg::Msg;
-use crate::outlets::{ADDRESSES, CONSOLE, Outlets};
+use crate::outlets::{ADDRESSES, CONSOLE, HEALTH, Outlets};
 use crate::priority;
 
 /// For the handshake and the opening of a session, so that a silent stranger is soon rid of.
@@ -45,6 +49,8 @@ pub struct Loaded {
     pub machine: Machine,
     pub ports: Ports,
     pub epoch: Epoch,
+    /// The guest's health as of the checkpoint.
+    pub health: Health,
     /// From the end of the stream until the devices were loaded.
     pub load_us: u64,
 }
@@ -55,6 +61,7 @@ pub struct Standby {
     pub config: Arc<KeeperConfig>,
     pub outlets: Arc<Outlets>,
     pub disks: Arc<Disks>,
+    pub images: Arc<Images>,
     pub security: Security,
     pub core: Sender<Msg>,
 }
@@ -148,10 +155,11 @@ impl Standby {
     fn launch(&self, hello: &Hello) -> Result<(Machine, Ports, Layout), String> {
         let bytes = hello.spec.memory_mib.checked_mul(1 << 20).ok_or("the VM's memory has an absurd size")?;
         let ram = Ram::create(bytes).map_err(|e| report(&e))?;
+        let boot = hello.health.image().unwrap_or(&self.config.vm.boot).clone();
         let config = MachineConfig {
             qemu: self.config.qemu.clone(),
             // The devices are the primary's; files are where they are on this host.
-            spec: ninefold_model::spec::VmSpec { boot: self.config.vm.boot.clone(), ..hello.spec.clone() },
+            spec: VmSpec { boot, ..hello.spec.clone() },
             accel: hello.accel,
             incoming: true,
             volumes: self.disks.sockets(),
@@ -166,6 +174,8 @@ impl Standby {
     fn receive(&self, hello: &Hello, mut records: RecordReader<LinkReader>) -> Result<(), String> {
         let session = hello.term;
         self.disks.enter(session)?;
+        let mut health = hello.health.clone();
+        self.images.keep(health.committed.as_ref()).map_err(|e| report(&e))?;
         let (mut machine, ports, layout) = self.launch(hello)?;
         let status = status(&machine, "as the primary's", "inmigrate");
         let _ = self.core.send(Msg::StandbyReady { session, status });
@@ -211,6 +221,10 @@ impl Standby {
                     if let Some(checkpoint) = assembler.checkpoint() {
                         self.outlets.heard(checkpoint.output(CONSOLE));
                         self.outlets.learn(checkpoint.output(ADDRESSES));
+                        if let Some(heard) = told::heard(checkpoint.output(HEALTH)) {
+                            health = heard;
+                            self.images.keep(health.committed.as_ref()).map_err(|e| report(&e))?;
+                        }
                     }
                 }
                 Ok(Fed::Synced(pass)) => {
@@ -230,7 +244,7 @@ impl Standby {
         assembler.commit(&mut sink).map_err(|e| report(&e))?;
         let Some(checkpoint) = assembler.checkpoint() else { return Ok(()) };
         machine.load(checkpoint.device_state).map_err(|e| report(&e))?;
-        let loaded = Loaded { machine, ports, epoch: checkpoint.epoch, load_us: micros(begun.elapsed()) };
+        let loaded = Loaded { machine, ports, epoch: checkpoint.epoch, health, load_us: micros(begun.elapsed()) };
         let _ = self.core.send(Msg::Loaded { session, loaded: Box::new(loaded) });
         Ok(())
     }

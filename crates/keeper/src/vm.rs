@@ -19,6 +19,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ninefold_machine::{EventKind, Machine, MachineError};
+use ninefold_model::health::Failure;
 use ninefold_model::spec::EpochPolicy;
 use ninefold_model::{Epoch, Term};
 use ninefold_replica::pacing::{Due, EarlyCopy, MAX_IN_FLIGHT, Observation, Pacer};
@@ -27,6 +28,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use crate::cpu_clock::CpuClock;
 use crate::disks::Disks;
 use crate::error::{KeeperError, report};
+use crate::health::watcher::{Order, Watcher};
 use crate::msg::Msg;
 use crate::outlets::Outlets;
 use crate::priority;
@@ -66,7 +68,8 @@ pub enum Command {
         epoch: Epoch,
     },
     Policy(EpochPolicy),
-    Reset,
+    /// About the guest's health.
+    Health(Order),
     /// Kill QEMU and end.
     Kill,
 }
@@ -98,8 +101,8 @@ impl Bell {
 pub struct VmHandle {
     commands: Sender<Command>,
     bell: Bell,
-    /// Not joined: it may have to wait for a QEMU that hangs, and the core waits for nobody.
-    _thread: JoinHandle<()>,
+    /// Not joined by the core: it may have to wait for a QEMU that hangs.
+    thread: Option<JoinHandle<()>>,
 }
 
 impl VmHandle {
@@ -107,6 +110,11 @@ impl VmHandle {
     pub fn send(&self, command: Command) {
         let _ = self.commands.send(command);
         self.bell.ring();
+    }
+
+    /// Has QEMU killed. When the thread has ended, it is gone.
+    pub fn end(mut self) -> Option<JoinHandle<()>> {
+        self.thread.take()
     }
 }
 
@@ -121,7 +129,7 @@ pub type Obtain = Box<dyn FnOnce() -> Result<Machine, String> + Send>;
 
 /// Starts the thread. `obtain` launches the QEMU or brings the loaded standby; the guest is then started.
 pub fn start(
-    generation: u64,
+    watcher: Watcher,
     obtain: Obtain,
     outlets: Arc<Outlets>,
     disks: Arc<Disks>,
@@ -134,6 +142,7 @@ pub fn start(
     let thread = std::thread::Builder::new()
         .name("vm".into())
         .spawn(move || {
+            let generation = watcher.generation();
             let machine = match obtain() {
                 Ok(machine) => machine,
                 Err(reason) => {
@@ -145,6 +154,7 @@ pub fn start(
             let mut vm = Vm {
                 generation,
                 machine,
+                watcher,
                 outlets,
                 disks,
                 bell,
@@ -167,12 +177,13 @@ pub fn start(
             }
         })
         .map_err(KeeperError::Thread)?;
-    Ok(VmHandle { commands, bell: ring, _thread: thread })
+    Ok(VmHandle { commands, bell: ring, thread: Some(thread) })
 }
 
 struct Vm {
     generation: u64,
     machine: Machine,
+    watcher: Watcher,
     outlets: Arc<Outlets>,
     disks: Arc<Disks>,
     bell: Bell,
@@ -265,7 +276,9 @@ impl Vm {
                 }
             }
             Command::Policy(policy) => self.pacer.set_policy(policy),
-            Command::Reset => self.machine.reset().map_err(|e| report(&e))?,
+            Command::Health(order) => {
+                self.watcher.obey(order, &mut self.machine, self.paused).map_err(|e| report(&e))?;
+            }
             Command::Kill => return Ok(Flow::End),
         }
         Ok(Flow::GoOn)
@@ -291,8 +304,9 @@ impl Vm {
 
     /// Does what is due; answers how long nothing will be.
     fn work(&mut self) -> Result<Duration, String> {
+        self.watcher.look(&mut self.machine)?;
         let Some(sinks) = &mut self.sinks else { return Ok(IDLE) };
-        if self.last == Last::Taken || self.off {
+        if self.watcher.busy() || self.last == Last::Taken || self.off {
             return Ok(IDLE);
         }
         let (joined, ready) = (sinks.any_joined(), sinks.any_ready());
@@ -429,6 +443,10 @@ impl Vm {
         if joining || epoch.0.is_multiple_of(64) {
             capture.addresses = self.outlets.addresses();
         }
+        // A failure of the guest may be in it.
+        self.take_events()?;
+        self.watcher.fill(joining, &mut capture.health);
+        self.watcher.report();
         let Some(sinks) = &mut self.sinks else { return Ok(true) };
         if nobody {
             sinks.put_back(capture);
@@ -467,6 +485,12 @@ impl Vm {
     }
 
     fn events(&mut self) -> Result<(), String> {
+        self.take_events()?;
+        self.watcher.report();
+        Ok(())
+    }
+
+    fn take_events(&mut self) -> Result<(), String> {
         self.machine.poll_events().map_err(|e| report(&e))?;
         while let Some(event) = self.machine.next_event() {
             match event.kind {
@@ -474,7 +498,11 @@ impl Vm {
                     self.off = true;
                     let _ = self.core.send(Msg::VmShutdown { generation: self.generation });
                 }
-                EventKind::GuestPanicked => tracing::warn!("the guest panicked"),
+                EventKind::Watchdog => self.watcher.failed(Failure::Watchdog),
+                EventKind::GuestPanicked => self.watcher.failed(Failure::Panic),
+                EventKind::DumpCompleted { ok } => {
+                    self.watcher.dumped(ok, &mut self.machine, self.paused).map_err(|e| report(&e))?;
+                }
                 _ => {}
             }
         }

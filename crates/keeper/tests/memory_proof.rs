@@ -198,6 +198,8 @@ fn outlets(dir: &Path, spec: &VmSpec) -> Outlets {
         qemu: "qemu-system-x86_64".into(),
         run_dir: dir.to_owned(),
         pool: Default::default(),
+        dumps: dir.to_owned(),
+        image_record: None,
         cache_dir: dir.to_owned(),
         listen: nowhere,
         peers: Vec::new(),

@@ -19,6 +19,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ninefold_keeper::config::{KeeperConfig, Peer, SecurityConfig};
+use ninefold_keeper::health::dumps::Dumps;
+use ninefold_keeper::health::told::Told;
+use ninefold_keeper::health::watcher::Watcher;
 use ninefold_keeper::msg::Msg;
 use ninefold_keeper::outlets::Outlets;
 use ninefold_keeper::resync::Rest;
@@ -127,6 +130,8 @@ fn outlets(dir: &Path, spec: &VmSpec) -> Outlets {
         qemu: "qemu-system-x86_64".into(),
         run_dir: dir.to_owned(),
         pool: Default::default(),
+        dumps: dir.to_owned(),
+        image_record: None,
         cache_dir: dir.to_owned(),
         listen: nowhere,
         peers: Vec::new(),
@@ -178,8 +183,9 @@ fn every_sink_holds_every_checkpoint_whole() {
     let (seen, final_taken) = channel();
     thread::spawn(move || core(inbox, seen));
     let policy = EpochPolicy::Fixed { ms: 5 };
+    let watcher = Watcher::new(GENERATION, Dumps::new(dir.path(), "vm"), Told::default(), tell.clone());
     let obtain = Box::new(move || Ok(machine));
-    let handle = vm::start(GENERATION, obtain, outlets, Arc::default(), bell.clone(), policy, tell).unwrap();
+    let handle = vm::start(watcher, obtain, outlets, Arc::default(), bell.clone(), policy, tell).unwrap();
     let handle = Arc::new(handle);
     guest::await_boot(&memory, 2);
 

@@ -10,6 +10,7 @@ use ninefold_keeper::api::{ApiError, Client};
 use ninefold_keeper::config::{KeeperConfig, Peer, SecurityConfig, Timing};
 use ninefold_model::control::Request;
 use ninefold_model::event::{Event, EventKind};
+use ninefold_model::health::Watchdog;
 use ninefold_model::spec::{AccelChoice, Boot, EpochPolicy, Mac, Nic, Protection, VmSpec, VolumeSpec};
 use ninefold_model::{HostName, VmName};
 use ninefold_transport::{Authority, Validity};
@@ -44,6 +45,9 @@ pub struct VmOptions {
     pub protection: Protection,
     /// Backups at once. The lab needs as many hosts more.
     pub backups: u8,
+    pub watchdog: Option<Watchdog>,
+    /// What it starts from, if not the test guest.
+    pub boot: Option<Boot>,
     pub epochs: EpochPolicy,
     pub timing: Timing,
     /// Another QEMU than the first on the PATH.
@@ -64,6 +68,8 @@ impl VmOptions {
             volumes: Vec::new(),
             protection: Protection::FaultTolerant,
             backups: 1,
+            watchdog: None,
+            boot: None,
             epochs: EpochPolicy::default(),
             timing: Timing::default(),
             qemu: None,
@@ -81,15 +87,16 @@ impl VmOptions {
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
             accel: self.accel,
-            boot: Boot::Linux {
+            boot: self.boot.clone().unwrap_or_else(|| Boot::Linux {
                 kernel: guest.join("vmlinuz"),
                 initrd: Some(guest.join("initrd.img")),
                 cmdline: format!("{} nf.name={} nf.ip={GUEST_IP}/24 nf.ip6={GUEST_IP6}/64", wanted.trim(), self.name),
-            },
+            }),
             nics: vec![Nic { mac: self.mac, bridge: BRIDGE.to_owned() }],
             volumes: self.volumes.clone(),
             protection: self.protection,
             backups: self.backups,
+            watchdog: self.watchdog.clone(),
         }
     }
 }
@@ -181,6 +188,8 @@ impl Lab {
                 qemu: options.qemu.clone().unwrap_or_else(|| "qemu-system-x86_64".into()),
                 cache_dir: cache_dir(),
                 pool: self.pool_dir(host.as_str()),
+                dumps: self.dumps_dir(host.as_str()),
+                image_record: None,
                 listen: self.endpoint(host.as_str(), KEEPER_PORT)?,
                 peers: peers.map(|h| self.peer(h, KEEPER_PORT)).collect::<Result<_, _>>()?,
                 witness: self.peer(&name(WITNESS)?, WITNESS_PORT)?,
@@ -204,6 +213,11 @@ impl Lab {
     /// The storage pool of a host.
     pub fn pool_dir(&self, host: &str) -> PathBuf {
         self.run_dir(host).join("pool")
+    }
+
+    /// Where memory dumps of a host's VM are.
+    pub fn dumps_dir(&self, host: &str) -> PathBuf {
+        self.run_dir(host).join("dumps")
     }
 
     fn certify(&self) -> Result<(), LabError> {

@@ -59,6 +59,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             volumes: Vec::new(),
             protection: Protection::None,
             backups: 1,
+            watchdog: None,
         },
         accel,
         incoming: false,

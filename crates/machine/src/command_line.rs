@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use ninefold_model::health::WatchdogDevice;
 use ninefold_model::spec::{Accel, Boot, VmSpec};
 
 use crate::error::{MachineError, Result};
@@ -129,6 +130,20 @@ pub fn arguments(spec: &VmSpec, options: &LaunchOptions) -> Result<Vec<OsString>
             ),
         );
     }
+    if let Some(watchdog) = &spec.watchdog {
+        // Behind the others: they keep their places on the bus. What follows a failure is the keeper's to decide, and the
+        // guest stands still until it has.
+        args.option(
+            "-device",
+            match watchdog.device {
+                WatchdogDevice::I6300esb => "i6300esb",
+                WatchdogDevice::Ib700 => "ib700",
+            },
+        );
+        // The kinds of event that QEMU 7.2 knows: the guest reads them, and a newer QEMU would offer it another.
+        args.option("-device", "pvpanic,events=3");
+        args.option("-action", "watchdog=pause,panic=pause");
+    }
     match &spec.boot {
         Boot::Linux { kernel, initrd, cmdline } => {
             args.path("-kernel", kernel.as_os_str());
@@ -189,6 +204,7 @@ pub fn display(args: &[OsString]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ninefold_model::health::{Watchdog, WatchdogAction};
     use ninefold_model::spec::{AccelChoice, Acknowledge, Arch, Nic, Protection, VolumeSpec};
 
     fn spec(boot: Boot) -> VmSpec {
@@ -203,6 +219,7 @@ mod tests {
             volumes: Vec::new(),
             protection: Protection::None,
             backups: 1,
+            watchdog: None,
         }
     }
 
@@ -244,6 +261,21 @@ mod tests {
         let line = display(&arguments(&with, &options).unwrap());
         assert!(line.contains("server.path=/run/a,,b,export=data,discard=unmap"), "{line}");
         assert!(line.contains("virtio-blk-pci,drive=v0,serial=data,"), "{line}");
+    }
+
+    #[test]
+    fn a_watchdog_leaves_the_decision_to_the_keeper() {
+        let boot = Boot::Linux { kernel: "/k".into(), initrd: None, cmdline: String::new() };
+        let mut with = spec(boot);
+        assert!(!display(&arguments(&with, &options()).unwrap()).contains("-action"));
+        with.watchdog = Some(Watchdog::new(WatchdogAction::Reset));
+        let line = display(&arguments(&with, &options()).unwrap());
+        assert!(
+            line.contains("-device i6300esb -device pvpanic,events=3 -action watchdog=pause,panic=pause"),
+            "{line}"
+        );
+        with.watchdog = Some(Watchdog { device: WatchdogDevice::Ib700, ..Watchdog::new(WatchdogAction::Stop) });
+        assert!(display(&arguments(&with, &options()).unwrap()).contains("-device ib700 "));
     }
 
     #[test]

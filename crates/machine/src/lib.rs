@@ -8,6 +8,7 @@
 //! * [`blocks`]: every RAM block of the QEMU, the shared one and its private ones
 //! * [`memory`]: reads, writes and compares pages of all blocks
 //! * [`dirty`]: which pages the guest has written: by PAGEMAP_SCAN, or by soft-dirty bits
+//! * `dump`: guest memory into a file
 //! * [`device_state`]: CPU and device state, out and in
 //! * [`accel`]: whether KVM really runs an ordinary kernel here
 //! * [`doctor`]: what this host can do
@@ -20,6 +21,7 @@ pub mod command_line;
 pub mod device_state;
 pub mod dirty;
 pub mod doctor;
+mod dump;
 pub mod error;
 pub mod machine;
 pub mod memory;

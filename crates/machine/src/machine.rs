@@ -541,6 +541,19 @@ impl Machine {
         self.qmp.execute(command, arguments).map_err(|error| explain(&self.child, error))
     }
 
+    /// As [`Machine::command`], with a descriptor for QEMU.
+    pub(crate) fn command_with_fd<T: serde::de::DeserializeOwned>(
+        &mut self,
+        command: &str,
+        arguments: impl Serialize,
+        fd: BorrowedFd<'_>,
+    ) -> Result<T> {
+        if self.phase == Phase::Saving {
+            return Err(MachineError::Order { call: "command", reason: "the save is not finished" });
+        }
+        self.qmp.execute_with_fd(command, Some(arguments), fd).map_err(|error| explain(&self.child, error))
+    }
+
     fn no_answer(&mut self, command: &str) -> Result<()> {
         self.command::<serde::de::IgnoredAny>(command, None::<()>).map(drop)
     }

@@ -66,6 +66,10 @@ pub enum EventKind {
     Powerdown,
     GuestPanicked,
     Watchdog,
+    /// A memory dump has ended. `ok`: it is whole.
+    DumpCompleted {
+        ok: bool,
+    },
     Migration(MigrationStatus),
     /// Any other, by its name.
     Other(EventName),
@@ -147,6 +151,8 @@ struct EventData<'a> {
     guest: Option<bool>,
     #[serde(borrow)]
     status: Option<&'a str>,
+    #[serde(borrow)]
+    error: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -545,6 +551,7 @@ impl Qmp {
                     "POWERDOWN" => EventKind::Powerdown,
                     "GUEST_PANICKED" => EventKind::GuestPanicked,
                     "WATCHDOG" => EventKind::Watchdog,
+                    "DUMP_COMPLETED" => EventKind::DumpCompleted { ok: data.error.is_none() },
                     "MIGRATION" => EventKind::Migration(match data.status {
                         Some("completed") => MigrationStatus::Completed,
                         Some("failed") => MigrationStatus::Failed,

@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::HostName;
 use crate::event::Event;
-use crate::spec::EpochPolicy;
+use crate::health::HealthySign;
+use crate::spec::{Boot, EpochPolicy};
 use crate::status::VmStatus;
 
 /// A request.
@@ -21,6 +22,19 @@ pub enum Request {
     Stop,
     /// Press the guest's reset button.
     Reset,
+    /// Write the guest's memory to a file on the host where it runs. The guest stands still meanwhile. An event tells
+    /// the end.
+    Dump,
+    /// Boot the guest from an image that becomes the committed one if it is found healthy within `within_ms`.
+    Trial {
+        image: Boot,
+        within_ms: u64,
+        sign: HealthySign,
+    },
+    /// The image on trial is healthy.
+    CommitImage,
+    /// End the trial: boot the committed image.
+    FallBack,
     /// Ask for fault tolerance.
     Protect,
     /// Go on without a backup.

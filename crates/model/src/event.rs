@@ -1,7 +1,11 @@
 //! What happened to a VM, for people and for programs.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
+use crate::health::WatchdogAction;
+use crate::spec::Boot;
 use crate::{Epoch, HostName, Term};
 
 /// One event with its time and place.
@@ -64,6 +68,20 @@ pub enum EventKind {
     Refused { peer: String, reason: String },
     /// The guest shut down or was stopped.
     Stopped { reason: String },
+    /// The guest did not pat its watchdog in time, for the `count`th time within the policy's period.
+    WatchdogFired { action: WatchdogAction, count: u32 },
+    /// The guest's kernel panicked; counts as a firing.
+    GuestPanicked { action: WatchdogAction, count: u32 },
+    /// The guest's memory was written to a file of `bytes` bytes.
+    Dumped { path: PathBuf, bytes: u64, took_ms: u64 },
+    /// No dump could be made.
+    DumpFailed { reason: String },
+    /// The guest is booted from an image that is not committed yet.
+    TrialStarted { image: Boot, within_ms: u64 },
+    /// The image on trial was found healthy: it is what the VM boots from now on.
+    ImageCommitted { image: Boot, reason: String },
+    /// The image on trial failed: the guest is booted from the committed one.
+    FellBack { image: Boot, reason: String },
 }
 
 /// How long each phase of a failover took, microseconds.

@@ -4,6 +4,7 @@
 //! * [`count`]: terms and epochs
 //! * [`record`]: what the witness keeps for each VM
 //! * [`spec`]: what a VM is made of
+//! * [`health`]: its watchdog, images on trial
 //! * [`status`]: what a keeper says about its VM
 //! * [`event`]: what happened to a VM
 //! * [`control`]: what one may ask of a keeper
@@ -11,6 +12,7 @@
 pub mod control;
 pub mod count;
 pub mod event;
+pub mod health;
 pub mod name;
 pub mod record;
 pub mod spec;

@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::health::Watchdog;
 use crate::{VmName, VolumeName};
 
 /// A VM as its owner describes it.
@@ -32,6 +33,9 @@ pub struct VmSpec {
     /// How many backups it has when it is fault-tolerant, 1 to [`MAX_BACKUPS`](crate::record::MAX_BACKUPS).
     #[serde(default = "one_backup")]
     pub backups: u8,
+    /// Watches the guest's health, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watchdog: Option<Watchdog>,
 }
 
 fn one_backup() -> u8 {
@@ -79,7 +83,7 @@ impl fmt::Display for Accel {
 }
 
 /// What the VM starts from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Boot {
     /// A Linux kernel and an initramfs, loaded by QEMU's `-kernel` and `-initrd`.

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::health::HealthStatus;
 use crate::spec::{Accel, EpochPolicy, Protection};
 use crate::{Epoch, HostName, Term, VmName};
 
@@ -62,6 +63,9 @@ pub struct VmStatus {
     pub counters: Counters,
     /// The latest pauses, microseconds.
     pub pause_us: Option<PauseSummary>,
+    /// Null from keepers that do not watch.
+    #[serde(default)]
+    pub health: Option<HealthStatus>,
 }
 
 /// One of a primary's backups.

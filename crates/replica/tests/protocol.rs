@@ -238,6 +238,33 @@ fn a_stop_releases_all_backups_first() {
 }
 
 #[test]
+fn a_primary_is_alone_when_no_backup_can_take_over_any_more() {
+    let (mut a, b, c) = protected_twice();
+    assert!(!a.protocol.is_alone());
+    a.tell(Input::Part { reason: "QEMU is launched anew".into() });
+    // The sessions live on until the witness has spoken: a backup that is cut off would have cause to claim.
+    assert!(!a.protocol.is_alone() && a.protocol.phase(b) == Some(Phase::Unbinding));
+    assert_eq!(a.protocol.protection(), Some(ProtectionState::Protected));
+    let (record, out) = a.win();
+    assert!(record.is_alone());
+    assert!(out.contains(&Action::CloseSession { session: b }) && out.contains(&Action::CloseSession { session: c }));
+    let unprotected = |a: &Action| matches!(a, Action::Emit(EventKind::Unprotected { .. }));
+    assert!(out.contains(&Action::OpenGate) && out.iter().any(unprotected), "{out:?}");
+    assert!(a.protocol.is_alone() && a.protocol.wants_peer());
+    // One that is only being synced goes at once.
+    a.tell(Input::PeerAvailable { peer: host("b") });
+    assert!(!a.protocol.is_alone());
+    a.tell(Input::Part { reason: "again".into() });
+    assert!(a.protocol.is_alone());
+    // A backup was faster: it is not ours to launch anew.
+    a.bind("b", 3);
+    a.tell(Input::Part { reason: "once more".into() });
+    let taken = a.protocol.term();
+    a.lose(Record::boot(host("b")));
+    assert!(!a.protocol.is_alone() && a.protocol.role() == Role::Standby && a.protocol.term() < taken);
+}
+
+#[test]
 fn when_fewer_are_wanted_the_newest_goes() {
     let (mut a, b, c) = protected_twice();
     a.tell(Input::Want(Wanted { backups: 1, ..TWO }));

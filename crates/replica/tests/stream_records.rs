@@ -4,6 +4,7 @@ mod stream_fixture;
 
 use std::io::{self, ErrorKind, Read};
 
+use ninefold_model::health::Health;
 use ninefold_model::spec::{Accel, EpochPolicy};
 use ninefold_model::{Epoch, Term};
 use ninefold_replica::stream::header::{HEADER_LEN, MAX_PAYLOAD};
@@ -44,6 +45,7 @@ fn hello(o: &Owned) -> Hello {
         accel: if o.small.is_multiple_of(2) { Accel::Kvm } else { Accel::Tcg },
         layout: layout(),
         lanes: o.small,
+        health: Health { failures_ms: vec![o.numbers[2]], ..Health::default() },
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use ninefold_lab::topology::GUEST_IP;
 use ninefold_lab::{Lab, LabConfig, LabSecurity, LabStatus, VmOptions, demo};
+use ninefold_model::health::{Watchdog, WatchdogAction};
 use ninefold_model::spec::AccelChoice;
 use ninefold_model::status::VmStatus;
 use ninefold_model::{InvalidName, VmName};
@@ -26,6 +27,7 @@ use crate::progress;
     ninefold lab up\n  \
     ninefold lab up --vcpus 2 --memory 512\n  \
     ninefold lab up --backups 2        hosts a, b and c: two losses one after the other\n  \
+    ninefold lab up --watchdog dump\n  \
     ninefold lab up --name old --qemu /var/cache/ninefold/qemu-7.2/qemu-system-x86_64\n  \
     ninefold lab up --no-vm && ninefold vm start --host b")]
 pub struct UpArgs {
@@ -57,6 +59,9 @@ pub struct VmShape {
     /// Another QEMU than the first on the PATH
     #[arg(long, value_name = "PROGRAM")]
     qemu: Option<PathBuf>,
+    /// Give it a watchdog; what is done when that fires
+    #[arg(long, value_enum, value_name = "ACTION")]
+    watchdog: Option<Action>,
     /// No authentication and no encryption between the hosts
     #[arg(long)]
     plain_text: bool,
@@ -69,6 +74,19 @@ enum Accelerator {
     Auto,
     Kvm,
     Tcg,
+}
+
+/// What a watchdog leads to.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Action {
+    /// The guest is reset
+    Reset,
+    /// Its memory is written to a file, then it is reset
+    Dump,
+    /// Its QEMU is launched anew with the committed image
+    FallBack,
+    /// The VM is stopped
+    Stop,
 }
 
 impl VmShape {
@@ -87,6 +105,14 @@ impl VmShape {
             Accelerator::Kvm => AccelChoice::Kvm,
             Accelerator::Tcg => AccelChoice::Tcg,
         };
+        options.watchdog = self.watchdog.map(|action| {
+            Watchdog::new(match action {
+                Action::Reset => WatchdogAction::Reset,
+                Action::Dump => WatchdogAction::Dump,
+                Action::FallBack => WatchdogAction::FallBack,
+                Action::Stop => WatchdogAction::Stop,
+            })
+        });
         Ok(options)
     }
 

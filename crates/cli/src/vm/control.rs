@@ -228,7 +228,13 @@ pub fn epochs(args: &EpochsArgs, output: &Output) -> Result<(), CliError> {
     tell(output, "epochs", &primary.host, None, &words)
 }
 
-fn tell(output: &Output, done: &'static str, host: &str, event: Option<Event>, text: &str) -> Result<(), CliError> {
+pub(super) fn tell(
+    output: &Output,
+    done: &'static str,
+    host: &str,
+    event: Option<Event>,
+    text: &str,
+) -> Result<(), CliError> {
     let done = Done { done, host: host.to_owned(), event };
     output.show(&done, || match &done.event {
         Some(event) => format!("host {}: {}", event.host, words(&event.kind)),
@@ -285,7 +291,7 @@ fn await_role(keeper: &Keeper, what: &str, wanted: impl Fn(&VmStatus) -> bool) -
     Ok(())
 }
 
-fn await_event(
+pub(super) fn await_event(
     keepers: &Keepers,
     since_us: u64,
     limit: Duration,
@@ -302,6 +308,6 @@ fn await_event(
     Err(timed_out(what, limit))
 }
 
-fn timed_out(what: &str, after: Duration) -> CliError {
+pub(super) fn timed_out(what: &str, after: Duration) -> CliError {
     CliError::TimedOut { what: what.to_owned(), seconds: after.as_secs() }
 }

@@ -137,5 +137,21 @@ pub fn words(kind: &EventKind) -> String {
         EventKind::SwitchoverStarted { to, reason } => format!("hands the VM to host {to}: {reason}"),
         EventKind::Refused { peer, reason } => format!("refused {peer}: {reason}"),
         EventKind::Stopped { reason } => format!("the VM has stopped: {reason}"),
+        EventKind::WatchdogFired { action, count } => format!("THE WATCHDOG FIRED ({count}), therefore: {action}"),
+        EventKind::GuestPanicked { action, count } => format!("THE GUEST PANICKED ({count}), therefore: {action}"),
+        EventKind::Dumped { path, bytes: n, took_ms } => {
+            format!("the guest's memory is in {} ({}, {took_ms} ms)", path.display(), bytes(*n))
+        }
+        EventKind::DumpFailed { reason } => format!("NO MEMORY DUMP: {reason}"),
+        EventKind::TrialStarted { image, within_ms } => {
+            let within = humantime::format_duration(Duration::from_millis(*within_ms));
+            format!("{} is tried: to be found healthy within {within}", super::trial::name(image))
+        }
+        EventKind::ImageCommitted { image, reason } => {
+            format!("{} is committed: {reason}", super::trial::name(image))
+        }
+        EventKind::FellBack { image, reason } => {
+            format!("FELL BACK to the committed image from {}: {reason}", super::trial::name(image))
+        }
     }
 }

@@ -1,14 +1,17 @@
 //! `ninefold vm`: a fault-tolerant VM.
 //!
 //! * [`keepers`]: who is asked · [`status`], [`events`], [`checkpoints`]: looking
+//! * [`trial`], [`dump`]: images on trial; the guest's memory into a file
 //! * [`control`]: start, stop, protect, switch over … · [`console`]: its serial console
 
 mod checkpoints;
 mod console;
 mod control;
+mod dump;
 mod events;
 pub mod keepers;
 mod status;
+mod trial;
 
 use clap::{Args, Subcommand};
 
@@ -38,6 +41,10 @@ enum Verb {
     Unprotect(control::UnprotectArgs),
     Switchover(control::SwitchoverArgs),
     Reset(control::ResetArgs),
+    Dump(dump::DumpArgs),
+    Trial(trial::TrialArgs),
+    CommitImage(trial::CommitImageArgs),
+    FallBack(trial::FallBackArgs),
     Events(events::EventsArgs),
     Checkpoints(checkpoints::CheckpointsArgs),
     Console(console::ConsoleArgs),
@@ -53,6 +60,10 @@ pub fn run(args: VmArgs, output: &Output) -> Result<(), CliError> {
         Verb::Unprotect(args) => control::unprotect(&args, output),
         Verb::Switchover(args) => control::switchover(&args, output),
         Verb::Reset(args) => control::reset(&args, output),
+        Verb::Dump(args) => dump::run(&args, output),
+        Verb::Trial(args) => trial::run(&args, output),
+        Verb::CommitImage(args) => trial::commit_image(&args, output),
+        Verb::FallBack(args) => trial::fall_back(&args, output),
         Verb::Events(args) => events::run(&args, output),
         Verb::Checkpoints(args) => checkpoints::run(&args, output),
         Verb::Console(args) => console::run(&args),

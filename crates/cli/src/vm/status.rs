@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use clap::Args;
 use ninefold_model::VmName;
+use ninefold_model::health::HealthStatus;
 use ninefold_model::spec::EpochPolicy;
 use ninefold_model::status::{BackupState, ProtectionState, Role};
 use serde::Serialize;
 
 use super::keepers::{HostReport, Keepers, Where};
+use super::trial;
 use crate::error::CliError;
 use crate::output::{self, Output, bytes, count, ms};
 
@@ -73,6 +75,28 @@ fn look(keepers: &Keepers) -> Shown {
     }
 }
 
+/// How the guest's health is watched, and which image it runs.
+fn health(h: &HealthStatus) -> String {
+    let mut text = String::new();
+    let period = |s: u64| humantime::format_duration(Duration::from_secs(s)).to_string();
+    if let Some(w) = &h.watchdog {
+        let (count, times, within) = (h.failures, w.times, period(w.within_s.into()));
+        text += &format!("watchdog: {}, then {}; {count} of {times} failures in {within}\n", w.device, w.action);
+    }
+    match &h.trial {
+        Some(trial) => {
+            let left = period(trial.left_ms.div_ceil(1000));
+            let (tried, committed) = (trial::name(&h.image), trial::name(&h.committed));
+            text += &format!("image: {tried} ON TRIAL, {left} left; committed: {committed}\n");
+        }
+        None => text += &format!("image: {}\n", trial::name(&h.image)),
+    }
+    if let Some(d) = h.dump {
+        text += &format!("its memory is written to a file: {} of {}\n", bytes(d.bytes_done), bytes(d.bytes_total));
+    }
+    text
+}
+
 fn tell(shown: &Shown) -> String {
     let name = shown.vm.as_ref().map_or_else(|| "?".to_owned(), ToString::to_string);
     let primary = shown.hosts.iter().find(|r| shown.primary.as_ref() == Some(&r.host));
@@ -102,6 +126,7 @@ fn tell(shown: &Shown) -> String {
                 EpochPolicy::Adaptive { max_ms } => format!("soon after output, at most {max_ms} ms apart"),
             };
             text += &format!("checkpoints: {policy}\n");
+            text += &status.health.as_ref().map_or_else(String::new, health);
             text
         }
         _ => format!("VM '{name}' runs on no host that answers\n"),

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use ninefold_model::event::{EventKind, FailoverPhases};
+use ninefold_model::health::Watchdog;
 use ninefold_model::{Epoch, Term};
 use ninefold_net::announce::AnnouncePlan;
 use ninefold_replica::protocol::{Action, Input};
@@ -12,6 +13,7 @@ use ninefold_transport::{LinkHandle, LinkWriter};
 use super::Core;
 use crate::capture::micros;
 use crate::error;
+use crate::health;
 use crate::standby::{self, Loaded};
 
 /// A session in which this host is the backup.
@@ -23,6 +25,8 @@ pub(super) struct BackupSide {
     /// When its QEMU was there. Before, nobody reads what the primary says, and its silence means nothing.
     pub(super) ready: Option<Instant>,
     pub(super) gone: bool,
+    /// The primary's watchdog: the standby has the same device.
+    pub(super) watchdog: Option<Watchdog>,
 }
 
 /// A takeover in progress: it needs the witness's word and the loaded standby, in whichever order they come.
@@ -53,8 +57,15 @@ impl Core {
                     self.epochs = hello.epoch_policy;
                     // What the owner wants of the VM travels with it.
                     self.want(hello.spec.protection);
-                    self.backup =
-                        Some(BackupSide { session, writer, handle, scratch: Vec::new(), ready: None, gone: false });
+                    self.backup = Some(BackupSide {
+                        session,
+                        writer,
+                        handle,
+                        scratch: Vec::new(),
+                        ready: None,
+                        gone: false,
+                        watchdog: hello.spec.watchdog.clone(),
+                    });
                     let _ = go.send(true);
                     return;
                 }
@@ -122,7 +133,8 @@ impl Core {
         };
         let Some(Takeover { loaded: Some(loaded), .. }) = self.takeover.take() else { return };
         // The checkpoint that was held when the claim began, or a whole one that came right after it.
-        let Loaded { mut machine, ports, epoch: held, load_us } = *loaded;
+        let Loaded { mut machine, ports, epoch: held, health, load_us } = *loaded;
+        let watchdog = self.backup.as_ref().and_then(|b| b.watchdog.clone());
         let epoch = held.max(epoch);
         let began = Instant::now();
         // What is committed and not yet in the images lies over them.
@@ -154,6 +166,8 @@ impl Core {
         let term = self.protocol.term();
         self.event(EventKind::TookOver { term, epoch, phases });
         self.parts.board.failover(&phases);
+        self.guest_runs();
+        self.health_input(health::policy::Input::TookOver { watchdog, health });
     }
 
     pub(super) fn drop_backup(&mut self) {

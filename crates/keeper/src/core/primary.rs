@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ninefold_machine::{Machine, MachineConfig, Ram, accel};
 use ninefold_model::control::CheckpointRecord;
 use ninefold_model::event::EventKind;
-use ninefold_model::spec::{Accel, AccelChoice, Boot};
+use ninefold_model::spec::{Accel, AccelChoice, Boot, VmSpec};
 use ninefold_model::{Epoch, HostName, Term};
 use ninefold_replica::protocol::{Input, Phase};
 use ninefold_replica::stream::Hello;
@@ -106,8 +107,9 @@ impl Core {
         self.generation += 1;
         // Its checkpoints count from 1.
         (self.committed, self.measured) = (Epoch(0), Epoch(0));
+        let watcher = self.health.watcher(self.generation, self.parts.core.clone());
         let started = vm::start(
-            self.generation,
+            watcher,
             obtain,
             Arc::clone(&self.parts.outlets),
             Arc::clone(&self.parts.disks),
@@ -125,13 +127,17 @@ impl Core {
         }
     }
 
-    pub(super) fn boot(&mut self) {
+    /// Boots the VM's QEMU, once its former one is gone.
+    pub(super) fn boot(&mut self, former: Option<JoinHandle<()>>) {
         let config = Arc::clone(&self.parts.config);
         let core = self.parts.core.clone();
         let generation = self.generation + 1;
         let volumes = self.parts.disks.sockets();
+        let image = self.health.policy.image().clone();
         self.start_vm(Box::new(move || {
-            let (machine, ports, reason) = launch(&config, volumes)?;
+            // It may still write to the volumes.
+            let _ = former.map(JoinHandle::join);
+            let (machine, ports, reason) = launch(&config, image, volumes)?;
             let layout = standby::layout(&machine)?;
             let status = standby::status(&machine, &reason, "prelaunch");
             let (up, attached) = std::sync::mpsc::sync_channel(1);
@@ -162,6 +168,7 @@ impl Core {
             accel: machine.accel,
             layout,
             lanes: 1,
+            health: self.health.health(),
         };
         let settings = Settings {
             heartbeat: Duration::from_millis(config.timing.heartbeat_ms.into()),
@@ -205,8 +212,12 @@ impl Core {
 }
 
 /// Boots the VM's QEMU, with the accelerator that works here; says why that one.
-fn launch(config: &KeeperConfig, volumes: Vec<PathBuf>) -> Result<(Machine, ninefold_machine::Ports, String), String> {
-    let (accel, reason) = match (config.vm.accel, &config.vm.boot) {
+fn launch(
+    config: &KeeperConfig,
+    image: Boot,
+    volumes: Vec<PathBuf>,
+) -> Result<(Machine, ninefold_machine::Ports, String), String> {
+    let (accel, reason) = match (config.vm.accel, &image) {
         (AccelChoice::Kvm, _) => (Accel::Kvm, "asked for".to_owned()),
         (AccelChoice::Tcg, _) => (Accel::Tcg, "asked for".to_owned()),
         (AccelChoice::Auto, Boot::Linux { kernel, .. }) => {
@@ -225,7 +236,7 @@ fn launch(config: &KeeperConfig, volumes: Vec<PathBuf>) -> Result<(Machine, nine
         .and_then(|bytes| Ram::create(bytes).map_err(|e| error::report(&e)))?;
     let machine = MachineConfig {
         qemu: config.qemu.clone(),
-        spec: config.vm.clone(),
+        spec: VmSpec { boot: image, ..config.vm.clone() },
         accel,
         incoming: false,
         volumes,

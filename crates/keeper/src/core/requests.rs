@@ -11,6 +11,7 @@ use ninefold_replica::protocol::{Action, Input, Phase, Wanted};
 use super::Core;
 use super::replica::Replica;
 use crate::arbiter::Question;
+use crate::health::watcher::Order;
 use crate::vm::Command;
 
 impl Core {
@@ -27,18 +28,31 @@ impl Core {
                     return;
                 }
             }
-            Request::Stop | Request::Switchover | Request::Reset if self.vm.is_none() => Response::Error {
-                message: format!("{} does not run on {}", self.parts.config.vm.name, self.parts.config.host),
-                help: Some("`ninefold vm status` shows where it runs".into()),
-                try_host: self.peer().cloned(),
-            },
+            Request::Stop
+            | Request::Switchover
+            | Request::Reset
+            | Request::Dump
+            | Request::Trial { .. }
+            | Request::CommitImage
+            | Request::FallBack
+                if self.vm.is_none() =>
+            {
+                Response::Error {
+                    message: format!("{} does not run on {}", self.parts.config.vm.name, self.parts.config.host),
+                    help: Some("`ninefold vm status` shows where it runs".into()),
+                    try_host: self.peer().cloned(),
+                }
+            }
             Request::Stop => {
                 self.input(Input::Stop { reason: "stopped by its owner".into() });
                 Response::Done
             }
             Request::Reset => {
-                self.command(Command::Reset);
+                self.command(Command::Health(Order::Reset));
                 Response::Done
+            }
+            Request::Dump | Request::Trial { .. } | Request::CommitImage | Request::FallBack => {
+                self.health_request(request)
             }
             Request::Protect => {
                 self.want(Protection::FaultTolerant);
@@ -101,6 +115,7 @@ impl Core {
             machine: self.machine.clone(),
             counters: self.counters,
             pause_us: self.parts.journal.pauses(),
+            health: Some(self.health_status()),
         }
     }
 

@@ -162,6 +162,7 @@ pub fn config(qemu: &Path, accel: Accel, vcpus: u16, image: &Path) -> MachineCon
             volumes: Vec::new(),
             protection: Protection::None,
             backups: 1,
+            watchdog: None,
         },
         accel,
         incoming: false,

@@ -98,6 +98,8 @@ pub enum Input {
     Answer { id: ProposalId, outcome: Outcome },
     /// The owner asks for a level of protection.
     Want(Wanted),
+    /// (Primary) Go on without a backup for now: the VM's QEMU is to be launched anew. [`Protocol::is_alone`] tells when.
+    Part { reason: String },
     /// (Primary) `peer` is connected and willing to be a backup.
     PeerAvailable { peer: HostName },
     /// (Primary) `epoch` ends and its checkpoint will be the session's first; the guest is paused. Epochs grow for as long
@@ -325,6 +327,11 @@ impl Protocol {
         matches!(&self.state, State::Primary(p) if !p.holding)
     }
 
+    /// Whether this is a primary without a session, and no host may take the VM over.
+    pub fn is_alone(&self) -> bool {
+        matches!(&self.state, State::Primary(p) if p.sessions.is_empty() && p.nobody_may_claim())
+    }
+
     /// Whether a primary here could use another backup.
     pub fn wants_peer(&self) -> bool {
         matches!(&self.state, State::Primary(p) if p.wants_peer(self.wanted))
@@ -355,6 +362,7 @@ impl Protocol {
             Input::BoundNotice { session, record } => self.bound_notice(session, record),
             Input::PrimaryLost { session, reason } => self.primary_lost(session, reason, out),
             Input::Observed(record) => self.observed(&record, out),
+            Input::Part { reason } => self.part(&reason, out),
             Input::PeerAvailable { peer } => self.peer_available(peer, out),
             Input::FirstCheckpoint { session, epoch } => self.first_checkpoint(session, epoch, out),
             Input::Acked { session, epoch } => self.acked(session, epoch, out),

@@ -75,7 +75,7 @@ impl Primary {
         self.is_bound(s) || self.pending.as_ref().is_some_and(|p| p.new.binds(&s.backup, s.name))
     }
 
-    fn nobody_may_claim(&self) -> bool {
+    pub(super) fn nobody_may_claim(&self) -> bool {
         self.record.is_alone() && self.pending.as_ref().is_none_or(|p| p.new.is_alone())
     }
 
@@ -239,11 +239,19 @@ impl Protocol {
             out.push(Action::Refuse { reason: "the VM does not run here".into() });
             return;
         };
+        p.stopping.get_or_insert(reason.clone());
+        self.part(&reason, out);
+    }
+
+    /// Ends all sessions, in the same way; the VM goes on.
+    pub(super) fn part(&mut self, reason: &str, out: &mut Vec<Action>) {
+        let State::Primary(p) = &mut self.state else {
+            return;
+        };
         p.opening = None;
         for s in p.sessions.iter_mut().filter(|s| s.is_wanted()) {
-            s.end = End::Parting { reason: reason.clone() };
+            s.end = End::Parting { reason: reason.into() };
         }
-        p.stopping.get_or_insert(reason);
         self.settle(out);
     }
 

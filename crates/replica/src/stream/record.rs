@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use ninefold_model::health::Health;
 use ninefold_model::spec::{Accel, EpochPolicy, VmSpec};
 use ninefold_model::{Epoch, HostName, Term, VmName};
 use serde::{Deserialize, Serialize};
@@ -188,6 +189,9 @@ pub struct Hello {
     /// How many connections carry the pages, this one included; the others open with `Join`.
     #[serde(default = "one")]
     pub lanes: u8,
+    /// How the guest's health was found, and which image it runs.
+    #[serde(default)]
+    pub health: Health,
 }
 
 fn one() -> u8 {

@@ -1,0 +1,163 @@
+//! The committed image of a VM on this host, when it is not the one in the configuration: one small file beside that.
+//!
+//! It is replaced in one step, so that a crash leaves the former or the new one. It remembers what the configuration said
+//! when the image was committed: an owner who changes the configuration afterwards means that.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use ninefold_model::spec::Boot;
+use serde::{Deserialize, Serialize};
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OnDisk {
+    /// What the configuration said.
+    configured: Boot,
+    committed: Boot,
+}
+
+/// Why the record cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    #[error("cannot {what} the record of the committed image {path}")]
+    Io { what: &'static str, path: PathBuf, source: io::Error },
+    #[error("{path} is no record of a committed image; remove it to boot the image of the configuration")]
+    Parse { path: PathBuf, source: serde_json::Error },
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct Images {
+    path: PathBuf,
+    configured: Boot,
+    committed: Mutex<Option<Boot>>,
+}
+
+impl Images {
+    /// Reads the record, if there is one.
+    ///
+    /// # Errors
+    /// It cannot be read, or is none.
+    pub fn open(path: PathBuf, configured: Boot) -> Result<Self, ImageError> {
+        let text = match fs::read(&path) {
+            Ok(text) => Some(text),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(source) => return Err(ImageError::Io { what: "read", path, source }),
+        };
+        let found: Option<OnDisk> = match text.map(|t| serde_json::from_slice(&t)).transpose() {
+            Ok(found) => found,
+            Err(source) => return Err(ImageError::Parse { path, source }),
+        };
+        let committed = found.and_then(|f| {
+            let same = f.configured == configured;
+            if !same {
+                tracing::warn!(record = %path.display(), "the configuration has been changed since an image was committed: it counts");
+            }
+            same.then_some(f.committed)
+        });
+        Ok(Self { path, configured, committed: Mutex::new(committed) })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Boot>> {
+        self.committed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The committed image; None: that of the configuration.
+    pub fn committed(&self) -> Option<Boot> {
+        self.lock().clone()
+    }
+
+    /// Replaces the record, durably. Does nothing when it says so already.
+    ///
+    /// # Errors
+    /// It cannot be written; the former one stays.
+    pub fn keep(&self, image: Option<&Boot>) -> Result<(), ImageError> {
+        let mut committed = self.lock();
+        if committed.as_ref() == image {
+            return Ok(());
+        }
+        let failed = |what| move |source| ImageError::Io { what, path: self.path.clone(), source };
+        match image {
+            Some(image) => {
+                let record = OnDisk { configured: self.configured.clone(), committed: image.clone() };
+                let text = serde_json::to_vec_pretty(&record).map_err(|e| failed("write")(e.into()))?;
+                replace(&self.path, &text).map_err(failed("write"))?;
+            }
+            None => match fs::remove_file(&self.path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed("remove")(e)),
+                _ => sync_directory(&self.path).map_err(failed("remove"))?,
+            },
+        }
+        *committed = image.cloned();
+        Ok(())
+    }
+}
+
+fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
+    let mut draft = path.as_os_str().to_owned();
+    draft.push(".new");
+    let mut file = File::create(&draft)?;
+    file.write_all(text)?;
+    file.sync_all()?;
+    fs::rename(&draft, path)?;
+    sync_directory(path)
+}
+
+/// Makes what was done to a directory's entries durable.
+fn sync_directory(of: &Path) -> io::Result<()> {
+    match of.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
+        _ => File::open(".")?.sync_all(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(name: &str) -> Boot {
+        Boot::Linux { kernel: name.into(), initrd: None, cmdline: "quiet".into() }
+    }
+
+    #[test]
+    fn what_is_kept_is_there_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vm.image.json");
+        let open = |configured: &str| Images::open(path.clone(), image(configured)).unwrap();
+        let images = open("/a");
+        assert_eq!(images.committed(), None);
+        images.keep(Some(&image("/b"))).unwrap();
+        assert_eq!(open("/a").committed(), Some(image("/b")));
+        // A crash in the middle of the next one leaves a draft.
+        fs::write(dir.path().join("vm.image.json.new"), "{").unwrap();
+        assert_eq!(open("/a").committed(), Some(image("/b")));
+        assert_eq!(open("/c").committed(), None, "the owner has decided otherwise since");
+        images.keep(None).unwrap();
+        images.keep(None).unwrap();
+        assert_eq!(open("/a").committed(), None);
+    }
+
+    #[test]
+    fn what_is_no_record_is_refused_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vm.image.json");
+        for bad in ["", "{}", "[1]", "{\"configured\":1}"] {
+            fs::write(&path, bad).unwrap();
+            let error = Images::open(path.clone(), image("/a")).unwrap_err();
+            assert!(error.to_string().contains("remove it"), "{error}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), bad);
+        }
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_written_leaves_the_former_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("gone").join("vm.image.json");
+        let images = Images::open(path, image("/a")).unwrap();
+        assert!(images.keep(Some(&image("/b"))).is_err());
+        assert_eq!(images.committed(), None);
+    }
+}

@@ -1,0 +1,106 @@
+//! What a backup is told: the core writes it, the VM's thread puts it into checkpoints when it has changed.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ninefold_model::health::{Failure, Health};
+
+/// The most that is read of a checkpoint's word about the guest's health, bytes.
+pub const MAX: usize = 64 << 10;
+
+/// The core's word. Shared with the VM's thread.
+#[derive(Debug, Clone, Default)]
+pub struct Told(Arc<Mutex<Inner>>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    health: Health,
+    /// Goes up with each change.
+    version: u64,
+}
+
+/// What a thread has put into checkpoints so far.
+#[derive(Debug, Default)]
+pub struct Passed {
+    version: u64,
+    pending: bool,
+}
+
+impl Told {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on this is so.
+    pub fn set(&self, health: Health) {
+        let mut inner = self.lock();
+        if inner.health != health {
+            inner.health = health;
+            inner.version += 1;
+        }
+    }
+
+    /// Writes it to `into` if it differs from what was passed on before, or anyhow when `whole`. `pending` is a failure that
+    /// the checkpoint contains.
+    pub fn pass(&self, passed: &mut Passed, whole: bool, pending: Option<Failure>, into: &mut Vec<u8>) {
+        let inner = self.lock();
+        into.clear();
+        if !whole && inner.version == passed.version && pending.is_none() && !passed.pending {
+            return;
+        }
+        passed.version = inner.version;
+        passed.pending = pending.is_some();
+        let health = Health { pending, ..inner.health.clone() };
+        // It cannot fail: there is nothing in it that JSON has no form for.
+        let _ = serde_json::to_writer(into, &health);
+    }
+}
+
+/// Reads what a checkpoint says; None when it says nothing, or nothing that can be understood: then what was said before
+/// holds.
+pub fn heard(bytes: &[u8]) -> Option<Health> {
+    if bytes.is_empty() {
+        return None;
+    }
+    let health = if bytes.len() > MAX { None } else { serde_json::from_slice(bytes).ok() };
+    if health.is_none() {
+        tracing::warn!(bytes = bytes.len(), "what the primary says of the guest's health is not understood");
+    }
+    health
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn only_changes_are_passed_on() {
+        let told = Told::default();
+        let mut passed = Passed::default();
+        let mut bytes = Vec::new();
+        let mut pass = |whole, pending| {
+            told.pass(&mut passed, whole, pending, &mut bytes);
+            heard(&bytes)
+        };
+        assert_eq!(pass(true, None), Some(Health::default()));
+        assert_eq!(pass(false, None), None);
+        let health = Health { failures_ms: vec![7], ..Health::default() };
+        told.set(health.clone());
+        told.set(health.clone());
+        assert_eq!(pass(false, None), Some(health.clone()));
+        assert_eq!(pass(false, None), None);
+        let pending = Health { pending: Some(Failure::Panic), ..health.clone() };
+        assert_eq!(pass(false, Some(Failure::Panic)), Some(pending));
+        assert_eq!(pass(false, None), Some(health.clone()), "it has been acted on");
+        assert_eq!(pass(false, None), None);
+        assert_eq!(pass(true, None), Some(health), "another backup knows nothing yet");
+    }
+
+    proptest! {
+        #[test]
+        fn anything_may_be_heard(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = heard(&bytes);
+        }
+    }
+}

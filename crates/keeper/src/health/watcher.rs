@@ -1,0 +1,176 @@
+//! The VM's thread's part: it hears of failures, resets the guest, has its memory written.
+//!
+//! ```text
+//!             WATCHDOG, GUEST_PANICKED            Reset
+//!   watching ─────────────────────────► waiting ─────────► watching
+//!      │                                   │ Dump             ▲
+//!      │ Dump (asked for)                  ▼                  │ Reset
+//!      └─────────────────────────────► dumping ──────► waiting, or watching
+//! ```
+//!
+//! While it waits for the core's decision or for a dump, no checkpoint is taken: the guest stands still.
+
+use std::os::fd::AsFd;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use ninefold_machine::{Machine, MachineError};
+use ninefold_model::event::EventKind;
+use ninefold_model::health::Failure;
+
+use super::dumps::{Draft, DumpError, Dumps};
+use super::told::{Passed, Told};
+use crate::error::report;
+use crate::msg::Msg;
+
+/// How often a dump's progress is told.
+const TELL: Duration = Duration::from_millis(200);
+/// A dump that makes no progress for so long: QEMU, or its disk, hangs.
+const STUCK: Duration = Duration::from_secs(60);
+
+/// What the core wants done.
+#[derive(Debug)]
+pub enum Order {
+    /// Press the reset button, and let the guest run.
+    Reset,
+    /// Write the guest's memory to a file; keep so many of those.
+    Dump { keep: u32 },
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct Watcher {
+    generation: u64,
+    dumps: Dumps,
+    told: Told,
+    passed: Passed,
+    core: Sender<Msg>,
+    /// A failure that the core has not been told of yet.
+    found: Option<Failure>,
+    /// The core is to decide.
+    waiting: bool,
+    dump: Option<Dumping>,
+    /// Wanted while a dump was being written.
+    reset: bool,
+}
+
+#[derive(Debug)]
+struct Dumping {
+    draft: Draft,
+    keep: u32,
+    began: Instant,
+    told: Instant,
+    /// How far it was, and since when.
+    at: (u64, Instant),
+}
+
+impl Watcher {
+    pub fn new(generation: u64, dumps: Dumps, told: Told, core: Sender<Msg>) -> Self {
+        let passed = Passed::default();
+        Self { generation, dumps, told, passed, core, found: None, waiting: false, dump: None, reset: false }
+    }
+
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Whether the guest stands still until the core has decided, or its memory is written.
+    pub fn busy(&self) -> bool {
+        self.waiting || self.found.is_some() || self.dump.is_some()
+    }
+
+    /// The guest has failed. [`Watcher::report`] follows.
+    pub fn failed(&mut self, failure: Failure) {
+        self.found.get_or_insert(failure);
+    }
+
+    /// What a checkpoint that was just taken says of the guest's health: a failure that was found since may be in it.
+    pub fn fill(&mut self, joining: bool, into: &mut Vec<u8>) {
+        self.told.pass(&mut self.passed, joining, self.found, into);
+    }
+
+    /// Tells the core of a failure that was found.
+    pub fn report(&mut self) {
+        if let Some(failure) = self.found.take() {
+            self.waiting = true;
+            let _ = self.core.send(Msg::GuestFailed { generation: self.generation, failure });
+        }
+    }
+
+    /// Does what the core wants. `still`: the guest must not run on.
+    ///
+    /// # Errors
+    /// QEMU has ended or hangs.
+    pub fn obey(&mut self, order: Order, machine: &mut Machine, still: bool) -> Result<(), MachineError> {
+        match order {
+            Order::Reset if self.dump.is_some() => self.reset = true,
+            Order::Reset => {
+                self.waiting = false;
+                machine.reset()?;
+                if !still {
+                    machine.cont()?;
+                }
+            }
+            // Whoever asked for the one that is under way has this one, too.
+            Order::Dump { .. } if self.dump.is_some() => {}
+            Order::Dump { keep } => {
+                let begun = self.dumps.begin(machine.memory().ram().bytes(), keep);
+                match begun.map(|draft| (machine.dump(draft.file.as_fd()), draft)) {
+                    Ok((Ok(()), draft)) => {
+                        let now = Instant::now();
+                        self.dump = Some(Dumping { draft, keep, began: now, told: now, at: (0, now) });
+                    }
+                    Ok((Err(MachineError::Refused { message, .. }), _)) => self.no_dump(message),
+                    Ok((Err(error), _)) => return Err(error),
+                    Err(error) => self.no_dump(report(&error)),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn no_dump(&self, reason: String) {
+        self.tell(EventKind::DumpFailed { reason });
+    }
+
+    fn tell(&self, outcome: EventKind) {
+        let _ = self.core.send(Msg::Dumped { generation: self.generation, outcome });
+    }
+
+    /// QEMU says that a dump has ended.
+    ///
+    /// # Errors
+    /// QEMU has ended or hangs.
+    pub fn dumped(&mut self, ok: bool, machine: &mut Machine, still: bool) -> Result<(), MachineError> {
+        let Some(Dumping { draft, keep, began, .. }) = self.dump.take() else { return Ok(()) };
+        let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let finished = if ok { Some(draft.finish(keep)) } else { None };
+        match finished {
+            Some(Ok((path, bytes))) => self.tell(EventKind::Dumped { path, bytes, took_ms }),
+            Some(Err(error @ (DumpError::Io { .. } | DumpError::Full { .. }))) => self.no_dump(report(&error)),
+            None => self.no_dump("QEMU cannot write the file: is its disk full?".into()),
+        }
+        if std::mem::take(&mut self.reset) {
+            self.obey(Order::Reset, machine, still)?;
+        }
+        Ok(())
+    }
+
+    /// Tells how far a dump is.
+    ///
+    /// # Errors
+    /// QEMU has ended, hangs, or makes no progress.
+    pub fn look(&mut self, machine: &mut Machine) -> Result<(), String> {
+        let Some(dump) = self.dump.as_mut().filter(|d| d.told.elapsed() >= TELL) else { return Ok(()) };
+        dump.told = Instant::now();
+        let progress = machine.dump_progress().map_err(|e| report(&e))?;
+        if progress.bytes_done != dump.at.0 {
+            dump.at = (progress.bytes_done, Instant::now());
+        }
+        if dump.at.1.elapsed() > STUCK {
+            return Err(format!("a memory dump has made no progress for {} s", STUCK.as_secs()));
+        }
+        let _ = self.core.send(Msg::DumpProgress { generation: self.generation, progress });
+        Ok(())
+    }
+}
