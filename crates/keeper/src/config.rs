@@ -9,6 +9,9 @@ use ninefold_model::spec::{EpochPolicy, VmSpec};
 use ninefold_replica::stream::record::MAX_VOLUMES;
 use serde::{Deserialize, Serialize};
 
+/// A host's storage pool, where nothing else is said.
+pub const DEFAULT_POOL: &str = "/var/lib/ninefold/pool";
+
 /// What a keeper is told at its start.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -86,7 +89,7 @@ fn default_qemu() -> PathBuf {
 }
 
 fn default_pool() -> PathBuf {
-    "/var/lib/ninefold/pool".into()
+    DEFAULT_POOL.into()
 }
 
 fn default_cache() -> PathBuf {

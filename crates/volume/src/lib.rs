@@ -19,7 +19,7 @@ pub mod served;
 pub mod sums;
 
 pub use batch::{Batch, Op};
-pub use error::VolumeError;
-pub use image::{Format, Image, Tools, open};
+pub use error::{Refusal, VolumeError};
+pub use image::{Format, Image, Progress, Tools, open};
 pub use pool::{Pool, VolumeName};
 pub use served::Served;

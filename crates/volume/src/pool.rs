@@ -23,10 +23,10 @@ use std::fs::{DirBuilder, File};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use crate::error::VolumeError;
+use crate::error::{Refusal, VolumeError};
 use crate::image::{Format, Image, Lock, Tools, holder};
 
-pub use convert::FileFormat;
+pub use convert::{FileFormat, Import};
 pub use ninefold_model::VolumeName;
 pub use record::Record;
 pub use resize::CutOff;
@@ -65,8 +65,8 @@ impl Kind {
         VolumeError::NotFound { kind: self.as_str(), name: name.to_string() }
     }
 
-    fn refused(self, name: &VolumeName, why: impl Into<String>) -> VolumeError {
-        VolumeError::Refused { kind: self.as_str(), name: name.to_string(), why: why.into() }
+    fn refused(self, name: &VolumeName, why: Refusal) -> VolumeError {
+        VolumeError::Refused { kind: self.as_str(), name: name.to_string(), why }
     }
 }
 
@@ -125,6 +125,20 @@ impl Pool {
     /// Where it is.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Whether there is a pool at `root`; [`Pool::open`] would make one.
+    pub fn is_at(root: &Path) -> bool {
+        [Kind::Volume, Kind::Golden].iter().all(|kind| root.join(kind.folder()).is_dir())
+    }
+
+    /// Bytes that the file system under the pool can still take.
+    ///
+    /// # Errors
+    /// `File`.
+    pub fn free(&self) -> Result<u64, VolumeError> {
+        let found = rustix::fs::statvfs(&self.root).map_err(|error| record::unreadable(&self.root)(error.into()))?;
+        Ok(found.f_bavail * found.f_frsize)
     }
 
     /// What is known of an object.
@@ -187,10 +201,10 @@ impl Pool {
             for volume in self.names(Kind::Volume)? {
                 match self.record(Kind::Volume, &volume) {
                     Ok(record) if record.depends_on(name) => {
-                        return Err(kind.refused(name, format!("the volume '{volume}' is a clone of it")));
+                        return Err(kind.refused(name, Refusal::HasClone { clone: volume }));
                     }
                     Err(VolumeError::Damaged { .. } | VolumeError::File { .. }) => {
-                        return Err(kind.refused(name, format!("the volume '{volume}' is damaged and may be a clone")));
+                        return Err(kind.refused(name, Refusal::MayHaveClone { volume }));
                     }
                     _ => {}
                 }
