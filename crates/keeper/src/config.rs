@@ -134,6 +134,7 @@ impl KeeperConfig {
         if !(1..=MAX_BACKUPS).contains(&usize::from(self.vm.backups)) {
             return Err(format!("a VM has 1 to {MAX_BACKUPS} backups, not {}", self.vm.backups));
         }
+        self.vm.boot_order().map_err(|e| e.to_string())?;
         if self.vm.volumes.len() > usize::from(MAX_VOLUMES) {
             return Err(format!("a VM has at most {MAX_VOLUMES} volumes"));
         }

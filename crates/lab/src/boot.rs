@@ -44,6 +44,8 @@ pub struct VmOptions {
     pub protection: Protection,
     /// Backups at once. The lab needs as many hosts more.
     pub backups: u8,
+    /// What it starts from, if not the test guest.
+    pub boot: Option<Boot>,
     pub epochs: EpochPolicy,
     pub timing: Timing,
     /// Another QEMU than the first on the PATH.
@@ -64,6 +66,7 @@ impl VmOptions {
             volumes: Vec::new(),
             protection: Protection::FaultTolerant,
             backups: 1,
+            boot: None,
             epochs: EpochPolicy::default(),
             timing: Timing::default(),
             qemu: None,
@@ -81,11 +84,11 @@ impl VmOptions {
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
             accel: self.accel,
-            boot: Boot::Linux {
+            boot: self.boot.clone().unwrap_or_else(|| Boot::Linux {
                 kernel: guest.join("vmlinuz"),
                 initrd: Some(guest.join("initrd.img")),
                 cmdline: format!("{} nf.name={} nf.ip={GUEST_IP}/24 nf.ip6={GUEST_IP6}/64", wanted.trim(), self.name),
-            },
+            }),
             nics: vec![Nic { mac: self.mac, bridge: BRIDGE.to_owned() }],
             volumes: self.volumes.clone(),
             protection: self.protection,
