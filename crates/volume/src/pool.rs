@@ -3,6 +3,7 @@
 //! ```text
 //!   POOL/volumes/NAME/volume.json   what it is: see Record
 //!                     image.raw     or image.qcow2; neither for an adopted block device
+//!                     log           what is on its way into the image: see `log`
 //!   POOL/images/NAME/…              a golden image: the same, never written
 //!   POOL/volumes/.new-…  .gone-…    half-made or half-removed: swept away at the next open
 //! ```
@@ -25,6 +26,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Refusal, VolumeError};
 use crate::image::{Format, Image, Lock, Tools, holder};
+use crate::log::WriteLog;
 
 pub use convert::{FileFormat, Import};
 pub use ninefold_model::VolumeName;
@@ -171,8 +173,35 @@ impl Pool {
     /// # Errors
     /// `NotFound`, `Busy`, `Damaged`, and what [`crate::open`] can say.
     pub fn open_volume(&self, name: &VolumeName) -> Result<Box<dyn Image>, VolumeError> {
+        self.open_logged(name).map(|(image, _)| image)
+    }
+
+    /// Opens a volume with its write log. What a crash left in the log is written into the image first.
+    ///
+    /// # Errors
+    /// As [`Pool::open_volume`]; `Io` if the image or the log cannot be written.
+    pub fn open_logged(&self, name: &VolumeName) -> Result<(Box<dyn Image>, WriteLog), VolumeError> {
         let record = self.record(Kind::Volume, name)?;
-        crate::image::open(&self.image_path(Kind::Volume, name, &record), record.format, &self.tools)
+        let image = crate::image::open(&self.image_path(Kind::Volume, name, &record), record.format, &self.tools)?;
+        // Whoever has the image has the log.
+        let mut log = WriteLog::open(&self.log_path(name))?;
+        let epochs = log.recover(&*image)?;
+        if epochs > 0 {
+            tracing::info!(volume = %name, epochs, "the image was brought up to date from its write log");
+        }
+        Ok((image, log))
+    }
+
+    /// Brings a volume's image up to date if a crash left something in its log.
+    fn recover(&self, name: &VolumeName) -> Result<(), VolumeError> {
+        match std::fs::symlink_metadata(self.log_path(name)) {
+            Ok(found) if found.len() > 0 => self.open_logged(name).map(drop),
+            _ => Ok(()),
+        }
+    }
+
+    fn log_path(&self, name: &VolumeName) -> PathBuf {
+        self.directory(Kind::Volume, name).join("log")
     }
 
     /// Removes an object. An adopted device is only let go of; its bytes stay.

@@ -121,6 +121,9 @@ impl Pool {
         progress: &mut Progress<'_>,
     ) -> Result<(), VolumeError> {
         let record = self.record(kind, name)?;
+        if kind == Kind::Volume {
+            self.recover(name)?;
+        }
         let path = self.image_path(kind, name, &record);
         let _held = Lock::Shared.take(self.look(&path, &record)?, &path)?;
         if record.format == Format::Qcow2 {

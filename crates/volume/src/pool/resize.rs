@@ -53,6 +53,8 @@ impl Pool {
     }
 
     fn resizable(&self, name: &VolumeName) -> Result<u64, VolumeError> {
+        // What is still in the log is for the size that the volume has now.
+        self.recover(name)?;
         let info = self.info(Kind::Volume, name)?;
         match info.record.device {
             Some(_) => Err(Kind::Volume.refused(name, Refusal::SizeOfDevice)),
