@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use ninefold_keeper::api::ApiError;
 use ninefold_lab::LabError;
 use ninefold_model::status::Role;
+use ninefold_volume::VolumeError;
 
 /// Why a command failed. Its text is one line; [`CliError::help`] says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +16,17 @@ pub enum CliError {
     Lab(#[from] LabError),
     #[error(transparent)]
     Keeper(#[from] ApiError),
+    #[error("{source}")]
+    Volume {
+        /// The pool's directory.
+        pool: PathBuf,
+        #[source]
+        source: Box<VolumeError>,
+    },
+    #[error("there is no storage pool at {pool}")]
+    NoPool { pool: PathBuf },
+    #[error("the name of {path} does not tell its format")]
+    FileFormat { path: PathBuf },
     #[error("no lab is up")]
     NoLab,
     #[error("several labs are up: {}", .0.join(", "))]
@@ -73,6 +85,12 @@ impl CliError {
     pub fn help(&self) -> Option<String> {
         let text = match self {
             Self::Lab(error) => return lab_help(error),
+            Self::Volume { pool, source } => return crate::storage::help(pool, source),
+            Self::NoPool { .. } => {
+                "name the host's pool with --pool DIR (`pool` in the keeper's configuration); `create`, `import` and `adopt` \
+                 make one"
+            }
+            Self::FileFormat { .. } => "say it with --file-format: raw, qcow2, vmdk, vdi or vhdx",
             Self::Keeper(ApiError::Refused { help, .. }) => return help.clone(),
             Self::Keeper(_) => "start the keeper (in a lab: `ninefold lab restart HOST`) and see its log",
             Self::NoLab => "`ninefold lab up` makes one; or name a keeper's directory with --run-dir",

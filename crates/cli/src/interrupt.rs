@@ -56,6 +56,19 @@ impl Drop for Armed {
     }
 }
 
+/// A flag that a first SIGINT, SIGTERM or SIGHUP sets, for an operation that then ends by itself and leaves nothing; a
+/// second one ends the process as usual.
+pub fn stop_flag() -> Result<Arc<AtomicBool>, CliError> {
+    let flag = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        // In this order: the signal that sets the flag must not find it set.
+        signal_hook::flag::register_conditional_default(signal, Arc::clone(&flag))
+            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&flag)))
+            .map_err(CliError::io("wait for signals"))?;
+    }
+    Ok(flag)
+}
+
 /// Called before an error is told: one that comes of being replaced is none, and the process has no more to do.
 pub fn wait_if_unmaking() {
     while UNMAKING.load(Ordering::SeqCst) {

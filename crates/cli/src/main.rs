@@ -2,6 +2,7 @@
 //!
 //! * [`lab`]: hosts on this machine, and what can befall them
 //! * [`vm`]: a fault-tolerant VM: its state, its life, its console
+//! * [`storage`]: volumes and golden images in a host's pool
 //! * [`doctor`]: what this host can do · [`demo`]: the main job from beginning to end · [`bench`]: what it costs
 //! * [`output`]: tables and JSON · [`progress`]: bars · [`picture`]: a lab drawn
 //! * [`error`]: what went wrong, and what to do · [`interrupt`]: nothing stays half-made
@@ -15,6 +16,7 @@ mod lab;
 mod output;
 mod picture;
 mod progress;
+mod storage;
 mod vm;
 
 use std::process::ExitCode;
@@ -38,6 +40,7 @@ use crate::output::Output;
         ninefold lab up                 two hosts, a witness, a client and a protected VM on this machine\n  \
         ninefold vm status --watch      how the VM is\n  \
         ninefold lab kill a host        pull the plug of its host\n  \
+        ninefold volume list            the disks of VMs in this host's pool\n  \
         ninefold lab down               remove everything\n\n\
         Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."
 )]
@@ -53,6 +56,8 @@ struct Args {
 enum Noun {
     Lab(lab::LabArgs),
     Vm(vm::VmArgs),
+    Volume(storage::volume::VolumeArgs),
+    Image(storage::image::ImageArgs),
     Doctor(doctor::DoctorArgs),
     Demo(demo::DemoArgs),
     Bench(bench::BenchArgs),
@@ -68,6 +73,8 @@ fn main() -> ExitCode {
     let done = match args.noun {
         Noun::Lab(args) => lab::run(args, &output),
         Noun::Vm(args) => vm::run(args, &output),
+        Noun::Volume(args) => storage::volume::run(args, &output),
+        Noun::Image(args) => storage::image::run(args, &output),
         Noun::Doctor(args) => doctor::run(&args, &output),
         Noun::Demo(args) => demo::run(&args, &output),
         Noun::Bench(args) => bench::run(&args, &output),

@@ -16,6 +16,19 @@ pub fn spinner(text: &str) -> ProgressBar {
     bar
 }
 
+/// A bar for what tells its progress in parts of 1: see [`part`].
+pub fn parts(text: &str) -> ProgressBar {
+    let bar = spinner(text);
+    bar.set_style(style("{spinner} {msg} [{bar:24}] {percent}% {elapsed:.dim}"));
+    bar.set_length(1000);
+    bar
+}
+
+/// Shows how far it is.
+pub fn part(bar: &ProgressBar, part: f64) {
+    bar.set_position((part.clamp(0.0, 1.0) * 1000.0) as u64);
+}
+
 /// Shows how far a boot is.
 pub fn boot(bar: &ProgressBar, progress: &BootProgress) {
     match progress.phase {

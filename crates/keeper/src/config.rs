@@ -9,6 +9,9 @@ use ninefold_model::spec::{EpochPolicy, VmSpec};
 use ninefold_replica::stream::record::MAX_VOLUMES;
 use serde::{Deserialize, Serialize};
 
+/// A host's storage pool, where nothing else is said.
+pub const DEFAULT_POOL: &str = "/var/lib/ninefold/pool";
+
 /// What a keeper is told at its start.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -92,7 +95,7 @@ fn default_qemu() -> PathBuf {
 }
 
 fn default_pool() -> PathBuf {
-    "/var/lib/ninefold/pool".into()
+    DEFAULT_POOL.into()
 }
 
 fn default_dumps() -> PathBuf {
@@ -143,6 +146,7 @@ impl KeeperConfig {
         if !(1..=MAX_BACKUPS).contains(&usize::from(self.vm.backups)) {
             return Err(format!("a VM has 1 to {MAX_BACKUPS} backups, not {}", self.vm.backups));
         }
+        self.vm.boot_order().map_err(|e| e.to_string())?;
         if self.vm.volumes.len() > usize::from(MAX_VOLUMES) {
             return Err(format!("a VM has at most {MAX_VOLUMES} volumes"));
         }

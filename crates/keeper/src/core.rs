@@ -67,6 +67,9 @@ const ACK_LIMIT: Duration = Duration::from_secs(3);
 /// A backup that is not ready for its first page after this long is given up.
 const READY_LIMIT: Duration = Duration::from_secs(30);
 
+/// Why a VM is stopped whose guest has powered off.
+const SHUT_DOWN: &str = "the guest shut down";
+
 /// What the core is started with.
 pub struct Parts {
     pub config: Arc<KeeperConfig>,
@@ -104,6 +107,12 @@ pub struct Core {
     /// The running sessions.
     replicas: Vec<Replica>,
     final_epoch: Option<Epoch>,
+    /// Output is held.
+    holding: bool,
+    /// The guest has powered itself off.
+    off: bool,
+    /// It is to be stopped as soon as the protocol has been heard out.
+    stop_due: bool,
     /// Released as a primary; held whole as a backup.
     committed: Epoch,
     /// Checkpoints that were sent and are not committed: number, when the guest ran again, what was measured.
@@ -146,6 +155,9 @@ impl Core {
             link: None,
             replicas: Vec::new(),
             final_epoch: None,
+            holding: false,
+            off: false,
+            stop_due: false,
             committed: Epoch(0),
             uncommitted: Vec::new(),
             measured: Epoch(0),
@@ -216,6 +228,9 @@ impl Core {
             self.act(action);
         }
         self.relaunch();
+        if std::mem::take(&mut self.stop_due) {
+            self.input(Input::Stop { reason: SHUT_DOWN.into() });
+        }
         self.parts.board.role(self.protocol.role(), self.protocol.protection(), self.protocol.term());
     }
 
@@ -270,7 +285,13 @@ impl Core {
                 }
             }
             Msg::VmShutdown { generation } if generation != self.generation => {}
-            Msg::VmShutdown { .. } => self.input(Input::Stop { reason: "the guest shut down".into() }),
+            Msg::VmShutdown { .. } => {
+                self.off = true;
+                // Nobody waits for what it did last: it is in its disks already.
+                if !self.holding {
+                    self.input(Input::Stop { reason: SHUT_DOWN.into() });
+                }
+            }
             Msg::GuestFailed { generation, failure } => self.guest_failed(generation, failure),
             Msg::DumpProgress { generation, progress } => self.dump_progress(generation, progress),
             Msg::Dumped { generation, outcome } => self.dumped(generation, outcome),
@@ -290,7 +311,10 @@ impl Core {
             Msg::FinalTaken { generation, epoch } => {
                 if generation == self.generation {
                     self.final_epoch = Some(epoch);
-                    self.input(Input::FinalTaken { epoch });
+                    // A guest that has powered off is handed over to nobody.
+                    if !self.off {
+                        self.input(Input::FinalTaken { epoch });
+                    }
                 }
             }
             Msg::CannotReplicate { session, reason } | Msg::SessionEnded { session, reason } => {
@@ -378,6 +402,7 @@ impl Core {
                 self.try_resume();
             }
             Action::Hold => {
+                self.holding = true;
                 self.parts.outlets.hold();
                 self.parts.disks.hold();
             }
@@ -403,13 +428,20 @@ impl Core {
                     self.last_tick = Instant::now();
                 }
                 self.measure_committed();
+                // What a guest did last before it powered off is on the disks of all its hosts.
+                self.stop_due |= self.off && self.final_epoch.is_some_and(|last| last <= epoch);
             }
             Action::OpenGate => {
+                self.holding = false;
                 self.parts.disks.go_through();
                 self.parts.outlets.pass();
+                // Or on those of this host alone: the witness has said that it may end without the others.
+                self.stop_due |= self.off;
             }
             Action::GoOn => {
-                self.final_epoch = None;
+                if !self.off {
+                    self.final_epoch = None;
+                }
                 self.command(Command::GoOn);
             }
             Action::OpenSession { session, peer } => self.open_session(session, peer),
@@ -463,6 +495,9 @@ impl Core {
         self.layout = None;
         self.link = None;
         self.final_epoch = None;
+        self.holding = false;
+        self.off = false;
+        self.stop_due = false;
         self.uncommitted.clear();
         self.committed = Epoch(0);
     }

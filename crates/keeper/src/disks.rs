@@ -58,11 +58,11 @@ impl Disks {
                 Err(VolumeError::NotFound { .. }) => pool.create(&name, spec.size, Format::Raw)?,
                 other => drop(other?),
             }
-            let image = pool.open_volume(&name)?;
+            let (image, log) = pool.open_logged(&name)?;
             if image.size() != spec.size {
                 return Err(KeeperError::VolumeSize { name: name.to_string(), wanted: spec.size, found: image.size() });
             }
-            let served = Arc::new(Served::new(image, spec.acknowledge)?);
+            let served = Arc::new(Served::new(image, log, spec.acknowledge)?);
             let socket = socket(&config.run_dir, n);
             // Left behind by a keeper that was killed; the lock on the run directory says that it is gone.
             let _ = std::fs::remove_file(&socket);
@@ -118,11 +118,6 @@ impl Disks {
         self.all.iter().any(|d| d.served.pressure())
     }
 
-    /// Why a volume of this host cannot be written, if one cannot.
-    pub fn failure(&self) -> Option<String> {
-        self.all.iter().find_map(|d| d.served.failure().map(|why| format!("volume {}: {why}", d.spec.name)))
-    }
-
     /// A backup's session begins: from now on it alone writes here, and nothing of an earlier one is left to be applied.
     ///
     /// # Errors
@@ -166,7 +161,8 @@ impl Disks {
     }
 
     /// A backup's side of a whole checkpoint: `take` gives the operations on each volume. Returns when what an
-    /// acknowledgement means is true: for volumes of [`Acknowledge::Disk`] when the epoch is on this host's disk.
+    /// acknowledgement means is true: for volumes of [`Acknowledge::Disk`] when the epoch is on this host's disk; and not
+    /// before there is room for the next one.
     ///
     /// # Errors
     /// Operations that make no sense: then none of the volumes has got any. A disk that cannot be written.
@@ -180,10 +176,16 @@ impl Disks {
         for (disk, batch) in self.all.iter().zip(batches) {
             disk.served.receive(epoch, batch);
         }
-        for disk in self.all.iter().filter(|d| d.spec.acknowledge == Acknowledge::Disk) {
-            disk.served
-                .wait_durable(epoch, DISK_LIMIT)
-                .map_err(|e| format!("volume {}: {}", disk.spec.name, report(&e)))?;
+        for disk in &self.all {
+            let failed = |e: &dyn std::error::Error| format!("volume {}: {}", disk.spec.name, report(e));
+            // A host that cannot write what it is sent must not count as a backup; what it holds already, it keeps.
+            if let Some(failure) = disk.served.stuck() {
+                return Err(format!("volume {}: {}", disk.spec.name, failure.reason));
+            }
+            disk.served.wait_room(DISK_LIMIT).map_err(|e| failed(&e))?;
+            if disk.spec.acknowledge == Acknowledge::Disk {
+                disk.served.wait_durable(epoch, DISK_LIMIT).map_err(|e| failed(&e))?;
+            }
         }
         Ok(())
     }
@@ -200,7 +202,7 @@ impl Disks {
     pub fn settle(&self) -> Result<(), String> {
         self.all.iter().try_for_each(|d| {
             d.served
-                .wait_durable(Epoch(u64::MAX), DISK_LIMIT)
+                .settle(DISK_LIMIT)
                 .map_err(|e| format!("volume {}: {}", d.spec.name, report(&e)))
         })
     }

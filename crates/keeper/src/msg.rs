@@ -60,7 +60,8 @@ pub enum Msg {
         generation: u64,
         reason: String,
     },
-    /// The guest has powered off.
+    /// The guest has powered off. If it has backups, its last checkpoint has been taken or is about to be told as the
+    /// final one.
     VmShutdown {
         generation: u64,
     },

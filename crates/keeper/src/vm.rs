@@ -170,7 +170,7 @@ pub fn start(
                 epoch: Epoch(0),
                 resumed: Instant::now(),
                 paused: false,
-                off: false,
+                off: Off::No,
             };
             if let Err(reason) = vm.run() {
                 let _ = vm.core.send(Msg::VmLost { generation, reason });
@@ -203,8 +203,17 @@ struct Vm {
     resumed: Instant,
     /// The guest stands still after the last checkpoint of a switchover.
     paused: bool,
-    /// The guest has powered off: QEMU would not let it run again.
-    off: bool,
+    off: Off,
+}
+
+/// Whether the guest has powered itself off: QEMU would not let it run again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Off {
+    No,
+    /// What it did last is still to be taken to those that have joined.
+    Seen,
+    /// The core knows.
+    Told,
 }
 
 /// The last checkpoint before the guest stays paused.
@@ -266,7 +275,7 @@ impl Vm {
             }
             Command::GoOn => {
                 self.last = Last::No;
-                if std::mem::take(&mut self.paused) {
+                if std::mem::take(&mut self.paused) && self.off == Off::No {
                     self.machine.cont().map_err(|e| report(&e))?;
                 }
             }
@@ -304,9 +313,12 @@ impl Vm {
 
     /// Does what is due; answers how long nothing will be.
     fn work(&mut self) -> Result<Duration, String> {
+        if self.off == Off::Seen {
+            self.switched_off()?;
+        }
         self.watcher.look(&mut self.machine)?;
         let Some(sinks) = &mut self.sinks else { return Ok(IDLE) };
-        if self.watcher.busy() || self.last == Last::Taken || self.off {
+        if self.watcher.busy() || self.last == Last::Taken || self.off != Off::No {
             return Ok(IDLE);
         }
         let (joined, ready) = (sinks.any_joined(), sinks.any_ready());
@@ -328,6 +340,26 @@ impl Vm {
             Copied::Something => Duration::ZERO,
             Copied::NoRoom => wait,
         })
+    }
+
+    /// The guest has powered itself off: takes what it did last to those that have joined, and tells the core.
+    fn switched_off(&mut self) -> Result<(), String> {
+        if self.sinks.as_ref().is_some_and(Sinks::any_joined) && self.last != Last::Taken {
+            self.last = Last::Wanted;
+            // All captures are on their way: one that comes back rings.
+            if !self.checkpoint()? {
+                return Ok(());
+            }
+        }
+        self.tell_off();
+        Ok(())
+    }
+
+    fn tell_off(&mut self) {
+        if self.off == Off::Seen {
+            self.off = Off::Told;
+            let _ = self.core.send(Msg::VmShutdown { generation: self.generation });
+        }
     }
 
     /// When the next checkpoint is due.
@@ -427,11 +459,14 @@ impl Vm {
             capture.resumed = Instant::now();
             self.last = Last::Taken;
             self.paused = true;
+            // Before the checkpoint's own message: nobody is to let run what has powered off.
+            self.events()?;
+            self.tell_off();
             let _ = self.core.send(Msg::FinalTaken { generation: self.generation, epoch });
         } else if let Err(error) = capture.resume(&mut self.machine) {
             // A guest that has powered off does not run again; its last output is committed all the same.
             self.events()?;
-            if !self.off {
+            if self.off == Off::No {
                 return Err(report(&error));
             }
         } else {
@@ -494,10 +529,7 @@ impl Vm {
         self.machine.poll_events().map_err(|e| report(&e))?;
         while let Some(event) = self.machine.next_event() {
             match event.kind {
-                EventKind::Shutdown { .. } => {
-                    self.off = true;
-                    let _ = self.core.send(Msg::VmShutdown { generation: self.generation });
-                }
+                EventKind::Shutdown { .. } if self.off == Off::No => self.off = Off::Seen,
                 EventKind::Watchdog => self.watcher.failed(Failure::Watchdog),
                 EventKind::GuestPanicked => self.watcher.failed(Failure::Panic),
                 EventKind::DumpCompleted { ok } => {

@@ -9,8 +9,9 @@ use ninefold_keeper::config::KeeperConfig;
 use ninefold_lab::programs::QEMU;
 use ninefold_model::control::Request;
 use ninefold_model::event::EventKind;
+use ninefold_model::spec::{EpochPolicy, Protection, VolumeSpec};
 use ninefold_model::status::Role;
-use support::{Action, Scenario, rounds, wait_until};
+use support::{Action, Beginning, Scenario, rounds, wait_until};
 
 /// Types a line into the guest's root shell. The connection must last: what a client says that has hung up may be lost.
 #[must_use]
@@ -80,5 +81,38 @@ fn a_guest_switches_itself_off() {
         s.open_ledger();
         s.settle(mark);
         s.finish();
+    }
+}
+
+/// What a guest writes in its last moment is on its disks: on both hosts', if the VM was protected, and whatever becomes
+/// of the backup meanwhile.
+#[test]
+fn the_last_words_of_a_guest_are_on_its_disks() {
+    for (protection, lose_backup) in
+        [(Protection::FaultTolerant, false), (Protection::FaultTolerant, true), (Protection::None, false)]
+    {
+        let mut begin = Beginning::default();
+        begin.vm.volumes = vec![VolumeSpec::new(support::disks::name("data"), 96 << 20)];
+        begin.vm.protection = protection;
+        let mut s = Scenario::with("lastword", begin);
+        close_ledger(&mut s);
+        let mark = s.events.mark();
+        // So long that the write and the end are in the same epoch, the one that nobody has asked for.
+        s.lab.ask("a", &Request::SetEpochs { policy: EpochPolicy::Fixed { ms: 2000 } }).unwrap();
+        let _console = type_line(&s, "printf last-%s words >/data/last; sync; poweroff -f");
+        if lose_backup {
+            s.lab.kill_keeper("b").unwrap();
+        }
+        s.expect(mark, "a", "stopped", |k| matches!(k, EventKind::Stopped { .. }));
+        let since = &s.events.all()[mark..];
+        let raised = |k: &EventKind| matches!(k, EventKind::TookOver { .. } | EventKind::Lost { .. });
+        assert!(!since.iter().any(|e| raised(&e.kind)), "{since:?}");
+        let spoken = |image: &[u8]| image.windows(10).any(|w| w == b"last-words");
+        if protection == Protection::FaultTolerant && !lose_backup {
+            assert!(spoken(&s.images_become_equal("data")), "not on the disks");
+        } else {
+            // In the image by the time that the VM has stopped, or on its way there.
+            wait_until("the last words", || spoken(&s.image("a", "data")));
+        }
     }
 }

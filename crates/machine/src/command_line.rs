@@ -62,6 +62,7 @@ pub fn arguments(spec: &VmSpec, options: &LaunchOptions) -> Result<Vec<OsString>
     if spec.volumes.len() != options.volumes.len() {
         return Err(refuse("one socket for each volume is needed".into()));
     }
+    let boot_order = spec.boot_order().map_err(|e| refuse(e.to_string()))?;
     let mut args = Arguments(Vec::new());
     args.flag("-nodefaults").flag("-no-user-config").option("-display", "none");
     // -no-shutdown: a guest that powers off leaves a QEMU whose last output can still be committed.
@@ -110,7 +111,8 @@ pub fn arguments(spec: &VmSpec, options: &LaunchOptions) -> Result<Vec<OsString>
             format!("virtio-net-pci,netdev=n{n},mac={},romfile=,rx_queue_size=1024,{LEGACY}", nic.mac),
         );
     }
-    for (n, (volume, socket)) in spec.volumes.iter().zip(&options.volumes).enumerate() {
+    for (n, ((volume, socket), place)) in spec.volumes.iter().zip(&options.volumes).zip(boot_order).enumerate() {
+        let bootindex = place.map_or(String::new(), |place| format!(",bootindex={place}"));
         let path = socket.to_str().ok_or_else(|| refuse("a volume's socket has a path that is not UTF-8".into()))?;
         // A discard means zeros, on every host the same. QEMU would otherwise not pass it on.
         args.option(
@@ -125,7 +127,7 @@ pub fn arguments(spec: &VmSpec, options: &LaunchOptions) -> Result<Vec<OsString>
         args.option(
             "-device",
             format!(
-                "virtio-blk-pci,drive=v{n},serial={:.20},rerror=report,werror=report,{LEGACY}",
+                "virtio-blk-pci,drive=v{n},serial={:.20},rerror=report,werror=report{bootindex},{LEGACY}",
                 volume.name.as_str()
             ),
         );
@@ -168,6 +170,10 @@ pub fn arguments(spec: &VmSpec, options: &LaunchOptions) -> Result<Vec<OsString>
                 format!("virtio-blk-pci,drive=boot,bootindex=0,lcyls=1,lheads=16,lsecs=63,{LEGACY}"),
             );
         }
+        // The firmware tries what has a bootindex, and nothing else.
+        Boot::Volume => {
+            args.option("-boot", "strict=on");
+        }
     }
     if options.incoming {
         args.option("-incoming", "defer");
@@ -205,7 +211,7 @@ pub fn display(args: &[OsString]) -> String {
 mod tests {
     use super::*;
     use ninefold_model::health::{Watchdog, WatchdogAction};
-    use ninefold_model::spec::{AccelChoice, Acknowledge, Arch, Nic, Protection, VolumeSpec};
+    use ninefold_model::spec::{AccelChoice, Arch, Nic, Protection, VolumeSpec};
 
     fn spec(boot: Boot) -> VmSpec {
         VmSpec {
@@ -255,12 +261,19 @@ mod tests {
         let boot = Boot::Linux { kernel: "/k".into(), initrd: None, cmdline: String::new() };
         let mut with = spec(boot);
         let name = "data".parse().unwrap();
-        with.volumes.push(VolumeSpec { name, size: 1 << 20, acknowledge: Acknowledge::Memory });
+        with.volumes.push(VolumeSpec::new(name, 1 << 20));
         assert!(arguments(&with, &options()).is_err(), "no socket");
         let options = LaunchOptions { volumes: vec!["/run/a,b".into()], ..options() };
         let line = display(&arguments(&with, &options).unwrap());
         assert!(line.contains("server.path=/run/a,,b,export=data,discard=unmap"), "{line}");
         assert!(line.contains("virtio-blk-pci,drive=v0,serial=data,"), "{line}");
+        assert!(!line.contains("bootindex"), "{line}");
+        with.boot = Boot::Volume;
+        let line = display(&arguments(&with, &options).unwrap());
+        assert!(line.contains("drive=v0,serial=data,rerror=report,werror=report,bootindex=0,"), "{line}");
+        assert!(line.contains("-boot strict=on") && !line.contains("-kernel"), "{line}");
+        with.volumes.clear();
+        assert!(arguments(&with, &LaunchOptions { volumes: Vec::new(), ..options }).is_err(), "nothing to boot from");
     }
 
     #[test]

@@ -42,6 +42,30 @@ fn one_backup() -> u8 {
     1
 }
 
+impl VmSpec {
+    /// The place of each volume in the firmware's order of boot devices, the least first; `None` for one that is not
+    /// booted from. Where no volume has a `bootindex`, the first volume is the boot device.
+    ///
+    /// # Errors
+    /// See [`InvalidBootOrder`].
+    pub fn boot_order(&self) -> Result<Vec<Option<u16>>, InvalidBootOrder> {
+        let given = self.volumes.iter().find(|v| v.bootindex.is_some());
+        match (&self.boot, given) {
+            (Boot::Volume, None) if self.volumes.is_empty() => return Err(InvalidBootOrder::NoVolume),
+            (Boot::Volume, None) => return Ok((0..self.volumes.len()).map(|n| (n == 0).then_some(0)).collect()),
+            (Boot::Volume, Some(_)) | (_, None) => {}
+            (_, Some(volume)) => return Err(InvalidBootOrder::Unused(volume.name.clone())),
+        }
+        for (n, volume) in self.volumes.iter().enumerate() {
+            let same = |v: &&VolumeSpec| v.bootindex.is_some() && v.bootindex == volume.bootindex;
+            if let Some(earlier) = self.volumes[..n].iter().find(same) {
+                return Err(InvalidBootOrder::Twice(earlier.name.clone(), volume.name.clone()));
+            }
+        }
+        Ok(self.volumes.iter().map(|v| v.bootindex).collect())
+    }
+}
+
 fn one() -> u16 {
     1
 }
@@ -95,6 +119,19 @@ pub enum Boot {
     },
     /// A raw disk image of one boot sector, for bare test guests. Read-only.
     BootSector { image: PathBuf },
+    /// The boot loader on its volumes, called by the firmware (SeaBIOS): see [`VmSpec::boot_order`].
+    Volume,
+}
+
+/// Why a VM's volumes cannot be booted from as its spec says.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidBootOrder {
+    #[error("a VM that boots from a volume has to have one")]
+    NoVolume,
+    #[error("volume {0} has a bootindex, and the VM does not boot from a volume")]
+    Unused(VolumeName),
+    #[error("volumes {0} and {1} have the same bootindex")]
+    Twice(VolumeName, VolumeName),
 }
 
 /// A network interface of the guest (virtio-net).
@@ -116,6 +153,16 @@ pub struct VolumeSpec {
     pub size: u64,
     #[serde(default)]
     pub acknowledge: Acknowledge,
+    /// Its place in the order of boot devices, for a VM that boots from its volumes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bootindex: Option<u16>,
+}
+
+impl VolumeSpec {
+    /// A volume of `size` bytes that acknowledges in memory.
+    pub fn new(name: VolumeName, size: u64) -> Self {
+        Self { name, size, acknowledge: Acknowledge::default(), bootindex: None }
+    }
 }
 
 /// When a backup may acknowledge a checkpoint with writes to a volume.
@@ -211,6 +258,25 @@ impl Default for EpochPolicy {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_firmware_tries_what_the_owner_wants() {
+        let volume = |name: &str, bootindex| VolumeSpec { bootindex, ..VolumeSpec::new(name.parse().unwrap(), 512) };
+        let order = |boot: &Boot, volumes: &[(&str, Option<u16>)]| {
+            let volumes = volumes.iter().map(|(name, index)| volume(name, *index)).collect();
+            let json = serde_json::json!({ "name": "vm", "memory_mib": 1, "boot": boot });
+            VmSpec { volumes, ..serde_json::from_value(json).unwrap() }.boot_order()
+        };
+        let sector = Boot::BootSector { image: "/x".into() };
+        assert_eq!(order(&Boot::Volume, &[("a", None), ("b", None)]), Ok(vec![Some(0), None]));
+        assert_eq!(order(&Boot::Volume, &[("a", None), ("b", Some(7))]), Ok(vec![None, Some(7)]));
+        assert_eq!(order(&sector, &[("a", None)]), Ok(vec![None]));
+        assert_eq!(order(&Boot::Volume, &[]), Err(InvalidBootOrder::NoVolume));
+        let [a, b] = ["a", "b"].map(|name| name.parse::<VolumeName>().unwrap());
+        assert_eq!(order(&sector, &[("a", Some(0))]), Err(InvalidBootOrder::Unused(a.clone())));
+        assert_eq!(order(&Boot::Volume, &[("a", Some(1)), ("b", Some(1))]), Err(InvalidBootOrder::Twice(a, b)));
+        assert_eq!(serde_json::to_value(Boot::Volume).unwrap(), "volume");
+    }
 
     #[test]
     fn mac_addresses() {

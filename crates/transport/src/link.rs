@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ninefold_model::HostName;
+use rustix::io::ioctl_fionread;
 use rustix::net::sockopt;
 use rustls::Connection;
 
@@ -268,8 +269,12 @@ impl LinkHandle {
         self.shared.last_received.load(Ordering::Acquire)
     }
 
-    /// How long nothing has come from the peer.
+    /// How long nothing has come from the peer. Nothing that has come and waits to be read (FIONREAD, `tcp(7)`) counts as
+    /// silence: whoever reads may be kept by something else, such as a slow disk, and that says nothing about the peer.
     pub fn silence(&self) -> Duration {
+        if ioctl_fionread(&*self.shared.socket).is_ok_and(|waiting| waiting > 0) {
+            return Duration::ZERO;
+        }
         Duration::from_micros(monotonic_us().saturating_sub(self.last_received_us()))
     }
 

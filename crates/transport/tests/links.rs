@@ -284,6 +284,15 @@ fn signs_of_life_are_seen_from_any_thread() {
         handle.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
         assert_eq!(reader.read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
         assert!(handle.silence() >= Duration::from_millis(4));
+        // What has come and waits is no silence, however long nobody reads it.
+        writer.write_all(b"x").unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while handle.silence() > Duration::ZERO {
+            assert!(Instant::now() < deadline, "a byte that waits is not seen");
+        }
+        thread::sleep(Duration::from_millis(5));
+        assert_eq!(handle.silence(), Duration::ZERO);
+        reader.read_exact(&mut [0]).unwrap();
         handle.set_user_timeout(Duration::from_millis(300)).unwrap();
     });
 }

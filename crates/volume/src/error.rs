@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use ninefold_model::VolumeName;
+
 use crate::nbd::proto::ProtoError;
 
 /// Why an operation on a volume failed.
@@ -46,10 +48,58 @@ pub enum VolumeError {
     Exists { kind: &'static str, name: String },
     /// The operation would lose data or break what depends on the object.
     #[error("{kind} '{name}': {why}")]
-    Refused { kind: &'static str, name: String, why: String },
+    Refused { kind: &'static str, name: String, why: Refusal },
+    /// Only a whole block device can be adopted.
+    #[error("{path} is not a block device under /dev")]
+    NotADevice { path: PathBuf },
+    /// Whoever asked for it wants it no more.
+    #[error("cancelled: nothing was changed")]
+    Cancelled,
     /// A size that no volume can have.
     #[error("{size} bytes is not a volume's size: use a multiple of 512 up to 64 TiB")]
     Size { size: u64 },
+}
+
+/// Why a pool does not do what it was asked to.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Sizes in bytes.
+    #[error("it has {has} bytes and cannot grow to {wanted}")]
+    NotLarger { has: u64, wanted: u64 },
+    #[error("it has {has} bytes and cannot shrink to {wanted}")]
+    NotSmaller { has: u64, wanted: u64 },
+    #[error("the image has {has} bytes, which {wanted} cannot hold")]
+    ImageIsLarger { has: u64, wanted: u64 },
+    #[error("there is data at byte {at}, behind the new end")]
+    DataBehindEnd { at: u64 },
+    /// Its storage decides.
+    #[error("a device has the size that it has")]
+    SizeOfDevice,
+    #[error("it is this device already")]
+    SameDevice,
+    #[error("the volume '{clone}' is a clone of it")]
+    HasClone { clone: VolumeName },
+    #[error("the volume '{volume}' is damaged and may be a clone")]
+    MayHaveClone { volume: VolumeName },
+    /// A stranger's image could name any file of this host.
+    #[error("{path} has {what} of its own")]
+    LeadsOn { path: PathBuf, what: &'static str },
+    #[error("it is exported to a file outside the pool")]
+    IntoPool,
+}
+
+impl VolumeError {
+    /// Whether a file system (or thin device) had no room left.
+    pub fn is_out_of_space(&self) -> bool {
+        match self {
+            VolumeError::Io { source, .. } | VolumeError::File { source, .. } => {
+                source.kind() == io::ErrorKind::StorageFull
+            }
+            // QEMU's programs are run with LC_ALL=C: this is strerror(ENOSPC).
+            VolumeError::Tool { report, .. } => report.contains("No space left on device"),
+            _ => false,
+        }
+    }
 }
 
 fn by(holder: &Option<String>) -> String {

@@ -9,6 +9,7 @@
 //! what it sees (CVE-2008-2004, CVE-2024-4467 and others of the kind). So the format comes from the operator and is
 //! kept beside the image, and every program that is called here is told it.
 
+mod child;
 mod daemon;
 mod lock;
 pub(crate) mod qcow2;
@@ -25,7 +26,7 @@ use crate::error::VolumeError;
 pub use lock::{Lock, Locked, holder};
 pub use qcow2::Qcow2;
 pub use raw::RawFile;
-pub use tools::Tools;
+pub use tools::{Progress, Tools};
 
 /// The bytes of a volume, addressed from 0. All calls block; they may come from several threads at a time.
 ///

@@ -1,16 +1,19 @@
 //! The disks of VMs.
 //!
 //! * [`served`]: a volume as a keeper serves it: its image, and over it what is not committed.
+//! * [`log`]: what is on its way into an image and must survive a crash.
 //! * [`batch`]: what a guest does to a volume in one epoch. * [`overlay`]: what lies over an image.
 //! * [`sums`]: checksums of blocks, by which two hosts find out where their images differ.
 //! * [`image`]: what a volume's bytes are kept in. All formats behind one trait.
 //! * [`nbd`]: the protocol by which QEMU reaches a volume.
 //! * [`pool`]: a directory of volumes and golden images.
-//! * [`error`]: what can go wrong.
+//! * [`fault`]: how to make things go wrong on purpose. * [`error`]: what can.
 
 pub mod batch;
 pub mod error;
+pub mod fault;
 pub mod image;
+pub mod log;
 pub mod nbd;
 pub mod overlay;
 pub mod pool;
@@ -19,7 +22,8 @@ pub mod served;
 pub mod sums;
 
 pub use batch::{Batch, Op};
-pub use error::VolumeError;
-pub use image::{Format, Image, Tools, open};
+pub use error::{Refusal, VolumeError};
+pub use image::{Format, Image, Progress, Tools, open};
+pub use log::WriteLog;
 pub use pool::{Pool, VolumeName};
 pub use served::Served;

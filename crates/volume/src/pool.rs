@@ -3,6 +3,7 @@
 //! ```text
 //!   POOL/volumes/NAME/volume.json   what it is: see Record
 //!                     image.raw     or image.qcow2; neither for an adopted block device
+//!                     log           what is on its way into the image: see `log`
 //!   POOL/images/NAME/…              a golden image: the same, never written
 //!   POOL/volumes/.new-…  .gone-…    half-made or half-removed: swept away at the next open
 //! ```
@@ -23,10 +24,11 @@ use std::fs::{DirBuilder, File};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use crate::error::VolumeError;
+use crate::error::{Refusal, VolumeError};
 use crate::image::{Format, Image, Lock, Tools, holder};
+use crate::log::WriteLog;
 
-pub use convert::FileFormat;
+pub use convert::{FileFormat, Import};
 pub use ninefold_model::VolumeName;
 pub use record::Record;
 pub use resize::CutOff;
@@ -65,8 +67,8 @@ impl Kind {
         VolumeError::NotFound { kind: self.as_str(), name: name.to_string() }
     }
 
-    fn refused(self, name: &VolumeName, why: impl Into<String>) -> VolumeError {
-        VolumeError::Refused { kind: self.as_str(), name: name.to_string(), why: why.into() }
+    fn refused(self, name: &VolumeName, why: Refusal) -> VolumeError {
+        VolumeError::Refused { kind: self.as_str(), name: name.to_string(), why }
     }
 }
 
@@ -127,6 +129,20 @@ impl Pool {
         &self.root
     }
 
+    /// Whether there is a pool at `root`; [`Pool::open`] would make one.
+    pub fn is_at(root: &Path) -> bool {
+        [Kind::Volume, Kind::Golden].iter().all(|kind| root.join(kind.folder()).is_dir())
+    }
+
+    /// Bytes that the file system under the pool can still take.
+    ///
+    /// # Errors
+    /// `File`.
+    pub fn free(&self) -> Result<u64, VolumeError> {
+        let found = rustix::fs::statvfs(&self.root).map_err(|error| record::unreadable(&self.root)(error.into()))?;
+        Ok(found.f_bavail * found.f_frsize)
+    }
+
     /// What is known of an object.
     ///
     /// # Errors
@@ -157,8 +173,35 @@ impl Pool {
     /// # Errors
     /// `NotFound`, `Busy`, `Damaged`, and what [`crate::open`] can say.
     pub fn open_volume(&self, name: &VolumeName) -> Result<Box<dyn Image>, VolumeError> {
+        self.open_logged(name).map(|(image, _)| image)
+    }
+
+    /// Opens a volume with its write log. What a crash left in the log is written into the image first.
+    ///
+    /// # Errors
+    /// As [`Pool::open_volume`]; `Io` if the image or the log cannot be written.
+    pub fn open_logged(&self, name: &VolumeName) -> Result<(Box<dyn Image>, WriteLog), VolumeError> {
         let record = self.record(Kind::Volume, name)?;
-        crate::image::open(&self.image_path(Kind::Volume, name, &record), record.format, &self.tools)
+        let image = crate::image::open(&self.image_path(Kind::Volume, name, &record), record.format, &self.tools)?;
+        // Whoever has the image has the log.
+        let mut log = WriteLog::open(&self.log_path(name))?;
+        let epochs = log.recover(&*image)?;
+        if epochs > 0 {
+            tracing::info!(volume = %name, epochs, "the image was brought up to date from its write log");
+        }
+        Ok((image, log))
+    }
+
+    /// Brings a volume's image up to date if a crash left something in its log.
+    fn recover(&self, name: &VolumeName) -> Result<(), VolumeError> {
+        match std::fs::symlink_metadata(self.log_path(name)) {
+            Ok(found) if found.len() > 0 => self.open_logged(name).map(drop),
+            _ => Ok(()),
+        }
+    }
+
+    fn log_path(&self, name: &VolumeName) -> PathBuf {
+        self.directory(Kind::Volume, name).join("log")
     }
 
     /// Removes an object. An adopted device is only let go of; its bytes stay.
@@ -187,10 +230,10 @@ impl Pool {
             for volume in self.names(Kind::Volume)? {
                 match self.record(Kind::Volume, &volume) {
                     Ok(record) if record.depends_on(name) => {
-                        return Err(kind.refused(name, format!("the volume '{volume}' is a clone of it")));
+                        return Err(kind.refused(name, Refusal::HasClone { clone: volume }));
                     }
                     Err(VolumeError::Damaged { .. } | VolumeError::File { .. }) => {
-                        return Err(kind.refused(name, format!("the volume '{volume}' is damaged and may be a clone")));
+                        return Err(kind.refused(name, Refusal::MayHaveClone { volume }));
                     }
                     _ => {}
                 }

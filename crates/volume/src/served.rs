@@ -1,8 +1,8 @@
 //! A volume as a keeper serves it to its QEMU: an image, and over it what must not reach the image yet.
 //!
 //! ```text
-//!   QEMU ──NBD──► write ─┬─ through ────────────────────────────► image
-//!                        └─ held ──► epoch that runs ─seal(n)─► queue ─commit(n)─► applier ──► image
+//!   QEMU ──NBD──► write ─┬─ through ─────────────────────────────────────────► image
+//!                        └─ held ──► epoch that runs ─seal(n)─► queue ─commit(n)─► applier ──► log ──► image
 //!                                         │                       │                  ▲
 //!   QEMU ◄─NBD─── read ◄──────────────────┴── overlay ────────────┘                  │
 //!   checkpoint stream ──► receive(n) ────────────────────────────────────────────────┘
@@ -17,6 +17,9 @@
 //! So **an image never holds an uncommitted write**, on either host. A former primary has nothing to undo, a backup that
 //! takes over serves its QEMU at once, with what is committed and not yet applied in the overlay.
 //!
+//! Committed epochs go through the [write log](crate::log), so that a crash leaves the image, when it is opened again, as
+//! some epoch left it. An epoch is *durable* when it is in the log. While writes go through, the log is empty.
+//!
 //! # Memory
 //!
 //! What is held is bounded by the guest's own requests and time: over [`SOFT`] a checkpoint is asked for
@@ -26,8 +29,12 @@
 //!
 //! # Errors
 //!
-//! When the image cannot be written in *through*, the guest gets the error. When it cannot be written by the applier,
-//! nothing is dropped: reads stay right, [`Served::failure`] says why, and the applier tries again every second.
+//! When the image cannot be written in *through*, or not be read, the guest gets the error. When image or log cannot be
+//! written by the applier, nothing is dropped: reads stay right, and the applier tries again and again.
+//! [`Served::failure`] says why in each case.
+//!
+//! After a flush that failed the kernel may forget what it could not write, and the next flush may succeed nevertheless
+//! (fsync(2)). So the applier then writes all that is in the log into the image again.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -39,7 +46,9 @@ use ninefold_model::spec::Acknowledge;
 
 use crate::batch::{Batch, Op};
 use crate::error::VolumeError;
+use crate::fault;
 use crate::image::{Image, check_bounds};
+use crate::log::{self, WriteLog};
 use crate::nbd::Handler;
 use crate::overlay::Overlay;
 
@@ -47,10 +56,20 @@ use crate::overlay::Overlay;
 pub const SOFT: usize = 64 << 20;
 /// Seconds that a byte over [`SOFT`] is delayed: 50 MB/s.
 const DELAY: f64 = 20e-9;
-/// Applied writes are made durable at least this often.
+/// What is in the log is made durable in the image, and the log emptied, at least this often.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
+/// And when the log is so long, bytes.
+const LONG_LOG: u64 = 64 << 20;
+/// Where an acknowledgement means memory, epochs are gathered for so long and up to so many bytes, so that one write to
+/// the log, and one to a block that is written often, does for many.
+const GATHER: Duration = Duration::from_millis(200);
+const GATHER_BYTES: usize = 8 << 20;
+/// A backup takes no more than this, bytes, from a primary that is faster than its disk.
+pub const BACKLOG: usize = 256 << 20;
+/// An error of a read, or of a write that went through, is told for so long.
+const TOLD: Duration = Duration::from_secs(10);
 /// An applier that failed waits this long.
-const RETRY: Duration = Duration::from_secs(1);
+const RETRY: Duration = Duration::from_millis(250);
 
 /// Hears of writes before they reach the image.
 pub trait Mark: Send + Sync {
@@ -83,14 +102,44 @@ struct State {
     queue: VecDeque<Sealed>,
     overlay: Overlay,
     held: usize,
-    failure: Option<String>,
-    /// Applied and not yet durable: the last epoch, and since when.
-    undurable: Option<(Epoch, Instant)>,
-    /// Somebody waits for durability now.
+    /// Why the applier cannot go on.
+    failure: Option<Failure>,
+    /// What the guest was told last.
+    refused: Option<(Failure, Instant)>,
+    /// The newest batch that is in the log.
+    logged: u64,
+    /// Since when there has been something in the log.
+    log_used: Option<Instant>,
+    /// Since when something committed has waited to be logged.
+    waiting: Option<Instant>,
+    /// Somebody waits for the log.
     hurry: bool,
+    /// Somebody waits for the image.
+    settling: bool,
     marks: Vec<Arc<dyn Mark>>,
     on_durable: Option<OnDurable>,
     ending: bool,
+}
+
+/// Why a volume cannot be written or read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// The error with its causes.
+    pub reason: String,
+    /// The file system, or the thin device, is full: what is there can still be read.
+    pub out_of_space: bool,
+}
+
+impl Failure {
+    fn of(error: &VolumeError) -> Self {
+        let mut reason = error.to_string();
+        let mut source = std::error::Error::source(error);
+        while let Some(cause) = source {
+            reason = format!("{reason}: {cause}");
+            source = cause.source();
+        }
+        Self { reason, out_of_space: error.is_out_of_space() }
+    }
 }
 
 struct Shared {
@@ -117,11 +166,11 @@ impl std::fmt::Debug for Served {
 }
 
 impl Served {
-    /// Serves `image`, closed.
+    /// Serves `image`, closed. `log` is the image's, and empty: see [`WriteLog::recover`].
     ///
     /// # Errors
     /// No more threads.
-    pub fn new(image: Box<dyn Image>, acknowledge: Acknowledge) -> Result<Self, VolumeError> {
+    pub fn new(image: Box<dyn Image>, log: WriteLog, acknowledge: Acknowledge) -> Result<Self, VolumeError> {
         let shared = Arc::new(Shared {
             image,
             acknowledge,
@@ -133,8 +182,12 @@ impl Served {
                 overlay: Overlay::default(),
                 held: 0,
                 failure: None,
-                undurable: None,
+                refused: None,
+                logged: 0,
+                log_used: None,
+                waiting: None,
                 hurry: false,
+                settling: false,
                 marks: Vec::new(),
                 on_durable: None,
                 ending: false,
@@ -145,7 +198,7 @@ impl Served {
         let its = Arc::clone(&shared);
         let applier = std::thread::Builder::new()
             .name("applier".into())
-            .spawn(move || its.run())
+            .spawn(move || Applier { shared: &its, log, redo: false }.run())
             .map_err(|source| VolumeError::Io { what: "cannot start a thread for a volume", source })?;
         Ok(Self { shared, applier: Some(applier) })
     }
@@ -184,6 +237,7 @@ impl Served {
         for sealed in state.queue.iter_mut().filter(|s| s.epoch <= epoch) {
             sealed.committed = true;
         }
+        state.waiting.get_or_insert_with(Instant::now);
         drop(state);
         self.shared.work.notify_one();
     }
@@ -227,6 +281,7 @@ impl Served {
         state.held += batch.bytes();
         batch.ops().iter().for_each(|op| state.overlay.put(op, number));
         state.queue.push_back(Sealed { epoch, number, batch: Arc::new(batch), committed: true });
+        state.waiting.get_or_insert_with(Instant::now);
         drop(state);
         self.shared.work.notify_one();
     }
@@ -234,32 +289,58 @@ impl Served {
     /// Writes a block of a resync into the image, at once. The image is not a volume of anybody's meanwhile.
     ///
     /// # Errors
-    /// Those of the image.
+    /// Those of the image; `Io` while there is anything in the log, which would be written over it.
     pub fn apply(&self, batch: &Batch) -> Result<(), VolumeError> {
-        let marks = self.shared.lock().marks.clone();
+        let state = self.shared.lock();
+        let marks = state.marks.clone();
+        if state.log_used.is_some() || !state.queue.is_empty() {
+            let source = std::io::Error::from(std::io::ErrorKind::ResourceBusy);
+            return Err(VolumeError::Io { what: "writes of an earlier session are on their way", source });
+        }
+        drop(state);
         batch.ops().iter().try_for_each(|op| self.shared.put(op, &marks))
     }
 
-    /// Waits until all committed writes up to `epoch` are applied and durable, or until `limit`.
+    /// Waits until all committed writes up to `epoch` are durable, or until `limit`.
     ///
     /// # Errors
-    /// `Io`: it takes too long, or the image cannot be written.
+    /// `Io`: it takes too long, or the log cannot be written.
     pub fn wait_durable(&self, epoch: Epoch, limit: Duration) -> Result<(), VolumeError> {
+        let logged =
+            |state: &State| !state.queue.iter().any(|s| s.committed && s.epoch <= epoch && s.number > state.logged);
+        self.wait(limit, false, logged)
+    }
+
+    /// Waits until all committed writes are in the image and durable there, and the log is empty, or until `limit`.
+    ///
+    /// # Errors
+    /// `Io`: it takes too long, or log or image cannot be written.
+    pub fn settle(&self, limit: Duration) -> Result<(), VolumeError> {
+        self.wait(limit, true, |state| state.log_used.is_none() && !state.queue.iter().any(|s| s.committed))
+    }
+
+    /// Waits until a backup's queue is not too long, or until `limit`.
+    ///
+    /// # Errors
+    /// `Io`: the disk is too slow for what the primary sends.
+    pub fn wait_room(&self, limit: Duration) -> Result<(), VolumeError> {
+        self.wait(limit, false, |state| state.held <= BACKLOG)
+    }
+
+    fn wait(&self, limit: Duration, settle: bool, done: impl Fn(&State) -> bool) -> Result<(), VolumeError> {
         let until = Instant::now() + limit;
         let mut state = self.shared.lock();
-        loop {
-            let waiting = state.queue.iter().any(|s| s.committed && s.epoch <= epoch);
-            if !waiting && state.undurable.is_none() {
-                return Ok(());
-            }
+        while !done(&state) {
             state.hurry = true;
+            state.settling |= settle;
             self.shared.work.notify_one();
             let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) else {
-                let why = state.failure.clone().unwrap_or_else(|| "it takes too long".into());
-                return Err(VolumeError::Io { what: "writes are not durable", source: std::io::Error::other(why) });
+                let why = state.failure.clone().map_or_else(|| "it takes too long".into(), |failure| failure.reason);
+                return Err(VolumeError::Io { what: "writes are not on the disk", source: std::io::Error::other(why) });
             };
             state = self.shared.done.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
+        Ok(())
     }
 
     /// Whether a checkpoint should be taken for the memory's sake.
@@ -272,8 +353,15 @@ impl Served {
         self.shared.lock().held
     }
 
-    /// Why the applier cannot write the image, while it cannot.
-    pub fn failure(&self) -> Option<String> {
+    /// Why the volume cannot be written, while the applier cannot, or what the guest was refused in the last seconds.
+    pub fn failure(&self) -> Option<Failure> {
+        let state = self.shared.lock();
+        let refused = || state.refused.as_ref().filter(|(_, when)| when.elapsed() < TOLD).map(|(failure, _)| failure);
+        state.failure.as_ref().or_else(refused).cloned()
+    }
+
+    /// Why the applier cannot go on, while it cannot: the disk does not take what is committed.
+    pub fn stuck(&self) -> Option<Failure> {
         self.shared.lock().failure.clone()
     }
 
@@ -317,7 +405,7 @@ impl Served {
         // What is taken from the overlay needs not be read; mostly it is all or nothing.
         let covered: usize = pieces.iter().map(|p| p.length).sum();
         if covered < into.len() {
-            shared.image.read(at, into)?;
+            shared.image.read(at, into).inspect_err(|error| shared.refuse(error))?;
         }
         for piece in pieces {
             let place = &mut into[piece.at..piece.at + piece.length];
@@ -352,18 +440,18 @@ impl Served {
             let source = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
             return Err(VolumeError::Io { what: "the VM is not this host's", source });
         }
-        // What was held when the VM was protected comes first.
-        while !state.queue.is_empty() && !state.ending {
+        // What was held when the VM was protected comes first, and must not be written a second time over this.
+        while (!state.queue.is_empty() || state.log_used.is_some()) && !state.ending {
             if let Some(failure) = &state.failure {
-                let source = std::io::Error::other(failure.clone());
+                let source = std::io::Error::other(failure.reason.clone());
                 return Err(VolumeError::Io { what: "the image cannot be written", source });
             }
             state = shared.done.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         let marks = state.marks.clone();
         drop(state);
-        shared.put(&op, &marks)?;
-        if durable { shared.image.flush() } else { Ok(()) }
+        let done = shared.put(&op, &marks).and_then(|()| if durable { shared.image.flush() } else { Ok(()) });
+        done.inspect_err(|error| shared.refuse(error))
     }
 }
 
@@ -393,8 +481,12 @@ impl Handler for Served {
         while !state.queue.is_empty() && state.failure.is_none() && !state.ending {
             state = shared.done.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        if let Some(failure) = &state.failure {
+            let source = std::io::Error::other(failure.reason.clone());
+            return Err(VolumeError::Io { what: "the image cannot be written", source });
+        }
         drop(state);
-        shared.image.flush()
+        shared.image.flush().inspect_err(|error| shared.refuse(error))
     }
 }
 
@@ -421,92 +513,172 @@ impl Shared {
     fn put(&self, op: &Op, marks: &[Arc<dyn Mark>]) -> Result<(), VolumeError> {
         let (start, end) = op.range();
         marks.iter().for_each(|m| m.mark(start, end - start));
-        op.apply(&*self.image)
+        log::apply(op, &*self.image)
     }
 
-    /// The applier.
-    fn run(&self) {
-        let mut state = self.lock();
+    /// Notes what the guest is refused.
+    fn refuse(&self, error: &VolumeError) {
+        self.lock().refused = Some((Failure::of(error), Instant::now()));
+    }
+}
+
+/// The thread that brings what is committed into log and image.
+struct Applier<'a> {
+    shared: &'a Shared,
+    log: WriteLog,
+    /// The image may have forgotten what was written since it was last flushed.
+    redo: bool,
+}
+
+/// What an applier does next.
+enum Next {
+    /// Into the log: these, up to this number and epoch.
+    Log(Vec<Arc<Batch>>, u64, Epoch),
+    /// The oldest, which is in the log, into the image.
+    Apply(u64, Arc<Batch>),
+    /// The image is made durable, the log emptied.
+    Flush,
+    Wait(Duration),
+    End,
+}
+
+impl Applier<'_> {
+    fn run(mut self) {
+        let mut state = self.shared.lock();
         loop {
-            if state.ending {
-                // What is committed is this image's own; the rest never gets there.
-                let nothing_left = state.queue.front().is_none_or(|s| !s.committed) && state.undurable.is_none();
-                if nothing_left || state.failure.is_some() {
-                    break;
-                }
-            }
-            if let Some(sealed) = state.queue.front().filter(|s| s.committed) {
-                let (epoch, number, batch) = (sealed.epoch, sealed.number, Arc::clone(&sealed.batch));
-                let marks = state.marks.clone();
-                drop(state);
-                let applied = batch.ops().iter().try_for_each(|op| self.put(op, &marks));
-                state = self.lock();
-                match applied {
-                    Ok(()) => {
-                        state.failure = None;
-                        // Nobody else takes from the queue's front, and what is committed stays.
-                        state.queue.pop_front();
-                        state.overlay.remove(&batch, number);
-                        state.held = state.held.saturating_sub(batch.bytes());
-                        let since = state.undurable.map_or_else(Instant::now, |(_, since)| since);
-                        state.undurable = Some((epoch, since));
-                        self.done.notify_all();
-                    }
-                    Err(error) => {
+            let next = self.next(&state);
+            match next {
+                Next::Log(batches, number, epoch) => {
+                    state.log_used.get_or_insert_with(Instant::now);
+                    drop(state);
+                    let logged = self.log.append(batches.iter().map(|batch| &**batch));
+                    state = self.shared.lock();
+                    if let Err(error) = logged {
                         state = self.failed(state, &error);
                         continue;
                     }
+                    state.failure = None;
+                    state.logged = number;
+                    let rest = state.queue.iter().any(|s| s.committed && s.number > number);
+                    state.waiting = rest.then(Instant::now);
+                    state.hurry &= rest;
+                    if let Some(tell) = &state.on_durable {
+                        tell(epoch);
+                    }
                 }
-                // More may be committed; one flush then does for all of it.
-                if state.queue.front().is_some_and(|s| s.committed) {
+                Next::Apply(number, batch) => {
+                    let marks = state.marks.clone();
+                    drop(state);
+                    let applied = batch.ops().iter().try_for_each(|op| self.shared.put(op, &marks));
+                    let applied = applied.and_then(|()| point("apply.done"));
+                    state = self.shared.lock();
+                    if let Err(error) = applied {
+                        state = self.failed(state, &error);
+                        continue;
+                    }
+                    state.failure = None;
+                    // Nobody else takes from the queue's front, and what is committed stays.
+                    state.queue.pop_front();
+                    state.overlay.remove(&batch, number);
+                    state.held = state.held.saturating_sub(batch.bytes());
+                }
+                Next::Flush => {
+                    drop(state);
+                    let flushed = self.flush();
+                    state = self.shared.lock();
+                    if let Err(error) = flushed {
+                        self.redo = true;
+                        state = self.failed(state, &error);
+                        continue;
+                    }
+                    self.redo = false;
+                    state.failure = None;
+                    state.log_used = None;
+                    state.settling = false;
+                }
+                Next::Wait(time) => {
+                    state = self.shared.work.wait_timeout(state, time).unwrap_or_else(PoisonError::into_inner).0;
                     continue;
                 }
+                Next::End => return,
             }
-            let due = state.undurable.is_some_and(|(_, since)| {
-                state.hurry || state.ending || self.acknowledge == Acknowledge::Disk || since.elapsed() >= FLUSH_EVERY
-            });
-            if let (true, Some((epoch, _))) = (due, state.undurable) {
-                drop(state);
-                let flushed = self.image.flush();
-                state = self.lock();
-                match flushed {
-                    Ok(()) => {
-                        // Only what had been applied before the flush; the applier is this thread, so that is all.
-                        state.failure = None;
-                        state.undurable = None;
-                        state.hurry = false;
-                        if let Some(tell) = &state.on_durable {
-                            tell(epoch);
-                        }
-                        self.done.notify_all();
-                    }
-                    Err(error) => state = self.failed(state, &error),
-                }
-                continue;
-            }
-            if state.ending {
-                continue;
-            }
-            let wait = state.undurable.map_or(Duration::from_secs(3600), |(_, since)| {
-                FLUSH_EVERY.saturating_sub(since.elapsed()).max(Duration::from_millis(1))
-            });
-            state = self.work.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+            self.shared.done.notify_all();
         }
     }
 
-    /// Notes a failure and waits before the next attempt.
-    fn failed<'a>(&'a self, mut state: MutexGuard<'a, State>, error: &VolumeError) -> MutexGuard<'a, State> {
-        let mut why = error.to_string();
-        let mut source = std::error::Error::source(error);
-        while let Some(cause) = source {
-            why = format!("{why}: {cause}");
-            source = cause.source();
+    fn next(&self, state: &State) -> Next {
+        if state.ending && state.failure.is_some() {
+            // What is in the log is not lost; the rest goes with this process.
+            return Next::End;
         }
-        if state.failure.as_ref() != Some(&why) {
-            tracing::error!(error = %why, "a volume cannot be written");
+        let settle = state.settling || state.ending || state.mode == Mode::Through;
+        let front = state.queue.front().filter(|s| s.committed && s.number <= state.logged);
+        let apply = front.map(|front| Next::Apply(front.number, Arc::clone(&front.batch)));
+        // What is in the log goes on into the image however much comes after it.
+        let long = self.log.len() >= LONG_LOG;
+        match apply {
+            Some(apply) if long || state.held > 2 * GATHER_BYTES => return apply,
+            None if long && state.log_used.is_some() => return Next::Flush,
+            _ => {}
         }
-        state.failure = Some(why);
-        self.done.notify_all();
-        self.work.wait_timeout(state, RETRY).unwrap_or_else(PoisonError::into_inner).0
+        let mut wait = Duration::from_secs(3600);
+        let fresh: Vec<&Sealed> =
+            state.queue.iter().take_while(|s| s.committed).filter(|s| s.number > state.logged).collect();
+        if let Some(last) = fresh.last() {
+            let bytes: usize = fresh.iter().map(|s| s.batch.bytes()).sum();
+            let waited = state.waiting.map_or(GATHER, |since| since.elapsed());
+            if state.hurry
+                || settle
+                || self.shared.acknowledge == Acknowledge::Disk
+                || bytes >= GATHER_BYTES
+                || waited >= GATHER
+            {
+                let (number, epoch) = (last.number, last.epoch);
+                return Next::Log(fresh.into_iter().map(|s| Arc::clone(&s.batch)).collect(), number, epoch);
+            }
+            wait = GATHER - waited;
+        }
+        if let Some(apply) = apply {
+            return apply;
+        }
+        if let Some(since) = state.log_used {
+            let age = since.elapsed();
+            // What is committed has gone first: one flush does for all of it.
+            if settle || age >= FLUSH_EVERY {
+                return Next::Flush;
+            }
+            wait = wait.min(FLUSH_EVERY - age);
+        }
+        if state.ending { Next::End } else { Next::Wait(wait.max(Duration::from_millis(1))) }
     }
+
+    /// Makes the image durable and empties the log.
+    fn flush(&mut self) -> Result<(), VolumeError> {
+        point("image.flush")?;
+        if self.redo {
+            return self.log.recover(&*self.shared.image).map(drop);
+        }
+        self.shared.image.flush()?;
+        self.log.clear()
+    }
+
+    /// Notes a failure and waits before the next attempt.
+    fn failed<'b>(&'b self, mut state: MutexGuard<'b, State>, error: &VolumeError) -> MutexGuard<'b, State> {
+        let failure = Failure::of(error);
+        if state.failure.as_ref() != Some(&failure) {
+            tracing::error!(error = %failure.reason, "a volume cannot be written");
+        }
+        state.failure = Some(failure);
+        self.shared.done.notify_all();
+        // Whatever wakes it meanwhile: a disk that fails is not tried more often than this.
+        let until = Instant::now() + RETRY;
+        while let Some(left) = until.checked_duration_since(Instant::now()).filter(|_| !state.ending) {
+            state = self.shared.work.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state
+    }
+}
+
+fn point(name: &str) -> Result<(), VolumeError> {
+    fault::point(name).map_err(|source| VolumeError::Io { what: "cannot write the image", source })
 }

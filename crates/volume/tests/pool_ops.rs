@@ -2,10 +2,11 @@
 
 mod rig;
 
+use std::ops::ControlFlow;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 
-use ninefold_volume::pool::{CutOff, FileFormat, Kind};
+use ninefold_volume::pool::{CutOff, FileFormat, Import, Kind};
 use ninefold_volume::{Format, Pool, Tools, VolumeError, VolumeName};
 use proptest::prelude::*;
 
@@ -32,13 +33,21 @@ fn read(pool: &Pool, volume: &str, at: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
+fn go_on(_: f64) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+fn from(source: &Path, file_format: FileFormat, format: Format) -> Import<'_> {
+    Import { source, file_format, format, size: None }
+}
+
 fn golden(pool: &Pool, dir: &Path, text: &str, format: Format) {
     let source = dir.join(format!("{text}.source"));
     let mut bytes = vec![0; 4 * MIB as usize];
     bytes[..6].copy_from_slice(b"golden");
     bytes[3 * MIB as usize..][..4].copy_from_slice(b"tail");
     std::fs::write(&source, bytes).unwrap();
-    pool.import(Kind::Golden, &name(text), &source, FileFormat::Raw, format, &mut |_| ()).unwrap();
+    pool.import(Kind::Golden, &name(text), &from(&source, FileFormat::Raw, format), &mut go_on).unwrap();
 }
 
 #[test]
@@ -89,8 +98,8 @@ fn clones_begin_as_their_golden_image_and_go_their_own_way() {
         golden(&pool, dir.path(), &image, from);
         for to in BOTH {
             let (a, b) = (format!("a-{from}-{to}"), format!("b-{from}-{to}"));
-            pool.create_from(&name(&a), &name(&image), None, to).unwrap();
-            pool.create_from(&name(&b), &name(&image), Some(8 * MIB), to).unwrap();
+            pool.create_from(&name(&a), &name(&image), None, to, &mut go_on).unwrap();
+            pool.create_from(&name(&b), &name(&image), Some(8 * MIB), to, &mut go_on).unwrap();
             write(&pool, &a, 0, b"mine  ");
             assert_eq!(read(&pool, &a, 0, 6), b"mine  ");
             assert_eq!(read(&pool, &b, 0, 6), b"golden");
@@ -101,7 +110,7 @@ fn clones_begin_as_their_golden_image_and_go_their_own_way() {
             assert!(info.allocated < 2 * MIB, "{info:?}");
         }
         assert!(matches!(
-            pool.create_from(&name("small"), &name(&image), Some(MIB), Format::Raw),
+            pool.create_from(&name("small"), &name(&image), Some(MIB), Format::Raw, &mut go_on),
             Err(VolumeError::Refused { .. })
         ));
         let refused = pool.remove(Kind::Golden, &name(&image)).unwrap_err();
@@ -149,19 +158,90 @@ fn every_format_goes_out_and_comes_in() {
         for file_format in FileFormat::ALL {
             let file = dir.path().join(format!("{format}.{file_format}"));
             let mut last = 0.0;
-            let mut progress = |part| last = part;
+            let mut progress = |part| {
+                last = part;
+                ControlFlow::Continue(())
+            };
             pool.export(Kind::Volume, &name(&volume), &file, file_format, &mut progress).unwrap();
             assert_eq!(last, 1.0);
-            let again = pool.export(Kind::Volume, &name(&volume), &file, file_format, &mut |_| ());
+            let again = pool.export(Kind::Volume, &name(&volume), &file, file_format, &mut go_on);
             assert!(matches!(again, Err(VolumeError::File { .. })), "{again:?}");
             let back = format!("{format}-{file_format}");
-            pool.import(Kind::Volume, &name(&back), &file, file_format, other, &mut |_| ()).unwrap();
+            pool.import(Kind::Volume, &name(&back), &from(&file, file_format, other), &mut go_on).unwrap();
             assert_eq!(read(&pool, &back, MIB, 7), b"content", "{back}");
             assert!(pool.info(Kind::Volume, &name(&back)).unwrap().record.size >= 4 * MIB);
         }
     }
     let left = std::fs::read_dir(dir.path()).unwrap().filter_map(|e| e.unwrap().file_name().into_string().ok());
     assert_eq!(left.filter(|name| name.starts_with(".ninefold")).count(), 0);
+}
+
+#[test]
+fn an_image_becomes_a_larger_volume_and_never_a_smaller_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = pool(dir.path());
+    let source = dir.path().join("disk");
+    std::fs::write(&source, vec![b'x'; 4 * MIB as usize]).unwrap();
+    for format in BOTH {
+        let what = |size| Import { size: Some(size), ..from(&source, FileFormat::Raw, format) };
+        let volume = format!("disk-{format}");
+        let small = pool.import(Kind::Volume, &name(&volume), &what(4 * MIB - 512), &mut go_on);
+        assert!(matches!(small, Err(VolumeError::Refused { .. })), "{small:?}");
+        pool.import(Kind::Volume, &name(&volume), &what(64 * MIB), &mut go_on).unwrap();
+        let info = pool.info(Kind::Volume, &name(&volume)).unwrap();
+        assert!(info.record.size == 64 * MIB && info.allocated < 8 * MIB, "{info:?}");
+        assert_eq!(read(&pool, &volume, 4 * MIB - 2, 4), [b'x', b'x', 0, 0]);
+    }
+}
+
+/// Whoever asked for it wants it no more, at once or in the middle: nothing of it is left, and the next try works.
+#[test]
+fn what_is_cancelled_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = pool(dir.path());
+    // Data, so that there is something to do.
+    let source = dir.path().join("disk");
+    std::fs::write(&source, vec![b'x'; 64 * MIB as usize]).unwrap();
+    let stop_at =
+        |limit: f64| move |part: f64| if part >= limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+    let cancelled = |done: Result<(), VolumeError>| assert!(matches!(done, Err(VolumeError::Cancelled)), "{done:?}");
+    let left = || -> Vec<_> {
+        let inside = ["volumes", "images"].iter().flat_map(|d| std::fs::read_dir(pool.root().join(d)).unwrap());
+        let beside = std::fs::read_dir(dir.path()).unwrap();
+        inside.chain(beside).map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    let disk = name("disk");
+    for format in BOTH {
+        let what = from(&source, FileFormat::Raw, format);
+        let before = left();
+        for limit in [0.0, 0.2] {
+            cancelled(pool.import(Kind::Golden, &disk, &what, &mut stop_at(limit)));
+            assert_eq!(left(), before);
+        }
+        pool.import(Kind::Golden, &disk, &what, &mut go_on).unwrap();
+        let before = left();
+        cancelled(pool.create_from(&disk, &disk, None, Format::Raw, &mut stop_at(0.2)));
+        let target = dir.path().join("out");
+        cancelled(pool.export(Kind::Golden, &disk, &target, FileFormat::Qcow2, &mut stop_at(0.2)));
+        assert_eq!(left(), before);
+        pool.create_from(&disk, &disk, None, Format::Raw, &mut go_on).unwrap();
+        assert_eq!(read(&pool, "disk", 64 * MIB - 1, 1), b"x");
+        pool.remove(Kind::Volume, &disk).unwrap();
+        pool.remove(Kind::Golden, &disk).unwrap();
+    }
+}
+
+#[test]
+fn nothing_is_exported_into_the_pool() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = pool(dir.path());
+    pool.create(&name("disk"), MIB, Format::Raw).unwrap();
+    for target in ["x.raw", "volumes/x", "volumes/disk/../y", "images/z"] {
+        let target = pool.root().join(target);
+        let done = pool.export(Kind::Volume, &name("disk"), &target, FileFormat::Raw, &mut go_on);
+        assert!(matches!(done, Err(VolumeError::Refused { .. })), "{target:?}: {done:?}");
+        assert!(!target.exists());
+    }
 }
 
 #[test]
@@ -192,7 +272,8 @@ fn a_strangers_image_cannot_name_files_of_the_host() {
         ("backed.vmdk", FileFormat::Vmdk),
         ("flat.vmdk", FileFormat::Vmdk),
     ] {
-        let done = pool.import(Kind::Volume, &name("evil"), text(file).as_ref(), format, Format::Raw, &mut |_| ());
+        let done =
+            pool.import(Kind::Volume, &name("evil"), &from(text(file).as_ref(), format, Format::Raw), &mut go_on);
         let good = matches!(done, Err(VolumeError::Refused { .. } | VolumeError::Damaged { .. }));
         assert!(good, "{file}: {done:?}");
     }
@@ -212,7 +293,7 @@ fn a_raw_disk_that_a_guest_made_look_like_qcow2_stays_raw() {
     pool.create(&name("disk"), MIB, Format::Raw).unwrap();
     write(&pool, "disk", 0, &header[..4096]);
     let out = dir.path().join("out.raw");
-    pool.export(Kind::Volume, &name("disk"), &out, FileFormat::Raw, &mut |_| ()).unwrap();
+    pool.export(Kind::Volume, &name("disk"), &out, FileFormat::Raw, &mut go_on).unwrap();
     let mut expected = header[..4096].to_vec();
     expected.resize(MIB as usize, 0);
     assert!(std::fs::read(out).unwrap() == expected);
@@ -230,14 +311,14 @@ fn damage_is_reported_and_can_be_removed() {
         assert!(pool.open_volume(&name("disk")).is_err());
         assert!(pool.list(Kind::Volume).unwrap()[0].info.is_err());
         let target = dir.path().join("out");
-        assert!(pool.export(Kind::Volume, &name("disk"), &target, FileFormat::Raw, &mut |_| ()).is_err());
+        assert!(pool.export(Kind::Volume, &name("disk"), &target, FileFormat::Raw, &mut go_on).is_err());
         assert!(!target.exists());
         pool.remove(Kind::Volume, &name("disk")).unwrap();
     }
     let file = dir.path().join("junk");
     std::fs::write(&file, b"junk").unwrap();
     for format in [FileFormat::Qcow2, FileFormat::Vmdk, FileFormat::Vdi, FileFormat::Vhdx] {
-        let done = pool.import(Kind::Volume, &name("junk"), &file, format, Format::Raw, &mut |_| ());
+        let done = pool.import(Kind::Volume, &name("junk"), &from(&file, format, Format::Raw), &mut go_on);
         assert!(matches!(done, Err(VolumeError::Damaged { .. })), "{format}: {done:?}");
     }
     assert_eq!(std::fs::read_dir(pool.root().join("volumes")).unwrap().count(), 0);
@@ -256,9 +337,10 @@ fn what_a_crash_left_is_swept_and_what_is_being_made_is_not() {
     std::fs::write(&source, vec![7; 4 * MIB as usize]).unwrap();
     let mut drafts = 0;
     first
-        .import(Kind::Volume, &name("c"), &source, FileFormat::Raw, Format::Raw, &mut |_| {
+        .import(Kind::Volume, &name("c"), &from(&source, FileFormat::Raw, Format::Raw), &mut |_| {
             pool(dir.path());
             drafts = std::fs::read_dir(&volumes).unwrap().count();
+            ControlFlow::Continue(())
         })
         .unwrap();
     assert_eq!(drafts, 1);
@@ -295,7 +377,7 @@ fn only_block_devices_are_adopted() {
     std::fs::write(&file, [0; 512]).unwrap();
     for device in [Path::new("/dev/null"), &file, Path::new("/dev/../etc/passwd"), dir.path()] {
         let done = pool.adopt(&name("lun"), device);
-        assert!(matches!(done, Err(VolumeError::NotAnImage { .. })), "{device:?}: {done:?}");
+        assert!(matches!(done, Err(VolumeError::NotADevice { .. })), "{device:?}: {done:?}");
     }
 }
 

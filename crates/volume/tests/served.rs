@@ -1,5 +1,6 @@
 //! A served volume against a model: what the guest reads, what reaches the image and when.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
@@ -8,7 +9,7 @@ use ninefold_model::Epoch;
 use ninefold_model::spec::Acknowledge;
 use ninefold_volume::nbd::Handler;
 use ninefold_volume::served::Mark;
-use ninefold_volume::{Batch, Image, Served, VolumeError};
+use ninefold_volume::{Batch, Image, Op, Served, VolumeError, WriteLog};
 use proptest::prelude::*;
 
 const SIZE: usize = 4096;
@@ -22,6 +23,8 @@ struct Disk(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     now: Mutex<Vec<u8>>,
+    /// Written since the last flush. A flush that fails forgets it, as the kernel may.
+    dirty: Mutex<BTreeSet<usize>>,
     durable: Mutex<Vec<u8>>,
     /// Writes and flushes until one fails; all after it fail too, until this is set anew.
     left: AtomicU64,
@@ -32,6 +35,7 @@ impl Disk {
     fn new() -> Self {
         Self(Arc::new(Inner {
             now: Mutex::new(vec![0; SIZE]),
+            dirty: Mutex::default(),
             durable: Mutex::new(vec![0; SIZE]),
             left: AtomicU64::new(u64::MAX),
             full: AtomicBool::new(false),
@@ -67,24 +71,28 @@ impl Image for Disk {
     fn write(&self, at: u64, bytes: &[u8]) -> Result<(), VolumeError> {
         self.step()?;
         self.0.now.lock().unwrap()[at as usize..][..bytes.len()].copy_from_slice(bytes);
+        self.0.dirty.lock().unwrap().extend(at as usize..at as usize + bytes.len());
         Ok(())
     }
 
     fn zero(&self, at: u64, length: u64, _: bool) -> Result<(), VolumeError> {
         self.step()?;
         self.0.now.lock().unwrap()[at as usize..][..length as usize].fill(0);
+        self.0.dirty.lock().unwrap().extend(at as usize..(at + length) as usize);
         Ok(())
     }
 
     fn flush(&self) -> Result<(), VolumeError> {
+        let dirty = std::mem::take(&mut *self.0.dirty.lock().unwrap());
         self.step()?;
-        *self.0.durable.lock().unwrap() = self.content();
+        let (now, mut durable) = (self.content(), self.0.durable.lock().unwrap());
+        dirty.into_iter().for_each(|at| durable[at] = now[at]);
         Ok(())
     }
 }
 
 fn serve(disk: &Disk, acknowledge: Acknowledge) -> Served {
-    let served = Served::new(Box::new(disk.clone()), acknowledge).unwrap();
+    let served = Served::new(Box::new(disk.clone()), WriteLog::in_memory().unwrap(), acknowledge).unwrap();
     assert!(Handler::write(&served, 0, vec![0], false).is_err(), "closed until the VM runs here");
     served.go_through();
     served
@@ -178,9 +186,10 @@ impl Pair {
             return;
         }
         let (disk, served) = &self.primary;
-        served.wait_durable(Epoch(u64::MAX), LIMIT).unwrap();
+        served.settle(LIMIT).unwrap();
         let copy = Disk::new();
         *copy.0.now.lock().unwrap() = disk.content();
+        *copy.0.durable.lock().unwrap() = disk.content();
         assert_eq!(disk.content(), self.truth, "alone, the image is what the guest wrote");
         served.hold();
         let backup = serve(&copy, Acknowledge::Memory);
@@ -204,7 +213,7 @@ impl Pair {
         }
         let (epoch, truth) = self.on_its_way.remove(0);
         self.primary.1.commit(Epoch(epoch));
-        self.primary.1.wait_durable(Epoch(epoch), LIMIT).unwrap();
+        self.primary.1.settle(LIMIT).unwrap();
         assert_eq!(self.primary.0.content(), truth, "the image holds what is committed and nothing else");
         assert_eq!(*self.primary.0.0.durable.lock().unwrap(), truth);
         self.committed = truth;
@@ -225,7 +234,7 @@ impl Pair {
         self.on_its_way.clear();
         let former = &self.primary;
         former.1.discard();
-        former.1.wait_durable(Epoch(u64::MAX), LIMIT).unwrap();
+        former.1.settle(LIMIT).unwrap();
         assert!(Handler::write(&former.1, 0, vec![9], false).is_err(), "a former primary's QEMU writes no more");
         served.go_through();
         self.truth.clone_from(&self.committed);
@@ -263,14 +272,19 @@ proptest! {
     }
 }
 
+/// The newest epoch that was told as durable.
+fn told(durable: &mpsc::Receiver<Epoch>) -> Option<Epoch> {
+    durable.try_iter().last()
+}
+
 #[test]
 fn a_failing_image_loses_nothing_and_is_written_later() {
     // Every operation in turn is the one that fails first.
-    for k in 0..9 {
+    for k in 0..10 {
         let disk = Disk::new();
         let served = serve(&disk, Acknowledge::Disk);
-        let (durable, told) = mpsc::channel();
-        served.on_durable(Some(Box::new(move |epoch| durable.send(epoch).unwrap())));
+        let (tell, durable) = mpsc::channel();
+        served.on_durable(Some(Box::new(move |epoch| tell.send(epoch).unwrap())));
         served.hold();
         disk.0.left.store(k, Ordering::SeqCst);
         for epoch in 1..=4u64 {
@@ -280,17 +294,20 @@ fn a_failing_image_loses_nothing_and_is_written_later() {
             served.commit(Epoch(epoch));
         }
         let wanted = all(&served);
-        if served.wait_durable(Epoch(4), Duration::from_millis(50)).is_err() {
+        served.wait_durable(Epoch(4), LIMIT).unwrap();
+        assert_eq!(told(&durable), Some(Epoch(4)), "durable in the log, whatever the image does");
+        if served.settle(Duration::from_millis(50)).is_err() {
             assert!(disk.0.full.load(Ordering::SeqCst));
             assert_eq!(all(&served), wanted, "reads stay right");
-            assert!(served.failure().unwrap().contains("cannot write: "));
+            let failure = served.stuck().unwrap();
+            assert!(failure.out_of_space && failure.reason.starts_with("cannot write: "), "{failure:?}");
+            assert_eq!(served.failure(), Some(failure));
         }
         // There is room again.
         disk.0.left.store(u64::MAX, Ordering::SeqCst);
-        served.wait_durable(Epoch(4), LIMIT).unwrap();
+        served.settle(LIMIT).unwrap();
         assert_eq!((served.failure(), served.held()), (None, 0));
         assert_eq!(*disk.0.durable.lock().unwrap(), wanted);
-        assert_eq!(told.try_iter().last(), Some(Epoch(4)));
     }
 }
 
@@ -302,6 +319,8 @@ fn an_image_that_fails_unprotected_fails_the_guest() {
     assert!(Handler::write(&served, 0, vec![1; 10], false).is_err());
     disk.0.left.store(1, Ordering::SeqCst);
     assert!(Handler::write(&served, 0, vec![1; 10], true).is_err(), "written, not durable");
+    assert!(served.failure().unwrap().out_of_space, "what the guest was refused is told");
+    assert_eq!(served.stuck(), None, "nothing waits for the disk");
     assert!(Handler::write(&served, SIZE as u64 - 1, vec![1; 2], false).is_err(), "over the end");
 }
 
@@ -325,7 +344,7 @@ fn writes_are_marked_before_they_reach_the_image() {
     assert_eq!(*mark.1.lock().unwrap(), [(0, 10)], "held: the image is as it was");
     served.seal(Epoch(1));
     served.commit(Epoch(1));
-    served.wait_durable(Epoch(1), LIMIT).unwrap();
+    served.settle(LIMIT).unwrap();
     assert_eq!(*mark.1.lock().unwrap(), [(0, 10), (100, 10)]);
     drop(served);
 }
@@ -343,4 +362,93 @@ fn what_was_committed_is_in_the_image_when_the_volume_is_closed() {
     Handler::write(&served, 0, vec![3; 10], false).unwrap();
     drop(served);
     assert_eq!(disk.0.durable.lock().unwrap()[..10], [1; 10]);
+}
+
+/// A resync writes into the image itself: nothing that is on its way there may be written over it later.
+#[test]
+fn a_resync_waits_for_what_is_on_its_way() {
+    let disk = Disk::new();
+    let served = serve(&disk, Acknowledge::Disk);
+    served.discard();
+    let write = |byte: u8| -> Batch { [Op::Write { at: 0, data: vec![byte; 4].into() }].into_iter().collect() };
+    served.receive(Epoch(1), write(1));
+    served.wait_durable(Epoch(1), LIMIT).unwrap();
+    assert!(served.apply(&write(2)).is_err(), "it is in the log still");
+    served.settle(LIMIT).unwrap();
+    served.apply(&write(2)).unwrap();
+    assert_eq!(disk.content()[..4], [2; 4]);
+}
+
+/// A power cut in the middle: of what was written into the image since its last flush some sectors are there and some
+/// not. With its log the image is the volume as the last epoch in there left it.
+mod power_cut {
+    use super::*;
+
+    const SECTOR: usize = 64;
+
+    fn op() -> impl Strategy<Value = Op> {
+        (0..SIZE as u64 - 300, 1..300u64, any::<u8>(), 0..4u8).prop_map(|(at, length, byte, kind)| match kind {
+            0 => Op::Zero { at, length, unmap: byte % 2 == 0 },
+            _ => Op::Write { at, data: vec![byte; length as usize].into() },
+        })
+    }
+
+    fn play(image: &mut [u8], batch: &Batch) {
+        for op in batch.ops() {
+            let (start, end) = op.range();
+            let place = &mut image[start as usize..end as usize];
+            match op {
+                Op::Write { data, .. } => place.copy_from_slice(data.as_ref()),
+                Op::Zero { .. } => place.fill(0),
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn leaves_an_image_as_an_epoch_left_it(
+            epochs in prop::collection::vec(prop::collection::vec(op(), 0..8), 1..12),
+            cut in 0..60u64,
+            kept in prop::collection::vec(any::<bool>(), SIZE / SECTOR),
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("log");
+            let disk = Disk::new();
+            let served = Served::new(Box::new(disk.clone()), WriteLog::open(&path).unwrap(), Acknowledge::Disk).unwrap();
+            // The image's power goes in the middle of what is to come.
+            disk.0.left.store(cut, Ordering::SeqCst);
+            let mut states = vec![vec![0; SIZE]];
+            for (n, ops) in epochs.into_iter().enumerate() {
+                let batch: Batch = ops.into_iter().collect();
+                let mut state = states.last().unwrap().clone();
+                play(&mut state, &batch);
+                states.push(state);
+                served.receive(Epoch(n as u64 + 1), batch);
+                if n % 3 == 2 {
+                    served.wait_durable(Epoch(n as u64 + 1), LIMIT).unwrap();
+                }
+            }
+            served.wait_durable(Epoch(u64::MAX), LIMIT).unwrap();
+            if disk.0.full.load(Ordering::SeqCst) {
+                drop(served);
+                let (mut image, now) = (disk.0.durable.lock().unwrap().clone(), disk.content());
+                for n in (0..kept.len()).filter(|n| kept[*n]) {
+                    image[n * SECTOR..][..SECTOR].copy_from_slice(&now[n * SECTOR..][..SECTOR]);
+                }
+                let after = Disk::new();
+                *after.0.now.lock().unwrap() = image;
+                let mut log = WriteLog::open(&path).unwrap();
+                log.recover(&after).unwrap();
+                prop_assert!(log.is_empty());
+                prop_assert!(after.content() == *states.last().unwrap(), "all epochs were durable");
+            } else {
+                // Not reached: no cut then.
+                disk.0.left.store(u64::MAX, Ordering::SeqCst);
+                served.settle(LIMIT).unwrap();
+                prop_assert!(*disk.0.durable.lock().unwrap() == *states.last().unwrap());
+            }
+        }
+    }
 }

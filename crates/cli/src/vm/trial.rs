@@ -91,7 +91,7 @@ impl ImageArgs {
         }
         let (old_kernel, old_initrd, old_cmdline) = match committed {
             Boot::Linux { kernel, initrd, cmdline } => (Some(kernel), initrd.as_ref(), cmdline.as_str()),
-            Boot::BootSector { .. } => (None, None, ""),
+            Boot::BootSector { .. } | Boot::Volume => (None, None, ""),
         };
         let kernel = match (&self.kernel, old_kernel) {
             (Some(kernel), _) => absolute(kernel)?,
@@ -223,6 +223,7 @@ pub fn name(image: &Boot) -> String {
         Boot::Linux { kernel, initrd: Some(initrd), .. } => format!("{} with {}", kernel.display(), initrd.display()),
         Boot::Linux { kernel, .. } => kernel.display().to_string(),
         Boot::BootSector { image } => image.display().to_string(),
+        Boot::Volume => "its first volume".into(),
     }
 }
 

@@ -302,6 +302,8 @@ fn usable(image: &Boot, sign: &HealthySign) -> Result<(), String> {
     let files = match image {
         Boot::Linux { kernel, initrd, .. } => vec![Some(kernel), initrd.as_ref()],
         Boot::BootSector { image } => vec![Some(image)],
+        // Its volume is where the committed image is, too: there would be nothing to fall back to.
+        Boot::Volume => return Err("a trial needs an image of its own: the VM's volume is none".into()),
     };
     for path in files.into_iter().flatten() {
         if !path.is_absolute() {

@@ -1,6 +1,6 @@
 //! The primary's side: the VM, its session, its acknowledgements.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -211,6 +211,19 @@ impl Core {
     }
 }
 
+/// The accelerator with which `kernel` comes up here, and why that one.
+fn probe(config: &KeeperConfig, kernel: &Path) -> Result<(Accel, String), String> {
+    let report = accel::probe(kernel, &config.qemu, &config.cache_dir).map_err(|e| error::report(&e))?;
+    Ok((report.accel, report.reason))
+}
+
+/// The kernel that this host runs, where distributions keep it: an ordinary one to probe KVM with for a VM whose own is
+/// on its disk.
+fn host_kernel() -> Option<PathBuf> {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    Some(Path::new("/boot").join(format!("vmlinuz-{release}"))).filter(|kernel| kernel.is_file())
+}
+
 /// Boots the VM's QEMU, with the accelerator that works here; says why that one.
 fn launch(
     config: &KeeperConfig,
@@ -220,13 +233,11 @@ fn launch(
     let (accel, reason) = match (config.vm.accel, &image) {
         (AccelChoice::Kvm, _) => (Accel::Kvm, "asked for".to_owned()),
         (AccelChoice::Tcg, _) => (Accel::Tcg, "asked for".to_owned()),
-        (AccelChoice::Auto, Boot::Linux { kernel, .. }) => {
-            let report = accel::probe(kernel, &config.qemu, &config.cache_dir).map_err(|e| error::report(&e))?;
-            (report.accel, report.reason)
-        }
-        (AccelChoice::Auto, Boot::BootSector { .. }) => {
-            (Accel::Tcg, "there is no kernel to probe KVM with; ask for kvm if it works here".to_owned())
-        }
+        (AccelChoice::Auto, Boot::Linux { kernel, .. }) => probe(config, kernel)?,
+        (AccelChoice::Auto, Boot::BootSector { .. } | Boot::Volume) => match host_kernel() {
+            Some(kernel) => probe(config, &kernel)?,
+            None => (Accel::Tcg, "there is no kernel to probe KVM with; ask for kvm if it works here".to_owned()),
+        },
     };
     let ram = config
         .vm

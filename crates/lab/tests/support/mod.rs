@@ -11,6 +11,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub mod action;
+pub mod disks;
 pub mod invariant;
 pub mod programs;
 pub mod proxy;
@@ -24,7 +25,7 @@ use ninefold_lab::ledger::await_answer;
 use ninefold_lab::ledger::resp::{self, Reply};
 use ninefold_lab::netns::io_in_netns;
 use ninefold_lab::topology::CLIENT;
-use ninefold_lab::{EventWatch, Lab, LabConfig, LabSecurity, Ledger, LedgerOptions, Observer, VmOptions};
+use ninefold_lab::{EventWatch, Lab, LabConfig, LabError, LabSecurity, Ledger, LedgerOptions, Observer, VmOptions};
 use ninefold_model::control::Request;
 use ninefold_model::event::{Event, EventKind};
 use ninefold_model::spec::Protection;
@@ -45,14 +46,18 @@ pub struct Beginning {
     pub security: LabSecurity,
     /// The keepers reach each other through proxies that can be told to do harm.
     pub proxied: bool,
+    /// Called before any keeper runs: makes what has to be in the hosts' pools.
+    pub prepare: Option<Prepare>,
 }
+
+pub type Prepare = Box<dyn FnOnce(&Lab)>;
 
 impl Default for Beginning {
     fn default() -> Self {
         let mut vm = VmOptions::new("vm".parse().unwrap());
         // Twice the usual patience: a machine that is busy with builds shall not look like one that has died.
         vm.timing.failure_timeout_ms = 500;
-        Self { vm, security: LabSecurity::MutualTls, proxied: false }
+        Self { vm, security: LabSecurity::MutualTls, proxied: false, prepare: None }
     }
 }
 
@@ -86,6 +91,9 @@ impl Scenario {
         let lab = Lab::up(&config).unwrap();
         lab.configure_vm(&begin.vm).unwrap();
         let proxies = if begin.proxied { proxy::between(&lab) } else { Vec::new() };
+        if let Some(prepare) = begin.prepare {
+            prepare(&lab);
+        }
         lab.start_witness().unwrap();
         for host in ["a", "b"] {
             lab.start_keeper(host).unwrap();
@@ -123,19 +131,22 @@ impl Scenario {
 
     /// Waits until a guest that was told to restart has done so: the ledger's keys are gone with its memory.
     pub fn await_restart(&self) {
-        let netns = self.lab.netns(CLIENT).unwrap();
         wait_until("restart of the guest", || {
-            let asked = io_in_netns(&netns, "ask redis", || {
-                let patience = Duration::from_millis(500);
-                let mut stream = TcpStream::connect_timeout(&redis(), patience)?;
-                stream.set_read_timeout(Some(patience))?;
-                let mut command = Vec::new();
-                resp::command(&mut command, &["EXISTS", "ledger:counter"]);
-                stream.write_all(&command)?;
-                resp::read(&mut BufReader::new(&stream)).map_err(std::io::Error::other)
-            });
-            matches!(asked, Ok(Reply::Integer(0)))
+            matches!(self.ask_redis(&["EXISTS", "ledger:counter"]), Ok(Reply::Integer(0)))
         });
+    }
+
+    /// What the guest's redis answers, over a connection of its own.
+    pub fn ask_redis(&self, words: &[&str]) -> Result<Reply, LabError> {
+        io_in_netns(&self.lab.netns(CLIENT).unwrap(), "ask redis", || {
+            let patience = Duration::from_millis(500);
+            let mut stream = TcpStream::connect_timeout(&redis(), patience)?;
+            stream.set_read_timeout(Some(patience))?;
+            let mut command = Vec::new();
+            resp::command(&mut command, words);
+            stream.write_all(&command)?;
+            resp::read(&mut BufReader::new(&stream)).map_err(std::io::Error::other)
+        })
     }
 
     /// Begins to write and check.

@@ -25,10 +25,9 @@ use std::thread::JoinHandle;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
-use rustix::process::{
-    Pid, PidfdFlags, Signal, getpid, getppid, pidfd_open, pidfd_send_signal, set_parent_process_death_signal,
-};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use super::child::die_with_thread;
 use super::tools::{Tools, name, short};
 use crate::error::VolumeError;
 use crate::random;
@@ -66,13 +65,9 @@ impl Daemon {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
-        let (keeper, number) = (getpid(), listener.as_raw_fd());
+        die_with_thread(&mut command);
+        let number = listener.as_raw_fd();
         let prepare = move || {
-            set_parent_process_death_signal(Some(Signal::KILL))?;
-            // The keeper may have died before the line above.
-            if getppid() != Some(keeper) {
-                return Err(Errno::SRCH.into());
-            }
             // SAFETY: the listener is moved to the owner thread and open there until the child has been started; this is
             // the child's own copy of the table.
             let listener = unsafe { BorrowedFd::borrow_raw(number) };

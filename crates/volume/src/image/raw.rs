@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
@@ -11,6 +12,9 @@ use rustix::io::Errno;
 use super::{Image, Lock, Locked, check_bounds};
 use crate::error::VolumeError;
 
+/// A device that is in use is tried so often, with such a pause between.
+const BUSY_TRIES: u32 = 20;
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
 /// Written at a time where the storage cannot make zeros itself.
 static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
 
@@ -44,12 +48,21 @@ impl RawFile {
                 why: "neither a regular file nor a block device",
             });
         }
-        let file = match File::options().read(true).write(true).custom_flags(flags.bits().cast_signed()).open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-                return Err(VolumeError::Busy { path: path.into(), holder: None });
+        let mut tries = 0;
+        let file = loop {
+            tries += 1;
+            match File::options().read(true).write(true).custom_flags(flags.bits().cast_signed()).open(path) {
+                Ok(file) => break file,
+                // A child that another thread has just forked has the device open, too, if this process had it a
+                // moment ago, until it calls execve(2): nothing tells when.
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy && tries < BUSY_TRIES => {
+                    std::thread::sleep(BUSY_PAUSE);
+                }
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                    return Err(VolumeError::Busy { path: path.into(), holder: None });
+                }
+                Err(error) => return Err(failed(error)),
             }
-            Err(error) => return Err(failed(error)),
         };
         let file = Lock::Exclusive.take(file, path)?;
         // lseek(2) gives the size of both kinds; stat(2) says 0 for a device.

@@ -2,10 +2,22 @@
 
 use std::ffi::OsStr;
 use std::io::Read;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{ChildStdout, Command, Output, Stdio};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use super::child::die_with_thread;
 use crate::error::VolumeError;
+
+/// Is told how far a long operation is, in parts of 1, at least ten times a second (the same number again when nothing is
+/// known). By `Break` it ends the operation, which then leaves nothing and fails with [`VolumeError::Cancelled`].
+pub type Progress<'a> = dyn FnMut(f64) -> ControlFlow<()> + 'a;
+
+/// A progress is asked at least this often.
+const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// Where they are. The default is to look them up in PATH; any QEMU from 7.2 on will do.
 #[derive(Debug, Clone)]
@@ -26,6 +38,7 @@ impl Tools {
     fn command<I: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = I>) -> Command {
         let mut command = Command::new(&self.qemu_img);
         command.args(args).env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        die_with_thread(&mut command);
         command
     }
 
@@ -44,24 +57,31 @@ impl Tools {
         if output.status.success() { Ok(output.stdout) } else { Err(self.failed(&output.stderr)) }
     }
 
-    /// The same for one that reports its progress by `-p`: "    (12.34/100%)\r". `progress` is told parts of 1.
+    /// The same for one that reports its progress by `-p`: "    (12.34/100%)\r".
     pub(crate) fn img_with_progress<I: AsRef<OsStr>>(
         &self,
         args: impl IntoIterator<Item = I>,
-        progress: &mut dyn FnMut(f64),
+        progress: &mut Progress<'_>,
     ) -> Result<(), VolumeError> {
         let mut child = self.command(args).spawn().map_err(Self::missing(&self.qemu_img))?;
         let (out, mut err) = (child.stdout.take(), child.stderr.take());
         let mut said = Vec::new();
-        std::thread::scope(|scope| {
+        let wanted = std::thread::scope(|scope| {
             // Read at the same time: a program that waits to complain would never come to its end.
             scope.spawn(|| err.as_mut().map(|err| err.read_to_end(&mut said)));
-            if let Some(out) = out {
-                read_progress(out, progress);
+            let wanted = out.map_or(ControlFlow::Continue(()), |out| read_progress(out, progress));
+            if wanted.is_break() {
+                // It writes into a draft, which goes.
+                let _ = child.kill();
             }
+            wanted
         });
         let status = child.wait().map_err(Self::missing(&self.qemu_img))?;
-        if status.success() { Ok(()) } else { Err(self.failed(&said)) }
+        match wanted {
+            ControlFlow::Break(()) => Err(VolumeError::Cancelled),
+            ControlFlow::Continue(()) if status.success() => Ok(()),
+            ControlFlow::Continue(()) => Err(self.failed(&said)),
+        }
     }
 
     pub(crate) fn failed(&self, stderr: &[u8]) -> VolumeError {
@@ -81,15 +101,26 @@ pub(crate) fn short(report: &[u8]) -> String {
     if lines.is_empty() { "it said nothing".into() } else { lines.join("; ") }
 }
 
-fn read_progress(mut out: impl Read, progress: &mut dyn FnMut(f64)) {
+fn read_progress(mut out: ChildStdout, progress: &mut Progress<'_>) -> ControlFlow<()> {
+    let mut last = 0.0;
     let mut line = Vec::new();
     let mut buffer = [0; 256];
-    while let Ok(count @ 1..) = out.read(&mut buffer) {
+    loop {
+        match poll(&mut [PollFd::new(&out, PollFlags::IN)], Some(&TICK)) {
+            // A signal may be what the progress waits for.
+            Ok(0) | Err(Errno::INTR) => {
+                progress(last)?;
+                continue;
+            }
+            _ => {}
+        }
+        let Ok(count @ 1..) = out.read(&mut buffer) else { return ControlFlow::Continue(()) };
         for byte in &buffer[..count] {
             match byte {
                 b'\r' | b'\n' => {
                     if let Some(part) = parse_progress(&line) {
-                        progress(part);
+                        last = part;
+                        progress(part)?;
                     }
                     line.clear();
                 }

@@ -11,9 +11,9 @@ use serde_json::Value;
 
 use super::record::{Record, sync};
 use super::{Kind, Pool, VolumeName, check_size};
-use crate::error::VolumeError;
+use crate::error::{Refusal, VolumeError};
 use crate::image::qcow2::{check, lock, utf8};
-use crate::image::{Format, Lock, UnknownFormat};
+use crate::image::{Format, Lock, Progress, UnknownFormat};
 use crate::random;
 
 /// What can be imported and exported.
@@ -62,44 +62,68 @@ impl FromStr for FileFormat {
     }
 }
 
+/// What is to be imported, and as what.
+#[derive(Debug, Clone, Copy)]
+pub struct Import<'a> {
+    /// The file.
+    pub source: &'a Path,
+    /// The file's format, which is never guessed from its content.
+    pub file_format: FileFormat,
+    /// The new object's.
+    pub format: Format,
+    /// The new object's size, bytes; `None`: the image's own. What is beyond the image is zero.
+    pub size: Option<u64>,
+}
+
 impl Pool {
-    /// Makes a volume or golden image of the file `source`, whose format has to be given. `progress` is told parts of 1.
+    /// Makes a volume or golden image of a file.
     ///
     /// # Errors
-    /// `Refused` if the file leads to further files; `Exists`, `Size`, `Damaged`, `Tool`, `File`, `NotAnImage`.
+    /// `Refused` if the file leads to further files, or is larger than the size asked for; `Exists`, `Size`, `Damaged`,
+    /// `Tool`, `File`, `NotAnImage`, `Cancelled`.
     pub fn import(
         &self,
         kind: Kind,
         name: &VolumeName,
-        source: &Path,
-        from: FileFormat,
-        format: Format,
-        progress: &mut dyn FnMut(f64),
+        what: &Import<'_>,
+        progress: &mut Progress<'_>,
     ) -> Result<(), VolumeError> {
-        let source = &source.canonicalize().map_err(super::record::unreadable(source))?;
+        let (from, format) = (what.file_format, what.format);
+        let source = &what.source.canonicalize().map_err(super::record::unreadable(what.source))?;
         let _held = lock(source, Lock::Shared)?;
-        let size = self.alone(kind, name, source, from)?;
+        let own = self.alone(kind, name, source, from)?;
+        let size = what.size.unwrap_or(own);
         check_size(size)?;
+        if size < own {
+            return Err(kind.refused(name, Refusal::ImageIsLarger { has: own, wanted: size }));
+        }
         let draft = self.draft(kind, name)?;
         let image = draft.image(format);
         let args = ["convert", "-p", "-f", from.as_str(), "-O", format.as_str(), "--", utf8(source)?, utf8(&image)?];
         self.tools.img_with_progress(args, progress)?;
+        if size > own {
+            self.set_image_size(&image, format, size)?;
+        }
         draft.publish(&Record::new(size, format)?)
     }
 
     /// Writes a volume or golden image to the new file `target`.
     ///
     /// # Errors
-    /// `NotFound`, `Busy`, `File` (also if `target` is there already), `Tool`.
+    /// `NotFound`, `Busy`, `File` (also if `target` is there already), `Tool`, `Cancelled`; `Refused` if `target` is in the
+    /// pool.
     pub fn export(
         &self,
         kind: Kind,
         name: &VolumeName,
         target: &Path,
         format: FileFormat,
-        progress: &mut dyn FnMut(f64),
+        progress: &mut Progress<'_>,
     ) -> Result<(), VolumeError> {
         let record = self.record(kind, name)?;
+        if kind == Kind::Volume {
+            self.recover(name)?;
+        }
         let path = self.image_path(kind, name, &record);
         let _held = Lock::Shared.take(self.look(&path, &record)?, &path)?;
         if record.format == Format::Qcow2 {
@@ -114,6 +138,9 @@ impl Pool {
             _ => Path::new("."),
         };
         let folder = folder.canonicalize().map_err(failed)?;
+        if folder.starts_with(&self.root) {
+            return Err(kind.refused(name, Refusal::IntoPool));
+        }
         let draft = Part(folder.join(format!(".ninefold-{}", random::hex128().map_err(failed)?)));
         let args = ["convert", "-p", "-f", record.format.as_str(), "-O", format.as_str(), "--"];
         let args = args.into_iter().chain([utf8(&path)?, utf8(&draft.0)?]);
@@ -138,7 +165,7 @@ impl Pool {
             Err(error) => return Err(error),
         };
         let info: Value = serde_json::from_slice(&info).map_err(|_| damaged("qemu-img cannot describe it"))?;
-        let leads_on = |what: &str| Err(kind.refused(name, format!("{} has {what} of its own", path.display())));
+        let leads_on = |what: &'static str| Err(kind.refused(name, Refusal::LeadsOn { path: path.into(), what }));
         if info.get("backing-filename").is_some() || info.get("full-backing-filename").is_some() {
             return leads_on("a backing file");
         }

@@ -10,9 +10,9 @@ use rustix::io::Errno;
 
 use super::record::{Record, open_device, size_of};
 use super::{Kind, Pool, VolumeName, check_size, image_file};
-use crate::error::VolumeError;
+use crate::error::{Refusal, VolumeError};
 use crate::image::qcow2::utf8;
-use crate::image::{Format, Lock};
+use crate::image::{Format, Lock, Progress};
 
 /// Bytes copied at a time.
 const STEP: usize = 1 << 20;
@@ -45,13 +45,14 @@ impl Pool {
     /// data is copied and the holes stay holes.
     ///
     /// # Errors
-    /// `NotFound`, `Size`, `Refused` if `size` is smaller than the image, `Exists`, `Tool`, `File`.
+    /// `NotFound`, `Size`, `Refused` if `size` is smaller than the image, `Exists`, `Tool`, `File`, `Cancelled`.
     pub fn create_from(
         &self,
         name: &VolumeName,
         golden: &VolumeName,
         size: Option<u64>,
         format: Format,
+        progress: &mut Progress<'_>,
     ) -> Result<(), VolumeError> {
         let origin = self.record(Kind::Golden, golden)?;
         let source = self.image_path(Kind::Golden, golden, &origin);
@@ -61,7 +62,7 @@ impl Pool {
         let size = size.unwrap_or(own);
         check_size(size)?;
         if size < own {
-            return Err(Kind::Golden.refused(golden, format!("it has {own} bytes, which {size} cannot hold")));
+            return Err(Kind::Golden.refused(golden, Refusal::ImageIsLarger { has: own, wanted: size }));
         }
         let draft = self.draft(Kind::Volume, name)?;
         let image = draft.image(format);
@@ -73,11 +74,11 @@ impl Pool {
                 let args = ["create", "-q", "-f", "qcow2", "-b", &backing, "-F", from.as_str(), "--"];
                 self.tools.img(args.into_iter().chain([utf8(&image)?, &bytes]))?;
             }
-            (Format::Raw, Format::Raw) => copy_raw(&file, own, &image, size)?,
+            (Format::Raw, Format::Raw) => copy_raw(&file, own, &image, size, progress)?,
             (Format::Qcow2, Format::Raw) => {
-                self.tools.img(["convert", "-f", "qcow2", "-O", "raw", "--", utf8(&source)?, utf8(&image)?])?;
-                let failed = |source| VolumeError::File { what: "cannot grow", path: image.clone(), source };
-                File::options().write(true).open(&image).and_then(|file| file.set_len(size)).map_err(failed)?;
+                let args = ["convert", "-p", "-f", "qcow2", "-O", "raw", "--", utf8(&source)?, utf8(&image)?];
+                self.tools.img_with_progress(args, progress)?;
+                self.set_image_size(&image, format, size)?;
             }
         }
         draft.publish(&Record { golden: Some(golden.clone()), ..Record::new(size, format)? })
@@ -94,7 +95,7 @@ impl Pool {
         for other in self.names(Kind::Volume)? {
             let Some(path) = self.record(Kind::Volume, &other).ok().and_then(|record| record.device) else { continue };
             if std::fs::metadata(path).is_ok_and(|found| found.rdev() == number) {
-                return Err(Kind::Volume.refused(&other, "it is this device already"));
+                return Err(Kind::Volume.refused(&other, Refusal::SameDevice));
             }
         }
         // Opened as its keeper would, so that what cannot be used is told now.
@@ -106,35 +107,43 @@ impl Pool {
 }
 
 /// Makes `to` a copy of the first `length` bytes of `from`, `size` bytes long, holes kept.
-fn copy_raw(from: &File, length: u64, to: &Path, size: u64) -> Result<(), VolumeError> {
+fn copy_raw(from: &File, length: u64, to: &Path, size: u64, progress: &mut Progress<'_>) -> Result<(), VolumeError> {
     let failed = |source: io::Error| VolumeError::File { what: "cannot copy to", path: to.into(), source };
     let target = File::create_new(to).map_err(failed)?;
     match ioctl_ficlone(&target, from) {
         Ok(()) => {}
         Err(Errno::OPNOTSUPP | Errno::XDEV | Errno::INVAL | Errno::NOTTY | Errno::NOSYS) => {
-            copy_data(from, length, &target).map_err(failed)?;
+            copy_data(from, length, &target, progress, &failed)?;
         }
         Err(error) => return Err(failed(error.into())),
     }
     target.set_len(size).map_err(failed)
 }
 
-fn copy_data(from: &File, length: u64, to: &File) -> io::Result<()> {
+fn copy_data(
+    from: &File,
+    length: u64,
+    to: &File,
+    progress: &mut Progress<'_>,
+    failed: &impl Fn(io::Error) -> VolumeError,
+) -> Result<(), VolumeError> {
     let mut buffer = vec![0; STEP];
     let mut at = 0;
     while at < length {
         let start = match seek(from, SeekFrom::Data(at)) {
             Ok(start) => start,
             Err(Errno::NXIO) => break,
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(failed(error.into())),
         };
-        let end = seek(from, SeekFrom::Hole(start))?.min(length);
+        let end = seek(from, SeekFrom::Hole(start)).map_err(|error| failed(error.into()))?.min(length);
         at = start;
         while at < end {
             let part = &mut buffer[..(end - at).min(STEP as u64) as usize];
-            from.read_exact_at(part, at)?;
-            to.write_all_at(part, at)?;
+            from.read_exact_at(part, at).and_then(|()| to.write_all_at(part, at)).map_err(failed)?;
             at += part.len() as u64;
+            if progress(at as f64 / length as f64).is_break() {
+                return Err(VolumeError::Cancelled);
+            }
         }
     }
     Ok(())

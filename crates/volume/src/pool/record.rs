@@ -96,7 +96,7 @@ pub(super) fn open_device(path: &Path) -> Result<File, VolumeError> {
     let real = path.canonicalize().map_err(unreadable(path))?;
     let is_block = std::fs::metadata(&real).map_err(unreadable(path))?.file_type().is_block_device();
     if !path.is_absolute() || !real.starts_with("/dev") || !is_block {
-        return Err(VolumeError::NotAnImage { path: path.into(), why: "not a block device under /dev" });
+        return Err(VolumeError::NotADevice { path: path.into() });
     }
     File::open(&real).map_err(unreadable(path))
 }

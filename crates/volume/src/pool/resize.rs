@@ -1,7 +1,10 @@
 //! Growing and shrinking volumes, while nobody has them open.
 
+use std::ops::Range;
+use std::path::Path;
+
 use super::{Kind, Pool, VolumeName, check_size};
-use crate::error::VolumeError;
+use crate::error::{Refusal, VolumeError};
 use crate::image::qcow2::{lock, utf8};
 use crate::image::{Format, Image, Lock, RawFile};
 
@@ -26,7 +29,7 @@ impl Pool {
         check_size(size)?;
         let old = self.resizable(name)?;
         if size <= old {
-            return Err(Kind::Volume.refused(name, format!("it has {old} bytes and cannot grow to {size}")));
+            return Err(Kind::Volume.refused(name, Refusal::NotLarger { has: old, wanted: size }));
         }
         self.set_size(name, size)
     }
@@ -39,20 +42,22 @@ impl Pool {
         check_size(size)?;
         let old = self.resizable(name)?;
         if size >= old {
-            return Err(Kind::Volume.refused(name, format!("it has {old} bytes and cannot shrink to {size}")));
+            return Err(Kind::Volume.refused(name, Refusal::NotSmaller { has: old, wanted: size }));
         }
         if cut == CutOff::MustBeZero
             && let Some(at) = self.first_data(name, size)?
         {
-            return Err(Kind::Volume.refused(name, format!("there is data at byte {at}, behind the new end")));
+            return Err(Kind::Volume.refused(name, Refusal::DataBehindEnd { at }));
         }
         self.set_size(name, size)
     }
 
     fn resizable(&self, name: &VolumeName) -> Result<u64, VolumeError> {
+        // What is still in the log is for the size that the volume has now.
+        self.recover(name)?;
         let info = self.info(Kind::Volume, name)?;
         match info.record.device {
-            Some(_) => Err(Kind::Volume.refused(name, "a device has the size that it has")),
+            Some(_) => Err(Kind::Volume.refused(name, Refusal::SizeOfDevice)),
             None => Ok(info.record.size),
         }
     }
@@ -61,22 +66,26 @@ impl Pool {
     fn set_size(&self, name: &VolumeName, size: u64) -> Result<(), VolumeError> {
         let mut record = self.record(Kind::Volume, name)?;
         let path = self.image_path(Kind::Volume, name, &record);
-        match record.format {
-            Format::Raw => {
-                let image = RawFile::open(&path)?;
-                let failed = |source| VolumeError::File { what: "cannot resize", path: path.clone(), source };
-                image.file().set_len(size).and_then(|()| image.file().sync_all()).map_err(failed)?;
-            }
-            Format::Qcow2 => {
-                let held = lock(&path, Lock::Exclusive)?;
-                let bytes = size.to_string();
-                self.tools.img(["resize", "-q", "-f", "qcow2", "--shrink", "--", utf8(&path)?, &bytes])?;
-                let failed = |source| VolumeError::File { what: "cannot sync", path: path.clone(), source };
-                held.sync_all().map_err(failed)?;
-            }
-        }
+        self.set_image_size(&path, record.format, size)?;
         record.size = size;
         record.store(&self.directory(Kind::Volume, name))
+    }
+
+    /// Gives an image that nobody has open another size, durably.
+    pub(super) fn set_image_size(&self, path: &Path, format: Format, size: u64) -> Result<(), VolumeError> {
+        let failed = |source| VolumeError::File { what: "cannot resize", path: path.into(), source };
+        match format {
+            Format::Raw => {
+                let image = RawFile::open(path)?;
+                image.file().set_len(size).and_then(|()| image.file().sync_all()).map_err(failed)
+            }
+            Format::Qcow2 => {
+                let held = lock(path, Lock::Exclusive)?;
+                let bytes = size.to_string();
+                self.tools.img(["resize", "-q", "-f", "qcow2", "--shrink", "--", utf8(path)?, &bytes])?;
+                held.sync_all().map_err(failed)
+            }
+        }
     }
 
     /// The first byte from `from` on that is not zero.
@@ -86,9 +95,29 @@ impl Pool {
             let image = RawFile::open(&self.image_path(Kind::Volume, name, &record))?;
             scan(&image, from, |at| image.next_data(at))
         } else {
-            scan(&*self.open_volume(name)?, from, |at| Ok(Some(at)))
+            let image = self.open_volume(name)?;
+            let data = self.mapped(&self.image_path(Kind::Volume, name, &record), from)?;
+            scan(&*image, from, |at| Ok(data.iter().find(|extent| extent.end > at).map(|extent| extent.start.max(at))))
         }
     }
+
+    /// What of a qcow2 image, from `from` on, may differ from zero: a large image is mostly empty.
+    fn mapped(&self, path: &Path, from: u64) -> Result<Vec<Range<u64>>, VolumeError> {
+        let offset = format!("--start-offset={from}");
+        // -U: our own storage daemon has it open.
+        let text = self.tools.img(["map", "-U", "-f", "qcow2", "--output=json", &offset, "--", utf8(path)?])?;
+        let report = |error: serde_json::Error| VolumeError::Damaged { path: path.into(), report: error.to_string() };
+        let extents: Vec<Extent> = serde_json::from_slice(&text).map_err(report)?;
+        Ok(extents.iter().filter(|e| !e.zero).map(|e| e.start..e.start.saturating_add(e.length)).collect())
+    }
+}
+
+/// A line of qemu-img(1), "map".
+#[derive(serde::Deserialize)]
+struct Extent {
+    start: u64,
+    length: u64,
+    zero: bool,
 }
 
 fn scan(
