@@ -8,7 +8,7 @@
 //! * [`faults`]: kill, freeze, cut, and their opposites
 //! * [`boot`]: the witness, keepers and the VM. [`watch`]: their events, as they come
 //! * [`observer`]: who spoke for the VM on the public network
-//! * [`ledger`]: a client that checks every acknowledged write
+//! * [`ledger`]: clients that check every acknowledged write or transaction
 //! * [`pinger`]: round trips. [`series`]: percentiles
 //! * [`bench`]: protected against unprotected, measured
 //! * [`status`]: how a lab is at the moment
@@ -42,7 +42,7 @@ pub use config::{LabConfig, LabSecurity};
 pub use error::LabError;
 pub use faults::Cut;
 pub use lab::Lab;
-pub use ledger::{Ledger, LedgerOptions, LedgerReport};
+pub use ledger::{Ledger, LedgerOptions, LedgerReport, SqlLedger};
 pub use observer::{Observer, Report, Takeover};
 pub use pinger::Pinger;
 pub use series::{Series, Summary};
