@@ -77,7 +77,8 @@ impl VmOptions {
 
     /// Debian with PostgreSQL: one vCPU, 512 MiB, a volume, protected.
     pub fn postgres(name: VmName, acknowledge: Acknowledge) -> Result<Self, LabError> {
-        let data = "data".parse().map_err(|e: InvalidName| LabError::Name { name: "data".into(), reason: e.to_string() })?;
+        let data =
+            "data".parse().map_err(|e: InvalidName| LabError::Name { name: "data".into(), reason: e.to_string() })?;
         Ok(Self {
             guest: Guest::Postgres,
             memory_mib: 512,

@@ -38,6 +38,11 @@ pub(crate) fn images(lab: &str) -> PathBuf {
     Path::new(IMAGES).join(lab)
 }
 
+/// Whether this machine can have such disks: a container, for example, often has no loop devices.
+pub fn supported() -> bool {
+    Path::new("/dev/loop-control").exists()
+}
+
 impl Lab {
     /// Where a host keeps what outlives a loss of power.
     pub fn disk_dir(&self, host: &str) -> PathBuf {
@@ -63,7 +68,11 @@ impl Lab {
             let made = File::create_new(&image).and_then(|f| f.set_len(SIZE));
             made.map_err(io_at(format!("make {}", image.display())))?;
             // Nothing is written that the first use would not write anyway.
-            run("mkfs.ext4", &["-q", "-F", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"], &image)?;
+            run(
+                "mkfs.ext4",
+                &["-q", "-F", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"],
+                &image,
+            )?;
             self.mount(host)?;
         }
         Ok(())
@@ -129,8 +138,6 @@ fn run(program: &str, arguments: &[&str], last: &Path) -> Result<(), LabError> {
     let output = command.output().map_err(io_at(format!("start {what}")))?;
     match output.status.success() {
         true => Ok(()),
-        false => {
-            Err(LabError::Command { what, detail: String::from_utf8_lossy(&output.stderr).trim().to_owned() })
-        }
+        false => Err(LabError::Command { what, detail: String::from_utf8_lossy(&output.stderr).trim().to_owned() }),
     }
 }

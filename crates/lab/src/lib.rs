@@ -5,7 +5,7 @@
 //! once, and cables that can be cut. Whatever a lab makes goes away with it, also when its owner is killed.
 //!
 //! * [`lab`]: up, down, attach; processes of a host. [`config`]: what to make. [`topology`]: names and addresses
-//! * [`faults`]: kill, freeze, cut, and their opposites. [`power`]: the loss of power. `disks`: which forget what was not
+//! * [`faults`]: kill, freeze, cut, and their opposites. [`power`]: the loss of power. [`disks`]: which forget what was not
 //!   synced then
 //! * [`guest`]: what runs in the VM
 //! * [`boot`]: the witness, keepers and the VM. [`watch`]: their events, as they come
@@ -22,7 +22,7 @@ pub mod bench;
 pub mod boot;
 pub mod config;
 pub mod demo;
-mod disks;
+pub mod disks;
 pub mod error;
 pub mod faults;
 pub mod guest;

@@ -65,10 +65,8 @@ impl Ledger {
             Reply::Integer(_) => {}
             other => return Err(LabError::Resp(format!("{other:?}"))),
         }
-        let shared = Arc::new(Shared {
-            state: Mutex::new(State { book: Book::new(), stop: false }),
-            pulse: Pulse::new(),
-        });
+        let shared =
+            Arc::new(Shared { state: Mutex::new(State { book: Book::new(), stop: false }), pulse: Pulse::new() });
         let theirs = Arc::clone(&shared);
         let clone = stream.try_clone().map_err(io_at("duplicate a socket"))?;
         let in_flight = options.in_flight.max(1);

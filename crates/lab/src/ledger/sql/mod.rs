@@ -252,7 +252,8 @@ impl Session {
                 broken => {
                     shared.book().broken(transfer.id);
                     shared.pulse.reset();
-                    let why = broken.map_or_else(|_| "no answer".into(), |e| e.err().map_or(String::new(), |e| words(&e)));
+                    let why =
+                        broken.map_or_else(|_| "no answer".into(), |e| e.err().map_or(String::new(), |e| words(&e)));
                     tracing::warn!(why, "a connection of the ledger broke");
                     return;
                 }
