@@ -26,9 +26,9 @@ struct State {
 }
 
 impl Pulse {
-    /// Nothing heard; the first silence begins now.
-    pub(super) fn new() -> Self {
-        let state = State { acked: 0, gaps: VecDeque::new(), last: Instant::now(), resets: 0, ended: false };
+    /// Nothing heard but `acked` acknowledgements, long ago; the first silence begins now.
+    pub(super) fn new(acked: u64) -> Self {
+        let state = State { acked, gaps: VecDeque::new(), last: Instant::now(), resets: 0, ended: false };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 

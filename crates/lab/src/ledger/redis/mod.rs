@@ -66,7 +66,7 @@ impl Ledger {
             other => return Err(LabError::Resp(format!("{other:?}"))),
         }
         let shared =
-            Arc::new(Shared { state: Mutex::new(State { book: Book::new(), stop: false }), pulse: Pulse::new() });
+            Arc::new(Shared { state: Mutex::new(State { book: Book::new(), stop: false }), pulse: Pulse::new(0) });
         let theirs = Arc::clone(&shared);
         let clone = stream.try_clone().map_err(io_at("duplicate a socket"))?;
         let in_flight = options.in_flight.max(1);

@@ -121,7 +121,8 @@ impl SqlLedger {
             }
             Ok::<_, LabError>(clients)
         })?;
-        let shared = Arc::new(Shared { book: Mutex::new(book), pulse: Pulse::new() });
+        let pulse = Pulse::new(book.acked());
+        let shared = Arc::new(Shared { book: Mutex::new(book), pulse });
         let (ending, ended) = watch::channel(Ending::NotYet);
         let theirs = Arc::clone(&shared);
         let thread = std::thread::spawn(move || {
