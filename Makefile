@@ -28,8 +28,9 @@ bootstrap: root ## Install what is missing on a Debian 12 or 13 machine with Rus
 build: ## Build the binaries (release)
 	cargo build --release --workspace --bins --locked
 
-guest: bootstrap ## Build the test guest from Debian packages, once for each recipe
+guest: bootstrap ## Build the test guests from Debian packages, once for each recipe
 	@guest/build
+	@guest/build postgres
 
 # One after the other, whatever -j says: each needs what the one before made, and two cores are soon full.
 demo: root ## Show the main job: a VM that survives its host, three times over

@@ -1,23 +1,26 @@
 //! `ninefold demo`: the main job, told as it happens. The job itself is `ninefold_lab::demo`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use indicatif::ProgressBar;
-use ninefold_lab::demo::{self, Audience, DemoOptions, DemoReport, Fault, Step};
+use ninefold_lab::Guest;
+use ninefold_lab::demo::{self, Act, ActReport, Audience, DemoOptions, DemoReport, Fault, Step};
 use ninefold_model::event::FailoverPhases;
 
 use crate::error::CliError;
 use crate::interrupt;
 use crate::lab::VmShape;
-use crate::output::{Output, brief, count, ms, say};
+use crate::output::{Output, brief, bytes, count, ms, say};
 use crate::progress;
 
-/// Show the main job: a VM that survives its host, with a client that checks every write
+/// Show the main job: VMs that survive their hosts, with clients that check every write
 ///
-/// Makes a lab, boots a Debian guest with redis, protects it, and kills what runs it, again and again, while a client
-/// writes on one TCP connection. Exit code 0 only if no acknowledged write was lost, no connection broke, and never two
-/// hosts spoke for the VM.
+/// Two acts, each in a lab of its own. First a Debian guest with redis: it is protected, and what runs it is killed, again
+/// and again, while a client writes on one TCP connection. Then one with PostgreSQL on a replicated volume, the same;
+/// and at last all of it loses its power and comes back. Exit code 0 only if no acknowledged write or transaction was
+/// lost, no connection broke, and never two hosts spoke for a VM.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     ninefold demo\n  \
@@ -28,10 +31,10 @@ pub struct DemoArgs {
     /// Where the report is written (JSON)
     #[arg(long, value_name = "FILE", default_value = "target/demo/report.json")]
     report: PathBuf,
-    /// How many times the primary is lost: QEMU, the keeper, the whole host in turn
+    /// How many times the primary is lost in each act: QEMU, the keeper, the whole host in turn
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     failovers: u32,
-    /// The name of the lab that is made for it
+    /// The name of the labs that are made for it, one after the other
     #[arg(long, alias = "lab", value_name = "LAB", default_value = "demo-run")]
     name: String,
     #[command(flatten)]
@@ -41,7 +44,13 @@ pub struct DemoArgs {
 pub fn run(args: &DemoArgs, output: &Output) -> Result<(), CliError> {
     let mut options = DemoOptions::new(&args.name)?;
     options.lab.security = args.vm.security();
+    options.database_lab.security = args.vm.security();
     options.vm = args.vm.options()?;
+    // PostgreSQL's programs are in memory: it needs more.
+    options.database.memory_mib = options.database.memory_mib.max(options.vm.memory_mib);
+    options.database.vcpus = options.vm.vcpus;
+    options.database.accel = options.vm.accel;
+    options.database.qemu.clone_from(&options.vm.qemu);
     options.failovers = args.failovers;
     let file = |what: &str| format!("{what} {}", args.report.display());
     if let Some(dir) = args.report.parent() {
@@ -53,8 +62,7 @@ pub fn run(args: &DemoArgs, output: &Output) -> Result<(), CliError> {
         _ => {}
     }
     let armed = interrupt::take_down_on_signal(&args.name)?;
-    let mut teller = Teller { quiet: output.is_json(), bar: None, scenes: Vec::new(), current: None };
-    teller.say("A VM that survives its host. One client writes to its redis all the time, on one TCP connection.\n");
+    let mut teller = Teller { quiet: output.is_json(), bar: None, act: Act::Redis, scenes: Vec::new(), current: None };
     let ran = demo::run(&options, &mut teller);
     teller.clear();
     drop(armed);
@@ -62,7 +70,7 @@ pub fn run(args: &DemoArgs, output: &Output) -> Result<(), CliError> {
     let json = serde_json::to_vec_pretty(&report).map_err(CliError::io(file("write")))?;
     std::fs::write(&args.report, json).map_err(CliError::io(file("write")))?;
     let failures = report.failures();
-    output.show(&report, || summary(&report, &teller.scenes, args))?;
+    output.show(&report, || summary(&report, args))?;
     if failures.is_empty() { Ok(()) } else { Err(CliError::Demo(failures)) }
 }
 
@@ -77,6 +85,8 @@ struct Scene {
 struct Teller {
     quiet: bool,
     bar: Option<ProgressBar>,
+    act: Act,
+    /// Of this act.
     scenes: Vec<Scene>,
     current: Option<String>,
 }
@@ -102,16 +112,46 @@ impl Teller {
             bar.finish_and_clear();
         }
     }
+
+    /// What the client does, in the plural.
+    fn writes(&self) -> &'static str {
+        match self.act {
+            Act::Redis => "writes",
+            Act::Database => "transactions",
+        }
+    }
+}
+
+fn seconds(d: Duration) -> String {
+    format!("{:.1} s", d.as_secs_f64())
+}
+
+fn us(d: Duration) -> u64 {
+    d.as_micros() as u64
 }
 
 impl Audience for Teller {
     fn hear(&mut self, step: Step) {
-        let seconds = |d: std::time::Duration| format!("{:.1} s", d.as_secs_f64());
         match step {
-            Step::LabUp { lab, tls, took } => {
+            Step::Act(act) => {
+                self.act = act;
+                self.scenes.clear();
+                self.say(match act {
+                    Act::Redis => {
+                        "Act 1: a VM that survives its host. One client writes to its redis all the time, on one TCP \
+                         connection.\n"
+                    }
+                    Act::Database => {
+                        "\n\nAct 2: a database on a volume that each host has a copy of. Four connections move money \
+                         between accounts.\n"
+                    }
+                });
+            }
+            Step::LabUp { lab, tls, disks, took } => {
                 let link = if tls { "mutual TLS" } else { "plain text" };
+                let disks = if disks { "; disks that forget what was not synced when the power fails" } else { "" };
                 self.say(&format!(
-                    "1. Hosts a and b, a witness and a client: lab '{lab}' with two networks, {link} ({})",
+                    "1. Hosts a and b, a witness and a client: lab '{lab}' with two networks, {link}{disks} ({})",
                     seconds(took)
                 ));
                 self.wait("starting the witness and the keepers");
@@ -121,22 +161,26 @@ impl Audience for Teller {
                     progress::boot(bar, &progress);
                 }
             }
-            Step::Protected { status, boot, sync } => {
+            Step::Protected { status, guest, boot, sync } => {
                 let machine = status.machine.as_ref().map_or_else(String::new, |m| {
                     format!("QEMU {} with {} ({})", m.qemu, m.accel, brief(&m.accel_reason))
                 });
                 let peer = status.peer.as_ref().map_or_else(|| "nobody".into(), ToString::to_string);
+                let (what, copied) = match guest {
+                    Guest::Basic => ("redis", "its memory is there too"),
+                    Guest::Postgres => ("PostgreSQL on a volume", "its memory and its volume are there too"),
+                };
                 self.say(&format!(
-                    "2. Debian with redis boots on host {} ({}), {machine}\n3. Protected by host {peer}: its memory is \
-                     there too ({}), and from now on every change",
+                    "2. Debian with {what} boots on host {} ({}), {machine}\n3. Protected by host {peer}: {copied} ({}), \
+                     and from now on every change",
                     status.host,
                     seconds(boot),
-                    ms(sync.as_micros() as u64),
+                    ms(us(sync)),
                 ));
                 self.wait("the client writes");
             }
             Step::Writing { acked } => {
-                self.say(&format!("   the client writes: {} writes acknowledged so far", count(acked)));
+                self.say(&format!("   the client writes: {} {} acknowledged so far", count(acked), self.writes()));
             }
             Step::Fault { number, of, fault, primary, backup } => {
                 let what = match fault {
@@ -148,38 +192,73 @@ impl Audience for Teller {
                 self.current = Some(format!("{number}. {} on {primary}", fault.words()));
                 self.wait(&format!("host {backup} takes over"));
             }
-            Step::TookOver { by, phases: p, gap, acked, .. } => {
+            Step::TookOver { by, phases: p, gap, acked } => {
+                let same = match self.act {
+                    Act::Redis => "on the same connection",
+                    Act::Database => "on the same connections",
+                };
                 self.say(&format!(
                     "   host {by} took over: detect {}, witness {}, load {}, resume {}\n   the client waited {} for an \
-                     answer, on the same connection; {} writes acknowledged",
+                     answer, {same}; {} {} acknowledged",
                     ms(p.detect_us),
                     ms(p.arbitrate_us),
                     ms(p.load_us),
                     ms(p.resume_us),
-                    ms(gap.as_micros() as u64),
+                    ms(us(gap)),
                     count(acked),
+                    self.writes(),
                 ));
                 let title = self.current.take().unwrap_or_default();
-                self.scenes.push(Scene { title, phases: p, gap_us: gap.as_micros() as u64 });
+                self.scenes.push(Scene { title, phases: p, gap_us: us(gap) });
                 self.wait("a new backup is sought");
             }
-            Step::Restarted { host, fault, .. } => {
+            Step::Restarted { host, fault } => {
                 let what = if fault == Fault::KillHost { "is switched on again" } else { "has its keeper back" };
                 self.say(&format!("   host {host} {what}"));
-                self.wait("memory is copied to it");
+                self.wait("what it lacks is copied to it");
             }
-            Step::Reprotected { backup, since_fault, sync, .. } => {
+            Step::Reprotected { backup, since, sync, volume_bytes, .. } => {
+                let volume = match self.act {
+                    Act::Redis => String::new(),
+                    Act::Database => format!(", {} of the volume", bytes(volume_bytes)),
+                };
                 self.say(&format!(
-                    "   protected again, by host {backup}, {} after the fault (copy {})",
-                    seconds(since_fault),
-                    ms(sync.as_micros() as u64)
+                    "   protected again, by host {backup}, after {} (copy {}{volume})",
+                    seconds(since),
+                    ms(us(sync))
                 ));
                 self.wait("the client writes");
             }
-            Step::Verified { acked, lost, resets } => {
+            Step::PowerLost { acked, doubtful, unsynced_dropped } => {
+                let dropped = if unsynced_dropped { ", and the disks forget what was not synced" } else { "" };
                 self.say(&format!(
-                    "\nEvery write is looked up: {} acknowledged, {lost} lost, {resets} connections reset",
+                    "\nHosts a and b and the witness lose their power in the middle of it{dropped}\n   {} transactions \
+                     acknowledged, {doubtful} under way",
                     count(acked)
+                ));
+                self.wait("the power comes back");
+            }
+            Step::PowerOn { host, took } => {
+                self.say(&format!("   the power is back; the VM is started on host {host} ({})", seconds(took)));
+                self.wait("the guest boots and PostgreSQL recovers");
+            }
+            Step::Recovered { recovery } => {
+                self.say(&format!(
+                    "   the first transaction is acknowledged {} after the power came",
+                    seconds(recovery)
+                ));
+                self.wait("a backup is sought");
+            }
+            Step::Verified { act, acked, lost, resets } => {
+                let what = match act {
+                    Act::Redis => "Every write is looked up",
+                    Act::Database => "Every transaction is looked up, and every balance computed anew",
+                };
+                self.say(&format!(
+                    "\n{what}: {} acknowledged, {lost} lost, {resets} connections reset\n\nThe client's longest waits \
+                     (each row is one failover)\n\n{}",
+                    count(acked),
+                    timeline(&self.scenes)
                 ));
                 self.wait("taking the lab down");
             }
@@ -188,28 +267,39 @@ impl Audience for Teller {
     }
 }
 
-fn summary(report: &DemoReport, scenes: &[Scene], args: &DemoArgs) -> String {
-    let mut text = format!("\nThe client's longest waits (each row is one failover)\n\n{}", timeline(scenes));
-    let pause = &report.pause_us;
+fn summary(report: &DemoReport, args: &DemoArgs) -> String {
+    let act = |name: &str, act: &ActReport| {
+        let pause = &act.pause_us;
+        format!(
+            "{name}: ran on {}; {} checkpoints committed; guest paused p50 {}, p99 {}, max {}\n",
+            act.path.join(" -> "),
+            count(act.epochs),
+            ms(pause.p50),
+            ms(pause.p99),
+            ms(pause.max),
+        )
+    };
+    let database = &report.database;
+    let mut text = format!("\n{}{}", act("redis", &report.redis), act("PostgreSQL", &database.act));
     text += &format!(
-        "\nran on {}; {} checkpoints committed; guest paused p50 {}, p99 {}, max {}\n",
-        report.path.join(" -> "),
-        count(report.epochs),
-        ms(pause.p50),
-        ms(pause.p99),
-        ms(pause.max),
+        "resyncs sent {} of a volume of {}; after the loss of power the first transaction took {:.1} s\n",
+        bytes(database.resync_bytes),
+        bytes(database.volume_bytes),
+        database.power_loss_recovery_ms / 1000.0
     );
-    let spoke = match report.speakers_overlapped {
-        0 => "never two hosts spoke for the VM".to_owned(),
+    let spoke = match report.redis.speakers_overlapped + database.act.speakers_overlapped {
+        0 => "never two hosts spoke for a VM".to_owned(),
         n => format!("{n} TIMES A HOST SPOKE OUT OF TURN"),
     };
     text += &format!(
-        "{} writes acknowledged, {} lost; {} connections reset; {spoke}\n",
+        "{} writes acknowledged, {} lost; {} transactions acknowledged, {} lost; {} connections reset; {spoke}\n",
         count(report.acked_writes),
         report.acked_writes_lost,
-        report.connections_reset
+        count(database.transactions_acked),
+        database.transactions_lost,
+        report.redis.connections_reset + database.act.connections_reset
     );
-    for complaint in &report.complaints {
+    for complaint in report.redis.complaints.iter().chain(&database.act.complaints) {
         text += &format!("  {complaint}\n");
     }
     text + &format!("report: {}   ({:.0} s in all)", args.report.display(), report.total_ms / 1000.0)

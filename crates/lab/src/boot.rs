@@ -11,14 +11,14 @@ use ninefold_keeper::config::{KeeperConfig, Peer, SecurityConfig, Timing};
 use ninefold_model::control::Request;
 use ninefold_model::event::{Event, EventKind};
 use ninefold_model::health::Watchdog;
-use ninefold_model::spec::{AccelChoice, Boot, EpochPolicy, Mac, Nic, Protection, VmSpec, VolumeSpec};
-use ninefold_model::{HostName, VmName};
+use ninefold_model::spec::{AccelChoice, Acknowledge, Boot, EpochPolicy, Mac, Nic, Protection, VmSpec, VolumeSpec};
+use ninefold_model::{HostName, InvalidName, VmName};
 use ninefold_transport::{Authority, Validity};
 
 use crate::config::LabSecurity;
 use crate::error::{LabError, io_at};
+use crate::guest::Guest;
 use crate::lab::Lab;
-use crate::ledger;
 use crate::programs::{self, KEEPER, WITNESS_PROGRAM};
 use crate::topology::{BRIDGE, CLIENT, GUEST_IP, GUEST_IP6, Network, WITNESS};
 use crate::watch::EventWatch;
@@ -32,15 +32,21 @@ pub const METRICS_PORT: u16 = 7702;
 /// Where the guest's redis listens.
 pub const REDIS_PORT: u16 = 6379;
 
-/// A lab's VM: the test guest with redis in it.
+/// Where the guest's PostgreSQL listens.
+pub const POSTGRES_PORT: u16 = 5432;
+/// The volume on which PostgreSQL has its data, bytes.
+pub const DATA_VOLUME: u64 = 512 << 20;
+
+/// A lab's VM.
 #[derive(Debug, Clone)]
 pub struct VmOptions {
     pub name: VmName,
+    pub guest: Guest,
     pub mac: Mac,
     pub vcpus: u16,
     pub memory_mib: u64,
     pub accel: AccelChoice,
-    /// Its disks. With one, the guest's redis keeps there what it acknowledges.
+    /// Its disks. On the one called `data` the guest keeps what it acknowledges.
     pub volumes: Vec<VolumeSpec>,
     pub protection: Protection,
     /// Backups at once. The lab needs as many hosts more.
@@ -57,10 +63,11 @@ pub struct VmOptions {
 }
 
 impl VmOptions {
-    /// One vCPU, 256 MiB, protected.
+    /// Debian with redis: one vCPU, 256 MiB, protected.
     pub fn new(name: VmName) -> Self {
         Self {
             name,
+            guest: Guest::Basic,
             mac: Mac([0x52, 0x54, 0, 0x0f, 0x09, 0x10]),
             vcpus: 1,
             memory_mib: 256,
@@ -77,11 +84,23 @@ impl VmOptions {
         }
     }
 
-    fn spec(&self) -> VmSpec {
-        let guest = cache_dir().join("guest/current");
+    /// Debian with PostgreSQL: one vCPU, 512 MiB, a volume, protected.
+    pub fn postgres(name: VmName, acknowledge: Acknowledge) -> Result<Self, LabError> {
+        let data =
+            "data".parse().map_err(|e: InvalidName| LabError::Name { name: "data".into(), reason: e.to_string() })?;
+        Ok(Self {
+            guest: Guest::Postgres,
+            memory_mib: 512,
+            volumes: vec![VolumeSpec { acknowledge, ..VolumeSpec::new(data, DATA_VOLUME) }],
+            ..Self::new(name)
+        })
+    }
+
+    fn spec(&self) -> Result<VmSpec, LabError> {
+        let guest = self.guest.dir()?;
         // What the guest's recipe wants its kernel to be told; a guest that says nothing still has a console.
         let wanted = fs::read_to_string(guest.join("cmdline")).unwrap_or_else(|_| "console=ttyS0".into());
-        VmSpec {
+        Ok(VmSpec {
             name: self.name.clone(),
             arch: Default::default(),
             vcpus: self.vcpus,
@@ -97,7 +116,7 @@ impl VmOptions {
             protection: self.protection,
             backups: self.backups,
             watchdog: self.watchdog.clone(),
-        }
+        })
     }
 }
 
@@ -111,19 +130,19 @@ pub fn cache_dir() -> PathBuf {
 pub struct BootedVm {
     /// What all keepers say, from now on.
     pub events: EventWatch,
-    /// From asking for the start to the first answer of redis.
+    /// From asking for the start to the first answer of the guest's service.
     pub boot: Duration,
-    /// From the first answer of redis to `Protected`; `None` if protection was not asked for.
+    /// From the first answer to `Protected`; `None` if protection was not asked for.
     pub sync: Option<Duration>,
 }
 
 /// The guest's redis, as the client sees it.
 pub fn redis() -> SocketAddr {
-    SocketAddr::new(GUEST_IP, REDIS_PORT)
+    Guest::Basic.service()
 }
 
 impl Lab {
-    /// Boots the VM on `host`: starts the witness and all keepers, waits until redis answers the client and, if
+    /// Boots the VM on `host`: starts the witness and all keepers, waits until its service answers the client and, if
     /// protection is asked for, until the VM is protected.
     pub fn boot_vm(&self, host: &str, options: &VmOptions) -> Result<BootedVm, LabError> {
         self.vm_host(host)?;
@@ -137,8 +156,8 @@ impl Lab {
         let begin = Instant::now();
         self.ask(host, &Request::Start { force: false })?;
         let netns = self.netns(CLIENT)?;
-        if !ledger::await_answer(&netns, redis(), deadline)? {
-            return Err(self.no("answer of redis in the guest", options.patience, &events));
+        if !options.guest.await_answer(&netns, deadline)? {
+            return Err(self.no("answer of the guest's service", options.patience, &events));
         }
         let boot = begin.elapsed();
         let mut sync = None;
@@ -184,7 +203,7 @@ impl Lab {
             let peers = self.topology().hosts.iter().filter(|h| *h != host);
             let config = KeeperConfig {
                 host: host.clone(),
-                vm: options.spec(),
+                vm: options.spec()?,
                 qemu: options.qemu.clone().unwrap_or_else(|| "qemu-system-x86_64".into()),
                 cache_dir: cache_dir(),
                 pool: self.pool_dir(host.as_str()),
@@ -212,7 +231,7 @@ impl Lab {
 
     /// The storage pool of a host.
     pub fn pool_dir(&self, host: &str) -> PathBuf {
-        self.run_dir(host).join("pool")
+        self.disk_dir(host).join("pool")
     }
 
     /// Where memory dumps of a host's VM are.
@@ -303,7 +322,7 @@ impl Lab {
         let run_dir = self.run_dir(WITNESS);
         let mut command = self.program(WITNESS, WITNESS_PROGRAM)?;
         command.args(["--listen", &self.endpoint(WITNESS, WITNESS_PORT)?.to_string()]);
-        command.arg("--data").arg(run_dir.join("register"));
+        command.arg("--data").arg(self.disk_dir(WITNESS).join("register"));
         match self.record().security {
             LabSecurity::MutualTls => command.arg("--identity").arg(run_dir.join("identity")),
             LabSecurity::PlainText => command.args(["--plain-text", WITNESS]),

@@ -23,6 +23,9 @@ pub struct LabConfig {
     /// Keep each host's processes in a control group of version 2, if the machine has such. Otherwise they are found
     /// by their network namespace and signalled one by one.
     pub control_groups: bool,
+    /// Each host's storage pool, and the witness's register, is on a disk of its own that forgets what was not synced when
+    /// its host loses power. Needs loop devices and ext4.
+    pub disks: bool,
     /// Where the logs go when the thread that owns the lab panics (a failed test). By default `lab-debris` in Cargo's
     /// target directory.
     pub debris: Option<PathBuf>,
@@ -49,6 +52,7 @@ impl LabConfig {
             security: LabSecurity::default(),
             bin_dir: None,
             control_groups: true,
+            disks: false,
             debris: None,
         };
         config.set_hosts(2)?;

@@ -42,26 +42,7 @@ impl Lab {
         }
     }
 
-    /// Like pulling a host's power: its interfaces go down, then all its processes are killed at once. Nothing that the
-    /// dying processes or the kernel on their behalf may send gets out.
-    pub fn kill_host(&self, host: &str) -> Result<(), LabError> {
-        self.set_links(host, false)?;
-        self.processes(host)?.kill()?;
-        self.reap();
-        Ok(())
-    }
-
-    /// Gives a killed host its power back: its interfaces come up and, if it had a keeper, that is started.
-    pub fn restart_host(&self, host: &str) -> Result<(), LabError> {
-        self.forget_connections(host)?;
-        self.set_links(host, true)?;
-        match self.has_keeper(host) {
-            true => self.start_keeper(host),
-            false => Ok(()),
-        }
-    }
-
-    fn set_links(&self, host: &str, up: bool) -> Result<(), LabError> {
+    pub(crate) fn set_links(&self, host: &str, up: bool) -> Result<(), LabError> {
         let networks = Network::ALL.into_iter().filter(|n| self.topology().is_on(host, *n));
         let interfaces: Vec<_> = networks.map(Network::interface).collect();
         io_in_netns(&self.netns(host)?, "set the interfaces up or down", || {
@@ -71,7 +52,7 @@ impl Lab {
 
     /// Waits until the kernel has given up the connections of killed processes: a host that comes back from a loss of
     /// power knows nothing of them, and its peers must not hear of them either.
-    fn forget_connections(&self, host: &str) -> Result<(), LabError> {
+    pub(crate) fn forget_connections(&self, host: &str) -> Result<(), LabError> {
         let patience = Duration::from_secs(30);
         let deadline = Instant::now() + patience;
         let netns = self.netns(host)?;

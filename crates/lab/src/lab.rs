@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::config::LabConfig;
+use crate::disks;
 use crate::error::{LabError, io_at};
 use crate::netns;
 use crate::processes::{HostProcesses, cgroup_mount};
@@ -51,6 +52,7 @@ impl Lab {
                 .filter(|_| config.control_groups)
                 .map(|m| m.join(format!("ninefold-{}", topology.lab))),
             security: config.security,
+            disks: config.disks,
             bin_dir: config.bin_dir.clone(),
             topology,
         };
@@ -91,6 +93,7 @@ impl Lab {
     /// Takes down every lab whose owner is gone although it should have gone with it (the guardian was killed too).
     /// Returns their names.
     pub fn sweep() -> Result<Vec<String>, LabError> {
+        disks::sweep();
         let mut swept = Vec::new();
         for name in LabRecord::names() {
             // One without a readable record is being removed at this moment or is none of ours.
@@ -124,6 +127,7 @@ impl Lab {
         self.reap();
         let mut left: Vec<PathBuf> = self.topology().namespaces().iter().map(|n| netns::path(n)).collect();
         left.extend(self.record.cgroup.clone());
+        left.push(disks::images(self.name()));
         left.push(self.dir());
         left.retain(|path| path.exists());
         match left.first() {
@@ -249,6 +253,9 @@ impl Lab {
         for (netns, batch) in topology.interiors() {
             netns::io_in_netns(&netns, "set the kernel's network parameters", || sysctls(&netns))?;
             self.ip(&["-n", &netns], &batch)?;
+        }
+        if self.record.disks {
+            self.make_disks()?;
         }
         Ok(())
     }

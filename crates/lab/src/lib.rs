@@ -5,10 +5,12 @@
 //! once, and cables that can be cut. Whatever a lab makes goes away with it, also when its owner is killed.
 //!
 //! * [`lab`]: up, down, attach; processes of a host. [`config`]: what to make. [`topology`]: names and addresses
-//! * [`faults`]: kill, freeze, cut, and their opposites
+//! * [`faults`]: kill, freeze, cut, and their opposites. [`power`]: the loss of power. [`disks`]: which forget what was not
+//!   synced then
+//! * [`guest`]: what runs in the VM
 //! * [`boot`]: the witness, keepers and the VM. [`watch`]: their events, as they come
 //! * [`observer`]: who spoke for the VM on the public network
-//! * [`ledger`]: a client that checks every acknowledged write
+//! * [`ledger`]: clients that check every acknowledged write or transaction
 //! * [`pinger`]: round trips. [`series`]: percentiles
 //! * [`bench`]: protected against unprotected, measured
 //! * [`status`]: how a lab is at the moment
@@ -20,14 +22,17 @@ pub mod bench;
 pub mod boot;
 pub mod config;
 pub mod demo;
+pub mod disks;
 pub mod error;
 pub mod faults;
+pub mod guest;
 pub mod lab;
 pub mod ledger;
 pub mod link;
 pub mod netns;
 pub mod observer;
 pub mod pinger;
+pub mod power;
 pub mod processes;
 pub mod programs;
 pub mod record;
@@ -41,8 +46,9 @@ pub use boot::{BootedVm, VmOptions};
 pub use config::{LabConfig, LabSecurity};
 pub use error::LabError;
 pub use faults::Cut;
+pub use guest::Guest;
 pub use lab::Lab;
-pub use ledger::{Ledger, LedgerOptions, LedgerReport};
+pub use ledger::{Ledger, LedgerOptions, LedgerReport, SqlLedger};
 pub use observer::{Observer, Report, Takeover};
 pub use pinger::Pinger;
 pub use series::{Series, Summary};

@@ -32,6 +32,9 @@ pub struct LabRecord {
     /// The lab's control group, if the machine has such.
     pub cgroup: Option<PathBuf>,
     pub security: LabSecurity,
+    /// Its hosts have disks of their own.
+    #[serde(default)]
+    pub disks: bool,
     /// Where the programs of Ninefold are.
     pub bin_dir: Option<PathBuf>,
 }

@@ -19,6 +19,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use crate::disks;
 use crate::error::{LabError, io_at};
 use crate::netns;
 use crate::topology::Topology;
@@ -53,7 +54,10 @@ pub(crate) fn script(topology: &Topology, cgroup: Option<&Path>, state_dir: &Pat
     for ns in topology.namespaces() {
         let _ = writeln!(s, "netns delete {ns}");
     }
-    let _ = write!(s, "END\nrm -rf '{0}'\nrmdir \"$(dirname '{0}')\"\nexit 0\n", state_dir.display());
+    s += "END\n";
+    let hosts = topology.hosts.iter().map(ToString::to_string);
+    s += &disks::teardown(&topology.lab, state_dir, hosts);
+    let _ = write!(s, "rm -rf '{0}'\nrmdir \"$(dirname '{0}')\"\nexit 0\n", state_dir.display());
     s
 }
 

@@ -198,7 +198,7 @@ fn a_dump_holds_the_guests_memory() {
         assert_eq!(&dump[..4], b"\x7fELF", "{what}");
         let sector = std::fs::read(match &config.spec.boot {
             Boot::BootSector { image } => image,
-            Boot::Linux { .. } => unreachable!("the guest is a boot sector"),
+            Boot::Linux { .. } | Boot::Volume => unreachable!("the guest is a boot sector"),
         });
         let sector = sector.unwrap();
         // Its code: the processor writes to the descriptors behind it.

@@ -4,8 +4,7 @@
 
 use std::hint::black_box;
 
-use crate::dirty::StartError;
-use crate::job::{Job, Shared};
+use crate::job::{Job, Shared, StartError};
 use crate::memory::{self, Page};
 use crate::rng::Rng;
 

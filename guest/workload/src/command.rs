@@ -24,6 +24,17 @@ pub enum Command {
         mib: u64,
         seed: u64,
     },
+    Disk {
+        job: DiskJob,
+        /// The disk's serial number.
+        volume: String,
+        threads: u64,
+    },
+    /// New contents for a share of a volume.
+    Rewrite {
+        volume: String,
+        percent: u64,
+    },
 }
 
 /// The background jobs; at most one of each runs.
@@ -32,6 +43,22 @@ pub enum JobKind {
     Dirty,
     Spin,
     Checksum,
+    Disk,
+}
+
+impl JobKind {
+    pub const ALL: [JobKind; 4] = [JobKind::Dirty, JobKind::Spin, JobKind::Checksum, JobKind::Disk];
+}
+
+/// How a volume is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskJob {
+    /// 4 KiB at random places.
+    RandWrite,
+    /// 128 KiB, one behind the other.
+    SeqWrite,
+    /// 4 KiB at random places, with a flush after each.
+    Fsync,
 }
 
 /// How to dirty memory.
@@ -84,6 +111,7 @@ pub enum ParseError {
         max: u64,
     },
     BadPattern(String),
+    BadDiskJob(String),
     BadJob(String),
     /// `cpu` takes exactly one of `ms` and `iterations`.
     MsOrIterations,
@@ -102,6 +130,7 @@ impl fmt::Display for ParseError {
                 write!(f, "'{key}' must be a number from {min} to {max}")
             }
             Self::BadPattern(p) => write!(f, "unknown pattern '{p}'"),
+            Self::BadDiskJob(j) => write!(f, "unknown disk job '{j}'"),
             Self::BadJob(j) => write!(f, "nothing called '{j}' to stop"),
             Self::MsOrIterations => f.write_str("give either 'ms' or 'iterations'"),
         }
@@ -151,6 +180,18 @@ impl Command {
                     seed: keys.number("seed", 0, u64::MAX)?.unwrap_or(1),
                 })
             }
+            "disk" => {
+                let keys = Keys::parse(&rest, &["job", "volume", "threads"])?;
+                Ok(Self::Disk {
+                    job: DiskJob::parse(keys.get("job").ok_or(ParseError::Missing("job"))?)?,
+                    volume: keys.text("volume")?,
+                    threads: keys.threads()?,
+                })
+            }
+            "rewrite" => {
+                let keys = Keys::parse(&rest, &["volume", "percent"])?;
+                Ok(Self::Rewrite { volume: keys.text("volume")?, percent: keys.required("percent", 0, 100)? })
+            }
             other => Err(ParseError::UnknownCommand(clip(other))),
         }
     }
@@ -162,7 +203,19 @@ impl JobKind {
             "dirty" => Self::Dirty,
             "spin" => Self::Spin,
             "checksum" => Self::Checksum,
+            "disk" => Self::Disk,
             other => return Err(ParseError::BadJob(clip(other))),
+        })
+    }
+}
+
+impl DiskJob {
+    fn parse(s: &str) -> Result<Self, ParseError> {
+        Ok(match s {
+            "randwrite" => Self::RandWrite,
+            "seqwrite" => Self::SeqWrite,
+            "fsync" => Self::Fsync,
+            other => return Err(ParseError::BadDiskJob(clip(other))),
         })
     }
 }
@@ -199,6 +252,10 @@ impl<'a> Keys<'a> {
 
     fn get(&self, key: &str) -> Option<&'a str> {
         self.0.iter().find(|(k, _)| *k == key).map(|(_, v)| *v)
+    }
+
+    fn text(&self, key: &'static str) -> Result<String, ParseError> {
+        self.get(key).map(str::to_owned).ok_or(ParseError::Missing(key))
     }
 
     fn number(&self, key: &'static str, min: u64, max: u64) -> Result<Option<u64>, ParseError> {
@@ -284,6 +341,27 @@ mod tests {
         assert_eq!(Command::parse("spin"), Ok(Command::Spin { threads: 1 }));
         assert_eq!(Command::parse("checksum mib=3"), Ok(Command::Checksum { mib: 3, seed: 1 }));
         assert_eq!(Command::parse("checksum mib=3 seed=9"), Ok(Command::Checksum { mib: 3, seed: 9 }));
+    }
+
+    #[test]
+    fn disks() {
+        for (name, job) in
+            [("randwrite", DiskJob::RandWrite), ("seqwrite", DiskJob::SeqWrite), ("fsync", DiskJob::Fsync)]
+        {
+            assert_eq!(
+                Command::parse(&format!("disk job={name} volume=scratch threads=4")),
+                Ok(Command::Disk { job, volume: "scratch".into(), threads: 4 })
+            );
+        }
+        assert_eq!(err("disk volume=x"), ParseError::Missing("job"));
+        assert_eq!(err("disk job=randwrite"), ParseError::Missing("volume"));
+        assert_eq!(err("disk job=randread volume=x"), ParseError::BadDiskJob("randread".into()));
+        assert_eq!(Command::parse("stop disk"), Ok(Command::Stop(Some(JobKind::Disk))));
+        assert_eq!(
+            Command::parse("rewrite volume=scratch percent=10"),
+            Ok(Command::Rewrite { volume: "scratch".into(), percent: 10 })
+        );
+        assert_eq!(err("rewrite volume=x percent=101"), ParseError::BadNumber { key: "percent", min: 0, max: 100 });
     }
 
     #[test]

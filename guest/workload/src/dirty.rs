@@ -4,28 +4,12 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use crate::command::{Dirty, Pattern};
-use crate::job::{Job, Shared};
-use crate::memory::{self, PAGE_BYTES, PAGE_WORDS, Page, TooLittle};
+use crate::job::{Job, Shared, StartError};
+use crate::memory::{self, PAGE_BYTES, PAGE_WORDS, Page};
 use crate::rng::Rng;
 
 /// Pages written between two looks at the clock and at the stop flag.
 const BATCH: u64 = 16;
-
-/// Why dirtying (or another job) did not start.
-#[derive(Debug)]
-pub enum StartError {
-    Memory(TooLittle),
-    Threads(std::io::Error),
-}
-
-impl std::fmt::Display for StartError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Memory(e) => e.fmt(f),
-            Self::Threads(e) => write!(f, "no more threads: {e}"),
-        }
-    }
-}
 
 /// Starts dirtying; [`Shared::done`] counts pages.
 ///

@@ -5,6 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use crate::disk::VolumeError;
+use crate::memory::TooLittle;
+
 /// Counts that threads raise and everyone reads. Plain statistics: relaxed order is enough.
 #[derive(Debug, Default)]
 pub struct Count(AtomicU64);
@@ -23,9 +26,9 @@ impl Count {
 #[derive(Debug)]
 pub struct Shared {
     stop: AtomicBool,
-    /// Work done: pages, spinner iterations or rounds, as the job says.
+    /// Work done: pages, spinner iterations, rounds or bytes, as the job says.
     pub done: Count,
-    /// Words that were not what they should have been.
+    /// Words that were not what they should have been, or requests that failed.
     pub errors: Count,
     started: Instant,
 }
@@ -38,6 +41,24 @@ impl Shared {
     /// Guest monotonic time since the job began, microseconds.
     pub fn elapsed_us(&self) -> u64 {
         self.started.elapsed().as_micros() as u64
+    }
+}
+
+/// Why a job did not start.
+#[derive(Debug)]
+pub enum StartError {
+    Memory(TooLittle),
+    Threads(std::io::Error),
+    Volume(VolumeError),
+}
+
+impl std::fmt::Display for StartError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Memory(e) => e.fmt(f),
+            Self::Volume(e) => e.fmt(f),
+            Self::Threads(e) => write!(f, "no more threads: {e}"),
+        }
     }
 }
 

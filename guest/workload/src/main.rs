@@ -8,6 +8,7 @@
 //! * [`dirty`]: memory written in patterns, at a rate
 //! * [`cpu`]: a fixed amount of CPU work, and the free-running spinner
 //! * [`checksum`]: memory that checks itself
+//! * [`disk`]: a volume written in the ways of fio's jobs
 //! * [`job`]: background threads that can be stopped
 //! * [`rng`]: the generator behind all of them
 //! * [`reply`]: JSON lines
@@ -16,6 +17,7 @@ mod checksum;
 mod command;
 mod cpu;
 mod dirty;
+mod disk;
 mod job;
 mod memory;
 mod reply;

@@ -7,9 +7,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use crate::command::{Command, JobKind};
-use crate::job::Job;
+use crate::job::{Job, StartError};
 use crate::reply::Reply;
-use crate::{checksum, cpu, dirty};
+use crate::{checksum, cpu, dirty, disk};
 
 /// The longest line taken, bytes.
 const MAX_LINE: u64 = 512;
@@ -29,6 +29,7 @@ struct Jobs {
     dirty: Option<Job>,
     spin: Option<Job>,
     checksum: Option<Job>,
+    disk: Option<Job>,
 }
 
 /// Serves until the listener fails for good.
@@ -85,7 +86,7 @@ impl Workload {
                 let mut jobs = self.jobs();
                 // The counters as they were; the jobs end with the drop below, before the answer goes out.
                 let state = self.state("stop", &jobs);
-                for kind in [JobKind::Dirty, JobKind::Spin, JobKind::Checksum] {
+                for kind in JobKind::ALL {
                     if which.is_none_or(|w| w == kind) {
                         jobs.slot(kind).take();
                     }
@@ -94,10 +95,25 @@ impl Workload {
             }
             Command::Dirty(how) => self.replace("dirty", JobKind::Dirty, || dirty::start(how)),
             Command::Spin { threads } => {
-                self.replace("spin", JobKind::Spin, || cpu::spin(threads).map_err(dirty::StartError::Threads))
+                self.replace("spin", JobKind::Spin, || cpu::spin(threads).map_err(StartError::Threads))
             }
             Command::Checksum { mib, seed } => {
                 self.replace("checksum", JobKind::Checksum, || checksum::start(mib, seed))
+            }
+            Command::Disk { job, volume, threads } => {
+                self.replace("disk", JobKind::Disk, || disk::start(job, &volume, threads))
+            }
+            Command::Rewrite { volume, percent } => {
+                let done = disk::Volume::open(&volume)
+                    .and_then(|volume| disk::rewrite(&volume, percent).map_err(disk::VolumeError::Io));
+                match done {
+                    Ok(done) => {
+                        let mut reply = Reply::to("rewrite");
+                        reply.number("bytes", done.bytes).number("us", done.us);
+                        reply.finish()
+                    }
+                    Err(e) => Reply::error(&e),
+                }
             }
             Command::Cpu { amount, threads } => match cpu::run(amount, threads) {
                 Ok(done) => {
@@ -114,7 +130,7 @@ impl Workload {
     }
 
     /// The old job of the kind goes first, with its memory.
-    fn replace(&self, name: &str, kind: JobKind, start: impl FnOnce() -> Result<Job, dirty::StartError>) -> String {
+    fn replace(&self, name: &str, kind: JobKind, start: impl FnOnce() -> Result<Job, StartError>) -> String {
         let mut jobs = self.jobs();
         jobs.slot(kind).take();
         match start() {
@@ -141,6 +157,12 @@ impl Workload {
                 .number("checksum_errors", job.shared().errors.get())
                 .number("checksum_us", job.shared().elapsed_us());
         }
+        if let Some(job) = &jobs.disk {
+            reply
+                .number("disk_bytes", job.shared().done.get())
+                .number("disk_errors", job.shared().errors.get())
+                .number("disk_us", job.shared().elapsed_us());
+        }
         reply.finish()
     }
 
@@ -155,6 +177,7 @@ impl Jobs {
             JobKind::Dirty => &mut self.dirty,
             JobKind::Spin => &mut self.spin,
             JobKind::Checksum => &mut self.checksum,
+            JobKind::Disk => &mut self.disk,
         }
     }
 }
@@ -187,6 +210,8 @@ mod tests {
         assert!(ask(&c, "checksum mib=1").contains("\"checksum_errors\":0"));
         assert!(ask(&c, "spin").contains("\"spin\":"));
         assert!(ask(&c, "dirty pattern=hot mib=1048576").contains("can be had"));
+        assert!(ask(&c, "disk job=fsync volume=none").contains("no disk has the serial number 'none'"));
+        assert!(ask(&c, "rewrite volume=none percent=1").contains("no disk"));
         let state = ask(&c, "progress");
         // The refused `dirty` had stopped the one before.
         assert!(state.contains("\"spin\":") && !state.contains("\"dirty_pages\":"));

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use ninefold_model::event::EventKind;
 use ninefold_model::status::{Role, SyncProgress};
 
-use crate::boot::{BootedVm, VmOptions, cache_dir};
+use crate::boot::{BootedVm, VmOptions};
 use crate::error::LabError;
 use crate::lab::Lab;
 
@@ -17,7 +17,7 @@ const LOOK: Duration = Duration::from_millis(100);
 pub enum BootPhase {
     /// Witness and keepers are being started.
     Starting,
-    /// The guest boots, until its redis answers. Its memory may be copied meanwhile.
+    /// The guest boots, until its service answers. Its memory may be copied meanwhile.
     Booting,
     /// The guest answers; its memory is being copied to the backup.
     Syncing,
@@ -41,10 +41,8 @@ pub fn boot(
     options: &VmOptions,
     mut hear: impl FnMut(BootProgress),
 ) -> Result<BootedVm, LabError> {
-    let kernel = cache_dir().join("guest/current/vmlinuz");
-    if let Err(source) = std::fs::metadata(&kernel) {
-        return Err(LabError::Io { what: format!("the test guest {} is not there", kernel.display()), source });
-    }
+    // Before anything is started.
+    options.guest.dir()?;
     let begin = Instant::now();
     std::thread::scope(|scope| {
         let booting = scope.spawn(|| lab.boot_vm(host, options));

@@ -2,29 +2,37 @@
 //! but a short pause.
 //!
 //! ```text
-//!  lab up ─► boot on a ─► protected by b ─► client writes on one TCP connection ─┐
-//!   ┌────────────────────────────────────────────────────────────────────────────┘
+//!  lab up ─► boot on a ─► protected by b ─► client writes, its connections stay ──┐
+//!   ┌─────────────────────────────────────────────────────────────────────────────┘
 //!   └─► fault at the primary ─► take-over ─► answers again ─► repair ─► protected again ─► next fault …
 //!                                                                            └─► every write checked ─► lab down
 //! ```
 //!
+//! Twice: [`redis`] in memory, then a [`database`] on a replicated volume, which at the end loses its power with both of
+//! its hosts.
+//!
 //! Nothing is printed here: an [`Audience`] hears of each [`Step`], and a [`DemoReport`] comes back.
 //!
 //! * [`boot`]: booting a lab's VM with word of how far it is (also for `ninefold lab up`)
+//! * `act`: what both acts share · [`redis`], [`database`]: the acts · `power`: the loss of power
 //! * [`fault`]: what is done to the primary
 //! * [`measure`]: checkpoints of keepers that come and go
 //! * [`report`]: what came of it
-//! * [`run`]: the sequence itself
+//! * [`run`]: both, one after the other
 
+mod act;
 pub mod boot;
+pub mod database;
 pub mod fault;
 pub mod measure;
+mod power;
+pub mod redis;
 pub mod report;
 pub mod run;
 
 pub use boot::{BootPhase, BootProgress};
 pub use fault::Fault;
-pub use report::{DemoReport, PauseReport};
+pub use report::{ActReport, DatabaseReport, DemoReport, PauseReport};
 pub use run::{DemoOptions, run};
 
 use std::time::Duration;
@@ -32,27 +40,44 @@ use std::time::Duration;
 use ninefold_model::event::FailoverPhases;
 use ninefold_model::status::VmStatus;
 
+use crate::guest::Guest;
+
+/// The two halves of a demo.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    Redis,
+    Database,
+}
+
 /// What happens in a demo, as it happens.
 #[derive(Debug, Clone)]
 pub enum Step {
-    /// The hosts and networks are there.
-    LabUp { lab: String, tls: bool, took: Duration },
+    /// An act begins.
+    Act(Act),
+    /// The hosts and networks are there. `disks`: and disks that forget what was not synced.
+    LabUp { lab: String, tls: bool, disks: bool, took: Duration },
     /// Said many times while the VM boots and is copied.
     Booting(BootProgress),
     /// The VM runs and a backup may take over. `sync` is how long the first copy took.
-    Protected { status: Box<VmStatus>, boot: Duration, sync: Duration },
+    Protected { status: Box<VmStatus>, guest: Guest, boot: Duration, sync: Duration },
     /// The client writes.
     Writing { acked: u64 },
     /// About to be done to the primary.
     Fault { number: u32, of: u32, fault: Fault, primary: String, backup: String },
     /// The backup has taken over and the client has answers again.
-    TookOver { number: u32, by: String, phases: FailoverPhases, gap: Duration, acked: u64 },
+    TookOver { by: String, phases: FailoverPhases, gap: Duration, acked: u64 },
     /// The lost host or process comes back.
-    Restarted { number: u32, host: String, fault: Fault },
-    /// The VM has a backup again.
-    Reprotected { number: u32, primary: String, backup: String, since_fault: Duration, sync: Duration },
+    Restarted { host: String, fault: Fault },
+    /// The VM has a backup again. `since` is counted from the fault, or from the return of the power.
+    Reprotected { primary: String, backup: String, since: Duration, sync: Duration, volume_bytes: u64 },
+    /// Both hosts and the witness are without power.
+    PowerLost { acked: u64, doubtful: u64, unsynced_dropped: bool },
+    /// The power is back and the VM is being started on a host.
+    PowerOn { host: String, took: Duration },
+    /// The first transaction since then has been acknowledged.
+    Recovered { recovery: Duration },
     /// Every write has been looked up.
-    Verified { acked: u64, lost: u64, resets: u64 },
+    Verified { act: Act, acked: u64, lost: u64, resets: u64 },
     /// Everything is gone again.
     LabDown { took: Duration },
 }

@@ -6,11 +6,10 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use super::resp::Reply;
+use crate::ledger::complain;
 
 /// Slots that `SET` goes round.
 pub const SLOTS: usize = 64;
-/// Most complaints kept in words.
-const MAX_WORDS: usize = 20;
 
 /// A command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,9 +135,7 @@ impl Book {
     }
 
     fn complain(&mut self, words: String) {
-        if self.complaints.len() < MAX_WORDS {
-            self.complaints.push(words);
-        }
+        complain(&mut self.complaints, words);
     }
 }
 

@@ -1,0 +1,143 @@
+//! Disks for a lab's hosts that forget what was not synced when their host loses power.
+//!
+//! Each host has a file system of its own, in an image, mounted through a loop device; its storage pool (of the witness:
+//! its register) is there. At a loss of power the file system is shut down without a last write of its log, as xfstests do
+//! it: what is dirty in memory never reaches the image, and the next mount finds what a host finds after a power cut.
+//!
+//! ```text
+//!  /run/ninefold-lab/LAB/HOST/disk  ──loop──►  /var/tmp/ninefold-lab/LAB/HOST.img
+//! ```
+//!
+//! The images are not in `/run`, which is in memory on most machines. The disk's own cache is not emulated: what the loop
+//! device has been given counts as on the disk.
+//!
+//! Source: `EXT4_IOC_SHUTDOWN` and `EXT4_GOING_FLAGS_NOLOGFLUSH` in the kernel's `fs/ext4/ext4.h`.
+
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::error::{LabError, io_at};
+use crate::lab::Lab;
+use crate::netns;
+use crate::record::LABS;
+use crate::topology::{CLIENT, WITNESS};
+
+/// Where the images are.
+const IMAGES: &str = "/var/tmp/ninefold-lab";
+/// Of each disk; sparse.
+const SIZE: u64 = 4 << 30;
+
+/// `_IOR('X', 125, __u32)`.
+const EXT4_IOC_SHUTDOWN: libc::Ioctl = 0x8004_587d;
+const EXT4_GOING_FLAGS_NOLOGFLUSH: u32 = 2;
+
+/// The directory with a lab's images.
+pub(crate) fn images(lab: &str) -> PathBuf {
+    Path::new(IMAGES).join(lab)
+}
+
+/// Whether this machine can have such disks: a container, for example, often has no loop devices.
+pub fn supported() -> bool {
+    Path::new("/dev/loop-control").exists()
+}
+
+impl Lab {
+    /// Where a host keeps what outlives a loss of power.
+    pub fn disk_dir(&self, host: &str) -> PathBuf {
+        let run_dir = self.run_dir(host);
+        if self.record().disks { run_dir.join("disk") } else { run_dir }
+    }
+
+    fn image(&self, host: &str) -> PathBuf {
+        images(self.name()).join(host).with_extension("img")
+    }
+
+    /// Every host that has a disk.
+    fn with_disk(&self) -> impl Iterator<Item = &str> {
+        self.topology().nodes().filter(|n| *n != CLIENT)
+    }
+
+    /// Makes the disks and mounts them.
+    pub(crate) fn make_disks(&self) -> Result<(), LabError> {
+        let dir = images(self.name());
+        fs::create_dir_all(&dir).map_err(io_at(format!("make {}", dir.display())))?;
+        for host in self.with_disk() {
+            let image = self.image(host);
+            let made = File::create_new(&image).and_then(|f| f.set_len(SIZE));
+            made.map_err(io_at(format!("make {}", image.display())))?;
+            // Nothing is written that the first use would not write anyway.
+            run(
+                "mkfs.ext4",
+                &["-q", "-F", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"],
+                &image,
+            )?;
+            self.mount(host)?;
+        }
+        Ok(())
+    }
+
+    /// A host without power gets its disk back.
+    pub(crate) fn mount(&self, host: &str) -> Result<(), LabError> {
+        let dir = self.disk_dir(host);
+        fs::create_dir_all(&dir).map_err(io_at(format!("make {}", dir.display())))?;
+        let image = self.image(host).display().to_string();
+        run("mount", &["-o", "loop,noatime", &image], &dir)
+    }
+
+    /// A host's disk forgets what was not synced, and is gone until [`Lab::mount`]. No process of the host may be left.
+    pub(crate) fn forget_unsynced(&self, host: &str) -> Result<(), LabError> {
+        let dir = self.disk_dir(host);
+        let at = || format!("cut the power of {}", dir.display());
+        let file = File::open(&dir).map_err(io_at(at()))?;
+        let flags = EXT4_GOING_FLAGS_NOLOGFLUSH;
+        // SAFETY: the request takes a pointer to a 32-bit number, which it reads; it lives until the call returns.
+        let done = unsafe { libc::ioctl(file.as_raw_fd(), EXT4_IOC_SHUTDOWN, &raw const flags) };
+        if done < 0 {
+            return Err(io_at(at())(std::io::Error::last_os_error()));
+        }
+        drop(file);
+        run("umount", &[], &dir)
+    }
+
+    /// Whether a host's disk is there.
+    pub(crate) fn is_mounted(&self, host: &str) -> bool {
+        let device = |path: &Path| rustix::fs::stat(path).map(|s| s.st_dev);
+        // A mount point is on another device than what it is in.
+        device(&self.disk_dir(host)).ok() != device(&self.run_dir(host)).ok()
+    }
+}
+
+/// Lines of the teardown script: unmounts the disks and removes their images.
+pub(crate) fn teardown(lab: &str, lab_dir: &Path, hosts: impl Iterator<Item = String>) -> String {
+    let mut script = String::new();
+    for host in hosts.chain([WITNESS.to_owned()]) {
+        // Twice: one may lie over the other if the set-up was interrupted. Lazily: a process may be about to end.
+        let dir = lab_dir.join(host).join("disk");
+        script += &format!("umount -l '{0}'\numount -l '{0}'\n", dir.display());
+    }
+    script + &format!("rm -rf '{}'\nrmdir '{IMAGES}'\n", images(lab).display())
+}
+
+/// Removes images that are nobody's: of labs that a restart of the machine took down.
+pub(crate) fn sweep() {
+    for entry in fs::read_dir(IMAGES).into_iter().flatten().flatten() {
+        // A lab takes its name before it makes its disks, and gives it up after it has removed them.
+        if !Path::new(LABS).join(entry.file_name()).exists() {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+fn run(program: &str, arguments: &[&str], last: &Path) -> Result<(), LabError> {
+    let mut command = Command::new(program);
+    command.args(arguments).arg(last).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    netns::confine(&mut command, None, None)?;
+    let what = format!("{program} {}", last.display());
+    let output = command.output().map_err(io_at(format!("start {what}")))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(LabError::Command { what, detail: String::from_utf8_lossy(&output.stderr).trim().to_owned() }),
+    }
+}

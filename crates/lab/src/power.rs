@@ -1,0 +1,58 @@
+//! The loss of power: of one host, or of the whole lab.
+
+use crate::error::LabError;
+use crate::lab::Lab;
+use crate::topology::WITNESS;
+
+impl Lab {
+    /// Like pulling a host's power: its interfaces go down, then all its processes are killed at once. Nothing that the
+    /// dying processes or the kernel on their behalf may send gets out. With disks ([`crate::LabConfig::disks`]) what was
+    /// not synced is gone.
+    pub fn kill_host(&self, host: &str) -> Result<(), LabError> {
+        self.cut_power(&[host])
+    }
+
+    /// Every host and the witness lose their power at the same moment, whatever they are doing; the client does not.
+    pub fn power_loss(&self) -> Result<(), LabError> {
+        let all: Vec<_> = self.powered().collect();
+        self.cut_power(&all)?;
+        // What is left of their connections is the lab's affair, not a part of coming back.
+        all.iter().try_for_each(|host| self.forget_connections(host))
+    }
+
+    /// Power comes back: disks, cables, the witness, the keepers. No VM is started.
+    pub fn power_on(&self) -> Result<(), LabError> {
+        self.restart_host(WITNESS)?;
+        self.start_witness()?;
+        self.topology().hosts.iter().try_for_each(|host| self.restart_host(host.as_str()))
+    }
+
+    fn powered(&self) -> impl Iterator<Item = &str> {
+        self.topology().hosts.iter().map(|h| h.as_str()).chain([WITNESS])
+    }
+
+    fn cut_power(&self, hosts: &[&str]) -> Result<(), LabError> {
+        // All of them are cut off before the first process dies: none sees another die.
+        hosts.iter().try_for_each(|host| self.set_links(host, false))?;
+        hosts.iter().try_for_each(|host| self.processes(host)?.kill())?;
+        self.reap();
+        if self.record().disks {
+            hosts.iter().filter(|h| self.is_mounted(h)).try_for_each(|host| self.forget_unsynced(host))?;
+        }
+        Ok(())
+    }
+
+    /// Gives a killed host its power back: its disk is mounted, its interfaces come up and, if it had a keeper, that is
+    /// started.
+    pub fn restart_host(&self, host: &str) -> Result<(), LabError> {
+        self.forget_connections(host)?;
+        if self.record().disks && !self.is_mounted(host) {
+            self.mount(host)?;
+        }
+        self.set_links(host, true)?;
+        match self.has_keeper(host) {
+            true => self.start_keeper(host),
+            false => Ok(()),
+        }
+    }
+}
