@@ -201,9 +201,7 @@ impl Disks {
     /// A disk that cannot be written.
     pub fn settle(&self) -> Result<(), String> {
         self.all.iter().try_for_each(|d| {
-            d.served
-                .settle(DISK_LIMIT)
-                .map_err(|e| format!("volume {}: {}", d.spec.name, report(&e)))
+            d.served.settle(DISK_LIMIT).map_err(|e| format!("volume {}: {}", d.spec.name, report(&e)))
         })
     }
 }
