@@ -32,6 +32,52 @@ proptest! {
         }
     }
 
+    /// What an assembler holds can be written once more without patches, and that stream can be begun anywhere.
+    #[test]
+    fn a_checkpoint_is_written_anew_from_what_came(
+        steps in prop::collection::vec(step(), 1..6),
+        begin in any::<prop::sample::Index>(),
+    ) {
+        let (stream, history, ends) = send(&[], &steps, u64::MAX);
+        let begin = begin.index(steps.len());
+        let mut receiver = Receiver::new();
+        receiver.receive(&stream[..if begin == 0 { 16 } else { ends[begin - 1] }]).unwrap();
+        let mut copy = receiver.memory.clone();
+
+        let mut reader = RecordReader::new(&stream[..]);
+        reader.preamble().unwrap();
+        let (mut first, mut memory) = (CheckpointAssembler::new(SESSION, TERM, layout(), 1), Memory::new());
+        let mut second = CheckpointAssembler::new(SESSION, TERM, layout(), 1).after(Epoch(begin as u64));
+        let mut encoder = PageEncoder::new(&layout());
+        encoder.set_mode(Mode::Lz4);
+        while let Some(frame) = reader.next_record().unwrap() {
+            let Fed::Whole(pass) = first.feed(&frame, &mut memory).unwrap() else { continue };
+            let (mut out, mut scratch) = (Vec::new(), Vec::new());
+            let mut writer = PassWriter::begin(&mut out, &mut scratch, pass, TERM).unwrap();
+            let pending = first.pending().unwrap();
+            let runs: Vec<PageRun> = pending.pages().collect();
+            writer.pages(&mut encoder, &runs, pending.content()).unwrap();
+            writer.zeros(&mut encoder, pending.zeros()).unwrap();
+            writer.device_state(first.checkpoint().unwrap().device_state).unwrap();
+            writer.end().unwrap();
+            first.commit(&mut memory).unwrap();
+            prop_assert!(first.pending().is_none());
+            if pass.epoch.0 > begin as u64 {
+                prop_assert!(second.checkpoint().is_none_or(|held| held.epoch.0 + 1 == pass.epoch.0));
+                let mut reader = RecordReader::new(&out[..]);
+                let mut last = Fed::Other;
+                while let Some(frame) = reader.next_record().unwrap() {
+                    last = second.feed(&frame, &mut copy).unwrap();
+                }
+                prop_assert_eq!(last, Fed::Whole(pass));
+                second.commit(&mut copy).unwrap();
+                let n = pass.epoch.0 as usize - 1;
+                prop_assert!(second.checkpoint().unwrap().device_state == steps[n].state);
+                prop_assert_eq!(&copy.0, &history[n].0);
+            }
+        }
+    }
+
     /// Two encoders send halves of each pass, and the receiver meets their records in any order.
     #[test]
     fn the_order_of_connections_does_not_matter(

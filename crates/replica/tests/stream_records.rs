@@ -25,7 +25,7 @@ struct Owned {
 }
 
 fn owned() -> impl Strategy<Value = Owned> {
-    (0..20u8, any::<[u64; 6]>(), any::<u8>(), any::<u16>(), prop::collection::vec(any::<u8>(), 0..5000), ".{0,200}")
+    (0..22u8, any::<[u64; 6]>(), any::<u8>(), any::<u16>(), prop::collection::vec(any::<u8>(), 0..5000), ".{0,200}")
         .prop_map(|(kind, numbers, small, block, bytes, text)| Owned { kind, numbers, small, block, bytes, text })
 }
 
@@ -88,7 +88,14 @@ fn record(o: &Owned) -> Record<'_> {
         16 => Record::VolumeState { session, volume: o.block % MAX_VOLUMES, bytes: &o.bytes },
         17 => Record::VolumeSums { session, volume: o.block % MAX_VOLUMES, first: third, sums: &o.bytes },
         18 => Record::VolumeDiffers { session, volume: o.block % MAX_VOLUMES, first: third, bits: &o.bytes },
-        _ => Record::VolumeDurable { session, volume: o.block % MAX_VOLUMES, epoch: Epoch(epoch) },
+        19 => Record::VolumeDurable { session, volume: o.block % MAX_VOLUMES, epoch: Epoch(epoch) },
+        20 => Record::Mark(Mark {
+            log: u128::from(third) << 64 | u128::from(fourth),
+            commit: fifth,
+            session,
+            epoch: Epoch(epoch),
+        }),
+        _ => Record::Pad { bytes: &o.bytes },
     }
 }
 

@@ -6,7 +6,7 @@ use lz4_flex::block::decompress_into;
 use ninefold_model::{Epoch, Term};
 
 use super::error::StreamError;
-use super::layout::Layout;
+use super::layout::{Layout, PageRun};
 use super::page::{PAGE_SIZE, Page, PageContent, apply_patch};
 use super::reader::Frame;
 use super::record::{
@@ -89,6 +89,41 @@ impl<'a> Checkpoint<'a> {
     }
 }
 
+/// The pages of a whole checkpoint that is not yet in memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Pending<'a> {
+    staged: &'a Staged,
+}
+
+impl<'a> Pending<'a> {
+    /// Contents of the runs of [`Pending::pages`], one behind the other.
+    pub fn content(&self) -> &'a [u8] {
+        &self.staged.bytes
+    }
+
+    /// The pages that are not zero. Each page is in one of the runs of the checkpoint at most.
+    pub fn pages(&self) -> impl Iterator<Item = PageRun> + use<'a> {
+        self.runs(false)
+    }
+
+    /// The pages that are zero.
+    pub fn zeros(&self) -> impl Iterator<Item = PageRun> + use<'a> {
+        self.runs(true)
+    }
+
+    fn runs(&self, zero: bool) -> impl Iterator<Item = PageRun> + use<'a> {
+        // A run of the layout's 2^32 pages is cut where its length would not fit.
+        self.staged.runs.iter().filter(move |run| run.zero == zero).flat_map(|run| {
+            let most = u64::from(u32::MAX);
+            (0..run.count.div_ceil(most)).map(move |n| PageRun {
+                block: run.block,
+                first: run.first + n * most,
+                count: (run.count - n * most).min(most) as u32,
+            })
+        })
+    }
+}
+
 /// Collects passes of one session. See the diagram in [`super`]; one owner.
 ///
 /// Memory is bounded: by the layout (a page comes at most once in a pass) and by [`MAX_DEVICE_STATE`] and [`MAX_OUTPUT`].
@@ -101,6 +136,8 @@ pub struct CheckpointAssembler {
     term: Term,
     last_round: Epoch,
     last_whole: Epoch,
+    /// What came before this stream.
+    before: Epoch,
     open: Option<Open>,
     /// A checkpoint that is whole and not yet in memory.
     pending: bool,
@@ -147,6 +184,7 @@ impl CheckpointAssembler {
             term,
             last_round: Epoch(0),
             last_whole: Epoch(0),
+            before: Epoch(0),
             open: None,
             pending: false,
             failed: false,
@@ -154,6 +192,15 @@ impl CheckpointAssembler {
             staged: Staged::default(),
             held: Held::default(),
         }
+    }
+
+    /// The same for a stream that goes on after checkpoint `epoch`: that of a file. The next is `epoch + 1`, and no sync
+    /// round may come unless `epoch` is 0.
+    #[must_use]
+    pub fn after(mut self, epoch: Epoch) -> Self {
+        self.last_whole = epoch;
+        self.before = epoch;
+        self
     }
 
     /// The session.
@@ -178,7 +225,7 @@ impl CheckpointAssembler {
 
     /// The last whole checkpoint, to resume from once [`commit`](Self::commit) has put its pages into memory.
     pub fn checkpoint(&self) -> Option<Checkpoint<'_>> {
-        (self.last_whole > Epoch(0)).then(|| Checkpoint {
+        (self.last_whole > self.before).then(|| Checkpoint {
             epoch: self.last_whole,
             term: self.held.term,
             device_state: &self.held.state,
@@ -232,6 +279,11 @@ impl CheckpointAssembler {
         self.staged.clear();
         self.pending = false;
         Ok(pages)
+    }
+
+    /// The pages of the last whole checkpoint, while they are not yet in memory: to be written elsewhere too.
+    pub fn pending(&self) -> Option<Pending<'_>> {
+        self.pending.then_some(Pending { staged: &self.staged })
     }
 
     fn take<S: PageSink + ?Sized>(&mut self, frame: &Frame<'_>, sink: &mut S) -> Result<Fed, StreamError> {

@@ -171,14 +171,79 @@ impl PageEncoder {
         Ok(stats)
     }
 
+    /// Writes pages that are known to be zero.
+    ///
+    /// # Errors
+    /// As [`PageEncoder::encode`].
+    pub fn encode_zeros<W: Write + ?Sized>(
+        &mut self,
+        out: &mut W,
+        pass: &Pass,
+        runs: impl IntoIterator<Item = PageRun>,
+    ) -> Result<EncodeStats, StreamError> {
+        if self.session != Some(pass.session) {
+            self.reset();
+            self.session = Some(pass.session);
+        }
+        let mut stats = EncodeStats::default();
+        let result = self.zero_runs(out, pass, runs, &mut stats);
+        if let Err(e) = result {
+            self.reset();
+            return Err(e);
+        }
+        Ok(stats)
+    }
+
+    fn zero_runs<W: Write + ?Sized>(
+        &mut self,
+        out: &mut W,
+        pass: &Pass,
+        runs: impl IntoIterator<Item = PageRun>,
+        stats: &mut EncodeStats,
+    ) -> Result<(), StreamError> {
+        self.record.clear();
+        let mut open: Option<u16> = None;
+        for run in runs {
+            self.check_run(&run)?;
+            let (mut page, end) = (run.first, run.first + u64::from(run.count));
+            while page < end {
+                if open != Some(run.block) || self.record.len() > RECORD_TARGET - MAX_ENTRY {
+                    if open.is_some() {
+                        self.send(out, stats)?;
+                    }
+                    open_record(&mut self.record, Kind::Pages);
+                    put_pass(&mut self.record, pass, 0, run.block);
+                    put_u64(&mut self.record, 0);
+                    open = Some(run.block);
+                }
+                let count = (end - page).min(u16::MAX.into());
+                // The layout bounds page numbers to 32 bits.
+                push_entry(&mut self.record, page as u32, Encoding::Zero, count as u16);
+                if let Some(shadow) = &mut self.shadow {
+                    (page..page + count).for_each(|n| shadow.forget(run.block, n));
+                }
+                stats.zero += count;
+                stats.totals.pages += count;
+                page += count;
+            }
+        }
+        if open.is_some() { self.send(out, stats) } else { Ok(()) }
+    }
+
+    fn check_run(&self, run: &PageRun) -> Result<(), StreamError> {
+        let bad = |what| StreamError::Page { block: run.block, page: run.first, what };
+        let pages = self.layout.pages(run.block).ok_or(bad("there is no such block"))?;
+        if run.first.checked_add(run.count.into()).is_none_or(|end| end > pages) {
+            return Err(bad("the run ends outside its block"));
+        }
+        Ok(())
+    }
+
     fn check(&self, runs: &[PageRun], bytes: &[u8]) -> Result<(), StreamError> {
         let mut need = 0u64;
         for run in runs {
             let bad = |what| StreamError::Page { block: run.block, page: run.first, what };
-            let pages = self.layout.pages(run.block).ok_or(bad("there is no such block"))?;
-            if run.first.checked_add(run.count.into()).is_none_or(|end| end > pages) {
-                return Err(bad("the run ends outside its block"));
-            }
+            self.check_run(run)?;
             need += u64::from(run.count) * PAGE_SIZE as u64;
             if need > bytes.len() as u64 {
                 return Err(bad("its content is missing"));

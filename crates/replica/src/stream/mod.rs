@@ -45,7 +45,7 @@ pub mod record;
 pub mod shadow;
 pub mod writer;
 
-pub use assembler::{Checkpoint, CheckpointAssembler, Fed, PageSink};
+pub use assembler::{Checkpoint, CheckpointAssembler, Fed, PageSink, Pending};
 pub use chooser::{ModeChooser, Sample};
 pub use encoder::{EncodeStats, Mode, PageEncoder};
 pub use error::StreamError;
@@ -54,8 +54,8 @@ pub use layout::{BlockInfo, Layout, LayoutError, PageRun};
 pub use page::PAGE_SIZE;
 pub use reader::{Frame, RecordReader};
 pub use record::{
-    DeviceState, Heartbeat, Hello, Output, Pages, Pass, PassKind, Ready, Record, RefuseCode, Totals, VolumeWrites,
-    Welcome,
+    DeviceState, Heartbeat, Hello, Mark, Output, Pages, Pass, PassKind, Ready, Record, RefuseCode, Totals,
+    VolumeWrites, Welcome,
 };
 pub use shadow::Shadow;
 pub use writer::{PassWriter, write_record};

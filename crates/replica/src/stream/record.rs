@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::error::StreamError;
 use super::header::{MAX_PAYLOAD, close_record, open_record};
 use super::layout::Layout;
-use super::page::{PageEntry, next_entry};
+use super::page::{PAGE_SIZE, PageEntry, next_entry};
 
 /// Longest text in `Refuse`, `Relinquish` and `Bye`, bytes. A longer one is cut when it is sent.
 pub const MAX_TEXT: usize = 1024;
@@ -28,6 +28,8 @@ pub const MAX_OUTPUT: u64 = 16 << 20;
 pub const MAX_VOLUME_WRITES: u64 = 512 << 20;
 /// Volumes of a VM, at most.
 pub const MAX_VOLUMES: u16 = 64;
+/// Longest `Pad`, bytes.
+pub const MAX_PAD: usize = 2 * PAGE_SIZE;
 /// Longest `VolumeState`, bytes.
 pub const MAX_VOLUME_STATE: usize = 64 << 10;
 
@@ -60,12 +62,14 @@ pub enum Kind {
     VolumeSums = 18,
     VolumeDiffers = 19,
     VolumeDurable = 20,
+    Mark = 32,
+    Pad = 33,
 }
 
 impl Kind {
     pub(super) fn from_wire(kind: u8) -> Option<Self> {
         use Kind::*;
-        const KINDS: [Kind; 20] = [
+        const KINDS: [Kind; 22] = [
             Hello,
             Join,
             Welcome,
@@ -86,8 +90,10 @@ impl Kind {
             VolumeSums,
             VolumeDiffers,
             VolumeDurable,
+            Mark,
+            Pad,
         ];
-        KINDS.get(usize::from(kind).checked_sub(1)?).copied()
+        KINDS.into_iter().find(|known| *known as u8 == kind)
     }
 
     /// For messages.
@@ -113,6 +119,8 @@ impl Kind {
             Kind::VolumeSums => "VolumeSums",
             Kind::VolumeDiffers => "VolumeDiffers",
             Kind::VolumeDurable => "VolumeDurable",
+            Kind::Mark => "Mark",
+            Kind::Pad => "Pad",
         }
     }
 
@@ -124,7 +132,8 @@ impl Kind {
             Kind::VolumeState | Kind::VolumeSums | Kind::VolumeDiffers => MAX_VOLUME_STATE,
             Kind::Hello => MAX_HELLO,
             Kind::Begin | Kind::End | Kind::Ack | Kind::Heartbeat => 128,
-            Kind::Join | Kind::Welcome | Kind::Bound | Kind::Ready | Kind::VolumeDurable => 128,
+            Kind::Join | Kind::Welcome | Kind::Bound | Kind::Ready | Kind::VolumeDurable | Kind::Mark => 128,
+            Kind::Pad => MAX_PAD,
             Kind::Refuse | Kind::Relinquish | Kind::Bye => MAX_TEXT + 128,
         }
     }
@@ -335,6 +344,19 @@ pub struct Heartbeat {
     pub time_us: u64,
 }
 
+/// In a log on disk: which log this is and where in it the reader is. It comes before each commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    /// The log's own number: random, so that a guest cannot write what would be taken for a mark of it.
+    pub log: u128,
+    /// The number of the commit that follows. All before it are durable.
+    pub commit: u64,
+    /// What follows: the primary's session, or 0 while that is not known.
+    pub session: u64,
+    /// And its checkpoint, counted as the session does.
+    pub epoch: Epoch,
+}
+
 /// What a backup has become ready for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -427,6 +449,12 @@ pub enum Record<'a> {
     Bye {
         reason: &'a str,
     },
+    /// In files only.
+    Mark(Mark),
+    /// In files only: nothing, so that what follows begins at a multiple of the page size.
+    Pad {
+        bytes: &'a [u8],
+    },
 }
 
 impl Record<'_> {
@@ -453,6 +481,8 @@ impl Record<'_> {
             Record::VolumeSums { .. } => Kind::VolumeSums,
             Record::VolumeDiffers { .. } => Kind::VolumeDiffers,
             Record::VolumeDurable { .. } => Kind::VolumeDurable,
+            Record::Mark(_) => Kind::Mark,
+            Record::Pad { .. } => Kind::Pad,
         }
     }
 
@@ -547,6 +577,13 @@ impl Record<'_> {
                 put_volume(out, *session, *volume);
                 put_u64(out, epoch.0);
             }
+            Record::Mark(mark) => {
+                out.extend_from_slice(&mark.log.to_le_bytes());
+                put_u64(out, mark.commit);
+                put_u64(out, mark.session);
+                put_u64(out, mark.epoch.0);
+            }
+            Record::Pad { bytes } => out.extend_from_slice(bytes),
         }
         close_record(out, start, kind)
     }
@@ -645,6 +682,13 @@ impl<'a> Record<'a> {
                 let (session, volume) = fields.volume()?;
                 Record::VolumeDurable { session, volume, epoch: Epoch(fields.u64()?) }
             }
+            Kind::Mark => Record::Mark(Mark {
+                log: u128::from_le_bytes(fields.array()?),
+                commit: fields.u64()?,
+                session: fields.u64()?,
+                epoch: Epoch(fields.u64()?),
+            }),
+            Kind::Pad => Record::Pad { bytes: fields.take_rest() },
         };
         if fields.rest.is_empty() { Ok(record) } else { Err(fields.bad("it is too long")) }
     }

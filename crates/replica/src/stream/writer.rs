@@ -62,6 +62,20 @@ impl<'a, W: Write + ?Sized> PassWriter<'a, W> {
         Ok(stats)
     }
 
+    /// Writes pages that are known to be zero.
+    ///
+    /// # Errors
+    /// As [`PageEncoder::encode`].
+    pub fn zeros(
+        &mut self,
+        encoder: &mut PageEncoder,
+        runs: impl IntoIterator<Item = PageRun>,
+    ) -> Result<EncodeStats, StreamError> {
+        let stats = encoder.encode_zeros(self.out, &self.pass, runs)?;
+        self.totals.add(&stats.totals);
+        Ok(stats)
+    }
+
     /// Writes device state; pieces given in several calls belong one after another.
     ///
     /// # Errors

@@ -1,0 +1,210 @@
+//! The writer: commits, one after another.
+
+use std::sync::Arc;
+
+use ninefold_model::Epoch;
+use ninefold_replica::stream::{
+    EncodeStats, Hello, Mark, ModeChooser, PageEncoder, PageRun, Pass, PassKind, PassWriter, Sample, StreamError,
+    Totals,
+};
+
+use super::error::LogError;
+use super::fold::{Folder, Shared};
+use super::segment::Segment;
+use super::standing::{Standing, StandingFile};
+use super::{At, Committed, Options};
+use crate::storage::Storage;
+
+/// A log that is written. One owner; a [`Folder`] works beside it.
+#[derive(Debug)]
+pub struct Log {
+    pub(super) storage: Arc<dyn Storage>,
+    pub(super) log: u128,
+    pub(super) session: u64,
+    pub(super) hello: Hello,
+    pub(super) options: Options,
+    pub(super) encoder: PageEncoder,
+    pub(super) chooser: ModeChooser,
+    pub(super) segment: Segment,
+    /// The segment's name is not yet durable.
+    pub(super) fresh: bool,
+    /// The last durable commit.
+    pub(super) last: u64,
+    pub(super) standing: StandingFile,
+    pub(super) spoilt: Option<String>,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Log {
+    /// Begins a commit. What was begun before and not finished is gone.
+    ///
+    /// # Errors
+    /// `Spoilt`, `TooLong`; `Storage`, `Stream` when a new segment cannot be begun. Nothing that was committed is lost, and
+    /// but for `Spoilt` it can be tried again.
+    pub fn begin(&mut self, at: At) -> Result<Commit<'_>, LogError> {
+        if let Some(why) = &self.spoilt {
+            return Err(LogError::Spoilt(why.clone()));
+        }
+        let waiting = self.shared.waiting_bytes();
+        if waiting > self.options.limit {
+            return Err(LogError::TooLong { waiting, limit: self.options.limit });
+        }
+        if self.segment.bytes() >= self.options.segment && !self.fresh {
+            let next = Segment::create(&self.storage, self.segment.number + 1, &self.hello)?;
+            let full = std::mem::replace(&mut self.segment, next);
+            self.fresh = true;
+            self.shared.close(full.number, self.last, full.bytes());
+        }
+        Commit::begin(self, at)
+    }
+
+    /// The last durable commit.
+    pub fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// Bytes of all segments.
+    pub fn length(&self) -> u64 {
+        self.shared.closed_bytes() + self.segment.bytes()
+    }
+
+    /// Notes on what terms this host now is; durable when this returns. To be done before anything is let go on these terms.
+    ///
+    /// # Errors
+    /// `Storage`: what is noted is this or what was noted before.
+    pub fn stand(&mut self, standing: &Standing) -> Result<(), LogError> {
+        self.standing.write(standing)
+    }
+
+    /// What this log shares with its folder.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// One who folds this log's segments. There should be one.
+    ///
+    /// # Errors
+    /// `Damaged`, `Storage`.
+    pub fn folder(&self) -> Result<Folder, LogError> {
+        Folder::open(Arc::clone(&self.storage), Arc::clone(&self.shared))
+    }
+}
+
+/// A commit that has begun. Dropped before [`Commit::finish`] it was never there.
+#[derive(Debug)]
+pub struct Commit<'a> {
+    log: &'a mut Log,
+    at: At,
+    pass: Pass,
+    totals: Totals,
+    stats: EncodeStats,
+    finished: bool,
+}
+
+impl<'a> Commit<'a> {
+    pub(super) fn begin(log: &'a mut Log, at: At) -> Result<Self, LogError> {
+        let number = log.last + 1;
+        let pass = Pass { session: log.session, kind: PassKind::Checkpoint, epoch: Epoch(number) };
+        let mark = Mark { log: log.log, commit: number, session: at.session.0, epoch: at.epoch };
+        log.encoder.set_mode(log.chooser.mode());
+        let mut this =
+            Self { log, at, pass, totals: Totals::default(), stats: EncodeStats::default(), finished: false };
+        this.log.segment.begin(mark)?;
+        let (mut out, scratch) = this.log.segment.out();
+        this.totals = PassWriter::begin(&mut out, scratch, pass, at.term)?.pause();
+        Ok(this)
+    }
+
+    fn write<T>(
+        &mut self,
+        write: impl FnOnce(&mut PassWriter<'_, super::segment::Out<'_>>, &mut PageEncoder) -> Result<T, StreamError>,
+    ) -> Result<T, LogError> {
+        let (mut out, scratch) = self.log.segment.out();
+        let mut pass = PassWriter::resume(&mut out, scratch, self.pass, self.totals);
+        let written = write(&mut pass, &mut self.log.encoder)?;
+        self.totals = pass.pause();
+        Ok(written)
+    }
+
+    /// Pages, whose contents stand one behind another in `bytes`. A page may come once in a commit.
+    ///
+    /// # Errors
+    /// `Stream`: the disk, or pages that are not in the layout.
+    pub fn pages(&mut self, runs: &[PageRun], bytes: &[u8]) -> Result<(), LogError> {
+        let stats = self.write(|pass, encoder| pass.pages(encoder, runs, bytes))?;
+        self.stats.add(&stats);
+        Ok(())
+    }
+
+    /// Pages that are zero.
+    ///
+    /// # Errors
+    /// As [`Commit::pages`].
+    pub fn zeros(&mut self, runs: impl IntoIterator<Item = PageRun>) -> Result<(), LogError> {
+        self.write(|pass, encoder| pass.zeros(encoder, runs)).map(drop)
+    }
+
+    /// Device state; what is given in several calls belongs one behind another.
+    ///
+    /// # Errors
+    /// `Stream`.
+    pub fn device_state(&mut self, state: &[u8]) -> Result<(), LogError> {
+        self.write(|pass, _| pass.device_state(state))
+    }
+
+    /// What the guest said on a channel; once for each.
+    ///
+    /// # Errors
+    /// `Stream`.
+    pub fn channel_output(&mut self, channel: u8, output: &[u8]) -> Result<(), LogError> {
+        self.write(|pass, _| pass.channel_output(channel, output))
+    }
+
+    /// Operations on a volume: whole ones, at most 4 MiB of them. Answers where the volume's next ones stand.
+    ///
+    /// # Errors
+    /// `Stream`.
+    pub fn volume_writes(&mut self, volume: u16, offset: u64, operations: &[u8]) -> Result<u64, LogError> {
+        self.write(|pass, _| pass.volume_writes(volume, offset, operations))
+    }
+
+    /// Makes the commit durable. When this returns, it survives a loss of power.
+    ///
+    /// # Errors
+    /// `Stream`: not all could be written, which can be tried again. `Spoilt`: it is not known what is on the disk; the log
+    /// still holds all commits before this one, and perhaps this one.
+    pub fn finish(mut self) -> Result<Committed, LogError> {
+        let (mut out, scratch) = self.log.segment.out();
+        PassWriter::resume(&mut out, scratch, self.pass, self.totals).end()?;
+        let bytes = self.log.segment.complete()?;
+        let begun = std::time::Instant::now();
+        let mut synced = self.log.segment.sync();
+        if synced.is_ok() && self.log.fresh {
+            synced = self.log.storage.sync();
+        }
+        if let Err(error) = synced {
+            let why = format!("the disk cannot be synced: {error}");
+            self.log.spoilt = Some(why.clone());
+            self.finished = true;
+            return Err(LogError::Spoilt(why));
+        }
+        self.finished = true;
+        let log = &mut *self.log;
+        // The writer's time alone would say that the disk is as quick as the page cache.
+        self.stats.write_time += begun.elapsed();
+        log.chooser.record(&Sample::of(log.encoder.mode(), &self.stats));
+        log.fresh = false;
+        log.last = self.pass.epoch.0;
+        log.shared.committed(log.last);
+        log.segment.hint(Mark { log: log.log, commit: log.last + 1, session: 0, epoch: Epoch(0) });
+        Ok(Committed { number: log.last, at: self.at, bytes })
+    }
+}
+
+impl Drop for Commit<'_> {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.log.segment.give_up();
+        }
+    }
+}

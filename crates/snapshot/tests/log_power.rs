@@ -1,0 +1,401 @@
+//! The power goes at every single step of a log's life: what is found afterwards is the last committed checkpoint, or the one
+//! that was being committed, byte for byte.
+
+mod disk;
+mod guest;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use disk::{Disk, Fate};
+use guest::{Deed, Guest, Loading, VOLUME, act, at, deed, hello};
+use ninefold_model::Term;
+use ninefold_replica::stream::PageRun;
+use ninefold_replica::stream::page::PAGE_SIZE;
+use ninefold_snapshot::log::{Commit, Folder, Found, Log, LogError, New, Options, Standing};
+use ninefold_snapshot::storage::{Storage, StorageFile};
+use ninefold_volume::{Batch, Op};
+use proptest::prelude::*;
+
+const OPTIONS: Options = Options { segment: 12 << 10, limit: 200 << 10 };
+const IMAGE: &str = "image";
+
+#[derive(Debug, Clone)]
+enum Act {
+    Commit(Deed),
+    /// A commit that is begun and dropped.
+    GiveUp(Deed),
+    Fold,
+    /// So many committed batches reach the image.
+    Apply(usize),
+    /// All of them do, and are synced.
+    Flush,
+    Stand(u64),
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let act = prop_oneof![
+        6 => deed().prop_map(Act::Commit),
+        1 => deed().prop_map(Act::GiveUp),
+        3 => Just(Act::Fold),
+        2 => (1..3usize).prop_map(Act::Apply),
+        2 => Just(Act::Flush),
+        1 => (6..9u64).prop_map(Act::Stand),
+    ];
+    prop::collection::vec(act, 4..16)
+}
+
+/// What is known of a log from outside.
+#[derive(Debug, Clone, Default)]
+struct Known {
+    /// The guest at each commit, from 1 on; the last one may not be acknowledged.
+    guests: Vec<Guest>,
+    acknowledged: usize,
+    publishing: bool,
+    published: bool,
+    /// What was noted, and what was being noted.
+    standings: Vec<Standing>,
+}
+
+/// A host with a guest that is logged.
+struct Host {
+    log: Log,
+    folder: Folder,
+    image: Box<dyn StorageFile>,
+    guest: Guest,
+    /// What has changed since the last commit.
+    dirty: BTreeSet<(u16, u64)>,
+    operations: Vec<u8>,
+    /// Committed operations that the image has not.
+    queue: Vec<Vec<u8>>,
+    known: Known,
+}
+
+fn primary(term: u64) -> Standing {
+    Standing::Primary { term: Term(term) }
+}
+
+/// The pages of a set with their contents.
+fn gather(guest: &Guest, pages: &BTreeSet<(u16, u64)>) -> (Vec<PageRun>, Vec<u8>) {
+    let runs = pages.iter().map(|&(block, first)| PageRun { block, first, count: 1 }).collect();
+    let page =
+        |&(block, page): &(u16, u64)| &guest.memory[usize::from(block)][page as usize * PAGE_SIZE..][..PAGE_SIZE];
+    (runs, pages.iter().flat_map(page).copied().collect())
+}
+
+fn write(mut commit: Commit<'_>, guest: &Guest, dirty: &BTreeSet<(u16, u64)>, ops: &[u8]) -> Result<u64, LogError> {
+    let is_zero = |&&(block, page): &&(u16, u64)| {
+        guest.memory[usize::from(block)][page as usize * PAGE_SIZE..][..PAGE_SIZE].iter().all(|&b| b == 0)
+    };
+    // Zero pages in both ways.
+    let (zeros, others): (BTreeSet<_>, BTreeSet<_>) = dirty.iter().partition(|page| page.1 % 2 == 0 && is_zero(page));
+    let (runs, bytes) = gather(guest, &others);
+    commit.pages(&runs, &bytes)?;
+    commit.zeros(gather(guest, &zeros).0)?;
+    commit.device_state(&guest.state)?;
+    commit.channel_output(0, &guest.console)?;
+    commit.volume_writes(0, 0, ops)?;
+    commit.finish().map(|committed| committed.number)
+}
+
+fn play(image: &dyn StorageFile, operations: &[u8]) -> Result<(), LogError> {
+    let failed = |source| LogError::Target { what: "the image cannot be written".into(), source };
+    for op in Batch::parse(operations.to_vec(), VOLUME as u64).unwrap().ops() {
+        let Op::Write { at, data } = op else { panic!("only writes are made") };
+        image.write_at(*at, data.as_ref()).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// A disk with an image of the guest's volume.
+fn prepared() -> Disk {
+    let disk = Disk::new();
+    let image = disk.create(IMAGE).unwrap();
+    image.write_at(0, &[0; VOLUME]).and_then(|()| image.sync()).and_then(|()| disk.sync()).unwrap();
+    disk
+}
+
+impl Host {
+    /// Makes a log; what is known of it comes back in any case.
+    fn start(disk: &Disk, rounds: &[Deed], first: &Deed) -> Result<Host, Known> {
+        let (mut known, mut guest) = (Known { standings: vec![primary(5)], ..Known::default() }, Guest::new());
+        Self::make(disk, rounds, first, &mut known, &mut guest).map_err(|_| known)
+    }
+
+    fn make(
+        disk: &Disk,
+        rounds: &[Deed],
+        first: &Deed,
+        known: &mut Known,
+        guest: &mut Guest,
+    ) -> Result<Host, LogError> {
+        let storage: Arc<dyn Storage> = Arc::new(disk.clone());
+        let image = disk.open(IMAGE).unwrap();
+        // The volume is copied by nobody: what the guest has written before is in the image.
+        let mut new = New::create(Arc::clone(&storage), hello(), &primary(5), OPTIONS)?;
+        let (runs, bytes) = guest.all();
+        new.pages(&runs, &bytes)?;
+        for round in rounds {
+            let (runs, bytes, operations) = act(guest, round);
+            new.pages(&runs, &bytes)?;
+            new.sync()?;
+            play(&*image, &operations)?;
+        }
+        let (.., operations) = act(guest, first);
+        let dirty = first.touches.iter().map(|t| (t.0, t.1)).collect();
+        image.sync().map_err(|source| LogError::Target { what: "sync".into(), source })?;
+        known.guests.push(guest.clone());
+        write(new.first(at(1))?, guest, &dirty, &operations)?;
+        known.publishing = true;
+        let log = new.publish()?;
+        known.published = true;
+        known.acknowledged = 1;
+        let folder = log.folder()?;
+        Ok(Host {
+            log,
+            folder,
+            image,
+            guest: guest.clone(),
+            dirty: BTreeSet::new(),
+            operations: Vec::new(),
+            queue: vec![operations],
+            known: known.clone(),
+        })
+    }
+
+    fn all(&mut self, acts: &[Act]) -> Result<(), LogError> {
+        acts.iter().try_for_each(|act| self.one(act))
+    }
+
+    fn one(&mut self, what: &Act) -> Result<(), LogError> {
+        match what {
+            Act::Commit(deed) => {
+                self.happens(deed);
+                let number = self.log.last() + 1;
+                self.known.guests.truncate(self.known.acknowledged);
+                self.known.guests.push(self.guest.clone());
+                let commit = match self.log.begin(at(number)) {
+                    // Nothing is folded while the volume's operations are not in its image.
+                    Err(LogError::TooLong { .. }) => {
+                        self.known.guests.pop();
+                        return Ok(());
+                    }
+                    other => other?,
+                };
+                assert_eq!(write(commit, &self.guest, &self.dirty, &self.operations)?, number);
+                self.known.acknowledged += 1;
+                self.dirty.clear();
+                self.queue.push(std::mem::take(&mut self.operations));
+            }
+            Act::GiveUp(deed) => {
+                self.happens(deed);
+                let mut commit = match self.log.begin(at(self.log.last() + 1)) {
+                    Err(LogError::TooLong { .. }) => return Ok(()),
+                    other => other?,
+                };
+                let (runs, bytes) = gather(&self.guest, &self.dirty);
+                commit.pages(&runs, &bytes)?;
+                commit.device_state(&vec![7; 3000])?;
+            }
+            Act::Fold => {
+                self.folder.fold()?;
+            }
+            Act::Apply(count) => self.apply(*count)?,
+            Act::Flush => {
+                let last = self.log.last();
+                self.apply(usize::MAX)?;
+                self.image.sync().map_err(|source| LogError::Target { what: "sync".into(), source })?;
+                self.log.shared().images_hold(last);
+            }
+            Act::Stand(term) => {
+                let done = self.known.standings.len() - 1;
+                self.known.standings.drain(..done);
+                self.known.standings.push(primary(*term));
+                self.log.stand(&primary(*term))?;
+                self.known.standings.remove(0);
+            }
+        }
+        Ok(())
+    }
+
+    fn happens(&mut self, deed: &Deed) {
+        let (.., operations) = act(&mut self.guest, deed);
+        self.dirty.extend(deed.touches.iter().map(|t| (t.0, t.1)));
+        self.operations.extend(operations);
+    }
+
+    fn apply(&mut self, count: usize) -> Result<(), LogError> {
+        for _ in 0..count.min(self.queue.len()) {
+            play(&*self.image, &self.queue[0])?;
+            self.queue.remove(0);
+        }
+        Ok(())
+    }
+
+    /// What is on `disk` after a loss of power is what it has to be. Goes on from there.
+    fn recover(disk: &Disk, known: &Known) -> Result<Option<Host>, LogError> {
+        let storage: Arc<dyn Storage> = Arc::new(disk.clone());
+        let before = disk.contents();
+        let found = match Found::look(Arc::clone(&storage)) {
+            Err(LogError::None) => {
+                assert!(!known.published, "a published log is gone");
+                return Ok(None);
+            }
+            Err(error) if disk.is_off() => return Err(error),
+            other => other.unwrap_or_else(|e| panic!("{e:?}")),
+        };
+        assert_eq!(disk.contents(), before, "looking at a log has changed it");
+        assert!(known.publishing, "there is a log before it was published");
+        let last = found.last();
+        let number = last.number as usize;
+        assert!(number >= known.acknowledged.max(1), "commit {number} after {} were acknowledged", known.acknowledged);
+        let truth = known.guests.get(number - 1).unwrap_or_else(|| panic!("commit {number} was never made"));
+        assert_eq!(last.at, at(last.number));
+        assert!(known.standings.contains(found.standing()));
+        assert!(found.hello() == &hello());
+
+        let standing = found.standing().clone();
+        let recovered = found.recover()?;
+        let image = disk.open(IMAGE).unwrap();
+        let mut memory = Loading::new();
+        let held = recovered.load(&Loading::fresh, &mut memory, &mut |volume, operations| {
+            assert_eq!(volume, 0);
+            play(&*image, &operations)
+        })?;
+        image.sync().map_err(|source| LogError::Target { what: "sync".into(), source })?;
+        assert_eq!(held.committed, last);
+        let mut volume = vec![0; VOLUME];
+        image.read_at(0, &mut volume).unwrap();
+        let console = held.output.first().cloned().unwrap_or_default();
+        let now = Guest { memory: memory.0, state: held.device_state, console, volume };
+        assert_eq!(&now, truth, "commit {number}");
+
+        let known = Known {
+            guests: known.guests[..number].to_vec(),
+            acknowledged: number,
+            publishing: true,
+            published: true,
+            standings: vec![standing],
+        };
+        let log = recovered.resume(hello(), OPTIONS)?;
+        let folder = log.folder()?;
+        Ok(Some(Host {
+            log,
+            folder,
+            image,
+            guest: now,
+            dirty: BTreeSet::new(),
+            operations: Vec::new(),
+            queue: Vec::new(),
+            known,
+        }))
+    }
+}
+
+/// Runs a history on a disk that loses its power in step `crash`; answers what is known, and how many steps there were.
+fn history(disk: &Disk, rounds: &[Deed], first: &Deed, acts: &[Act], crash: Option<u64>) -> (Known, u64) {
+    disk.crash_at(crash);
+    let known = match Host::start(disk, rounds, first) {
+        Ok(mut host) => {
+            if let Err(error) = host.all(acts) {
+                assert!(disk.is_off(), "{error:?}");
+            }
+            host.known
+        }
+        Err(known) => {
+            assert!(disk.is_off());
+            known
+        }
+    };
+    (known, disk.steps())
+}
+
+/// None: only the process dies.
+const FATES: [Option<Fate>; 6] =
+    [None, Some(Fate::Lost), Some(Fate::Kept), Some(Fate::Any(1)), Some(Fate::Any(2)), Some(Fate::Any(3))];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn the_last_commit_survives_a_loss_of_power_at_every_step(
+        rounds in prop::collection::vec(deed(), 0..2),
+        first in deed(),
+        acts in acts(),
+        after in acts(),
+        seed in any::<u64>(),
+    ) {
+        let steps = history(&prepared(), &rounds, &first, &acts, None).1;
+        for crash in 1..=steps {
+            let disk = prepared();
+            let known = history(&disk, &rounds, &first, &acts, Some(crash)).0;
+            for fate in FATES {
+                let fate = if let Some(Fate::Any(n)) = fate { Some(Fate::Any(seed ^ crash << 8 ^ n)) } else { fate };
+                // The power may go again while the log is recovered or goes on.
+                let again = fate.map_or_else(|| disk.restart(), |fate| disk.power_on(fate));
+                again.crash_at(Some(1 + seed % 40));
+                let known = match Host::recover(&again, &known) {
+                    Ok(None) => continue,
+                    Ok(Some(mut host)) => {
+                        if let Err(error) = host.all(&after) {
+                            prop_assert!(again.is_off(), "{error:?}");
+                        }
+                        host.known
+                    }
+                    Err(_) => known.clone(),
+                };
+                let last = again.power_on(fate.unwrap_or(Fate::Lost));
+                // A log that was being published may still be lost, until somebody has gone on from it.
+                let Some(mut host) = Host::recover(&last, &known).unwrap() else { continue };
+                // And it goes on to the end.
+                host.all(&after).unwrap();
+                let known = host.known.clone();
+                drop(host);
+                Host::recover(&last.power_on(Fate::Lost), &known).unwrap().expect("it was there before");
+            }
+        }
+    }
+}
+
+/// A log takes the place of another: at no step is there anything but the old one, none, or the new one.
+#[test]
+fn a_log_is_replaced_whole_or_not_at_all() {
+    let deeds = |n: u64| Deed { touches: vec![(0, n, Some((false, n)))], state: vec![n as u8], ..Deed::default() };
+    let acts: Vec<Act> = (1..9).flat_map(|n| [Act::Commit(deeds(n)), Act::Flush, Act::Fold]).collect();
+    let disk = prepared();
+    let old = history(&disk, &[], &deeds(10), &acts, None).0;
+    let old_disk = disk.power_on(Fate::Lost);
+    let steps = history(&old_disk.restart(), &[deeds(11)], &deeds(12), &[], None).1;
+    let mut seen = [0; 3];
+    for crash in 1..=steps + 1 {
+        for n in 0..20 {
+            let disk = old_disk.restart();
+            // A new guest, a new volume.
+            let image = disk.open(IMAGE).unwrap();
+            image.write_at(0, &[0; VOLUME]).and_then(|()| image.sync()).unwrap();
+            let new = history(&disk, &[deeds(11)], &deeds(12), &[], Some(crash)).0;
+            let disk = disk.power_on(match n {
+                0 => Fate::Lost,
+                1 => Fate::Kept,
+                n => Fate::Any(n ^ crash << 8),
+            });
+            let storage: Arc<dyn Storage> = Arc::new(disk.clone());
+            match Found::look(storage) {
+                Ok(found) if found.last().number as usize == old.acknowledged && !new.publishing => {
+                    Host::recover(&disk, &old).unwrap();
+                    seen[0] += 1;
+                }
+                Ok(_) => {
+                    Host::recover(&disk, &new).unwrap();
+                    seen[2] += 1;
+                }
+                Err(LogError::None) => {
+                    assert!(!new.published);
+                    seen[1] += 1;
+                }
+                Err(error) => panic!("step {crash}: {error:?}"),
+            }
+        }
+    }
+    assert!(seen.iter().all(|&n| n > 20), "{seen:?}");
+}
