@@ -19,5 +19,5 @@ pub mod spec;
 pub mod status;
 
 pub use count::{Epoch, Term};
-pub use name::{HostName, InvalidName, VmName, VolumeName};
+pub use name::{HostName, InvalidName, SnapshotName, VmName, VolumeName};
 pub use record::{Backup, Record};

@@ -80,6 +80,10 @@ name_type! {
     /// A volume, unique in a host's storage pool.
     VolumeName
 }
+name_type! {
+    /// A snapshot, unique in a host's storage pool.
+    SnapshotName
+}
 
 #[cfg(test)]
 mod tests {

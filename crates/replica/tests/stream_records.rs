@@ -25,7 +25,7 @@ struct Owned {
 }
 
 fn owned() -> impl Strategy<Value = Owned> {
-    (0..22u8, any::<[u64; 6]>(), any::<u8>(), any::<u16>(), prop::collection::vec(any::<u8>(), 0..5000), ".{0,200}")
+    (0..24u8, any::<[u64; 6]>(), any::<u8>(), any::<u16>(), prop::collection::vec(any::<u8>(), 0..5000), ".{0,200}")
         .prop_map(|(kind, numbers, small, block, bytes, text)| Owned { kind, numbers, small, block, bytes, text })
 }
 
@@ -95,7 +95,12 @@ fn record(o: &Owned) -> Record<'_> {
             session,
             epoch: Epoch(epoch),
         }),
-        _ => Record::Pad { bytes: &o.bytes },
+        21 => Record::Pad { bytes: &o.bytes },
+        22 => Record::Section { section: Section::Head, bytes: &o.bytes },
+        _ => Record::Section {
+            section: if o.small.is_multiple_of(2) { Section::Volume } else { Section::Index },
+            bytes: &o.bytes,
+        },
     }
 }
 

@@ -3,13 +3,11 @@
 mod disk;
 mod guest;
 
-use std::path::Path;
 use std::sync::Arc;
 
 use disk::{Disk, Fate};
-use guest::{Deed, Guest, Loading, VOLUME, act, at, hello};
+use guest::{Deed, Guest, Loading, act, at, hello};
 use ninefold_model::Term;
-use ninefold_model::spec::VmSpec;
 use ninefold_replica::stream::{Hello, PageRun};
 use ninefold_snapshot::log::{Folder, Found, Held, Log, LogError, New, Options, Standing};
 use ninefold_snapshot::storage::{Directory, Storage};
@@ -297,7 +295,5 @@ fn in_a_directory() {
     assert!(matches!(read(&open().unwrap()), Err(LogError::Storage { .. })));
     Found::remove(&*open().unwrap()).unwrap();
     assert_eq!(std::fs::read_dir(place.path().join("log")).unwrap().count(), 0);
-    assert!(Path::new(&place.path().join("elsewhere")).exists());
-    let spec: VmSpec = hello().spec;
-    assert_eq!(spec.volumes[0].size as usize, VOLUME);
+    assert!(place.path().join("elsewhere").exists());
 }

@@ -54,7 +54,7 @@ pub use layout::{BlockInfo, Layout, LayoutError, PageRun};
 pub use page::PAGE_SIZE;
 pub use reader::{Frame, RecordReader};
 pub use record::{
-    DeviceState, Heartbeat, Hello, Mark, Output, Pages, Pass, PassKind, Ready, Record, RefuseCode, Totals,
+    DeviceState, Heartbeat, Hello, Mark, Output, Pages, Pass, PassKind, Ready, Record, RefuseCode, Section, Totals,
     VolumeWrites, Welcome,
 };
 pub use shadow::Shadow;

@@ -98,6 +98,45 @@ pub(super) fn next_entry<'a>(rest: &mut &'a [u8]) -> Result<PageEntry<'a>, Strea
     Ok(PageEntry { page, content })
 }
 
+/// A page's content in a stream: how it is written, and its place in the record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed {
+    pub page: u32,
+    /// [`Encoding::Raw`] or [`Encoding::Lz4`].
+    pub encoding: Encoding,
+    /// Bytes, counted from the begin of the entries.
+    pub place: std::ops::Range<usize>,
+}
+
+/// Where in the entries of a `Pages` record the contents stand that need nothing else to be read: raw and compressed pages.
+///
+/// # Errors
+/// Entries that do not follow the format.
+pub fn places(entries: &[u8]) -> impl Iterator<Item = Result<Placed, StreamError>> + use<'_> {
+    let mut rest = entries;
+    std::iter::from_fn(move || {
+        loop {
+            if rest.is_empty() {
+                return None;
+            }
+            let entry = match next_entry(&mut rest) {
+                Ok(entry) => entry,
+                Err(error) => {
+                    rest = &[];
+                    return Some(Err(error));
+                }
+            };
+            let (encoding, length) = match entry.content {
+                PageContent::Raw(page) => (Encoding::Raw, page.len()),
+                PageContent::Lz4(packed) => (Encoding::Lz4, packed.len()),
+                PageContent::Zero { .. } | PageContent::Delta(_) => continue,
+            };
+            let end = entries.len() - rest.len();
+            return Some(Ok(Placed { page: entry.page, encoding, place: end - length..end }));
+        }
+    })
+}
+
 /// Appends an entry's header.
 #[inline]
 pub(super) fn push_entry(out: &mut Vec<u8>, page: u32, encoding: Encoding, length: u16) {

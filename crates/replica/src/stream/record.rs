@@ -64,12 +64,16 @@ pub enum Kind {
     VolumeDurable = 20,
     Mark = 32,
     Pad = 33,
+    SnapshotHead = 34,
+    VolumeContent = 35,
+    SnapshotIndex = 36,
+    SnapshotEnd = 37,
 }
 
 impl Kind {
     pub(super) fn from_wire(kind: u8) -> Option<Self> {
         use Kind::*;
-        const KINDS: [Kind; 22] = [
+        const KINDS: [Kind; 26] = [
             Hello,
             Join,
             Welcome,
@@ -92,6 +96,10 @@ impl Kind {
             VolumeDurable,
             Mark,
             Pad,
+            SnapshotHead,
+            VolumeContent,
+            SnapshotIndex,
+            SnapshotEnd,
         ];
         KINDS.into_iter().find(|known| *known as u8 == kind)
     }
@@ -121,6 +129,10 @@ impl Kind {
             Kind::VolumeDurable => "VolumeDurable",
             Kind::Mark => "Mark",
             Kind::Pad => "Pad",
+            Kind::SnapshotHead => "SnapshotHead",
+            Kind::VolumeContent => "VolumeContent",
+            Kind::SnapshotIndex => "SnapshotIndex",
+            Kind::SnapshotEnd => "SnapshotEnd",
         }
     }
 
@@ -129,6 +141,9 @@ impl Kind {
     pub(super) fn max_payload(self) -> usize {
         match self {
             Kind::Pages | Kind::DeviceState | Kind::ChannelOutput | Kind::VolumeWrites => MAX_PAYLOAD,
+            Kind::VolumeContent | Kind::SnapshotIndex => MAX_PAYLOAD,
+            Kind::SnapshotHead => MAX_HELLO,
+            Kind::SnapshotEnd => 256,
             Kind::VolumeState | Kind::VolumeSums | Kind::VolumeDiffers => MAX_VOLUME_STATE,
             Kind::Hello => MAX_HELLO,
             Kind::Begin | Kind::End | Kind::Ack | Kind::Heartbeat => 128,
@@ -357,6 +372,26 @@ pub struct Mark {
     pub epoch: Epoch,
 }
 
+/// The parts of a snapshot file that are no part of a pass; `ninefold_snapshot` knows what is in them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Section {
+    Head,
+    Volume,
+    Index,
+    End,
+}
+
+impl Section {
+    pub(super) fn kind(self) -> Kind {
+        match self {
+            Section::Head => Kind::SnapshotHead,
+            Section::Volume => Kind::VolumeContent,
+            Section::Index => Kind::SnapshotIndex,
+            Section::End => Kind::SnapshotEnd,
+        }
+    }
+}
+
 /// What a backup has become ready for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -455,6 +490,11 @@ pub enum Record<'a> {
     Pad {
         bytes: &'a [u8],
     },
+    /// In snapshot files only.
+    Section {
+        section: Section,
+        bytes: &'a [u8],
+    },
 }
 
 impl Record<'_> {
@@ -483,6 +523,7 @@ impl Record<'_> {
             Record::VolumeDurable { .. } => Kind::VolumeDurable,
             Record::Mark(_) => Kind::Mark,
             Record::Pad { .. } => Kind::Pad,
+            Record::Section { section, .. } => section.kind(),
         }
     }
 
@@ -583,7 +624,7 @@ impl Record<'_> {
                 put_u64(out, mark.session);
                 put_u64(out, mark.epoch.0);
             }
-            Record::Pad { bytes } => out.extend_from_slice(bytes),
+            Record::Pad { bytes } | Record::Section { bytes, .. } => out.extend_from_slice(bytes),
         }
         close_record(out, start, kind)
     }
@@ -689,6 +730,10 @@ impl<'a> Record<'a> {
                 epoch: Epoch(fields.u64()?),
             }),
             Kind::Pad => Record::Pad { bytes: fields.take_rest() },
+            Kind::SnapshotHead => Record::Section { section: Section::Head, bytes: fields.take_rest() },
+            Kind::VolumeContent => Record::Section { section: Section::Volume, bytes: fields.take_rest() },
+            Kind::SnapshotIndex => Record::Section { section: Section::Index, bytes: fields.take_rest() },
+            Kind::SnapshotEnd => Record::Section { section: Section::End, bytes: fields.take_rest() },
         };
         if fields.rest.is_empty() { Ok(record) } else { Err(fields.bad("it is too long")) }
     }

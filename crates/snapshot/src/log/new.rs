@@ -36,7 +36,7 @@ impl New {
         options: Options,
     ) -> Result<Self, LogError> {
         remove(&*storage)?;
-        let log = random().map_err(|source| LogError::Storage {
+        let log = crate::random::u128().map_err(|source| LogError::Storage {
             what: "cannot read",
             file: "the kernel's random numbers".into(),
             source,
@@ -160,11 +160,4 @@ pub(super) fn remove(storage: &dyn Storage) -> Result<(), LogError> {
         }
     }
     storage.sync().map_err(failed())
-}
-
-fn random() -> io::Result<u128> {
-    use std::io::Read;
-    let mut bytes = [0; 16];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(u128::from_le_bytes(bytes))
 }
