@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use disk::{Disk, Fate};
 use guest::{Deed, Guest, Loading, VOLUME, act, at, deed, hello};
-use ninefold_model::Term;
+use ninefold_model::{Record, Term};
 use ninefold_replica::stream::PageRun;
 use ninefold_replica::stream::page::PAGE_SIZE;
-use ninefold_snapshot::log::{Commit, Folder, Found, Log, LogError, New, Options, Standing};
+use ninefold_snapshot::log::{Commit, Folder, Found, Log, LogError, New, Options, Role, Standing};
 use ninefold_snapshot::storage::{Storage, StorageFile};
 use ninefold_volume::{Batch, Op};
 use proptest::prelude::*;
@@ -72,7 +72,8 @@ struct Host {
 }
 
 fn primary(term: u64) -> Standing {
-    Standing::Primary { term: Term(term) }
+    let record = Record { term: Term(term), primary: "host-a".parse().unwrap(), backup: None, synced: false };
+    Standing::new(Role::Primary { record })
 }
 
 /// The pages of a set with their contents.

@@ -68,7 +68,7 @@ impl Log {
         self.shared.closed_bytes() + self.segment.bytes()
     }
 
-    /// Notes on what terms this host now is; durable when this returns. To be done before anything is let go on these terms.
+    /// Notes on what terms this host stands with the witness; durable when this returns. To be done before each proposal.
     ///
     /// # Errors
     /// `Storage`: what is noted is this or what was noted before.

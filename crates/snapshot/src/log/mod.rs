@@ -53,7 +53,7 @@ pub use error::LogError;
 pub use fold::{Folder, Shared};
 pub use new::New;
 pub use recover::{Found, Held, Recovered};
-pub use standing::Standing;
+pub use standing::{Role, Standing};
 
 use ninefold_model::{Epoch, Term};
 

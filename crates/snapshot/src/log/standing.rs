@@ -10,42 +10,60 @@ use crate::storage::{Storage, StorageFile};
 
 pub(super) const FILE: &str = "standing";
 /// One place, bytes.
-const SLOT: usize = 512;
+const SLOT: usize = 4096;
 /// Number, length, checksum.
 const HEAD: usize = 16;
 
-/// What the host that writes a log was to its VM, as far as it had this in writing from the witness.
+/// On what terms the host that writes a log stands with the witness.
+///
+/// It is noted before each proposal to the witness, with what is proposed: so a record that the host has won and not yet acted
+/// on is known as its own. What is let go under a record needs no note: nothing is let go that is not in the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "role", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Standing {
-    /// It ran the VM under the record of this term and let no output go that is not in the log.
-    Primary { term: Term },
+#[serde(deny_unknown_fields)]
+pub struct Standing {
+    pub role: Role,
+    /// What the host has asked the witness for, or is about to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proposed: Option<Record>,
+    /// Output was let go that is not in the log: it is a state of the past, for a person to choose.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub behind: bool,
+}
+
+/// What the host was to its VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Role {
+    /// It ran the VM under this record and let no output go that is not in the log.
+    Primary { record: Record },
     /// It received the checkpoints of this session and acknowledged none that is not in the log.
     Backup { session: Term, primary: HostName },
-    /// Output was let go that is not in the log: after this the log is a state of the past, for a person to choose.
-    Behind,
 }
 
 impl Standing {
+    /// That of a host in this role.
+    pub fn new(role: Role) -> Self {
+        Self { role, proposed: None, behind: false }
+    }
+
     /// Whether nothing that was let go under `record` is missing in the log, so that `me` may go on from it once it has won the
     /// record that follows.
-    ///
-    /// A primary writes here what it has won before it lets anything go under it. So a record that is one ahead, and names
-    /// the same primary, was won by the very process that wrote the log, which then did nothing more: only a primary
-    /// itself proposes a record that names it. The same holds for a backup that has just won its claim.
     pub fn vouches(&self, record: &Record, me: &HostName) -> bool {
-        match self {
-            Standing::Primary { term } => record.primary == *me && (record.term == *term || record.term == term.next()),
-            Standing::Backup { session, primary } => {
-                let bound = session.next();
-                let claimable = record.term == bound
-                    && record.synced
+        if self.behind {
+            return false;
+        }
+        // Only the host itself proposes a record that names it as primary.
+        if record.primary == *me && self.proposed.as_ref() == Some(record) {
+            return true;
+        }
+        match &self.role {
+            Role::Primary { record: own } => own == record && record.primary == *me,
+            Role::Backup { session, primary } => {
+                record.synced
+                    && record.term == session.next()
                     && record.primary == *primary
-                    && record.backup.as_ref() == Some(me);
-                let claimed = record.term == bound.next() && !record.synced && record.primary == *me;
-                claimable || claimed
+                    && record.backup.as_ref() == Some(me)
             }
-            Standing::Behind => false,
         }
     }
 }
@@ -94,7 +112,9 @@ impl StandingFile {
         let sum = checksum(&slot, &text);
         slot.extend_from_slice(&sum.to_le_bytes());
         slot.extend_from_slice(&text);
-        // Names are short: this always fits.
+        if slot.len() > SLOT {
+            return Err(failed()(std::io::ErrorKind::FileTooLarge.into()));
+        }
         slot.resize(SLOT, 0);
         for place in [0, SLOT as u64] {
             self.file.write_at(place, &slot).and_then(|()| self.file.sync()).map_err(failed())?;
@@ -142,28 +162,35 @@ mod tests {
     }
 
     #[test]
-    fn only_the_record_that_follows_is_vouched_for() {
+    fn only_what_the_log_speaks_of_is_vouched_for() {
         let (a, b): (HostName, HostName) = ("a".parse().unwrap(), "b".parse().unwrap());
-        let primary = Standing::Primary { term: Term(5) };
+        let mut primary = Standing::new(Role::Primary { record: record(5, "a", None) });
         assert!(primary.vouches(&record(5, "a", None), &a));
-        assert!(primary.vouches(&record(5, "a", Some("b")), &a));
-        assert!(primary.vouches(&record(6, "a", None), &a));
-        for other in [record(7, "a", None), record(4, "a", None), record(5, "b", None), record(6, "b", Some("a"))] {
+        for other in [record(5, "a", Some("b")), record(6, "a", None), record(5, "b", None)] {
             assert!(!primary.vouches(&other, &a), "{other:?}");
         }
-        let backup = Standing::Backup { session: Term(5), primary: a.clone() };
+        assert!(!primary.vouches(&record(5, "a", None), &b));
+        primary.proposed = Some(record(6, "a", Some("b")));
+        assert!(primary.vouches(&record(5, "a", None), &a));
+        assert!(primary.vouches(&record(6, "a", Some("b")), &a));
+        assert!(!primary.vouches(&record(7, "a", None), &a));
+        primary.behind = true;
+        assert!(!primary.vouches(&record(5, "a", None), &a));
+
+        let mut backup = Standing::new(Role::Backup { session: Term(5), primary: a.clone() });
         assert!(backup.vouches(&record(6, "a", Some("b")), &b));
-        assert!(backup.vouches(&record(7, "b", None), &b));
         for other in [
             record(5, "a", None),
             record(7, "a", None),
+            record(7, "b", None),
             record(6, "a", Some("c")),
             record(8, "a", Some("b")),
-            record(8, "b", None),
-            record(7, "b", Some("a")),
+            record(6, "c", Some("b")),
         ] {
             assert!(!backup.vouches(&other, &b), "{other:?}");
         }
-        assert!(!Standing::Behind.vouches(&record(5, "a", None), &a));
+        backup.proposed = Some(record(7, "b", None));
+        assert!(backup.vouches(&record(7, "b", None), &b));
+        assert!(!backup.vouches(&record(8, "b", None), &b));
     }
 }
