@@ -360,7 +360,8 @@ fn a_parent_has_to_fit() {
 #[ignore = "makes seeds"]
 fn fuzz_seeds() {
     let Some(place) = std::env::var_os("NINEFOLD_FUZZ_SEEDS") else { return };
-    let noise = |n: u64| Deed { touches: vec![(0, n, Some((n.is_multiple_of(2), n))), (1, 1, None)], ..Deed::default() };
+    let noise =
+        |n: u64| Deed { touches: vec![(0, n, Some((n.is_multiple_of(2), n))), (1, 1, None)], ..Deed::default() };
     for n in 0..4 {
         let writer = Writer::create(Vec::new(), &vm(), &head(0, None), None).unwrap();
         let rounds: Vec<Deed> = (0..n).map(noise).collect();

@@ -72,7 +72,7 @@ struct Host {
 }
 
 fn primary(term: u64) -> Standing {
-    let record = Record { term: Term(term), primary: "host-a".parse().unwrap(), backup: None, synced: false };
+    let record = Record { term: Term(term), primary: "host-a".parse().unwrap(), backups: Vec::new() };
     Standing::new(Role::Primary { record })
 }
 

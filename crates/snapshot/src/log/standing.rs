@@ -58,12 +58,7 @@ impl Standing {
         }
         match &self.role {
             Role::Primary { record: own } => own == record && record.primary == *me,
-            Role::Backup { session, primary } => {
-                record.synced
-                    && record.term == session.next()
-                    && record.primary == *primary
-                    && record.backup.as_ref() == Some(me)
-            }
+            Role::Backup { session, primary } => record.primary == *primary && record.binds(me, *session),
         }
     }
 }
@@ -150,15 +145,13 @@ fn slot(bytes: &[u8]) -> Option<(u64, &[u8])> {
 
 #[cfg(test)]
 mod tests {
+    use ninefold_model::Backup;
+
     use super::*;
 
     fn record(term: u64, primary: &str, backup: Option<&str>) -> Record {
-        Record {
-            term: Term(term),
-            primary: primary.parse().unwrap(),
-            backup: backup.map(|b| b.parse().unwrap()),
-            synced: backup.is_some(),
-        }
+        let backups = backup.map(|host| Backup { host: host.parse().unwrap(), session: Term(5) });
+        Record { term: Term(term), primary: primary.parse().unwrap(), backups: backups.into_iter().collect() }
     }
 
     #[test]
@@ -179,12 +172,16 @@ mod tests {
 
         let mut backup = Standing::new(Role::Backup { session: Term(5), primary: a.clone() });
         assert!(backup.vouches(&record(6, "a", Some("b")), &b));
+        // The primary has since bound or lost another backup.
+        assert!(backup.vouches(&record(8, "a", Some("b")), &b));
+        let mut again = record(8, "a", Some("b"));
+        again.backups[0].session = Term(7);
+        assert!(!backup.vouches(&again, &b), "another session with the same backup");
         for other in [
             record(5, "a", None),
             record(7, "a", None),
             record(7, "b", None),
             record(6, "a", Some("c")),
-            record(8, "a", Some("b")),
             record(6, "c", Some("b")),
         ] {
             assert!(!backup.vouches(&other, &b), "{other:?}");
