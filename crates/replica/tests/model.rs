@@ -14,6 +14,8 @@
 //!   never released is a loss that networks have); and no two hosts speak freely at the same time;
 //! * **I4** a primary that calls itself protected has a session, and a backup that held a checkpoint of it.
 //!
+//! A VM may be logged. A host's disk keeps its log when the power is gone; everything else of all hosts is lost then.
+//!
 //! With two hosts the search begins when the VM boots. With three, what is interesting lies too deep for that: it begins
 //! at several stages of a VM's life to which a script leads without faults ([`Stage`]).
 //!
@@ -22,9 +24,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ninefold_model::spec::Protection;
-use ninefold_model::status::ProtectionState;
+use ninefold_model::status::{ProtectionState, Role};
 use ninefold_model::{Backup, Epoch, HostName, Record, Term};
-use ninefold_replica::protocol::{Action, Input, Outcome, Phase, ProposalId, Protocol, Rules, Wanted};
+use ninefold_replica::protocol::{Action, Input, Outcome, Phase, ProposalId, Protocol, Rules, Standing, Wanted};
 use stateright::{Checker, Expectation, HasDiscoveries, Model, Property};
 
 type Output = u8;
@@ -114,6 +116,25 @@ struct Host {
     primary: usize,
     parts: BTreeSet<(Epoch, u8)>,
     whole: Option<(Epoch, History)>,
+    /// Of a logged VM.
+    log: Option<Logging>,
+}
+
+/// A log that is written.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Logging {
+    standing: Standing,
+    /// Checkpoints that are not yet on the disk; which of them is the session's first, for a backup.
+    queue: Vec<(Epoch, History, bool)>,
+    /// It is what is on the disk.
+    published: bool,
+}
+
+/// A log as it survives.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct OnDisk {
+    standing: Standing,
+    held: (Epoch, History),
 }
 
 impl Host {
@@ -137,6 +158,9 @@ struct World {
     incarnations: u32,
     takeovers: u8,
     protections: u8,
+    disks: Vec<Option<OnDisk>>,
+    power_losses: u8,
+    recoveries: u8,
     violation: Option<&'static str>,
 }
 
@@ -154,6 +178,15 @@ enum Step {
     Switchover(usize, usize),
     Unprotect(usize),
     Protect(usize),
+    /// A primary's log gets its first checkpoint.
+    LogJoin(usize),
+    /// The oldest checkpoint that waits for the disk gets there.
+    Log(usize),
+    /// The disk fails, and takes one more note or not.
+    LogFails(usize, bool),
+    PowerLoss,
+    /// A standby tries to go on from its log.
+    Recover(usize),
     Deliver(Msg),
 }
 
@@ -184,6 +217,8 @@ struct Replication {
     parts: u8,
     stages: &'static [Stage],
     names: Vec<HostName>,
+    logged: bool,
+    power_losses: u8,
 }
 
 impl Replication {
@@ -200,7 +235,16 @@ impl Replication {
             parts: 2,
             stages: &[Stage::Boot],
             names: vec!["a".parse().unwrap(), "b".parse().unwrap()],
+            logged: false,
+            power_losses: 0,
         }
+    }
+
+    /// A logged VM on one host or two.
+    fn logged(rules: Rules, hosts: usize) -> Self {
+        let mut pair = Self { logged: true, power_losses: 2, parts: 1, suspicions: 1, ..Self::pair(rules) };
+        pair.names.truncate(hosts);
+        pair
     }
 
     /// Two backups.
@@ -231,6 +275,7 @@ impl Replication {
             primary: 0,
             parts: BTreeSet::new(),
             whole: None,
+            log: None,
         }
     }
 
@@ -257,6 +302,10 @@ impl Replication {
         if !committed {
             w.violation = Some("I1: released what not every backup holds");
         }
+        let logs = w.hosts[host].as_ref().is_some_and(|h| h.holding && h.log.as_ref().is_some_and(|log| log.published));
+        if logs && w.disks[host].as_ref().is_none_or(|disk| !disk.held.1.contains(&output)) {
+            w.violation = Some("I1: released what is not in the log");
+        }
         // The host that the witness names carries on all that was ever released. While backups are bound they may too; that
         // is checked when one resumes.
         if let Some(vm) = w.hosts[owner].as_ref().and_then(|h| h.vm.as_ref())
@@ -280,6 +329,15 @@ impl Replication {
         let h = w.hosts[host].as_mut().unwrap();
         match action {
             Action::Propose { id, expected, new } => {
+                if let Some(log) = &mut h.log {
+                    log.standing.proposed = Some(new.clone());
+                    if let Some(role) = h.protocol.log_role() {
+                        log.standing.role = role;
+                    }
+                    if let Some(disk) = w.disks[host].as_mut().filter(|_| log.published) {
+                        disk.standing = log.standing.clone();
+                    }
+                }
                 w.messages.insert(Msg::Propose {
                     from: host,
                     id,
@@ -290,17 +348,33 @@ impl Replication {
             Action::Boot => h.vm = Some(Vm { history: Vec::new(), paused: false }),
             Action::ResumeFrom { epoch } => {
                 let whole = h.whole.take();
-                let Some((_, history)) = whole.filter(|(e, _)| *e == epoch) else {
+                // A backup may hold a whole one that its log, and so its primary, has not heard of yet.
+                let logs = h.log.is_some();
+                let Some((at, history)) = whole.filter(|(e, _)| *e == epoch || (logs && *e > epoch)) else {
                     w.violation = Some("I2: resumed from something that is not a whole checkpoint");
                     return;
                 };
                 if !w.released.iter().all(|o| history.contains(o)) {
                     w.violation = Some("I2: resumed from a state older than what was released");
                 }
-                h.vm = Some(Vm { history, paused: false });
+                h.vm = Some(Vm { history: history.clone(), paused: false });
                 h.holding = false;
                 h.captured = 0;
-                w.takeovers += 1;
+                let went_on = h.log.as_mut().filter(|log| log.published).map(|log| log.queue.clear());
+                if w.power_losses == 0 {
+                    w.takeovers += 1;
+                } else {
+                    w.recoveries += 1;
+                }
+                if went_on.is_some() {
+                    // The log goes on where it ends, and the guest runs when it has all that came.
+                    if let Some(disk) = &mut w.disks[host] {
+                        disk.held = (at, history);
+                    }
+                    self.input(w, host, Input::LogFirst { epoch: Epoch(1) });
+                } else {
+                    w.hosts[host].as_mut().unwrap().log = None;
+                }
             }
             Action::Hold => h.holding = true,
             Action::Release { epoch } => self.release_up_to(w, host, epoch),
@@ -340,10 +414,17 @@ impl Replication {
             Action::AcceptSession { .. } => {
                 h.parts.clear();
                 h.whole = None;
+                h.log = None;
+                if let Some(role) = h.protocol.log_role().filter(|_| self.logged) {
+                    w.disks[host] = None;
+                    let standing = Standing::new(role);
+                    h.log = Some(Logging { standing, queue: Vec::new(), published: false });
+                }
             }
             Action::SendAck { session, epoch } => {
                 let primary = h.primary;
-                if let Some((e, history)) = &h.whole
+                let logged = w.disks[host].as_ref().map(|disk| &disk.held).filter(|_| h.log.is_some());
+                if let Some((e, history)) = logged.or(h.whole.as_ref())
                     && *e == epoch
                 {
                     w.committed.insert((session, host), (primary, epoch, history.clone()));
@@ -370,6 +451,48 @@ impl Replication {
         }
     }
 
+    /// A logged primary's log gets checkpoints.
+    fn logs(h: &Host) -> bool {
+        h.vm.is_some() && h.log.is_some()
+    }
+
+    fn log_join(&self, w: &mut World, host: usize) {
+        let h = w.hosts[host].as_mut().unwrap();
+        let Some(role) = h.protocol.log_role() else { return };
+        let epoch = Epoch(h.captured + 1);
+        h.log = Some(Logging { standing: Standing::new(role), queue: Vec::new(), published: false });
+        w.disks[host] = None;
+        self.input(w, host, Input::LogFirst { epoch });
+        self.checkpoint(w, host, None);
+    }
+
+    /// The oldest checkpoint in a log's queue becomes durable.
+    fn log(&self, w: &mut World, host: usize) {
+        let h = w.hosts[host].as_mut().unwrap();
+        let Some(log) = h.log.as_mut().filter(|log| !log.queue.is_empty()) else { return };
+        let (epoch, history, first) = log.queue.remove(0);
+        log.published = true;
+        w.disks[host] = Some(OnDisk { standing: log.standing.clone(), held: (epoch, history) });
+        let input = match h.protocol.backing() {
+            Some(session) => Input::CheckpointHeld { session, epoch, first },
+            None => Input::LogHolds { epoch },
+        };
+        self.input(w, host, input);
+    }
+
+    fn recover(&self, w: &mut World, host: usize) {
+        let (Some(record), Some(disk)) = (w.witness.clone(), w.disks[host].clone()) else { return };
+        let h = w.hosts[host].as_mut().unwrap();
+        h.whole = Some(disk.held.clone());
+        h.log = Some(Logging { standing: disk.standing.clone(), queue: Vec::new(), published: true });
+        let (standing, epoch) = (disk.standing, disk.held.0);
+        self.input(w, host, Input::Recover { standing, epoch, record });
+        let h = w.hosts[host].as_mut().unwrap();
+        if !h.protocol.awaits_witness() {
+            (h.whole, h.log) = (None, None);
+        }
+    }
+
     fn checkpoint(&self, w: &mut World, host: usize, joins: Option<Term>) {
         let h = w.hosts[host].as_mut().unwrap();
         h.captured += 1;
@@ -388,6 +511,9 @@ impl Replication {
         let last = std::mem::take(&mut h.capture_final);
         vm.paused |= last;
         let history = vm.history.clone();
+        if let Some(log) = &mut h.log {
+            log.queue.push((epoch, history.clone(), false));
+        }
         for c in h.connections.iter().filter(|c| c.first.is_some()) {
             let first = c.first == Some(epoch.0);
             for part in 0..self.parts {
@@ -445,8 +571,11 @@ impl Replication {
                 h.parts.insert((epoch, part));
                 if (0..self.parts).all(|part| h.parts.contains(&(epoch, part))) {
                     h.parts.clear();
-                    h.whole = Some((epoch, history));
-                    self.input(w, to, Input::CheckpointHeld { session, epoch, first });
+                    h.whole = Some((epoch, history.clone()));
+                    match &mut h.log {
+                        Some(log) => log.queue.push((epoch, history, first)),
+                        None => self.input(w, to, Input::CheckpointHeld { session, epoch, first }),
+                    }
                 }
             }
             Msg::Ack { to, session, epoch } => {
@@ -508,6 +637,9 @@ impl Replication {
             switchovers: 0,
             takeovers: 0,
             protections: 0,
+            disks: self.names.iter().map(|_| None).collect(),
+            power_losses: 0,
+            recoveries: 0,
             violation: None,
         };
         self.input(&mut w, 0, Input::Start { found: None, force: false });
@@ -564,6 +696,12 @@ impl Model for Replication {
                     steps.push(Step::LoseMachine(i));
                 }
             }
+            if h.log.as_ref().is_some_and(|log| !log.queue.is_empty()) {
+                steps.push(Step::Log(i));
+            }
+            if h.vm.is_none() && h.protocol.role() == Role::Standby && w.disks[i].is_some() {
+                steps.push(Step::Recover(i));
+            }
             let sessions = h.protocol.backing().into_iter().chain(h.connections.iter().map(|c| c.session));
             let suspects = sessions.filter(|s| w.suspicions < self.suspicions || Self::is_gone(w, i, *s));
             steps.extend(suspects.map(|s| Step::Suspect(i, s)));
@@ -576,9 +714,17 @@ impl Model for Replication {
                 let free = others.filter(|&o| h.protocol.sessions().iter().all(|s| s.backup != self.names[o]));
                 steps.extend(free.map(|o| Step::Connect(i, o)));
             }
-            let room = h.connections.iter().all(|c| c.first.is_none_or(|f| h.captured + 1 - f < self.max_epochs));
+            let room = h.connections.iter().all(|c| c.first.is_none_or(|f| h.captured + 1 - f < self.max_epochs))
+                && (!self.logged || h.captured < self.max_epochs);
+            if self.logged && !vm.paused && h.log.is_none() && room {
+                steps.push(Step::LogJoin(i));
+            }
+            // A backup whose disk fails is none any more: as after a crash.
+            if Self::logs(h) && w.crashes < self.crashes {
+                steps.extend([Step::LogFails(i, false), Step::LogFails(i, true)]);
+            }
             if !vm.paused && room {
-                if h.connections.iter().any(|c| c.first.is_some()) {
+                if Self::logs(h) || h.connections.iter().any(|c| c.first.is_some()) {
                     steps.push(Step::Checkpoint(i, None));
                 }
                 let syncing = h.connections.iter().filter(|c| c.first.is_none());
@@ -594,6 +740,9 @@ impl Model for Replication {
             if h.protocol.wanted().protection == Protection::None {
                 steps.push(Step::Protect(i));
             }
+        }
+        if w.power_losses < self.power_losses && w.hosts.iter().any(Option::is_some) {
+            steps.push(Step::PowerLoss);
         }
         steps.extend(w.messages.iter().cloned().map(Step::Deliver));
     }
@@ -643,6 +792,21 @@ impl Model for Replication {
                 self.input(&mut w, i, Input::Want(none));
             }
             Step::Protect(i) => self.input(&mut w, i, Input::Want(self.wanted())),
+            Step::LogJoin(i) => self.log_join(&mut w, i),
+            Step::Log(i) => self.log(&mut w, i),
+            Step::LogFails(i, noted) => {
+                w.crashes += 1;
+                w.hosts[i].as_mut().unwrap().log = None;
+                if let Some(disk) = w.disks[i].as_mut().filter(|_| noted) {
+                    disk.standing.behind = true;
+                }
+                self.input(&mut w, i, Input::LogLost { noted });
+            }
+            Step::PowerLoss => {
+                w.power_losses += 1;
+                w.hosts.fill(None);
+            }
+            Step::Recover(i) => self.recover(&mut w, i),
             Step::Deliver(msg) => self.deliver(&mut w, msg),
         }
         (w != *last).then_some(w)
@@ -671,6 +835,11 @@ impl Model for Replication {
                 w.witness.as_ref().is_some_and(|r| r.backups.len() > 1)
             }),
             Property::sometimes("a backup takes over", |_, w: &World| w.takeovers > 0),
+            Property::sometimes("a VM goes on from its log", |_, w: &World| w.recoveries > 0),
+            Property::sometimes("and once more", |_, w: &World| w.recoveries > 1),
+            Property::sometimes("output flows after a loss of power", |m: &Self, w: &World| {
+                w.recoveries > 0 && w.released.contains(&m.emits)
+            }),
             Property::sometimes("a second takeover", |_, w: &World| w.takeovers > 1),
             Property::sometimes("output flows after a takeover", |m: &Self, w: &World| {
                 w.takeovers > 0 && w.released.contains(&m.emits)
@@ -742,6 +911,13 @@ fn the_invariants_hold_with_two_backups() {
 }
 
 #[test]
+fn the_invariants_hold_when_the_power_goes() {
+    let expected = ["a VM goes on from its log", "output flows after a loss of power"];
+    explore(Replication::logged(Rules::ALL, 1), 1_000_000, &expected);
+    explore(Replication::logged(Rules::ALL, 2), 1_000_000, &["a VM goes on from its log"]);
+}
+
+#[test]
 fn the_invariants_hold_with_two_backups_through_a_switchover() {
     let model = Replication { switchovers: 1, emits: 1, ..Replication::star(Rules::ALL, &[Stage::AllBound]) };
     explore(model, 1_000_000, &["a backup takes over"]);
@@ -774,6 +950,7 @@ fn walk(model: &Replication, seed: u64, walks: usize, expected: &[&'static str])
             // Faults are rare, or there would be no life between them.
             let fault = match choice {
                 Step::Crash(_) | Step::LoseMachine(_) | Step::Switchover(..) | Step::Unprotect(_) => true,
+                Step::PowerLoss | Step::LogFails(..) => true,
                 Step::Suspect(host, session) => !Replication::is_gone(&world, host, session),
                 _ => false,
             };
@@ -822,6 +999,17 @@ fn the_invariants_hold_on_long_random_walks() {
 fn the_invariants_hold_on_long_random_walks_with_two_backups() {
     let model = long(Replication::star(Rules::ALL, &[Stage::Boot, Stage::OneBound, Stage::AllBound]));
     walk(&model, 20_261, 2000, &["two backups are bound", "a second takeover", "output flows after a takeover"]);
+}
+
+#[test]
+fn the_invariants_hold_on_long_random_walks_of_logged_vms() {
+    for (hosts, seed) in [(1, 20_263), (2, 20_264)] {
+        let model = Replication { power_losses: 5, ..long(Replication::logged(Rules::ALL, hosts)) };
+        walk(&model, seed, 2000, &["and once more", "output flows after a loss of power"]);
+    }
+    let star = long(Replication::star(Rules::ALL, &[Stage::Boot]));
+    let star = Replication { power_losses: 5, logged: true, ..star };
+    walk(&star, 20_265, 2000, &["and once more", "two backups are bound"]);
 }
 
 #[test]
@@ -897,4 +1085,19 @@ fn harm_is_found_when_a_backup_counts_only_once_it_is_bound() {
 #[test]
 fn harm_is_found_when_a_backup_claims_from_a_record_without_its_session() {
     finds_harm(Replication::star(Rules { claim_own_session: false, ..Rules::ALL }, &[Stage::OneBound]));
+}
+
+#[test]
+fn harm_is_found_when_output_does_not_wait_for_the_log() {
+    finds_harm(Replication::logged(Rules { wait_for_log: false, ..Rules::ALL }, 1));
+}
+
+#[test]
+fn harm_is_found_when_a_host_goes_on_from_any_log() {
+    finds_harm(Replication::logged(Rules { only_vouched_logs: false, ..Rules::ALL }, 2));
+}
+
+#[test]
+fn harm_is_found_when_a_lost_log_is_left_as_it_is() {
+    finds_harm(Replication::logged(Rules { disown_a_lost_log: false, ..Rules::ALL }, 1));
 }

@@ -8,15 +8,16 @@ use std::sync::Arc;
 use disk::{Disk, Fate};
 use guest::{Deed, Guest, Loading, act, at, hello};
 use ninefold_model::Term;
+use ninefold_replica::protocol::{LogRole, Standing};
 use ninefold_replica::stream::{Hello, PageRun};
-use ninefold_snapshot::log::{Folder, Found, Held, Log, LogError, New, Options, Role, Standing};
+use ninefold_snapshot::log::{Folder, Found, Held, Log, LogError, New, Options};
 use ninefold_snapshot::storage::{Directory, Storage};
 use proptest::prelude::*;
 
 const OPTIONS: Options = Options { segment: 12 << 10, limit: 200 << 10 };
 
 fn standing() -> Standing {
-    Standing::new(Role::Backup { session: Term(5), primary: "host-b".parse().unwrap() })
+    Standing::new(LogRole::Backup { session: Term(5), primary: "host-b".parse().unwrap() })
 }
 
 /// One page of noise, a state.

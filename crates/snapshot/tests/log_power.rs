@@ -10,9 +10,10 @@ use std::sync::Arc;
 use disk::{Disk, Fate};
 use guest::{Deed, Guest, Loading, VOLUME, act, at, deed, hello};
 use ninefold_model::{Record, Term};
+use ninefold_replica::protocol::{LogRole, Standing};
 use ninefold_replica::stream::PageRun;
 use ninefold_replica::stream::page::PAGE_SIZE;
-use ninefold_snapshot::log::{Commit, Folder, Found, Log, LogError, New, Options, Role, Standing};
+use ninefold_snapshot::log::{Commit, Folder, Found, Log, LogError, New, Options};
 use ninefold_snapshot::storage::{Storage, StorageFile};
 use ninefold_volume::{Batch, Op};
 use proptest::prelude::*;
@@ -73,7 +74,7 @@ struct Host {
 
 fn primary(term: u64) -> Standing {
     let record = Record { term: Term(term), primary: "host-a".parse().unwrap(), backups: Vec::new() };
-    Standing::new(Role::Primary { record })
+    Standing::new(LogRole::Primary { record })
 }
 
 /// The pages of a set with their contents.

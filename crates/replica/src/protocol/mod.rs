@@ -37,6 +37,12 @@
 //! record has the primary of its session and binds it with that session, and then from that record only. Any other record,
 //! also a later one in which the same primary has bound it again, does not speak of the checkpoint that it holds.
 //!
+//! **The log.** A VM may be logged: its host then keeps its checkpoints on disk, and the log counts like a backup: from its
+//! first checkpoint on output waits for it, too. A backup of such a VM acknowledges only what its own log has. So whatever was
+//! let go is in the log of every host that the record names, and after a loss of power each of them may go on from its log,
+//! once it has won the record that follows ([`Standing::vouches`]): a former primary as if its backups had been lost, a former
+//! backup as if its primary had.
+//!
 //! A session's messages travel over connections between two living processes: what was sent to a backup that has
 //! restarted since never reaches its successor (TCP, and TLS where it is used, see to that), and a backup accepts each
 //! session once. So an old session cannot be played again into a backup that the witness has bound since.
@@ -50,7 +56,9 @@
 //! * a backup wins the witness before it resumes;
 //! * a backup claims only from a record that binds the session in which it holds its checkpoint;
 //! * a backup acknowledges only whole checkpoints, in order, and none once it has begun to claim;
-//! * a session has a term of its own.
+//! * a session has a term of its own;
+//! * a log that counts is waited for;
+//! * a host goes on only from a log that vouches for the record, and notes in it what it proposes.
 //!
 //! Proposals to the witness are answered exactly once from this machine's point of view: the shell repeats an
 //! unanswered one until it has an answer, which is safe (see [`Record`]).
@@ -58,6 +66,7 @@
 mod backup;
 mod primary;
 mod session;
+mod standing;
 
 use ninefold_model::event::EventKind;
 use ninefold_model::spec::Protection;
@@ -67,6 +76,7 @@ use ninefold_model::{Epoch, HostName, Record, Term};
 use backup::Backup;
 use primary::Primary;
 pub use session::{Phase, Session};
+pub use standing::{LogRole, Standing};
 
 /// Names a proposal, so that an answer to an abandoned one is not taken for another's.
 pub type ProposalId = u32;
@@ -128,6 +138,16 @@ pub enum Input {
     PrimaryLost { session: Term, reason: String },
     /// The witness was read and holds this.
     Observed(Record),
+    /// (Standby) A log is here that ends with checkpoint `epoch`, and it is loaded; the witness holds `record`.
+    Recover { standing: Standing, epoch: Epoch, record: Record },
+    /// (Primary) `epoch` ends and its checkpoint will be the log's first, or the first that follows what the log holds: from
+    /// here on output waits for the log.
+    LogFirst { epoch: Epoch },
+    /// (Primary) The log has this epoch.
+    LogHolds { epoch: Epoch },
+    /// (Primary) The log has ended, and it is noted there that it is behind. Unless it is `noted`, the witness has to make it
+    /// worthless first, by another term.
+    LogLost { noted: bool },
 }
 
 /// The witness's answer to a proposal.
@@ -196,6 +216,9 @@ pub struct Rules {
     pub no_ack_while_claiming: bool,
     pub one_session_a_term: bool,
     pub say_when_unprotected: bool,
+    pub wait_for_log: bool,
+    pub only_vouched_logs: bool,
+    pub disown_a_lost_log: bool,
 }
 
 impl Rules {
@@ -211,6 +234,9 @@ impl Rules {
         no_ack_while_claiming: true,
         one_session_a_term: true,
         say_when_unprotected: true,
+        wait_for_log: true,
+        only_vouched_logs: true,
+        disown_a_lost_log: true,
     };
 }
 
@@ -229,9 +255,19 @@ pub struct Protocol {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum State {
     Standby,
-    Starting { proposal: ProposalId, new: Record },
+    /// From nothing, or from the log.
+    Starting {
+        proposal: ProposalId,
+        new: Record,
+        from: Option<Epoch>,
+    },
     Backup(Backup),
-    Claiming { proposal: ProposalId, new: Record, backup: Backup, epoch: Epoch },
+    Claiming {
+        proposal: ProposalId,
+        new: Record,
+        backup: Backup,
+        epoch: Epoch,
+    },
     Primary(Primary),
 }
 
@@ -371,7 +407,36 @@ impl Protocol {
             Input::FinalTaken { epoch } => self.final_taken(epoch, out),
             Input::Stop { reason } => self.stop(reason, out),
             Input::MachineLost { reason } => self.machine_lost(reason, out),
+            Input::Recover { standing, epoch, record } => self.recover(&standing, epoch, record, out),
+            Input::LogFirst { epoch } => self.log_first(epoch, out),
+            Input::LogHolds { epoch } => self.log_holds(epoch, out),
+            Input::LogLost { noted } => self.log_lost(noted, out),
         }
+    }
+
+    /// What this host's log is to note of its role before it is proposed to replace the record. A backup's log, and one that is
+    /// recovered from, says so already.
+    pub fn log_role(&self) -> Option<LogRole> {
+        match &self.state {
+            State::Primary(p) => Some(LogRole::Primary { record: p.record.clone() }),
+            State::Backup(b) | State::Claiming { backup: b, .. } => {
+                Some(LogRole::Backup { session: b.session, primary: b.primary.clone() })
+            }
+            State::Standby | State::Starting { .. } => None,
+        }
+    }
+
+    fn recover(&mut self, standing: &Standing, epoch: Epoch, record: Record, out: &mut Vec<Action>) {
+        let known = standing.vouches(&record, &self.me) || !self.rules.only_vouched_logs;
+        if self.state != State::Standby || !known {
+            let reason = format!("the log does not speak of {} in term {}", record.primary, record.term);
+            out.push(Action::Refuse { reason });
+            return;
+        }
+        let new = record.alone(self.me.clone());
+        let proposal = self.next_proposal();
+        out.push(Action::Propose { id: proposal, expected: Some(record), new: new.clone() });
+        self.state = State::Starting { proposal, new, from: Some(epoch) };
     }
 
     fn start(&mut self, found: Option<Record>, force: bool, out: &mut Vec<Action>) {
@@ -396,17 +461,25 @@ impl Protocol {
         };
         let proposal = self.next_proposal();
         out.push(Action::Propose { id: proposal, expected: found, new: new.clone() });
-        self.state = State::Starting { proposal, new };
+        self.state = State::Starting { proposal, new, from: None };
     }
 
     fn answer(&mut self, id: ProposalId, outcome: Outcome, out: &mut Vec<Action>) {
         match &self.state {
-            State::Starting { proposal, new } if *proposal == id => match outcome {
+            State::Starting { proposal, new, from } if *proposal == id => match outcome {
                 Outcome::Won => {
-                    let record = new.clone();
-                    out.push(Action::Boot);
-                    out.push(Action::Emit(EventKind::Booted { term: record.term }));
+                    let (record, from) = (new.clone(), *from);
+                    if let Some(epoch) = from {
+                        out.push(Action::ResumeFrom { epoch });
+                    } else {
+                        out.push(Action::Boot);
+                        out.push(Action::Emit(EventKind::Booted { term: record.term }));
+                    }
                     self.state = State::Primary(Primary::alone(record));
+                }
+                Outcome::Lost(current) if from.is_some() => {
+                    let term = current.map_or(Term(0), |r| r.term);
+                    self.stand_down(term, "another host has the VM", out);
                 }
                 Outcome::Lost(_) => {
                     out.push(Action::Refuse { reason: "another host was faster".into() });

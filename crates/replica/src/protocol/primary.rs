@@ -27,6 +27,23 @@ pub(super) struct Primary {
     handover: Option<Handover>,
     /// The VM ends, for this reason, as soon as nobody may take it over.
     stopping: Option<String>,
+    log: Option<Log>,
+}
+
+/// A log that output waits for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Log {
+    first: Epoch,
+    held: Option<Epoch>,
+    /// It has ended; it counts until a record is won of which it does not know: by a proposal after this one.
+    disowned: Option<ProposalId>,
+}
+
+impl Log {
+    /// The newest epoch whose output need not wait for it.
+    fn allows(&self) -> Epoch {
+        self.held.unwrap_or(Epoch(self.first.0.saturating_sub(1)))
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -58,6 +75,7 @@ impl Primary {
             released: Epoch(0),
             handover: None,
             stopping: None,
+            log: None,
         }
     }
 
@@ -120,7 +138,25 @@ impl Primary {
     fn allowed(&self, rules: Rules) -> Option<Epoch> {
         let counting = self.sessions.iter().filter(|s| rules.count_before_bound || self.is_bound(s));
         let epochs = counting.filter_map(Session::allows);
-        if rules.wait_for_all { epochs.min() } else { epochs.max() }
+        let sessions = if rules.wait_for_all { epochs.min() } else { epochs.max() };
+        let log = self.log.as_ref().filter(|_| rules.wait_for_log).map(Log::allows);
+        sessions.into_iter().chain(log).min()
+    }
+
+    /// Output waits for a backup.
+    fn waits_for_backups(&self) -> bool {
+        self.sessions.iter().any(|s| s.allows().is_some())
+    }
+
+    /// From here on output is held, that of the epoch that ends now included.
+    fn hold(&mut self, epoch: Epoch, rules: Rules, out: &mut Vec<Action>) {
+        if !self.holding {
+            self.holding = true;
+            self.released = Epoch(epoch.0.saturating_sub(1));
+            if rules.hold_from_first_checkpoint {
+                out.push(Action::Hold);
+            }
+        }
     }
 }
 
@@ -155,7 +191,7 @@ impl Protocol {
     }
 
     pub(super) fn first_checkpoint(&mut self, session: Term, epoch: Epoch, out: &mut Vec<Action>) {
-        let hold = self.rules.hold_from_first_checkpoint;
+        let rules = self.rules;
         let State::Primary(p) = &mut self.state else {
             return;
         };
@@ -163,12 +199,38 @@ impl Protocol {
             return;
         };
         s.first = Some(epoch);
-        if !p.holding {
-            p.holding = true;
-            p.released = Epoch(epoch.0.saturating_sub(1));
-            if hold {
-                out.push(Action::Hold);
+        p.hold(epoch, rules, out);
+    }
+
+    pub(super) fn log_first(&mut self, epoch: Epoch, out: &mut Vec<Action>) {
+        let rules = self.rules;
+        if let State::Primary(p) = &mut self.state {
+            p.log = Some(Log { first: epoch, held: None, disowned: None });
+            p.hold(epoch, rules, out);
+        }
+    }
+
+    pub(super) fn log_holds(&mut self, epoch: Epoch, out: &mut Vec<Action>) {
+        if let State::Primary(p) = &mut self.state
+            && let Some(log) = p.log.as_mut().filter(|log| log.disowned.is_none() && epoch >= log.first)
+        {
+            log.held = log.held.max(Some(epoch));
+            self.settle(out);
+        }
+    }
+
+    pub(super) fn log_lost(&mut self, noted: bool, out: &mut Vec<Action>) {
+        let known = noted || !self.rules.disown_a_lost_log;
+        let last = self.last_proposal;
+        if let State::Primary(p) = &mut self.state
+            && let Some(log) = &mut p.log
+        {
+            if known {
+                p.log = None;
+            } else {
+                log.disowned.get_or_insert(last);
             }
+            self.settle(out);
         }
     }
 
@@ -190,7 +252,7 @@ impl Protocol {
             return;
         };
         // A copy that fails while nothing waits for it has its own event.
-        if p.sessions[i].is_wanted() && p.holding {
+        if p.sessions[i].is_wanted() && p.waits_for_backups() {
             let backup = Some(p.sessions[i].backup.clone());
             out.push(Action::Emit(EventKind::BackupLost { backup, reason: reason.clone() }));
         }
@@ -287,6 +349,7 @@ impl Protocol {
         }
         let before = std::mem::replace(&mut p.record, new);
         p.unused = true;
+        p.log.take_if(|log| log.disowned.is_some_and(|last| id > last));
         for s in p.sessions.iter().filter(|s| s.is_wanted() && p.is_bound(s)) {
             let first = !before.binds(&s.backup, s.name);
             out.push(Action::SendBound { session: s.name, record: p.record.clone(), first });
@@ -344,7 +407,7 @@ impl Protocol {
             _ => {}
         }
         // Also when another backup is being synced.
-        if let Some(reason) = why.filter(|_| !p.holding) {
+        if let Some(reason) = why.filter(|_| !p.waits_for_backups()) {
             out.push(Action::Emit(EventKind::Unprotected { term: p.record.term, reason }));
         }
     }
@@ -399,7 +462,8 @@ impl Protocol {
             return;
         }
         let backups = p.should_bind();
-        if backups == p.record.backups && p.opening.is_none() {
+        let disowned = p.log.as_ref().is_some_and(|log| log.disowned.is_some());
+        if backups == p.record.backups && p.opening.is_none() && !disowned {
             return;
         }
         let new = p.record.bound(backups);

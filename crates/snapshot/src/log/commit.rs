@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ninefold_model::Epoch;
+use ninefold_replica::protocol::Standing;
 use ninefold_replica::stream::{
     EncodeStats, Hello, Mark, ModeChooser, PageEncoder, PageRun, Pass, PassKind, PassWriter, Sample, StreamError,
     Totals,
@@ -11,7 +12,7 @@ use ninefold_replica::stream::{
 use super::error::LogError;
 use super::fold::{Folder, Shared};
 use super::segment::Segment;
-use super::standing::{Standing, StandingFile};
+use super::standing::StandingFile;
 use super::{At, Committed, Options};
 use crate::storage::Storage;
 

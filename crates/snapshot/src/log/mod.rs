@@ -3,7 +3,7 @@
 //! ```text
 //!   DIR/head.json       the root: which log this is, what the base holds, which segments follow
 //!       memory, sums    the base: guest memory as of one commit, and a checksum of each page
-//!       standing        on what terms with the witness the host was that wrote here: see Standing
+//!       standing        on what terms with the witness the host was that wrote here
 //!       segment-N       a checkpoint stream: commits, one after another
 //! ```
 //!
@@ -53,7 +53,6 @@ pub use error::LogError;
 pub use fold::{Folder, Shared};
 pub use new::New;
 pub use recover::{Found, Held, Recovered};
-pub use standing::{Role, Standing};
 
 use ninefold_model::{Epoch, Term};
 

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
+use ninefold_replica::protocol::Standing;
 use ninefold_replica::stream::page::{PAGE_SIZE, Page};
 use ninefold_replica::stream::{Hello, ModeChooser, PageEncoder, PageRun, PageSink};
 
@@ -12,7 +13,7 @@ use super::error::LogError;
 use super::fold::Shared;
 use super::head::{self, FORMAT, Head};
 use super::segment::{self, Segment};
-use super::standing::{self, Standing, StandingFile};
+use super::standing::{self, StandingFile};
 use super::{At, Options};
 use crate::storage::Storage;
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ninefold_model::HostName;
+use ninefold_replica::protocol::Standing;
 use ninefold_replica::stream::record::MAX_VOLUMES;
 use ninefold_replica::stream::{CheckpointAssembler, Hello, ModeChooser, PageEncoder, PageRun, PageSink};
 
@@ -13,7 +14,7 @@ use super::error::LogError;
 use super::fold::Shared;
 use super::head::Head;
 use super::segment::{self, Segment, name};
-use super::standing::{Standing, StandingFile};
+use super::standing::StandingFile;
 use super::{Committed, Options, new};
 use crate::storage::Storage;
 

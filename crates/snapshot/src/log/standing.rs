@@ -1,8 +1,7 @@
 //! On what terms with the witness a log was written: two places in a small file that are written one after the other, so that
 //! one of them is always whole, and both say the same unless a crash came between. It needs no room on a full disk.
 
-use ninefold_model::{HostName, Record, Term};
-use serde::{Deserialize, Serialize};
+use ninefold_replica::protocol::Standing;
 
 use super::error::LogError;
 use super::head::read_all;
@@ -13,55 +12,6 @@ pub(super) const FILE: &str = "standing";
 const SLOT: usize = 4096;
 /// Number, length, checksum.
 const HEAD: usize = 16;
-
-/// On what terms the host that writes a log stands with the witness.
-///
-/// It is noted before each proposal to the witness, with what is proposed: so a record that the host has won and not yet acted
-/// on is known as its own. What is let go under a record needs no note: nothing is let go that is not in the log.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Standing {
-    pub role: Role,
-    /// What the host has asked the witness for, or is about to.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub proposed: Option<Record>,
-    /// Output was let go that is not in the log: it is a state of the past, for a person to choose.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub behind: bool,
-}
-
-/// What the host was to its VM.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Role {
-    /// It ran the VM under this record and let no output go that is not in the log.
-    Primary { record: Record },
-    /// It received the checkpoints of this session and acknowledged none that is not in the log.
-    Backup { session: Term, primary: HostName },
-}
-
-impl Standing {
-    /// That of a host in this role.
-    pub fn new(role: Role) -> Self {
-        Self { role, proposed: None, behind: false }
-    }
-
-    /// Whether nothing that was let go under `record` is missing in the log, so that `me` may go on from it once it has won the
-    /// record that follows.
-    pub fn vouches(&self, record: &Record, me: &HostName) -> bool {
-        if self.behind {
-            return false;
-        }
-        // Only the host itself proposes a record that names it as primary.
-        if record.primary == *me && self.proposed.as_ref() == Some(record) {
-            return true;
-        }
-        match &self.role {
-            Role::Primary { record: own } => own == record && record.primary == *me,
-            Role::Backup { session, primary } => record.primary == *primary && record.binds(me, *session),
-        }
-    }
-}
 
 /// The file, and how often it was written.
 #[derive(Debug)]
@@ -141,53 +91,4 @@ fn slot(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let sum = u32::from_le_bytes(*head[12..].first_chunk()?);
     let text = rest.get(..length as usize)?;
     (checksum(&head[..12], text) == sum && number > 0).then_some((number, text))
-}
-
-#[cfg(test)]
-mod tests {
-    use ninefold_model::Backup;
-
-    use super::*;
-
-    fn record(term: u64, primary: &str, backup: Option<&str>) -> Record {
-        let backups = backup.map(|host| Backup { host: host.parse().unwrap(), session: Term(5) });
-        Record { term: Term(term), primary: primary.parse().unwrap(), backups: backups.into_iter().collect() }
-    }
-
-    #[test]
-    fn only_what_the_log_speaks_of_is_vouched_for() {
-        let (a, b): (HostName, HostName) = ("a".parse().unwrap(), "b".parse().unwrap());
-        let mut primary = Standing::new(Role::Primary { record: record(5, "a", None) });
-        assert!(primary.vouches(&record(5, "a", None), &a));
-        for other in [record(5, "a", Some("b")), record(6, "a", None), record(5, "b", None)] {
-            assert!(!primary.vouches(&other, &a), "{other:?}");
-        }
-        assert!(!primary.vouches(&record(5, "a", None), &b));
-        primary.proposed = Some(record(6, "a", Some("b")));
-        assert!(primary.vouches(&record(5, "a", None), &a));
-        assert!(primary.vouches(&record(6, "a", Some("b")), &a));
-        assert!(!primary.vouches(&record(7, "a", None), &a));
-        primary.behind = true;
-        assert!(!primary.vouches(&record(5, "a", None), &a));
-
-        let mut backup = Standing::new(Role::Backup { session: Term(5), primary: a.clone() });
-        assert!(backup.vouches(&record(6, "a", Some("b")), &b));
-        // The primary has since bound or lost another backup.
-        assert!(backup.vouches(&record(8, "a", Some("b")), &b));
-        let mut again = record(8, "a", Some("b"));
-        again.backups[0].session = Term(7);
-        assert!(!backup.vouches(&again, &b), "another session with the same backup");
-        for other in [
-            record(5, "a", None),
-            record(7, "a", None),
-            record(7, "b", None),
-            record(6, "a", Some("c")),
-            record(6, "c", Some("b")),
-        ] {
-            assert!(!backup.vouches(&other, &b), "{other:?}");
-        }
-        backup.proposed = Some(record(7, "b", None));
-        assert!(backup.vouches(&record(7, "b", None), &b));
-        assert!(!backup.vouches(&record(8, "b", None), &b));
-    }
 }
