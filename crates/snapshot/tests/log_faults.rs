@@ -291,7 +291,7 @@ fn in_a_directory() {
     while folder.fold().unwrap() {}
     commit(&mut log, &mut guest, 200).unwrap();
     check(&storage, &guest, 200);
-    drop((log, storage));
+    drop((log, folder, storage));
     // A link in the place of a file is not followed.
     let sums = place.path().join("log/sums");
     std::fs::rename(&sums, place.path().join("elsewhere")).unwrap();
