@@ -15,6 +15,7 @@
 mod backup;
 mod clock;
 mod health;
+mod log;
 mod primary;
 mod replica;
 mod requests;
@@ -28,7 +29,7 @@ use std::time::{Duration, Instant};
 use ninefold_model::control::{CheckpointRecord, Response};
 use ninefold_model::event::EventKind;
 use ninefold_model::spec::EpochPolicy;
-use ninefold_model::status::{Counters, MachineStatus};
+use ninefold_model::status::{Counters, LogState, LogStatus, MachineStatus};
 use ninefold_model::{Backup, Epoch, HostName, Record as WitnessRecord, Term};
 use ninefold_net::announce::AnnouncePlan;
 use ninefold_replica::protocol::{Action, Input, Protocol, Wanted};
@@ -37,6 +38,7 @@ use ninefold_transport::Link;
 
 use self::backup::{BackupSide, Takeover};
 use self::health::HealthSide;
+use self::log::LogSide;
 use self::replica::Replica;
 use crate::arbiter::Question;
 use crate::capture::micros;
@@ -50,6 +52,7 @@ use crate::msg::Msg;
 use crate::outlets::Outlets;
 use crate::priority;
 use crate::session::Job;
+use crate::sink;
 use crate::vm::{Bell, Command, VmHandle};
 
 /// The core looks at its clock at least this often.
@@ -104,6 +107,7 @@ pub struct Core {
     retry: Option<(Instant, Duration)>,
     /// A peer that waits for its session to be opened.
     link: Option<Link>,
+    log: LogSide,
     /// The running sessions.
     replicas: Vec<Replica>,
     final_epoch: Option<Epoch>,
@@ -153,6 +157,7 @@ impl Core {
             no_peer: None,
             retry: None,
             link: None,
+            log: LogSide::new(),
             replicas: Vec::new(),
             final_epoch: None,
             holding: false,
@@ -241,7 +246,10 @@ impl Core {
             Msg::Request { request, reply } => self.request(request, reply),
             Msg::Quit => self.quit(),
             Msg::WitnessAnswer { id, outcome } => self.input(Input::Answer { id, outcome }),
-            Msg::WitnessHolds(record) => self.input(Input::Observed(record)),
+            Msg::WitnessHolds(record) => {
+                self.record_seen(&record);
+                self.input(Input::Observed(record));
+            }
             Msg::StartFrom { found, force } => self.input(Input::Start { found, force }),
             Msg::StartFailed(reason) => self.start_failed(reason),
             Msg::Witness { error } => {
@@ -261,8 +269,11 @@ impl Core {
                 if let Err(error) = self.parts.outlets.attach(ports) {
                     tracing::error!(%error, "the VM's sockets cannot be served");
                 }
-                self.parts.disks.go_through();
-                self.parts.outlets.pass();
+                // Unless a log of its former life has still to be disowned.
+                if !self.holding {
+                    self.parts.disks.go_through();
+                    self.parts.outlets.pass();
+                }
                 let _ = up.send(());
             }
             Msg::VmRunning { generation } => {
@@ -301,6 +312,10 @@ impl Core {
                     replica.sync = Some(progress);
                 }
             }
+            Msg::FirstCheckpoint { session: sink::LOG, epoch, held } => {
+                self.log_first(epoch);
+                let _ = held.send(());
+            }
             Msg::FirstCheckpoint { session, epoch, held } => {
                 if let Some(replica) = self.replica(session) {
                     replica.first = Some(epoch);
@@ -315,6 +330,11 @@ impl Core {
                     if !self.off {
                         self.input(Input::FinalTaken { epoch });
                     }
+                }
+            }
+            Msg::CannotReplicate { session: sink::LOG, reason } => {
+                if let Some(id) = self.log.handle.as_ref().map(|h| h.id) {
+                    self.log_failed(id, &reason);
                 }
             }
             Msg::CannotReplicate { session, reason } | Msg::SessionEnded { session, reason } => {
@@ -364,6 +384,13 @@ impl Core {
                 }
             }
             Msg::Held { session, epoch, first } => self.input(Input::CheckpointHeld { session, epoch, first }),
+            Msg::LogHolds { id, epoch, first, commit_bytes, bytes, commit_us } => {
+                let status = LogStatus { state: LogState::On, epoch, commit_bytes, bytes, commit_us };
+                self.log_holds(id, epoch, first, status);
+            }
+            Msg::Stood { id, ticket } => self.stood(id, ticket),
+            Msg::LogFailed { id, reason } => self.log_failed(id, &reason),
+            Msg::Recovery { id, news } => self.recovery_news(id, news),
             Msg::Synced { .. } => {}
             Msg::BoundTo { session, term } => {
                 if let Some(primary) = self.protocol.primary().cloned() {
@@ -389,7 +416,8 @@ impl Core {
     fn act(&mut self, action: Action) {
         match action {
             Action::Propose { id, expected, new } => {
-                let _ = self.parts.arbiter.send(Question::Propose { id, expected, new });
+                let (before, after) = (expected.clone(), new.clone());
+                self.ask(before, &after, Question::Propose { id, expected, new });
             }
             Action::Boot => {
                 self.health_boots();
@@ -418,8 +446,8 @@ impl Core {
                     in_time
                 };
                 self.parts.outlets.release(epoch, &ours);
-                self.parts.disks.commit(epoch);
                 self.committed = epoch;
+                self.commit_disks();
                 if std::mem::take(&mut self.announce) {
                     self.parts.outlets.announce(&ours);
                 }
@@ -433,7 +461,11 @@ impl Core {
             }
             Action::OpenGate => {
                 self.holding = false;
-                self.parts.disks.go_through();
+                if self.log_is_on() {
+                    self.commit_disks();
+                } else {
+                    self.parts.disks.go_through();
+                }
                 self.parts.outlets.pass();
                 // Or on those of this host alone: the witness has said that it may end without the others.
                 self.stop_due |= self.off;
@@ -471,7 +503,15 @@ impl Core {
                 tracing::warn!(%reason, "refused");
                 self.start_failed(reason);
             }
-            Action::Emit(event) => self.event(event),
+            Action::Emit(event) => {
+                match &event {
+                    EventKind::Stopped { .. } => self.remove_log(),
+                    // Of its host's memory. What is in the log is still there.
+                    EventKind::Lost { .. } => self.log_after_loss(),
+                    _ => {}
+                }
+                self.event(event);
+            }
         }
     }
 
@@ -480,6 +520,8 @@ impl Core {
         let _ = self.parts.arbiter.send(Question::Cancel);
         self.parts.outlets.mute();
         self.parts.disks.discard();
+        self.log.parting = self.log.handle.take();
+        self.drop_log();
         self.announcing = None;
         self.announce = false;
         self.vm = None;

@@ -166,13 +166,29 @@ impl Disks {
     ///
     /// # Errors
     /// Operations that make no sense: then none of the volumes has got any. A disk that cannot be written.
-    pub fn receive(&self, session: Term, epoch: Epoch, mut take: impl FnMut(u16) -> Vec<u8>) -> Result<(), String> {
-        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.check(session)?;
+    pub fn receive(&self, session: Term, epoch: Epoch, take: impl FnMut(u16) -> Vec<u8>) -> Result<(), String> {
+        let batches = self.parse(take)?;
+        self.put(session, epoch, batches)
+    }
+
+    /// Reads a checkpoint's operations on each volume.
+    ///
+    /// # Errors
+    /// Operations that make no sense.
+    pub fn parse(&self, mut take: impl FnMut(u16) -> Vec<u8>) -> Result<Vec<Batch>, String> {
         let parse = |(n, d): (u16, &Disk)| {
             Batch::parse(take(n), d.spec.size).map_err(|e| format!("volume {}: {e}", d.spec.name))
         };
-        let batches = (0u16..).zip(&self.all).map(parse).collect::<Result<Vec<_>, _>>()?;
+        (0u16..).zip(&self.all).map(parse).collect()
+    }
+
+    /// See [`Disks::receive`].
+    ///
+    /// # Errors
+    /// A disk that cannot be written; a session that is over.
+    pub fn put(&self, session: Term, epoch: Epoch, batches: Vec<Batch>) -> Result<(), String> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.check(session)?;
         for (disk, batch) in self.all.iter().zip(batches) {
             disk.served.receive(epoch, batch);
         }
@@ -188,6 +204,37 @@ impl Disks {
             }
         }
         Ok(())
+    }
+
+    /// The numbers of this epoch's batches: see [`Served::number`].
+    pub fn numbers(&self, epoch: Epoch) -> Vec<u64> {
+        self.all.iter().map(|d| d.served.number(epoch)).collect()
+    }
+
+    /// Whether all volumes have the batches of these numbers, durably.
+    pub fn are_durable(&self, numbers: &[u64]) -> bool {
+        self.all.iter().zip(numbers).all(|(d, number)| d.served.is_durable(*number))
+    }
+
+    /// Makes durable what is in the images.
+    ///
+    /// # Errors
+    /// A disk that cannot be written.
+    pub fn sync_images(&self) -> Result<(), String> {
+        self.all
+            .iter()
+            .try_for_each(|d| d.served.sync_image().map_err(|e| format!("volume {}: {}", d.spec.name, report(&e))))
+    }
+
+    /// Operations of a log, played onto an image that nobody uses.
+    ///
+    /// # Errors
+    /// Operations that make no sense, a disk that cannot be written.
+    pub fn replay(&self, volume: u16, operations: Vec<u8>) -> Result<(), String> {
+        let disk = self.all.get(usize::from(volume)).ok_or_else(|| format!("there is no volume {volume}"))?;
+        let failed = |e: &dyn std::error::Error| format!("volume {}: {}", disk.spec.name, report(e));
+        let batch = Batch::parse(operations, disk.spec.size).map_err(|e| failed(&e))?;
+        disk.served.apply(&batch).map_err(|e| failed(&e))
     }
 
     /// See [`Served::queued`], for each volume.

@@ -6,6 +6,7 @@
 //!   pause path · [`overlay`], [`first_copy`]
 //! * [`session`]: a primary's connection to its backup · [`connector`]: finding one
 //! * [`standby`]: a backup's side
+//! * [`log`]: a non-volatile VM's checkpoints on disk · [`recovery`]: going on from them
 //! * [`arbiter`]: asking the witness
 //! * [`disks`]: the VM's volumes · [`resync`]: making a backup's equal to them
 //! * [`health`]: the guest's watchdog, images on trial
@@ -25,11 +26,13 @@ pub mod first_copy;
 pub mod health;
 mod journal;
 pub mod keeper;
+pub mod log;
 mod metrics;
 pub mod msg;
 pub mod outlets;
 mod overlay;
 mod priority;
+pub mod recovery;
 pub mod resync;
 mod server;
 pub mod session;

@@ -1,7 +1,7 @@
 //! What the keeper's threads tell its core.
 
 use std::sync::mpsc::{Sender, SyncSender};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ninefold_machine::Ports;
 use ninefold_model::control::{CheckpointRecord, Request, Response};
@@ -14,8 +14,9 @@ use ninefold_replica::protocol::{Outcome, ProposalId};
 use ninefold_replica::stream::{Hello, Layout};
 use ninefold_transport::{Link, LinkHandle, LinkWriter};
 
+use crate::recovery::News;
 use crate::resync::Rest;
-use crate::standby::Loaded;
+use crate::standby::{Accepted, Loaded};
 
 /// A message to the core.
 pub enum Msg {
@@ -130,7 +131,7 @@ pub enum Msg {
         hello: Box<Hello>,
         writer: LinkWriter,
         handle: LinkHandle,
-        go: SyncSender<bool>,
+        go: SyncSender<Option<Accepted>>,
     },
     RefusedPeer {
         peer: String,
@@ -161,6 +162,31 @@ pub enum Msg {
         up: bool,
     },
 
+    // From the log's thread.
+    /// This host's log has the epoch; `first`: it has become a log with it, and how long that took.
+    LogHolds {
+        id: u64,
+        epoch: Epoch,
+        first: Option<Duration>,
+        commit_bytes: u64,
+        bytes: u64,
+        commit_us: u64,
+    },
+    /// What was asked to be noted is, or cannot be: `LogFailed` says so then.
+    Stood {
+        id: u64,
+        ticket: u64,
+    },
+    LogFailed {
+        id: u64,
+        reason: String,
+    },
+    /// What came of an attempt to go on from the log.
+    Recovery {
+        id: u64,
+        news: News,
+    },
+
     // From the backup's receiver.
     StandbyReady {
         session: Term,
@@ -173,6 +199,7 @@ pub enum Msg {
         first: u64,
         bits: Vec<u8>,
     },
+    /// `first` of its session.
     Held {
         session: Term,
         epoch: Epoch,

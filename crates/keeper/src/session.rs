@@ -21,6 +21,7 @@ use ninefold_transport::{Link, LinkHandle, LinkReader, LinkWriter};
 use crate::capture::{Join, Taken};
 use crate::disks::Disks;
 use crate::error::{KeeperError, report};
+use crate::log::LogJob;
 use crate::msg::Msg;
 use crate::outlets::{ADDRESSES, AGENT, CONSOLE, HEALTH};
 use crate::priority;
@@ -72,6 +73,8 @@ pub enum Job {
         epoch: Epoch,
         reason: String,
     },
+    /// For a log alone.
+    Log(LogJob),
 }
 
 /// A session as the core holds it. Dropping it closes the connection; the threads then end by themselves.
@@ -239,6 +242,8 @@ impl SenderThread {
                 Ok(Job::Relinquish { epoch, reason }) => {
                     self.record(&Record::Relinquish { session: self.name.0, epoch, reason: &reason })?;
                 }
+                // Not for a backup.
+                Ok(Job::Log(_)) => {}
                 Err(RecvTimeoutError::Timeout) => self.beat()?,
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
@@ -340,7 +345,8 @@ impl SenderThread {
     }
 }
 
-fn translate(from: &[PageRun], to: &mut Vec<stream::PageRun>) {
+/// Runs of pages in the stream's terms.
+pub fn translate(from: &[PageRun], to: &mut Vec<stream::PageRun>) {
     to.clear();
     to.extend(from.iter().map(|r| stream::PageRun { block: r.block, first: r.first, count: r.count }));
 }

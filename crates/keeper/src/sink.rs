@@ -41,6 +41,9 @@ const MAX_ROUNDS: u32 = 12;
 /// How often progress is told.
 const TELL: Duration = Duration::from_millis(100);
 
+/// The name of the sink that is this host's log. Others are named by their session: terms do not come so far.
+pub const LOG: Term = Term(u64::MAX);
+
 /// What came of an attempt to copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Copied {
@@ -224,9 +227,14 @@ impl Sinks {
     /// The memory cannot be tracked.
     pub fn new(machine: &mut Machine, bell: Bell, taken: Epoch) -> Result<Self, MachineError> {
         let tracker = machine.track()?;
-        let layout = machine.memory().layout();
+        Ok(Self::with(tracker, machine.memory(), bell, taken))
+    }
+
+    /// The same with a tracker that has begun.
+    pub fn with(tracker: Tracker, memory: &Memory, bell: Bell, taken: Epoch) -> Self {
+        let layout = memory.layout();
         let (home, back) = channel();
-        Ok(Self {
+        Self {
             tracker,
             all: Vec::new(),
             scan: DirtySet::for_layout(layout),
@@ -237,7 +245,12 @@ impl Sinks {
             home,
             bell,
             taken,
-        })
+        }
+    }
+
+    /// Adds a sink that holds all of the VM as it was when the tracker began.
+    pub fn add_joined(&mut self, name: Term, jobs: SyncSender<Job>) {
+        self.all.push(Sink { name, jobs, rest: Rest::default(), acked: self.taken, stage: Stage::Joined });
     }
 
     /// Begins to copy the VM to `jobs`, after `before` rounds of its volumes.

@@ -12,10 +12,10 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, sync_channel};
+use std::sync::mpsc::{Sender, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use ninefold_machine::{Machine, MachineConfig, Memory, PageRun, Ports, Ram};
+use ninefold_machine::{Machine, MachineConfig, Memory, PageRun, Ports, Ram, Tracker};
 use ninefold_model::health::Health;
 use ninefold_model::spec::VmSpec;
 use ninefold_model::status::MachineStatus;
@@ -34,9 +34,11 @@ use crate::disks::Disks;
 use crate::error::report;
 use crate::health::images::Images;
 use crate::health::told;
+use crate::log::{LogJob, Received};
 use crate::msg::Msg;
 use crate::outlets::{ADDRESSES, CONSOLE, HEALTH, Outlets};
 use crate::priority;
+use crate::session::Job;
 
 /// For the handshake and the opening of a session, so that a silent stranger is soon rid of.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -53,6 +55,15 @@ pub struct Loaded {
     pub health: Health,
     /// From the end of the stream until the devices were loaded.
     pub load_us: u64,
+    /// This host's log ends with this checkpoint, and whatever is written since is tracked.
+    pub tracker: Option<Tracker>,
+}
+
+/// What the core gives a session that it accepts.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The thread of this host's log, for a non-volatile VM.
+    pub log: Option<SyncSender<Job>>,
 }
 
 /// What the thread needs of its keeper.
@@ -110,6 +121,8 @@ impl Standby {
             Some((RefuseCode::Protocol, "a session is named by its term and has one connection".into()))
         } else if hello.spec.nics != self.config.vm.nics {
             Some((RefuseCode::CannotBuild, "the VM's network interfaces are configured otherwise here".into()))
+        } else if hello.spec.non_volatile != self.config.vm.non_volatile {
+            Some((RefuseCode::CannotBuild, "the VM is non-volatile otherwise here".into()))
         } else if hello.spec.volumes != self.config.vm.volumes {
             Some((RefuseCode::CannotBuild, "the VM's volumes are configured otherwise here".into()))
         } else {
@@ -125,11 +138,9 @@ impl Standby {
         let (go, answer) = sync_channel(1);
         let _ = self.core.send(Msg::Offer { hello: hello.clone(), writer, handle: handle.clone(), go });
         // The core refuses over the writer itself.
-        if !answer.recv().unwrap_or(false) {
-            return Ok(());
-        }
+        let Some(accepted) = answer.recv().unwrap_or(None) else { return Ok(()) };
         // The core closes the connection: when the primary has relinquished, not before the witness has answered.
-        if let Err(reason) = self.receive(&hello, records) {
+        if let Err(reason) = self.receive(&hello, records, accepted.log) {
             let _ = self.core.send(Msg::LoadFailed { session, reason });
         }
         Ok(())
@@ -152,34 +163,34 @@ impl Standby {
         }
     }
 
-    fn launch(&self, hello: &Hello) -> Result<(Machine, Ports, Layout), String> {
-        let bytes = hello.spec.memory_mib.checked_mul(1 << 20).ok_or("the VM's memory has an absurd size")?;
-        let ram = Ram::create(bytes).map_err(|e| report(&e))?;
-        let boot = hello.health.image().unwrap_or(&self.config.vm.boot).clone();
-        let config = MachineConfig {
-            qemu: self.config.qemu.clone(),
-            // The devices are the primary's; files are where they are on this host.
-            spec: VmSpec { boot, ..hello.spec.clone() },
-            accel: hello.accel,
-            incoming: true,
-            volumes: self.disks.sockets(),
-            extra_args: Vec::new(),
-        };
-        let (machine, ports) = Machine::launch(&config, Arc::new(ram)).map_err(|e| report(&e))?;
-        let layout = layout(&machine)?;
-        hello.layout.same_as(&layout).map_err(|e| report(&e))?;
-        Ok((machine, ports, layout))
+    /// Takes over what the primary knows of its console, its network and the guest's health.
+    fn learn(&self, assembler: &CheckpointAssembler, health: &mut Health) -> Result<(), String> {
+        if let Some(checkpoint) = assembler.checkpoint() {
+            self.outlets.heard(checkpoint.output(CONSOLE));
+            self.outlets.learn(checkpoint.output(ADDRESSES));
+            if let Some(heard) = told::heard(checkpoint.output(HEALTH)) {
+                *health = heard;
+                self.images.keep(health.committed.as_ref()).map_err(|e| report(&e))?;
+            }
+        }
+        Ok(())
     }
 
-    fn receive(&self, hello: &Hello, mut records: RecordReader<LinkReader>) -> Result<(), String> {
+    fn receive(
+        &self,
+        hello: &Hello,
+        mut records: RecordReader<LinkReader>,
+        log: Option<SyncSender<Job>>,
+    ) -> Result<(), String> {
         let session = hello.term;
         self.disks.enter(session)?;
         let mut health = hello.health.clone();
         self.images.keep(health.committed.as_ref()).map_err(|e| report(&e))?;
-        let (mut machine, ports, layout) = self.launch(hello)?;
+        let (mut machine, ports, layout) = launch(&self.config, hello, self.disks.sockets())?;
         let status = status(&machine, "as the primary's", "inmigrate");
         let _ = self.core.send(Msg::StandbyReady { session, status });
-        let mut sink = Sink { memory: Arc::clone(machine.memory()), disks: Arc::clone(&self.disks), session };
+        let mut sink =
+            Sink { memory: Arc::clone(machine.memory()), disks: Arc::clone(&self.disks), session, log: log.clone() };
         let mut assembler = CheckpointAssembler::new(session.0, session, layout, 1);
         let (mut relinquished, mut first) = (false, true);
         let gone = loop {
@@ -210,6 +221,19 @@ impl Standby {
             match assembler.feed(&frame, &mut sink) {
                 Ok(Fed::Whole(pass)) => {
                     priority::raise();
+                    sink.log = None;
+                    if let Some(log) = &log {
+                        // Acknowledged, and on its way to the volumes, when it is durable.
+                        if let Some(received) = Received::of(session, &mut assembler, &self.disks)? {
+                            let job = Job::Log(LogJob::Received(Box::new(received)));
+                            log.send(job).map_err(|_| "the log has ended".to_owned())?;
+                        }
+                        if let Err(error) = assembler.commit(&mut sink) {
+                            break report(&error);
+                        }
+                        self.learn(&assembler, &mut health)?;
+                        continue;
+                    }
                     // Not acknowledged when it fails: this host is no backup for that epoch. It holds the one before.
                     self.disks.receive(session, pass.epoch, |v| assembler.take_volume_writes(v))?;
                     // Acknowledged before it is applied: from here on it is whole, whatever becomes of the primary.
@@ -218,17 +242,13 @@ impl Standby {
                     if let Err(error) = assembler.commit(&mut sink) {
                         break report(&error);
                     }
-                    if let Some(checkpoint) = assembler.checkpoint() {
-                        self.outlets.heard(checkpoint.output(CONSOLE));
-                        self.outlets.learn(checkpoint.output(ADDRESSES));
-                        if let Some(heard) = told::heard(checkpoint.output(HEALTH)) {
-                            health = heard;
-                            self.images.keep(health.committed.as_ref()).map_err(|e| report(&e))?;
-                        }
-                    }
+                    self.learn(&assembler, &mut health)?;
                 }
                 Ok(Fed::Synced(pass)) => {
                     debug_assert_eq!(pass.kind, PassKind::Sync);
+                    if let Some(log) = &log {
+                        let _ = log.send(Job::Log(LogJob::Settle));
+                    }
                     let _ = self.core.send(Msg::Synced { session, round: pass.epoch });
                 }
                 Ok(Fed::More | Fed::Other) => {}
@@ -243,11 +263,46 @@ impl Standby {
         assembler.abandon();
         assembler.commit(&mut sink).map_err(|e| report(&e))?;
         let Some(checkpoint) = assembler.checkpoint() else { return Ok(()) };
+        // Before the devices are loaded: what they write to memory then is in no checkpoint yet.
+        let logged = log.is_some_and(|log| drained(&log) == Some((session, checkpoint.epoch)));
+        let tracker = if logged { Some(machine.track().map_err(|e| report(&e))?) } else { None };
         machine.load(checkpoint.device_state).map_err(|e| report(&e))?;
-        let loaded = Loaded { machine, ports, epoch: checkpoint.epoch, health, load_us: micros(begun.elapsed()) };
+        let load_us = micros(begun.elapsed());
+        let loaded = Loaded { machine, ports, epoch: checkpoint.epoch, health, load_us, tracker };
         let _ = self.core.send(Msg::Loaded { session, loaded: Box::new(loaded) });
         Ok(())
     }
+}
+
+/// Starts a QEMU that waits for the state of the VM that `hello` describes, with the files and devices of this host.
+pub fn launch(
+    config: &KeeperConfig,
+    hello: &Hello,
+    volumes: Vec<std::path::PathBuf>,
+) -> Result<(Machine, Ports, Layout), String> {
+    let bytes = hello.spec.memory_mib.checked_mul(1 << 20).ok_or("the VM's memory has an absurd size")?;
+    let ram = Ram::create(bytes).map_err(|e| report(&e))?;
+    let boot = hello.health.image().unwrap_or(&config.vm.boot).clone();
+    let machine = MachineConfig {
+        qemu: config.qemu.clone(),
+        // The devices are the primary's; files are where they are on this host.
+        spec: VmSpec { boot, ..hello.spec.clone() },
+        accel: hello.accel,
+        incoming: true,
+        volumes,
+        extra_args: Vec::new(),
+    };
+    let (machine, ports) = Machine::launch(&machine, Arc::new(ram)).map_err(|e| report(&e))?;
+    let layout = layout(&machine)?;
+    hello.layout.same_as(&layout).map_err(|e| report(&e))?;
+    Ok((machine, ports, layout))
+}
+
+/// With which checkpoint a log ends, once it has all that it was given.
+fn drained(log: &SyncSender<Job>) -> Option<(Term, Epoch)> {
+    let (reply, answer) = sync_channel(1);
+    log.send(Job::Log(LogJob::Drain(reply))).ok()?;
+    answer.recv().ok()?
 }
 
 /// Whether the standby's QEMU is there.
@@ -283,15 +338,35 @@ pub fn refuse(writer: &mut LinkWriter, reason: &str) {
     let _ = io::Write::flush(writer);
 }
 
+/// The memory of a QEMU that nothing was loaded into yet.
+pub struct Fresh(pub Arc<Memory>);
+
+impl PageSink for Fresh {
+    fn write(&mut self, block: u16, first: u64, data: &[u8]) -> io::Result<()> {
+        let run = PageRun { block, first, count: (data.len() / PAGE_SIZE) as u32 };
+        self.0.write_run(run, data).map_err(io::Error::other)
+    }
+
+    fn read(&mut self, block: u16, page: u64, into: &mut [u8; PAGE_SIZE]) -> io::Result<()> {
+        self.0.read_run(PageRun { block, first: page, count: 1 }, into).map_err(io::Error::other)
+    }
+}
+
 /// The standby QEMU's memory as the assembler writes it.
 pub struct Sink {
     pub memory: Arc<Memory>,
     pub disks: Arc<Disks>,
     pub session: Term,
+    /// The log, until it gets checkpoints.
+    pub log: Option<SyncSender<Job>>,
 }
 
 impl PageSink for Sink {
     fn write(&mut self, block: u16, first: u64, data: &[u8]) -> io::Result<()> {
+        if let Some(log) = &self.log {
+            let job = Job::Log(LogJob::Copy { block, first, bytes: data.to_vec() });
+            log.send(job).map_err(|_| io::Error::other("the log has ended"))?;
+        }
         let run = PageRun { block, first, count: (data.len() / PAGE_SIZE) as u32 };
         self.memory.write_run(run, data).map_err(io::Error::other)
     }

@@ -18,7 +18,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use ninefold_machine::{EventKind, Machine, MachineError};
+use ninefold_machine::{EventKind, Machine, MachineError, Tracker};
 use ninefold_model::health::Failure;
 use ninefold_model::spec::EpochPolicy;
 use ninefold_model::{Epoch, Term};
@@ -34,7 +34,7 @@ use crate::outlets::Outlets;
 use crate::priority;
 use crate::resync::Rest;
 use crate::session::Job;
-use crate::sink::{Copied, Sinks};
+use crate::sink::{self, Copied, Sinks};
 
 /// How long to wait when nothing is due.
 const IDLE: Duration = Duration::from_millis(100);
@@ -124,19 +124,34 @@ impl Drop for VmHandle {
     }
 }
 
+/// A log that holds the VM as it is: it gets every checkpoint from the first on. The guest has not run since `tracker` began.
+#[derive(Debug)]
+pub struct Continued {
+    pub tracker: Tracker,
+    pub jobs: SyncSender<Job>,
+}
+
 /// How the thread comes by its QEMU.
 pub type Obtain = Box<dyn FnOnce() -> Result<Machine, String> + Send>;
+
+/// What the thread shares with its keeper.
+#[derive(Debug, Clone)]
+pub struct Surroundings {
+    pub outlets: Arc<Outlets>,
+    pub disks: Arc<Disks>,
+    pub bell: Bell,
+    pub core: Sender<Msg>,
+}
 
 /// Starts the thread. `obtain` launches the QEMU or brings the loaded standby; the guest is then started.
 pub fn start(
     watcher: Watcher,
     obtain: Obtain,
-    outlets: Arc<Outlets>,
-    disks: Arc<Disks>,
-    bell: Bell,
     policy: EpochPolicy,
-    core: Sender<Msg>,
+    log: Option<Continued>,
+    surroundings: Surroundings,
 ) -> Result<VmHandle, KeeperError> {
+    let Surroundings { outlets, disks, bell, core } = surroundings;
     let (commands, orders) = channel();
     let ring = bell.clone();
     let thread = std::thread::Builder::new()
@@ -151,6 +166,11 @@ pub fn start(
                 }
             };
             let cpu = CpuClock::of(machine.pid());
+            let sinks = log.map(|Continued { tracker, jobs }| {
+                let mut sinks = Sinks::with(tracker, machine.memory(), bell.clone(), Epoch(0));
+                sinks.add_joined(sink::LOG, jobs);
+                sinks
+            });
             let mut vm = Vm {
                 generation,
                 machine,
@@ -165,7 +185,7 @@ pub fn start(
                 cpu,
                 look: None,
                 quiet: false,
-                sinks: None,
+                sinks,
                 last: Last::No,
                 epoch: Epoch(0),
                 resumed: Instant::now(),

@@ -70,7 +70,7 @@ impl Proof {
         let machine_layout = primary.memory().layout().clone();
         Self {
             what: what.to_owned(),
-            sink: Sink { memory: Arc::clone(standby.memory()), disks: Arc::default(), session: Term(1) },
+            sink: Sink { memory: Arc::clone(standby.memory()), disks: Arc::default(), session: Term(1), log: None },
             standby,
             standby_ports: Some(ports),
             outlets,

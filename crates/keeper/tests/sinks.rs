@@ -26,7 +26,7 @@ use ninefold_keeper::msg::Msg;
 use ninefold_keeper::outlets::Outlets;
 use ninefold_keeper::resync::Rest;
 use ninefold_keeper::session::Job;
-use ninefold_keeper::vm::{self, Bell, Command, VmHandle};
+use ninefold_keeper::vm::{self, Bell, Command, Surroundings, VmHandle};
 use ninefold_machine::{Memory, PAGE_SIZE, PageRun};
 use ninefold_model::spec::{EpochPolicy, VmSpec};
 use ninefold_model::{Epoch, Term};
@@ -185,7 +185,8 @@ fn every_sink_holds_every_checkpoint_whole() {
     let policy = EpochPolicy::Fixed { ms: 5 };
     let watcher = Watcher::new(GENERATION, Dumps::new(dir.path(), "vm"), Told::default(), tell.clone());
     let obtain = Box::new(move || Ok(machine));
-    let handle = vm::start(watcher, obtain, outlets, Arc::default(), bell.clone(), policy, tell).unwrap();
+    let surroundings = Surroundings { outlets, disks: Arc::default(), bell: bell.clone(), core: tell };
+    let handle = vm::start(watcher, obtain, policy, None, surroundings).unwrap();
     let handle = Arc::new(handle);
     guest::await_boot(&memory, 2);
 

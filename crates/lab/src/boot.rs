@@ -11,7 +11,9 @@ use ninefold_keeper::config::{KeeperConfig, Peer, SecurityConfig, Timing};
 use ninefold_model::control::Request;
 use ninefold_model::event::{Event, EventKind};
 use ninefold_model::health::Watchdog;
-use ninefold_model::spec::{AccelChoice, Acknowledge, Boot, EpochPolicy, Mac, Nic, Protection, VmSpec, VolumeSpec};
+use ninefold_model::spec::{
+    AccelChoice, Acknowledge, Boot, EpochPolicy, Mac, Nic, NonVolatile, Protection, VmSpec, VolumeSpec,
+};
 use ninefold_model::{HostName, InvalidName, VmName};
 use ninefold_transport::{Authority, Validity};
 
@@ -54,6 +56,8 @@ pub struct VmOptions {
     pub watchdog: Option<Watchdog>,
     /// What it starts from, if not the test guest.
     pub boot: Option<Boot>,
+    /// It survives a loss of power.
+    pub non_volatile: Option<NonVolatile>,
     pub epochs: EpochPolicy,
     pub timing: Timing,
     /// Another QEMU than the first on the PATH.
@@ -77,6 +81,7 @@ impl VmOptions {
             backups: 1,
             watchdog: None,
             boot: None,
+            non_volatile: None,
             epochs: EpochPolicy::default(),
             timing: Timing::default(),
             qemu: None,
@@ -116,6 +121,7 @@ impl VmOptions {
             protection: self.protection,
             backups: self.backups,
             watchdog: self.watchdog.clone(),
+            non_volatile: self.non_volatile,
         })
     }
 }

@@ -79,7 +79,10 @@ impl EventWatch {
     /// Who began to speak for the VM, and when, in order of time.
     pub fn takeovers(&self) -> Vec<Takeover> {
         let events = self.shared.events();
-        let begins = events.iter().filter(|e| matches!(e.kind, EventKind::Booted { .. } | EventKind::TookOver { .. }));
+        let begins = |e: &&Event| {
+            matches!(e.kind, EventKind::Booted { .. } | EventKind::TookOver { .. } | EventKind::Recovered { .. })
+        };
+        let begins = events.iter().filter(begins);
         let mut all: Vec<_> = begins
             .map(|e| Takeover { host: e.host.to_string(), monotonic_ns: e.monotonic_us.saturating_mul(1000) })
             .collect();

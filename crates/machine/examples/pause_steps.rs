@@ -60,6 +60,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             protection: Protection::None,
             backups: 1,
             watchdog: None,
+            non_volatile: None,
         },
         accel,
         incoming: false,

@@ -226,6 +226,7 @@ mod tests {
             protection: Protection::None,
             backups: 1,
             watchdog: None,
+            non_volatile: None,
         }
     }
 

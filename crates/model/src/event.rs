@@ -66,6 +66,14 @@ pub enum EventKind {
     SwitchoverStarted { to: HostName, reason: String },
     /// A peer or stream was refused.
     Refused { peer: String, reason: String },
+    /// From this epoch on a loss of power loses nothing: the VM is in this host's log. Output waits for it if so configured.
+    NonVolatile { epoch: Epoch, log_ms: u64 },
+    /// The VM is not logged any more: a loss of power would lose it.
+    LogLost { reason: String },
+    /// The VM goes on from the log, after a loss of power or of its QEMU.
+    Recovered { term: Term, epoch: Epoch, load_ms: u64 },
+    /// There is a log, and the VM cannot go on from it.
+    LogUnusable { reason: String },
     /// The guest shut down or was stopped.
     Stopped { reason: String },
     /// The guest did not pat its watchdog in time, for the `count`th time within the policy's period.

@@ -30,6 +30,9 @@ pub struct VmSpec {
     pub volumes: Vec<VolumeSpec>,
     #[serde(default)]
     pub protection: Protection,
+    /// Its checkpoints are committed to disk, so that it goes on after a loss of power. Decided when it is created.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub non_volatile: Option<NonVolatile>,
     /// How many backups it has when it is fault-tolerant, 1 to [`MAX_BACKUPS`](crate::record::MAX_BACKUPS).
     #[serde(default = "one_backup")]
     pub backups: u8,
@@ -68,6 +71,23 @@ impl VmSpec {
 
 fn one() -> u16 {
     1
+}
+
+/// How a non-volatile VM is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NonVolatile {
+    /// Milliseconds between two checkpoints on disk, at most.
+    pub interval_ms: u32,
+    /// Output waits until its epoch is on disk, so that nothing that anybody was told is lost. Otherwise it leaves at once, and
+    /// up to an interval of what the VM said and did is taken back by a loss of power.
+    pub hold_output: bool,
+}
+
+impl Default for NonVolatile {
+    fn default() -> Self {
+        Self { interval_ms: 200, hold_output: true }
+    }
 }
 
 /// The guest's architecture.

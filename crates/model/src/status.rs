@@ -59,6 +59,9 @@ pub struct VmStatus {
     /// A primary's backups, in the order in which their sessions were opened.
     #[serde(default)]
     pub backups: Vec<BackupStatus>,
+    /// Of a non-volatile VM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<LogStatus>,
     pub machine: Option<MachineStatus>,
     pub counters: Counters,
     /// The latest pauses, microseconds.
@@ -92,6 +95,33 @@ pub enum BackupState {
     Bound,
     /// The witness is to release it.
     Unbinding,
+}
+
+/// Where the log of a non-volatile VM stands on this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogStatus {
+    pub state: LogState,
+    /// The newest epoch that survives a loss of power.
+    pub epoch: Epoch,
+    /// Bytes written in this epoch, and of all segments.
+    pub commit_bytes: u64,
+    pub bytes: u64,
+    /// From the end of a pause until the epoch was on disk, microseconds, the latest.
+    pub commit_us: u64,
+}
+
+/// Whether a log could be gone on from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogState {
+    /// There is none.
+    Off,
+    /// The VM is being copied to it.
+    Copying,
+    /// It has all that was ever said, or all that was acknowledged.
+    On,
+    /// The VM could be recovered from it: the witness's word is awaited.
+    Recovering,
 }
 
 /// A running initial copy.

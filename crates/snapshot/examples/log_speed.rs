@@ -37,6 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         accel: Accel::Tcg,
         layout,
         lanes: 1,
+        health: Default::default(),
     };
     // Text-like pages, as most of a guest's memory is.
     let mut x = 1u64;

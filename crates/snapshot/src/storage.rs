@@ -99,7 +99,7 @@ pub trait StorageFile: Send + Sync + Debug {
     fn sync(&self) -> io::Result<()>;
 }
 
-/// A directory of this host, for this process alone.
+/// A directory of this host, for one owner alone.
 #[derive(Debug)]
 pub struct Directory {
     path: PathBuf,
@@ -111,16 +111,31 @@ impl Directory {
     /// Opens a directory; makes it if it is not there, for the own user alone.
     ///
     /// # Errors
-    /// `ResourceBusy` when another process has it; those of the file system.
+    /// `ResourceBusy` when somebody else has it; those of the file system.
     pub fn open(path: &Path) -> io::Result<Self> {
+        Self::locked(path, FlockOperation::NonBlockingLockExclusive)
+    }
+
+    /// The same, but waits until whoever has it lets go of it.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn wait(path: &Path) -> io::Result<Self> {
+        Self::locked(path, FlockOperation::LockExclusive)
+    }
+
+    fn locked(path: &Path, operation: FlockOperation) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(path)?;
         let handle = File::open(path)?;
-        match flock(&handle, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => {
-                return Err(io::Error::new(io::ErrorKind::ResourceBusy, "another process works with it"));
+        loop {
+            match flock(&handle, operation) {
+                Ok(()) => break,
+                Err(Errno::INTR) => {}
+                Err(Errno::WOULDBLOCK) => {
+                    return Err(io::Error::new(io::ErrorKind::ResourceBusy, "somebody else works with it"));
+                }
+                Err(error) => return Err(error.into()),
             }
-            Err(error) => return Err(error.into()),
         }
         // That the directory itself is there has to be durable too.
         if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {

@@ -343,6 +343,26 @@ impl Served {
         Ok(())
     }
 
+    /// The number of the batch of this epoch, which was sealed or received just before: see [`Served::is_durable`].
+    pub fn number(&self, epoch: Epoch) -> u64 {
+        let state = self.shared.lock();
+        let sealed = state.queue.iter().rev().find(|s| s.epoch == epoch);
+        sealed.map_or(state.number.saturating_sub(1), |s| s.number)
+    }
+
+    /// Whether all batches up to this number survive a loss of power: in the image, or in the volume's log.
+    pub fn is_durable(&self, number: u64) -> bool {
+        self.shared.lock().logged >= number
+    }
+
+    /// Makes durable what is in the image.
+    ///
+    /// # Errors
+    /// Those of the image.
+    pub fn sync_image(&self) -> Result<(), VolumeError> {
+        self.shared.image.flush()
+    }
+
     /// Whether a checkpoint should be taken for the memory's sake.
     pub fn pressure(&self) -> bool {
         self.shared.lock().held > SOFT

@@ -136,6 +136,14 @@ pub fn words(kind: &EventKind) -> String {
         EventKind::Lost { reason } => format!("THE VM IS LOST: {reason}"),
         EventKind::SwitchoverStarted { to, reason } => format!("hands the VM to host {to}: {reason}"),
         EventKind::Refused { peer, reason } => format!("refused {peer}: {reason}"),
+        EventKind::NonVolatile { epoch, log_ms } => {
+            format!("non-volatile: on disk here from epoch {epoch} on (first copy made durable in {log_ms} ms)")
+        }
+        EventKind::LogLost { reason } => format!("NOT NON-VOLATILE any more: {reason}"),
+        EventKind::Recovered { term, epoch, load_ms } => {
+            format!("WENT ON FROM THE LOG (term {term}, epoch {epoch}; loaded in {load_ms} ms)")
+        }
+        EventKind::LogUnusable { reason } => format!("there is a log and the VM does not go on from it: {reason}"),
         EventKind::Stopped { reason } => format!("the VM has stopped: {reason}"),
         EventKind::WatchdogFired { action, count } => format!("THE WATCHDOG FIRED ({count}), therefore: {action}"),
         EventKind::GuestPanicked { action, count } => format!("THE GUEST PANICKED ({count}), therefore: {action}"),

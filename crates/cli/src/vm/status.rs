@@ -8,7 +8,7 @@ use clap::Args;
 use ninefold_model::VmName;
 use ninefold_model::health::HealthStatus;
 use ninefold_model::spec::EpochPolicy;
-use ninefold_model::status::{BackupState, ProtectionState, Role};
+use ninefold_model::status::{BackupState, LogState, ProtectionState, Role};
 use serde::Serialize;
 
 use super::keepers::{HostReport, Keepers, Where};
@@ -127,6 +127,20 @@ fn tell(shown: &Shown) -> String {
             };
             text += &format!("checkpoints: {policy}\n");
             text += &status.health.as_ref().map_or_else(String::new, health);
+            if let Some(log) = &status.log {
+                let state = match log.state {
+                    LogState::Off => "there is no log: a loss of power would lose the VM".to_owned(),
+                    LogState::Copying => "the VM is being copied to the log".to_owned(),
+                    LogState::Recovering => "going on from the log waits for the witness".to_owned(),
+                    LogState::On => format!(
+                        "on disk up to epoch {}, {} after a pause; the log is {} long",
+                        count(log.epoch.0),
+                        ms(log.commit_us),
+                        bytes(log.bytes)
+                    ),
+                };
+                text += &format!("non-volatile: {state}\n");
+            }
             text
         }
         _ => format!("VM '{name}' runs on no host that answers\n"),

@@ -14,7 +14,9 @@ use super::Core;
 use crate::capture::micros;
 use crate::error;
 use crate::health;
-use crate::standby::{self, Loaded};
+use crate::log::LogJob;
+use crate::standby::{self, Accepted, Loaded};
+use crate::vm::Continued;
 
 /// A session in which this host is the backup.
 pub(super) struct BackupSide {
@@ -35,6 +37,8 @@ pub(super) struct Takeover {
     pub(super) detect_us: u64,
     pub(super) won: Option<(Epoch, u64)>,
     pub(super) loaded: Option<Box<Loaded>>,
+    /// From the log, not from a primary.
+    pub(super) recovered: bool,
 }
 
 impl Core {
@@ -43,7 +47,7 @@ impl Core {
         hello: &Hello,
         writer: LinkWriter,
         handle: LinkHandle,
-        go: &std::sync::mpsc::SyncSender<bool>,
+        go: &std::sync::mpsc::SyncSender<Option<Accepted>>,
     ) {
         let mut actions = Vec::new();
         self.protocol.handle(Input::Offer { from: hello.from.clone(), session: hello.term }, &mut actions);
@@ -66,7 +70,8 @@ impl Core {
                         gone: false,
                         watchdog: hello.spec.watchdog.clone(),
                     });
-                    let _ = go.send(true);
+                    self.log_session(hello);
+                    let _ = go.send(Some(Accepted { log: self.log.handle.as_ref().map(|h| h.jobs.clone()) }));
                     return;
                 }
                 Action::RefuseSession { reason, .. } => {
@@ -77,7 +82,7 @@ impl Core {
                 other => self.act(other),
             }
         }
-        let _ = go.send(false);
+        let _ = go.send(None);
     }
 
     pub(super) fn tell_primary(&mut self, record: &Record<'_>) {
@@ -100,7 +105,8 @@ impl Core {
             // connection until this host has the VM or knows that it will not.
             backup.handle.shutdown();
         }
-        self.takeover = Some(Takeover { suspected: Instant::now(), detect_us, won: None, loaded: None });
+        self.takeover =
+            Some(Takeover { suspected: Instant::now(), detect_us, won: None, loaded: None, recovered: false });
         self.input(Input::PrimaryLost { session, reason });
     }
 
@@ -131,14 +137,29 @@ impl Core {
         let Some(Takeover { won: Some((epoch, arbitrate_us)), loaded: Some(_), detect_us, .. }) = self.takeover else {
             return;
         };
-        let Some(Takeover { loaded: Some(loaded), .. }) = self.takeover.take() else { return };
+        let Some(Takeover { loaded: Some(loaded), recovered, .. }) = self.takeover.take() else { return };
         // The checkpoint that was held when the claim began, or a whole one that came right after it.
-        let Loaded { mut machine, ports, epoch: held, health, load_us } = *loaded;
-        let watchdog = self.backup.as_ref().and_then(|b| b.watchdog.clone());
+        let Loaded { mut machine, ports, epoch: held, health, load_us, tracker } = *loaded;
+        let watchdog = match &self.backup {
+            Some(backup) => backup.watchdog.clone(),
+            None => self.parts.config.vm.watchdog.clone(),
+        };
         let epoch = held.max(epoch);
         let began = Instant::now();
+        let term = self.protocol.term();
+        let jobs = self.log.handle.as_ref().map(|log| log.jobs.clone());
+        let log = tracker.zip(jobs).map(|(tracker, jobs)| Continued { tracker, jobs });
         // What is committed and not yet in the images lies over them.
-        self.parts.disks.go_through();
+        if log.is_some() {
+            if let Some(handle) = &self.log.handle {
+                handle.send(LogJob::Reign(term));
+            }
+            self.log_first(Epoch(1));
+        } else {
+            // A log that does not end with this checkpoint is of no use: another is begun.
+            self.drop_log();
+            self.parts.disks.go_through();
+        }
         let started = machine.start();
         if let Err(error) = started.and_then(|()| {
             standby::layout(&machine)
@@ -153,19 +174,25 @@ impl Core {
         let phases = FailoverPhases { detect_us, arbitrate_us, load_us, resume_us: micros(began.elapsed()) };
         self.machine = Some(standby::status(&machine, "as before the failover", "running"));
         // Open first: a console has no second chance for what it says at once.
-        self.parts.outlets.pass();
+        if !self.holding {
+            self.parts.outlets.pass();
+        }
         if let Err(error) = self.parts.outlets.attach(ports) {
             tracing::error!(%error, "the VM's sockets cannot be served");
         }
         self.parts.outlets.announce(&|| true);
         self.announcing = Some((Instant::now(), AnnouncePlan::new()));
-        self.counters.failovers += 1;
+        self.counters.failovers += u64::from(!recovered);
         let obtain = Box::new(move || Ok(machine));
-        self.start_vm(obtain);
+        self.start_vm(obtain, log);
+        self.set_pace();
         self.drop_backup();
-        let term = self.protocol.term();
-        self.event(EventKind::TookOver { term, epoch, phases });
-        self.parts.board.failover(&phases);
+        if recovered {
+            self.event(EventKind::Recovered { term, epoch, load_ms: load_us / 1000 });
+        } else {
+            self.event(EventKind::TookOver { term, epoch, phases });
+            self.parts.board.failover(&phases);
+        }
         self.guest_runs();
         self.health_input(health::policy::Input::TookOver { watchdog, health });
     }

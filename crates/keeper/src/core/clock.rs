@@ -24,6 +24,7 @@ impl Core {
         self.check_peer();
         self.check_uplink();
         self.health_tick();
+        self.check_log();
         if let Some((since, plan)) = &mut self.announcing {
             self.announce |= plan.due(since.elapsed());
             if plan.next().is_none() {

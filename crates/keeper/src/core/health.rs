@@ -30,7 +30,7 @@ const LONGEST_STEP: Duration = Duration::from_millis(200);
 pub(super) struct HealthSide {
     pub(super) policy: Policy,
     told: Told,
-    images: Arc<Images>,
+    pub(super) images: Arc<Images>,
     dumps: Dumps,
     /// The VM's QEMU is to be launched anew, and why, as soon as there is no session.
     relaunch: Option<String>,

@@ -100,23 +100,22 @@ impl Core {
                 volume_bytes: replica.volume_bytes,
             };
             self.event(event);
+            self.set_pace();
         }
     }
 
-    pub(super) fn start_vm(&mut self, obtain: vm::Obtain) {
+    pub(super) fn start_vm(&mut self, obtain: vm::Obtain, log: Option<vm::Continued>) {
         self.generation += 1;
         // Its checkpoints count from 1.
         (self.committed, self.measured) = (Epoch(0), Epoch(0));
         let watcher = self.health.watcher(self.generation, self.parts.core.clone());
-        let started = vm::start(
-            watcher,
-            obtain,
-            Arc::clone(&self.parts.outlets),
-            Arc::clone(&self.parts.disks),
-            self.parts.bell.clone(),
-            self.epochs,
-            self.parts.core.clone(),
-        );
+        let surroundings = vm::Surroundings {
+            outlets: Arc::clone(&self.parts.outlets),
+            disks: Arc::clone(&self.parts.disks),
+            bell: self.parts.bell.clone(),
+            core: self.parts.core.clone(),
+        };
+        let started = vm::start(watcher, obtain, self.epochs, log, surroundings);
         match started {
             Ok(handle) => self.vm = Some(handle),
             Err(error) => {
@@ -134,7 +133,9 @@ impl Core {
         let generation = self.generation + 1;
         let volumes = self.parts.disks.sockets();
         let image = self.health.policy.image().clone();
-        self.start_vm(Box::new(move || {
+        // What a log has of it is of its former life.
+        self.log_ends("the VM is booted anew");
+        let obtain = Box::new(move || {
             // It may still write to the volumes.
             let _ = former.map(JoinHandle::join);
             let (machine, ports, reason) = launch(&config, image, volumes)?;
@@ -145,7 +146,8 @@ impl Core {
             // Its first frames must find the gate open.
             let _ = attached.recv_timeout(Duration::from_secs(5));
             Ok(machine)
-        }));
+        });
+        self.start_vm(obtain, None);
     }
 
     pub(super) fn open_session(&mut self, session: Term, peer: HostName) {
@@ -194,6 +196,7 @@ impl Core {
         self.replicas.remove(at);
         // A guest that a switchover has paused stays paused until the witness has spoken: see `Action::GoOn`.
         self.command(Command::RemoveSink(session));
+        self.set_pace();
     }
 
     /// Closes a session, if it is there, and tells the protocol.

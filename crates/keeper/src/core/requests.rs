@@ -23,9 +23,20 @@ impl Core {
                 if self.start_reply.is_some() {
                     refuse("the VM is being started")
                 } else {
-                    self.start_reply = Some(reply);
-                    let _ = self.parts.arbiter.send(Question::Start { force });
-                    return;
+                    match self.may_start(force) {
+                        Ok(now) => {
+                            self.start_reply = Some(reply);
+                            if now {
+                                let _ = self.parts.arbiter.send(Question::Start { force });
+                            }
+                            return;
+                        }
+                        Err(message) => Response::Error {
+                            message,
+                            help: Some("`--force` boots it anew, and what is in the log is lost".into()),
+                            try_host: None,
+                        },
+                    }
                 }
             }
             Request::Stop
@@ -81,7 +92,7 @@ impl Core {
             }
             Request::SetEpochs { policy } => {
                 self.epochs = policy;
-                self.command(Command::Policy(policy));
+                self.set_pace();
                 Response::Done
             }
             // Answered where the histories are, without troubling the core.
@@ -112,6 +123,7 @@ impl Core {
             sync: self.replicas.iter().find(|r| r.first.is_none()).and_then(|r| r.sync),
             no_backup: self.no_peer.clone().filter(|_| self.wants_peer()),
             backups: self.replicas.iter().map(|r| self.backup_status(r)).collect(),
+            log: self.log_status(),
             machine: self.machine.clone(),
             counters: self.counters,
             pause_us: self.parts.journal.pauses(),

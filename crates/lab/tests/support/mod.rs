@@ -46,6 +46,8 @@ pub struct Beginning {
     pub security: LabSecurity,
     /// The keepers reach each other through proxies that can be told to do harm.
     pub proxied: bool,
+    /// Each host has a disk that forgets what was not synced when the host loses power.
+    pub disks: bool,
     /// Called before any keeper runs: makes what has to be in the hosts' pools.
     pub prepare: Option<Prepare>,
 }
@@ -57,7 +59,7 @@ impl Default for Beginning {
         let mut vm = VmOptions::new("vm".parse().unwrap());
         // Twice the usual patience: a machine that is busy with builds shall not look like one that has died.
         vm.timing.failure_timeout_ms = 500;
-        Self { vm, security: LabSecurity::MutualTls, proxied: false, prepare: None }
+        Self { vm, security: LabSecurity::MutualTls, proxied: false, disks: false, prepare: None }
     }
 }
 
@@ -88,6 +90,7 @@ impl Scenario {
         programs::build();
         let mut config = LabConfig::new(&lab_name()).unwrap();
         config.security = begin.security;
+        config.disks = begin.disks;
         let lab = Lab::up(&config).unwrap();
         lab.configure_vm(&begin.vm).unwrap();
         let proxies = if begin.proxied { proxy::between(&lab) } else { Vec::new() };

@@ -163,6 +163,7 @@ pub fn config(qemu: &Path, accel: Accel, vcpus: u16, image: &Path) -> MachineCon
             protection: Protection::None,
             backups: 1,
             watchdog: None,
+            non_volatile: None,
         },
         accel,
         incoming: false,

@@ -77,6 +77,20 @@ impl Log {
         self.standing.write(standing)
     }
 
+    /// Notes that output was let go, or will be, that is not in the log: nobody goes on from it by himself any more.
+    ///
+    /// # Errors
+    /// `Storage`: it may still be believed.
+    pub fn disown(&mut self) -> Result<(), LogError> {
+        let standing = Standing { behind: true, ..self.standing.standing.clone() };
+        self.standing.write(&standing)
+    }
+
+    /// Where it is.
+    pub fn storage(&self) -> Arc<dyn Storage> {
+        Arc::clone(&self.storage)
+    }
+
     /// What this log shares with its folder.
     pub fn shared(&self) -> &Arc<Shared> {
         &self.shared

@@ -91,6 +91,19 @@ impl New {
         self.base.sync()
     }
 
+    /// As [`Log::stand`].
+    ///
+    /// # Errors
+    /// `Storage`.
+    pub fn stand(&mut self, standing: &Standing) -> Result<(), LogError> {
+        self.log.stand(standing)
+    }
+
+    /// Where it is.
+    pub fn storage(&self) -> Arc<dyn Storage> {
+        self.log.storage()
+    }
+
     /// The first commit: it brings what the copy has not.
     ///
     /// # Errors

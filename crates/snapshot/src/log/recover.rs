@@ -24,11 +24,11 @@ pub struct Found {
     storage: Arc<dyn Storage>,
     head: Head,
     base: Base,
-    standing_file: StandingFile,
-    standing: Standing,
+    standing: StandingFile,
     extents: Vec<Extent>,
     covered: Covered,
     last: Committed,
+    output: Vec<Vec<u8>>,
 }
 
 /// The parts of the last commit beside memory.
@@ -48,16 +48,17 @@ impl Found {
     /// `None`: there is none. `Version`, `Damaged`, `Storage`: there is one, and it cannot be used; its files are as they were.
     pub fn look(storage: Arc<dyn Storage>) -> Result<Self, LogError> {
         let head = Head::load(&*storage)?;
-        let (standing_file, standing) = StandingFile::load(&*storage)?;
+        let standing = StandingFile::load(&*storage)?;
         let base = Base::open(&*storage, &head.hello.layout)?;
         let mut covered = Covered::new(&head.hello.layout);
-        let mut last = None;
+        let (mut last, mut output) = (None, Vec::new());
         let extents = Chain { storage: &storage, head: &head }.read(&mut Nowhere, &mut |committed, assembler| {
             last = Some(*committed);
+            output = said(assembler);
             cover(&mut covered, assembler)
         })?;
         let last = last.ok_or_else(|| LogError::damaged(name(head.first), "it has no commit"))?;
-        Ok(Self { storage, head, base, standing_file, standing, extents, covered, last })
+        Ok(Self { storage, head, base, standing, extents, covered, last, output })
     }
 
     /// The VM, as it was when the log was made.
@@ -67,7 +68,7 @@ impl Found {
 
     /// On what terms with the witness the log was written.
     pub fn standing(&self) -> &Standing {
-        &self.standing
+        &self.standing.standing
     }
 
     /// Whose log it is.
@@ -78,6 +79,11 @@ impl Found {
     /// The last commit.
     pub fn last(&self) -> Committed {
         self.last
+    }
+
+    /// What the guest said on a channel in the last commit.
+    pub fn output(&self, channel: u8) -> &[u8] {
+        self.output.get(usize::from(channel)).map_or(&[], Vec::as_slice)
     }
 
     /// Removes what the loss of power had cut off, and makes sure that the rest is durable.
@@ -113,7 +119,7 @@ impl Found {
             // What was read may be in the host's memory alone, if only the process had died.
             file.sync().map_err(LogError::storage("cannot sync", &*name))?;
         }
-        self.standing_file.sync()?;
+        self.standing.sync()?;
         self.storage.sync().map_err(failed())
     }
     /// Removes the log that is in this directory, if any. Durable when this returns.
@@ -160,18 +166,12 @@ impl Recovered {
                 held = assembler.checkpoint().map(|checkpoint| Held {
                     committed: *committed,
                     device_state: checkpoint.device_state.to_vec(),
-                    output: (0..=u8::MAX)
-                        .map(|channel| checkpoint.output(channel).to_vec())
-                        .rev()
-                        .skip_while(Vec::is_empty)
-                        .collect(),
+                    output: said(assembler),
                 });
             }
             Ok(())
         })?;
-        let mut held = held.ok_or_else(|| LogError::damaged(name(self.0.head.first), "its last commit is gone"))?;
-        held.output.reverse();
-        Ok(held)
+        held.ok_or_else(|| LogError::damaged(name(self.0.head.first), "its last commit is gone"))
     }
 
     /// Goes on with this log: the guest's memory has to be as [`Recovered::load`] made it, and the volumes' images hold
@@ -181,7 +181,7 @@ impl Recovered {
     /// `Layout`: its memory is another. `Storage`, `Stream`. The log is as it was.
     pub fn resume(self, hello: Hello, options: Options) -> Result<Log, LogError> {
         self.0.head.hello.layout.same_as(&hello.layout)?;
-        let Found { storage, head, standing_file, extents, last, .. } = self.0;
+        let Found { storage, head, standing, extents, last, .. } = self.0;
         let next = extents.iter().filter(|e| e.last.is_some()).map(|e| e.number).max().unwrap_or(head.first) + 1;
         let segment = Segment::create(&storage, next, &hello)?;
         // The images have all of it, as the caller says.
@@ -201,12 +201,20 @@ impl Recovered {
             segment,
             fresh: true,
             last: last.number,
-            standing: standing_file,
+            standing,
             spoilt: None,
             shared,
             storage,
         })
     }
+}
+
+/// What the guest said on each channel in the checkpoint that is held.
+fn said(assembler: &CheckpointAssembler) -> Vec<Vec<u8>> {
+    let Some(checkpoint) = assembler.checkpoint() else { return Vec::new() };
+    let mut output: Vec<_> = (0..=u8::MAX).map(|channel| checkpoint.output(channel).to_vec()).collect();
+    output.truncate(output.iter().rposition(|o| !o.is_empty()).map_or(0, |last| last + 1));
+    output
 }
 
 fn cover(covered: &mut Covered, assembler: &CheckpointAssembler) -> Result<(), LogError> {

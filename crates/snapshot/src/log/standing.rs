@@ -18,6 +18,8 @@ const HEAD: usize = 16;
 pub(super) struct StandingFile {
     file: Box<dyn StorageFile>,
     number: u64,
+    /// What is noted.
+    pub standing: Standing,
 }
 
 impl StandingFile {
@@ -27,20 +29,20 @@ impl StandingFile {
         let failed = || LogError::storage("cannot make", FILE);
         let file = storage.create(FILE).map_err(failed())?;
         file.write_at(0, &[0; 2 * SLOT]).map_err(failed())?;
-        let mut this = Self { file, number: 0 };
+        let mut this = Self { file, number: 0, standing: standing.clone() };
         this.write(standing)?;
         Ok(this)
     }
 
     /// # Errors
     /// `Damaged`, `Storage`.
-    pub fn load(storage: &dyn Storage) -> Result<(Self, Standing), LogError> {
+    pub fn load(storage: &dyn Storage) -> Result<Self, LogError> {
         let file = storage.open(FILE).map_err(LogError::storage("cannot open", FILE))?;
         let bytes = read_all(&*file, FILE, 2 * SLOT as u64)?;
         let newest = bytes.chunks(SLOT).filter_map(slot).max_by_key(|(number, _)| *number);
         let (number, text) = newest.ok_or_else(|| LogError::damaged(FILE, "neither place in it is whole"))?;
         let standing = serde_json::from_slice(text).map_err(|e| LogError::damaged(FILE, e.to_string()))?;
-        Ok((Self { file, number }, standing))
+        Ok(Self { file, number, standing })
     }
 
     /// Durable when this returns. On an error it is this one or the one before.
@@ -65,6 +67,7 @@ impl StandingFile {
             self.file.write_at(place, &slot).and_then(|()| self.file.sync()).map_err(failed())?;
         }
         self.number = number;
+        self.standing.clone_from(standing);
         Ok(())
     }
 }

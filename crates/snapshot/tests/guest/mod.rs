@@ -39,6 +39,7 @@ pub fn hello() -> Hello {
         accel: Accel::Tcg,
         layout: layout(),
         lanes: 1,
+        health: Default::default(),
     }
 }
 

@@ -1,0 +1,467 @@
+//! The log of a non-volatile VM as the core sees it: when it begins, what waits for it, when the VM goes on from it.
+//!
+//! Nothing is proposed to the witness before the log has noted it: a host that finds the record that it proposed knows that it
+//! had won it, and that it let nothing go since that is not in the log.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ninefold_model::event::EventKind;
+use ninefold_model::spec::{EpochPolicy, NonVolatile};
+use ninefold_model::status::{LogState, LogStatus, Role};
+use ninefold_model::{Epoch, Record, Term};
+use ninefold_replica::protocol::{Input, LogRole, Standing};
+use ninefold_replica::stream::Hello;
+
+use super::Core;
+use super::backup::Takeover;
+use crate::arbiter::Question;
+use crate::error;
+use crate::log::{self, Beginning, LogHandle, LogJob, NOTED, Settings};
+use crate::recovery::{self, News, Place, Recovery};
+use crate::resync::Rest;
+use crate::sink::LOG;
+use crate::vm::Command;
+
+/// After an attempt that failed; each further one doubles it.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+/// The longest pause between two attempts.
+const RETRY_LAST: Duration = Duration::from_secs(60);
+
+/// See the [module](self).
+pub(super) struct LogSide {
+    pub(super) handle: Option<LogHandle>,
+    /// Numbers threads and attempts.
+    last_id: u64,
+    pub(super) state: LogState,
+    standing: Option<Standing>,
+    /// The newest epoch that is durable.
+    pub(super) durable: Epoch,
+    last: LogStatus,
+    /// What is to be asked when its note is durable.
+    unasked: VecDeque<(u64, Question)>,
+    tickets: u64,
+    recovery: Option<Recovery>,
+    /// The record that the log being loaded speaks of.
+    vouched: Option<Record>,
+    /// Of a VM that has ended: its files may have to go.
+    pub(super) parting: Option<LogHandle>,
+    /// Somebody waits for the VM to be booted, if there is no log.
+    start_wanted: bool,
+    /// When a standby looks for a log: once at first, then when there is a cause.
+    look: Option<Instant>,
+    /// When the next attempt may be made after one that failed, and the pause after that.
+    retry: Option<(Instant, Duration)>,
+}
+
+impl LogSide {
+    pub(super) fn new() -> Self {
+        Self {
+            handle: None,
+            last_id: 0,
+            state: LogState::Off,
+            standing: None,
+            durable: Epoch(0),
+            last: LogStatus { state: LogState::Off, epoch: Epoch(0), commit_bytes: 0, bytes: 0, commit_us: 0 },
+            unasked: VecDeque::new(),
+            tickets: 0,
+            recovery: None,
+            vouched: None,
+            parting: None,
+            start_wanted: false,
+            look: Some(Instant::now()),
+            retry: None,
+        }
+    }
+
+    fn next_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    fn again_later(&mut self) {
+        let pause = self.retry.map_or(RETRY_FIRST, |(_, pause)| pause);
+        self.retry = Some((Instant::now() + pause, (pause * 2).min(RETRY_LAST)));
+    }
+
+    fn is_mine(&self, id: u64) -> bool {
+        self.handle.as_ref().is_some_and(|h| h.id == id)
+    }
+}
+
+impl Core {
+    fn non_volatile(&self) -> Option<NonVolatile> {
+        self.parts.config.vm.non_volatile
+    }
+
+    /// Whether output waits for the log.
+    fn holds_for_log(&self) -> bool {
+        self.non_volatile().is_some_and(|n| n.hold_output)
+    }
+
+    /// Whether the log has what it is given.
+    pub(super) fn log_is_on(&self) -> bool {
+        self.log.state == LogState::On
+    }
+
+    pub(super) fn log_status(&self) -> Option<LogStatus> {
+        self.non_volatile().map(|_| {
+            let recovering = self.log.recovery.as_ref().is_some_and(|r| r.found.is_some());
+            let state = if recovering { LogState::Recovering } else { self.log.state };
+            LogStatus { state, epoch: self.log.durable, ..self.log.last }
+        })
+    }
+
+    /// Asks the witness, when the log has noted what.
+    pub(super) fn ask(&mut self, expected: Option<Record>, new: &Record, question: Question) {
+        let Some(standing) = self.log.standing.as_mut().filter(|_| self.log.handle.is_some()) else {
+            let _ = self.parts.arbiter.send(question);
+            return;
+        };
+        if let (Role::Primary, Some(record)) = (self.protocol.role(), expected) {
+            standing.role = LogRole::Primary { record };
+        }
+        standing.proposed = Some(new.clone());
+        self.log.tickets += 1;
+        let (ticket, standing) = (self.log.tickets, Box::new(standing.clone()));
+        self.log.unasked.push_back((ticket, question));
+        if let Some(handle) = &self.log.handle {
+            handle.send(LogJob::Stand { ticket, standing });
+        }
+    }
+
+    pub(super) fn stood(&mut self, id: u64, ticket: u64) {
+        if self.log.is_mine(id) {
+            while self.log.unasked.front().is_some_and(|(of, _)| *of <= ticket) {
+                if let Some((_, question)) = self.log.unasked.pop_front() {
+                    let _ = self.parts.arbiter.send(question);
+                }
+            }
+        }
+    }
+
+    /// The log will note nothing any more; it speaks of no record that comes from here on.
+    fn ask_all(&mut self) {
+        while let Some((_, question)) = self.log.unasked.pop_front() {
+            let _ = self.parts.arbiter.send(question);
+        }
+    }
+
+    /// The VM's record, its memory and what runs it, for a log that begins here.
+    fn log_hello(&self) -> Option<(Hello, Record)> {
+        let (layout, machine) = (self.layout.clone()?, self.machine.as_ref()?);
+        let Some(LogRole::Primary { record }) = self.protocol.log_role() else { return None };
+        let config = &self.parts.config;
+        let hello = Hello {
+            session: record.term.0,
+            vm: config.vm.name.clone(),
+            from: config.host.clone(),
+            term: record.term,
+            spec: config.vm.clone(),
+            epoch_policy: self.epochs,
+            qemu: machine.qemu.clone(),
+            accel: machine.accel,
+            layout,
+            lanes: 1,
+            health: self.health.health(),
+        };
+        Some((hello, record))
+    }
+
+    fn start_log(&mut self, reign: Term, beginning: Beginning, standing: Standing) {
+        let id = self.log.next_id();
+        let parts = &self.parts;
+        let settings = Settings::of(&parts.config, Arc::clone(&parts.disks), parts.bell.clone(), parts.core.clone());
+        match log::start(id, reign, beginning, settings) {
+            Ok(handle) => {
+                self.log.handle = Some(handle);
+                self.log.standing = Some(standing);
+                self.log.durable = Epoch(0);
+                self.log.state = LogState::Copying;
+            }
+            Err(error) => {
+                self.log.again_later();
+                tracing::error!(error = %error::report(&error), "the log cannot be kept");
+            }
+        }
+    }
+
+    /// A primary whose VM is not logged begins a log.
+    pub(super) fn check_log(&mut self) {
+        let now = Instant::now();
+        if self.protocol.role() != Role::Primary {
+            self.log.parting = None;
+        }
+        if self.non_volatile().is_none() {
+            return;
+        }
+        match self.protocol.role() {
+            Role::Primary
+                if self.vm.is_some() && self.log.handle.is_none() && self.log.retry.is_none_or(|(at, _)| now >= at) =>
+            {
+                let Some((hello, record)) = self.log_hello() else { return };
+                let standing = Standing::new(LogRole::Primary { record: record.clone() });
+                let beginning = Beginning::New { hello: Box::new(hello), standing: standing.clone() };
+                self.start_log(record.term, beginning, standing);
+                if let Some(handle) = &self.log.handle {
+                    let jobs = handle.jobs.clone();
+                    self.command(Command::AddSink { session: LOG, jobs, rounds: 0, rest: Rest::default() });
+                }
+            }
+            Role::Standby
+                if self.log.recovery.is_none()
+                    && !self.protocol.awaits_witness()
+                    && !self.done
+                    && self.log.look.is_some_and(|at| now >= at) =>
+            {
+                self.log.look = None;
+                let id = self.log.next_id();
+                let parts = &self.parts;
+                let started = recovery::start(
+                    id,
+                    Arc::clone(&parts.config),
+                    Place {
+                        outlets: Arc::clone(&parts.outlets),
+                        disks: Arc::clone(&parts.disks),
+                        images: Arc::clone(&self.health.images),
+                    },
+                    parts.core.clone(),
+                );
+                match started {
+                    Ok(recovery) => self.log.recovery = Some(recovery),
+                    Err(error) => tracing::error!(error = %error::report(&error), "the log cannot be looked at"),
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A backup's log begins with its session.
+    pub(super) fn log_session(&mut self, hello: &Hello) {
+        self.log.recovery = None;
+        self.drop_log();
+        if self.non_volatile().is_some() {
+            let role = LogRole::Backup { session: hello.term, primary: hello.from.clone() };
+            let standing = Standing::new(role);
+            let beginning = Beginning::New { hello: Box::new(hello.clone()), standing: standing.clone() };
+            self.start_log(hello.term, beginning, standing);
+        }
+    }
+
+    /// Lets go of the log; its files stay.
+    pub(super) fn drop_log(&mut self) {
+        self.ask_all();
+        self.log.handle = None;
+        self.log.standing = None;
+        self.log.state = LogState::Off;
+    }
+
+    /// The VM has ended for good: so does its log.
+    pub(super) fn remove_log(&mut self) {
+        if let Some(handle) = self.log.parting.take() {
+            handle.send(LogJob::Remove);
+        }
+        // Nothing is to be gone on from.
+        self.log.look = None;
+    }
+
+    /// The first checkpoint for the log is being taken.
+    pub(super) fn log_first(&mut self, epoch: Epoch) {
+        self.log.state = LogState::On;
+        self.log.durable = Epoch(epoch.0.saturating_sub(1));
+        if self.holds_for_log() {
+            self.input(Input::LogFirst { epoch });
+        } else {
+            self.parts.disks.hold();
+        }
+        self.set_pace();
+    }
+
+    pub(super) fn log_holds(&mut self, id: u64, epoch: Epoch, first: Option<Duration>, status: LogStatus) {
+        if !self.log.is_mine(id) {
+            return;
+        }
+        self.log.durable = epoch;
+        self.log.last = status;
+        self.command(Command::Acked { session: LOG, epoch });
+        // It has been running for a while.
+        if epoch.0.is_multiple_of(256) {
+            self.log.retry = None;
+        }
+        if let Some(took) = first {
+            let log_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+            self.event(EventKind::NonVolatile { epoch, log_ms });
+            self.log.retry = None;
+        }
+        if self.holds_for_log() {
+            self.input(Input::LogHolds { epoch });
+        } else {
+            self.commit_disks();
+        }
+    }
+
+    /// The volumes may have what all have that output waits for, and what the log has.
+    pub(super) fn commit_disks(&mut self) {
+        let epoch = match (self.holding, self.log_is_on()) {
+            (true, true) => self.committed.min(self.log.durable),
+            (true, false) => self.committed,
+            (false, _) => self.log.durable,
+        };
+        self.parts.disks.commit(epoch);
+    }
+
+    pub(super) fn log_failed(&mut self, id: u64, reason: &str) {
+        if !self.log.is_mine(id) {
+            return;
+        }
+        let (noted, reason) = match reason.strip_prefix(NOTED) {
+            Some(reason) => (true, reason.to_owned()),
+            None => (false, reason.to_owned()),
+        };
+        let was_on = self.log_is_on();
+        self.drop_log();
+        self.log.again_later();
+        self.event(EventKind::LogLost { reason: reason.clone() });
+        match self.protocol.role() {
+            Role::Primary => {
+                if was_on && self.holds_for_log() {
+                    self.input(Input::LogLost { noted });
+                } else if was_on && !self.holding {
+                    self.parts.disks.go_through();
+                }
+                self.command(Command::RemoveSink(LOG));
+                self.set_pace();
+            }
+            Role::Backup => {
+                if let Some(session) = self.backup.as_ref().map(|b| b.session) {
+                    self.load_failed(session, &format!("the log: {reason}"));
+                }
+            }
+            Role::Standby => {}
+        }
+    }
+
+    /// The log that is kept, if one is, can go on no more.
+    pub(super) fn log_ends(&mut self, reason: &str) {
+        if let Some(id) = self.log.handle.as_ref().map(|h| h.id) {
+            self.log_failed(id, reason);
+            self.log.retry = None;
+        }
+    }
+
+    /// While only the log gets checkpoints, they are as far apart as it wants.
+    pub(super) fn set_pace(&mut self) {
+        let alone = self.log_is_on() && !self.protocol.sessions().iter().any(|s| s.acked().is_some());
+        let policy = match self.non_volatile().filter(|_| alone) {
+            Some(NonVolatile { interval_ms, hold_output: true }) => EpochPolicy::Adaptive { max_ms: interval_ms },
+            Some(NonVolatile { interval_ms, hold_output: false }) => EpochPolicy::Fixed { ms: interval_ms },
+            None => self.epochs,
+        };
+        self.command(Command::Policy(policy));
+    }
+
+    // ---- going on from the log ----
+
+    /// The VM is lost here, and perhaps its log can be gone on from.
+    pub(super) fn log_after_loss(&mut self) {
+        if self.non_volatile().is_some() {
+            self.log.again_later();
+            self.log.look = self.log.retry.map(|(at, _)| at);
+        }
+    }
+
+    /// Whether the VM is to be booted now: not while there may be a log to go on from.
+    pub(super) fn may_start(&mut self, force: bool) -> Result<bool, String> {
+        self.check_log();
+        let Some(recovery) = self.log.recovery.as_ref().filter(|_| !force) else {
+            self.log.recovery = None;
+            return Ok(true);
+        };
+        match &recovery.found {
+            Some((_, epoch)) => Err(format!("the VM goes on from its log (epoch {epoch}) when the witness allows")),
+            None => {
+                self.log.start_wanted = true;
+                Ok(false)
+            }
+        }
+    }
+
+    pub(super) fn recovery_news(&mut self, id: u64, news: News) {
+        if self.log.recovery.as_ref().is_none_or(|r| r.id != id) {
+            return;
+        }
+        match news {
+            News::Nothing => {
+                self.log.recovery = None;
+                if std::mem::take(&mut self.log.start_wanted) {
+                    let _ = self.parts.arbiter.send(Question::Start { force: false });
+                }
+            }
+            News::Unusable(reason) => {
+                self.log.recovery = None;
+                self.event(EventKind::LogUnusable { reason: reason.clone() });
+                self.not_started(format!("there is a log, and it cannot be used: {reason}"));
+            }
+            News::Found { standing, epoch } => {
+                self.not_started(format!("the VM goes on from its log (epoch {epoch}) when the witness allows"));
+                tracing::info!(%epoch, ?standing, "there is a log");
+                if let Some(recovery) = &mut self.log.recovery {
+                    recovery.found = Some((standing, epoch));
+                }
+                // The witness's next word decides.
+                let _ = self.parts.arbiter.send(Question::Cancel);
+            }
+            News::Failed(reason) => {
+                self.log.recovery = None;
+                self.event(EventKind::LogUnusable { reason });
+                self.log_after_loss();
+            }
+            News::Loaded { loaded, log, health } => {
+                let found = self.log.recovery.take().and_then(|r| r.found);
+                let (Some((standing, epoch)), Some(record)) = (found, self.log.vouched.take()) else { return };
+                self.start_log(Term(0), Beginning::Continued { log, health }, standing.clone());
+                let detect_us = 0;
+                self.takeover = Some(Takeover {
+                    suspected: Instant::now(),
+                    detect_us,
+                    won: None,
+                    loaded: Some(loaded),
+                    recovered: true,
+                });
+                self.input(Input::Recover { standing, epoch, record });
+            }
+        }
+    }
+
+    fn not_started(&mut self, reason: String) {
+        if std::mem::take(&mut self.log.start_wanted) {
+            self.start_failed(reason);
+        }
+    }
+
+    /// The witness holds this. If the log speaks of it, the VM is this host's to go on with.
+    pub(super) fn record_seen(&mut self, record: &Record) {
+        let Some(recovery) = &mut self.log.recovery else { return };
+        let Some((standing, epoch)) = recovery.found.clone() else { return };
+        if recovery.is_going() {
+            return;
+        }
+        if standing.vouches(record, &self.parts.config.host) {
+            self.log.vouched = Some(record.clone());
+            recovery.go();
+            return;
+        }
+        self.log.recovery = None;
+        let who = &record.primary;
+        let why = if standing.behind {
+            format!("what the VM said after epoch {epoch} is not in the log")
+        } else {
+            format!("{who} has had the VM since (term {})", record.term)
+        };
+        tracing::info!(%why, "the log is left alone");
+        if standing.behind {
+            self.event(EventKind::LogUnusable { reason: why });
+        }
+    }
+}

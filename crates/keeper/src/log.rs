@@ -1,0 +1,548 @@
+//! The log of a non-volatile VM on this host, and the thread that owns it: what is given to it is durable when it says so.
+//!
+//! ```text
+//!   primary:  VM's thread ─► Round, Checkpoint ─┐                    ┌─► LogHolds ─► output may go
+//!                                               ├─► the log's thread ┤
+//!   backup:   receiver ─► Copy, Received ───────┘   (a folder beside)└─► Held ─► acknowledged
+//!   core ─► Stand (before each proposal to the witness), Reign, Remove
+//! ```
+//!
+//! The thread outlives a change of role: a backup that takes over goes on with its log where it stands.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, sync_channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use ninefold_model::{Epoch, Term};
+use ninefold_replica::protocol::Standing;
+use ninefold_replica::stream::{CheckpointAssembler, Hello, PageRun, PageSink};
+use ninefold_snapshot::log::{At, Committed, Found, Log, LogError, New, Options};
+use ninefold_snapshot::storage::{Directory, Storage};
+use ninefold_volume::Batch;
+
+use crate::capture::{Join, Taken, micros};
+use crate::config::KeeperConfig;
+use crate::disks::Disks;
+use crate::error::{KeeperError, report};
+use crate::msg::Msg;
+use crate::outlets::{ADDRESSES, AGENT, CONSOLE, HEALTH};
+use crate::priority;
+use crate::session::{Job, Piece, translate};
+use crate::vm::Bell;
+
+/// What may wait for the thread. More than can be under way at once.
+const JOBS: usize = 64;
+/// How long a commit waits for the folder.
+const FOLD_LIMIT: Duration = Duration::from_secs(10);
+/// A folder that failed tries again.
+const FOLD_RETRY: Duration = Duration::from_secs(1);
+/// Channels of a checkpoint but for the guest's health.
+const CHANNELS: u8 = HEALTH;
+
+/// What the thread is asked beside what every sink is.
+#[derive(Debug)]
+pub enum LogJob {
+    /// Pages of a backup's initial copy.
+    Copy { block: u16, first: u64, bytes: Vec<u8> },
+    /// What was copied so far is to be durable soon.
+    Settle,
+    /// A checkpoint that a backup has received.
+    Received(Box<Received>),
+    /// Note this, then say so.
+    Stand { ticket: u64, standing: Box<Standing> },
+    /// What follows is of this reign.
+    Reign(Term),
+    /// Say when all before this is done: which checkpoint the log ends with.
+    Drain(SyncSender<Option<(Term, Epoch)>>),
+    /// The VM has ended for good.
+    Remove,
+}
+
+/// A checkpoint as a backup has it before it is applied.
+#[derive(Debug)]
+pub struct Received {
+    pub session: Term,
+    pub epoch: Epoch,
+    /// The term in which it was sent.
+    pub term: Term,
+    runs: Vec<PageRun>,
+    bytes: Vec<u8>,
+    zeros: Vec<PageRun>,
+    state: Vec<u8>,
+    output: Vec<Vec<u8>>,
+    /// If it has changed.
+    health: Vec<u8>,
+    volumes: Vec<Batch>,
+}
+
+impl Received {
+    /// Copies what an assembler holds, before it is put into memory.
+    ///
+    /// # Errors
+    /// Operations on volumes that make no sense.
+    pub fn of(session: Term, assembler: &mut CheckpointAssembler, disks: &Disks) -> Result<Option<Self>, String> {
+        let volumes = disks.parse(|volume| assembler.take_volume_writes(volume))?;
+        let (Some(pending), Some(checkpoint)) = (assembler.pending(), assembler.checkpoint()) else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            session,
+            epoch: checkpoint.epoch,
+            term: checkpoint.term,
+            runs: pending.pages().collect(),
+            bytes: pending.content().to_vec(),
+            zeros: pending.zeros().collect(),
+            state: checkpoint.device_state.to_vec(),
+            output: (0..CHANNELS).map(|channel| checkpoint.output(channel).to_vec()).collect(),
+            health: checkpoint.output(HEALTH).to_vec(),
+            volumes,
+        }))
+    }
+}
+
+/// How a log begins.
+#[derive(Debug)]
+pub enum Beginning {
+    /// Anew; what is there is removed.
+    New { hello: Box<Hello>, standing: Standing },
+    /// Where it ends, with what it says last of the guest's health.
+    Continued { log: Box<Log>, health: Vec<u8> },
+}
+
+/// The keeper's hold on the thread. Dropped, the thread ends when it has done what it was given.
+#[derive(Debug)]
+pub struct LogHandle {
+    pub jobs: SyncSender<Job>,
+    /// Numbers the threads, so that a late word of an earlier one is not taken for the present one's.
+    pub id: u64,
+    _thread: JoinHandle<()>,
+}
+
+impl LogHandle {
+    /// Asks the thread something. One that has ended does not hear it: it has said why.
+    pub fn send(&self, job: LogJob) {
+        let _ = self.jobs.try_send(Job::Log(job));
+    }
+}
+
+/// What the thread needs of its keeper.
+#[derive(Clone)]
+pub struct Settings {
+    pub place: PathBuf,
+    pub disks: Arc<Disks>,
+    pub bell: Bell,
+    pub core: Sender<Msg>,
+}
+
+impl Settings {
+    /// For a VM that is non-volatile.
+    pub fn of(config: &KeeperConfig, disks: Arc<Disks>, bell: Bell, core: Sender<Msg>) -> Self {
+        Self { place: place(config), disks, bell, core }
+    }
+}
+
+/// Where this host keeps the VM's log.
+pub fn place(config: &KeeperConfig) -> PathBuf {
+    config.pool.join("logs").join(config.vm.name.as_str())
+}
+
+/// Opens the directory, when whoever had it before has let go of it.
+///
+/// # Errors
+/// Those of the file system.
+pub fn open(place: &Path) -> std::io::Result<Arc<dyn Storage>> {
+    Directory::wait(place).map(|d| Arc::new(d) as Arc<dyn Storage>)
+}
+
+/// Starts the thread for a reign or session.
+pub fn start(id: u64, reign: Term, beginning: Beginning, settings: Settings) -> Result<LogHandle, KeeperError> {
+    let (jobs, work) = sync_channel(JOBS);
+    let run = move || {
+        let core = settings.core.clone();
+        let mut thread = LogThread {
+            id,
+            reign,
+            settings,
+            health: Vec::new(),
+            numbers: VecDeque::new(),
+            runs: Vec::new(),
+            operations: Vec::new(),
+        };
+        if let Err(reason) = thread.run(beginning, &work) {
+            let _ = core.send(Msg::LogFailed { id, reason });
+        }
+        // What still comes is answered, so that nobody waits for it.
+        while let Ok(job) = work.recv() {
+            thread.refuse(job);
+        }
+    };
+    let thread = thread::Builder::new().name("log".into()).spawn(run).map_err(KeeperError::Thread)?;
+    Ok(LogHandle { jobs, id, _thread: thread })
+}
+
+struct LogThread {
+    id: u64,
+    reign: Term,
+    settings: Settings,
+    /// The newest word of the guest's health. Checkpoints bring it when it changes, but each commit has to have it.
+    health: Vec<u8>,
+    /// Commits whose operations on volumes are perhaps not durable in the images: the commit, and their numbers there.
+    numbers: VecDeque<(u64, Vec<u64>)>,
+    runs: Vec<PageRun>,
+    operations: Vec<u8>,
+}
+
+/// A log that may still be on its way.
+enum State {
+    New(Box<New>),
+    Log(Box<Running>),
+}
+
+struct Running {
+    log: Log,
+    at: Option<(Term, Epoch)>,
+    folder: Option<JoinHandle<()>>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.log.shared().end();
+        if let Some(folder) = self.folder.take()
+            && folder.join().is_err()
+        {
+            tracing::error!("a log's folder has panicked");
+        }
+    }
+}
+
+impl LogThread {
+    fn run(&mut self, beginning: Beginning, work: &Receiver<Job>) -> Result<(), String> {
+        let mut state = match beginning {
+            Beginning::New { hello, standing } => {
+                self.health = serde_json::to_vec(&hello.health).map_err(|e| e.to_string())?;
+                let storage = open(&self.settings.place).map_err(|e| format!("the log's directory: {e}"))?;
+                let new = New::create(storage, *hello, &standing, Options::default()).map_err(|e| report(&e))?;
+                State::New(Box::new(new))
+            }
+            Beginning::Continued { log, health } => {
+                self.health = health;
+                State::Log(Box::new(self.running(*log, None)?))
+            }
+        };
+        while let Ok(job) = work.recv() {
+            state = match job {
+                Job::Log(LogJob::Remove) => {
+                    // The storage stays locked until it is empty.
+                    let storage = open_again(state);
+                    Found::remove(&*storage).map_err(|e| report(&e))?;
+                    return Ok(());
+                }
+                job => match self.one(state, job) {
+                    Ok(state) => state,
+                    Err((state, error)) => {
+                        let noted = state.is_none_or(|state| disown(state, &error));
+                        return Err(format!("{}{}", if noted { NOTED } else { "" }, report(&error)));
+                    }
+                },
+            };
+        }
+        Ok(())
+    }
+
+    fn one(&mut self, state: State, job: Job) -> Result<State, (Option<State>, LogError)> {
+        match (state, job) {
+            (State::New(mut new), Job::Round { pieces, .. }) => match self.round(&mut new, &pieces) {
+                Ok(()) => Ok(State::New(new)),
+                Err(error) => Err((None, error)),
+            },
+            (State::New(mut new), Job::Log(LogJob::Copy { block, first, bytes })) => {
+                match new.write(block, first, &bytes) {
+                    Ok(()) => Ok(State::New(new)),
+                    Err(source) => Err((None, LogError::Target { what: "the log's base".into(), source })),
+                }
+            }
+            (State::New(new), Job::Log(LogJob::Settle)) => match new.sync() {
+                Ok(()) => Ok(State::New(new)),
+                Err(error) => Err((None, error)),
+            },
+            (State::New(new), Job::Checkpoint { taken, join }) => {
+                let begun = Instant::now();
+                let running = self.first(new, |this, new| {
+                    let at = At { session: this.reign, epoch: taken.epoch, term: this.reign };
+                    let commit = new.first(at)?;
+                    this.write(commit, &taken, join.as_deref())
+                });
+                match running {
+                    Ok((running, committed)) => {
+                        self.holds(&running, &committed, taken.resumed, Some(begun));
+                        Ok(State::Log(Box::new(running)))
+                    }
+                    Err(error) => Err((None, error)),
+                }
+            }
+            (State::New(new), Job::Log(LogJob::Received(received))) => {
+                let running = self.first(new, |this, new| {
+                    this.heard(&received.health);
+                    write_received(new.first(at_of(&received))?, &received, &this.health)
+                });
+                match running {
+                    Ok((running, committed)) => self.held(Box::new(running), &committed, *received, true),
+                    Err(error) => Err((None, error)),
+                }
+            }
+            (State::Log(mut running), Job::Checkpoint { taken, join }) => {
+                match self.commit(&mut running, &taken, join.as_deref()) {
+                    Ok(committed) => {
+                        self.holds(&running, &committed, taken.resumed, None);
+                        Ok(State::Log(running))
+                    }
+                    Err(error) => Err((Some(State::Log(running)), error)),
+                }
+            }
+            (State::Log(mut running), Job::Log(LogJob::Received(received))) => {
+                self.heard(&received.health);
+                match wait_for_room(&running.log)
+                    .and_then(|()| write_received(running.log.begin(at_of(&received))?, &received, &self.health))
+                {
+                    Ok(committed) => {
+                        running.at = Some((received.session, received.epoch));
+                        self.held(running, &committed, *received, false)
+                    }
+                    Err(error) => Err((Some(State::Log(running)), error)),
+                }
+            }
+            (mut state, Job::Log(LogJob::Stand { ticket, standing })) => {
+                let noted = match &mut state {
+                    State::New(new) => new.stand(&standing),
+                    State::Log(running) => running.log.stand(&standing),
+                };
+                match noted {
+                    Ok(()) => {
+                        let _ = self.settings.core.send(Msg::Stood { id: self.id, ticket });
+                        Ok(state)
+                    }
+                    Err(error) => Err((Some(state), error)),
+                }
+            }
+            (state, Job::Log(LogJob::Reign(reign))) => {
+                self.reign = reign;
+                Ok(state)
+            }
+            (state, Job::Log(LogJob::Drain(reply))) => {
+                let at = match &state {
+                    State::New(_) => None,
+                    State::Log(running) => running.at,
+                };
+                let _ = reply.send(at);
+                Ok(state)
+            }
+            // Rounds and copies come before the first checkpoint, the rest is for other sinks.
+            (state, _) => Ok(state),
+        }
+    }
+
+    /// Answers what waits for an answer.
+    fn refuse(&self, job: Job) {
+        match job {
+            Job::Log(LogJob::Stand { ticket, .. }) => {
+                let _ = self.settings.core.send(Msg::Stood { id: self.id, ticket });
+            }
+            Job::Log(LogJob::Drain(reply)) => drop(reply.send(None)),
+            _ => {}
+        }
+    }
+
+    fn running(&self, log: Log, at: Option<(Term, Epoch)>) -> Result<Running, String> {
+        let folder = log.folder().map_err(|e| report(&e))?;
+        let folding = thread::Builder::new()
+            .name("fold".into())
+            .spawn(move || folder.run(FOLD_RETRY))
+            .map_err(|e| e.to_string())?;
+        priority::raise();
+        Ok(Running { log, at, folder: Some(folding) })
+    }
+
+    fn round(&mut self, new: &mut New, pieces: &Receiver<Piece>) -> Result<(), LogError> {
+        while let Ok(piece) = pieces.recv() {
+            self.settings.bell.ring();
+            translate(&piece.runs, &mut self.runs);
+            new.pages(&self.runs, &piece.bytes)?;
+        }
+        // Little is then left for the end, while output waits.
+        new.sync()
+    }
+
+    /// The first commit, which makes the log one.
+    fn first(
+        &mut self,
+        mut new: Box<New>,
+        write: impl FnOnce(&mut Self, &mut New) -> Result<Committed, LogError>,
+    ) -> Result<(Running, Committed), LogError> {
+        let committed = write(self, &mut new)?;
+        // What the guest wrote before is in the images and nowhere else.
+        let failed = |why| LogError::Target { what: "the volumes cannot be synced".into(), source: io(why) };
+        self.settings.disks.sync_images().map_err(failed)?;
+        let log = new.publish()?;
+        let at = Some((committed.at.session, committed.at.epoch));
+        let failed = |why| LogError::Target { what: "the log's folder".into(), source: io(why) };
+        Ok((self.running(log, at).map_err(failed)?, committed))
+    }
+
+    fn commit(&mut self, running: &mut Running, taken: &Taken, join: Option<&Join>) -> Result<Committed, LogError> {
+        wait_for_room(&running.log)?;
+        let at = At { session: self.reign, epoch: taken.epoch, term: self.reign };
+        let commit = running.log.begin(at)?;
+        let committed = self.write(commit, taken, join)?;
+        running.at = Some((at.session, at.epoch));
+        Ok(committed)
+    }
+
+    fn write(
+        &mut self,
+        mut commit: ninefold_snapshot::log::Commit<'_>,
+        taken: &Taken,
+        join: Option<&Join>,
+    ) -> Result<Committed, LogError> {
+        translate(taken.runs(), &mut self.runs);
+        commit.pages(&self.runs, taken.content())?;
+        commit.device_state(&taken.devices)?;
+        commit.channel_output(CONSOLE, join.map_or(&taken.console, |j| &j.console))?;
+        commit.channel_output(AGENT, &taken.agent)?;
+        commit.channel_output(ADDRESSES, taken.addresses.as_bytes())?;
+        self.heard(&taken.health);
+        commit.channel_output(HEALTH, &self.health)?;
+        for volume in 0..self.settings.disks.iter().count() {
+            let mut offset = 0;
+            let batches = match join {
+                Some(join) => join.queued.get(volume).map_or(&[][..], Vec::as_slice),
+                None => taken.volumes.get(volume).map_or(&[][..], std::slice::from_ref),
+            };
+            for batch in batches {
+                batch.each_piece(&mut self.operations, |piece| {
+                    offset = commit.volume_writes(volume as u16, offset, piece)?;
+                    Ok::<_, LogError>(())
+                })?;
+            }
+        }
+        commit.finish()
+    }
+
+    fn heard(&mut self, health: &[u8]) {
+        if !health.is_empty() {
+            self.health.clear();
+            self.health.extend_from_slice(health);
+        }
+    }
+
+    /// A primary's checkpoint is durable.
+    fn holds(&mut self, running: &Running, committed: &Committed, resumed: Instant, first: Option<Instant>) {
+        let epoch = committed.at.epoch;
+        self.numbers.push_back((committed.number, self.settings.disks.numbers(epoch)));
+        self.images(&running.log);
+        let _ = self.settings.core.send(Msg::LogHolds {
+            id: self.id,
+            epoch,
+            first: first.map(|begun| begun.elapsed()),
+            commit_bytes: committed.bytes,
+            bytes: running.log.length(),
+            commit_us: micros(resumed.elapsed()),
+        });
+    }
+
+    /// A backup's checkpoint is durable: its volumes may have it, and the primary may hear of it.
+    fn held(
+        &mut self,
+        running: Box<Running>,
+        committed: &Committed,
+        mut received: Received,
+        first: bool,
+    ) -> Result<State, (Option<State>, LogError)> {
+        let (session, epoch) = (received.session, received.epoch);
+        let disks = &self.settings.disks;
+        match disks.put(session, epoch, std::mem::take(&mut received.volumes)) {
+            Ok(()) => {
+                self.numbers.push_back((committed.number, disks.numbers(epoch)));
+                self.images(&running.log);
+                let _ = self.settings.core.send(Msg::Held { session, epoch, first });
+                Ok(State::Log(running))
+            }
+            // The session is over, or a disk is broken: the core knows or will see it. The log is whole.
+            Err(reason) => {
+                tracing::warn!(%reason, "a checkpoint is in the log and not on the volumes");
+                Ok(State::Log(running))
+            }
+        }
+    }
+
+    /// Lets go of segments whose operations the images have.
+    fn images(&mut self, log: &Log) {
+        let mut newest = None;
+        while self.numbers.front().is_some_and(|(_, numbers)| self.settings.disks.are_durable(numbers)) {
+            newest = self.numbers.pop_front().map(|(commit, _)| commit);
+        }
+        if let Some(commit) = newest {
+            log.shared().images_hold(commit);
+        }
+    }
+}
+
+/// Begins the reason of a failure after which the log says itself that it is behind.
+pub const NOTED: &str = "noted: ";
+
+/// Notes in a log that fails that it is behind; answers whether it is noted, or whether there is no log that could be believed.
+fn disown(state: State, error: &LogError) -> bool {
+    match state {
+        State::New(_) => true,
+        State::Log(mut running) => {
+            tracing::error!(error = %report(error), "the log cannot go on");
+            running.log.disown().is_ok()
+        }
+    }
+}
+
+fn open_again(state: State) -> Arc<dyn Storage> {
+    match state {
+        State::New(new) => new.storage(),
+        State::Log(running) => running.log.storage(),
+    }
+}
+
+fn wait_for_room(log: &Log) -> Result<(), LogError> {
+    // When it does not become shorter, `begin` says so.
+    log.shared().wait_shorter(Options::default().limit, FOLD_LIMIT);
+    Ok(())
+}
+
+fn at_of(received: &Received) -> At {
+    At { session: received.session, epoch: received.epoch, term: received.term }
+}
+
+fn write_received(
+    mut commit: ninefold_snapshot::log::Commit<'_>,
+    received: &Received,
+    health: &[u8],
+) -> Result<Committed, LogError> {
+    commit.pages(&received.runs, &received.bytes)?;
+    commit.zeros(received.zeros.iter().copied())?;
+    commit.device_state(&received.state)?;
+    for (channel, output) in (0u8..).zip(&received.output) {
+        commit.channel_output(channel, output)?;
+    }
+    commit.channel_output(HEALTH, health)?;
+    let mut scratch = Vec::new();
+    for (volume, operations) in (0u16..).zip(&received.volumes) {
+        let mut offset = 0;
+        operations.each_piece(&mut scratch, |piece| {
+            offset = commit.volume_writes(volume, offset, piece)?;
+            Ok::<_, LogError>(())
+        })?;
+    }
+    commit.finish()
+}
+
+fn io(why: String) -> std::io::Error {
+    std::io::Error::other(why)
+}

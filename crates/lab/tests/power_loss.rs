@@ -1,0 +1,262 @@
+//! The power of everything goes at arbitrary instants: every process dies, what was not synced is lost. A non-volatile VM goes on
+//! by itself, nothing that it acknowledged is lost, and its clients' connections live.
+
+mod support;
+
+use std::time::Duration;
+
+use ninefold_lab::topology::WITNESS;
+use ninefold_model::control::Request;
+use ninefold_model::event::{Event, EventKind};
+use ninefold_model::spec::{Acknowledge, NonVolatile, Protection, VolumeSpec};
+use ninefold_model::status::Role;
+use support::{Beginning, Scenario, deadline, rounds, wait_until};
+
+/// Writes that show that the VM goes on.
+const WRITES: u64 = 100;
+
+fn non_volatile(protection: Protection) -> Beginning {
+    let mut begin = Beginning { disks: true, ..Beginning::default() };
+    begin.vm.protection = protection;
+    begin.vm.non_volatile = Some(NonVolatile::default());
+    begin
+}
+
+/// Numbers that look random and are the same in every run.
+fn pause(n: u64) -> Duration {
+    Duration::from_millis(50 + n.wrapping_mul(0x9e37_79b9_7f4a_7c15) % 1500)
+}
+
+const ALL: [&str; 3] = ["a", "b", WITNESS];
+
+/// Takes the power of these.
+fn power_off(scenario: &Scenario, hosts: &[&str]) {
+    if hosts == ALL {
+        return scenario.lab.power_loss().unwrap();
+    }
+    hosts.iter().for_each(|host| scenario.lab.kill_host(host).unwrap());
+}
+
+/// Gives these their power back.
+fn power_on(scenario: &Scenario, hosts: &[&str]) {
+    for host in hosts {
+        scenario.lab.restart_host(host).unwrap();
+        if *host == WITNESS {
+            scenario.lab.start_witness().unwrap();
+        }
+    }
+}
+
+/// Takes the power of all hosts, the witness's too, and gives it back.
+fn power_failure(scenario: &Scenario) {
+    power_off(scenario, &ALL);
+    power_on(scenario, &ALL);
+}
+
+fn protected(kind: &EventKind) -> bool {
+    matches!(kind, EventKind::Protected { .. })
+}
+
+fn is_non_volatile(kind: &EventKind) -> bool {
+    matches!(kind, EventKind::NonVolatile { .. })
+}
+
+/// Waits for an event of any host.
+fn expect(scenario: &Scenario, mark: usize, what: &str, wanted: fn(&EventKind) -> bool) -> Event {
+    let found = scenario.events.wait_for(mark, deadline(), |e| wanted(&e.kind));
+    found.unwrap_or_else(|| panic!("no '{what}'"))
+}
+
+fn recovered(kind: &EventKind) -> bool {
+    matches!(kind, EventKind::Recovered { .. })
+}
+
+#[test]
+fn a_vm_that_is_alone_survives_losses_of_power() {
+    let scenario = Scenario::with("alone", non_volatile(Protection::None));
+    scenario.expect(0, "a", "non-volatile", is_non_volatile);
+    for n in 0..rounds(5) as u64 {
+        scenario.expect_writes(WRITES);
+        std::thread::sleep(pause(n));
+        let mark = scenario.events.mark();
+        power_failure(&scenario);
+        let event = scenario.expect(mark, "a", "recovery", recovered);
+        eprintln!("  {n}: {:?}", event.kind);
+        scenario.expect_writes(WRITES);
+    }
+    scenario.finish();
+}
+
+/// Both hosts have all that was ever said: whichever is first goes on, the other becomes its backup.
+#[test]
+fn a_protected_vm_survives_losses_of_power() {
+    let scenario = Scenario::with("both", non_volatile(Protection::FaultTolerant));
+    for n in 0..rounds(4) as u64 {
+        scenario.expect_writes(WRITES);
+        std::thread::sleep(pause(n));
+        let mark = scenario.events.mark();
+        power_failure(&scenario);
+        let event = expect(&scenario, mark, "recovery", recovered);
+        eprintln!("  {n}: {} {:?}", event.host, event.kind);
+        scenario.expect_writes(WRITES);
+        expect(&scenario, mark, "protection", protected);
+    }
+    scenario.finish();
+}
+
+/// One host never comes back: the other has all of it, whichever it is and whatever it was.
+#[test]
+fn either_host_is_enough() {
+    let scenario = Scenario::with("either", non_volatile(Protection::FaultTolerant));
+    for (n, survivor, other) in [(0, "b", "a"), (1, "a", "b"), (2, "a", "b"), (3, "b", "a")] {
+        scenario.expect_writes(WRITES);
+        std::thread::sleep(pause(n));
+        let mark = scenario.events.mark();
+        power_off(&scenario, &ALL);
+        power_on(&scenario, &[survivor, WITNESS]);
+        scenario.expect(mark, survivor, "recovery", recovered);
+        scenario.expect_writes(WRITES);
+        power_on(&scenario, &[other]);
+        expect(&scenario, mark, "protection", protected);
+    }
+    scenario.finish();
+}
+
+/// One host dies, the other takes over and goes on with the log that it has as a backup: no moment is without.
+#[test]
+fn a_host_that_has_just_taken_over_survives_a_loss_of_power() {
+    let mut scenario = Scenario::with("heir", non_volatile(Protection::FaultTolerant));
+    for n in 0..rounds(3) as u64 {
+        scenario.expect_writes(WRITES);
+        let mark = scenario.events.mark();
+        let (primary, backup) = (scenario.primary.clone(), scenario.backup.clone());
+        power_off(&scenario, &[&primary]);
+        scenario.expect(mark, &backup, "take-over", |e| matches!(e, EventKind::TookOver { .. }));
+        scenario.expect_writes(n * 40 + 1);
+        let now = scenario.events.mark();
+        power_off(&scenario, &[&backup, WITNESS]);
+        power_on(&scenario, &ALL);
+        scenario.expect(now, &backup, "recovery", recovered);
+        let new: Vec<_> = scenario.events.all()[mark..].iter().filter(|e| is_non_volatile(&e.kind)).cloned().collect();
+        assert!(new.is_empty(), "a log was begun anew: {new:?}");
+        scenario.expect_writes(WRITES);
+        expect(&scenario, now, "protection", protected);
+        scenario.swap_roles();
+    }
+    scenario.finish();
+}
+
+/// A VM that is alone loses its QEMU, or its keeper, and goes on.
+#[test]
+fn the_log_helps_without_a_loss_of_power() {
+    let scenario = Scenario::with("process", non_volatile(Protection::None));
+    scenario.expect(0, "a", "non-volatile", is_non_volatile);
+    for n in 0..rounds(2) {
+        scenario.expect_writes(WRITES);
+        let mark = scenario.events.mark();
+        if n % 2 == 0 {
+            scenario.lab.kill_qemu("a").unwrap();
+        } else {
+            scenario.lab.kill_keeper("a").unwrap();
+            scenario.lab.start_keeper("a").unwrap();
+        }
+        scenario.expect(mark, "a", "recovery", recovered);
+        scenario.expect_writes(WRITES);
+    }
+    scenario.finish();
+}
+
+/// A full disk: it is said at once, nothing waits for the log any more, and it is not believed; when there is room again the VM
+/// becomes non-volatile again.
+#[test]
+fn a_full_disk_is_said_and_does_not_stop_the_vm() {
+    for protection in [Protection::None, Protection::FaultTolerant] {
+        let scenario = Scenario::with("full", non_volatile(protection));
+        let pool = scenario.lab.pool_dir("a");
+        expect(&scenario, 0, "non-volatile", is_non_volatile);
+        scenario.expect_writes(WRITES);
+        let mark = scenario.events.mark();
+        let mut filler = std::fs::File::create(pool.join("filler")).unwrap();
+        while std::io::Write::write_all(&mut filler, &[1; 1 << 20]).is_ok() {}
+        let lost = scenario.expect(mark, "a", "loss of the log", |e| matches!(e, EventKind::LogLost { .. }));
+        eprintln!("  {:?}", lost.kind);
+        scenario.expect_writes(WRITES);
+        drop(filler);
+        std::fs::remove_file(pool.join("filler")).unwrap();
+        scenario.expect(mark, "a", "non-volatile", is_non_volatile);
+        scenario.expect_writes(WRITES);
+        let mark = scenario.events.mark();
+        power_failure(&scenario);
+        expect(&scenario, mark, "recovery", recovered);
+        scenario.expect_writes(WRITES);
+        scenario.finish();
+    }
+}
+
+/// What was let go after the log was lost is in no log: nobody goes on from it by himself.
+#[test]
+fn a_log_that_is_behind_is_not_believed() {
+    let scenario = Scenario::with("behind", non_volatile(Protection::None));
+    let pool = scenario.lab.pool_dir("a");
+    scenario.expect(0, "a", "non-volatile", is_non_volatile);
+    scenario.expect_writes(WRITES);
+    let mark = scenario.events.mark();
+    let mut filler = std::fs::File::create(pool.join("filler")).unwrap();
+    while std::io::Write::write_all(&mut filler, &[1; 1 << 20]).is_ok() {}
+    drop(filler);
+    scenario.expect(mark, "a", "loss of the log", |e| matches!(e, EventKind::LogLost { .. }));
+    power_failure(&scenario);
+    // Unless it has begun another by then, in the room that the old one took.
+    let again = scenario.events.all()[mark..].iter().any(|e| is_non_volatile(&e.kind));
+    if !again {
+        let event = scenario.expect(mark, "a", "refusal", |e| matches!(e, EventKind::LogUnusable { .. }));
+        eprintln!("  {:?}", event.kind);
+        assert!(pool.join("logs/vm/head.json").exists(), "its files are left for a person");
+        assert!(!scenario.events.all().iter().any(|e| recovered(&e.kind)));
+    }
+}
+
+/// A VM that was stopped stays so.
+#[test]
+fn a_stopped_vm_does_not_come_back() {
+    let scenario = Scenario::with("stopped", non_volatile(Protection::None));
+    scenario.expect(0, "a", "non-volatile", is_non_volatile);
+    let mark = scenario.events.mark();
+    scenario.lab.ask("a", &Request::Stop).unwrap();
+    scenario.expect(mark, "a", "stop", |e| matches!(e, EventKind::Stopped { .. }));
+    let log = scenario.lab.pool_dir("a").join("logs/vm");
+    wait_until("removal of the log", || std::fs::read_dir(&log).unwrap().count() == 0);
+    power_failure(&scenario);
+    // It can be booted again: nothing of its former life is in the way.
+    wait_until("witness", || scenario.lab.ask("a", &Request::Start { force: false }).is_ok());
+    scenario.await_guest();
+    assert!(!scenario.events.all().iter().any(|e| recovered(&e.kind)));
+}
+
+/// Disk and memory are of one moment on whichever host: redis writes to its volume what it acknowledges, and the ledger
+/// compares both.
+#[test]
+fn volumes_go_with_the_memory() {
+    let mut begin = non_volatile(Protection::FaultTolerant);
+    let name = "data".parse().unwrap();
+    begin.vm.volumes = vec![VolumeSpec { name, size: 96 << 20, acknowledge: Acknowledge::Memory, bootindex: None }];
+    let scenario = Scenario::with("volume", begin);
+    for n in 0..rounds(4) as u64 {
+        scenario.expect_writes(WRITES);
+        std::thread::sleep(pause(n));
+        let mark = scenario.events.mark();
+        power_failure(&scenario);
+        let event = expect(&scenario, mark, "recovery", recovered);
+        eprintln!("  {n}: {} {:?}", event.host, event.kind);
+        scenario.expect_writes(WRITES);
+        expect(&scenario, mark, "protection", protected);
+    }
+    scenario.finish_with(|s| {
+        let image = |host: &str| std::fs::read(s.lab.pool_dir(host).join("volumes/data/image.raw")).unwrap();
+        let is_primary = |host: &&str| s.lab.keeper(host).unwrap().status().unwrap().role == Role::Primary;
+        let primary = ["a", "b"].into_iter().find(is_primary).unwrap();
+        s.lab.ask(primary, &Request::Stop).unwrap();
+        wait_until("equality of the images", || image("a") == image("b"));
+        assert_eq!(image("a")[1080..1082], [0x53, 0xef], "an ext4 file system");
+    });
+}
