@@ -17,6 +17,7 @@ mod clock;
 mod primary;
 mod replica;
 mod requests;
+mod volumes;
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -36,6 +37,7 @@ use ninefold_transport::Link;
 
 use self::backup::{BackupSide, Takeover};
 use self::replica::Replica;
+use self::volumes::VolumeWatch;
 use crate::arbiter::Question;
 use crate::capture::micros;
 use crate::config::KeeperConfig;
@@ -117,6 +119,7 @@ pub struct Core {
     measured: Epoch,
     uplink: Arc<AtomicBool>,
     uplink_lost: Option<Instant>,
+    volumes: VolumeWatch,
     backup: Option<BackupSide>,
     takeover: Option<Takeover>,
     announcing: Option<(Instant, AnnouncePlan)>,
@@ -158,6 +161,7 @@ impl Core {
             measured: Epoch(0),
             uplink: Arc::new(AtomicBool::new(true)),
             uplink_lost: None,
+            volumes: VolumeWatch::new(parts.disks.iter().count()),
             backup: None,
             takeover: None,
             announcing: None,

@@ -461,7 +461,7 @@ impl Vm {
         self.resumed = capture.resumed;
         self.look = None;
         self.quiet = false;
-        if joining || epoch.0 % 64 == 0 {
+        if joining || epoch.0.is_multiple_of(64) {
             capture.addresses = self.outlets.addresses();
         }
         let Some(sinks) = &mut self.sinks else { return Ok(true) };

@@ -12,7 +12,7 @@ use ninefold_lab::topology::CLIENT;
 use ninefold_lab::{EventWatch, Lab, LabConfig, Ledger, LedgerOptions, Observer};
 use ninefold_model::control::Request;
 use ninefold_model::event::EventKind;
-use ninefold_model::spec::{Acknowledge, VolumeSpec};
+use ninefold_model::spec::VolumeSpec;
 use ninefold_model::status::{BackupState, ProtectionState, Role, VmStatus};
 use support::{LIMIT, wait_until};
 
@@ -164,9 +164,5 @@ fn two_hosts_are_lost_one_after_the_other() {
 
 #[test]
 fn two_hosts_are_lost_one_after_the_other_and_the_volume_stays() {
-    one_after_the_other(vec![VolumeSpec {
-        name: "data".parse().unwrap(),
-        size: 96 << 20,
-        acknowledge: Acknowledge::Memory,
-    }]);
+    one_after_the_other(vec![VolumeSpec::new("data".parse().unwrap(), 96 << 20)]);
 }

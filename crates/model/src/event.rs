@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Epoch, HostName, Term};
+use crate::{Epoch, HostName, Term, VolumeName};
 
 /// One event with its time and place.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -62,6 +62,11 @@ pub enum EventKind {
     SwitchoverStarted { to: HostName, reason: String },
     /// A peer or stream was refused.
     Refused { peer: String, reason: String },
+    /// This host's image of a volume cannot be written, or not be read. A primary that is protected goes on; a backup is
+    /// none until it can.
+    VolumeFailed { volume: VolumeName, reason: String },
+    /// It can again.
+    VolumeRecovered { volume: VolumeName },
     /// The guest shut down or was stopped.
     Stopped { reason: String },
 }

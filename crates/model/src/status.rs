@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::spec::{Accel, EpochPolicy, Protection};
-use crate::{Epoch, HostName, Term, VmName};
+use crate::{Epoch, HostName, Term, VmName, VolumeName};
 
 /// What a keeper is for its VM at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -58,10 +58,23 @@ pub struct VmStatus {
     /// A primary's backups, in the order in which their sessions were opened.
     #[serde(default)]
     pub backups: Vec<BackupStatus>,
+    /// The VM's volumes as they are on this host.
+    #[serde(default)]
+    pub volumes: Vec<VolumeStatus>,
     pub machine: Option<MachineStatus>,
     pub counters: Counters,
     /// The latest pauses, microseconds.
     pub pause_us: Option<PauseSummary>,
+}
+
+/// A volume on one host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    pub name: VolumeName,
+    /// Bytes of writes in memory, which are not in the image yet.
+    pub held: u64,
+    /// Why it cannot be written or read, while it cannot.
+    pub failure: Option<String>,
 }
 
 /// One of a primary's backups.

@@ -136,6 +136,8 @@ pub fn words(kind: &EventKind) -> String {
         EventKind::Lost { reason } => format!("THE VM IS LOST: {reason}"),
         EventKind::SwitchoverStarted { to, reason } => format!("hands the VM to host {to}: {reason}"),
         EventKind::Refused { peer, reason } => format!("refused {peer}: {reason}"),
+        EventKind::VolumeFailed { volume, reason } => format!("volume {volume} FAILS on this host: {reason}"),
+        EventKind::VolumeRecovered { volume } => format!("volume {volume} works again on this host"),
         EventKind::Stopped { reason } => format!("the VM has stopped: {reason}"),
     }
 }

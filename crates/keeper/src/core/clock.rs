@@ -23,6 +23,7 @@ impl Core {
         }
         self.check_peer();
         self.check_uplink();
+        self.check_volumes();
         if let Some((since, plan)) = &mut self.announcing {
             self.announce |= plan.due(since.elapsed());
             if plan.next().is_none() {

@@ -98,6 +98,7 @@ impl Core {
             sync: self.replicas.iter().find(|r| r.first.is_none()).and_then(|r| r.sync),
             no_backup: self.no_peer.clone().filter(|_| self.wants_peer()),
             backups: self.replicas.iter().map(|r| self.backup_status(r)).collect(),
+            volumes: self.volume_status(),
             machine: self.machine.clone(),
             counters: self.counters,
             pause_us: self.parts.journal.pauses(),

@@ -18,8 +18,10 @@ pub mod proxy;
 
 use std::io::{BufReader, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use ninefold_keeper::config::KeeperConfig;
 use ninefold_lab::boot::redis;
 use ninefold_lab::ledger::await_answer;
 use ninefold_lab::ledger::resp::{self, Reply};
@@ -147,6 +149,16 @@ impl Scenario {
             stream.write_all(&command)?;
             resp::read(&mut BufReader::new(&stream)).map_err(std::io::Error::other)
         })
+    }
+
+    /// Types a line into the guest's root shell. The connection must last: what a client says that has hung up may be
+    /// lost.
+    #[must_use]
+    pub fn type_line(&self, line: &str) -> UnixStream {
+        let socket = KeeperConfig::console_socket(&self.lab.run_dir(&self.primary));
+        let mut console = UnixStream::connect(socket).unwrap();
+        writeln!(console, "\n{line}").unwrap();
+        console
     }
 
     /// Begins to write and check.
