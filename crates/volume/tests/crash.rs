@@ -33,7 +33,7 @@ fn operations(epoch: u64) -> Vec<Op> {
         let length = 1 + numbers.below(most);
         let at = numbers.below(SIZE - length);
         match numbers.below(5) {
-            0 => Op::Zero { at, length, unmap: at % 2 == 0 },
+            0 => Op::Zero { at, length, unmap: at.is_multiple_of(2) },
             _ => Op::Write { at, data: vec![1 + numbers.below(255) as u8; length as usize].into() },
         }
     };
@@ -80,19 +80,21 @@ fn child() {
     for epoch in first..=LAST {
         for op in operations(epoch) {
             match op {
-                Op::Write { at, data } => Handler::write(&served, at, data.as_ref().to_vec(), at % 3 == 0).unwrap(),
+                Op::Write { at, data } => {
+                    Handler::write(&served, at, data.as_ref().to_vec(), at.is_multiple_of(3)).unwrap()
+                }
                 Op::Zero { at, length, unmap } => Handler::zero(&served, at, length, unmap, false).unwrap(),
             }
         }
         Handler::flush(&served).unwrap();
         served.seal(Epoch(epoch));
         served.commit(Epoch(epoch));
-        if epoch % WAIT == 0 {
+        if epoch.is_multiple_of(WAIT) {
             served.wait_durable(Epoch(epoch), LIMIT).unwrap();
             // A client is told: from here on it must not be lost.
             std::fs::write(Path::new(&dir).join("durable"), epoch.to_string()).unwrap();
         }
-        if epoch % SETTLE == 0 {
+        if epoch.is_multiple_of(SETTLE) {
             served.settle(LIMIT).unwrap();
         }
     }

@@ -50,6 +50,8 @@ pub struct Beginning {
     pub proxied: bool,
     /// Called before any keeper runs: makes what has to be in the hosts' pools.
     pub prepare: Option<Prepare>,
+    /// Fault points of the keeper on `a`: see `ninefold_volume::fault`.
+    pub faults: String,
 }
 
 pub type Prepare = Box<dyn FnOnce(&Lab)>;
@@ -59,7 +61,7 @@ impl Default for Beginning {
         let mut vm = VmOptions::new("vm".parse().unwrap());
         // Twice the usual patience: a machine that is busy with builds shall not look like one that has died.
         vm.timing.failure_timeout_ms = 500;
-        Self { vm, security: LabSecurity::MutualTls, proxied: false, prepare: None }
+        Self { vm, security: LabSecurity::MutualTls, proxied: false, prepare: None, faults: String::new() }
     }
 }
 
@@ -97,8 +99,8 @@ impl Scenario {
             prepare(&lab);
         }
         lab.start_witness().unwrap();
-        for host in ["a", "b"] {
-            lab.start_keeper(host).unwrap();
+        for (host, faults) in [("a", begin.faults.as_str()), ("b", "")] {
+            lab.start_keeper_with_faults(host, faults).unwrap();
         }
         let observer = Observer::start(&lab, begin.vm.mac).unwrap();
         let events = EventWatch::start(&lab);
