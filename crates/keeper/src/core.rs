@@ -19,6 +19,7 @@ mod log;
 mod primary;
 mod replica;
 mod requests;
+mod volumes;
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -40,6 +41,7 @@ use self::backup::{BackupSide, Takeover};
 use self::health::HealthSide;
 use self::log::LogSide;
 use self::replica::Replica;
+use self::volumes::VolumeWatch;
 use crate::arbiter::Question;
 use crate::capture::micros;
 use crate::config::KeeperConfig;
@@ -125,6 +127,7 @@ pub struct Core {
     measured: Epoch,
     uplink: Arc<AtomicBool>,
     uplink_lost: Option<Instant>,
+    volumes: VolumeWatch,
     backup: Option<BackupSide>,
     health: HealthSide,
     takeover: Option<Takeover>,
@@ -168,6 +171,7 @@ impl Core {
             measured: Epoch(0),
             uplink: Arc::new(AtomicBool::new(true)),
             uplink_lost: None,
+            volumes: VolumeWatch::new(parts.disks.iter().count()),
             backup: None,
             health: HealthSide::new(&parts),
             takeover: None,

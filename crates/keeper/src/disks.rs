@@ -12,7 +12,7 @@ use ninefold_model::{Epoch, Term};
 use ninefold_volume::nbd::{Access, Handler, Server};
 use ninefold_volume::pool::Kind;
 use ninefold_volume::sums::{self, SUM};
-use ninefold_volume::{Batch, Format, Pool, Served, Tools, VolumeError};
+use ninefold_volume::{Batch, Format, Pool, Served, Tools, VolumeError, fault};
 
 use crate::config::KeeperConfig;
 use crate::error::{KeeperError, report};
@@ -145,6 +145,7 @@ impl Disks {
         self.check(session)?;
         let disk = self.all.get(usize::from(volume)).ok_or_else(|| format!("there is no volume {volume}"))?;
         let failed = |e: &dyn std::error::Error| format!("volume {}: {}", disk.spec.name, report(e));
+        fault::point("resync.apply").map_err(|e| failed(&e))?;
         let batch = Batch::parse(operations.to_vec(), disk.spec.size).map_err(|e| failed(&e))?;
         disk.served.apply(&batch).map_err(|e| failed(&e))
     }
@@ -155,6 +156,7 @@ impl Disks {
     /// A volume that is not there, a disk that cannot be read.
     pub fn compare(&self, volume: u16, first: u64, theirs: &[u8]) -> Result<Vec<u8>, String> {
         let disk = self.all.get(usize::from(volume)).ok_or_else(|| format!("there is no volume {volume}"))?;
+        fault::point("resync.answer").map_err(|e| e.to_string())?;
         let ours = resync::checksums(&disk.served, first, (theirs.len() / SUM) as u64)
             .map_err(|e| format!("volume {}: {}", disk.spec.name, report(&e)))?;
         Ok(sums::differing(&ours, theirs))
@@ -179,6 +181,7 @@ impl Disks {
         let parse = |(n, d): (u16, &Disk)| {
             Batch::parse(take(n), d.spec.size).map_err(|e| format!("volume {}: {e}", d.spec.name))
         };
+        fault::point("receive.epoch").map_err(|e| e.to_string())?;
         (0u16..).zip(&self.all).map(parse).collect()
     }
 
@@ -248,6 +251,10 @@ impl Disks {
     /// A disk that cannot be written.
     pub fn settle(&self) -> Result<(), String> {
         self.all.iter().try_for_each(|d| {
+            // It is known already: nobody has to wait for it.
+            if let Some(failure) = d.served.stuck() {
+                return Err(format!("volume {}: {}", d.spec.name, failure.reason));
+            }
             d.served.settle(DISK_LIMIT).map_err(|e| format!("volume {}: {}", d.spec.name, report(&e)))
         })
     }

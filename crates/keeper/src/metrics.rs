@@ -8,7 +8,7 @@ use ninefold_model::control::CheckpointRecord;
 use ninefold_model::event::FailoverPhases;
 use ninefold_model::health::{Failure, WatchdogAction};
 use ninefold_model::status::{Counters, ProtectionState, Role};
-use ninefold_model::{Epoch, Term, VmName};
+use ninefold_model::{Epoch, Term, VmName, VolumeName};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
@@ -36,6 +36,11 @@ enum Step {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateLabel {
     state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct VolumeLabel {
+    volume: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -75,6 +80,8 @@ pub struct Board {
     frames_held: Gauge,
     frames_dropped: Gauge,
     frames_stale: Gauge,
+    volume_held: Family<VolumeLabel, Gauge>,
+    volume_failed: Family<VolumeLabel, Gauge>,
     failovers: Counter,
     failover: Histogram,
     guest_failures: Family<FailureLabels, Counter>,
@@ -105,6 +112,8 @@ impl Board {
             frames_held: Gauge::default(),
             frames_dropped: Gauge::default(),
             frames_stale: Gauge::default(),
+            volume_held: Family::default(),
+            volume_failed: Family::default(),
             failovers: Counter::default(),
             failover: seconds(),
             guest_failures: Family::default(),
@@ -140,6 +149,17 @@ impl Board {
             "ninefold_frames_stale",
             "Committed frames dropped because this host had been out of touch",
             board.frames_stale.clone(),
+        );
+        r.register_with_unit(
+            "ninefold_volume_held",
+            "Writes in memory that are not in this host's image yet",
+            Unit::Bytes,
+            board.volume_held.clone(),
+        );
+        r.register(
+            "ninefold_volume_failed",
+            "1 while this host's image cannot be written or read",
+            board.volume_failed.clone(),
         );
         r.register("ninefold_failovers", "Times this keeper took over", board.failovers.clone());
         r.register_with_unit(
@@ -182,6 +202,13 @@ impl Board {
         set(&self.frames_dropped, c.frames_dropped);
         set(&self.frames_stale, c.frames_stale);
         set(&self.committed, committed.0);
+    }
+
+    /// How a volume is on this host.
+    pub fn volume(&self, name: &VolumeName, held: usize, failed: bool) {
+        let label = VolumeLabel { volume: name.to_string() };
+        self.volume_held.get_or_create(&label).set(i64::try_from(held).unwrap_or(i64::MAX));
+        self.volume_failed.get_or_create(&label).set(failed.into());
     }
 
     /// A checkpoint that is committed.

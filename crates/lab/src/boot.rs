@@ -16,6 +16,7 @@ use ninefold_model::spec::{
 };
 use ninefold_model::{HostName, InvalidName, VmName};
 use ninefold_transport::{Authority, Validity};
+use ninefold_volume::fault::VARIABLE as FAULTS;
 
 use crate::config::LabSecurity;
 use crate::error::{LabError, io_at};
@@ -299,10 +300,15 @@ impl Lab {
 
     /// Starts a host's keeper and waits until it answers.
     pub fn start_keeper(&self, host: &str) -> Result<(), LabError> {
+        self.start_keeper_with_faults(host, "")
+    }
+
+    /// The same with fault points set: see `ninefold_volume::fault`. A keeper that dies before it answers has not come up.
+    pub fn start_keeper_with_faults(&self, host: &str, faults: &str) -> Result<(), LabError> {
         let client = self.keeper(host)?;
         let run_dir = self.run_dir(host);
         let mut command = self.program(host, KEEPER)?;
-        command.arg("--config").arg(run_dir.join("keeper.json"));
+        command.arg("--config").arg(run_dir.join("keeper.json")).env(FAULTS, faults);
         let pid = self.spawn(host, command, "keeper.log")?;
         let deadline = Instant::now() + Duration::from_secs(20);
         while client.status().is_err() {

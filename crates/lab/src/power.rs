@@ -45,13 +45,18 @@ impl Lab {
     /// Gives a killed host its power back: its disk is mounted, its interfaces come up and, if it had a keeper, that is
     /// started.
     pub fn restart_host(&self, host: &str) -> Result<(), LabError> {
+        self.restart_host_with_faults(host, "")
+    }
+
+    /// The same with fault points set in its keeper: see `ninefold_volume::fault`.
+    pub fn restart_host_with_faults(&self, host: &str, faults: &str) -> Result<(), LabError> {
         self.forget_connections(host)?;
         if self.record().disks && !self.is_mounted(host) {
             self.mount(host)?;
         }
         self.set_links(host, true)?;
         match self.has_keeper(host) {
-            true => self.start_keeper(host),
+            true => self.start_keeper_with_faults(host, faults),
             false => Ok(()),
         }
     }

@@ -2,25 +2,12 @@
 
 mod support;
 
-use std::io::Write;
-use std::os::unix::net::UnixStream;
-
-use ninefold_keeper::config::KeeperConfig;
 use ninefold_lab::programs::QEMU;
 use ninefold_model::control::Request;
 use ninefold_model::event::EventKind;
 use ninefold_model::spec::{EpochPolicy, Protection, VolumeSpec};
 use ninefold_model::status::Role;
 use support::{Action, Beginning, Scenario, rounds, wait_until};
-
-/// Types a line into the guest's root shell. The connection must last: what a client says that has hung up may be lost.
-#[must_use]
-fn type_line(s: &Scenario, line: &str) -> UnixStream {
-    let socket = KeeperConfig::console_socket(&s.lab.run_dir(&s.primary));
-    let mut console = UnixStream::connect(socket).unwrap();
-    writeln!(console, "\n{line}").unwrap();
-    console
-}
 
 /// Ends the ledger before the guest forgets everything on purpose: until now, nothing was lost.
 fn close_ledger(s: &mut Scenario) {
@@ -37,7 +24,7 @@ fn a_guest_restarts() {
         let before = s.observer.report().frames(&s.primary);
         let _console = match round % 2 {
             0 => s.lab.ask(&s.primary, &Request::Reset).map(|()| None).unwrap(),
-            _ => Some(type_line(&s, "reboot -f")),
+            _ => Some(s.type_line("reboot -f")),
         };
         // It has forgotten its clients; that it has really restarted shows in that its redis is empty.
         s.await_restart();
@@ -61,7 +48,7 @@ fn a_guest_switches_itself_off() {
         let mark = s.events.mark();
         let _console = match how {
             "stop" => s.lab.ask(&s.primary, &Request::Stop).map(|()| None).unwrap(),
-            line => Some(type_line(&s, line)),
+            line => Some(s.type_line(line)),
         };
         s.expect(mark, "a", "stopped", |k| matches!(k, EventKind::Stopped { .. }));
         let keepers = ["a", "b"].map(|h| s.lab.keeper(h).unwrap());
@@ -99,7 +86,7 @@ fn the_last_words_of_a_guest_are_on_its_disks() {
         let mark = s.events.mark();
         // So long that the write and the end are in the same epoch, the one that nobody has asked for.
         s.lab.ask("a", &Request::SetEpochs { policy: EpochPolicy::Fixed { ms: 2000 } }).unwrap();
-        let _console = type_line(&s, "printf last-%s words >/data/last; sync; poweroff -f");
+        let _console = s.type_line("printf last-%s words >/data/last; sync; poweroff -f");
         if lose_backup {
             s.lab.kill_keeper("b").unwrap();
         }

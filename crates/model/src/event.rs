@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::health::WatchdogAction;
 use crate::spec::Boot;
-use crate::{Epoch, HostName, Term};
+use crate::{Epoch, HostName, Term, VolumeName};
 
 /// One event with its time and place.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -74,6 +74,11 @@ pub enum EventKind {
     Recovered { term: Term, epoch: Epoch, load_ms: u64 },
     /// There is a log, and the VM cannot go on from it.
     LogUnusable { reason: String },
+    /// This host's image of a volume cannot be written, or not be read. A primary that is protected goes on; a backup is
+    /// none until it can.
+    VolumeFailed { volume: VolumeName, reason: String },
+    /// It can again.
+    VolumeRecovered { volume: VolumeName },
     /// The guest shut down or was stopped.
     Stopped { reason: String },
     /// The guest did not pat its watchdog in time, for the `count`th time within the policy's period.

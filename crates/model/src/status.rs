@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::health::HealthStatus;
 use crate::spec::{Accel, EpochPolicy, Protection};
-use crate::{Epoch, HostName, Term, VmName};
+use crate::{Epoch, HostName, Term, VmName, VolumeName};
 
 /// What a keeper is for its VM at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -62,6 +62,9 @@ pub struct VmStatus {
     /// Of a non-volatile VM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log: Option<LogStatus>,
+    /// The VM's volumes as they are on this host.
+    #[serde(default)]
+    pub volumes: Vec<VolumeStatus>,
     pub machine: Option<MachineStatus>,
     pub counters: Counters,
     /// The latest pauses, microseconds.
@@ -69,6 +72,16 @@ pub struct VmStatus {
     /// Null from keepers that do not watch.
     #[serde(default)]
     pub health: Option<HealthStatus>,
+}
+
+/// A volume on one host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    pub name: VolumeName,
+    /// Bytes of writes in memory, which are not in the image yet.
+    pub held: u64,
+    /// Why it cannot be written or read, while it cannot.
+    pub failure: Option<String>,
 }
 
 /// One of a primary's backups.

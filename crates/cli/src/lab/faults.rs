@@ -34,9 +34,15 @@ enum Victim {
 ///
 /// Switches a killed host on again and starts its keeper (on w: the witness).
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  ninefold lab kill a host && ninefold lab restart a")]
+#[command(after_help = "Examples:\n  \
+    ninefold lab kill a host && ninefold lab restart a\n  \
+    ninefold lab kill b keeper && ninefold lab restart b --faults 'apply.op@100=abort'")]
 pub struct RestartArgs {
     host: String,
+    /// Fault points of its keeper, POINT[@N]=abort or POINT[@N]=fail[*K], separated by commas: at which step it dies, or an
+    /// I/O error happens
+    #[arg(long, value_name = "POINTS", default_value = "", hide_default_value = true)]
+    faults: String,
     #[command(flatten)]
     which: Which,
 }
@@ -176,9 +182,9 @@ pub fn restart(args: &RestartArgs, output: &Output) -> Result<(), CliError> {
         .collect::<Result<Vec<_>, _>>()?
         .contains(&LinkState::HostDown);
     if dark {
-        lab.restart_host(host)?;
+        lab.restart_host_with_faults(host, &args.faults)?;
     } else if lab.has_keeper(host) {
-        lab.start_keeper(host)?;
+        lab.start_keeper_with_faults(host, &args.faults)?;
     }
     if is_witness {
         lab.start_witness()?;

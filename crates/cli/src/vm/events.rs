@@ -144,6 +144,8 @@ pub fn words(kind: &EventKind) -> String {
             format!("WENT ON FROM THE LOG (term {term}, epoch {epoch}; loaded in {load_ms} ms)")
         }
         EventKind::LogUnusable { reason } => format!("there is a log and the VM does not go on from it: {reason}"),
+        EventKind::VolumeFailed { volume, reason } => format!("volume {volume} FAILS on this host: {reason}"),
+        EventKind::VolumeRecovered { volume } => format!("volume {volume} works again on this host"),
         EventKind::Stopped { reason } => format!("the VM has stopped: {reason}"),
         EventKind::WatchdogFired { action, count } => format!("THE WATCHDOG FIRED ({count}), therefore: {action}"),
         EventKind::GuestPanicked { action, count } => format!("THE GUEST PANICKED ({count}), therefore: {action}"),

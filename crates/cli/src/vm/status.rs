@@ -145,6 +145,13 @@ fn tell(shown: &Shown) -> String {
         }
         _ => format!("VM '{name}' runs on no host that answers\n"),
     };
+    for (host, volume) in
+        shown.hosts.iter().flat_map(|r| r.status.iter().flat_map(|s| &s.volumes).map(|v| (&r.host, v)))
+    {
+        if let Some(reason) = &volume.failure {
+            text += &format!("volume {} FAILS on host {host}: {reason}\n", volume.name);
+        }
+    }
     text += "\n";
     let mut table = output::table(&[
         "HOST",

@@ -25,6 +25,7 @@ impl Core {
         self.check_uplink();
         self.health_tick();
         self.check_log();
+        self.check_volumes();
         if let Some((since, plan)) = &mut self.announcing {
             self.announce |= plan.due(since.elapsed());
             if plan.next().is_none() {

@@ -124,6 +124,7 @@ impl Core {
             no_backup: self.no_peer.clone().filter(|_| self.wants_peer()),
             backups: self.replicas.iter().map(|r| self.backup_status(r)).collect(),
             log: self.log_status(),
+            volumes: self.volume_status(),
             machine: self.machine.clone(),
             counters: self.counters,
             pause_us: self.parts.journal.pauses(),

@@ -77,6 +77,15 @@ impl Scenario {
         image
     }
 
+    /// The same while the VM runs: the ledger's writing ends for it, with all that it checks, and begins anew.
+    pub fn images_become_equal_under_load(&mut self, volume: &str) -> Vec<u8> {
+        let report = self.ledger.take().expect("the scenario has a ledger").finish().unwrap();
+        assert_eq!((report.lost, report.repeated, report.resets), (0, 0, 0), "{report:?}");
+        let image = self.images_become_equal(volume);
+        self.open_ledger();
+        image
+    }
+
     /// What each resync of the volumes sent, in order.
     pub fn resyncs(&self) -> Vec<u64> {
         let sent =

@@ -18,8 +18,10 @@ pub mod proxy;
 
 use std::io::{BufReader, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use ninefold_keeper::config::KeeperConfig;
 use ninefold_lab::boot::redis;
 use ninefold_lab::ledger::await_answer;
 use ninefold_lab::ledger::resp::{self, Reply};
@@ -50,6 +52,8 @@ pub struct Beginning {
     pub disks: bool,
     /// Called before any keeper runs: makes what has to be in the hosts' pools.
     pub prepare: Option<Prepare>,
+    /// Fault points of the keeper on `a`: see `ninefold_volume::fault`.
+    pub faults: String,
 }
 
 pub type Prepare = Box<dyn FnOnce(&Lab)>;
@@ -59,7 +63,14 @@ impl Default for Beginning {
         let mut vm = VmOptions::new("vm".parse().unwrap());
         // Twice the usual patience: a machine that is busy with builds shall not look like one that has died.
         vm.timing.failure_timeout_ms = 500;
-        Self { vm, security: LabSecurity::MutualTls, proxied: false, disks: false, prepare: None }
+        Self {
+            vm,
+            security: LabSecurity::MutualTls,
+            proxied: false,
+            disks: false,
+            prepare: None,
+            faults: String::new(),
+        }
     }
 }
 
@@ -98,8 +109,8 @@ impl Scenario {
             prepare(&lab);
         }
         lab.start_witness().unwrap();
-        for host in ["a", "b"] {
-            lab.start_keeper(host).unwrap();
+        for (host, faults) in [("a", begin.faults.as_str()), ("b", "")] {
+            lab.start_keeper_with_faults(host, faults).unwrap();
         }
         let observer = Observer::start(&lab, begin.vm.mac).unwrap();
         let events = EventWatch::start(&lab);
@@ -150,6 +161,16 @@ impl Scenario {
             stream.write_all(&command)?;
             resp::read(&mut BufReader::new(&stream)).map_err(std::io::Error::other)
         })
+    }
+
+    /// Types a line into the guest's root shell. The connection must last: what a client says that has hung up may be
+    /// lost.
+    #[must_use]
+    pub fn type_line(&self, line: &str) -> UnixStream {
+        let socket = KeeperConfig::console_socket(&self.lab.run_dir(&self.primary));
+        let mut console = UnixStream::connect(socket).unwrap();
+        writeln!(console, "\n{line}").unwrap();
+        console
     }
 
     /// Begins to write and check.

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::OFlags;
 use serde::Deserialize;
@@ -13,6 +14,10 @@ use super::tools::short;
 use super::{Image, Lock, Locked, Tools};
 use crate::error::VolumeError;
 use crate::nbd::Client;
+
+/// How often, and after which pause, an image is tried that a dying storage daemon has locked.
+const DYING_TRIES: u32 = 100;
+const DYING_PAUSE: Duration = Duration::from_millis(20);
 
 /// An open qcow2 image, locked for this process alone: a storage daemon and the connection to it. If the daemon dies,
 /// every call fails from then on; open the image again.
@@ -31,14 +36,27 @@ impl Qcow2 {
     /// `File`, `Busy`, `NotAnImage`, `Damaged`, `Tool`, and what an NBD client can say.
     pub fn open(path: &Path, tools: &Tools) -> Result<Qcow2, VolumeError> {
         let lock = lock(path, Lock::Exclusive)?;
-        check(path, tools)?;
         let node = json!({
             "driver": "qcow2", "node-name": "disk", "discard": "unmap",
             "file": { "driver": "file", "filename": utf8(path)?, "discard": "unmap" },
         });
-        let (daemon, stream) = Daemon::start(tools, &node.to_string())?;
+        for _ in 0..DYING_TRIES {
+            match check(path, tools).and_then(|()| Self::start(tools, &node.to_string())) {
+                // We have our own lock: the daemon that has QEMU's is that of a keeper which has just died, and will
+                // have ended in a moment, too.
+                Err(VolumeError::Busy { .. }) => std::thread::sleep(DYING_PAUSE),
+                Err(VolumeError::Tool { report, .. }) if is_locked(&report) => std::thread::sleep(DYING_PAUSE),
+                Err(error) => return Err(error),
+                Ok((client, daemon)) => return Ok(Qcow2 { client, daemon, _lock: lock }),
+            }
+        }
+        Err(VolumeError::Busy { path: path.into(), holder: None })
+    }
+
+    fn start(tools: &Tools, node: &str) -> Result<(Client, Daemon), VolumeError> {
+        let (daemon, stream) = Daemon::start(tools, node)?;
         match Client::start(stream, "disk") {
-            Ok(client) => Ok(Qcow2 { client, daemon, _lock: lock }),
+            Ok(client) => Ok((client, daemon)),
             // The daemon's own words say more than that it went away.
             Err(VolumeError::Io { .. }) => Err(daemon.into_error()),
             Err(error) => Err(error),
@@ -99,6 +117,11 @@ pub(crate) fn utf8(path: &Path) -> Result<&str, VolumeError> {
     path.to_str().ok_or_else(|| VolumeError::NotAnImage { path: path.into(), why: "its path is not UTF-8" })
 }
 
+/// Whether QEMU says that another of its programs has the image open.
+fn is_locked(report: &str) -> bool {
+    report.contains("Failed to get") && report.contains("lock")
+}
+
 #[derive(Deserialize)]
 struct Report {
     #[serde(default)]
@@ -119,6 +142,7 @@ pub(crate) fn check(path: &Path, tools: &Tools) -> Result<(), VolumeError> {
             "{} wrong entries and {} that could not be checked",
             report.corruptions, report.check_errors
         )),
+        (Some(_), _) if is_locked(&short(&output.stderr)) => Err(VolumeError::Busy { path: path.into(), holder: None }),
         (Some(_), _) => damaged(short(&output.stderr)),
         (None, _) => Err(tools.failed(&output.stderr)),
     }
