@@ -257,5 +257,5 @@ fn vm_name() -> Result<VmName, LabError> {
 
 fn scratch(size: u64) -> Result<VolumeSpec, LabError> {
     let name: VolumeName = SCRATCH.parse().map_err(|_| LabError::NotFound(SCRATCH.into()))?;
-    Ok(VolumeSpec { name, size, acknowledge: Acknowledge::Memory })
+    Ok(VolumeSpec::new(name, size))
 }
