@@ -33,7 +33,7 @@ guest: bootstrap ## Build the test guests from Debian packages, once for each re
 	@guest/build postgres
 
 # One after the other, whatever -j says: each needs what the one before made, and two cores are soon full.
-demo: root ## Show the main job: a VM that survives its host, three times over
+demo: root ## Show the main job: VMs that survive their hosts, and a loss of power
 	@$(MAKE) bootstrap
 	@$(MAKE) build
 	@$(MAKE) guest

@@ -1,8 +1,8 @@
-//! The quick benchmark, whole, on the real thing. That it writes everything, not how fast anything is.
+//! The quick benchmarks, whole, on the real thing. That it writes everything, not how fast anything is.
 
 mod fixture;
 
-use ninefold_lab::bench::{self, Options};
+use ninefold_lab::bench::{self, Options, volume};
 use serde_json::Value;
 
 #[test]
@@ -62,6 +62,44 @@ fn a_quick_run_writes_a_complete_report() {
     // Not a figure but a promise.
     assert_eq!((report.failovers.client.lost, report.failovers.client.resets), (0, 0), "{:?}", report.failovers.client);
     for letter in ["b", "p"] {
+        let lab = format!("{letter}{:x}", std::process::id());
+        assert_eq!(fixture::traces(&lab), Vec::<String>::new(), "the labs are gone");
+    }
+}
+
+#[test]
+#[ignore = "takes three minutes"]
+fn a_quick_run_on_volumes_writes_a_complete_report() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut last = None;
+    let options = Options { quick: true, qemu: None };
+    let report = volume::run(&options, &mut |p| {
+        println!("{:4} s of {} s: {}", p.done.as_secs(), p.total.as_secs(), p.what);
+        last = Some(p.clone());
+    })
+    .unwrap();
+    let last = last.unwrap();
+    assert_eq!((last.done, last.left.is_zero()), (last.total, true), "progress ends at its end");
+    let out = std::env::var_os("NINEFOLD_BENCH_OUT").map_or_else(|| dir.path().to_owned(), Into::into);
+    for file in volume::write(&report, &out).unwrap() {
+        assert!(std::fs::metadata(&file).unwrap().len() > 500, "{}", file.display());
+    }
+    let json: Value = serde_json::from_slice(&std::fs::read(out.join("volume.json")).unwrap()).unwrap();
+    for field in ["pgbench", "fio_randwrite", "fio_seqwrite", "fio_fsync"] {
+        assert!(json["ratios"][field].as_f64().is_some_and(|v| v > 0.0), "{field}: {}", json["ratios"]);
+    }
+    assert!(report.comparisons.iter().all(|c| c.ratio.rounds.len() == report.plan.rounds as usize));
+    let resync = json["resync"].as_array().unwrap();
+    let of = |field: &str| resync.iter().map(|r| r[field].as_f64().unwrap()).collect::<Vec<_>>();
+    assert_eq!(of("changed_fraction"), [0.0, 0.01, 0.1, 0.5]);
+    assert!(of("seconds").iter().all(|s| *s > 0.0));
+    // What has changed is sent: all of it, and little else.
+    let size = report.plan.resync_volume_bytes as f64;
+    for (fraction, bytes) in of("changed_fraction").into_iter().zip(of("bytes")) {
+        assert!(bytes >= (fraction * size * 0.99).floor(), "{bytes} bytes for {fraction}");
+        assert!(bytes <= (fraction + 0.05) * size, "{bytes} bytes for {fraction}");
+    }
+    for letter in ["v", "w"] {
         let lab = format!("{letter}{:x}", std::process::id());
         assert_eq!(fixture::traces(&lab), Vec::<String>::new(), "the labs are gone");
     }

@@ -6,8 +6,10 @@
 //!
 //! * [`plan`]: what is measured, in which order · [`runner`]: doing it
 //! * [`subject`]: the VM and its lab · [`redis`], [`workload`]: what the client asks of it
+//! * [`volume`]: the same for work on volumes, and resyncs · [`pace`]: how far a run is
 //! * [`results`]: `ft.json` · [`table`]: `ft.md` · [`plots`]: the SVGs
 
+pub mod pace;
 pub mod plan;
 pub mod plots;
 pub mod redis;
@@ -16,6 +18,7 @@ pub mod runner;
 pub mod spread;
 pub mod subject;
 pub mod table;
+pub mod volume;
 pub mod workload;
 
 use std::fs;
@@ -23,9 +26,11 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{LabError, io_at};
 
+pub use pace::Progress;
 pub use plan::Plan;
 pub use results::Report;
-pub use runner::{Options, Progress, run};
+pub use runner::{Options, run};
+pub use volume::VolumeReport;
 
 /// Writes `ft.json`, `ft.md` and the plots into a directory, which is made. Returns the files.
 pub fn write(report: &Report, dir: &Path) -> Result<Vec<PathBuf>, LabError> {

@@ -12,6 +12,7 @@ use ninefold_model::status::MachineStatus;
 use ninefold_transport::clock::monotonic_us;
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::pace::{Pace, Progress};
 use super::plan::{Command, Loss, MIDDLE_RANGE, Measure, Mode, PIPELINED, PauseLoad, Plan, RANGES, Stage, warm_up};
 use super::redis::Call;
 use super::results::{
@@ -21,7 +22,7 @@ use super::results::{
 use super::spread::Spread;
 use super::subject::Subject;
 use crate::boot::{VmOptions, redis};
-use crate::config::LabSecurity;
+use crate::config::{LabConfig, LabSecurity};
 use crate::error::LabError;
 use crate::ledger::{Ledger, LedgerOptions, LedgerReport};
 use crate::pinger::{Pinger, Pings};
@@ -43,18 +44,6 @@ pub struct Options {
     pub qemu: Option<PathBuf>,
 }
 
-/// How far a run is: told at the beginning of every stage, and once at the end.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Progress {
-    /// What is being done.
-    pub what: String,
-    /// Planned time of the stages behind and of all.
-    pub done: Duration,
-    pub total: Duration,
-    /// What is probably left, from how the stages behind kept to their plan.
-    pub left: Duration,
-}
-
 /// One side of one round.
 #[derive(Debug, Clone, Default)]
 struct Sample {
@@ -68,8 +57,7 @@ struct Sample {
 /// is killed.
 pub fn run(options: &Options, tell: &mut dyn FnMut(&Progress)) -> Result<Report, LabError> {
     let plan = if options.quick { Plan::quick() } else { Plan::full() };
-    let (begin, total) = (Instant::now(), plan.total());
-    let mut done = Duration::ZERO;
+    let mut pace = Pace::new(plan.total());
     let mut vm = VmOptions::new("bench".parse().map_err(|_| LabError::NotFound("bench".into()))?);
     vm.qemu.clone_from(&options.qemu);
     let machine = MachineDescription::here(vm.vcpus, vm.memory_mib);
@@ -87,15 +75,12 @@ pub fn run(options: &Options, tell: &mut dyn FnMut(&Progress)) -> Result<Report,
         qemu: None,
     };
     for stage in plan.stages() {
-        // Stages that are behind say how fast the plan really passes.
-        let pace = if done.is_zero() { 1.0 } else { begin.elapsed().as_secs_f64() / done.as_secs_f64() };
-        let left = (total - done).mul_f64(pace);
-        tell(&Progress { what: stage.to_string(), done, total, left });
+        tell(&pace.at(stage.to_string()));
         run.stage(stage)?;
-        done += plan.cost(stage);
+        pace.pass(plan.cost(stage));
     }
-    tell(&Progress { what: "done".into(), done, total, left: Duration::ZERO });
-    run.report(options.quick, machine, begin.elapsed())
+    tell(&pace.end());
+    run.report(options.quick, machine, pace.took())
 }
 
 struct Run {
@@ -124,14 +109,16 @@ impl Run {
         }
         match stage {
             Stage::Boot => {
-                let subject = Subject::up(&lab_name('b'), LabSecurity::MutualTls, &self.vm)?;
+                let subject = Subject::up(&LabConfig::new(&lab_name('b'))?, &self.vm)?;
                 self.qemu = subject.status()?.machine;
                 self.subject = Some(subject);
             }
             Stage::Fill => fill(self.main()?)?,
             Stage::BootPlain => {
                 self.main()?.sleep()?;
-                let mut plain = Subject::up(&lab_name('p'), LabSecurity::PlainText, &self.vm)?;
+                let mut config = LabConfig::new(&lab_name('p'))?;
+                config.security = LabSecurity::PlainText;
+                let mut plain = Subject::up(&config, &self.vm)?;
                 fill(&mut plain)?;
                 self.plain = Some(plain);
             }
@@ -458,7 +445,7 @@ fn no_subject() -> LabError {
 }
 
 /// At most 8 characters, and nobody else's: process numbers have 22 bits.
-fn lab_name(letter: char) -> String {
+pub(super) fn lab_name(letter: char) -> String {
     format!("{letter}{:x}", std::process::id())
 }
 

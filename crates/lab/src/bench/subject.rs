@@ -11,7 +11,7 @@ use super::plan::Mode;
 use super::results::Sync;
 use super::workload::Workload;
 use crate::boot::{BootedVm, VmOptions};
-use crate::config::{LabConfig, LabSecurity};
+use crate::config::LabConfig;
 use crate::error::LabError;
 use crate::lab::Lab;
 
@@ -33,10 +33,8 @@ pub struct Subject {
 
 impl Subject {
     /// Makes a lab and boots its VM, protected with adaptive epochs.
-    pub fn up(name: &str, security: LabSecurity, options: &VmOptions) -> Result<Self, LabError> {
-        let mut config = LabConfig::new(name)?;
-        config.security = security;
-        let lab = Lab::up(&config)?;
+    pub fn up(config: &LabConfig, options: &VmOptions) -> Result<Self, LabError> {
+        let lab = Lab::up(config)?;
         let primary = "a".to_owned();
         let vm = lab.boot_vm(&primary, options)?;
         let workload = Workload::connect(&lab)?;

@@ -2,8 +2,10 @@
 
 use std::fmt::Write as _;
 
+use ninefold_model::spec::Accel;
+
 use super::plan::{Loss, Measure, Mode, PauseLoad};
-use super::results::{Checkpoints, PauseSeries, Quantiles, Report};
+use super::results::{Checkpoints, MachineDescription, PauseSeries, Quantiles, Report};
 use super::spread::Spread;
 use crate::series::Summary;
 
@@ -34,15 +36,12 @@ fn write_all(out: &mut String, r: &Report, plots: &[String]) -> std::fmt::Result
     Ok(())
 }
 
-fn about(out: &mut String, r: &Report) -> std::fmt::Result {
-    let m = &r.machine;
-    writeln!(
-        out,
-        "QEMU {} with {} ({}). Machine: {}, {} cores, {} MiB, Linux {}; load {:.2} before and {:.2} after. Guest: {} vCPU, \
-         {} MiB.{} Both hosts, the witness, the client and the guest share this one machine.\n",
-        r.qemu,
-        r.accel,
-        r.accel_reason.lines().next().unwrap_or_default(),
+/// QEMU and machine, a paragraph.
+pub(super) fn about_machine(qemu: &str, accel: Accel, accel_reason: &str, m: &MachineDescription) -> String {
+    format!(
+        "QEMU {qemu} with {accel} ({}). Machine: {}, {} cores, {} MiB, Linux {}; load {:.2} before and {:.2} after. Guest: {} \
+         vCPU, {} MiB.{} Both hosts, the witness, the client and the guest share this one machine.\n",
+        accel_reason.lines().next().unwrap_or_default(),
         m.cpu,
         m.cores,
         m.memory_mib,
@@ -52,7 +51,22 @@ fn about(out: &mut String, r: &Report) -> std::fmt::Result {
         m.guest_vcpus,
         m.guest_memory_mib,
         if m.debug_build { " **A debug build: slower than it need be.**" } else { "" },
-    )?;
+    )
+}
+
+/// Word of failovers that nobody asked for.
+pub(super) fn unasked(out: &mut String, takeovers: u64) -> std::fmt::Result {
+    match takeovers {
+        0 => Ok(()),
+        n => writeln!(
+            out,
+            "**The VM changed hosts {n} times unasked: this machine was too busy, and the figures suffer from it.**\n"
+        ),
+    }
+}
+
+fn about(out: &mut String, r: &Report) -> std::fmt::Result {
+    writeln!(out, "{}", about_machine(&r.qemu, r.accel, &r.accel_reason, &r.machine))?;
     writeln!(
         out,
         "{} rounds of {:.1} s a measurement{}, sides taking turns; {} s in all. Figures are medians over the rounds; in \
@@ -62,13 +76,7 @@ fn about(out: &mut String, r: &Report) -> std::fmt::Result {
         if r.quick { " (a quick run)" } else { "" },
         r.took_s,
     )?;
-    match r.unplanned_takeovers {
-        0 => Ok(()),
-        n => writeln!(
-            out,
-            "**The VM changed hosts {n} times unasked: this machine was too busy, and the figures suffer from it.**\n"
-        ),
-    }
+    unasked(out, r.unplanned_takeovers)
 }
 
 fn headline(out: &mut String, r: &Report) -> std::fmt::Result {
@@ -269,11 +277,11 @@ fn syncs_and_tls(out: &mut String, r: &Report) -> std::fmt::Result {
     )
 }
 
-fn with_unit(s: &Spread, unit: &str) -> String {
+pub(super) fn with_unit(s: &Spread, unit: &str) -> String {
     let (factor, unit) = match unit {
         "us (median)" => (1e-3, "ms"),
-        "requests/s" if s.median >= 10_000.0 => (1e-3, "k/s"),
-        "requests/s" | "iterations/s" => (1.0, "/s"),
+        "requests/s" | "writes/s" | "transactions/s" if s.median >= 10_000.0 => (1e-3, "k/s"),
+        "requests/s" | "iterations/s" | "writes/s" | "transactions/s" => (1.0, "/s"),
         other => (1.0, other),
     };
     let [median, min, max] = [s.median, s.min, s.max].map(|v| short(v * factor));
@@ -293,11 +301,11 @@ fn short(v: f64) -> String {
     }
 }
 
-fn ratio(s: &Spread) -> String {
+pub(super) fn ratio(s: &Spread) -> String {
     format!("**{:.2}** [{:.2}, {:.2}]", s.median, s.min, s.max)
 }
 
-fn ms(us: u64) -> String {
+pub(super) fn ms(us: u64) -> String {
     format!("{:.2} ms", us as f64 / 1e3)
 }
 

@@ -86,6 +86,45 @@ impl Workload {
         Ok(after.saturating_sub(before) as f64 * PAGE / 1e6 / begin.elapsed().as_secs_f64())
     }
 
+    /// Bytes a second that a disk job writes, by the clock outside the guest, after a moment that does not count.
+    ///
+    /// # Errors
+    /// A job that fails, or one that the guest does not know.
+    pub fn disk(
+        &mut self,
+        job: &str,
+        volume: &str,
+        threads: u32,
+        warm_up: Duration,
+        time: Duration,
+    ) -> Result<f64, LabError> {
+        self.ask(&format!("disk job={job} volume={volume} threads={threads}"))?;
+        std::thread::sleep(warm_up);
+        // Both answers wait for their commit alike, so the wait falls out of the difference.
+        let before = self.number("progress", "disk_bytes")?;
+        let begin = Instant::now();
+        std::thread::sleep(time);
+        let after = self.ask("progress")?;
+        let rate = after["disk_bytes"].as_u64().unwrap_or(0).saturating_sub(before) as f64;
+        let rate = rate / begin.elapsed().as_secs_f64();
+        self.stop()?;
+        match after["disk_errors"].as_u64() {
+            Some(0) => Ok(rate),
+            errors => Err(LabError::Command {
+                what: format!("the guest's disk job '{job}'"),
+                detail: format!("{errors:?} failed requests"),
+            }),
+        }
+    }
+
+    /// Gives `percent` % of a volume's blocks new contents and waits until they are flushed. Bytes written.
+    ///
+    /// # Errors
+    /// A disk that fails, or one that the guest does not have.
+    pub fn rewrite(&mut self, volume: &str, percent: u32) -> Result<u64, LabError> {
+        self.number(&format!("rewrite volume={volume} percent={percent}"), "bytes")
+    }
+
     /// Ends all background work.
     pub fn stop(&mut self) -> Result<(), LabError> {
         self.ask("stop").map(drop)
