@@ -248,7 +248,13 @@ impl Core {
 
     pub(super) fn health_request(&mut self, request: Request) -> Response {
         let refuse = |message: String, help: &str| Response::Error { message, help: Some(help.into()), try_host: None };
-        if self.health.relaunch.is_some() || !self.health.running {
+        let on_trial = self.health.policy.sign().is_some();
+        let needs_guest = match &request {
+            Request::CommitImage => on_trial,
+            Request::FallBack => false,
+            _ => true,
+        };
+        if needs_guest && (self.health.relaunch.is_some() || !self.health.running) {
             return refuse("the VM's QEMU is being launched".into(), "try again in a moment");
         }
         match request {
