@@ -79,7 +79,7 @@ fn a_guest_that_panics_and_images_on_trial() {
     assert!(!before.contains("PANICKED"), "{before}");
     types(name, "echo c > /proc/sysrq-trigger\n");
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
-    while !events().contains("THE GUEST PANICKED (1), therefore: dump") || events().matches(".core (").count() < 2 {
+    while !events().contains("THE GUEST PANICKED (number 1): dump") || events().matches(".core (").count() < 2 {
         assert!(std::time::Instant::now() < deadline, "{}", events());
         std::thread::sleep(std::time::Duration::from_millis(50));
     }

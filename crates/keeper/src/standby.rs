@@ -171,11 +171,18 @@ impl Standby {
         Ok((machine, ports, layout))
     }
 
+    /// Writes down which image is committed. A host that cannot is a backup all the same: taking over needs no record.
+    fn keep(&self, health: &Health) {
+        if let Err(error) = self.images.keep(health.committed.as_ref()) {
+            tracing::error!(error = %report(&error), "this host would boot another image than the committed one");
+        }
+    }
+
     fn receive(&self, hello: &Hello, mut records: RecordReader<LinkReader>) -> Result<(), String> {
         let session = hello.term;
         self.disks.enter(session)?;
         let mut health = hello.health.clone();
-        self.images.keep(health.committed.as_ref()).map_err(|e| report(&e))?;
+        self.keep(&health);
         let (mut machine, ports, layout) = self.launch(hello)?;
         let status = status(&machine, "as the primary's", "inmigrate");
         let _ = self.core.send(Msg::StandbyReady { session, status });
@@ -223,7 +230,7 @@ impl Standby {
                         self.outlets.learn(checkpoint.output(ADDRESSES));
                         if let Some(heard) = told::heard(checkpoint.output(HEALTH)) {
                             health = heard;
-                            self.images.keep(health.committed.as_ref()).map_err(|e| report(&e))?;
+                            self.keep(&health);
                         }
                     }
                 }
