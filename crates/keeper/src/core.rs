@@ -529,7 +529,7 @@ impl Core {
         self.announcing = None;
         self.announce = false;
         self.vm = None;
-        self.health.forget();
+        self.health.stand_down(self.parts.config.vm.watchdog.clone());
         // A word of farewell that is still queued goes out: the sender empties its queue before it ends.
         for replica in self.replicas.drain(..) {
             replica.session.finish();

@@ -164,16 +164,22 @@ impl Standby {
     }
 
     /// Takes over what the primary knows of its console, its network and the guest's health.
-    fn learn(&self, assembler: &CheckpointAssembler, health: &mut Health) -> Result<(), String> {
+    fn learn(&self, assembler: &CheckpointAssembler, health: &mut Health) {
         if let Some(checkpoint) = assembler.checkpoint() {
             self.outlets.heard(checkpoint.output(CONSOLE));
             self.outlets.learn(checkpoint.output(ADDRESSES));
             if let Some(heard) = told::heard(checkpoint.output(HEALTH)) {
                 *health = heard;
-                self.images.keep(health.committed.as_ref()).map_err(|e| report(&e))?;
+                self.keep(health);
             }
         }
-        Ok(())
+    }
+
+    /// Writes down which image is committed. A host that cannot is a backup all the same: taking over needs no record.
+    fn keep(&self, health: &Health) {
+        if let Err(error) = self.images.keep(health.committed.as_ref()) {
+            tracing::error!(error = %report(&error), "this host would boot another image than the committed one");
+        }
     }
 
     fn receive(
@@ -185,7 +191,7 @@ impl Standby {
         let session = hello.term;
         self.disks.enter(session)?;
         let mut health = hello.health.clone();
-        self.images.keep(health.committed.as_ref()).map_err(|e| report(&e))?;
+        self.keep(&health);
         let (mut machine, ports, layout) = launch(&self.config, hello, self.disks.sockets())?;
         let status = status(&machine, "as the primary's", "inmigrate");
         let _ = self.core.send(Msg::StandbyReady { session, status });
@@ -231,7 +237,7 @@ impl Standby {
                         if let Err(error) = assembler.commit(&mut sink) {
                             break report(&error);
                         }
-                        self.learn(&assembler, &mut health)?;
+                        self.learn(&assembler, &mut health);
                         continue;
                     }
                     // Not acknowledged when it fails: this host is no backup for that epoch. It holds the one before.
@@ -242,7 +248,7 @@ impl Standby {
                     if let Err(error) = assembler.commit(&mut sink) {
                         break report(&error);
                     }
-                    self.learn(&assembler, &mut health)?;
+                    self.learn(&assembler, &mut health);
                 }
                 Ok(Fed::Synced(pass)) => {
                     debug_assert_eq!(pass.kind, PassKind::Sync);

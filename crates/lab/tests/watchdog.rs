@@ -320,6 +320,27 @@ fn a_watchdog_that_runs_out_after_a_failover_fires_there() {
     assert_eq!(dumps(&guest, "b").len(), 1);
 }
 
+/// The primary dies between the firing and the end of what is done about it. Wherever its last checkpoint stands, the guest
+/// is not left hanging: it fires again, or the backup knows that nobody has acted, or it has been reset.
+#[test]
+fn a_failure_is_not_lost_with_the_primary() {
+    let watchdog = Watchdog { times: 100, ..Watchdog::new(WatchdogAction::Dump) };
+    let mut guest = Guest::start(Behaviour::Works, watchdog, Protection::FaultTolerant);
+    let (mut primary, mut backup) = ("a", "b");
+    for round in 0..support::rounds(3) {
+        guest.say(primary, "h");
+        guest.expect("firing", |host, kind| host == primary && matches!(kind, EventKind::WatchdogFired { .. }));
+        guest.lab.kill_host(primary).unwrap();
+        guest.took_over(backup);
+        guest.ups(backup, 2 + round);
+        let again = guest.happened(|k| matches!(k, EventKind::WatchdogFired { .. }));
+        eprintln!("round {round}: {again} firings so far");
+        guest.lab.restart_host(primary).unwrap();
+        guest.protected(backup);
+        (primary, backup) = (backup, primary);
+    }
+}
+
 #[test]
 fn a_protected_guest_that_is_launched_anew_is_protected_again() {
     let mut guest = Guest::start(Behaviour::Works, Watchdog::new(WatchdogAction::FallBack), Protection::FaultTolerant);

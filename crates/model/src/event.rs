@@ -81,7 +81,8 @@ pub enum EventKind {
     VolumeRecovered { volume: VolumeName },
     /// The guest shut down or was stopped.
     Stopped { reason: String },
-    /// The guest did not pat its watchdog in time, for the `count`th time within the policy's period.
+    /// The guest did not pat its watchdog in time, for the `count`th time within the policy's period; 0 for
+    /// an image on trial.
     WatchdogFired { action: WatchdogAction, count: u32 },
     /// The guest's kernel panicked; counts as a firing.
     GuestPanicked { action: WatchdogAction, count: u32 },

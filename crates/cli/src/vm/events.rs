@@ -107,6 +107,11 @@ pub fn line(event: &Event) -> String {
     format!("{h:02}:{m:02}:{s:02}.{:03}  {:<8}  {}", us / 1000, event.host, words(&event.kind))
 }
 
+/// Which of the failures that count it is.
+fn nth(count: u32) -> String {
+    if count == 0 { String::new() } else { format!(" (number {count})") }
+}
+
 /// What happened, in words.
 pub fn words(kind: &EventKind) -> String {
     match kind {
@@ -147,8 +152,8 @@ pub fn words(kind: &EventKind) -> String {
         EventKind::VolumeFailed { volume, reason } => format!("volume {volume} FAILS on this host: {reason}"),
         EventKind::VolumeRecovered { volume } => format!("volume {volume} works again on this host"),
         EventKind::Stopped { reason } => format!("the VM has stopped: {reason}"),
-        EventKind::WatchdogFired { action, count } => format!("THE WATCHDOG FIRED ({count}), therefore: {action}"),
-        EventKind::GuestPanicked { action, count } => format!("THE GUEST PANICKED ({count}), therefore: {action}"),
+        EventKind::WatchdogFired { action, count } => format!("THE WATCHDOG FIRED{}: {action}", nth(*count)),
+        EventKind::GuestPanicked { action, count } => format!("THE GUEST PANICKED{}: {action}", nth(*count)),
         EventKind::Dumped { path, bytes: n, took_ms } => {
             format!("the guest's memory is in {} ({}, {took_ms} ms)", path.display(), bytes(*n))
         }

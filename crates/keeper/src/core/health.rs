@@ -66,7 +66,13 @@ impl HealthSide {
     }
 
     /// Nothing of the VM is here any more.
-    pub(super) fn forget(&mut self) {
+    pub(super) fn stand_down(&mut self, watchdog: Option<Watchdog>) {
+        self.forget();
+        self.policy.handle(Input::Boots { watchdog, committed: self.images.committed() }, &mut Vec::new());
+    }
+
+    /// Its QEMU is gone.
+    fn forget(&mut self) {
         self.relaunch = None;
         self.running = false;
         self.dump = None;
@@ -248,7 +254,13 @@ impl Core {
 
     pub(super) fn health_request(&mut self, request: Request) -> Response {
         let refuse = |message: String, help: &str| Response::Error { message, help: Some(help.into()), try_host: None };
-        if self.health.relaunch.is_some() || !self.health.running {
+        let on_trial = self.health.policy.sign().is_some();
+        let needs_guest = match &request {
+            Request::CommitImage => on_trial,
+            Request::FallBack => false,
+            _ => true,
+        };
+        if needs_guest && (self.health.relaunch.is_some() || !self.health.running) {
             return refuse("the VM's QEMU is being launched".into(), "try again in a moment");
         }
         match request {
@@ -286,7 +298,14 @@ impl Core {
     }
 
     pub(super) fn health_status(&self) -> HealthStatus {
-        self.health.status()
+        let mut status = self.health.status();
+        if self.vm.is_none() {
+            // A backup hears of it while the core has nothing to do with it.
+            let committed = self.health.images.committed();
+            status.committed = committed.unwrap_or_else(|| self.parts.config.vm.boot.clone());
+            status.image = status.committed.clone();
+        }
+        status
     }
 }
 

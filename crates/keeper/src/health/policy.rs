@@ -255,7 +255,7 @@ impl Policy {
         if self.trial.is_some() {
             let reason = failure.to_string();
             let shown = if action == WatchdogAction::Dump { action } else { WatchdogAction::FallBack };
-            out.push(Decision::Emit(Happened::Failed { failure, action: shown, count: self.failures() }));
+            out.push(Decision::Emit(Happened::Failed { failure, action: shown, count: 0 }));
             if action == WatchdogAction::Dump {
                 self.dumping = Some(Then::FallBack { reason });
                 out.push(Decision::Dump);

@@ -174,3 +174,37 @@ impl Watcher {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::mpsc::channel;
+
+    use super::super::told::heard;
+    use super::*;
+
+    #[test]
+    fn a_failure_is_in_the_checkpoint_that_was_taken_before_anybody_knew() {
+        let (core, inbox) = channel();
+        let mut watcher = Watcher::new(7, Dumps::new(Path::new("/nowhere"), "vm"), Told::default(), core);
+        let mut health = Vec::new();
+        watcher.fill(true, &mut health);
+        assert_eq!(heard(&health).unwrap().pending, None);
+        assert!(!watcher.busy());
+        // QEMU told of it while the checkpoint was being taken.
+        watcher.failed(Failure::Watchdog);
+        watcher.fill(false, &mut health);
+        assert_eq!(heard(&health).unwrap().pending, Some(Failure::Watchdog));
+        assert!(inbox.try_recv().is_err(), "the core must not act before the checkpoint says so");
+        watcher.report();
+        let told = inbox.try_recv();
+        assert!(matches!(told, Ok(Msg::GuestFailed { generation: 7, failure: Failure::Watchdog })));
+        // No further checkpoint until the core has decided; none says it twice to the core.
+        assert!(watcher.busy());
+        watcher.report();
+        assert!(inbox.try_recv().is_err());
+        // The one after the action takes it back.
+        watcher.fill(false, &mut health);
+        assert_eq!(heard(&health).unwrap().pending, None);
+    }
+}

@@ -1,0 +1,91 @@
+//! A panic, a memory dump and trials of images, through the command. A Linux guest; needs root and the test guest.
+
+mod fixture;
+
+use std::io::Write;
+use std::process::Stdio;
+
+use fixture::{LabName, fails, json, ninefold, ok, programs};
+
+/// Types at the guest's console, and leaves after a moment of silence.
+fn types(lab: &str, input: &str) {
+    let mut command = ninefold(&["vm", "console", "--lab", lab, "--linger", "1"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_guest_that_panics_and_images_on_trial() {
+    programs();
+    let lab = LabName::new();
+    let name = lab.name();
+    let vm = |verb: &[&str]| json(&[&["vm"], verb, &["--lab", name]].concat());
+    json(&["lab", "up", "--name", name, "--watchdog", "dump"]);
+    let told = ok(&["vm", "status", "--lab", name]);
+    assert!(told.contains("watchdog: i6300esb, then dump; 0 of 3 failures in 10m\n"), "{told}");
+    let image = |status: &serde_json::Value| status["hosts"][0]["status"]["health"]["image"]["linux"].clone();
+    let committed = image(&vm(&["status"]));
+
+    // The guest is up already: what it said before is no sign of the image on trial.
+    let cmdline = format!("{} tried=1", committed["cmdline"].as_str().unwrap());
+    let trial = ["trial", "--cmdline", &cmdline];
+    let done = vm(&[&trial[..], &["--console-line", "ninefold-guest: ready", "--healthy-within", "3min"]].concat());
+    assert_eq!(done["event"]["event"], "image_committed", "{done:#}");
+    let tried = image(&vm(&["status"]));
+    assert_eq!((&tried["cmdline"], &tried["kernel"]), (&cmdline.as_str().into(), &committed["kernel"]));
+    vm(&["protect"]);
+
+    // By a probe from a host that reaches the guest.
+    let back = committed["cmdline"].as_str().unwrap();
+    let probed = ninefold(&["lab", "exec", "client", "--name", name, "--", fixture::NINEFOLD, "--json"])
+        .args([
+            "vm",
+            "trial",
+            "--lab",
+            name,
+            "--cmdline",
+            back,
+            "--healthy-within",
+            "3min",
+            "--probe",
+            "tcp:10.9.0.10:6379",
+        ])
+        .output()
+        .unwrap();
+    assert!(probed.status.success(), "{}", String::from_utf8_lossy(&probed.stderr));
+    assert_eq!(image(&vm(&["status"])), committed);
+
+    // One that does not come up, and one that cannot even be tried.
+    let none = [&trial[..], &["--console-line", "never said", "--healthy-within", "2s", "--lab", name]].concat();
+    let said = fails(&[&["vm"], &none[..]].concat(), 1);
+    assert!(said.contains("not found healthy within 2 s") && said.contains("\nhelp: "), "{said}");
+    let said = fails(&["vm", "trial", "--lab", name, "--kernel", "/nowhere/vmlinuz"], 1);
+    assert!(said.contains("/nowhere/vmlinuz") && said.contains("on every host"), "{said}");
+    assert!(fails(&["vm", "commit-image", "--lab", name], 1).contains("no image is on trial"));
+    assert!(fails(&["vm", "fall-back", "--lab", name], 1).contains("no image is on trial"));
+    assert_eq!(image(&vm(&["status"])), committed);
+    vm(&["protect"]);
+
+    // A dump on request: the guest goes on, and stays protected.
+    let dumped = vm(&["dump"]);
+    let path = dumped["event"]["path"].as_str().unwrap();
+    assert!(std::fs::metadata(path).unwrap().len() >= 256 << 20, "{dumped:#}");
+    assert_eq!(vm(&["status"])["protection"], "protected");
+
+    // Debian's own kernel panics, and says so.
+    let events = || ok(&["vm", "events", "--lab", name]);
+    let before = events();
+    assert!(!before.contains("PANICKED"), "{before}");
+    types(name, "echo c > /proc/sysrq-trigger\n");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while !events().contains("THE GUEST PANICKED (number 1): dump") || events().matches(".core (").count() < 2 {
+        assert!(std::time::Instant::now() < deadline, "{}", events());
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    assert_eq!(vm(&["status"])["hosts"][0]["status"]["health"]["failures"], 1);
+    // It has been reset, not left behind.
+    vm(&["protect"]);
+    json(&["lab", "down", "--name", name]);
+    assert_eq!(lab.traces(), Vec::<String>::new());
+}
