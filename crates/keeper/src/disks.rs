@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ninefold_model::spec::{Acknowledge, VolumeSpec};
+use ninefold_model::spec::VolumeSpec;
 use ninefold_model::{Epoch, Term};
 use ninefold_volume::nbd::{Access, Handler, Server};
 use ninefold_volume::pool::Kind;
@@ -196,15 +196,10 @@ impl Disks {
             disk.served.receive(epoch, batch);
         }
         for disk in &self.all {
-            let failed = |e: &dyn std::error::Error| format!("volume {}: {}", disk.spec.name, report(e));
             // A host that cannot write what it is sent must not count as a backup; what it holds already, it keeps.
-            if let Some(failure) = disk.served.stuck() {
-                return Err(format!("volume {}: {}", disk.spec.name, failure.reason));
-            }
-            disk.served.wait_room(DISK_LIMIT).map_err(|e| failed(&e))?;
-            if disk.spec.acknowledge == Acknowledge::Disk {
-                disk.served.wait_durable(epoch, DISK_LIMIT).map_err(|e| failed(&e))?;
-            }
+            disk.served
+                .wait_acknowledge(epoch, DISK_LIMIT)
+                .map_err(|e| format!("volume {}: {}", disk.spec.name, report(&e)))?;
         }
         Ok(())
     }

@@ -319,12 +319,22 @@ impl Served {
         self.wait(limit, true, |state| state.log_used.is_none() && !state.queue.iter().any(|s| s.committed))
     }
 
-    /// Waits until a backup's queue is not too long, or until `limit`.
+    /// A backup's side: waits until what an acknowledgement of `epoch` means is true, and there is room for the next one;
+    /// or until `limit`.
     ///
     /// # Errors
-    /// `Io`: the disk is too slow for what the primary sends.
-    pub fn wait_room(&self, limit: Duration) -> Result<(), VolumeError> {
-        self.wait(limit, false, |state| state.held <= BACKLOG)
+    /// `Io`: the disk takes nothing, which is said at once, or is too slow for what the primary sends.
+    pub fn wait_acknowledge(&self, epoch: Epoch, limit: Duration) -> Result<(), VolumeError> {
+        let durable = self.shared.acknowledge == Acknowledge::Disk;
+        let done = |state: &State| {
+            let missing = |s: &Sealed| durable && s.committed && s.epoch <= epoch && s.number > state.logged;
+            state.failure.is_some() || (state.held <= BACKLOG && !state.queue.iter().any(missing))
+        };
+        self.wait(limit, false, done)?;
+        match self.stuck() {
+            Some(failure) => Err(not_on_disk(failure.reason)),
+            None => Ok(()),
+        }
     }
 
     fn wait(&self, limit: Duration, settle: bool, done: impl Fn(&State) -> bool) -> Result<(), VolumeError> {
@@ -336,7 +346,7 @@ impl Served {
             self.shared.work.notify_one();
             let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) else {
                 let why = state.failure.clone().map_or_else(|| "it takes too long".into(), |failure| failure.reason);
-                return Err(VolumeError::Io { what: "writes are not on the disk", source: std::io::Error::other(why) });
+                return Err(not_on_disk(why));
             };
             state = self.shared.done.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -473,6 +483,10 @@ impl Served {
         let done = shared.put(&op, &marks).and_then(|()| if durable { shared.image.flush() } else { Ok(()) });
         done.inspect_err(|error| shared.refuse(error))
     }
+}
+
+fn not_on_disk(why: String) -> VolumeError {
+    VolumeError::Io { what: "writes are not on the disk", source: std::io::Error::other(why) }
 }
 
 impl Handler for Served {

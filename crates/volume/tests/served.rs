@@ -302,10 +302,17 @@ fn a_failing_image_loses_nothing_and_is_written_later() {
             let failure = served.stuck().unwrap();
             assert!(failure.out_of_space && failure.reason.starts_with("cannot write: "), "{failure:?}");
             assert_eq!(served.failure(), Some(failure));
+            // A backup does not say that it has what its disk does not take, and says so at once.
+            let refused = served.wait_acknowledge(Epoch(4), LIMIT).unwrap_err();
+            assert!(
+                std::error::Error::source(&refused).unwrap().to_string().starts_with("cannot write: "),
+                "{refused:?}"
+            );
         }
         // There is room again.
         disk.0.left.store(u64::MAX, Ordering::SeqCst);
         served.settle(LIMIT).unwrap();
+        served.wait_acknowledge(Epoch(4), LIMIT).unwrap();
         assert_eq!((served.failure(), served.held()), (None, 0));
         assert_eq!(*disk.0.durable.lock().unwrap(), wanted);
     }
