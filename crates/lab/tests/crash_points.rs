@@ -110,6 +110,8 @@ fn a_primary_dies_while_it_syncs() {
         s.lab.start_keeper("a").unwrap();
         s.lab.ask("a", &Request::Start { force: false }).unwrap();
         s.await_guest();
+        // The client's old connection is refused by the new guest, which takes as long as its next repetition.
+        support::wait_until("the end of the client's connection", || s.ledger().resets() == 1);
         let report = s.ledger.take().unwrap().finish().unwrap();
         assert_eq!((report.lost, report.repeated, report.resets), (0, 0, 1), "{step}: {report:?}");
         // This time it gets to the end.

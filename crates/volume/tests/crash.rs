@@ -92,7 +92,9 @@ fn child() {
         if epoch.is_multiple_of(WAIT) {
             served.wait_durable(Epoch(epoch), LIMIT).unwrap();
             // A client is told: from here on it must not be lost.
-            std::fs::write(Path::new(&dir).join("durable"), epoch.to_string()).unwrap();
+            // Put in place whole: this process may be killed at any moment.
+            let (new, place) = (Path::new(&dir).join("durable.new"), Path::new(&dir).join("durable"));
+            std::fs::write(&new, epoch.to_string()).and_then(|()| std::fs::rename(&new, &place)).unwrap();
         }
         if epoch.is_multiple_of(SETTLE) {
             served.settle(LIMIT).unwrap();

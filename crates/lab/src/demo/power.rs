@@ -1,12 +1,14 @@
 //! The whole lab loses its power while the database works, and comes back.
 //!
 //! The VM itself is lost with its hosts; what it acknowledged is on a disk, because its volume acknowledges on disk. A
-//! person (here: this module) starts it again, where its backup was: that image holds every acknowledged write.
+//! person (here: this module) starts it again, where its backup was: that image holds every acknowledged write. A VM that had
+//! no backup at that moment is started where it ran.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use ninefold_model::control::Request;
+use ninefold_model::event::{Event, EventKind};
 
 use super::act::{PATIENCE, Show};
 use super::{Audience, Step};
@@ -22,6 +24,42 @@ pub(super) struct PowerLoss {
     pub recovery: Duration,
     /// Transactions that were under way.
     pub doubtful: u64,
+}
+
+/// Who had the VM when the power went.
+struct Last {
+    primary: String,
+    backup: String,
+    protected: bool,
+}
+
+impl Last {
+    fn of(mut events: Vec<Event>) -> Option<Self> {
+        events.sort_by_key(|e| e.monotonic_us);
+        let mut last: Option<Self> = None;
+        for event in events {
+            let host = event.host.to_string();
+            match event.kind {
+                EventKind::Booted { .. } | EventKind::TookOver { .. } => {
+                    let backup = last.map(|l| if l.primary == host { l.backup } else { l.primary }).unwrap_or_default();
+                    last = Some(Self { primary: host, backup, protected: false });
+                }
+                EventKind::Protected { backup, .. } => {
+                    last = Some(Self { primary: host, backup: backup.to_string(), protected: true });
+                }
+                EventKind::BackupLost { .. } | EventKind::Unprotected { .. } => {
+                    last.iter_mut().for_each(|l| l.protected = false);
+                }
+                _ => {}
+            }
+        }
+        last
+    }
+
+    /// The host on which to start it, and the other.
+    fn order(self) -> (String, String) {
+        if self.protected { (self.backup, self.primary) } else { (self.primary, self.backup) }
+    }
 }
 
 /// Cuts the power of both hosts and the witness, whatever they are doing, gives it back, and has the database go on.
@@ -41,8 +79,9 @@ pub(super) fn lose_power(
     let mark = show.booted.events.mark();
     let begin = Instant::now();
     lab.power_on()?;
-    // The VM goes on where its backup was.
-    std::mem::swap(&mut show.primary, &mut show.backup);
+    // The VM goes on where its backup was, or, if it had none at that moment, where it ran.
+    let last = Last::of(show.booted.events.all());
+    (show.primary, show.backup) = last.ok_or_else(|| show.timeout("word of who had the VM"))?.order();
     lab.ask(&show.primary, &Request::Start { force: true })?;
     show.report.path.push(show.primary.clone());
     audience.hear(Step::PowerOn { host: show.primary.clone(), took: begin.elapsed() });
