@@ -192,6 +192,7 @@ impl Disks {
     pub fn put(&self, session: Term, epoch: Epoch, batches: Vec<Batch>) -> Result<(), String> {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         self.check(session)?;
+        self.settle_resync()?;
         for (disk, batch) in self.all.iter().zip(batches) {
             disk.served.receive(epoch, batch);
         }
@@ -202,6 +203,16 @@ impl Disks {
                 .map_err(|e| format!("volume {}: {}", disk.spec.name, report(&e)))?;
         }
         Ok(())
+    }
+
+    /// See [`Served::settle_resync`].
+    ///
+    /// # Errors
+    /// A disk that cannot be written.
+    pub fn settle_resync(&self) -> Result<(), String> {
+        self.all
+            .iter()
+            .try_for_each(|d| d.served.settle_resync().map_err(|e| format!("volume {}: {}", d.spec.name, report(&e))))
     }
 
     /// The numbers of this epoch's batches: see [`Served::number`].

@@ -251,6 +251,8 @@ impl Standby {
                     self.learn(&assembler, &mut health);
                 }
                 Ok(Fed::Synced(pass)) => {
+                    // So that little of it is left for the first checkpoint.
+                    self.disks.settle_resync()?;
                     debug_assert_eq!(pass.kind, PassKind::Sync);
                     if let Some(log) = &log {
                         let _ = log.send(Job::Log(LogJob::Settle));

@@ -114,6 +114,8 @@ struct State {
     waiting: Option<Instant>,
     /// Somebody waits for the log.
     hurry: bool,
+    /// A resync has written to the image past the log, and that is not durable yet.
+    loose: bool,
     /// Somebody waits for the image.
     settling: bool,
     marks: Vec<Arc<dyn Mark>>,
@@ -187,6 +189,7 @@ impl Served {
                 log_used: None,
                 waiting: None,
                 hurry: false,
+                loose: false,
                 settling: false,
                 marks: Vec::new(),
                 on_durable: None,
@@ -286,17 +289,30 @@ impl Served {
         self.shared.work.notify_one();
     }
 
+    /// Makes durable what a resync has written. Before a checkpoint that rests on it goes into the log: a loss of power would
+    /// otherwise leave the log, and not what is under it.
+    ///
+    /// # Errors
+    /// Those of the image; it can be tried again.
+    pub fn settle_resync(&self) -> Result<(), VolumeError> {
+        if !std::mem::take(&mut self.shared.lock().loose) {
+            return Ok(());
+        }
+        self.shared.image.flush().inspect_err(|_| self.shared.lock().loose = true)
+    }
+
     /// Writes a block of a resync into the image, at once. The image is not a volume of anybody's meanwhile.
     ///
     /// # Errors
     /// Those of the image; `Io` while there is anything in the log, which would be written over it.
     pub fn apply(&self, batch: &Batch) -> Result<(), VolumeError> {
-        let state = self.shared.lock();
+        let mut state = self.shared.lock();
         let marks = state.marks.clone();
         if state.log_used.is_some() || !state.queue.is_empty() {
             let source = std::io::Error::from(std::io::ErrorKind::ResourceBusy);
             return Err(VolumeError::Io { what: "writes of an earlier session are on their way", source });
         }
+        state.loose = true;
         drop(state);
         batch.ops().iter().try_for_each(|op| self.shared.put(op, &marks))
     }
