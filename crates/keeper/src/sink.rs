@@ -149,7 +149,7 @@ impl Sink {
         matches!(self.stage, Stage::Joined)
     }
 
-    /// Its pages are as old as the last scan.
+    /// The guest has written these pages, and this sink does not get them otherwise unless it has joined.
     fn note(&mut self, runs: &[PageRun]) {
         match &mut self.stage {
             Stage::Copying(copying) => copying.stale.insert(runs),
@@ -158,7 +158,7 @@ impl Sink {
         }
     }
 
-    /// Sends the next piece of the copy, or ends a round. `scan` tells what is stale by now, before a round begins.
+    /// Sends the next piece of the copy, or ends a round.
     fn copy(&mut self, memory: &Memory, most: u32, tell: &mut dyn FnMut(Term, SyncProgress)) -> Result<Copied, String> {
         let Stage::Copying(copying) = &mut self.stage else { return Ok(Copied::NoRoom) };
         if copying.pieces.is_none() && !copying.begin(&self.jobs)? {
@@ -388,21 +388,19 @@ impl Sinks {
         any
     }
 
-    /// A checkpoint has been taken and the guest stands still: notes it for those that do not get it, and lets join those
-    /// that are ready. `hold` is asked for each of them whether it may: all output is held then.
-    pub fn taken(
-        &mut self,
-        capture: &Capture,
-        outlets: &Outlets,
-        disks: &Disks,
-        mut hold: impl FnMut(Term) -> bool,
-    ) -> Vec<(Term, Join)> {
+    /// A checkpoint has been taken and the guest stands still: those that have not joined do not get it, and what it carries
+    /// is stale there.
+    pub fn taken(&mut self, capture: &Capture) {
         self.taken = capture.epoch;
+        self.all.iter_mut().for_each(|sink| sink.note(capture.runs()));
+    }
+
+    /// Lets those join that are ready; the guest stands still after the checkpoint that carries what they were
+    /// [missing](Self::gather). `hold` is asked for each of them whether it may: all output is held then.
+    pub fn join(&mut self, outlets: &Outlets, disks: &Disks, mut hold: impl FnMut(Term) -> bool) -> Vec<(Term, Join)> {
+        let before = Epoch(self.taken.0 - 1);
         let mut joins = Vec::new();
         self.all.retain_mut(|sink| {
-            if let Stage::Copying(copying) = &mut sink.stage {
-                copying.stale.insert(capture.runs());
-            }
             if !matches!(sink.stage, Stage::Ready { .. }) {
                 return true;
             }
@@ -414,7 +412,7 @@ impl Sinks {
             joins.push((sink.name, join));
             sink.stage = Stage::Joined;
             // What it holds before its first checkpoint does not count against it.
-            sink.acked = Epoch(capture.epoch.0 - 1);
+            sink.acked = before;
             true
         });
         joins

@@ -296,7 +296,9 @@ impl Vm {
             Command::GoOn => {
                 self.last = Last::No;
                 if std::mem::take(&mut self.paused) && self.off == Off::No {
-                    self.machine.cont().map_err(|e| report(&e))?;
+                    // It is the end of the last checkpoint's pause.
+                    self.machine.resume().map_err(|e| report(&e))?;
+                    self.resumed = Instant::now();
                 }
             }
             Command::Acked { session, epoch } => {
@@ -465,10 +467,8 @@ impl Vm {
             }
             held
         };
-        let joins = if joining { sinks.taken(&capture, &self.outlets, &self.disks, hold) } else { Vec::new() };
-        if !joining {
-            sinks.taken(&capture, &self.outlets, &self.disks, |_| false);
-        }
+        sinks.taken(&capture);
+        let joins = if joining { sinks.join(&self.outlets, &self.disks, hold) } else { Vec::new() };
         let nobody = !sinks.any_joined();
         if nobody {
             // What the checkpoint has sealed is the guest's own again.

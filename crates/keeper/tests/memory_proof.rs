@@ -12,6 +12,7 @@
 
 #[path = "../../machine/tests/guest/mod.rs"]
 mod guest;
+mod outlets;
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -20,13 +21,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ninefold_keeper::capture::Capture;
-use ninefold_keeper::config::{KeeperConfig, Peer, SecurityConfig};
+use ninefold_keeper::config::KeeperConfig;
 use ninefold_keeper::disks::Disks;
 use ninefold_keeper::first_copy;
 use ninefold_keeper::outlets::{CONSOLE, Outlets};
 use ninefold_keeper::standby::{Sink, layout};
 use ninefold_machine::{DirtySet, Machine, MachineConfig, Memory, PageRun, Ports, Tracker};
-use ninefold_model::spec::{Accel, AccelChoice, Boot, VmSpec};
+use ninefold_model::spec::{Accel, AccelChoice, Boot};
 use ninefold_model::{Epoch, Term};
 use ninefold_replica::stream::{
     self, CheckpointAssembler, Fed, Mode, PageEncoder, Pass, PassKind, PassWriter, Preamble, RecordReader,
@@ -189,30 +190,6 @@ fn translate(runs: &[PageRun]) -> Vec<stream::PageRun> {
     runs.iter().map(|r| stream::PageRun { block: r.block, first: r.first, count: r.count }).collect()
 }
 
-/// Console and agent of a VM without NICs.
-fn outlets(dir: &Path, spec: &VmSpec) -> Outlets {
-    let nowhere = "127.0.0.1:0".parse().unwrap();
-    let config = KeeperConfig {
-        host: "a".parse().unwrap(),
-        vm: VmSpec { nics: Vec::new(), ..spec.clone() },
-        qemu: "qemu-system-x86_64".into(),
-        run_dir: dir.to_owned(),
-        pool: Default::default(),
-        dumps: dir.to_owned(),
-        image_record: None,
-        cache_dir: dir.to_owned(),
-        listen: nowhere,
-        peers: Vec::new(),
-        witness: Peer { host: "w".parse().unwrap(), addr: nowhere },
-        security: SecurityConfig::PlainText,
-        metrics: None,
-        uplink: None,
-        timing: Default::default(),
-        epochs: Default::default(),
-    };
-    Outlets::open(&config, &(Arc::new(|| ()) as _)).unwrap()
-}
-
 /// The root shell on the guest's console.
 struct Shell {
     console: UnixStream,
@@ -282,7 +259,7 @@ fn a_linux_guest_that_dirties_memory_hard() {
     let dir = tempfile::tempdir().unwrap();
     let config = linux_config(Path::new("qemu-system-x86_64"));
     let (mut primary, ports) = guest::launch(&config);
-    let outlets = outlets(dir.path(), &config.spec);
+    let outlets = outlets::open(dir.path(), &config.spec);
     outlets.attach(ports).unwrap();
     outlets.pass();
     let mut shell = Shell::new(dir.path());
@@ -341,7 +318,7 @@ fn a_boot_sector_from_the_first_instruction_on() {
         let mut config = guest::config(Path::new("qemu-system-x86_64"), accel, 2, &image);
         config.spec.nics.clear();
         let (primary, ports) = guest::launch(&config);
-        let outlets = outlets(dir.path(), &config.spec);
+        let outlets = outlets::open(dir.path(), &config.spec);
         outlets.attach(ports).unwrap();
         let mut proof = Proof::new(&format!("boot sector, {accel}"), &config, primary, outlets);
         proof.sync_round(Mode::Raw);

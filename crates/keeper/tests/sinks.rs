@@ -3,13 +3,15 @@
 //! ```text
 //!                                  ┌─► image 1   joins first, leaves early
 //!   real QEMU ─► the VM's thread ──┼─► image 2   joins while 1 gets checkpoints
-//!                                  └─► image 3   joins when 1 has gone, and is slow
+//!                                  ├─► image 3   joins when 1 has gone, and is slow
+//!                                  └─► image 4   is about to join when a switchover begins that fails
 //! ```
 //!
 //! Images that hold the same epoch are compared, and at the end, the guest standing still, with the guest's memory itself.
 
 #[path = "../../machine/tests/guest/mod.rs"]
 mod guest;
+mod outlets;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,17 +20,15 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ninefold_keeper::config::{KeeperConfig, Peer, SecurityConfig};
 use ninefold_keeper::health::dumps::Dumps;
 use ninefold_keeper::health::told::Told;
 use ninefold_keeper::health::watcher::Watcher;
 use ninefold_keeper::msg::Msg;
-use ninefold_keeper::outlets::Outlets;
 use ninefold_keeper::resync::Rest;
 use ninefold_keeper::session::Job;
 use ninefold_keeper::vm::{self, Bell, Command, Surroundings, VmHandle};
 use ninefold_machine::{Memory, PAGE_SIZE, PageRun};
-use ninefold_model::spec::{EpochPolicy, VmSpec};
+use ninefold_model::spec::EpochPolicy;
 use ninefold_model::{Epoch, Term};
 
 /// What any step may take; only so that a failure ends.
@@ -122,29 +122,6 @@ fn collect(name: u64, work: &Receiver<Job>, shared: &Shared, handle: &VmHandle, 
     }
 }
 
-fn outlets(dir: &Path, spec: &VmSpec) -> Outlets {
-    let nowhere = "127.0.0.1:0".parse().unwrap();
-    let config = KeeperConfig {
-        host: "a".parse().unwrap(),
-        vm: VmSpec { nics: Vec::new(), ..spec.clone() },
-        qemu: "qemu-system-x86_64".into(),
-        run_dir: dir.to_owned(),
-        pool: Default::default(),
-        dumps: dir.to_owned(),
-        image_record: None,
-        cache_dir: dir.to_owned(),
-        listen: nowhere,
-        peers: Vec::new(),
-        witness: Peer { host: "w".parse().unwrap(), addr: nowhere },
-        security: SecurityConfig::PlainText,
-        metrics: None,
-        uplink: None,
-        timing: Default::default(),
-        epochs: Default::default(),
-    };
-    Outlets::open(&config, &(Arc::new(|| ()) as _)).unwrap()
-}
-
 /// Stands in for the core: output is held at once; the rest is passed on.
 fn core(inbox: Receiver<Msg>, seen: Sender<Epoch>) {
     for msg in inbox {
@@ -175,7 +152,7 @@ fn every_sink_holds_every_checkpoint_whole() {
     let mut config = guest::config(Path::new("qemu-system-x86_64"), accel, 2, &boot);
     config.spec.nics.clear();
     let (machine, ports) = guest::launch(&config);
-    let outlets = Arc::new(outlets(dir.path(), &config.spec));
+    let outlets = Arc::new(outlets::open(dir.path(), &config.spec));
     outlets.attach(ports).unwrap();
     let memory = Arc::clone(machine.memory());
     let bell = Bell::new().unwrap();
@@ -215,9 +192,19 @@ fn every_sink_holds_every_checkpoint_whole() {
         assert!(three.first > two.first && two.first > 20 && three.rounds >= 2);
     }
 
+    // Another is ready to join, and waits for the slow one, when the last checkpoint before a switchover is taken. It has no
+    // part in that, and joins when nothing has come of the switchover.
+    let four = add_sink(4, &handle, &bell, &memory, Duration::ZERO);
+    four.wait("a copy", |i| i.rounds >= 2);
+    handle.send(Command::TakeFinal);
+    let switchover = final_taken.recv_timeout(LIMIT).unwrap();
+    three.wait("the last checkpoint before the switchover", |i| i.epoch == switchover.0);
+    handle.send(Command::GoOn);
+    four.wait("checkpoints at the fourth", |i| i.sums.len() >= 2);
+
     handle.send(Command::TakeFinal);
     let last = final_taken.recv_timeout(LIMIT).unwrap();
-    for image in [&two, &three] {
+    for image in [&two, &three, &four] {
         image.wait("the last checkpoint", |i| i.epoch == last.0);
         let mut content = vec![0; 256 * PAGE_SIZE as usize];
         for run in memory.all_runs(256) {

@@ -254,6 +254,11 @@ impl Core {
 
     pub(super) fn health_request(&mut self, request: Request) -> Response {
         let refuse = |message: String, help: &str| Response::Error { message, help: Some(help.into()), try_host: None };
+        if let Request::Trial { image, sign, .. } = &request
+            && let Err(message) = usable(image, sign)
+        {
+            return refuse(message, "the files must be there, under the same names, on every host of the VM");
+        }
         let on_trial = self.health.policy.sign().is_some();
         let needs_guest = match &request {
             Request::CommitImage => on_trial,
@@ -272,9 +277,6 @@ impl Core {
                 Response::Done
             }
             Request::Trial { image, within_ms, sign } => {
-                if let Err(message) = usable(&image, &sign) {
-                    return refuse(message, "the files must be there, under the same names, on every host of the VM");
-                }
                 let within = Duration::from_millis(within_ms);
                 self.health_request_input(Input::Trial { image, within, sign })
             }

@@ -150,22 +150,8 @@ impl Core {
 
     /// The VM's record, its memory and what runs it, for a log that begins here.
     fn log_hello(&self) -> Option<(Hello, Record)> {
-        let (layout, machine) = (self.layout.clone()?, self.machine.as_ref()?);
         let Some(LogRole::Primary { record }) = self.protocol.log_role() else { return None };
-        let config = &self.parts.config;
-        let hello = Hello {
-            session: record.term.0,
-            vm: config.vm.name.clone(),
-            from: config.host.clone(),
-            term: record.term,
-            spec: config.vm.clone(),
-            epoch_policy: self.epochs,
-            qemu: machine.qemu.clone(),
-            accel: machine.accel,
-            layout,
-            lanes: 1,
-            health: self.health.health(),
-        };
+        let hello = self.hello(record.term)?;
         Some((hello, record))
     }
 

@@ -150,28 +150,34 @@ impl Core {
         self.start_vm(obtain, None);
     }
 
-    pub(super) fn open_session(&mut self, session: Term, peer: HostName) {
-        let link = self.link.take().filter(|link| *link.peer() == peer);
-        let (Some(link), Some(layout), Some(machine)) = (link, self.layout.clone(), &self.machine) else {
-            self.input(Input::SessionLost { session, reason: "the peer is gone".into() });
-            return;
-        };
+    /// What the VM is and runs in, as a session of this name begins or a log; none while there is no QEMU.
+    pub(super) fn hello(&self, session: Term) -> Option<Hello> {
+        let (layout, machine) = (self.layout.clone()?, self.machine.as_ref()?);
         let config = &self.parts.config;
-        let mut spec = config.vm.clone();
-        spec.protection = self.protocol.wanted().protection;
-        let hello = Hello {
+        Some(Hello {
             session: session.0,
             vm: config.vm.name.clone(),
             from: config.host.clone(),
             term: session,
-            spec,
+            spec: config.vm.clone(),
             epoch_policy: self.epochs,
             qemu: machine.qemu.clone(),
             accel: machine.accel,
             layout,
             lanes: 1,
             health: self.health.health(),
+        })
+    }
+
+    pub(super) fn open_session(&mut self, session: Term, peer: HostName) {
+        let link = self.link.take().filter(|link| *link.peer() == peer);
+        let (Some(link), Some(mut hello)) = (link, self.hello(session)) else {
+            self.input(Input::SessionLost { session, reason: "the peer is gone".into() });
+            return;
         };
+        // What the owner wants of the VM travels with it.
+        hello.spec.protection = self.protocol.wanted().protection;
+        let config = &self.parts.config;
         let settings = Settings {
             heartbeat: Duration::from_millis(config.timing.heartbeat_ms.into()),
             uplink: Arc::clone(&self.uplink),

@@ -1,0 +1,32 @@
+//! What a VM without NICs speaks through, for tests that run no whole keeper.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use ninefold_keeper::config::{KeeperConfig, Peer, SecurityConfig};
+use ninefold_keeper::outlets::Outlets;
+use ninefold_model::spec::VmSpec;
+
+/// Console and agent of a VM without NICs.
+pub fn open(dir: &Path, spec: &VmSpec) -> Outlets {
+    let nowhere = "127.0.0.1:0".parse().unwrap();
+    let config = KeeperConfig {
+        host: "a".parse().unwrap(),
+        vm: VmSpec { nics: Vec::new(), ..spec.clone() },
+        qemu: "qemu-system-x86_64".into(),
+        run_dir: dir.to_owned(),
+        pool: Default::default(),
+        dumps: dir.to_owned(),
+        image_record: None,
+        cache_dir: dir.to_owned(),
+        listen: nowhere,
+        peers: Vec::new(),
+        witness: Peer { host: "w".parse().unwrap(), addr: nowhere },
+        security: SecurityConfig::PlainText,
+        metrics: None,
+        uplink: None,
+        timing: Default::default(),
+        epochs: Default::default(),
+    };
+    Outlets::open(&config, &(Arc::new(|| ()) as _)).unwrap()
+}
