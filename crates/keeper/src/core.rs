@@ -138,6 +138,8 @@ pub struct Core {
     quitting: Option<Instant>,
     counters: Counters,
     last_tick: Instant,
+    /// When this host was last seen not to stand still.
+    awake: Instant,
     last_beat: Instant,
     beats: u64,
     done: bool,
@@ -181,6 +183,7 @@ impl Core {
             quitting: None,
             counters: Counters::default(),
             last_tick: now,
+            awake: now,
             last_beat: now,
             beats: 0,
             done: false,
@@ -441,7 +444,7 @@ impl Core {
             Action::Release { epoch } => {
                 // A host that freezes in the middle of this must not go on with it when it thaws.
                 let limit = self.failure_timeout() / 2;
-                let begun = Cell::new(self.last_tick);
+                let begun = Cell::new(self.awake);
                 let ours = || {
                     let in_time = begun.get().elapsed() < limit;
                     if in_time {
@@ -457,7 +460,7 @@ impl Core {
                 }
                 // A long release is work, not a freeze.
                 if ours() {
-                    self.last_tick = Instant::now();
+                    self.awake = Instant::now();
                 }
                 self.measure_committed();
                 // What a guest did last before it powered off is on the disks of all its hosts.

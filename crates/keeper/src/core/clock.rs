@@ -14,8 +14,9 @@ use super::{Core, MIN_STILL, QUIT_LIMIT};
 
 impl Core {
     pub(super) fn tick(&mut self) {
-        let stood_still = self.last_tick.elapsed();
-        self.last_tick = Instant::now();
+        let stood_still = self.awake.elapsed();
+        self.awake = Instant::now();
+        self.last_tick = self.awake;
         // The peer counts from our last sign of life, which was up to a heartbeat before.
         let heartbeats = 2 * Duration::from_millis(self.parts.config.timing.heartbeat_ms.into());
         if stood_still >= self.failure_timeout().saturating_sub(heartbeats).max(MIN_STILL) {
