@@ -79,7 +79,10 @@ fn the_witness_restarts_between_failovers() {
 
 #[test]
 fn the_vm_is_moved_on_purpose() {
-    case("planned", &[Action::Switchover, Action::TerminateKeeper, Action::UnprotectAndProtect]);
+    case(
+        "planned",
+        &[Action::Switchover, Action::SwitchoverToFrozen, Action::TerminateKeeper, Action::UnprotectAndProtect],
+    );
 }
 
 /// The distribution's older QEMU.

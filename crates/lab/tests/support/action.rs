@@ -40,6 +40,8 @@ pub enum Action {
     /// The witness is killed and started from its disk.
     WitnessRestarts,
     Switchover,
+    /// A switchover to a host that has just frozen: the VM goes on where it was.
+    SwitchoverToFrozen,
     /// SIGTERM for the primary's keeper.
     TerminateKeeper,
     /// Protection is switched off and on.
@@ -56,7 +58,7 @@ pub enum Away {
 
 impl Action {
     /// One of each.
-    pub const ALL: [Action; 29] = [
+    pub const ALL: [Action; 30] = [
         Action::KillQemu,
         Action::KillKeeper,
         Action::KillHost,
@@ -84,6 +86,7 @@ impl Action {
         Action::WitnessAwayAndBackupDies(Away::CutOff),
         Action::WitnessRestarts,
         Action::Switchover,
+        Action::SwitchoverToFrozen,
         Action::TerminateKeeper,
         Action::UnprotectAndProtect,
     ];
@@ -159,6 +162,15 @@ impl Scenario {
                     s.expect(mark, &s.primary, "switchover", |k| matches!(k, EventKind::SwitchoverStarted { .. }));
                 },
                 |_, _| (),
+            ),
+            Action::SwitchoverToFrozen => self.lose_backup(
+                mark,
+                |s| {
+                    s.lab.freeze(&s.backup).unwrap();
+                    s.lab.ask(&s.primary, &Request::Switchover).unwrap();
+                    s.expect(mark, &s.primary, "switchover", |k| matches!(k, EventKind::SwitchoverStarted { .. }));
+                },
+                |s| s.lab.thaw(&s.backup).unwrap(),
             ),
             Action::TerminateKeeper => self.replaced(
                 mark,
