@@ -4,6 +4,7 @@
 #![no_main]
 
 use std::io::{self, Write};
+use std::ops::ControlFlow;
 
 use libfuzzer_sys::fuzz_target;
 use ninefold_replica::stream::PageSink;
@@ -55,7 +56,7 @@ fuzz_target!(|data: &[u8]| {
     file.write_all(&bytes).expect("room");
     let find = &mut |_: &_| Err(FileError::Refused("no parents here".into()));
     let Ok(snapshot) = Snapshot::open(file, find) else { return };
-    let whole = snapshot.verify(&mut |_, _| ()).is_ok();
-    let loaded = snapshot.load(&|block| block == 0, &mut Nowhere(&snapshot), &mut |_, _| ()).is_ok();
+    let whole = snapshot.verify(&mut |_, _| ControlFlow::Continue(())).is_ok();
+    let loaded = snapshot.load(&|block| block == 0, &mut Nowhere(&snapshot), &mut |_, _| ControlFlow::Continue(())).is_ok();
     assert!(loaded || !whole);
 });

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use ninefold_keeper::api::ApiError;
 use ninefold_lab::LabError;
 use ninefold_model::status::Role;
+use ninefold_snapshot::store::StoreError;
 use ninefold_volume::VolumeError;
 
 /// Why a command failed. Its text is one line; [`CliError::help`] says what to do.
@@ -23,6 +24,10 @@ pub enum CliError {
         #[source]
         source: Box<VolumeError>,
     },
+    #[error("{0}")]
+    Store(#[source] Box<StoreError>),
+    #[error("{0}")]
+    NoSnapshot(String),
     #[error("there is no storage pool at {pool}")]
     NoPool { pool: PathBuf },
     #[error("the name of {path} does not tell its format")]
@@ -75,6 +80,12 @@ pub enum CliError {
     Interrupted,
 }
 
+impl From<StoreError> for CliError {
+    fn from(error: StoreError) -> Self {
+        if error.is_cancelled() { Self::Interrupted } else { Self::Store(Box::new(error)) }
+    }
+}
+
 impl CliError {
     /// An I/O error with its object: `.map_err(CliError::io("read x"))`.
     pub fn io<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
@@ -90,6 +101,14 @@ impl CliError {
                 "name the host's pool with --pool DIR (`pool` in the keeper's configuration); `create`, `import` and `adopt` \
                  make one"
             }
+            Self::Store(error) => match **error {
+                StoreError::NotFound(_) => "`ninefold snapshot list` shows those that are there",
+                StoreError::HasChild { .. } => "remove that first, or export it and import the file",
+                StoreError::Busy(_) => "try again when whoever uses it is done",
+                StoreError::Exists(_) => "choose another name",
+                StoreError::Snapshot { .. } | StoreError::Import { .. } | StoreError::Io { .. } => return None,
+            },
+            Self::NoSnapshot(_) => "`ninefold vm events` shows what happened, `ninefold snapshot list` what there is",
             Self::FileFormat { .. } => "say it with --file-format: raw, qcow2, vmdk, vdi or vhdx",
             Self::Keeper(ApiError::Refused { help, .. }) => return help.clone(),
             Self::Keeper(_) => "start the keeper (in a lab: `ninefold lab restart HOST`) and see its log",

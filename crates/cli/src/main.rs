@@ -2,7 +2,7 @@
 //!
 //! * [`lab`]: hosts on this machine, and what can befall them
 //! * [`vm`]: a fault-tolerant VM: its state, its life, its console
-//! * [`storage`]: volumes and golden images in a host's pool
+//! * [`storage`]: volumes, golden images and snapshots in a host's pool
 //! * [`doctor`]: what this host can do · [`demo`]: the main job from beginning to end · [`bench`]: what it costs
 //! * [`output`]: tables and JSON · [`progress`]: bars · [`picture`]: a lab drawn
 //! * [`error`]: what went wrong, and what to do · [`interrupt`]: nothing stays half-made
@@ -58,6 +58,7 @@ enum Noun {
     Vm(vm::VmArgs),
     Volume(storage::volume::VolumeArgs),
     Image(storage::image::ImageArgs),
+    Snapshot(storage::snapshot::SnapshotArgs),
     Doctor(doctor::DoctorArgs),
     Demo(demo::DemoArgs),
     Bench(bench::BenchArgs),
@@ -75,6 +76,7 @@ fn main() -> ExitCode {
         Noun::Vm(args) => vm::run(args, &output),
         Noun::Volume(args) => storage::volume::run(args, &output),
         Noun::Image(args) => storage::image::run(args, &output),
+        Noun::Snapshot(args) => storage::snapshot::run(args, &output),
         Noun::Doctor(args) => doctor::run(&args, &output),
         Noun::Demo(args) => demo::run(&args, &output),
         Noun::Bench(args) => bench::run(&args, &output),

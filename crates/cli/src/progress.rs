@@ -5,7 +5,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use ninefold_lab::demo::{BootPhase, BootProgress};
 use ninefold_model::health::{DumpProgress, Trial};
-use ninefold_model::status::SyncProgress;
+use ninefold_model::status::{SnapshotProgress, SnapshotStep, SyncProgress};
 
 /// A bar that turns until its end is known.
 pub fn spinner(text: &str) -> ProgressBar {
@@ -65,6 +65,20 @@ pub fn dump(bar: &ProgressBar, progress: Option<&DumpProgress>) {
     bar.set_style(style("{spinner} {msg} [{bar:24}] {percent}% {elapsed:.dim}"));
     bar.set_length(p.bytes_total);
     bar.set_position(p.bytes_done);
+}
+
+/// Shows how far a snapshot is, or a start from one.
+pub fn snapshot(bar: &ProgressBar, progress: Option<&SnapshotProgress>) {
+    let Some(p) = progress.filter(|p| p.total > 0) else { return };
+    bar.set_style(style("{spinner} {msg} [{bar:24}] {percent}% {elapsed:.dim}"));
+    bar.set_message(match p.doing {
+        SnapshotStep::Memory => "memory is copied",
+        SnapshotStep::Volumes => "volumes are copied",
+        SnapshotStep::Verifying => "the snapshot is verified",
+        SnapshotStep::Loading => "the VM is started",
+    });
+    bar.set_length(p.total.max(p.done));
+    bar.set_position(p.done);
 }
 
 fn style(template: &str) -> ProgressStyle {

@@ -19,6 +19,7 @@ mod log;
 mod primary;
 mod replica;
 mod requests;
+mod snapshot;
 mod volumes;
 
 use std::cell::Cell;
@@ -41,6 +42,7 @@ use self::backup::{BackupSide, Takeover};
 use self::health::HealthSide;
 use self::log::LogSide;
 use self::replica::Replica;
+use self::snapshot::SnapshotSide;
 use self::volumes::VolumeWatch;
 use crate::arbiter::Question;
 use crate::capture::micros;
@@ -55,6 +57,7 @@ use crate::outlets::Outlets;
 use crate::priority;
 use crate::session::Job;
 use crate::sink;
+use crate::snapshot::Unfinished;
 use crate::vm::{Bell, Command, VmHandle};
 
 /// The core looks at its clock at least this often.
@@ -110,6 +113,7 @@ pub struct Core {
     /// A peer that waits for its session to be opened.
     link: Option<Link>,
     log: LogSide,
+    snapshot: SnapshotSide,
     /// The running sessions.
     replicas: Vec<Replica>,
     final_epoch: Option<Epoch>,
@@ -163,6 +167,7 @@ impl Core {
             retry: None,
             link: None,
             log: LogSide::new(),
+            snapshot: SnapshotSide::default(),
             replicas: Vec::new(),
             final_epoch: None,
             holding: false,
@@ -257,8 +262,11 @@ impl Core {
                 self.record_seen(&record);
                 self.input(Input::Observed(record));
             }
-            Msg::StartFrom { found, force } => self.input(Input::Start { found, force }),
-            Msg::StartFailed(reason) => self.start_failed(reason),
+            Msg::StartFrom { found, force } => self.start_from(found, force),
+            Msg::StartFailed(reason) => {
+                self.restore_refused(&reason);
+                self.start_failed(reason);
+            }
             Msg::Witness { error } => {
                 self.event(match &error {
                     Some(reason) => EventKind::WitnessUnreachable { reason: reason.clone() },
@@ -314,6 +322,8 @@ impl Core {
             Msg::DumpProgress { generation, progress } => self.dump_progress(generation, progress),
             Msg::Dumped { generation, outcome } => self.dumped(generation, outcome),
             Msg::ImageKept { image, before, reason, failure } => self.image_kept(image, before, reason, failure),
+            Msg::SyncProgress { session: sink::SNAPSHOT, progress } => self.snapshot_copied(progress),
+            Msg::CannotReplicate { session: sink::SNAPSHOT, reason } => self.snapshot_failed(reason),
             Msg::SyncProgress { session, progress } => {
                 if let Some(replica) = self.replica(session) {
                     replica.sync = Some(progress);
@@ -367,7 +377,7 @@ impl Core {
                 if let Some(replica) = self.replica(session) {
                     replica.volume_bytes = bytes;
                     let jobs = replica.session.jobs.clone();
-                    self.command(Command::AddSink { session, jobs, rounds, rest });
+                    self.command(Command::AddSink { session, jobs, rounds, rest, once: None });
                 }
             }
             Msg::Acked { session, epoch } => self.acked(session, epoch),
@@ -390,7 +400,13 @@ impl Core {
                     self.tell_primary(&Record::VolumeDiffers { session: session.0, volume, first, bits: &bits });
                 }
             }
-            Msg::Held { session, epoch, first } => self.input(Input::CheckpointHeld { session, epoch, first }),
+            Msg::Held { session, epoch, first } => {
+                if first {
+                    // Its volumes are the primary's now.
+                    Unfinished::forget(&self.parts.config);
+                }
+                self.input(Input::CheckpointHeld { session, epoch, first });
+            }
             Msg::LogHolds { id, epoch, first, commit_bytes, bytes, commit_us } => {
                 let status = LogStatus { state: LogState::On, epoch, commit_bytes, bytes, commit_us };
                 self.log_holds(id, epoch, first, status);
@@ -398,6 +414,7 @@ impl Core {
             Msg::Stood { id, ticket } => self.stood(id, ticket),
             Msg::LogFailed { id, reason } => self.log_failed(id, &reason),
             Msg::Recovery { id, news } => self.recovery_news(id, news),
+            Msg::Snapshot { id, news } => self.snapshot_news(id, news),
             Msg::Synced { .. } => {}
             Msg::BoundTo { session, term } => {
                 if let Some(primary) = self.protocol.primary().cloned() {
@@ -508,6 +525,7 @@ impl Core {
             }
             Action::Refuse { reason } => {
                 tracing::warn!(%reason, "refused");
+                self.restore_refused(&reason);
                 self.start_failed(reason);
             }
             Action::Emit(event) => {
@@ -527,6 +545,8 @@ impl Core {
         let _ = self.parts.arbiter.send(Question::Cancel);
         self.parts.outlets.mute();
         self.parts.disks.discard();
+        self.drop_snapshot();
+        self.drop_restore("the witness did not grant the VM");
         self.log.parting = self.log.handle.take();
         self.drop_log();
         self.announcing = None;

@@ -108,6 +108,11 @@ impl Disks {
         self.all.iter().for_each(|d| d.served.go_through());
     }
 
+    /// Whether writes go straight into the images.
+    pub fn is_through(&self) -> bool {
+        self.all.iter().all(|d| d.served.is_through())
+    }
+
     /// See [`Served::discard`].
     pub fn discard(&self) {
         self.all.iter().for_each(|d| d.served.discard());

@@ -7,6 +7,7 @@
 //! * [`session`]: a primary's connection to its backup · [`connector`]: finding one
 //! * [`standby`]: a backup's side
 //! * [`log`]: a non-volatile VM's checkpoints on disk · [`recovery`]: going on from them
+//! * [`snapshot`]: taking one, and starting from one
 //! * [`arbiter`]: asking the witness
 //! * [`disks`]: the VM's volumes · [`resync`]: making a backup's equal to them
 //! * [`health`]: the guest's watchdog, images on trial
@@ -37,5 +38,6 @@ pub mod resync;
 mod server;
 pub mod session;
 pub mod sink;
+pub mod snapshot;
 pub mod standby;
 pub mod vm;

@@ -16,6 +16,7 @@ use ninefold_transport::{Link, LinkHandle, LinkWriter};
 
 use crate::recovery::News;
 use crate::resync::Rest;
+use crate::snapshot;
 use crate::standby::{Accepted, Loaded};
 
 /// A message to the core.
@@ -185,6 +186,12 @@ pub enum Msg {
     Recovery {
         id: u64,
         news: News,
+    },
+
+    /// What became of a snapshot.
+    Snapshot {
+        id: u64,
+        news: snapshot::News,
     },
 
     // From the backup's receiver.

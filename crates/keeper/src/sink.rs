@@ -20,6 +20,7 @@ use ninefold_machine::{DirtySet, Machine, MachineError, Memory, PAGE_SIZE, PageM
 use ninefold_model::status::SyncProgress;
 use ninefold_model::{Epoch, Term};
 use ninefold_replica::pacing::MAX_IN_FLIGHT;
+use ninefold_volume::Frozen;
 
 use crate::capture::{Capture, Join, Taken};
 use crate::disks::Disks;
@@ -43,6 +44,8 @@ const TELL: Duration = Duration::from_millis(100);
 
 /// The name of the sink that is this host's log. Others are named by their session: terms do not come so far.
 pub const LOG: Term = Term(u64::MAX);
+/// That of a snapshot that is being taken.
+pub const SNAPSHOT: Term = Term(u64::MAX - 1);
 
 /// What came of an attempt to copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +66,8 @@ pub struct Sink {
     /// The newest checkpoint that it holds.
     acked: Epoch,
     stage: Stage,
+    /// It wants one checkpoint alone, and the volumes as they are then. Output does not wait for it.
+    once: Option<Vec<Arc<Frozen>>>,
 }
 
 #[derive(Debug)]
@@ -250,7 +255,7 @@ impl Sinks {
 
     /// Adds a sink that holds all of the VM as it was when the tracker began.
     pub fn add_joined(&mut self, name: Term, jobs: SyncSender<Job>) {
-        self.all.push(Sink { name, jobs, rest: Rest::default(), acked: self.taken, stage: Stage::Joined });
+        self.all.push(Sink { name, jobs, rest: Rest::default(), acked: self.taken, stage: Stage::Joined, once: None });
     }
 
     /// Begins to copy the VM to `jobs`, after `before` rounds of its volumes.
@@ -263,6 +268,7 @@ impl Sinks {
         jobs: SyncSender<Job>,
         before: u32,
         rest: Rest,
+        once: Option<Vec<Arc<Frozen>>>,
         memory: &Memory,
     ) -> Result<(), MachineError> {
         // What is written from here on is found by a scan: so all of it has to be copied once.
@@ -283,7 +289,7 @@ impl Sinks {
             sent: 0,
             told: Instant::now(),
         };
-        self.all.push(Sink { name, jobs, rest, acked: Epoch(0), stage: Stage::Copying(Box::new(copying)) });
+        self.all.push(Sink { name, jobs, rest, acked: Epoch(0), stage: Stage::Copying(Box::new(copying)), once });
         Ok(())
     }
 
@@ -299,6 +305,11 @@ impl Sinks {
     /// Whether one gets checkpoints.
     pub fn any_joined(&self) -> bool {
         self.all.iter().any(Sink::joined)
+    }
+
+    /// Whether one gets checkpoints that follow, too.
+    pub fn any_to_stay(&self) -> bool {
+        self.all.iter().any(|s| s.joined() && s.once.is_none())
     }
 
     /// Whether one waits for its first checkpoint.
@@ -405,10 +416,12 @@ impl Sinks {
                 return true;
             }
             let rest = sink.rest.take(disks);
-            if !hold(sink.name) {
+            if sink.once.is_none() && !hold(sink.name) {
                 return false;
             }
             let join = Join { rest, queued: disks.queued(), console: outlets.console_history() };
+            let frozen = sink.once.iter().flatten();
+            frozen.zip(&join.queued).for_each(|(volume, queued)| volume.freeze(queued));
             joins.push((sink.name, join));
             sink.stage = Stage::Joined;
             // What it holds before its first checkpoint does not count against it.
@@ -432,7 +445,7 @@ impl Sinks {
             if given.is_err() {
                 lost(sink.name, gone());
             }
-            given.is_ok()
+            given.is_ok() && sink.once.is_none()
         });
     }
 }

@@ -23,6 +23,7 @@ use ninefold_model::health::Failure;
 use ninefold_model::spec::EpochPolicy;
 use ninefold_model::{Epoch, Term};
 use ninefold_replica::pacing::{Due, EarlyCopy, MAX_IN_FLIGHT, Observation, Pacer};
+use ninefold_volume::Frozen;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use crate::cpu_clock::CpuClock;
@@ -56,6 +57,8 @@ pub enum Command {
         rounds: u32,
         /// What of the volumes goes with the first checkpoint.
         rest: Rest,
+        /// It wants that one checkpoint alone, and the volumes as they are then.
+        once: Option<Vec<Arc<Frozen>>>,
     },
     RemoveSink(Term),
     /// Take a last checkpoint and leave the guest paused.
@@ -277,8 +280,8 @@ impl Vm {
 
     fn obey(&mut self, command: Command) -> Result<Flow, String> {
         match command {
-            Command::AddSink { session, jobs, rounds, rest } => {
-                if let Err(error) = self.add_sink(session, jobs, rounds, rest) {
+            Command::AddSink { session, jobs, rounds, rest, once } => {
+                if let Err(error) = self.add_sink(session, jobs, rounds, rest, once) {
                     let _ = self.core.send(Msg::CannotReplicate { session, reason: report(&error) });
                 }
             }
@@ -315,12 +318,19 @@ impl Vm {
         Ok(Flow::GoOn)
     }
 
-    fn add_sink(&mut self, name: Term, jobs: SyncSender<Job>, before: u32, rest: Rest) -> Result<(), MachineError> {
+    fn add_sink(
+        &mut self,
+        name: Term,
+        jobs: SyncSender<Job>,
+        before: u32,
+        rest: Rest,
+        once: Option<Vec<Arc<Frozen>>>,
+    ) -> Result<(), MachineError> {
         let mut sinks = match self.sinks.take() {
             Some(sinks) => sinks,
             None => Sinks::new(&mut self.machine, self.bell.clone(), self.epoch)?,
         };
-        let added = sinks.add(name, jobs, before, rest, self.machine.memory());
+        let added = sinks.add(name, jobs, before, rest, once, self.machine.memory());
         self.sinks = Some(sinks);
         self.drop_if_empty();
         added
@@ -448,6 +458,7 @@ impl Vm {
         let ran = self.resumed.elapsed();
         let joining = !last && sinks.gather();
         capture.early = self.early_copy.wanted();
+        let through = self.disks.is_through();
         let Sinks { tracker, missing, .. } = sinks;
         let missing = joining.then_some(missing);
         capture
@@ -470,7 +481,7 @@ impl Vm {
         sinks.taken(&capture);
         let joins = if joining { sinks.join(&self.outlets, &self.disks, hold) } else { Vec::new() };
         let nobody = !sinks.any_joined();
-        if nobody {
+        if through && !sinks.any_to_stay() {
             // What the checkpoint has sealed is the guest's own again.
             self.disks.go_through();
         }

@@ -82,7 +82,7 @@ fn add_sink(name: u64, handle: &Arc<VmHandle>, bell: &Bell, memory: &Memory, slo
     let image = Image { blocks, sums: BTreeMap::new(), epoch: 0, first: 0, rounds: 0 };
     let shared = Shared(Arc::new((Mutex::new(image), Condvar::new())));
     let (jobs, work) = sync_channel(8);
-    handle.send(Command::AddSink { session: Term(name), jobs, rounds: 0, rest: Rest::default() });
+    handle.send(Command::AddSink { session: Term(name), jobs, rounds: 0, rest: Rest::default(), once: None });
     let (ours, handle, bell) = (shared.clone(), Arc::clone(handle), bell.clone());
     thread::spawn(move || collect(name, &work, &ours, &handle, &bell, slow));
     shared

@@ -51,6 +51,13 @@ impl QemuVersion {
         Some(Self { major: parts.next()??, minor: parts.next()??, micro: parts.next().flatten().unwrap_or(0) })
     }
 
+    /// Reads what `Display` writes.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split('.').map(|p| p.parse().ok());
+        let version = Self { major: parts.next()??, minor: parts.next()??, micro: parts.next()?? };
+        parts.next().is_none().then_some(version)
+    }
+
     /// Asks a program for its version.
     ///
     /// # Errors

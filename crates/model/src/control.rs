@@ -2,11 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::HostName;
 use crate::event::Event;
 use crate::health::HealthySign;
 use crate::spec::{Boot, EpochPolicy};
 use crate::status::VmStatus;
+use crate::{HostName, SnapshotName};
 
 /// A request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,6 +25,22 @@ pub enum Request {
     /// Write the guest's memory to a file on the host where it runs. The guest stands still meanwhile. An event tells
     /// the end.
     Dump,
+    /// Take a snapshot of the running VM into the pool of this host; with a parent only what differs from that is stored. An
+    /// event tells the end.
+    Snapshot {
+        name: SnapshotName,
+        #[serde(default)]
+        parent: Option<SnapshotName>,
+    },
+    /// Start the VM here from a snapshot: memory, devices and volumes. Refused as a boot is. `clone`: it is a snapshot of
+    /// another VM. An event tells the end.
+    Restore {
+        name: SnapshotName,
+        #[serde(default)]
+        force: bool,
+        #[serde(default)]
+        clone: bool,
+    },
     /// Boot the guest from an image that becomes the committed one if it is found healthy within `within_ms`.
     Trial {
         image: Boot,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::health::WatchdogAction;
 use crate::spec::Boot;
-use crate::{Epoch, HostName, Term, VolumeName};
+use crate::{Epoch, HostName, SnapshotName, Term, VolumeName};
 
 /// One event with its time and place.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -72,6 +72,14 @@ pub enum EventKind {
     LogLost { reason: String },
     /// The VM goes on from the log, after a loss of power or of its QEMU.
     Recovered { term: Term, epoch: Epoch, load_ms: u64 },
+    /// A snapshot of the VM was taken.
+    SnapshotTaken { name: SnapshotName, snapshot: SnapshotFigures },
+    /// None could be taken.
+    SnapshotFailed { name: SnapshotName, reason: String },
+    /// The VM was started from a snapshot.
+    Restored { term: Term, name: SnapshotName, load_ms: u64 },
+    /// It could not be.
+    RestoreFailed { name: SnapshotName, reason: String },
     /// There is a log, and the VM cannot go on from it.
     LogUnusable { reason: String },
     /// This host's image of a volume cannot be written, or not be read. A primary that is protected goes on; a backup is
@@ -96,6 +104,22 @@ pub enum EventKind {
     ImageCommitted { image: Boot, reason: String },
     /// The image on trial failed: the guest is booted from the committed one.
     FellBack { image: Boot, reason: String },
+}
+
+/// What a snapshot took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SnapshotFigures {
+    /// How long the guest stood still, microseconds.
+    pub pause_us: u64,
+    /// From the request to the finished file, milliseconds.
+    pub took_ms: u64,
+    /// The file's length.
+    pub bytes: u64,
+    /// Pages of memory and blocks of volumes that are not zero; and how many of them are in the parents.
+    pub pages: u64,
+    pub pages_in_parent: u64,
+    pub blocks: u64,
+    pub blocks_in_parent: u64,
 }
 
 /// How long each phase of a failover took, microseconds.

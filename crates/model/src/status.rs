@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::health::HealthStatus;
 use crate::spec::{Accel, EpochPolicy, Protection};
-use crate::{Epoch, HostName, Term, VmName, VolumeName};
+use crate::{Epoch, HostName, SnapshotName, Term, VmName, VolumeName};
 
 /// What a keeper is for its VM at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -59,6 +59,9 @@ pub struct VmStatus {
     /// A primary's backups, in the order in which their sessions were opened.
     #[serde(default)]
     pub backups: Vec<BackupStatus>,
+    /// A snapshot that is being taken, or from which the VM is being started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<SnapshotProgress>,
     /// Of a non-volatile VM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log: Option<LogStatus>,
@@ -108,6 +111,25 @@ pub enum BackupState {
     Bound,
     /// The witness is to release it.
     Unbinding,
+}
+
+/// How far a snapshot is, or a start from one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotProgress {
+    pub name: SnapshotName,
+    pub doing: SnapshotStep,
+    pub done: u64,
+    pub total: u64,
+}
+
+/// What is being done for a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotStep {
+    Memory,
+    Volumes,
+    Verifying,
+    Loading,
 }
 
 /// Where the log of a non-volatile VM stands on this host.

@@ -19,7 +19,7 @@ use ninefold_replica::stream::Hello;
 use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 
-use crate::file::{FileError, Head, MAX_DEPTH, Parent, Snapshot, Writer, Written};
+use crate::file::{FileError, Head, MAX_DEPTH, Parent, Snapshot, Told, Writer, Written};
 
 const NEW: &str = ".new-";
 const SUFFIX: &str = ".nfsnap";
@@ -63,6 +63,16 @@ pub struct Listed {
     pub name: SnapshotName,
     /// What is known of it, or why nothing can be.
     pub snapshot: Result<Arc<Snapshot>, StoreError>,
+}
+
+impl StoreError {
+    /// Whoever was told how far it is wanted no more.
+    pub fn is_cancelled(&self) -> bool {
+        matches!(
+            self,
+            Self::Snapshot { source: FileError::Cancelled, .. } | Self::Import { source: FileError::Cancelled, .. }
+        )
+    }
 }
 
 impl Store {
@@ -165,12 +175,7 @@ impl Store {
     ///
     /// # Errors
     /// `Import`: it is no whole, undamaged, stand-alone snapshot. `Exists`, `Io`.
-    pub fn import(
-        &self,
-        path: &Path,
-        name: Option<&SnapshotName>,
-        told: &mut dyn FnMut(u64, u64),
-    ) -> Result<SnapshotName, StoreError> {
+    pub fn import(&self, path: &Path, name: Option<&SnapshotName>, told: Told<'_>) -> Result<SnapshotName, StoreError> {
         let bad = |source| StoreError::Import { path: path.into(), source };
         let file = File::open(path).map_err(io_error("cannot open", path))?;
         if !file.metadata().map_err(io_error("cannot read", path))?.is_file() {
@@ -198,12 +203,7 @@ impl Store {
     ///
     /// # Errors
     /// `NotFound`, `Snapshot`, `Exists`, `Io`; nothing is left at `path` then.
-    pub fn export(
-        &self,
-        name: &SnapshotName,
-        path: &Path,
-        told: &mut dyn FnMut(u64, u64),
-    ) -> Result<Written, StoreError> {
+    pub fn export(&self, name: &SnapshotName, path: &Path, told: Told<'_>) -> Result<Written, StoreError> {
         let snapshot = self.get(name)?;
         let (Some(file_name), folder) = (path.file_name(), path.parent().unwrap_or(Path::new(""))) else {
             let source = io::Error::new(io::ErrorKind::InvalidInput, "it is not a file's name");

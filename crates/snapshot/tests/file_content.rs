@@ -3,6 +3,7 @@
 mod guest;
 
 use std::io::Write;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -106,9 +107,9 @@ fn add(store: &Store, n: usize, parent: Option<usize>, truth: &mut Truth, rounds
 
 /// A snapshot holds exactly this.
 fn check(snapshot: &Snapshot, truth: &Truth, pool: &Pool) {
-    snapshot.verify(&mut |_, _| ()).unwrap();
+    snapshot.verify(&mut |_, _| ControlFlow::Continue(())).unwrap();
     let mut memory = Loading::new();
-    snapshot.load(&Loading::fresh, &mut memory, &mut |_, _| ()).unwrap();
+    snapshot.load(&Loading::fresh, &mut memory, &mut |_, _| ControlFlow::Continue(())).unwrap();
     assert!(memory.0 == truth.guest.memory, "{}: memory", snapshot.head().name);
     let mut page = [0; PAGE_SIZE];
     for (block, pages) in (0u16..).zip(BLOCKS) {
@@ -132,7 +133,7 @@ fn check(snapshot: &Snapshot, truth: &Truth, pool: &Pool) {
     let volume = "v".parse().unwrap();
     let image = pool.open_volume(&volume).unwrap();
     image.write(0, &vec![0xee; VOLUME]).unwrap();
-    snapshot.restore_volume(0, &*image, &mut |_, _| ()).unwrap();
+    snapshot.restore_volume(0, &*image, &mut |_, _| ControlFlow::Continue(())).unwrap();
     let mut all = vec![0; VOLUME];
     image.read(0, &mut all).unwrap();
     assert!(all == truth.volume, "the volume restored");
@@ -168,9 +169,9 @@ proptest! {
         // The last one to another installation.
         let last = truths.len() - 1;
         let exported = place.path().join("export");
-        store.export(&name(last), &exported, &mut |_, _| ()).unwrap();
+        store.export(&name(last), &exported, &mut |_, _| ControlFlow::Continue(())).unwrap();
         let elsewhere = Store::open(&place.path().join("elsewhere")).unwrap();
-        let there = elsewhere.import(&exported, Some(&name(77)), &mut |_, _| ()).unwrap();
+        let there = elsewhere.import(&exported, Some(&name(77)), &mut |_, _| ControlFlow::Continue(())).unwrap();
         let there = elsewhere.get(&there).unwrap();
         prop_assert_eq!((there.depth(), &there.head().name, &there.head().platform), (0, &name(77), &platform()));
         prop_assert_eq!(there.head().created_at, store.get(&name(last)).unwrap().head().created_at);
@@ -213,7 +214,7 @@ proptest! {
         bytes[at] ^= xor;
         std::fs::write(&path, &bytes).unwrap();
         match store.get(&name(1)) {
-            Ok(snapshot) => match snapshot.verify(&mut |_, _| ()) {
+            Ok(snapshot) => match snapshot.verify(&mut |_, _| ControlFlow::Continue(())) {
                 Ok(()) => check(&snapshot, &truth, &pool),
                 Err(error) => prop_assert!(matches!(error, FileError::Damaged(_)), "{:?}", error),
             },
@@ -232,7 +233,7 @@ proptest! {
         let bytes = std::fs::read(&path).unwrap();
         let part = place.path().join("part");
         std::fs::write(&part, &bytes[..at.index(bytes.len())]).unwrap();
-        let error = store.import(&part, Some(&name(1)), &mut |_, _| ()).unwrap_err();
+        let error = store.import(&part, Some(&name(1)), &mut |_, _| ControlFlow::Continue(())).unwrap_err();
         prop_assert!(matches!(error, StoreError::Import { source: FileError::NotWhole, .. }), "{:?}", error);
         prop_assert_eq!(store.list().unwrap().len(), 1);
     }
@@ -289,12 +290,17 @@ fn the_store_keeps_its_snapshots() {
     // An export is not written over, an incremental file not taken for a whole one, and nothing is left of either attempt.
     let out = place.path().join("out");
     std::fs::write(&out, b"mine").unwrap();
-    assert!(matches!(store.export(&name(2), &out, &mut |_, _| ()), Err(StoreError::Exists(_))));
+    assert!(matches!(store.export(&name(2), &out, &mut |_, _| ControlFlow::Continue(())), Err(StoreError::Exists(_))));
     assert_eq!(std::fs::read(&out).unwrap(), b"mine");
-    let error = store.import(&store.root().join("s2.nfsnap"), Some(&name(8)), &mut |_, _| ()).unwrap_err();
+    let error = store
+        .import(&store.root().join("s2.nfsnap"), Some(&name(8)), &mut |_, _| ControlFlow::Continue(()))
+        .unwrap_err();
     assert!(format!("{:?}", error).contains("differs from 's1'"), "{error:?}");
     assert_eq!(std::fs::read_dir(store.root()).unwrap().count(), 5);
-    assert!(matches!(store.import(Path::new("/dev/null"), None, &mut |_, _| ()), Err(StoreError::Import { .. })));
+    assert!(matches!(
+        store.import(Path::new("/dev/null"), None, &mut |_, _| ControlFlow::Continue(())),
+        Err(StoreError::Import { .. })
+    ));
     // Another parent under the same name.
     let saved = std::fs::read(store.root().join("s1.nfsnap")).unwrap();
     std::fs::remove_file(store.root().join("s1.nfsnap")).unwrap();
@@ -349,7 +355,10 @@ fn a_parent_has_to_fit() {
     pool.create(&"w".parse().unwrap(), 1 << 20, ninefold_volume::Format::Raw).unwrap();
     let image: Box<dyn Image> = pool.open_volume(&"w".parse().unwrap()).unwrap();
     image.write(0, &[9; 512]).unwrap();
-    assert!(matches!(parent.restore_volume(0, &*image, &mut |_, _| ()), Err(FileError::Refused(_))));
+    assert!(matches!(
+        parent.restore_volume(0, &*image, &mut |_, _| ControlFlow::Continue(())),
+        Err(FileError::Refused(_))
+    ));
     let mut first = [0; 512];
     image.read(0, &mut first).unwrap();
     assert_eq!(first, [9; 512]);

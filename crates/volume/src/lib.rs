@@ -3,6 +3,7 @@
 //! * [`served`]: a volume as a keeper serves it: its image, and over it what is not committed.
 //! * [`log`]: what is on its way into an image and must survive a crash.
 //! * [`batch`]: what a guest does to a volume in one epoch. * [`overlay`]: what lies over an image.
+//! * [`frozen`]: a volume as it was at one moment, while the guest goes on.
 //! * [`sums`]: checksums of blocks, by which two hosts find out where their images differ.
 //! * [`image`]: what a volume's bytes are kept in. All formats behind one trait.
 //! * [`nbd`]: the protocol by which QEMU reaches a volume.
@@ -12,6 +13,7 @@
 pub mod batch;
 pub mod error;
 pub mod fault;
+pub mod frozen;
 pub mod image;
 pub mod log;
 pub mod nbd;
@@ -23,6 +25,7 @@ pub mod sums;
 
 pub use batch::{Batch, Op};
 pub use error::{Refusal, VolumeError};
+pub use frozen::Frozen;
 pub use image::{Format, Image, Progress, Tools, open};
 pub use log::WriteLog;
 pub use pool::{Pool, VolumeName};

@@ -234,6 +234,11 @@ impl Served {
         batch
     }
 
+    /// Whether writes go straight into the image.
+    pub fn is_through(&self) -> bool {
+        self.shared.lock().mode == Mode::Through
+    }
+
     /// A backup holds all epochs up to `epoch`: they may reach the image.
     pub fn commit(&self, epoch: Epoch) {
         let mut state = self.shared.lock();
@@ -379,6 +384,11 @@ impl Served {
     /// Whether all batches up to this number survive a loss of power: in the image, or in the volume's log.
     pub fn is_durable(&self, number: u64) -> bool {
         self.shared.lock().logged >= number
+    }
+
+    /// The image itself, while it is no VM's.
+    pub fn image_of_nobody(&self) -> &dyn Image {
+        &*self.shared.image
     }
 
     /// Makes durable what is in the image.

@@ -1,6 +1,6 @@
-//! `ninefold volume` and `ninefold image`: what is in a host's storage pool.
+//! `ninefold volume`, `ninefold image` and `ninefold snapshot`: what is in a host's storage pool.
 //!
-//! * [`volume`]: the disks of VMs · [`image`]: golden images, which disks are made from
+//! * [`volume`]: the disks of VMs · [`image`]: golden images, which disks are made from · [`snapshot`]: VMs at one moment
 //! * [`show`]: what people see of them · [`size`], [`file`]: arguments · [`work`]: what takes its time · [`help`]: advice
 
 mod file;
@@ -8,6 +8,7 @@ mod help;
 pub mod image;
 mod show;
 mod size;
+pub mod snapshot;
 pub mod volume;
 mod work;
 

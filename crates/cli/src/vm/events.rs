@@ -148,6 +148,17 @@ pub fn words(kind: &EventKind) -> String {
         EventKind::Recovered { term, epoch, load_ms } => {
             format!("WENT ON FROM THE LOG (term {term}, epoch {epoch}; loaded in {load_ms} ms)")
         }
+        EventKind::SnapshotTaken { name, snapshot: s } => format!(
+            "snapshot '{name}' taken: the guest stood still for {}, {} in {} ms",
+            ms(s.pause_us),
+            bytes(s.bytes),
+            s.took_ms
+        ),
+        EventKind::SnapshotFailed { name, reason } => format!("no snapshot '{name}': {reason}"),
+        EventKind::Restored { term, name, load_ms } => {
+            format!("the VM starts from snapshot '{name}' (term {term}; loaded in {load_ms} ms)")
+        }
+        EventKind::RestoreFailed { name, reason } => format!("no start from snapshot '{name}': {reason}"),
         EventKind::LogUnusable { reason } => format!("there is a log and the VM does not go on from it: {reason}"),
         EventKind::VolumeFailed { volume, reason } => format!("volume {volume} FAILS on this host: {reason}"),
         EventKind::VolumeRecovered { volume } => format!("volume {volume} works again on this host"),

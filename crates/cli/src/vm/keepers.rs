@@ -174,6 +174,15 @@ impl Keepers {
     }
 
     /// The keeper of a host.
+    /// The first host whose keeper answers.
+    pub fn first(&self) -> Result<&Keeper, CliError> {
+        let reports = self.ask_all();
+        let answers = self.all.iter().zip(&reports).find(|(_, report)| report.status.is_some());
+        answers
+            .map(|(keeper, _)| keeper)
+            .ok_or_else(|| CliError::NoKeeper(reports.iter().filter_map(|r| r.error.clone()).collect()))
+    }
+
     pub fn of_host(&self, host: &str) -> Result<&Keeper, CliError> {
         self.all.iter().find(|k| k.host == host).ok_or_else(|| CliError::NoSuchHost {
             host: host.to_owned(),

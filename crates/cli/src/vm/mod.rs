@@ -10,6 +10,7 @@ mod control;
 mod dump;
 mod events;
 pub mod keepers;
+mod snapshot;
 mod status;
 mod trial;
 
@@ -42,6 +43,8 @@ enum Verb {
     Switchover(control::SwitchoverArgs),
     Reset(control::ResetArgs),
     Dump(dump::DumpArgs),
+    Snapshot(snapshot::SnapshotArgs),
+    Restore(snapshot::RestoreArgs),
     Trial(trial::TrialArgs),
     CommitImage(trial::CommitImageArgs),
     FallBack(trial::FallBackArgs),
@@ -61,6 +64,8 @@ pub fn run(args: VmArgs, output: &Output) -> Result<(), CliError> {
         Verb::Switchover(args) => control::switchover(&args, output),
         Verb::Reset(args) => control::reset(&args, output),
         Verb::Dump(args) => dump::run(&args, output),
+        Verb::Snapshot(args) => snapshot::take(&args, output),
+        Verb::Restore(args) => snapshot::restore(&args, output),
         Verb::Trial(args) => trial::run(&args, output),
         Verb::CommitImage(args) => trial::commit_image(&args, output),
         Verb::FallBack(args) => trial::fall_back(&args, output),

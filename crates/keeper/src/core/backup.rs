@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use ninefold_model::event::{EventKind, FailoverPhases};
 use ninefold_model::health::Watchdog;
-use ninefold_model::{Epoch, Term};
+use ninefold_model::{Epoch, SnapshotName, Term};
 use ninefold_net::announce::AnnouncePlan;
 use ninefold_replica::protocol::{Action, Input};
 use ninefold_replica::stream::{Hello, Record, write_record};
@@ -37,8 +37,15 @@ pub(super) struct Takeover {
     pub(super) detect_us: u64,
     pub(super) won: Option<(Epoch, u64)>,
     pub(super) loaded: Option<Box<Loaded>>,
-    /// From the log, not from a primary.
-    pub(super) recovered: bool,
+    pub(super) origin: Origin,
+}
+
+/// Where a checkpoint that is resumed from has come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Origin {
+    Primary,
+    Log,
+    Snapshot { name: SnapshotName },
 }
 
 impl Core {
@@ -70,6 +77,7 @@ impl Core {
                         gone: false,
                         watchdog: hello.spec.watchdog.clone(),
                     });
+                    self.drop_restore("another host has the VM");
                     self.log_session(hello);
                     let _ = go.send(Some(Accepted { log: self.log.handle.as_ref().map(|h| h.jobs.clone()) }));
                     return;
@@ -106,7 +114,7 @@ impl Core {
             backup.handle.shutdown();
         }
         self.takeover =
-            Some(Takeover { suspected: Instant::now(), detect_us, won: None, loaded: None, recovered: false });
+            Some(Takeover { suspected: Instant::now(), detect_us, won: None, loaded: None, origin: Origin::Primary });
         self.input(Input::PrimaryLost { session, reason });
     }
 
@@ -137,7 +145,7 @@ impl Core {
         let Some(Takeover { won: Some((epoch, arbitrate_us)), loaded: Some(_), detect_us, .. }) = self.takeover else {
             return;
         };
-        let Some(Takeover { loaded: Some(loaded), recovered, .. }) = self.takeover.take() else { return };
+        let Some(Takeover { loaded: Some(loaded), origin, .. }) = self.takeover.take() else { return };
         // The checkpoint that was held when the claim began, or a whole one that came right after it.
         let Loaded { mut machine, ports, epoch: held, health, load_us, tracker } = *loaded;
         let watchdog = match &self.backup {
@@ -182,16 +190,22 @@ impl Core {
         }
         self.parts.outlets.announce(&|| true);
         self.announcing = Some((Instant::now(), AnnouncePlan::new()));
-        self.counters.failovers += u64::from(!recovered);
+        self.counters.failovers += u64::from(origin == Origin::Primary);
         let obtain = Box::new(move || Ok(machine));
         self.start_vm(obtain, log);
         self.set_pace();
         self.drop_backup();
-        if recovered {
-            self.event(EventKind::Recovered { term, epoch, load_ms: load_us / 1000 });
-        } else {
-            self.event(EventKind::TookOver { term, epoch, phases });
-            self.parts.board.failover(&phases);
+        let load_ms = load_us / 1000;
+        match origin {
+            Origin::Log => self.event(EventKind::Recovered { term, epoch, load_ms }),
+            Origin::Snapshot { name } => {
+                self.drop_job();
+                self.event(EventKind::Restored { term, name, load_ms });
+            }
+            Origin::Primary => {
+                self.event(EventKind::TookOver { term, epoch, phases });
+                self.parts.board.failover(&phases);
+            }
         }
         self.guest_runs();
         self.health_input(health::policy::Input::TookOver { watchdog, health });

@@ -15,13 +15,14 @@ use ninefold_replica::protocol::{Input, LogRole, Standing};
 use ninefold_replica::stream::Hello;
 
 use super::Core;
-use super::backup::Takeover;
+use super::backup::{Origin, Takeover};
 use crate::arbiter::Question;
 use crate::error;
 use crate::log::{self, Beginning, LogHandle, LogJob, NOTED, Settings};
 use crate::recovery::{self, News, Place, Recovery};
 use crate::resync::Rest;
 use crate::sink::LOG;
+use crate::snapshot::Unfinished;
 use crate::vm::Command;
 
 /// After an attempt that failed; each further one doubles it.
@@ -48,7 +49,7 @@ pub(super) struct LogSide {
     /// Of a VM that has ended: its files may have to go.
     pub(super) parting: Option<LogHandle>,
     /// Somebody waits for the VM to be booted, if there is no log.
-    start_wanted: bool,
+    pub(super) start_wanted: bool,
     /// When a standby looks for a log: once at first, then when there is a cause.
     look: Option<Instant>,
     /// When the next attempt may be made after one that failed, and the pause after that.
@@ -149,7 +150,7 @@ impl Core {
     }
 
     /// The VM's record, its memory and what runs it, for a log that begins here.
-    fn log_hello(&self) -> Option<(Hello, Record)> {
+    pub(super) fn log_hello(&self) -> Option<(Hello, Record)> {
         let Some(LogRole::Primary { record }) = self.protocol.log_role() else { return None };
         let hello = self.hello(record.term)?;
         Some((hello, record))
@@ -192,7 +193,7 @@ impl Core {
                 self.start_log(record.term, beginning, standing);
                 if let Some(handle) = &self.log.handle {
                     let jobs = handle.jobs.clone();
-                    self.command(Command::AddSink { session: LOG, jobs, rounds: 0, rest: Rest::default() });
+                    self.command(Command::AddSink { session: LOG, jobs, rounds: 0, rest: Rest::default(), once: None });
                 }
             }
             Role::Standby
@@ -359,6 +360,9 @@ impl Core {
 
     /// Whether the VM is to be booted now: not while there may be a log to go on from.
     pub(super) fn may_start(&mut self, force: bool) -> Result<bool, String> {
+        if let Some(name) = Unfinished::left(&self.parts.config).filter(|_| !force) {
+            return Err(format!("the volumes are a mixture: restoring the snapshot '{name}' was cut off"));
+        }
         self.check_log();
         let Some(recovery) = self.log.recovery.as_ref().filter(|_| !force) else {
             self.log.recovery = None;
@@ -413,7 +417,7 @@ impl Core {
                     detect_us,
                     won: None,
                     loaded: Some(loaded),
-                    recovered: true,
+                    origin: Origin::Log,
                 });
                 self.input(Input::Recover { standing, epoch, record });
             }

@@ -78,7 +78,7 @@ impl Core {
         replica.ready = true;
         let jobs = replica.session.jobs.clone();
         let Some(answers) = replica.session.comparison.take().filter(|_| !disks.is_empty()) else {
-            self.command(Command::AddSink { session, jobs, rounds: 0, rest: Rest::default() });
+            self.command(Command::AddSink { session, jobs, rounds: 0, rest: Rest::default(), once: None });
             return;
         };
         if let Err(error) = resync::start(session, disks, jobs, answers, self.parts.core.clone()) {

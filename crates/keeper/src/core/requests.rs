@@ -33,7 +33,7 @@ impl Core {
                         }
                         Err(message) => Response::Error {
                             message,
-                            help: Some("`--force` boots it anew, and what is in the log is lost".into()),
+                            help: Some("`--force` boots it all the same, and what there is of it is lost".into()),
                             try_host: None,
                         },
                     }
@@ -43,6 +43,7 @@ impl Core {
             | Request::Switchover
             | Request::Reset
             | Request::Dump
+            | Request::Snapshot { .. }
             | Request::Trial { .. }
             | Request::CommitImage
             | Request::FallBack
@@ -61,6 +62,11 @@ impl Core {
             Request::Reset => {
                 self.command(Command::Health(Order::Reset));
                 Response::Done
+            }
+            Request::Snapshot { name, parent } => self.take_snapshot(name, parent),
+            Request::Restore { name, force, clone } => {
+                self.restore(name, force, clone, &reply);
+                return;
             }
             Request::Dump | Request::Trial { .. } | Request::CommitImage | Request::FallBack => {
                 self.health_request(request)
@@ -123,6 +129,7 @@ impl Core {
             sync: self.replicas.iter().find(|r| r.first.is_none()).and_then(|r| r.sync),
             no_backup: self.no_peer.clone().filter(|_| self.wants_peer()),
             backups: self.replicas.iter().map(|r| self.backup_status(r)).collect(),
+            snapshot: self.snapshot_progress(),
             log: self.log_status(),
             volumes: self.volume_status(),
             machine: self.machine.clone(),

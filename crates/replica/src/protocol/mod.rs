@@ -104,6 +104,8 @@ impl Wanted {
 pub enum Input {
     /// The owner asks to boot the VM here; `found` is the record that the witness holds now.
     Start { found: Option<Record>, force: bool },
+    /// The same for a VM that is not booted: it is loaded from a snapshot.
+    StartLoaded { found: Option<Record>, force: bool },
     /// The witness answered proposal `id`.
     Answer { id: ProposalId, outcome: Outcome },
     /// The owner asks for a level of protection.
@@ -255,7 +257,7 @@ pub struct Protocol {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum State {
     Standby,
-    /// From nothing, or from the log.
+    /// From nothing, or from what is loaded.
     Starting {
         proposal: ProposalId,
         new: Record,
@@ -390,7 +392,8 @@ impl Protocol {
     /// Takes one input; appends what is to be done, in order.
     pub fn handle(&mut self, input: Input, out: &mut Vec<Action>) {
         match input {
-            Input::Start { found, force } => self.start(found, force, out),
+            Input::Start { found, force } => self.start(found, force, None, out),
+            Input::StartLoaded { found, force } => self.start(found, force, Some(Epoch(0)), out),
             Input::Answer { id, outcome } => self.answer(id, outcome, out),
             Input::Want(wanted) => self.want(wanted, out),
             Input::Offer { from, session } => self.offer(from, session, out),
@@ -439,29 +442,38 @@ impl Protocol {
         self.state = State::Starting { proposal, new, from: Some(epoch) };
     }
 
-    fn start(&mut self, found: Option<Record>, force: bool, out: &mut Vec<Action>) {
-        if self.state != State::Standby {
-            out.push(Action::Refuse { reason: format!("the VM is already here ({:?})", self.role()) });
-            return;
+    fn start(&mut self, found: Option<Record>, force: bool, from: Option<Epoch>, out: &mut Vec<Action>) {
+        match self.may_start(found.as_ref(), force) {
+            Ok(new) => {
+                let proposal = self.next_proposal();
+                out.push(Action::Propose { id: proposal, expected: found, new: new.clone() });
+                self.state = State::Starting { proposal, new, from };
+            }
+            Err(reason) => out.push(Action::Refuse { reason }),
         }
-        let new = match &found {
-            None => Record::boot(self.me.clone()),
+    }
+
+    /// What would be proposed to start the VM here, while the witness holds `found`.
+    ///
+    /// # Errors
+    /// Why it would be refused.
+    pub fn may_start(&self, found: Option<&Record>, force: bool) -> Result<Record, String> {
+        if self.state != State::Standby {
+            return Err(format!("the VM is already here ({:?})", self.role()));
+        }
+        match found {
+            None => Ok(Record::boot(self.me.clone())),
             // We were its only keeper and have nothing of it: it is gone, nobody else can have it.
-            Some(r) if (r.primary == self.me && r.is_alone()) || force => r.alone(self.me.clone()),
+            Some(r) if (r.primary == self.me && r.is_alone()) || force => Ok(r.alone(self.me.clone())),
             Some(r) => {
                 let hosts: Vec<&str> = r.backups.iter().map(|b| b.host.as_str()).collect();
                 let holder = match &hosts[..] {
                     [] => format!("{} runs it", r.primary),
                     hosts => format!("{} runs it or {} may take it over", r.primary, hosts.join(" or ")),
                 };
-                let reason = format!("the witness says that {holder} (term {})", r.term);
-                out.push(Action::Refuse { reason });
-                return;
+                Err(format!("the witness says that {holder} (term {})", r.term))
             }
-        };
-        let proposal = self.next_proposal();
-        out.push(Action::Propose { id: proposal, expected: found, new: new.clone() });
-        self.state = State::Starting { proposal, new, from: None };
+        }
     }
 
     fn answer(&mut self, id: ProposalId, outcome: Outcome, out: &mut Vec<Action>) {

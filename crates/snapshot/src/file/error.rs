@@ -42,6 +42,9 @@ pub enum FileError {
     /// What is asked for is not in it.
     #[error("{0}")]
     Refused(String),
+    /// Whoever was told how far it is wanted no more.
+    #[error("cancelled")]
+    Cancelled,
     /// Where it is loaded to cannot be written.
     #[error("{what}")]
     Target { what: &'static str, source: io::Error },

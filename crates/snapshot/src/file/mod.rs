@@ -28,7 +28,7 @@ mod writer;
 
 pub use error::FileError;
 pub use head::{Head, Parent, Platform};
-pub use reader::{Snapshot, State};
+pub use reader::{Snapshot, State, Told};
 pub use writer::{VolumeWriter, Writer, Written};
 
 /// The longest chain of parents.

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -23,6 +24,16 @@ use super::{BLOCK, MAX_DEPTH, Root, SUM};
 
 /// Read at a time when contents lie next to each other, bytes.
 const WINDOW: u64 = 1 << 20;
+
+/// Who is told how much of how much is done, and may say that it is enough.
+pub type Told<'a> = &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>;
+
+fn tell(told: Told<'_>, done: u64, total: u64) -> Result<(), FileError> {
+    match told(done, total) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(FileError::Cancelled),
+    }
+}
 
 /// The parts of a snapshot beside memory and volumes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -280,12 +291,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// `Damaged`, `Io`, `Target`: memory is then of no use.
-    pub fn load(
-        &self,
-        fresh: &dyn Fn(u16) -> bool,
-        sink: &mut dyn PageSink,
-        told: &mut dyn FnMut(u64, u64),
-    ) -> Result<(), FileError> {
+    pub fn load(&self, fresh: &dyn Fn(u16) -> bool, sink: &mut dyn PageSink, told: Told<'_>) -> Result<(), FileError> {
         let target = |source| FileError::Target { what: "memory cannot be written", source };
         for (block, index) in (0u16..).zip(&self.memory).filter(|(block, _)| !fresh(*block)) {
             let pages = self.hello.layout.pages(block).unwrap_or(0);
@@ -324,10 +330,10 @@ impl Snapshot {
             unpack(place.encoding, stored, &entry.sum, &mut page).map_err(bad)?;
             sink.write(*block, entry.number.into(), &page).map_err(target)?;
             if done % 1024 == 0 {
-                told(done as u64, self.end.pages);
+                tell(told, done as u64, self.end.pages)?;
             }
         }
-        told(self.end.pages, self.end.pages);
+        tell(told, self.end.pages, self.end.pages)?;
         Ok(())
     }
 
@@ -335,12 +341,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// `Damaged`, `Io`; `Target`: the image is then of no use. `Refused` if its size is another: nothing was written.
-    pub fn restore_volume(
-        &self,
-        volume: u16,
-        image: &dyn Image,
-        told: &mut dyn FnMut(u64, u64),
-    ) -> Result<(), FileError> {
+    pub fn restore_volume(&self, volume: u16, image: &dyn Image, told: Told<'_>) -> Result<(), FileError> {
         let size = self.head.volumes.get(usize::from(volume)).copied();
         if size != Some(image.size()) {
             let size = size.map_or_else(|| "is not in it".into(), |size| format!("has {size} bytes"));
@@ -370,11 +371,11 @@ impl Snapshot {
                 image.write(number * BLOCK as u64, &content).map_err(failed)?;
             }
             if number % 64 == 0 {
-                told(number, all);
+                tell(told, number, all)?;
             }
         }
         image.flush().map_err(failed)?;
-        told(all, all);
+        tell(told, all, all)?;
         Ok(())
     }
 
@@ -382,7 +383,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// `Damaged`, `Io`.
-    pub fn verify(&self, told: &mut dyn FnMut(u64, u64)) -> Result<(), FileError> {
+    pub fn verify(&self, told: Told<'_>) -> Result<(), FileError> {
         let total = self.end.pages + self.end.blocks;
         let mut content = Vec::new();
         for (done, (of, entry)) in (0u64..).zip(self.all()) {
@@ -393,10 +394,10 @@ impl Snapshot {
             content.resize(length, 0);
             self.unit(of, entry.number, &mut content)?;
             if done % 256 == 0 {
-                told(done, total);
+                tell(told, done, total)?;
             }
         }
-        told(total, total);
+        tell(told, total, total)?;
         Ok(())
     }
 
@@ -404,12 +405,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// `Damaged`, `Io`, `Stream`.
-    pub fn flatten<W: io::Write>(
-        &self,
-        out: W,
-        head: &Head,
-        told: &mut dyn FnMut(u64, u64),
-    ) -> Result<(W, Written), FileError> {
+    pub fn flatten<W: io::Write>(&self, out: W, head: &Head, told: Told<'_>) -> Result<(W, Written), FileError> {
         let head = Head { parent: None, ..head.clone() };
         let mut writer = Writer::create(out, &self.hello, &head, None)?;
         let (mut done, total) = (0, self.end.pages + self.end.blocks);
@@ -427,7 +423,7 @@ impl Snapshot {
                 }
                 writer.pages(&runs, &bytes)?;
                 done += entries.len() as u64;
-                told(done, total);
+                tell(told, done, total)?;
             }
         }
         writer.end_round()?;
@@ -439,7 +435,7 @@ impl Snapshot {
                 self.block(volume, entry.number.into(), &mut content)?;
                 writer.block(volume, entry.number.into(), &content)?;
                 done += 1;
-                told(done, total);
+                tell(told, done, total)?;
             }
         }
         writer.finish()

@@ -1,0 +1,119 @@
+//! `ninefold vm snapshot` and `ninefold vm restore`.
+
+use std::time::Duration;
+
+use clap::Args;
+use indicatif::ProgressBar;
+use ninefold_model::SnapshotName;
+use ninefold_model::control::Request;
+use ninefold_model::event::{Event, EventKind};
+
+use super::control::tell;
+use super::events::{follow, now_us};
+use super::keepers::{Keeper, Keepers, Where};
+use crate::error::CliError;
+use crate::output::Output;
+use crate::progress;
+
+/// Between two looks at how far it is.
+const EVERY: Duration = Duration::from_millis(200);
+
+/// Take a snapshot of a running VM: memory, devices and volumes at one moment
+///
+/// The guest stands still for one checkpoint, a few milliseconds. The snapshot is in the pool of the host where the VM runs;
+/// `ninefold snapshot` lists, exports and removes it there.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    ninefold vm snapshot before-upgrade\n  \
+    ninefold vm snapshot tuesday --parent monday    keeps only what differs\n  \
+    ninefold vm snapshot nightly --json | jq .event.snapshot.pause_us")]
+pub struct SnapshotArgs {
+    /// Its name: 1 to 32 lower-case letters, digits and inner hyphens
+    name: SnapshotName,
+    /// A snapshot of the same VM in the same pool: only what differs from it is stored
+    #[arg(long, value_name = "NAME")]
+    parent: Option<SnapshotName>,
+    #[command(flatten)]
+    at: Where,
+}
+
+/// Start a VM that runs nowhere from a snapshot: memory, devices and volumes as they were
+///
+/// All of the snapshot is verified before anything is touched; then the VM's volumes on this host are overwritten. The witness is
+/// asked as for a boot. With --clone the snapshot may be another VM's: the guest in it keeps its addresses, so the clone belongs
+/// on another bridge than the original.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    ninefold vm stop && ninefold vm restore before-upgrade --host a\n  \
+    ninefold vm restore golden --clone --run-dir /run/ninefold/copy")]
+pub struct RestoreArgs {
+    /// The snapshot
+    name: SnapshotName,
+    /// Where; without it the first host whose keeper answers
+    #[arg(long)]
+    host: Option<String>,
+    /// It is a snapshot of another VM
+    #[arg(long)]
+    clone: bool,
+    /// Although the witness says that the VM may live elsewhere: only when you know that it does not
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    at: Where,
+}
+
+pub fn take(args: &SnapshotArgs, output: &Output) -> Result<(), CliError> {
+    let keepers = args.at.keepers()?;
+    let (keeper, _) = keepers.primary()?;
+    let request = Request::Snapshot { name: args.name.clone(), parent: args.parent.clone() };
+    wait(&keepers, &keeper, &request, "snapshot", output, |event| match &event.kind {
+        EventKind::SnapshotTaken { name, .. } if *name == args.name => Some(Ok(())),
+        EventKind::SnapshotFailed { name, reason } if *name == args.name => Some(Err(reason.clone())),
+        _ => None,
+    })
+}
+
+pub fn restore(args: &RestoreArgs, output: &Output) -> Result<(), CliError> {
+    let keepers = args.at.keepers()?;
+    let keeper = match &args.host {
+        Some(host) => keepers.of_host(host)?.clone(),
+        None => keepers.first()?.clone(),
+    };
+    let request = Request::Restore { name: args.name.clone(), force: args.force, clone: args.clone };
+    wait(&keepers, &keeper, &request, "restore", output, |event| match &event.kind {
+        EventKind::Restored { name, .. } if *name == args.name => Some(Ok(())),
+        EventKind::RestoreFailed { name, reason } if *name == args.name => Some(Err(reason.clone())),
+        _ => None,
+    })
+}
+
+/// Asks, and waits with a bar until an event tells the end.
+fn wait(
+    keepers: &Keepers,
+    keeper: &Keeper,
+    request: &Request,
+    what: &'static str,
+    output: &Output,
+    end: impl Fn(&Event) -> Option<Result<(), String>>,
+) -> Result<(), CliError> {
+    let since = now_us();
+    keeper.client.command(request)?;
+    let bar: ProgressBar = progress::spinner("memory is copied");
+    let events = follow(keepers, since);
+    let done = loop {
+        match events.recv_timeout(EVERY) {
+            Ok(event) if event.host.as_str() == keeper.host => match end(&event) {
+                Some(Ok(())) => break tell(output, what, &keeper.host, Some(event), ""),
+                Some(Err(reason)) => break Err(CliError::NoSnapshot(reason)),
+                None => {}
+            },
+            Ok(_) => {}
+            Err(_) => match keeper.client.status() {
+                Ok(status) => progress::snapshot(&bar, status.snapshot.as_ref()),
+                Err(error) => break Err(error.into()),
+            },
+        }
+    };
+    bar.finish_and_clear();
+    done
+}

@@ -1,0 +1,330 @@
+//! Taking a snapshot of the running VM, and starting the VM from one.
+//!
+//! ```text
+//!   the VM's thread ─► rounds, one checkpoint ─► this thread ─► POOL/snapshots/NAME.nfsnap
+//!                          (the volumes are frozen at it, and copied while the guest goes on)
+//! ```
+//!
+//! The guest stands still for that one checkpoint, which others that get checkpoints share. A start from a snapshot verifies all
+//! of it before anything is touched; then a QEMU is launched, memory, volumes and devices are loaded, and the witness is asked
+//! as for a boot.
+
+use std::fs::File;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, sync_channel};
+use std::thread;
+use std::time::Instant;
+
+use ninefold_machine::QemuVersion;
+use ninefold_machine::command_line::{CPU, MACHINE};
+use ninefold_machine::version::{NEWEST_TESTED, OLDEST};
+use ninefold_model::event::SnapshotFigures;
+use ninefold_model::spec::{Accel, Arch, VmSpec};
+use ninefold_model::status::{SnapshotProgress, SnapshotStep};
+use ninefold_model::{Epoch, SnapshotName, Term};
+use ninefold_replica::stream::Hello;
+use ninefold_snapshot::file::{BLOCK, Head, Parent, Platform, Snapshot, Written};
+use ninefold_snapshot::store::Store;
+use ninefold_volume::Frozen;
+
+use crate::capture::micros;
+use crate::config::KeeperConfig;
+use crate::disks::Disks;
+use crate::error::{KeeperError, report};
+use crate::health::told;
+use crate::msg::Msg;
+use crate::outlets::{ADDRESSES, CONSOLE, HEALTH};
+use crate::recovery::Place;
+use crate::session::{Job, translate};
+use crate::standby::{self, Loaded};
+use crate::vm::Bell;
+
+/// What may wait for the thread.
+const JOBS: usize = 8;
+
+/// Where this host keeps snapshots.
+pub fn place(config: &KeeperConfig) -> PathBuf {
+    config.pool.join("snapshots")
+}
+
+/// What a state saved by this host depends on.
+pub fn platform(arch: Arch, accel: Accel, qemu: QemuVersion) -> Platform {
+    let qemu = [qemu.major, qemu.minor, qemu.micro];
+    Platform { arch, accel, machine: MACHINE.into(), cpu: CPU.into(), qemu }
+}
+
+/// What the core hears.
+#[derive(Debug)]
+pub enum News {
+    /// Ready for the VM: what is sent there, with the volumes that are to be frozen, becomes the snapshot.
+    Ready {
+        jobs: SyncSender<Job>,
+        frozen: Vec<Arc<Frozen>>,
+    },
+    Progress(SnapshotProgress),
+    Taken(SnapshotFigures),
+    /// It could not be taken.
+    Failed(String),
+    /// A QEMU is loaded with it.
+    Loaded(Box<Loaded>),
+    /// The VM cannot be started from it.
+    NotLoaded(String),
+}
+
+/// What is to be taken.
+#[derive(Debug, Clone)]
+pub struct Order {
+    pub name: SnapshotName,
+    pub parent: Option<SnapshotName>,
+    pub hello: Hello,
+    pub platform: Platform,
+}
+
+/// Starts a thread that takes a snapshot, once the VM's thread copies the VM to it.
+///
+/// # Errors
+/// No more threads.
+pub fn take(
+    id: u64,
+    order: Order,
+    place: PathBuf,
+    disks: Arc<Disks>,
+    bell: Bell,
+    core: Sender<Msg>,
+) -> Result<(), KeeperError> {
+    let run = move || {
+        let tell = |news| {
+            let _ = core.send(Msg::Snapshot { id, news });
+        };
+        match taken(&order, &place, &disks, &bell, &tell) {
+            Ok(figures) => tell(News::Taken(figures)),
+            Err(reason) => tell(News::Failed(reason)),
+        }
+    };
+    thread::Builder::new().name("snapshot".into()).spawn(run).map(drop).map_err(KeeperError::Thread)
+}
+
+fn taken(
+    order: &Order,
+    place: &Path,
+    disks: &Disks,
+    bell: &Bell,
+    tell: &dyn Fn(News),
+) -> Result<SnapshotFigures, String> {
+    let begun = Instant::now();
+    let store = Store::open(place).map_err(|e| report(&e))?;
+    let parent = order.parent.as_ref().map(|name| store.get(name)).transpose().map_err(|e| report(&e))?;
+    let of = parent.as_ref().map(|p| Parent { name: p.head().name.clone(), root: p.root() });
+    let sizes = order.hello.spec.volumes.iter().map(|v| v.size).collect();
+    let head = Head::new(order.name.clone(), order.platform.clone(), sizes, of);
+    let (writer, draft) = store.create(&order.hello, &head, parent).map_err(|e| report(&e))?.split();
+    let frozen = disks
+        .iter()
+        .map(|disk| Frozen::new(Arc::clone(&disk.served), place).map(Arc::new))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| report(&e))?;
+    let (jobs, work) = sync_channel(JOBS);
+    tell(News::Ready { jobs, frozen: frozen.clone() });
+    let (written, pause_us) = write(writer, &work, &frozen, order, bell, tell)?;
+    drop(frozen);
+    draft.publish().map_err(|e| report(&e))?;
+    Ok(SnapshotFigures {
+        pause_us,
+        took_ms: micros(begun.elapsed()) / 1000,
+        bytes: written.bytes,
+        pages: written.pages,
+        pages_in_parent: written.pages_in_parent,
+        blocks: written.blocks,
+        blocks_in_parent: written.blocks_in_parent,
+    })
+}
+
+type Writer = ninefold_snapshot::file::Writer<std::io::BufWriter<File>>;
+
+fn write(
+    mut writer: Writer,
+    work: &Receiver<Job>,
+    frozen: &[Arc<Frozen>],
+    order: &Order,
+    bell: &Bell,
+    tell: &dyn Fn(News),
+) -> Result<(Written, u64), String> {
+    let term = order.hello.term;
+    let mut runs = Vec::new();
+    let (taken, join) = loop {
+        match work.recv().map_err(|_| "the VM's thread copies no more".to_owned())? {
+            Job::Round { pieces, .. } => {
+                writer.begin_round(term).map_err(|e| report(&e))?;
+                while let Ok(piece) = pieces.recv() {
+                    bell.ring();
+                    translate(&piece.runs, &mut runs);
+                    writer.pages(&runs, &piece.bytes).map_err(|e| report(&e))?;
+                }
+                writer.end_round().map_err(|e| report(&e))?;
+            }
+            Job::Checkpoint { taken, join: Some(join) } => break (taken, join),
+            _ => {}
+        }
+    };
+    let pause_us = taken.record.pause_us;
+    let output = [join.console, taken.agent.clone(), taken.addresses.clone().into_bytes(), taken.health.clone()];
+    writer.begin_checkpoint(term, &taken.devices, &output).map_err(|e| report(&e))?;
+    translate(taken.runs(), &mut runs);
+    writer.pages(&runs, taken.content()).map_err(|e| report(&e))?;
+    // Others wait for its buffers.
+    drop(taken);
+    let mut writer = writer.volumes().map_err(|e| report(&e))?;
+    let total: u64 = frozen.iter().map(|f| f.size()).sum();
+    let (mut done, mut content) = (0, Vec::new());
+    for (volume, frozen) in (0u16..).zip(frozen) {
+        for block in 0..frozen.size().div_ceil(BLOCK as u64) {
+            frozen.block(block, &mut content).map_err(|e| report(&e))?;
+            writer.block(volume, block, &content).map_err(|e| report(&e))?;
+            done += content.len() as u64;
+            if block % 64 == 0 {
+                let (name, doing) = (order.name.clone(), SnapshotStep::Volumes);
+                tell(News::Progress(SnapshotProgress { name, doing, done, total }));
+            }
+        }
+    }
+    let (_, written) = writer.finish().map_err(|e| report(&e))?;
+    Ok((written, pause_us))
+}
+
+/// Starts a thread that loads a snapshot into a QEMU.
+///
+/// # Errors
+/// No more threads.
+pub fn load(
+    id: u64,
+    name: SnapshotName,
+    clone: bool,
+    config: Arc<KeeperConfig>,
+    into: Place,
+    core: Sender<Msg>,
+) -> Result<(), KeeperError> {
+    let run = move || {
+        let tell = |news| {
+            let _ = core.send(Msg::Snapshot { id, news });
+        };
+        match loaded(&name, clone, &config, &into, &tell) {
+            Ok(loaded) => tell(News::Loaded(Box::new(loaded))),
+            Err(reason) => tell(News::NotLoaded(reason)),
+        }
+    };
+    thread::Builder::new().name("snapshot".into()).spawn(run).map(drop).map_err(KeeperError::Thread)
+}
+
+/// Whether this host's VM can be what the snapshot is of.
+fn check(snapshot: &Snapshot, clone: bool, config: &KeeperConfig) -> Result<(), String> {
+    let (hello, ours) = (snapshot.hello(), &config.vm);
+    if hello.vm != ours.name && !clone {
+        return Err(format!(
+            "it is a snapshot of {}: `ninefold vm restore --clone` makes {} of it",
+            hello.vm, ours.name
+        ));
+    }
+    let theirs = &hello.spec;
+    let macs = |spec: &VmSpec| spec.nics.iter().map(|n| n.mac).collect::<Vec<_>>();
+    let sizes = |spec: &VmSpec| spec.volumes.iter().map(|v| v.size).collect::<Vec<_>>();
+    let differs = [
+        (theirs.arch != ours.arch, "architecture"),
+        (theirs.memory_mib != ours.memory_mib, "memory"),
+        (theirs.vcpus != ours.vcpus, "number of vCPUs"),
+        (macs(theirs) != macs(ours), "network interfaces (the guest keeps their Ethernet addresses)"),
+        (sizes(theirs) != sizes(ours), "volumes"),
+    ];
+    if let Some((_, what)) = differs.iter().find(|(differs, _)| *differs) {
+        return Err(format!("the VM's {what} are not those of the snapshot"));
+    }
+    let qemu = QemuVersion::of_program(&config.qemu).map_err(|e| report(&e))?;
+    let here = platform(ours.arch, hello.accel, qemu);
+    let range = |v: QemuVersion| [v.major, v.minor];
+    snapshot.head().platform.check(&here, range(OLDEST), range(NEWEST_TESTED)).map_err(|e| report(&e))
+}
+
+fn loaded(
+    name: &SnapshotName,
+    clone: bool,
+    config: &KeeperConfig,
+    into: &Place,
+    tell: &dyn Fn(News),
+) -> Result<Loaded, String> {
+    let begun = Instant::now();
+    let store = Store::open(&place(config)).map_err(|e| report(&e))?;
+    let snapshot = store.get(name).map_err(|e| report(&e))?;
+    check(&snapshot, clone, config)?;
+    let progress = |doing: SnapshotStep| {
+        move |done: u64, total: u64| {
+            tell(News::Progress(SnapshotProgress { name: name.clone(), doing, done, total }));
+            ControlFlow::Continue(())
+        }
+    };
+    snapshot.verify(&mut progress(SnapshotStep::Verifying)).map_err(|e| report(&e))?;
+    let mut hello = snapshot.hello().clone();
+    let state = snapshot.state();
+    let said = |channel: u8| state.output.get(usize::from(channel)).map_or(&[][..], Vec::as_slice);
+    hello.health = told::heard(said(HEALTH)).unwrap_or(hello.health);
+    into.images.keep(hello.health.committed.as_ref()).map_err(|e| report(&e))?;
+    // What this host calls it, and where its files and bridges are.
+    hello.spec = VmSpec { boot: hello.spec.boot.clone(), ..config.vm.clone() };
+    let (mut machine, ports, _) = standby::launch(config, &hello, into.disks.sockets())?;
+    let mut memory = standby::Fresh(Arc::clone(machine.memory()));
+    snapshot.load(&|block| block == 0, &mut memory, &mut progress(SnapshotStep::Memory)).map_err(|e| report(&e))?;
+    into.disks.settle()?;
+    // From here on the volumes are a mixture, until all of them are done.
+    let unfinished = Unfinished::begin(config, name)?;
+    for (volume, disk) in (0u16..).zip(into.disks.iter()) {
+        let image = disk.served.image_of_nobody();
+        snapshot
+            .restore_volume(volume, image, &mut progress(SnapshotStep::Volumes))
+            .map_err(|e| format!("volume {}: {}", disk.spec.name, report(&e)))?;
+    }
+    unfinished.end()?;
+    into.outlets.forget();
+    into.outlets.heard(said(CONSOLE));
+    into.outlets.learn(said(ADDRESSES));
+    machine.load(&state.device_state).map_err(|e| report(&e))?;
+    let load_us = micros(begun.elapsed());
+    Ok(Loaded { machine, ports, epoch: Epoch(0), health: hello.health, load_us, tracker: None })
+}
+
+/// A note in the pool that volumes are being overwritten: what a crash leaves of them must not be booted.
+pub struct Unfinished(PathBuf);
+
+impl Unfinished {
+    fn path(config: &KeeperConfig) -> PathBuf {
+        config.pool.join(format!("restoring-{}", config.vm.name))
+    }
+
+    fn begin(config: &KeeperConfig, name: &SnapshotName) -> Result<Self, String> {
+        let path = Self::path(config);
+        let noted = File::create(&path)
+            .and_then(|mut file| std::io::Write::write_all(&mut file, name.as_str().as_bytes()).and(file.sync_all()))
+            .and_then(|()| File::open(&config.pool)?.sync_all());
+        noted.map_err(|e| format!("{}: {e}", path.display()))?;
+        Ok(Self(path))
+    }
+
+    fn end(self) -> Result<(), String> {
+        std::fs::remove_file(&self.0).map_err(|e| format!("{}: {e}", self.0.display()))
+    }
+
+    /// Which snapshot was being restored when this host lost its power or its keeper, if one was.
+    pub fn left(config: &KeeperConfig) -> Option<String> {
+        let found = std::fs::read_to_string(Self::path(config)).ok()?;
+        Some(found.chars().take(64).collect())
+    }
+
+    /// The volumes are whole: a primary has filled them.
+    pub fn forget(config: &KeeperConfig) {
+        let _ = std::fs::remove_file(Self::path(config));
+    }
+}
+
+/// The name of a session's stream in a snapshot: its term.
+pub fn hello(hello: Hello, term: Term) -> Hello {
+    Hello { session: term.0, term, ..hello }
+}
