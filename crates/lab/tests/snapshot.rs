@@ -1,0 +1,247 @@
+//! Snapshots of a guest at work: taken while it runs, started from again, carried to another host.
+//!
+//! Memory, devices and disk have to be of one moment: a marker in redis is in its memory and in its file; after a start from a
+//! snapshot it is what it was, and after a reset, which reads it from the disk, too. A job in the guest fills memory and verifies
+//! every word of it all the time.
+
+mod support;
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ninefold_lab::boot::redis;
+use ninefold_lab::ledger::resp::{self, Reply};
+use ninefold_lab::netns::io_in_netns;
+use ninefold_lab::topology::{CLIENT, GUEST_IP};
+use ninefold_model::SnapshotName;
+use ninefold_model::control::Request;
+use ninefold_model::event::{EventKind, SnapshotFigures};
+use ninefold_model::spec::{Acknowledge, Protection, VolumeSpec};
+use ninefold_snapshot::store::Store;
+use serde_json::Value;
+use support::{Beginning, Scenario, wait_until};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const VOLUME: u64 = 96 << 20;
+
+fn begin(protection: Protection) -> Beginning {
+    let mut begin = Beginning::default();
+    begin.vm.protection = protection;
+    let name = "data".parse().unwrap();
+    begin.vm.volumes = vec![VolumeSpec { name, size: VOLUME, acknowledge: Acknowledge::Memory, bootindex: None }];
+    begin
+}
+
+fn name(text: &str) -> SnapshotName {
+    text.parse().unwrap()
+}
+
+fn connect(scenario: &Scenario, to: SocketAddr) -> TcpStream {
+    let netns = scenario.lab.netns(CLIENT).unwrap();
+    io_in_netns(&netns, "connect", || {
+        let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(stream)
+    })
+    .unwrap()
+}
+
+/// Asks the guest's redis.
+fn ask(scenario: &Scenario, words: &[&str]) -> Reply {
+    let mut stream = connect(scenario, redis());
+    let mut command = Vec::new();
+    resp::command(&mut command, words);
+    stream.write_all(&command).unwrap();
+    resp::read(&mut BufReader::new(&stream)).unwrap()
+}
+
+fn mark(scenario: &Scenario, value: &str) {
+    assert!(matches!(ask(scenario, &["SET", "marker", value]), Reply::Simple(ok) if ok == "OK"));
+}
+
+fn is_marked(scenario: &Scenario, value: &str) -> bool {
+    matches!(ask(scenario, &["GET", "marker"]), Reply::Bulk(Some(found)) if found == value.as_bytes())
+}
+
+/// Asks the guest's workload server.
+fn work(scenario: &Scenario, command: &str) -> Value {
+    let mut stream = connect(scenario, SocketAddr::new(GUEST_IP, 7000));
+    stream.write_all(format!("{command}\n").as_bytes()).unwrap();
+    let mut line = String::new();
+    BufReader::new(&stream).read_line(&mut line).unwrap();
+    let answer: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(answer["ok"], true, "{command}: {answer}");
+    answer
+}
+
+/// The job goes on, and has found every word as it was written.
+fn memory_is_sound(scenario: &Scenario) {
+    let rounds = |answer: &Value| answer["checksum_rounds"].as_u64().unwrap();
+    let before = rounds(&work(scenario, "progress"));
+    wait_until("further rounds of checksums", || rounds(&work(scenario, "progress")) > before + 1);
+    assert_eq!(work(scenario, "progress")["checksum_errors"], 0);
+}
+
+fn snapshot(scenario: &Scenario, called: &str, parent: Option<&str>) -> SnapshotFigures {
+    let since = scenario.events.mark();
+    let request = Request::Snapshot { name: name(called), parent: parent.map(name) };
+    scenario.lab.ask(&scenario.primary, &request).unwrap();
+    let event = scenario.expect(since, &scenario.primary, "snapshot", |e| {
+        matches!(e, EventKind::SnapshotTaken { name, .. } | EventKind::SnapshotFailed { name, .. } if name.as_str() == called)
+    });
+    let EventKind::SnapshotTaken { snapshot, .. } = event.kind else { panic!("{:?}", event.kind) };
+    eprintln!("  {called}: {snapshot:?}");
+    snapshot
+}
+
+fn restore(scenario: &Scenario, host: &str, called: &str, force: bool) -> Result<(), String> {
+    let since = scenario.events.mark();
+    let request = Request::Restore { name: name(called), force, clone: false };
+    scenario.lab.ask(host, &request).map_err(|e| e.to_string())?;
+    let event = scenario.expect(since, host, "start from the snapshot", |e| {
+        matches!(e, EventKind::Restored { .. } | EventKind::RestoreFailed { .. })
+    });
+    match event.kind {
+        EventKind::RestoreFailed { reason, .. } => Err(reason),
+        other => {
+            eprintln!("  {other:?}");
+            Ok(())
+        }
+    }
+}
+
+fn stop(scenario: &Scenario) {
+    let since = scenario.events.mark();
+    scenario.lab.ask(&scenario.primary, &Request::Stop).unwrap();
+    scenario.expect(since, &scenario.primary, "stop", |e| matches!(e, EventKind::Stopped { .. }));
+}
+
+fn store(scenario: &Scenario, host: &str) -> PathBuf {
+    scenario.lab.pool_dir(host).join("snapshots")
+}
+
+fn told(_: u64, _: u64) -> std::ops::ControlFlow<()> {
+    std::ops::ControlFlow::Continue(())
+}
+
+/// Memory and disk are as they were when the marker was `value`.
+fn is_back(scenario: &Scenario, value: &str) {
+    scenario.await_guest();
+    assert!(is_marked(scenario, value), "the marker in memory");
+    memory_is_sound(scenario);
+    scenario.lab.ask(&scenario.primary, &Request::Reset).unwrap();
+    // Its memory is gone; redis reads its file.
+    wait_until("restart of the guest", || work_is_new(scenario));
+    assert!(is_marked(scenario, value), "the marker on the disk");
+}
+
+fn work_is_new(scenario: &Scenario) -> bool {
+    let netns = scenario.lab.netns(CLIENT).unwrap();
+    let asked = io_in_netns(&netns, "ask the workload", || {
+        let patience = Duration::from_millis(500);
+        let mut stream = TcpStream::connect_timeout(&SocketAddr::new(GUEST_IP, 7000), patience)?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.write_all(b"progress\n")?;
+        let mut line = String::new();
+        BufReader::new(&stream).read_line(&mut line)?;
+        Ok(line)
+    });
+    let redis = io_in_netns(&netns, "ask redis", || TcpStream::connect_timeout(&redis(), PATIENCE));
+    matches!(asked, Ok(line) if line.contains("\"ok\":true") && !line.contains("checksum_rounds")) && redis.is_ok()
+}
+
+fn taken_and_started_from(called: &'static str, protection: Protection) {
+    let mut scenario = Scenario::with(called, begin(protection));
+    work(&scenario, "checksum mib=24");
+    scenario.expect_writes(100);
+    mark(&scenario, "first");
+    let first = snapshot(&scenario, "first", None);
+    scenario.expect_writes(300);
+    mark(&scenario, "second");
+    let second = snapshot(&scenario, "second", Some("first"));
+    assert!(second.pages_in_parent > second.pages / 2 && second.bytes < first.bytes, "{second:?}");
+    assert_eq!((first.pages_in_parent, first.blocks_in_parent), (0, 0));
+    scenario.expect_writes(300);
+    mark(&scenario, "third");
+    // Nobody has noticed.
+    let report = scenario.ledger.take().unwrap().finish().unwrap();
+    eprintln!("{called}: {report:?}");
+    assert_eq!((report.lost, report.repeated, report.resets), (0, 0, 0), "{report:?}");
+
+    stop(&scenario);
+    restore(&scenario, "a", "first", false).unwrap();
+    is_back(&scenario, "first");
+    stop(&scenario);
+    restore(&scenario, "a", "second", false).unwrap();
+    is_back(&scenario, "second");
+    // To another host: one file, with all that is in the parents.
+    stop(&scenario);
+    let file = scenario.lab.run_dir("a").join("second.nfsnap");
+    Store::open(&store(&scenario, "a")).unwrap().export(&name("second"), &file, &mut told).unwrap();
+    Store::open(&store(&scenario, "b")).unwrap().import(&file, Some(&name("moved")), &mut told).unwrap();
+    assert!(restore(&scenario, "b", "moved", false).unwrap_err().contains("the witness says that a"));
+    restore(&scenario, "b", "moved", true).unwrap();
+    scenario.swap_roles();
+    is_back(&scenario, "second");
+}
+
+#[test]
+fn a_vm_that_is_alone_starts_from_its_snapshots() {
+    taken_and_started_from("alone", Protection::None);
+}
+
+/// The checkpoint of a snapshot is that of the backup, too.
+#[test]
+fn a_protected_vm_starts_from_its_snapshots() {
+    taken_and_started_from("protected", Protection::FaultTolerant);
+}
+
+/// What is no good is refused before anything is touched.
+#[test]
+fn what_cannot_be_started_from_changes_nothing() {
+    let mut scenario = Scenario::with("refused", begin(Protection::None));
+    work(&scenario, "checksum mib=8");
+    mark(&scenario, "one");
+    snapshot(&scenario, "one", None);
+    let twice = Request::Snapshot { name: name("one"), parent: None };
+    let since = scenario.events.mark();
+    scenario.lab.ask("a", &twice).unwrap();
+    scenario.expect(since, "a", "refusal", |e| matches!(e, EventKind::SnapshotFailed { .. }));
+    scenario.lab.ask("a", &Request::Snapshot { name: name("two"), parent: Some(name("none")) }).unwrap();
+    let failed = scenario.expect(
+        since,
+        "a",
+        "refusal",
+        |e| matches!(e, EventKind::SnapshotFailed { reason, .. } if reason.contains("there is no snapshot 'none'")),
+    );
+    eprintln!("  {:?}", failed.kind);
+    assert!(restore(&scenario, "a", "one", false).unwrap_err().contains("here already"), "the VM runs");
+    let _ = scenario.ledger.take().unwrap().finish().unwrap();
+    mark(&scenario, "two");
+    stop(&scenario);
+    let image = scenario.lab.pool_dir("a").join("volumes/data/image.raw");
+    wait_until("end of the writes", || {
+        let before = std::fs::read(&image).unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+        before == std::fs::read(&image).unwrap()
+    });
+    let before = std::fs::read(&image).unwrap();
+    let file = store(&scenario, "a").join("one.nfsnap");
+    let good = std::fs::read(&file).unwrap();
+    // A byte of a page, one of the index, the end; another VM's; no snapshot at all.
+    for at in [good.len() / 3, good.len() - 300, good.len() - 1] {
+        let mut bad = good.clone();
+        bad[at] ^= 1;
+        std::fs::write(&file, bad).unwrap();
+        eprintln!("  byte {at}: {}", restore(&scenario, "a", "one", false).unwrap_err());
+    }
+    std::fs::write(&file, &good[..good.len() / 2]).unwrap();
+    assert!(restore(&scenario, "a", "one", false).unwrap_err().contains("not a whole snapshot"));
+    assert!(restore(&scenario, "a", "none", false).unwrap_err().contains("no snapshot 'none'"));
+    assert!(before == std::fs::read(&image).unwrap(), "the volume was touched");
+    std::fs::write(&file, &good).unwrap();
+    restore(&scenario, "a", "one", false).unwrap();
+    is_back(&scenario, "one");
+}
