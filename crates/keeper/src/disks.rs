@@ -256,16 +256,24 @@ impl Disks {
         self.all.iter().map(|d| d.served.queued()).collect()
     }
 
+    /// Whether every volume takes what is committed.
+    ///
+    /// # Errors
+    /// Why one does not.
+    pub fn working(&self) -> Result<(), String> {
+        let stuck =
+            self.all.iter().find_map(|d| d.served.stuck().map(|f| format!("volume {}: {}", d.spec.name, f.reason)));
+        stuck.map_or(Ok(()), Err)
+    }
+
     /// Waits until nothing of an earlier session is left to be applied.
     ///
     /// # Errors
     /// A disk that cannot be written.
     pub fn settle(&self) -> Result<(), String> {
+        // What is known already nobody has to wait for.
+        self.working()?;
         self.all.iter().try_for_each(|d| {
-            // It is known already: nobody has to wait for it.
-            if let Some(failure) = d.served.stuck() {
-                return Err(format!("volume {}: {}", d.spec.name, failure.reason));
-            }
             d.served.settle(DISK_LIMIT).map_err(|e| format!("volume {}: {}", d.spec.name, report(&e)))
         })
     }

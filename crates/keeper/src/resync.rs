@@ -143,7 +143,8 @@ pub fn start(
 ) -> Result<(), KeeperError> {
     let run = move || {
         let rest = Rest(disks.iter().map(|_| Arc::default()).collect());
-        let outcome = disks.settle().and_then(|()| copy(session, &disks, &rest, &jobs, &answers, &core));
+        // What is committed and not in the images yet gets there with its mark, or is sent with the first checkpoint.
+        let outcome = disks.working().and_then(|()| copy(session, &disks, &rest, &jobs, &answers, &core));
         if let Err(reason) = outcome {
             rest.unmark(&disks);
             let _ = core.send(Msg::CannotReplicate { session, reason });

@@ -217,6 +217,13 @@ impl Pool {
             }
             Err(error) => return Err(error),
         };
+        // The bytes of an adopted device stay: with what is on its way there, unless it is gone.
+        if kind == Kind::Volume && self.record(kind, name).is_ok_and(|record| record.device.is_some()) {
+            match self.recover(name) {
+                Err(VolumeError::File { .. } | VolumeError::NotAnImage { .. }) | Ok(()) => {}
+                Err(error) => return Err(error),
+            }
+        }
         let mut held = Vec::new();
         for path in &paths {
             if !std::fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink() && path.starts_with(&self.root))

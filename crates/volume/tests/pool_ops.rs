@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 
 use ninefold_volume::pool::{CutOff, FileFormat, Import, Kind};
-use ninefold_volume::{Format, Pool, Tools, VolumeError, VolumeName};
+use ninefold_volume::{Batch, Format, Op, Pool, Tools, VolumeError, VolumeName, WriteLog};
 use proptest::prelude::*;
 
 const MIB: u64 = 1 << 20;
@@ -407,9 +407,41 @@ fn an_adopted_device_is_a_volume() {
     assert_eq!(read(&pool, "lun", MIB, 13), b"on \0\0\0\0\0\0\0ice");
     assert_eq!(pool.info(Kind::Volume, &name("lun")).unwrap().record.size, 4 * MIB);
     assert!(matches!(pool.grow(&name("lun"), 8 * MIB), Err(VolumeError::Refused { .. })));
+    // What a crash has left on its way there, as a keeper that is killed leaves it.
+    leave_in_log(&pool, "lun", 2 * MIB, b"late");
     pool.remove(Kind::Volume, &name("lun")).unwrap();
     drop(detach);
-    assert_eq!(&std::fs::read(file).unwrap()[MIB as usize..][..3], b"on ");
+    let bytes = std::fs::read(file).unwrap();
+    assert_eq!((&bytes[MIB as usize..][..3], &bytes[2 * MIB as usize..][..4]), (&b"on "[..], &b"late"[..]));
+}
+
+/// As a keeper that is killed leaves it: durable, and not in the image.
+fn leave_in_log(pool: &Pool, volume: &str, at: u64, bytes: &[u8]) {
+    let batch: Batch = [Op::Write { at, data: bytes.to_vec().into() }].into_iter().collect();
+    let log = pool.root().join("volumes").join(volume).join("log");
+    WriteLog::open(&log).unwrap().append([&batch]).unwrap();
+}
+
+/// Nobody looks at an image without what a crash left on its way there.
+#[test]
+fn what_a_crash_left_in_the_log_is_seen_by_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = pool(dir.path());
+    for format in BOTH {
+        let disk = name(&format!("disk-{format}"));
+        pool.create(&disk, 8 * MIB, format).unwrap();
+        leave_in_log(&pool, disk.as_str(), MIB, b"one");
+        let out = dir.path().join(format!("{format}.raw"));
+        pool.export(Kind::Volume, &disk, &out, FileFormat::Raw, &mut go_on).unwrap();
+        assert_eq!(&std::fs::read(out).unwrap()[MIB as usize..][..3], b"one");
+        leave_in_log(&pool, disk.as_str(), 6 * MIB, b"two");
+        let refused = pool.shrink(&disk, 4 * MIB, CutOff::MustBeZero).unwrap_err();
+        assert!(refused.to_string().contains(&format!("byte {}", 6 * MIB)), "{refused}");
+        leave_in_log(&pool, disk.as_str(), 7 * MIB, b"three");
+        pool.shrink(&disk, 4 * MIB, CutOff::AllowDataLoss).unwrap();
+        leave_in_log(&pool, disk.as_str(), 3 * MIB, b"four");
+        assert_eq!(read(&pool, disk.as_str(), 3 * MIB, 4), b"four");
+    }
 }
 
 struct Detach(String);
