@@ -17,8 +17,8 @@ use ninefold_lab::{EventWatch, Lab, LabConfig, LabError, VmOptions};
 use ninefold_model::control::Request;
 use ninefold_model::event::{Event, EventKind};
 use ninefold_model::health::{HealthStatus, HealthySign, Watchdog, WatchdogAction, WatchdogDevice};
-use ninefold_model::spec::{Boot, Protection};
-use ninefold_model::status::{ProtectionState, Role};
+use ninefold_model::spec::{Boot, NonVolatile, Protection};
+use ninefold_model::status::{LogState, ProtectionState, Role};
 use support::{deadline, lab_name, programs, wait_until};
 use watched::Behaviour;
 
@@ -33,6 +33,15 @@ struct Guest {
 impl Guest {
     /// On host a; protected by b or alone.
     fn start(behaviour: Behaviour, watchdog: Watchdog, protection: Protection) -> Self {
+        Self::with(behaviour, watchdog, protection, None)
+    }
+
+    fn with(
+        behaviour: Behaviour,
+        watchdog: Watchdog,
+        protection: Protection,
+        non_volatile: Option<NonVolatile>,
+    ) -> Self {
         programs::build();
         let lab = Lab::up(&LabConfig::new(&lab_name()).unwrap()).unwrap();
         let mut options = VmOptions::new("vm".parse().unwrap());
@@ -41,6 +50,7 @@ impl Guest {
         options.timing.failure_timeout_ms = 500;
         options.watchdog = Some(watchdog);
         options.protection = protection;
+        options.non_volatile = non_volatile;
         options.boot = Some(image_in(&lab, behaviour));
         lab.configure_vm(&options).unwrap();
         lab.start_witness().unwrap();
@@ -84,6 +94,11 @@ impl Guest {
 
     fn protected(&mut self, on: &str) {
         self.expect("protection", |host, kind| host == on && matches!(kind, EventKind::Protected { .. }));
+    }
+
+    /// Waits until the VM would survive a loss of power.
+    fn logged(&mut self) {
+        self.expect("log", |_, kind| matches!(kind, EventKind::NonVolatile { .. }));
     }
 
     fn took_over(&mut self, on: &str) {
@@ -351,6 +366,35 @@ fn a_protected_guest_that_is_launched_anew_is_protected_again() {
     guest.protected("a");
     guest.ups("a", 2);
     assert_eq!(guest.happened(|k| matches!(k, EventKind::TookOver { .. })), 0);
+}
+
+/// Its log has checkpoints of a guest that is gone: it ends, and another begins. After the loss of its host the VM goes on
+/// from that, with the image that was committed meanwhile.
+#[test]
+fn a_non_volatile_guest_that_is_launched_anew_goes_on_from_its_new_log() {
+    let watchdog = Watchdog::new(WatchdogAction::FallBack);
+    let logged = Some(NonVolatile::default());
+    let mut guest = Guest::with(Behaviour::Works, watchdog, Protection::None, logged);
+    guest.logged();
+    guest.say("a", "h");
+    guest.fired("a", WatchdogAction::FallBack, 1);
+    guest.logged();
+    guest.ups("a", 2);
+    let image = guest.image(Behaviour::SaysHealthy);
+    guest.trial("a", image.clone(), LONG, says_healthy());
+    guest.committed("a");
+    // What is so now is on disk.
+    let keeper = guest.lab.keeper("a").unwrap();
+    let log = || keeper.status().unwrap().log.expect("it has a log");
+    wait_until("log", || log().state == LogState::On);
+    let now = log().epoch;
+    wait_until("commit", || log().epoch.0 >= now.0 + 3);
+    guest.lab.kill_host("a").unwrap();
+    guest.lab.restart_host("a").unwrap();
+    guest.expect("recovery", |host, kind| host == "a" && matches!(kind, EventKind::Recovered { .. }));
+    assert_eq!(guest.health("a").image, image);
+    guest.ask("a", &Request::Reset).unwrap();
+    guest.hears("a", "healthy\n", 2);
 }
 
 #[test]
