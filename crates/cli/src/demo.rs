@@ -229,22 +229,26 @@ impl Audience for Teller {
                 ));
                 self.wait("the client writes");
             }
-            Step::PowerLost { acked, doubtful, unsynced_dropped } => {
+            Step::PowerLost { acked, under_way, unsynced_dropped } => {
                 let dropped = if unsynced_dropped { ", and the disks forget what was not synced" } else { "" };
                 self.say(&format!(
                     "\nHosts a and b and the witness lose their power in the middle of it{dropped}\n   {} transactions \
-                     acknowledged, {doubtful} under way",
+                     acknowledged, {under_way} under way",
                     count(acked)
                 ));
                 self.wait("the power comes back");
             }
-            Step::PowerOn { host, took } => {
-                self.say(&format!("   the power is back; the VM is started on host {host} ({})", seconds(took)));
-                self.wait("the guest boots and PostgreSQL recovers");
+            Step::PowerOn { took } => {
+                self.say(&format!("   the power is back; witness and keepers run ({})", seconds(took)));
+                self.wait("the VM goes on");
             }
-            Step::Recovered { recovery } => {
+            Step::Recovered { host, by_itself, recovery } => {
+                let how = match by_itself {
+                    true => format!("the VM goes on by itself on host {host}, from its log, on the same connections"),
+                    false => format!("the VM was started on host {host}, and PostgreSQL has recovered"),
+                };
                 self.say(&format!(
-                    "   the first transaction is acknowledged {} after the power came",
+                    "   {how}\n   the first transaction is acknowledged {} after the power came",
                     seconds(recovery)
                 ));
                 self.wait("a backup is sought");

@@ -8,7 +8,7 @@ use ninefold_lab::demo::{DatabaseReport, Step, database};
 use ninefold_lab::ledger::sql;
 use ninefold_lab::topology::CLIENT;
 use ninefold_lab::{Guest, Lab, LabConfig, LedgerOptions, SqlLedger, VmOptions, disks};
-use ninefold_model::spec::{Acknowledge, Protection};
+use ninefold_model::spec::{Acknowledge, NonVolatile, Protection};
 use support::{deadline, lab_name, programs};
 
 fn vm(acknowledge: Acknowledge) -> VmOptions {
@@ -16,6 +16,10 @@ fn vm(acknowledge: Acknowledge) -> VmOptions {
     // As in the fault matrix: a machine that is busy with builds shall not look like one that has died.
     vm.timing.failure_timeout_ms = 500;
     vm
+}
+
+fn non_volatile() -> VmOptions {
+    VmOptions { non_volatile: Some(NonVolatile::default()), ..vm(Acknowledge::Memory) }
 }
 
 #[test]
@@ -66,7 +70,7 @@ fn the_ledger_notices_what_is_taken_away() {
 }
 
 /// Plays the demo's second act and tells how it goes.
-fn play(acknowledge: Acknowledge, failovers: u32, power_loss: bool) -> DatabaseReport {
+fn play(vm: &VmOptions, failovers: u32, power_loss: bool) -> DatabaseReport {
     programs::build();
     let mut lab = LabConfig::new(&lab_name()).unwrap();
     lab.disks = disks::supported();
@@ -76,7 +80,7 @@ fn play(acknowledge: Acknowledge, failovers: u32, power_loss: bool) -> DatabaseR
             eprintln!("{:7.2} {step:?}", begin.elapsed().as_secs_f64());
         }
     };
-    let report = database::play(&lab, &vm(acknowledge), failovers, power_loss, &mut tell).unwrap();
+    let report = database::play(&lab, vm, failovers, power_loss, &mut tell).unwrap();
     eprintln!("{report:#?}");
     assert_eq!(report.failures(), Vec::<String>::new(), "{report:#?}");
     assert_eq!(report.act.complaints, Vec::<String>::new());
@@ -89,26 +93,36 @@ fn play(acknowledge: Acknowledge, failovers: u32, power_loss: bool) -> DatabaseR
 
 #[test]
 fn a_database_survives_its_hosts() {
-    play(Acknowledge::Memory, 6, false);
+    play(&vm(Acknowledge::Memory), 6, false);
 }
 
+/// Its volume is on disk as of every acknowledgement: a person starts the VM where its backup was.
 #[test]
-fn a_database_survives_the_loss_of_power() {
-    let report = play(Acknowledge::Disk, 1, true);
-    assert!(report.power_loss_recovery_ms > 0.0);
+fn a_database_on_a_durable_volume_survives_the_loss_of_power() {
+    let report = play(&vm(Acknowledge::Disk), 1, true);
+    assert!(report.power_loss_recovery_ms > 0.0 && !report.power_loss_by_itself);
     assert_eq!(report.act.path, ["a", "b", "a"]);
+}
+
+/// It goes on by itself, and so do its client's connections.
+#[test]
+fn a_non_volatile_database_goes_on_after_the_loss_of_power() {
+    let report = play(&non_volatile(), 1, true);
+    assert!(report.power_loss_recovery_ms > 0.0 && report.power_loss_by_itself);
+    assert_eq!(report.act.path.len(), 3);
 }
 
 #[test]
 #[ignore = "takes five minutes"]
 fn a_database_survives_its_hosts_a_hundred_times() {
-    play(Acknowledge::Memory, 100, false);
+    play(&vm(Acknowledge::Memory), 100, false);
 }
 
 #[test]
 #[ignore = "takes five minutes"]
 fn a_database_survives_ten_losses_of_power() {
-    for _ in 0..10 {
-        play(Acknowledge::Disk, 0, true);
+    for _ in 0..5 {
+        play(&vm(Acknowledge::Disk), 0, true);
+        play(&non_volatile(), 0, true);
     }
 }

@@ -169,6 +169,13 @@ impl<'a> Show<'a> {
         LabError::Timeout { what: what.to_owned(), after: PATIENCE, detail: events + &self.lab.logs_for_error() }
     }
 
+    /// The VM runs on this host now.
+    pub fn now_on(&mut self, host: &str) {
+        if self.primary != host {
+            std::mem::swap(&mut self.primary, &mut self.backup);
+        }
+    }
+
     /// Counts what the running session has done, before it ends.
     pub fn collect(&mut self) -> Result<(), LabError> {
         let status = self.lab.keeper(&self.primary)?.status().map_err(|e| failed(&self.primary, &e))?;

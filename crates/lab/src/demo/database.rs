@@ -40,11 +40,13 @@ pub fn play(
             ..DatabaseReport::default()
         };
         if power_loss {
-            // Those of the first ledger; its last connections went with the power, and do not count.
-            show.report.connections_reset = ledger.pulse().resets();
-            let lost = lose_power(&mut show, ledger, service, audience)?;
+            let by_itself = vm.non_volatile.is_some();
+            // Connections that end with their VM do not count; those of a VM that goes on do.
+            show.report.connections_reset = if by_itself { 0 } else { ledger.pulse().resets() };
+            let lost = lose_power(&mut show, ledger, by_itself, service, audience)?;
             report.power_loss_recovery_ms = ms(lost.recovery);
-            report.power_loss_doubtful = lost.doubtful;
+            report.power_loss_under_way = lost.under_way;
+            report.power_loss_by_itself = by_itself;
             report.power_loss_unsynced_dropped = lab.record().disks;
             ledger = lost.ledger;
         }

@@ -71,11 +71,11 @@ pub enum Step {
     /// The VM has a backup again. `since` is counted from the fault, or from the return of the power.
     Reprotected { primary: String, backup: String, since: Duration, sync: Duration, volume_bytes: u64 },
     /// Both hosts and the witness are without power.
-    PowerLost { acked: u64, doubtful: u64, unsynced_dropped: bool },
-    /// The power is back and the VM is being started on a host.
-    PowerOn { host: String, took: Duration },
-    /// The first transaction since then has been acknowledged.
-    Recovered { recovery: Duration },
+    PowerLost { acked: u64, under_way: u64, unsynced_dropped: bool },
+    /// The power is back; keepers and witness run.
+    PowerOn { took: Duration },
+    /// The first transaction since then has been acknowledged. `by_itself`: nobody had to start the VM.
+    Recovered { host: String, by_itself: bool, recovery: Duration },
     /// Every write has been looked up.
     Verified { act: Act, acked: u64, lost: u64, resets: u64 },
     /// Everything is gone again.

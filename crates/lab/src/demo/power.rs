@@ -1,8 +1,8 @@
 //! The whole lab loses its power while the database works, and comes back.
 //!
-//! The VM itself is lost with its hosts; what it acknowledged is on a disk, because its volume acknowledges on disk. A
-//! person (here: this module) starts it again, where its backup was: that image holds every acknowledged write. A VM that had
-//! no backup at that moment is started where it ran.
+//! A non-volatile VM goes on by itself, from the last checkpoint in its log, on whichever host may; its client's connections
+//! live. Any other VM is lost with its hosts, but not what it acknowledged, if its volumes acknowledge on disk: a person (here: this
+//! module) starts it again, where its backup was (where it ran, if it had none at that moment), and the client connects anew.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ pub(super) struct PowerLoss {
     /// From the return of the power to the first acknowledged transaction.
     pub recovery: Duration,
     /// Transactions that were under way.
-    pub doubtful: u64,
+    pub under_way: u64,
 }
 
 /// Who had the VM when the power went.
@@ -66,38 +66,55 @@ impl Last {
 pub(super) fn lose_power(
     show: &mut Show<'_>,
     ledger: SqlLedger,
+    by_itself: bool,
     service: SocketAddr,
     audience: &mut dyn Audience,
 ) -> Result<PowerLoss, LabError> {
     let lab = show.lab;
     audience.hear(Step::Writing { acked: ledger.pulse().acked() });
     lab.power_loss()?;
-    let book = ledger.cut();
-    let doubtful = book.doubtful();
-    audience.hear(Step::PowerLost { acked: book.acked(), doubtful, unsynced_dropped: lab.record().disks });
+    let (acked, under_way) = (ledger.pulse().acked(), ledger.under_way());
+    audience.hear(Step::PowerLost { acked, under_way, unsynced_dropped: lab.record().disks });
 
     let mark = show.booted.events.mark();
     let begin = Instant::now();
     lab.power_on()?;
-    // The VM goes on where its backup was, or, if it had none at that moment, where it ran.
-    let last = Last::of(show.booted.events.all());
-    (show.primary, show.backup) = last.ok_or_else(|| show.timeout("word of who had the VM"))?.order();
-    lab.ask(&show.primary, &Request::Start { force: true })?;
-    show.report.path.push(show.primary.clone());
-    audience.hear(Step::PowerOn { host: show.primary.clone(), took: begin.elapsed() });
-
-    let netns = lab.netns(CLIENT)?;
-    if !sql::await_answer(&netns, service, begin + PATIENCE)? {
-        return Err(show.timeout("answer of the database after the loss of power"));
-    }
-    let ledger = SqlLedger::resume(book, Some(&netns), service, &LedgerOptions::default())?;
-    if !ledger.pulse().wait_acks(1, begin + PATIENCE) {
+    audience.hear(Step::PowerOn { took: begin.elapsed() });
+    let ledger = match by_itself {
+        true => {
+            let recovered = show.event(mark, "recovery", |e| matches!(e.kind, EventKind::Recovered { .. }))?;
+            show.now_on(recovered.host.as_str());
+            ledger
+        }
+        false => start_again(show, ledger, service, begin)?,
+    };
+    if !ledger.pulse().wait_total(acked + 1, begin + PATIENCE) {
         return Err(show.timeout("transaction after the loss of power"));
     }
     let recovery = begin.elapsed();
-    audience.hear(Step::Recovered { recovery });
+    show.report.path.push(show.primary.clone());
+    audience.hear(Step::Recovered { host: show.primary.clone(), by_itself, recovery });
     show.reprotected(mark, begin, audience)?;
     show.answers(ledger.pulse())?;
     show.collect()?;
-    Ok(PowerLoss { ledger, recovery, doubtful })
+    Ok(PowerLoss { ledger, recovery, under_way })
+}
+
+/// Starts the VM where its backup was, and has the client go on.
+fn start_again(
+    show: &mut Show<'_>,
+    ledger: SqlLedger,
+    service: SocketAddr,
+    begin: Instant,
+) -> Result<SqlLedger, LabError> {
+    let book = ledger.cut();
+    // Where its backup was, or, if it had none at that moment, where it ran.
+    let last = Last::of(show.booted.events.all());
+    (show.primary, show.backup) = last.ok_or_else(|| show.timeout("word of who had the VM"))?.order();
+    show.lab.ask(&show.primary, &Request::Start { force: true })?;
+    let netns = show.lab.netns(CLIENT)?;
+    if !sql::await_answer(&netns, service, begin + PATIENCE)? {
+        return Err(show.timeout("answer of the database after the loss of power"));
+    }
+    SqlLedger::resume(book, Some(&netns), service, &LedgerOptions::default())
 }

@@ -38,7 +38,7 @@ pub struct ActReport {
     pub failovers: u32,
     /// What was done to the primary.
     pub faults: Vec<Fault>,
-    /// Where the VM ran: the first host, then one for each failover (and one for the start after a loss of power).
+    /// Where the VM ran: the first host, then one for each failover (and one for where it went on after a loss of power).
     pub path: Vec<String>,
     /// TCP connections of the client that broke.
     pub connections_reset: u64,
@@ -85,11 +85,14 @@ pub struct DatabaseReport {
     pub volume_bytes: u64,
     /// From the return of the power to the first acknowledged transaction.
     pub power_loss_recovery_ms: f64,
-    /// Transactions that were under way when the power failed: each of them may be there or not.
-    pub power_loss_doubtful: u64,
+    /// Transactions that were under way when the power failed.
+    pub power_loss_under_way: u64,
+    /// The VM went on by itself, with its memory and its client's connections; otherwise it was started, and booted.
+    pub power_loss_by_itself: bool,
     /// Whether the hosts' disks forgot what was not synced, as those of a host without power do.
     pub power_loss_unsynced_dropped: bool,
-    /// Its failovers. The connections that the loss of power took away do not count as reset.
+    /// Its failovers. If the VM had to be started after the loss of power, the connections that it took away do not count as
+    /// reset.
     #[serde(rename = "database")]
     pub act: ActReport,
 }

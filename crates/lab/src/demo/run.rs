@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use ninefold_model::VmName;
-use ninefold_model::spec::Acknowledge;
+use ninefold_model::spec::{Acknowledge, NonVolatile};
 
 use super::act::ms;
 use super::report::DemoReport;
@@ -38,15 +38,11 @@ impl DemoOptions {
             name.parse()
                 .map_err(|e: ninefold_model::InvalidName| LabError::Name { name: name.into(), reason: e.to_string() })
         };
+        let mut database = VmOptions::postgres(name("db")?, Acknowledge::Memory)?;
+        database.non_volatile = Some(NonVolatile::default());
         let mut database_lab = LabConfig::new(lab)?;
         database_lab.disks = disks::supported();
-        Ok(Self {
-            lab: LabConfig::new(lab)?,
-            vm: VmOptions::new(name("vm")?),
-            database_lab,
-            database: VmOptions::postgres(name("db")?, Acknowledge::Disk)?,
-            failovers: 3,
-        })
+        Ok(Self { lab: LabConfig::new(lab)?, vm: VmOptions::new(name("vm")?), database_lab, database, failovers: 3 })
     }
 }
 

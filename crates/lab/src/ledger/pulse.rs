@@ -49,8 +49,12 @@ impl Pulse {
     /// Waits until `more` further writes are acknowledged. `false` when the deadline passes or the client's last
     /// connection ends before.
     pub fn wait_acks(&self, more: u64, deadline: Instant) -> bool {
+        self.wait_total(self.acked().saturating_add(more), deadline)
+    }
+
+    /// Waits until `goal` writes in all are acknowledged; `false` as in [`Pulse::wait_acks`].
+    pub fn wait_total(&self, goal: u64, deadline: Instant) -> bool {
         let mut state = self.lock();
-        let goal = state.acked.saturating_add(more);
         loop {
             if state.acked >= goal {
                 return true;

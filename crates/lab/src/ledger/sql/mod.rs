@@ -139,6 +139,11 @@ impl SqlLedger {
         &self.shared.pulse
     }
 
+    /// Transactions that have been begun and not acknowledged.
+    pub fn under_way(&self) -> u64 {
+        self.shared.book().doubtful()
+    }
+
     fn end(&mut self, how: Ending) {
         // The thread may have ended by itself: nobody listens then.
         let _ = self.ending.send(how);
