@@ -34,6 +34,8 @@ fn wrong_usage_is_told_apart() {
         &["vm", "epochs", "fixed"],
         &["nonsense"],
         &["vm", "epochs", "fixed", "--ms", "0"],
+        &["lab", "restart", "a", "--faults", "log.snyc=abort"],
+        &["volume", "create", "x", "--size", "10GB"],
     ] {
         assert!(fails(wrong, 2).contains("--help"), "{wrong:?}");
     }

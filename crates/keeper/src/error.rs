@@ -38,6 +38,8 @@ pub enum KeeperError {
     VolumeSize { name: String, wanted: u64, found: u64 },
     #[error(transparent)]
     Image(#[from] crate::health::images::ImageError),
+    #[error("the environment's NINEFOLD_FAULTS")]
+    Faults(#[from] ninefold_volume::fault::InvalidFault),
     #[error("a thread cannot be started")]
     Thread(#[source] std::io::Error),
 }

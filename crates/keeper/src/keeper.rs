@@ -34,6 +34,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Runs a keeper until SIGTERM or SIGINT.
 pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
+    if ninefold_volume::fault::read_environment()? {
+        tracing::warn!("this keeper has fault points set: it dies or fails on purpose");
+    }
     let config = Arc::new(config);
     let at = |what| {
         let path = config.run_dir.clone();

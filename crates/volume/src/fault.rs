@@ -29,11 +29,32 @@
 //! | `receive.epoch` | (backup) to take over a whole checkpoint's writes |
 
 use std::io;
+use std::str::FromStr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The variable's name.
 pub const VARIABLE: &str = "NINEFOLD_FAULTS";
+
+/// The points, as in the table of this module.
+pub const POINTS: [&str; 16] = [
+    "log.write",
+    "log.sync",
+    "log.synced",
+    "apply.op",
+    "apply.done",
+    "image.flush",
+    "log.clear",
+    "log.cleared",
+    "recover.write",
+    "recover.flush",
+    "resync.answer",
+    "resync.apply",
+    "resync.ask",
+    "resync.send",
+    "resync.round",
+    "receive.epoch",
+];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Action {
@@ -50,7 +71,29 @@ struct Fault {
     passed: AtomicU64,
 }
 
-static FAULTS: OnceLock<Vec<Fault>> = OnceLock::new();
+/// What a process is to suffer, and where.
+#[derive(Debug, Default)]
+pub struct Faults(Vec<Fault>);
+
+/// Why a text names no faults.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidFault {
+    #[error("'{0}' is not POINT[@N]=abort or POINT[@N]=fail[*K]")]
+    Form(String),
+    #[error("there is no fault point '{name}'; there are {}", POINTS.join(", "))]
+    Point { name: String },
+}
+
+static FAULTS: OnceLock<Faults> = OnceLock::new();
+
+/// Reads the environment now, so that what is wrong there is said; answers whether there are any faults.
+///
+/// # Errors
+/// See [`InvalidFault`].
+pub fn read_environment() -> Result<bool, InvalidFault> {
+    let faults: Faults = std::env::var(VARIABLE).unwrap_or_default().parse()?;
+    Ok(!FAULTS.get_or_init(|| faults).0.is_empty())
+}
 
 /// A process passes the point `name`.
 ///
@@ -58,44 +101,57 @@ static FAULTS: OnceLock<Vec<Fault>> = OnceLock::new();
 /// If it is told to fail here.
 pub fn point(name: &str) -> io::Result<()> {
     let faults = FAULTS.get_or_init(|| {
-        let text = std::env::var(VARIABLE).unwrap_or_default();
-        // Whoever asks for faults wants to know that there are none.
-        parse(&text).unwrap_or_else(|bad| panic!("{VARIABLE}: '{bad}' is not POINT[@N]=abort or POINT[@N]=fail[*K]"))
+        let faults = std::env::var(VARIABLE).unwrap_or_default().parse();
+        // Who asks for faults that there are none of has asked for something else than what would happen.
+        faults.unwrap_or_else(|error: InvalidFault| panic!("{VARIABLE}: {error}"))
     });
-    if faults.is_empty() { Ok(()) } else { pass(faults, name) }
+    faults.pass(name)
 }
 
-fn pass(faults: &[Fault], name: &str) -> io::Result<()> {
-    for fault in faults.iter().filter(|fault| fault.point == name) {
-        let passing = fault.passed.fetch_add(1, Ordering::SeqCst) + 1;
-        match fault.action {
-            Action::Abort if passing == fault.first => std::process::abort(),
-            Action::Fail { times } if (fault.first..fault.first.saturating_add(times)).contains(&passing) => {
-                return Err(io::Error::other(format!("fault point {name}, passing {passing}")));
+impl Faults {
+    fn pass(&self, name: &str) -> io::Result<()> {
+        for fault in self.0.iter().filter(|fault| fault.point == name) {
+            let passing = fault.passed.fetch_add(1, Ordering::SeqCst) + 1;
+            match fault.action {
+                Action::Abort if passing == fault.first => std::process::abort(),
+                Action::Fail { times } if (fault.first..fault.first.saturating_add(times)).contains(&passing) => {
+                    return Err(io::Error::other(format!("fault point {name}, passing {passing}")));
+                }
+                _ => {}
             }
-            _ => {}
         }
+        Ok(())
     }
-    Ok(())
 }
 
-fn parse(text: &str) -> Result<Vec<Fault>, String> {
-    let one = |word: &str| {
-        let (place, action) = word.split_once('=')?;
-        let (point, first) = match place.split_once('@') {
-            Some((point, n)) => (point, n.parse().ok().filter(|n| *n > 0)?),
-            None => (place, 1),
+impl FromStr for Faults {
+    type Err = InvalidFault;
+
+    fn from_str(text: &str) -> Result<Self, InvalidFault> {
+        let words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
+        let one = |word: &str| {
+            let fault = parse(word).ok_or_else(|| InvalidFault::Form(word.chars().take(64).collect()))?;
+            let known = POINTS.contains(&fault.point.as_str());
+            known.then_some(()).ok_or_else(|| InvalidFault::Point { name: fault.point.clone() })?;
+            Ok(fault)
         };
-        let action = match action.split_once('*') {
-            None if action == "abort" => Action::Abort,
-            None if action == "fail" => Action::Fail { times: 1 },
-            Some(("fail", times)) => Action::Fail { times: times.parse().ok()? },
-            _ => return None,
-        };
-        Some(Fault { point: point.to_owned(), first, action, passed: AtomicU64::new(0) })
+        words.map(one).collect::<Result<_, _>>().map(Faults)
+    }
+}
+
+fn parse(word: &str) -> Option<Fault> {
+    let (place, action) = word.split_once('=')?;
+    let (point, first) = match place.split_once('@') {
+        Some((point, n)) => (point, n.parse().ok().filter(|n| *n > 0)?),
+        None => (place, 1),
     };
-    let words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
-    words.map(|word| one(word).ok_or_else(|| word.to_owned())).collect()
+    let action = match action.split_once('*') {
+        None if action == "abort" => Action::Abort,
+        None if action == "fail" => Action::Fail { times: 1 },
+        Some(("fail", times)) => Action::Fail { times: times.parse().ok()? },
+        _ => return None,
+    };
+    Some(Fault { point: point.to_owned(), first, action, passed: AtomicU64::new(0) })
 }
 
 #[cfg(test)]
@@ -104,18 +160,31 @@ mod tests {
 
     #[test]
     fn a_point_fails_when_it_was_told_to() {
-        let faults = parse("a@2=fail*2, b=fail").unwrap();
-        let outcomes = |name| (0..4).map(|_| pass(&faults, name).is_ok()).collect::<Vec<_>>();
-        assert_eq!(outcomes("a"), [true, false, false, true]);
-        assert_eq!(outcomes("b"), [false, true, true, true]);
-        assert_eq!(outcomes("c"), [true; 4]);
+        let faults: Faults = "log.write@2=fail*2, apply.op=fail".parse().unwrap();
+        let outcomes = |name| (0..4).map(|_| faults.pass(name).is_ok()).collect::<Vec<_>>();
+        assert_eq!(outcomes("log.write"), [true, false, false, true]);
+        assert_eq!(outcomes("apply.op"), [false, true, true, true]);
+        assert_eq!(outcomes("log.sync"), [true; 4]);
     }
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        assert!(parse("").unwrap().is_empty());
-        for bad in ["a", "a=", "a=die", "a@0=fail", "a@x=fail", "a=fail*", "a=abort*2", "a=fail,b"] {
-            assert!(parse(bad).is_err(), "{bad}");
+        assert!("".parse::<Faults>().unwrap().0.is_empty());
+        for bad in ["log.sync", "log.sync=", "=fail", "log.sync=die", "log.sync@0=fail", "log.sync@x=fail"] {
+            assert!(bad.parse::<Faults>().is_err(), "{bad}");
+        }
+        for bad in ["log.sync=fail*", "log.sync=abort*2", "log.sync=fail,b"] {
+            assert!(matches!(bad.parse::<Faults>(), Err(InvalidFault::Form(_))), "{bad}");
+        }
+        assert_eq!("log.snyc=fail".parse::<Faults>().unwrap_err(), InvalidFault::Point { name: "log.snyc".into() });
+    }
+
+    /// The table is the documentation.
+    #[test]
+    fn every_point_is_described() {
+        let text = include_str!("fault.rs");
+        for point in POINTS {
+            assert!(text.contains(&format!("//! | `{point}` |")), "{point}");
         }
     }
 }

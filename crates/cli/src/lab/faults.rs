@@ -7,6 +7,8 @@ use ninefold_lab::topology::WITNESS;
 use ninefold_lab::{Cut, Lab, LabError, Network};
 
 use super::{Done, Which};
+use ninefold_volume::fault::{Faults, InvalidFault};
+
 use crate::error::CliError;
 use crate::output::Output;
 
@@ -41,10 +43,14 @@ pub struct RestartArgs {
     host: String,
     /// Fault points of its keeper, POINT[@N]=abort or POINT[@N]=fail[*K], separated by commas: at which step it dies, or an
     /// I/O error happens
-    #[arg(long, value_name = "POINTS", default_value = "", hide_default_value = true)]
+    #[arg(long, value_name = "POINTS", default_value = "", hide_default_value = true, value_parser = fault_points)]
     faults: String,
     #[command(flatten)]
     which: Which,
+}
+
+fn fault_points(text: &str) -> Result<String, InvalidFault> {
+    text.parse::<Faults>().map(|_| text.to_owned())
 }
 
 /// Stop all of a host's processes where they are
