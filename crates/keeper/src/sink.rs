@@ -39,6 +39,8 @@ const SMALL_PIECE: u32 = 256;
 const FEW_PAGES: u64 = 2048;
 /// After so many rounds the first checkpoint is taken however much is stale.
 const MAX_ROUNDS: u32 = 12;
+/// The same for a sink that keeps all it was sent: each further round makes it larger.
+const FEW_ROUNDS: u32 = 3;
 /// How often progress is told.
 const TELL: Duration = Duration::from_millis(100);
 
@@ -82,6 +84,7 @@ enum Stage {
 struct Copying {
     stale: PageMap,
     round: u32,
+    most_rounds: u32,
     /// Rounds of the volumes, which came before.
     before: u32,
     /// What this round carries.
@@ -141,7 +144,7 @@ impl Copying {
 
     /// Whether what this round did not carry may go with the first checkpoint.
     fn enough(&self) -> bool {
-        (self.round > 1 && self.dirty.pages() <= FEW_PAGES) || self.round >= MAX_ROUNDS
+        (self.round > 1 && self.dirty.pages() <= FEW_PAGES) || self.round >= self.most_rounds
     }
 }
 
@@ -278,6 +281,7 @@ impl Sinks {
         let copying = Copying {
             stale: PageMap::for_layout(layout),
             round: 0,
+            most_rounds: if once.is_some() { FEW_ROUNDS } else { MAX_ROUNDS },
             before,
             total: runs.iter().map(|r| r.bytes() as u64).sum(),
             runs,

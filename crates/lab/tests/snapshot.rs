@@ -62,7 +62,13 @@ fn mark(scenario: &Scenario, value: &str) {
 }
 
 fn is_marked(scenario: &Scenario, value: &str) -> bool {
-    matches!(ask(scenario, &["GET", "marker"]), Reply::Bulk(Some(found)) if found == value.as_bytes())
+    let mut answer = Reply::Bulk(None);
+    // It reads its file first.
+    wait_until("redis to have loaded", || {
+        answer = ask(scenario, &["GET", "marker"]);
+        !matches!(&answer, Reply::Error(why) if why.starts_with("LOADING"))
+    });
+    matches!(answer, Reply::Bulk(Some(found)) if found == value.as_bytes())
 }
 
 /// Asks the guest's workload server.
