@@ -89,6 +89,10 @@ fn a_quick_run_on_volumes_writes_a_complete_report() {
         assert!(json["ratios"][field].as_f64().is_some_and(|v| v > 0.0), "{field}: {}", json["ratios"]);
     }
     assert!(report.comparisons.iter().all(|c| c.ratio.rounds.len() == report.plan.rounds as usize));
+    assert!(json["snapshot_pause_us"].as_f64().is_some_and(|v| v > 0.0), "{}", json["snapshots"]);
+    let [whole, differs] = &report.snapshots[..] else { panic!("{:?}", report.snapshots) };
+    assert!(differs.bytes.median < whole.bytes.median, "{:?}", report.snapshots);
+    assert!(report.clones.thin_ms > 0.0 && report.clones.whole_ms > 0.0, "{:?}", report.clones);
     let resync = json["resync"].as_array().unwrap();
     let of = |field: &str| resync.iter().map(|r| r[field].as_f64().unwrap()).collect::<Vec<_>>();
     assert_eq!(of("changed_fraction"), [0.0, 0.01, 0.1, 0.5]);

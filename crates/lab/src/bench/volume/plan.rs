@@ -55,6 +55,10 @@ pub enum Stage {
     Fill,
     /// One side of a round.
     Compare { mode: Mode, job: Job },
+    /// A snapshot while pgbench runs: a whole one, or what differs from the one before.
+    Snapshot { whole: bool },
+    /// A golden image and clones of it, in the pool of a host that has no VM.
+    Clone,
     /// Another lab, with a VM whose one volume is written from outside of its own work.
     BootResync,
     /// Change so much of the volume while the backup is down, and wait until the VM is protected again.
@@ -67,6 +71,9 @@ impl fmt::Display for Stage {
             Stage::Boot => f.write_str("boot PostgreSQL and protect it"),
             Stage::Fill => f.write_str("fill the volumes"),
             Stage::Compare { mode, job } => write!(f, "{mode}: {job}"),
+            Stage::Snapshot { whole: true } => f.write_str("snapshot under pgbench"),
+            Stage::Snapshot { whole: false } => f.write_str("snapshot of what differs, under pgbench"),
+            Stage::Clone => f.write_str("clone a golden image"),
             Stage::BootResync => f.write_str("boot a VM for the resyncs"),
             Stage::Resync { percent } => write!(f, "resync after {percent} % has changed"),
         }
@@ -86,6 +93,9 @@ pub struct VolumePlan {
     pub sample_ms: u32,
     /// Units of 100,000 accounts.
     pub pgbench_scale: u32,
+    pub snapshot_rounds: u32,
+    /// Of the golden image that is cloned, bytes.
+    pub image_bytes: u64,
     pub resync_rounds: u32,
     /// Of the volume that is resynced, bytes.
     pub resync_volume_bytes: u64,
@@ -99,6 +109,8 @@ impl VolumePlan {
             pgbench_s: 8,
             sample_ms: 3000,
             pgbench_scale: 4,
+            snapshot_rounds: 3,
+            image_bytes: 512 << 20,
             resync_rounds: 3,
             resync_volume_bytes: 1 << 30,
         }
@@ -111,6 +123,8 @@ impl VolumePlan {
             pgbench_s: 3,
             sample_ms: 1000,
             pgbench_scale: 2,
+            snapshot_rounds: 1,
+            image_bytes: 128 << 20,
             resync_rounds: 1,
             resync_volume_bytes: 256 << 20,
         }
@@ -128,6 +142,10 @@ impl VolumePlan {
                 all.extend(Job::ALL.map(|job| Stage::Compare { mode, job }));
             }
         }
+        for _ in 0..self.snapshot_rounds {
+            all.extend([true, false].map(|whole| Stage::Snapshot { whole }));
+        }
+        all.push(Stage::Clone);
         all.push(Stage::BootResync);
         for _ in 0..self.resync_rounds {
             all.extend(CHANGED.map(|percent| Stage::Resync { percent }));
@@ -153,6 +171,8 @@ impl VolumePlan {
             Stage::Fill => seconds(4.0 + 3.0 * f64::from(self.pgbench_scale)),
             Stage::Compare { job: Job::Pgbench, .. } => seconds(1.5 + f64::from(self.pgbench_s)),
             Stage::Compare { .. } => self.sample() + seconds(0.8),
+            Stage::Snapshot { .. } => seconds(2.0 + f64::from(self.pgbench_s)),
+            Stage::Clone => seconds(1.0 + self.image_bytes as f64 / 150e6),
             Stage::BootResync => seconds(10.0 + self.resync_volume_bytes as f64 / 100e6),
             Stage::Resync { percent } => {
                 let changed = self.resync_volume_bytes as f64 * f64::from(percent) / 100.0;

@@ -12,6 +12,11 @@ use crate::bench::spread::Spread;
 pub struct VolumeReport {
     /// Protected / unprotected, adaptive epochs, medians over the rounds.
     pub ratios: VolumeRatios,
+    /// How long a guest at work (pgbench) stood still for a snapshot, microseconds; median of all.
+    pub snapshot_pause_us: f64,
+    /// Whole ones, and those that keep only what differs from the one before.
+    pub snapshots: Vec<SnapshotResult>,
+    pub clones: CloneResult,
     /// Against the share of the volume that had changed.
     pub resync: Vec<Resync>,
     pub comparisons: Vec<VolumeComparison>,
@@ -66,4 +71,26 @@ pub struct Resync {
     /// Sent of the memory; median.
     pub memory_bytes: u64,
     pub rounds_s: Spread,
+}
+
+/// Snapshots of one kind.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SnapshotResult {
+    /// Otherwise with the snapshot before as its parent.
+    pub whole: bool,
+    pub pause_us: Spread,
+    /// From the request to the finished file.
+    pub seconds: Spread,
+    /// The file's.
+    pub bytes: Spread,
+}
+
+/// A golden image that is full of data, and volumes made of it.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct CloneResult {
+    pub image_bytes: u64,
+    /// A thin clone (qcow2), milliseconds.
+    pub thin_ms: f64,
+    /// A whole copy (raw): of the blocks, where the file system cannot share them.
+    pub whole_ms: f64,
 }

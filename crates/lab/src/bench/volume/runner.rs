@@ -3,15 +3,17 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use ninefold_model::control::CheckpointRecord;
-use ninefold_model::event::EventKind;
+use ninefold_model::control::{CheckpointRecord, Request};
+use ninefold_model::event::{EventKind, SnapshotFigures};
 use ninefold_model::spec::{Accel, Acknowledge, VolumeSpec};
 use ninefold_model::status::MachineStatus;
-use ninefold_model::{VmName, VolumeName};
+use ninefold_model::{SnapshotName, VmName, VolumeName};
+use ninefold_volume::pool::{FileFormat, Import, Kind};
+use ninefold_volume::{Format, Pool, Tools, VolumeError};
 
 use super::pgbench;
 use super::plan::{CHANGED, Job, Stage, VolumePlan};
-use super::results::{Resync, VolumeComparison, VolumeRatios, VolumeReport};
+use super::results::{CloneResult, Resync, SnapshotResult, VolumeComparison, VolumeRatios, VolumeReport};
 use crate::bench::pace::{Pace, Progress};
 use crate::bench::plan::Mode;
 use crate::bench::results::{Checkpoints, MachineDescription, load};
@@ -21,7 +23,7 @@ use crate::bench::subject::Subject;
 use crate::boot::VmOptions;
 use crate::config::LabConfig;
 use crate::disks;
-use crate::error::LabError;
+use crate::error::{LabError, io_at};
 use crate::guest::Guest;
 use crate::ledger::sql;
 use crate::topology::CLIENT;
@@ -53,6 +55,8 @@ pub fn run(options: &Options, tell: &mut dyn FnMut(&Progress)) -> Result<VolumeR
         vm,
         subject: None,
         samples: HashMap::new(),
+        snapshots: Vec::new(),
+        clones: CloneResult::default(),
         resyncs: Vec::new(),
         qemu: None,
         unplanned_takeovers: 0,
@@ -80,6 +84,9 @@ struct Run {
     vm: VmOptions,
     subject: Option<Subject>,
     samples: HashMap<(Mode, Job), Vec<Sample>>,
+    /// Whether whole, and what it came to.
+    snapshots: Vec<(bool, SnapshotFigures)>,
+    clones: CloneResult,
     /// Percent, milliseconds, bytes of the volume and of the memory.
     resyncs: Vec<(u32, u64, u64, u64)>,
     qemu: Option<MachineStatus>,
@@ -105,6 +112,11 @@ impl Run {
                 let sample = self.sample(mode, job)?;
                 self.samples.entry((mode, job)).or_default().push(sample);
             }
+            Stage::Snapshot { whole } => {
+                let figures = self.snapshot(whole)?;
+                self.snapshots.push((whole, figures));
+            }
+            Stage::Clone => self.clones = self.clone_image()?,
             Stage::BootResync => {
                 self.end_subject();
                 let mut vm = VmOptions::new(vm_name()?);
@@ -154,6 +166,73 @@ impl Run {
         Ok(Sample { value, checkpoints: subject.new_checkpoints()?, seconds })
     }
 
+    /// Of the protected VM, in the middle of pgbench's time.
+    fn snapshot(&mut self, whole: bool) -> Result<SnapshotFigures, LabError> {
+        let seconds = self.plan.pgbench_s;
+        let number = self.snapshots.len();
+        let name = |n: usize| -> Result<SnapshotName, LabError> {
+            format!("bench-{n}").parse().map_err(|_| LabError::NotFound(format!("bench-{n}")))
+        };
+        let request = Request::Snapshot {
+            name: name(number)?,
+            parent: if whole { None } else { Some(name(number.saturating_sub(1))?) },
+        };
+        let subject = self.subject()?;
+        subject.enter(Mode::Adaptive)?;
+        let mark = subject.vm.events.mark();
+        let subject = &*subject;
+        let event = std::thread::scope(|scope| {
+            let load = scope.spawn(|| pgbench::tps(&subject.lab, CLIENTS, seconds));
+            // The load is under way by then.
+            std::thread::sleep(Duration::from_secs(seconds.into()) / 3);
+            subject.lab.ask(&subject.primary, &request)?;
+            let done = subject.vm.events.wait_for(mark, Instant::now() + PATIENCE, |e| {
+                matches!(e.kind, EventKind::SnapshotTaken { .. } | EventKind::SnapshotFailed { .. })
+            });
+            load.join().map_err(|_| LabError::NotFound("pgbench".into()))??;
+            Ok::<_, LabError>(done)
+        })?;
+        match event.map(|e| e.kind) {
+            Some(EventKind::SnapshotTaken { snapshot, .. }) => Ok(snapshot),
+            Some(EventKind::SnapshotFailed { reason, .. }) => Err(subject.timeout(&format!("snapshot: {reason}"))),
+            _ => Err(subject.timeout("snapshot")),
+        }
+    }
+
+    /// A golden image of random bytes, and volumes made of it.
+    fn clone_image(&mut self) -> Result<CloneResult, LabError> {
+        let image_bytes = self.plan.image_bytes;
+        let subject = self.subject()?;
+        let dir = subject.lab.pool_dir(&subject.other()).join("bench-clones");
+        let failed = |e: VolumeError| LabError::Command { what: "clone".into(), detail: e.to_string() };
+        let begun = std::fs::create_dir_all(&dir).map_err(io_at(format!("make {}", dir.display())));
+        let measured = begun.and_then(|()| {
+            let file = dir.join("golden.raw");
+            let random = std::fs::File::open("/dev/urandom").map_err(io_at("open /dev/urandom"))?;
+            std::fs::File::create(&file)
+                .and_then(|mut to| std::io::copy(&mut std::io::Read::take(random, image_bytes), &mut to))
+                .map_err(io_at(format!("write {}", file.display())))?;
+            let pool = Pool::open(&dir.join("pool"), Tools::default()).map_err(failed)?;
+            let volume = |text: &str| text.parse::<VolumeName>().map_err(|_| LabError::NotFound(text.into()));
+            let golden = volume("golden")?;
+            let what = Import { source: &file, file_format: FileFormat::Raw, format: Format::Raw, size: None };
+            let go_on = &mut |_| std::ops::ControlFlow::Continue(());
+            pool.import(Kind::Golden, &golden, &what, go_on).map_err(failed)?;
+            let mut timed = |name: &str, format| {
+                let begin = Instant::now();
+                pool.create_from(&volume(name)?, &golden, None, format, go_on).map_err(failed)?;
+                Ok::<_, LabError>(begin.elapsed().as_secs_f64() * 1e3)
+            };
+            Ok(CloneResult {
+                image_bytes,
+                thin_ms: timed("thin", Format::Qcow2)?,
+                whole_ms: timed("whole", Format::Raw)?,
+            })
+        });
+        let _ = std::fs::remove_dir_all(&dir);
+        measured
+    }
+
     /// Changes a share of the volume while there is no backup.
     fn resync(&mut self, percent: u32) -> Result<(u32, u64, u64, u64), LabError> {
         let subject = self.subject()?;
@@ -199,6 +278,9 @@ impl Run {
                 fio_seqwrite: ratio(Job::FioSeqwrite),
                 fio_fsync: ratio(Job::FioFsync),
             },
+            snapshot_pause_us: Spread::of(self.snapshots.iter().map(|(_, s)| s.pause_us as f64).collect()).median,
+            snapshots: [true, false].map(|whole| self.snapshots_of(whole)).to_vec(),
+            clones: self.clones,
             resync: CHANGED.map(|percent| self.resynced(percent)).to_vec(),
             comparisons,
             accel: qemu.as_ref().map_or(Accel::Tcg, |m| m.accel),
@@ -226,6 +308,18 @@ impl Run {
             unprotected: Spread::of(unprotected),
             protected: Spread::of(protected),
             checkpoints: Checkpoints::of(&all, side(Mode::Adaptive).iter().map(|s| s.seconds).sum()),
+        }
+    }
+
+    fn snapshots_of(&self, whole: bool) -> SnapshotResult {
+        let spread = |of: fn(&SnapshotFigures) -> f64| {
+            Spread::of(self.snapshots.iter().filter(|(w, _)| *w == whole).map(|(_, s)| of(s)).collect())
+        };
+        SnapshotResult {
+            whole,
+            pause_us: spread(|s| s.pause_us as f64),
+            seconds: spread(|s| s.took_ms as f64 / 1e3),
+            bytes: spread(|s| s.bytes as f64),
         }
     }
 

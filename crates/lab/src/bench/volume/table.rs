@@ -61,6 +61,31 @@ fn write_all(out: &mut String, r: &VolumeReport) -> std::fmt::Result {
     )?;
     writeln!(
         out,
+        "## Snapshots of a guest at work (pgbench)\n\n| snapshot | guest stood still | whole time | file |\n|---|---:|---:|---:|"
+    )?;
+    for s in &r.snapshots {
+        writeln!(
+            out,
+            "| {} | {:.2} ms [{:.2}, {:.2}] | {:.2} s [{:.2}, {:.2}] | {:.0} MB |",
+            if s.whole { "all of it" } else { "what differs from the one before" },
+            s.pause_us.median / 1e3,
+            s.pause_us.min / 1e3,
+            s.pause_us.max / 1e3,
+            s.seconds.median,
+            s.seconds.min,
+            s.seconds.max,
+            s.bytes.median / 1e6,
+        )?;
+    }
+    writeln!(
+        out,
+        "\nA volume of a golden image of {} MiB: a thin clone (qcow2) in {:.0} ms, a whole copy (raw) in {:.0} ms.\n",
+        r.clones.image_bytes >> 20,
+        r.clones.thin_ms,
+        r.clones.whole_ms,
+    )?;
+    writeln!(
+        out,
         "## Resync of a volume of {} MiB\n\n| changed while the backup was down | time | sent of the volume | of the memory |\n\
          |---:|---:|---:|---:|",
         r.plan.resync_volume_bytes >> 20
@@ -90,13 +115,21 @@ mod tests {
     use crate::bench::results::{Checkpoints, MachineDescription};
     use crate::bench::spread::Spread;
     use crate::bench::volume::plan::{Job, VolumePlan};
-    use crate::bench::volume::results::{Resync, VolumeComparison, VolumeRatios};
+    use crate::bench::volume::results::{CloneResult, Resync, SnapshotResult, VolumeComparison, VolumeRatios};
     use ninefold_model::spec::Accel;
 
     #[test]
     fn the_report_says_what_was_measured_and_how() {
         let report = VolumeReport {
             ratios: VolumeRatios::default(),
+            snapshot_pause_us: 2100.0,
+            snapshots: vec![SnapshotResult {
+                whole: true,
+                pause_us: Spread::of(vec![2100.0]),
+                seconds: Spread::of(vec![1.25]),
+                bytes: Spread::of(vec![700e6]),
+            }],
+            clones: CloneResult { image_bytes: 512 << 20, thin_ms: 31.0, whole_ms: 1900.0 },
             resync: vec![Resync {
                 changed_fraction: 0.1,
                 seconds: 1.5,
@@ -124,9 +157,18 @@ mod tests {
             unplanned_takeovers: 1,
         };
         let text = markdown(&report);
-        for part in
-            ["a quick run", "may be in memory", "1 times unasked", "500 /s", "**2.00**", "| 10 % | 1.50 s", "26.8 MB"]
-        {
+        let parts = [
+            "a quick run",
+            "may be in memory",
+            "1 times unasked",
+            "500 /s",
+            "**2.00**",
+            "| all of it | 2.10 ms [2.10, 2.10] | 1.25 s [1.25, 1.25] | 700 MB |",
+            "in 31 ms",
+            "| 10 % | 1.50 s",
+            "26.8 MB",
+        ];
+        for part in parts {
             assert!(text.contains(part), "{part}: {text}");
         }
     }
