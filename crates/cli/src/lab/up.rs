@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use ninefold_lab::topology::GUEST_IP;
 use ninefold_lab::{Lab, LabConfig, LabSecurity, LabStatus, VmOptions, demo};
 use ninefold_model::health::{Watchdog, WatchdogAction};
-use ninefold_model::spec::AccelChoice;
+use ninefold_model::spec::{AccelChoice, NonVolatile};
 use ninefold_model::status::VmStatus;
 use ninefold_model::{InvalidName, VmName};
 use serde::Serialize;
@@ -27,6 +27,7 @@ use crate::progress;
     ninefold lab up\n  \
     ninefold lab up --vcpus 2 --memory 512\n  \
     ninefold lab up --backups 2        hosts a, b and c: two losses one after the other\n  \
+    ninefold lab up --non-volatile     goes on after every host has lost its power\n  \
     ninefold lab up --watchdog dump\n  \
     ninefold lab up --name old --qemu /var/cache/ninefold/qemu-7.2/qemu-system-x86_64\n  \
     ninefold lab up --no-vm && ninefold vm start --host b")]
@@ -56,6 +57,9 @@ pub struct VmShape {
     /// How many backups the VM has at once; there is a host for each
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=4))]
     backups: u8,
+    /// Keep its checkpoints on the hosts' disks, too: it goes on by itself after all of them lost their power
+    #[arg(long)]
+    non_volatile: bool,
     /// Another QEMU than the first on the PATH
     #[arg(long, value_name = "PROGRAM")]
     qemu: Option<PathBuf>,
@@ -99,6 +103,7 @@ impl VmShape {
         options.vcpus = self.vcpus;
         options.memory_mib = self.memory;
         options.backups = self.backups;
+        options.non_volatile = self.non_volatile.then(NonVolatile::default);
         options.qemu.clone_from(&self.qemu);
         options.accel = match self.accel {
             Accelerator::Auto => AccelChoice::Auto,
