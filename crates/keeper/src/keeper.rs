@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ninefold_net::wake::Wake;
 use ninefold_store::{Timeouts, WitnessClient};
@@ -110,14 +110,21 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
     Ok(())
 }
 
+/// A keeper that was killed holds its lock until the kernel has taken all of it down.
+const DYING: Duration = Duration::from_secs(3);
+
 fn lock(config: &KeeperConfig) -> Result<File, KeeperError> {
     let path = config.run_dir.join("keeper.lock");
     let file =
         File::create(&path).map_err(|source| KeeperError::File { what: "cannot make", path: path.clone(), source })?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(_) => Err(KeeperError::Locked { path }),
+    let deadline = Instant::now() + DYING;
+    while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if Instant::now() > deadline {
+            return Err(KeeperError::Locked { path });
+        }
+        thread::sleep(Duration::from_millis(20));
     }
+    Ok(file)
 }
 
 fn accept(listener: Listener, standby: Standby) -> Result<(), KeeperError> {
