@@ -359,6 +359,40 @@ proptest! {
     }
 }
 
+/// The power goes twice, each time while the standing is written: what it left of the first is not what the second destroys.
+#[test]
+fn the_standing_survives_two_losses_of_power() {
+    let first = Deed { touches: vec![(0, 1, Some((false, 1)))], state: vec![1], ..Deed::default() };
+    let acts = [Act::Stand(6)];
+    let begun = history(&prepared(), &[], &first, &[], None).1;
+    let steps = history(&prepared(), &[], &first, &acts, None).1;
+    assert!(steps >= begun + 4, "two places, each written and synced");
+    let mut torn = 0;
+    for crash in begun + 1..=steps {
+        for n in 0..24 {
+            let disk = prepared();
+            let known = history(&disk, &[], &first, &acts, Some(crash)).0;
+            // Without a loss of power: the steps of a recovery that goes on to write it.
+            let whole = disk.power_on(Fate::Any(n));
+            let start = |disk: &Disk| Host::recover(disk, &known).map(|host| host.expect("it was published"));
+            whole.crash_at(None);
+            let mut host = start(&whole).unwrap();
+            let before = whole.steps();
+            host.one(&Act::Stand(7)).unwrap();
+            for crash in before + 1..=whole.steps() {
+                let again = disk.power_on(Fate::Any(n));
+                again.crash_at(Some(crash));
+                let mut host = start(&again).unwrap();
+                host.one(&Act::Stand(7)).unwrap_err();
+                let last = again.power_on(Fate::Any(n ^ crash << 8));
+                Host::recover(&last, &host.known).unwrap();
+                torn += 1;
+            }
+        }
+    }
+    assert!(torn >= 24 * 16, "{torn}");
+}
+
 /// A log takes the place of another: at no step is there anything but the old one, none, or the new one.
 #[test]
 fn a_log_is_replaced_whole_or_not_at_all() {

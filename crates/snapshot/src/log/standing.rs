@@ -1,5 +1,6 @@
 //! On what terms with the witness a log was written: two places in a small file that are written one after the other, so that
-//! one of them is always whole, and both say the same unless a crash came between. It needs no room on a full disk.
+//! one of them is always whole, and both say the same unless a crash came between. The place that may be torn is the first
+//! to be written. It needs no room on a full disk.
 
 use ninefold_replica::protocol::Standing;
 
@@ -18,6 +19,8 @@ const HEAD: usize = 16;
 pub(super) struct StandingFile {
     file: Box<dyn StorageFile>,
     number: u64,
+    /// The place that is known to be whole, 0 or 1.
+    whole: usize,
     /// What is noted.
     pub standing: Standing,
 }
@@ -29,7 +32,7 @@ impl StandingFile {
         let failed = || LogError::storage("cannot make", FILE);
         let file = storage.create(FILE).map_err(failed())?;
         file.write_at(0, &[0; 2 * SLOT]).map_err(failed())?;
-        let mut this = Self { file, number: 0, standing: standing.clone() };
+        let mut this = Self { file, number: 0, whole: 1, standing: standing.clone() };
         this.write(standing)?;
         Ok(this)
     }
@@ -39,13 +42,15 @@ impl StandingFile {
     pub fn load(storage: &dyn Storage) -> Result<Self, LogError> {
         let file = storage.open(FILE).map_err(LogError::storage("cannot open", FILE))?;
         let bytes = read_all(&*file, FILE, 2 * SLOT as u64)?;
-        let newest = bytes.chunks(SLOT).filter_map(slot).max_by_key(|(number, _)| *number);
-        let (number, text) = newest.ok_or_else(|| LogError::damaged(FILE, "neither place in it is whole"))?;
+        let places = bytes.chunks(SLOT).enumerate().filter_map(|(place, bytes)| Some((place, slot(bytes)?)));
+        let newest = places.max_by_key(|(_, (number, _))| *number);
+        let (whole, (number, text)) = newest.ok_or_else(|| LogError::damaged(FILE, "neither place in it is whole"))?;
         let standing = serde_json::from_slice(text).map_err(|e| LogError::damaged(FILE, e.to_string()))?;
-        Ok(Self { file, number, standing })
+        Ok(Self { file, number, whole, standing })
     }
 
-    /// Durable when this returns. On an error it is this one or the one before.
+    /// Durable when this returns. On an error it is this one or the one before. After [`load`](Self::load) comes
+    /// [`sync`](Self::sync) first: what was read need not be on the disk yet.
     ///
     /// # Errors
     /// `Storage`.
@@ -63,10 +68,14 @@ impl StandingFile {
             return Err(failed()(std::io::ErrorKind::FileTooLarge.into()));
         }
         slot.resize(SLOT, 0);
-        for place in [0, SLOT as u64] {
-            self.file.write_at(place, &slot).and_then(|()| self.file.sync()).map_err(failed())?;
-        }
+        // Also if this fails: no two of them have the same number.
         self.number = number;
+        for _ in 0..2 {
+            let place = 1 - self.whole;
+            let at = (place * SLOT) as u64;
+            self.file.write_at(at, &slot).and_then(|()| self.file.sync()).map_err(failed())?;
+            self.whole = place;
+        }
         self.standing.clone_from(standing);
         Ok(())
     }
