@@ -528,6 +528,10 @@ impl Vm {
     }
 
     fn wait(&mut self, wait: Duration) -> Result<(), String> {
+        // An event that came along with the answer to a command is here already: nothing would wake us for it.
+        if self.machine.poll_events().map_err(|e| report(&e))? > 0 {
+            return self.events();
+        }
         let timeout = Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) };
         let bell = self.bell.clone();
         let mut fds = [

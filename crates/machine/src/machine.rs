@@ -283,7 +283,8 @@ impl Machine {
         self.child.pidfd()
     }
 
-    /// Readable when [`Machine::poll_events`] has something to take.
+    /// Becomes readable when something arrives for [`Machine::poll_events`] to take. Not for what came along with the
+    /// answer to a command, which has been read: call that once before waiting for this.
     pub fn qmp_fd(&self) -> BorrowedFd<'_> {
         self.qmp.as_fd()
     }

@@ -227,7 +227,8 @@ impl Qmp {
         Ok((qmp, greeting.version.qemu))
     }
 
-    /// Becomes readable when an event (or the end of the connection) can be fetched with [`Qmp::poll_events`].
+    /// Becomes readable when an event (or the end of the connection) arrives for [`Qmp::poll_events`]. One that came along
+    /// with the answer to a command has been read already: call that once before waiting for this.
     pub fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }

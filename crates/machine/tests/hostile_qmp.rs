@@ -117,6 +117,19 @@ fn a_qemu_that_does_not_read_is_a_timeout() {
     assert!(matches!(stuck, Err(MachineError::Timeout { .. })));
 }
 
+/// Both come in one packet: the socket has nothing more to tell, and the event must be found all the same.
+#[test]
+fn an_event_behind_an_answer_is_there_though_the_socket_is_silent() {
+    let (mut qmp, mut theirs) = connected();
+    write!(theirs, "{{\"return\": {{}}, \"id\": 1001}}\n{{\"event\": \"WATCHDOG\"}}\n").unwrap();
+    qmp.run("cont", None::<()>).unwrap();
+    let mut fds = [rustix::event::PollFd::from_borrowed_fd(qmp.as_fd(), rustix::event::PollFlags::IN)];
+    let none = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    assert_eq!(rustix::event::poll(&mut fds, Some(&none)).unwrap(), 0);
+    assert_eq!(qmp.poll_events().unwrap(), 1);
+    assert_eq!(qmp.next_event().unwrap().kind, EventKind::Watchdog);
+}
+
 #[test]
 fn events_are_bounded_and_the_loss_is_counted() {
     let (mut qmp, mut theirs) = connected();
