@@ -345,6 +345,23 @@ fn a_watchdog_that_runs_out_after_a_failover_fires_there() {
     assert_eq!(dumps(&guest, "b").len(), 1);
 }
 
+/// A reset that is asked for during a dump follows it at once: QEMU must not be about to let the guest go on by itself then.
+#[test]
+fn a_guest_that_runs_is_dumped_and_reset_at_once() {
+    let mut guest = Guest::alone(Watchdog::new(WatchdogAction::Reset));
+    for round in 0..support::rounds(10) {
+        guest.ask("a", &Request::Dump).unwrap();
+        guest.ask("a", &Request::Reset).unwrap();
+        guest.expect("dump", |_, kind| matches!(kind, EventKind::Dumped { .. }));
+        guest.ups("a", 2 + round);
+    }
+    // One that nobody resets goes on.
+    guest.ask("a", &Request::Dump).unwrap();
+    guest.expect("dump", |_, kind| matches!(kind, EventKind::Dumped { .. }));
+    guest.say("a", "h");
+    guest.fired("a", WatchdogAction::Reset, 1);
+}
+
 /// The primary dies between the firing and the end of what is done about it. Wherever its last checkpoint stands, the guest
 /// is not left hanging: it fires again, or the backup knows that nobody has acted, or it has been reset.
 #[test]

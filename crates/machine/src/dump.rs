@@ -1,8 +1,10 @@
 //! The guest's memory into a file, for a debugger.
 //!
 //! QEMU's `dump-guest-memory`, detached: an ELF core file of all physical memory with a note for each vCPU's registers, as
-//! gdb, crash and volatility read it. The guest stands still meanwhile; QEMU lets one that ran go on afterwards. The event
-//! DUMP_COMPLETED ends it. No device state can be saved until then.
+//! gdb, crash and volatility read it. The guest stands still meanwhile: stop it before. QEMU lets one that ran go on afterwards,
+//! but only after it has sent the event DUMP_COMPLETED, which ends the dump: a reset in between is its end (`dump_process`,
+//! `dump_cleanup` in dump/dump.c; the run state `save-vm` has no way to `prelaunch`), and so would a checkpoint be. No device
+//! state can be saved until the event.
 
 use std::os::fd::BorrowedFd;
 
@@ -22,7 +24,7 @@ struct Answer {
 }
 
 impl Machine {
-    /// Begins to write the guest's memory to `file`. Await [`crate::EventKind::DumpCompleted`].
+    /// Begins to write the memory of a guest that does not run to `file`. Await [`crate::EventKind::DumpCompleted`].
     ///
     /// # Errors
     /// As [`Machine::begin_pause`]; `Refused` also while another dump is being written.

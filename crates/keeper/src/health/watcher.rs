@@ -14,7 +14,7 @@ use std::os::fd::AsFd;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-use ninefold_machine::{Machine, MachineError};
+use ninefold_machine::{Machine, MachineError, RunState};
 use ninefold_model::event::EventKind;
 use ninefold_model::health::Failure;
 
@@ -62,6 +62,8 @@ struct Dumping {
     told: Instant,
     /// How far it was, and since when.
     at: (u64, Instant),
+    /// The guest ran before.
+    ran: bool,
 }
 
 impl Watcher {
@@ -114,15 +116,23 @@ impl Watcher {
             // Whoever asked for the one that is under way has this one, too.
             Order::Dump { .. } if self.dump.is_some() => {}
             Order::Dump { keep } => {
+                // Stopped by us: QEMU would let it run again by itself some time after it has said that the dump is done.
+                let ran = machine.query_status()? == RunState::Running;
+                if ran {
+                    machine.stop()?;
+                }
                 let begun = self.dumps.begin(machine.memory().ram().bytes(), keep);
                 match begun.map(|draft| (machine.dump(draft.file.as_fd()), draft)) {
                     Ok((Ok(()), draft)) => {
                         let now = Instant::now();
-                        self.dump = Some(Dumping { draft, keep, began: now, told: now, at: (0, now) });
+                        self.dump = Some(Dumping { draft, keep, began: now, told: now, at: (0, now), ran });
                     }
                     Ok((Err(MachineError::Refused { message, .. }), _)) => self.no_dump(message),
                     Ok((Err(error), _)) => return Err(error),
                     Err(error) => self.no_dump(report(&error)),
+                }
+                if ran && self.dump.is_none() {
+                    machine.cont()?;
                 }
             }
         }
@@ -142,7 +152,7 @@ impl Watcher {
     /// # Errors
     /// QEMU has ended or hangs.
     pub fn dumped(&mut self, ok: bool, machine: &mut Machine, still: bool) -> Result<(), MachineError> {
-        let Some(Dumping { draft, keep, began, .. }) = self.dump.take() else { return Ok(()) };
+        let Some(Dumping { draft, keep, began, ran, .. }) = self.dump.take() else { return Ok(()) };
         let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         let finished = if ok { Some(draft.finish(keep)) } else { None };
         match finished {
@@ -152,6 +162,8 @@ impl Watcher {
         }
         if std::mem::take(&mut self.reset) {
             self.obey(Order::Reset, machine, still)?;
+        } else if ran && !still {
+            machine.cont()?;
         }
         Ok(())
     }
