@@ -17,9 +17,18 @@ const PATIENCE: Duration = Duration::from_millis(1500);
 /// After a round over all peers that found none.
 const PAUSE: Duration = Duration::from_millis(250);
 
+/// What is looked for.
+#[derive(Debug, Default)]
+pub struct Wish {
+    /// Any host but these.
+    pub but: Vec<HostName>,
+    /// The one that is asked when no other answers: it is probably dead, and to find that out takes its time.
+    pub last: Option<HostName>,
+}
+
 /// The core's way to ask for a peer.
 #[derive(Debug, Clone)]
-pub struct Connector(SyncSender<Vec<HostName>>);
+pub struct Connector(SyncSender<Wish>);
 
 impl Connector {
     /// Starts the thread. It ends when the connector is dropped.
@@ -32,30 +41,28 @@ impl Connector {
         Ok(Self(ask))
     }
 
-    /// Asks for one attempt at every peer but these, until one answers: `PeerConnected`, or else `NoPeer`.
-    pub fn ask(&self, but: Vec<HostName>) {
-        match self.0.try_send(but) {
+    /// Asks for one attempt at every peer that is wished for, until one answers: `PeerConnected`, or else `NoPeer`.
+    pub fn ask(&self, wish: Wish) {
+        match self.0.try_send(wish) {
             Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {}
         }
     }
 }
 
-fn run(config: &KeeperConfig, security: &Security, asked: &Receiver<Vec<HostName>>, core: &Sender<Msg>) {
+fn run(config: &KeeperConfig, security: &Security, asked: &Receiver<Wish>, core: &Sender<Msg>) {
+    // Each is the first to be tried in its turn.
     let mut next = 0;
-    while let Ok(but) = asked.recv() {
+    while let Ok(Wish { but, last }) = asked.recv() {
         let mut failed = Vec::new();
-        let found = (0..config.peers.len()).any(|_| {
-            let Some(peer) = config.peers.get(next % config.peers.len()) else { return false };
-            next += 1;
-            if but.contains(&peer.host) {
-                return false;
-            }
-            match connect(peer.addr, &peer.host, security, PATIENCE) {
-                Ok(link) => core.send(Msg::PeerConnected { link }).is_ok(),
-                Err(error) => {
-                    failed.push(format!("{}: {}", peer.host, report(&error)));
-                    false
-                }
+        let (before, after) = config.peers.split_at(next % config.peers.len().max(1));
+        next += 1;
+        let mut peers: Vec<_> = after.iter().chain(before).filter(|p| !but.contains(&p.host)).collect();
+        peers.sort_by_key(|p| last.as_ref() == Some(&p.host));
+        let found = peers.into_iter().any(|peer| match connect(peer.addr, &peer.host, security, PATIENCE) {
+            Ok(link) => core.send(Msg::PeerConnected { link }).is_ok(),
+            Err(error) => {
+                failed.push(format!("{}: {}", peer.host, report(&error)));
+                false
             }
         });
         if !found {

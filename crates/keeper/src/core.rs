@@ -20,6 +20,7 @@ mod primary;
 mod replica;
 mod requests;
 mod snapshot;
+mod survivors;
 mod volumes;
 
 use std::cell::Cell;
@@ -34,7 +35,8 @@ use ninefold_model::spec::EpochPolicy;
 use ninefold_model::status::{Counters, LogState, LogStatus, MachineStatus};
 use ninefold_model::{Backup, Epoch, HostName, Record as WitnessRecord, Term};
 use ninefold_net::announce::AnnouncePlan;
-use ninefold_replica::protocol::{Action, Input, Protocol, Wanted};
+use ninefold_replica::continuation::Reign;
+use ninefold_replica::protocol::{Action, Input, Outcome, Protocol, Wanted};
 use ninefold_replica::stream::{Layout, Pass, PassKind, Ready, Record};
 use ninefold_transport::Link;
 
@@ -43,6 +45,7 @@ use self::health::HealthSide;
 use self::log::LogSide;
 use self::replica::Replica;
 use self::snapshot::SnapshotSide;
+use self::survivors::Survivors;
 use self::volumes::VolumeWatch;
 use crate::arbiter::Question;
 use crate::capture::micros;
@@ -54,6 +57,7 @@ use crate::journal::Journal;
 use crate::metrics::Board;
 use crate::msg::Msg;
 use crate::outlets::Outlets;
+use crate::parking::Parking;
 use crate::priority;
 use crate::session::Job;
 use crate::sink;
@@ -91,6 +95,7 @@ pub struct Parts {
     pub core: Sender<Msg>,
     pub arbiter: Sender<Question>,
     pub connector: Connector,
+    pub parking: Arc<Parking>,
 }
 
 /// See the [module](self).
@@ -102,6 +107,8 @@ pub struct Core {
     vm: Option<VmHandle>,
     /// Counts the VM's threads, so that a late word of an earlier one is not taken for the present one's.
     generation: u64,
+    /// Of which the present one's checkpoints are.
+    reign: Reign,
     machine: Option<MachineStatus>,
     layout: Option<Layout>,
     /// The connector is at work.
@@ -116,6 +123,9 @@ pub struct Core {
     snapshot: SnapshotSide,
     /// The running sessions.
     replicas: Vec<Replica>,
+    survivors: Option<Survivors>,
+    /// The primary from which this host has taken over: the last of all to be asked whether it wants to be a backup.
+    former: Option<HostName>,
     final_epoch: Option<Epoch>,
     /// Output is held.
     holding: bool,
@@ -160,6 +170,7 @@ impl Core {
             witness_error: None,
             vm: None,
             generation: 0,
+            reign: Reign { term: Term(0), generation: 0 },
             machine: None,
             layout: None,
             looking: false,
@@ -169,6 +180,8 @@ impl Core {
             log: LogSide::new(),
             snapshot: SnapshotSide::default(),
             replicas: Vec::new(),
+            survivors: None,
+            former: None,
             final_epoch: None,
             holding: false,
             off: false,
@@ -214,6 +227,7 @@ impl Core {
             }
         }
         self.stand_down();
+        self.parts.parking.clear();
     }
 
     fn failure_timeout(&self) -> Duration {
@@ -257,9 +271,15 @@ impl Core {
         match msg {
             Msg::Request { request, reply } => self.request(request, reply),
             Msg::Quit => self.quit(),
-            Msg::WitnessAnswer { id, outcome } => self.input(Input::Answer { id, outcome }),
+            Msg::WitnessAnswer { id, outcome } => {
+                if let Outcome::Lost(Some(record)) = &outcome {
+                    self.taken_over_by(&record.primary, record.term);
+                }
+                self.input(Input::Answer { id, outcome });
+            }
             Msg::WitnessHolds(record) => {
                 self.record_seen(&record);
+                self.taken_over_by(&record.primary, record.term);
                 self.input(Input::Observed(record));
             }
             Msg::StartFrom { found, force } => self.start_from(found, force),
@@ -372,12 +392,12 @@ impl Core {
             }
             Msg::Offer { hello, writer, handle, go } => self.offer(&hello, writer, handle, &go),
             Msg::RefusedPeer { peer, reason } => self.event(EventKind::Refused { peer, reason }),
+            Msg::Base { session, epoch, runs } => self.base(session, epoch, &runs),
             Msg::SessionReady { session } => self.session_ready(session),
             Msg::VolumesSynced { session, rounds, bytes, rest } => {
                 if let Some(replica) = self.replica(session) {
                     replica.volume_bytes = bytes;
-                    let jobs = replica.session.jobs.clone();
-                    self.command(Command::AddSink { session, jobs, rounds, rest, once: None });
+                    self.add_sink(session, rounds, rest);
                 }
             }
             Msg::Acked { session, epoch } => self.acked(session, epoch),
@@ -387,10 +407,15 @@ impl Core {
                     replica.uplink = up;
                 }
             }
-            Msg::StandbyReady { session, status } => {
+            Msg::StandbyReady { session, status, base } => {
                 if let Some(backup) = self.backup.as_mut().filter(|b| b.session == session) {
                     backup.ready = Some(Instant::now());
                     self.machine = Some(status);
+                    if let Some(base) = base {
+                        let mut runs = Vec::new();
+                        base.put_runs(&mut runs);
+                        self.tell_primary(&Record::Base { session: session.0, epoch: base.epoch, runs: &runs });
+                    }
                     let ready = Record::Ready { session: session.0, what: Ready::Receive };
                     self.tell_primary(&ready);
                 }
@@ -448,6 +473,7 @@ impl Core {
                 self.boot(None);
             }
             Action::ResumeFrom { epoch } => {
+                self.won();
                 if let Some(takeover) = &mut self.takeover {
                     takeover.won = Some((epoch, micros(takeover.suspected.elapsed())));
                 }
@@ -552,6 +578,7 @@ impl Core {
         self.announcing = None;
         self.announce = false;
         self.vm = None;
+        self.survivors = None;
         self.health.stand_down(self.parts.config.vm.watchdog.clone());
         // A word of farewell that is still queued goes out: the sender empties its queue before it ends.
         for replica in self.replicas.drain(..) {

@@ -23,6 +23,7 @@ use crate::journal::Journal;
 use crate::metrics::{self, Board};
 use crate::msg::Msg;
 use crate::outlets::Outlets;
+use crate::parking::Parking;
 use crate::server;
 use crate::standby::Standby;
 use crate::vm::Bell;
@@ -69,11 +70,13 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
     let client = WitnessClient::new(witness.addr, witness.host.clone(), security.clone(), Timeouts::default());
     let arbiter = arbiter::start(config.vm.name.clone(), client, core.clone())?;
     let connector = Connector::start(Arc::clone(&config), security.clone(), core.clone())?;
+    let parking = Arc::new(Parking::default());
     let standby = Standby {
         config: Arc::clone(&config),
         outlets: Arc::clone(&outlets),
         disks: Arc::clone(&disks),
         images: Arc::clone(&images),
+        parking: Arc::clone(&parking),
         security,
         core: core.clone(),
     };
@@ -104,6 +107,7 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
         core,
         arbiter,
         connector,
+        parking,
     };
     Core::new(parts).run();
     let _ = fs::remove_file(KeeperConfig::control_socket(&config.run_dir));

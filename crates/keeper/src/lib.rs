@@ -5,7 +5,7 @@
 //! * [`vm`]: the thread that owns a running QEMU · [`sink`]: those to whom it is copied · [`capture`]: one checkpoint, the
 //!   pause path · [`overlay`], [`first_copy`]
 //! * [`session`]: a primary's connection to its backup · [`connector`]: finding one
-//! * [`standby`]: a backup's side
+//! * [`standby`]: a backup's side · [`parking`]: one that was not needed
 //! * [`log`]: a non-volatile VM's checkpoints on disk · [`recovery`]: going on from them
 //! * [`snapshot`]: taking one, and starting from one
 //! * [`arbiter`]: asking the witness
@@ -32,6 +32,7 @@ mod metrics;
 pub mod msg;
 pub mod outlets;
 mod overlay;
+pub mod parking;
 mod priority;
 pub mod recovery;
 pub mod resync;

@@ -3,11 +3,11 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::time::Duration;
 
 use ninefold_model::control::CheckpointRecord;
-use ninefold_model::event::FailoverPhases;
 use ninefold_model::health::{Failure, WatchdogAction};
-use ninefold_model::status::{Counters, ProtectionState, Role};
+use ninefold_model::status::{Counters, LogState, LogStatus, ProtectionState, Role};
 use ninefold_model::{Epoch, Term, VmName, VolumeName};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
@@ -86,6 +86,11 @@ pub struct Board {
     failover: Histogram,
     guest_failures: Family<FailureLabels, Counter>,
     trials: Family<TrialLabel, Counter>,
+    log: Family<StateLabel, Gauge>,
+    log_length: Gauge,
+    log_written: Counter<u64, AtomicU64>,
+    log_commit: Histogram,
+    logs_lost: Counter,
 }
 
 /// From 0.1 ms to 6.5 s.
@@ -118,6 +123,11 @@ impl Board {
             failover: seconds(),
             guest_failures: Family::default(),
             trials: Family::default(),
+            log: Family::default(),
+            log_length: Gauge::default(),
+            log_written: Counter::default(),
+            log_commit: seconds(),
+            logs_lost: Counter::default(),
             registry: Registry::default(),
         };
         let r = &mut registry;
@@ -174,6 +184,21 @@ impl Board {
             board.guest_failures.clone(),
         );
         r.register("ninefold_trials", "Trials of an image that have ended, and how", board.trials.clone());
+        r.register("ninefold_log", "1 for the state of a non-volatile VM's log on this host", board.log.clone());
+        r.register_with_unit("ninefold_log", "Length of the log", Unit::Bytes, board.log_length.clone());
+        r.register_with_unit(
+            "ninefold_log_written",
+            "Written to the log by a primary",
+            Unit::Bytes,
+            board.log_written.clone(),
+        );
+        r.register_with_unit(
+            "ninefold_log_commit",
+            "From the end of a primary's pause until the epoch is on its disk",
+            Unit::Seconds,
+            board.log_commit.clone(),
+        );
+        r.register("ninefold_logs_lost", "Times a log has failed here", board.logs_lost.clone());
         board.registry = registry;
         board
     }
@@ -231,12 +256,30 @@ impl Board {
         }
     }
 
-    /// This keeper took over.
-    pub fn failover(&self, p: &FailoverPhases) {
+    /// This keeper took over, so long after the primary's last sign of life.
+    pub fn failover(&self, took: Duration) {
         self.failovers.inc();
-        // Loading runs while the witness is asked: what counts is the longer of the two.
-        let us = p.detect_us + p.arbitrate_us.max(p.load_us) + p.resume_us;
-        self.failover.observe(us as f64 / 1e6);
+        self.failover.observe(took.as_secs_f64());
+    }
+
+    /// How the log of a non-volatile VM is on this host.
+    pub fn log(&self, log: &LogStatus) {
+        use LogState::{Copying, Off, On, Recovering};
+        for (of, state) in [(Off, "off"), (Copying, "copying"), (On, "on"), (Recovering, "recovering")] {
+            self.log.get_or_create(&StateLabel { state }).set(i64::from(of == log.state));
+        }
+        self.log_length.set(i64::try_from(log.bytes).unwrap_or(i64::MAX));
+    }
+
+    /// A primary's log has another epoch.
+    pub fn logged(&self, commit_bytes: u64, commit_us: u64) {
+        self.log_commit.observe(commit_us as f64 / 1e6);
+        self.log_written.inc_by(commit_bytes);
+    }
+
+    /// A log that was kept has failed.
+    pub fn log_lost(&self) {
+        self.logs_lost.inc();
     }
 
     /// The guest has failed, and this is done about it.

@@ -10,6 +10,7 @@ use ninefold_model::health::{DumpProgress, Failure};
 use ninefold_model::spec::Boot;
 use ninefold_model::status::{MachineStatus, SyncProgress};
 use ninefold_model::{Epoch, Record, Term};
+use ninefold_replica::continuation::Base;
 use ninefold_replica::protocol::{Outcome, ProposalId};
 use ninefold_replica::stream::{Hello, Layout};
 use ninefold_transport::{Link, LinkHandle, LinkWriter};
@@ -140,6 +141,12 @@ pub enum Msg {
     },
 
     // From the primary's session.
+    /// What the backup's memory holds already of what the VM went on from; as it came. Comes before `SessionReady`.
+    Base {
+        session: Term,
+        epoch: Epoch,
+        runs: Vec<u8>,
+    },
     SessionReady {
         session: Term,
     },
@@ -198,6 +205,8 @@ pub enum Msg {
     StandbyReady {
         session: Term,
         status: MachineStatus,
+        /// What its memory holds already.
+        base: Option<Base>,
     },
     /// Where this host's volume differs from the primary's, from block `first` on.
     Differs {

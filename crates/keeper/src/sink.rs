@@ -11,6 +11,9 @@
 //! *Stale* pages are those that the guest has written since this sink was sent them. A scan reports a page once, whoever
 //! asked for it, so what it finds is noted for every sink that is not yet joined; a joined one gets it with the next
 //! checkpoint.
+//!
+//! A VM that was resumed from a checkpoint that other hosts hold too remembers what was written since: such a host is sent
+//! that alone.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
@@ -102,6 +105,26 @@ struct Copying {
 }
 
 impl Copying {
+    /// One that begins with these pages, after `before` rounds of the volumes.
+    fn new(runs: Vec<PageRun>, before: u32, most_rounds: u32, memory: &Memory) -> Self {
+        let layout = memory.layout();
+        Self {
+            stale: PageMap::for_layout(layout),
+            round: 0,
+            most_rounds,
+            before,
+            total: runs.iter().map(|r| r.bytes() as u64).sum(),
+            runs,
+            dirty: DirtySet::for_layout(layout),
+            run: 0,
+            page: 0,
+            pieces: None,
+            waiting: None,
+            sent: 0,
+            told: Instant::now(),
+        }
+    }
+
     /// Opens the next round. False when the sender has no room for it.
     fn begin(&mut self, jobs: &SyncSender<Job>) -> Result<bool, String> {
         let (pieces, taken) = sync_channel(2);
@@ -218,6 +241,8 @@ pub struct Sinks {
     scan: DirtySet,
     /// What those that join are missing.
     pub missing: PageMap,
+    /// What was written since the VM was resumed from a checkpoint that others hold, too.
+    written: Option<PageMap>,
     #[expect(clippy::vec_box, reason = "a capture goes from thread to thread: boxed, only a pointer moves")]
     spare: Vec<Box<Capture>>,
     made: u32,
@@ -247,6 +272,7 @@ impl Sinks {
             all: Vec::new(),
             scan: DirtySet::for_layout(layout),
             missing: PageMap::for_layout(layout),
+            written: None,
             spare: Vec::new(),
             made: 0,
             back,
@@ -259,6 +285,42 @@ impl Sinks {
     /// Adds a sink that holds all of the VM as it was when the tracker began.
     pub fn add_joined(&mut self, name: Term, jobs: SyncSender<Job>) {
         self.all.push(Sink { name, jobs, rest: Rest::default(), acked: self.taken, stage: Stage::Joined, once: None });
+    }
+
+    /// Remembers from now on what is written, for sinks that hold the VM as it was when the tracker began.
+    pub fn remember(&mut self, memory: &Memory) {
+        self.written = Some(PageMap::for_layout(memory.layout()));
+    }
+
+    /// No such sink comes any more.
+    pub fn forget(&mut self) {
+        self.written = None;
+    }
+
+    /// Adds a sink that holds the VM as it was when the tracker began, but for the pages of `differs`. False when what was
+    /// written since is not remembered.
+    pub fn add_holder(
+        &mut self,
+        name: Term,
+        jobs: SyncSender<Job>,
+        before: u32,
+        rest: Rest,
+        differs: &[PageRun],
+        memory: &Memory,
+    ) -> bool {
+        let Some(written) = &self.written else { return false };
+        let mut stale = PageMap::for_layout(memory.layout());
+        stale.insert_all(written);
+        stale.insert(differs);
+        let stage = if stale.pages() <= FEW_PAGES {
+            Stage::Ready { stale }
+        } else {
+            let mut first = DirtySet::for_layout(memory.layout());
+            stale.drain_into(&mut first);
+            Stage::Copying(Box::new(Copying::new(first.runs().to_vec(), before, MAX_ROUNDS, memory)))
+        };
+        self.all.push(Sink { name, jobs, rest, acked: Epoch(0), stage, once: None });
+        true
     }
 
     /// Begins to copy the VM to `jobs`, after `before` rounds of its volumes.
@@ -277,22 +339,8 @@ impl Sinks {
         // What is written from here on is found by a scan: so all of it has to be copied once.
         let runs = first_copy::runs(memory)
             .map_err(|e| MachineError::Io { what: "looking for the memory in use", source: e.into() })?;
-        let layout = memory.layout();
-        let copying = Copying {
-            stale: PageMap::for_layout(layout),
-            round: 0,
-            most_rounds: if once.is_some() { FEW_ROUNDS } else { MAX_ROUNDS },
-            before,
-            total: runs.iter().map(|r| r.bytes() as u64).sum(),
-            runs,
-            dirty: DirtySet::for_layout(layout),
-            run: 0,
-            page: 0,
-            pieces: None,
-            waiting: None,
-            sent: 0,
-            told: Instant::now(),
-        };
+        let most_rounds = if once.is_some() { FEW_ROUNDS } else { MAX_ROUNDS };
+        let copying = Copying::new(runs, before, most_rounds, memory);
         self.all.push(Sink { name, jobs, rest, acked: Epoch(0), stage: Stage::Copying(Box::new(copying)), once });
         Ok(())
     }
@@ -302,8 +350,9 @@ impl Sinks {
         self.all.retain(|s| s.name != name);
     }
 
+    /// Nobody needs to know what is written.
     pub fn is_empty(&self) -> bool {
-        self.all.is_empty()
+        self.all.is_empty() && self.written.is_none()
     }
 
     /// Whether one gets checkpoints.
@@ -352,6 +401,7 @@ impl Sinks {
             self.tracker.scan(&mut self.scan)?;
             let runs = self.scan.runs();
             self.all.iter_mut().for_each(|s| s.note(runs));
+            self.written.iter_mut().for_each(|w| w.insert(runs));
         }
         let mut copied = Copied::NoRoom;
         self.all.retain_mut(|sink| {
@@ -408,6 +458,7 @@ impl Sinks {
     pub fn taken(&mut self, capture: &Capture) {
         self.taken = capture.epoch;
         self.all.iter_mut().for_each(|sink| sink.note(capture.runs()));
+        self.written.iter_mut().for_each(|w| w.insert(capture.runs()));
     }
 
     /// Lets those join that are ready; the guest stands still after the checkpoint that carries what they were

@@ -21,19 +21,21 @@ use ninefold_machine::QemuVersion;
 use ninefold_machine::command_line::{CPU, MACHINE};
 use ninefold_machine::version::{NEWEST_TESTED, OLDEST};
 use ninefold_model::event::SnapshotFigures;
-use ninefold_model::spec::{Accel, Arch, VmSpec};
+use ninefold_model::spec::{Accel, AccelChoice, Arch, VmSpec};
 use ninefold_model::status::{SnapshotProgress, SnapshotStep};
 use ninefold_model::{Epoch, SnapshotName, Term};
 use ninefold_replica::stream::Hello;
 use ninefold_snapshot::file::{BLOCK, Head, Parent, Platform, Snapshot, Written};
+use ninefold_snapshot::log::Found;
 use ninefold_snapshot::store::Store;
-use ninefold_volume::Frozen;
+use ninefold_volume::{Frozen, fault};
 
 use crate::capture::micros;
 use crate::config::KeeperConfig;
 use crate::disks::Disks;
 use crate::error::{KeeperError, report};
 use crate::health::told;
+use crate::log;
 use crate::msg::Msg;
 use crate::outlets::{ADDRESSES, CONSOLE, HEALTH};
 use crate::recovery::Place;
@@ -240,7 +242,14 @@ fn check(snapshot: &Snapshot, clone: bool, config: &KeeperConfig) -> Result<(), 
         return Err(format!("the VM's {what} are not those of the snapshot"));
     }
     let qemu = QemuVersion::of_program(&config.qemu).map_err(|e| report(&e))?;
-    let here = platform(ours.arch, hello.accel, qemu);
+    // A saved state is of one accelerator. Whether that works here is otherwise for QEMU to say.
+    let accel = match ours.accel {
+        AccelChoice::Kvm => Accel::Kvm,
+        AccelChoice::Tcg => Accel::Tcg,
+        AccelChoice::Auto if Path::new("/dev/kvm").exists() => hello.accel,
+        AccelChoice::Auto => Accel::Tcg,
+    };
+    let here = platform(ours.arch, accel, qemu);
     let range = |v: QemuVersion| [v.major, v.minor];
     snapshot.head().platform.check(&here, range(OLDEST), range(NEWEST_TESTED)).map_err(|e| report(&e))
 }
@@ -274,9 +283,12 @@ fn loaded(
     let mut memory = standby::Fresh(Arc::clone(machine.memory()));
     snapshot.load(&|block| block == 0, &mut memory, &mut progress(SnapshotStep::Memory)).map_err(|e| report(&e))?;
     into.disks.settle()?;
+    // Nobody is to go on from a log on volumes that are not those of the log any more.
+    remove_log(config)?;
     // From here on the volumes are a mixture, until all of them are done.
     let unfinished = Unfinished::begin(config, name)?;
     for (volume, disk) in (0u16..).zip(into.disks.iter()) {
+        fault::point("restore.volume").map_err(|e| e.to_string())?;
         let image = disk.served.image_of_nobody();
         snapshot
             .restore_volume(volume, image, &mut progress(SnapshotStep::Volumes))
@@ -288,7 +300,17 @@ fn loaded(
     into.outlets.learn(said(ADDRESSES));
     machine.load(&state.device_state).map_err(|e| report(&e))?;
     let load_us = micros(begun.elapsed());
-    Ok(Loaded { machine, ports, epoch: Epoch(0), health: hello.health, load_us, tracker: None })
+    Ok(Loaded { machine, ports, epoch: Epoch(0), health: hello.health, load_us, tracker: None, history: None })
+}
+
+/// Removes the log of the VM's former life, if there is one. Durable when this returns.
+fn remove_log(config: &KeeperConfig) -> Result<(), String> {
+    let place = log::place(config);
+    if !place.exists() {
+        return Ok(());
+    }
+    let storage = log::open(&place).map_err(|e| format!("{}: {e}", place.display()))?;
+    Found::remove(&*storage).map_err(|e| report(&e))
 }
 
 /// A note in the pool that volumes are being overwritten: what a crash leaves of them must not be booted.

@@ -8,18 +8,20 @@
 //! ```
 //!
 //! Loading begins as soon as the stream has ended, while the core still asks the witness: if the witness says no, the
-//! standby is thrown away, which would have happened anyway.
+//! standby is thrown away, which would have happened anyway. Not so if the VM has several backups: then it waits for the
+//! witness's word, and a standby that is not needed is [parked](crate::parking) for the host that took over.
 
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use ninefold_machine::{Machine, MachineConfig, Memory, PageRun, Ports, Ram, Tracker};
 use ninefold_model::health::Health;
-use ninefold_model::spec::VmSpec;
+use ninefold_model::spec::{Protection, VmSpec};
 use ninefold_model::status::MachineStatus;
 use ninefold_model::{Epoch, Term};
+use ninefold_replica::continuation::{Base, History};
 use ninefold_replica::stream::record::RefuseCode;
 use ninefold_replica::stream::{
     BlockInfo, CheckpointAssembler, Fed, Hello, Layout, PAGE_SIZE, PageSink, PassKind, Preamble, Record, RecordReader,
@@ -37,6 +39,7 @@ use crate::health::told;
 use crate::log::{LogJob, Received};
 use crate::msg::Msg;
 use crate::outlets::{ADDRESSES, CONSOLE, HEALTH, Outlets};
+use crate::parking::{Parked, Parking, StandbyMachine};
 use crate::priority;
 use crate::session::Job;
 
@@ -55,8 +58,19 @@ pub struct Loaded {
     pub health: Health,
     /// From the end of the stream until the devices were loaded.
     pub load_us: u64,
-    /// This host's log ends with this checkpoint, and whatever is written since is tracked.
+    /// Whatever is written since the checkpoint is tracked: this host's log ends with it, or other backups hold it, too.
     pub tracker: Option<Tracker>,
+    /// Of the checkpoints that other backups hold, too.
+    pub history: Option<History>,
+}
+
+/// What becomes of a standby whose primary is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// This host has the VM.
+    Load,
+    /// Another backup has it.
+    Park,
 }
 
 /// What the core gives a session that it accepts.
@@ -64,6 +78,8 @@ pub struct Loaded {
 pub struct Accepted {
     /// The thread of this host's log, for a non-volatile VM.
     pub log: Option<SyncSender<Job>>,
+    /// Closed without a word when the standby is of no use any more.
+    pub verdict: Receiver<Verdict>,
 }
 
 /// What the thread needs of its keeper.
@@ -73,6 +89,7 @@ pub struct Standby {
     pub outlets: Arc<Outlets>,
     pub disks: Arc<Disks>,
     pub images: Arc<Images>,
+    pub parking: Arc<Parking>,
     pub security: Security,
     pub core: Sender<Msg>,
 }
@@ -140,7 +157,7 @@ impl Standby {
         // The core refuses over the writer itself.
         let Some(accepted) = answer.recv().unwrap_or(None) else { return Ok(()) };
         // The core closes the connection: when the primary has relinquished, not before the witness has answered.
-        if let Err(reason) = self.receive(&hello, records, accepted.log) {
+        if let Err(reason) = self.receive(&hello, records, accepted) {
             let _ = self.core.send(Msg::LoadFailed { session, reason });
         }
         Ok(())
@@ -186,22 +203,28 @@ impl Standby {
         &self,
         hello: &Hello,
         mut records: RecordReader<LinkReader>,
-        log: Option<SyncSender<Job>>,
+        Accepted { log, verdict }: Accepted,
     ) -> Result<(), String> {
         let session = hello.term;
+        let (place, parked) = self.parking.enter();
         self.disks.enter(session)?;
         let mut health = hello.health.clone();
         self.keep(&health);
-        let (mut machine, ports, layout) = launch(&self.config, hello, self.disks.sockets())?;
-        let status = status(&machine, "as the primary's", "inmigrate");
-        let _ = self.core.send(Msg::StandbyReady { session, status });
+        let (mut standby, base) = match parked.and_then(|p| self.goes_on(hello, *p)) {
+            Some((standby, base)) => (standby, Some(base)),
+            None => (build(&self.config, hello, self.disks.sockets())?, None),
+        };
+        let machine = &mut standby.machine;
+        let status = status(machine, "as the primary's", "inmigrate");
+        let _ = self.core.send(Msg::StandbyReady { session, status, base });
         let mut sink =
             Sink { memory: Arc::clone(machine.memory()), disks: Arc::clone(&self.disks), session, log: log.clone() };
-        let mut assembler = CheckpointAssembler::new(session.0, session, layout, 1);
+        let mut history = None;
+        let mut assembler = CheckpointAssembler::new(session.0, session, standby.layout.clone(), 1);
         let (mut relinquished, mut first) = (false, true);
         let gone = loop {
             // A host that cannot run the VM must not count as its backup. The primary's heartbeats bring us here often.
-            alive(&machine)?;
+            alive(machine)?;
             let frame = match records.next_record() {
                 Ok(Some(frame)) => frame,
                 Ok(None) => break "the primary closed the connection".to_owned(),
@@ -245,6 +268,10 @@ impl Standby {
                     // Acknowledged before it is applied: from here on it is whole, whatever becomes of the primary.
                     let first = std::mem::take(&mut first);
                     let _ = self.core.send(Msg::Held { session, epoch: pass.epoch, first });
+                    history = if first { begin(hello, pass.epoch) } else { history };
+                    if let (false, Some(history), Some(pending)) = (first, &mut history, assembler.pending()) {
+                        history.record(pass.epoch, pending.pages().chain(pending.zeros()));
+                    }
                     if let Err(error) = assembler.commit(&mut sink) {
                         break report(&error);
                     }
@@ -263,23 +290,71 @@ impl Standby {
                 Err(error) => break report(&error),
             }
         };
-        alive(&machine)?;
+        alive(machine)?;
         if !relinquished {
             let _ = self.core.send(Msg::PrimaryGone { session, reason: gone });
         }
         let begun = Instant::now();
         assembler.abandon();
         assembler.commit(&mut sink).map_err(|e| report(&e))?;
+        let mut load_us = micros(begun.elapsed());
         let Some(checkpoint) = assembler.checkpoint() else { return Ok(()) };
+        if history.is_some() {
+            match verdict.recv() {
+                Ok(Verdict::Load) => {}
+                Ok(Verdict::Park) => {
+                    if let Some(history) = history {
+                        place.park(Parked { standby, history });
+                    }
+                    return Ok(());
+                }
+                Err(_) => return Ok(()),
+            }
+        }
+        let begun = Instant::now();
         // Before the devices are loaded: what they write to memory then is in no checkpoint yet.
         let logged = log.is_some_and(|log| drained(&log) == Some((session, checkpoint.epoch)));
-        let tracker = if logged { Some(machine.track().map_err(|e| report(&e))?) } else { None };
+        let followed = logged || history.is_some();
+        let tracker = if followed { Some(machine.track().map_err(|e| report(&e))?) } else { None };
         machine.load(checkpoint.device_state).map_err(|e| report(&e))?;
-        let load_us = micros(begun.elapsed());
-        let loaded = Loaded { machine, ports, epoch: checkpoint.epoch, health, load_us, tracker };
+        load_us += micros(begun.elapsed());
+        let StandbyMachine { machine, ports, .. } = standby;
+        let loaded = Loaded { machine, ports, epoch: checkpoint.epoch, health, load_us, tracker, history };
         let _ = self.core.send(Msg::Loaded { session, loaded: Box::new(loaded) });
         Ok(())
     }
+
+    /// The standby that is left from the former session, if this one's primary has gone on from what it holds. One that
+    /// does not suit is ended here: the next needs its memory and its interfaces.
+    fn goes_on(&self, hello: &Hello, parked: Parked) -> Option<(StandbyMachine, Base)> {
+        let Parked { standby, history } = parked;
+        let base = history.base(hello.origin.as_ref()?)?;
+        let suits = standby.spec == built(&self.config, hello)
+            && standby.machine.accel() == hello.accel
+            && hello.layout.same_as(&standby.layout).is_ok()
+            && alive(&standby.machine).is_ok();
+        suits.then_some((standby, base))
+    }
+}
+
+/// The history of a session's checkpoints, for a VM with several backups. The log of a non-volatile one begins with a whole
+/// copy.
+fn begin(hello: &Hello, first: Epoch) -> Option<History> {
+    let several = hello.spec.backups > 1 && hello.spec.non_volatile.is_none();
+    hello.reign.filter(|_| several).map(|reign| History::begin(reign, first))
+}
+
+/// What is built for `hello` here: the devices are the primary's; files are where they are on this host. The owner's wish for
+/// protection may change and is no part of a machine.
+fn built(config: &KeeperConfig, hello: &Hello) -> VmSpec {
+    let boot = hello.health.image().unwrap_or(&config.vm.boot).clone();
+    VmSpec { boot, protection: Protection::default(), ..hello.spec.clone() }
+}
+
+/// [`launch`] for a session.
+fn build(config: &KeeperConfig, hello: &Hello, volumes: Vec<std::path::PathBuf>) -> Result<StandbyMachine, String> {
+    let (machine, ports, layout) = launch(config, hello, volumes)?;
+    Ok(StandbyMachine { machine, ports, layout, spec: built(config, hello) })
 }
 
 /// Starts a QEMU that waits for the state of the VM that `hello` describes, with the files and devices of this host.
@@ -290,11 +365,9 @@ pub fn launch(
 ) -> Result<(Machine, Ports, Layout), String> {
     let bytes = hello.spec.memory_mib.checked_mul(1 << 20).ok_or("the VM's memory has an absurd size")?;
     let ram = Ram::create(bytes).map_err(|e| report(&e))?;
-    let boot = hello.health.image().unwrap_or(&config.vm.boot).clone();
     let machine = MachineConfig {
         qemu: config.qemu.clone(),
-        // The devices are the primary's; files are where they are on this host.
-        spec: VmSpec { boot, ..hello.spec.clone() },
+        spec: built(config, hello),
         accel: hello.accel,
         incoming: true,
         volumes,

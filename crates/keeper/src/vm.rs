@@ -18,7 +18,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use ninefold_machine::{EventKind, Machine, MachineError, Tracker};
+use ninefold_machine::{EventKind, Machine, MachineError, PageRun, Tracker};
 use ninefold_model::health::Failure;
 use ninefold_model::spec::EpochPolicy;
 use ninefold_model::{Epoch, Term};
@@ -59,8 +59,12 @@ pub enum Command {
         rest: Rest,
         /// It wants that one checkpoint alone, and the volumes as they are then.
         once: Option<Vec<Arc<Frozen>>>,
+        /// It holds what the VM was resumed from, but for these pages.
+        held: Option<Vec<PageRun>>,
     },
     RemoveSink(Term),
+    /// No sink comes any more that holds what the VM was resumed from.
+    ForgetSurvivors,
     /// Take a last checkpoint and leave the guest paused.
     TakeFinal,
     /// Go on after a switchover that failed.
@@ -127,11 +131,20 @@ impl Drop for VmHandle {
     }
 }
 
-/// A log that holds the VM as it is: it gets every checkpoint from the first on. The guest has not run since `tracker` began.
+/// What the VM is resumed from is elsewhere, too. The guest has not run since `tracker` began.
 #[derive(Debug)]
 pub struct Continued {
     pub tracker: Tracker,
-    pub jobs: SyncSender<Job>,
+    pub holder: Holder,
+}
+
+/// Who has it.
+#[derive(Debug)]
+pub enum Holder {
+    /// This host's log: it gets every checkpoint from the first on.
+    Log(SyncSender<Job>),
+    /// Backups that did not take over. They come later, and are sent what was written since.
+    Survivors,
 }
 
 /// How the thread comes by its QEMU.
@@ -151,7 +164,7 @@ pub fn start(
     watcher: Watcher,
     obtain: Obtain,
     policy: EpochPolicy,
-    log: Option<Continued>,
+    continued: Option<Continued>,
     surroundings: Surroundings,
 ) -> Result<VmHandle, KeeperError> {
     let Surroundings { outlets, disks, bell, core } = surroundings;
@@ -169,9 +182,12 @@ pub fn start(
                 }
             };
             let cpu = CpuClock::of(machine.pid());
-            let sinks = log.map(|Continued { tracker, jobs }| {
+            let sinks = continued.map(|Continued { tracker, holder }| {
                 let mut sinks = Sinks::with(tracker, machine.memory(), bell.clone(), Epoch(0));
-                sinks.add_joined(sink::LOG, jobs);
+                match holder {
+                    Holder::Log(jobs) => sinks.add_joined(sink::LOG, jobs),
+                    Holder::Survivors => sinks.remember(machine.memory()),
+                }
                 sinks
             });
             let mut vm = Vm {
@@ -280,9 +296,19 @@ impl Vm {
 
     fn obey(&mut self, command: Command) -> Result<Flow, String> {
         match command {
-            Command::AddSink { session, jobs, rounds, rest, once } => {
-                if let Err(error) = self.add_sink(session, jobs, rounds, rest, once) {
-                    let _ = self.core.send(Msg::CannotReplicate { session, reason: report(&error) });
+            Command::AddSink { session, jobs, rounds, rest, once, held } => {
+                let added = match held {
+                    Some(differs) => self.add_holder(session, jobs, rounds, rest, &differs),
+                    None => self.add_sink(session, jobs, rounds, rest, once).map_err(|e| report(&e)),
+                };
+                if let Err(reason) = added {
+                    let _ = self.core.send(Msg::CannotReplicate { session, reason });
+                }
+            }
+            Command::ForgetSurvivors => {
+                if let Some(sinks) = &mut self.sinks {
+                    sinks.forget();
+                    self.drop_if_empty();
                 }
             }
             Command::RemoveSink(session) => {
@@ -334,6 +360,23 @@ impl Vm {
         self.sinks = Some(sinks);
         self.drop_if_empty();
         added
+    }
+
+    /// A backup that holds what the VM was resumed from, but for these pages.
+    fn add_holder(
+        &mut self,
+        name: Term,
+        jobs: SyncSender<Job>,
+        before: u32,
+        rest: Rest,
+        differs: &[PageRun],
+    ) -> Result<(), String> {
+        let added = self
+            .sinks
+            .as_mut()
+            .is_some_and(|sinks| sinks.add_holder(name, jobs, before, rest, differs, self.machine.memory()));
+        // It must not be taken for an empty one: what it holds is not zero.
+        if added { Ok(()) } else { Err("it is not known any more what was written since the take-over".into()) }
     }
 
     /// Without a sink the memory need not be tracked.

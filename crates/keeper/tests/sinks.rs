@@ -7,6 +7,8 @@
 //!                                  └─► image 4   is about to join when a switchover begins that fails
 //! ```
 //!
+//! A VM that was resumed has sinks that hold what it was resumed from, but for some pages: they are sent what differs.
+//!
 //! Images that hold the same epoch are compared, and at the end, the guest standing still, with the guest's memory itself.
 
 #[path = "../../machine/tests/guest/mod.rs"]
@@ -26,7 +28,7 @@ use ninefold_keeper::health::watcher::Watcher;
 use ninefold_keeper::msg::Msg;
 use ninefold_keeper::resync::Rest;
 use ninefold_keeper::session::Job;
-use ninefold_keeper::vm::{self, Bell, Command, Surroundings, VmHandle};
+use ninefold_keeper::vm::{self, Bell, Command, Continued, Holder, Surroundings, VmHandle};
 use ninefold_machine::{Memory, PAGE_SIZE, PageRun};
 use ninefold_model::spec::EpochPolicy;
 use ninefold_model::{Epoch, Term};
@@ -34,6 +36,8 @@ use ninefold_model::{Epoch, Term};
 /// What any step may take; only so that a failure ends.
 const LIMIT: Duration = Duration::from_secs(60);
 const GENERATION: u64 = 7;
+/// A sink that must be refused.
+const TOO_LATE: Term = Term(99);
 
 /// What a sink holds.
 struct Image {
@@ -43,6 +47,8 @@ struct Image {
     epoch: u64,
     first: u64,
     rounds: u32,
+    /// Bytes of the rounds and of the first checkpoint.
+    copied: usize,
 }
 
 impl Image {
@@ -76,13 +82,28 @@ impl Shared {
     }
 }
 
+fn empty(memory: &Memory) -> Vec<Vec<u8>> {
+    memory.layout().blocks.iter().map(|b| vec![0; (b.pages() * PAGE_SIZE) as usize]).collect()
+}
+
 /// Adds a sink that acknowledges what it holds after `slow`.
 fn add_sink(name: u64, handle: &Arc<VmHandle>, bell: &Bell, memory: &Memory, slow: Duration) -> Shared {
-    let blocks = memory.layout().blocks.iter().map(|b| vec![0; (b.pages() * PAGE_SIZE) as usize]).collect();
-    let image = Image { blocks, sums: BTreeMap::new(), epoch: 0, first: 0, rounds: 0 };
+    add_holder(name, handle, bell, empty(memory), None, slow)
+}
+
+/// The same with a sink whose memory is this, what the VM was resumed from but for the pages of `held`.
+fn add_holder(
+    name: u64,
+    handle: &Arc<VmHandle>,
+    bell: &Bell,
+    blocks: Vec<Vec<u8>>,
+    held: Option<Vec<PageRun>>,
+    slow: Duration,
+) -> Shared {
+    let image = Image { blocks, sums: BTreeMap::new(), epoch: 0, first: 0, rounds: 0, copied: 0 };
     let shared = Shared(Arc::new((Mutex::new(image), Condvar::new())));
     let (jobs, work) = sync_channel(8);
-    handle.send(Command::AddSink { session: Term(name), jobs, rounds: 0, rest: Rest::default(), once: None });
+    handle.send(Command::AddSink { session: Term(name), jobs, rounds: 0, rest: Rest::default(), once: None, held });
     let (ours, handle, bell) = (shared.clone(), Arc::clone(handle), bell.clone());
     thread::spawn(move || collect(name, &work, &ours, &handle, &bell, slow));
     shared
@@ -94,7 +115,9 @@ fn collect(name: u64, work: &Receiver<Job>, shared: &Shared, handle: &VmHandle, 
             Job::Round { pieces, .. } => {
                 for piece in pieces {
                     bell.ring();
-                    shared.0.0.lock().unwrap().write(&piece.runs, &piece.bytes);
+                    let mut image = shared.0.0.lock().unwrap();
+                    image.write(&piece.runs, &piece.bytes);
+                    image.copied += piece.bytes.len();
                 }
                 shared.0.0.lock().unwrap().rounds += 1;
             }
@@ -106,6 +129,7 @@ fn collect(name: u64, work: &Receiver<Job>, shared: &Shared, handle: &VmHandle, 
                 image.epoch = taken.epoch.0;
                 if image.first == 0 {
                     image.first = image.epoch;
+                    image.copied += taken.content().len();
                 }
                 if image.epoch.is_multiple_of(4) {
                     let sum = image.sum();
@@ -123,11 +147,12 @@ fn collect(name: u64, work: &Receiver<Job>, shared: &Shared, handle: &VmHandle, 
 }
 
 /// Stands in for the core: output is held at once; the rest is passed on.
-fn core(inbox: Receiver<Msg>, seen: Sender<Epoch>) {
+fn core(inbox: Receiver<Msg>, seen: Sender<Epoch>, refused: Sender<Term>) {
     for msg in inbox {
         match msg {
             Msg::FirstCheckpoint { held, .. } => held.send(()).unwrap(),
             Msg::FinalTaken { generation: GENERATION, epoch } => seen.send(epoch).unwrap(),
+            Msg::CannotReplicate { session: TOO_LATE, .. } => refused.send(TOO_LATE).unwrap(),
             Msg::CannotReplicate { session, reason } => panic!("sink {session}: {reason}"),
             Msg::VmLost { reason, .. } => panic!("{reason}"),
             _ => {}
@@ -144,6 +169,22 @@ fn same_sums(a: &Shared, b: &Shared) -> usize {
     common.len()
 }
 
+/// The guest stands still after this epoch.
+fn are_equal(images: &[&Shared], memory: &Memory, last: Epoch) {
+    for image in images {
+        image.wait("the last checkpoint", |i| i.epoch == last.0);
+        let mut content = vec![0; 256 * PAGE_SIZE as usize];
+        for run in memory.all_runs(256) {
+            let content = &mut content[..run.bytes()];
+            memory.read_run(run, content).unwrap();
+            let image = image.0.0.lock().unwrap();
+            let at = (run.first * PAGE_SIZE) as usize;
+            let same = image.blocks[usize::from(run.block)][at..at + content.len()] == *content;
+            assert!(same, "block {} differs in pages {}..", run.block, run.first);
+        }
+    }
+}
+
 #[test]
 fn every_sink_holds_every_checkpoint_whole() {
     let dir = tempfile::tempdir().unwrap();
@@ -158,7 +199,7 @@ fn every_sink_holds_every_checkpoint_whole() {
     let bell = Bell::new().unwrap();
     let (tell, inbox) = channel();
     let (seen, final_taken) = channel();
-    thread::spawn(move || core(inbox, seen));
+    thread::spawn(move || core(inbox, seen, channel().0));
     let policy = EpochPolicy::Fixed { ms: 5 };
     let watcher = Watcher::new(GENERATION, Dumps::new(dir.path(), "vm"), Told::default(), tell.clone());
     let obtain = Box::new(move || Ok(machine));
@@ -204,17 +245,76 @@ fn every_sink_holds_every_checkpoint_whole() {
 
     handle.send(Command::TakeFinal);
     let last = final_taken.recv_timeout(LIMIT).unwrap();
-    for image in [&two, &three, &four] {
-        image.wait("the last checkpoint", |i| i.epoch == last.0);
-        let mut content = vec![0; 256 * PAGE_SIZE as usize];
-        for run in memory.all_runs(256) {
-            let content = &mut content[..run.bytes()];
-            memory.read_run(run, content).unwrap();
-            let image = image.0.0.lock().unwrap();
-            let at = (run.first * PAGE_SIZE) as usize;
-            let same = image.blocks[usize::from(run.block)][at..at + content.len()] == *content;
-            assert!(same, "block {} differs in pages {}..", run.block, run.first);
-        }
-    }
+    are_equal(&[&two, &three, &four], &memory, last);
     assert!(same_sums(&two, &three) >= 5, "the last two share epochs");
+}
+
+/// What a sink holds that was there when the tracker began.
+fn content(memory: &Memory) -> Vec<Vec<u8>> {
+    let mut blocks = empty(memory);
+    for run in memory.all_runs(256) {
+        let at = (run.first * PAGE_SIZE) as usize;
+        memory.read_run(run, &mut blocks[usize::from(run.block)][at..at + run.bytes()]).unwrap();
+    }
+    blocks
+}
+
+#[test]
+fn a_sink_that_holds_what_the_vm_was_resumed_from_is_sent_what_differs() {
+    let dir = tempfile::tempdir().unwrap();
+    let boot = guest::boot_sector(dir.path());
+    let mut config = guest::config(Path::new("qemu-system-x86_64"), guest::accels()[0], 2, &boot);
+    config.spec.nics.clear();
+    let (mut machine, ports) = guest::launch(&config);
+    let outlets = Arc::new(outlets::open(dir.path(), &config.spec));
+    outlets.attach(ports).unwrap();
+    let memory = Arc::clone(machine.memory());
+    // Until here all are equal. The guest has not run: all that it does comes after.
+    let tracker = machine.track().unwrap();
+    let origin = content(&memory);
+    let bell = Bell::new().unwrap();
+    let (tell, inbox) = channel();
+    let ((seen, final_taken), (refused, refusals)) = (channel(), channel());
+    thread::spawn(move || core(inbox, seen, refused));
+    let watcher = Watcher::new(GENERATION, Dumps::new(dir.path(), "vm"), Told::default(), tell.clone());
+    let surroundings = Surroundings { outlets, disks: Arc::default(), bell: bell.clone(), core: tell };
+    let continued = Continued { tracker, holder: Holder::Survivors };
+    let obtain = Box::new(move || Ok(machine));
+    let handle = vm::start(watcher, obtain, EpochPolicy::Fixed { ms: 5 }, Some(continued), surroundings).unwrap();
+    let handle = Arc::new(handle);
+    guest::await_boot(&memory, 2);
+
+    // The first differs in nothing. A scan for it must not hide from the others what it finds.
+    let one = add_holder(1, &handle, &bell, origin.clone(), Some(Vec::new()), Duration::ZERO);
+    one.wait("checkpoints at the first", |i| i.epoch >= 20);
+    // One that knows nothing of it joins as ever, in between.
+    let two = add_sink(2, &handle, &bell, &memory, Duration::ZERO);
+    two.wait("checkpoints at the second", |i| i.sums.len() >= 2);
+    // The third has held other pages in three places, at the end of the memory too.
+    let mut other = origin;
+    let last = memory.layout().blocks[0].pages() - 1;
+    let differs = vec![
+        PageRun { block: 0, first: 5000, count: 3 },
+        PageRun { block: 0, first: last, count: 1 },
+        PageRun { block: 1, first: 0, count: 1 },
+    ];
+    for run in &differs {
+        let at = (run.first * PAGE_SIZE) as usize;
+        other[usize::from(run.block)][at..at + run.bytes()].fill(0x5a);
+    }
+    let three = add_holder(3, &handle, &bell, other, Some(differs), Duration::ZERO);
+    three.wait("checkpoints at the third", |i| i.sums.len() >= 3);
+
+    // Nobody else comes; one that does has to be copied to anew.
+    handle.send(Command::ForgetSurvivors);
+    let _late = add_holder(TOO_LATE.0, &handle, &bell, empty(&memory), Some(Vec::new()), Duration::ZERO);
+    assert_eq!(refusals.recv_timeout(LIMIT).unwrap(), TOO_LATE);
+
+    handle.send(Command::TakeFinal);
+    let last = final_taken.recv_timeout(LIMIT).unwrap();
+    are_equal(&[&one, &two, &three], &memory, last);
+    assert!(same_sums(&one, &two) >= 2 && same_sums(&one, &three) >= 2);
+    let copied = [&one, &two, &three].map(|i| i.0.0.lock().unwrap().copied);
+    println!("bytes before the first checkpoint was whole: {copied:?}");
+    assert!(copied[0] < copied[1] / 2 && copied[2] < copied[1] / 2, "{copied:?}");
 }

@@ -20,7 +20,7 @@ use ninefold_model::control::Request;
 use ninefold_model::event::{EventKind, SnapshotFigures};
 use ninefold_model::spec::{Acknowledge, Protection, VolumeSpec};
 use ninefold_snapshot::store::Store;
-use serde_json::Value;
+use support::workload::{connect, memory_is_sound, work};
 use support::{Beginning, Scenario, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -38,19 +38,9 @@ fn name(text: &str) -> SnapshotName {
     text.parse().unwrap()
 }
 
-fn connect(scenario: &Scenario, to: SocketAddr) -> TcpStream {
-    let netns = scenario.lab.netns(CLIENT).unwrap();
-    io_in_netns(&netns, "connect", || {
-        let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        Ok(stream)
-    })
-    .unwrap()
-}
-
 /// Asks the guest's redis.
 fn ask(scenario: &Scenario, words: &[&str]) -> Reply {
-    let mut stream = connect(scenario, redis());
+    let mut stream = connect(&scenario.lab, redis());
     let mut command = Vec::new();
     resp::command(&mut command, words);
     stream.write_all(&command).unwrap();
@@ -69,25 +59,6 @@ fn is_marked(scenario: &Scenario, value: &str) -> bool {
         !matches!(&answer, Reply::Error(why) if why.starts_with("LOADING"))
     });
     matches!(answer, Reply::Bulk(Some(found)) if found == value.as_bytes())
-}
-
-/// Asks the guest's workload server.
-fn work(scenario: &Scenario, command: &str) -> Value {
-    let mut stream = connect(scenario, SocketAddr::new(GUEST_IP, 7000));
-    stream.write_all(format!("{command}\n").as_bytes()).unwrap();
-    let mut line = String::new();
-    BufReader::new(&stream).read_line(&mut line).unwrap();
-    let answer: Value = serde_json::from_str(&line).unwrap();
-    assert_eq!(answer["ok"], true, "{command}: {answer}");
-    answer
-}
-
-/// The job goes on, and has found every word as it was written.
-fn memory_is_sound(scenario: &Scenario) {
-    let rounds = |answer: &Value| answer["checksum_rounds"].as_u64().unwrap();
-    let before = rounds(&work(scenario, "progress"));
-    wait_until("further rounds of checksums", || rounds(&work(scenario, "progress")) > before + 1);
-    assert_eq!(work(scenario, "progress")["checksum_errors"], 0);
 }
 
 fn snapshot(scenario: &Scenario, called: &str, parent: Option<&str>) -> SnapshotFigures {
@@ -136,7 +107,7 @@ fn told(_: u64, _: u64) -> std::ops::ControlFlow<()> {
 fn is_back(scenario: &Scenario, value: &str) {
     scenario.await_guest();
     assert!(is_marked(scenario, value), "the marker in memory");
-    memory_is_sound(scenario);
+    memory_is_sound(&scenario.lab);
     scenario.lab.ask(&scenario.primary, &Request::Reset).unwrap();
     // Its memory is gone; redis reads its file.
     wait_until("restart of the guest", || work_is_new(scenario));
@@ -160,7 +131,7 @@ fn work_is_new(scenario: &Scenario) -> bool {
 
 fn taken_and_started_from(called: &'static str, protection: Protection) {
     let mut scenario = Scenario::with(called, begin(protection));
-    work(&scenario, "checksum mib=24");
+    work(&scenario.lab, "checksum mib=24");
     scenario.expect_writes(100);
     mark(&scenario, "first");
     let first = snapshot(&scenario, "first", None);
@@ -208,7 +179,7 @@ fn a_protected_vm_starts_from_its_snapshots() {
 #[test]
 fn what_cannot_be_started_from_changes_nothing() {
     let mut scenario = Scenario::with("refused", begin(Protection::None));
-    work(&scenario, "checksum mib=8");
+    work(&scenario.lab, "checksum mib=8");
     mark(&scenario, "one");
     snapshot(&scenario, "one", None);
     let twice = Request::Snapshot { name: name("one"), parent: None };

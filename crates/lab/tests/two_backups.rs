@@ -11,9 +11,10 @@ use ninefold_lab::ledger::await_answer;
 use ninefold_lab::topology::CLIENT;
 use ninefold_lab::{EventWatch, Lab, LabConfig, Ledger, LedgerOptions, Observer};
 use ninefold_model::control::Request;
-use ninefold_model::event::EventKind;
+use ninefold_model::event::{Event, EventKind};
 use ninefold_model::spec::VolumeSpec;
 use ninefold_model::status::{BackupState, ProtectionState, Role, VmStatus};
+use support::workload::{memory_is_sound, work};
 use support::{LIMIT, wait_until};
 
 const HOSTS: [&str; 3] = ["a", "b", "c"];
@@ -82,8 +83,23 @@ impl Trio {
         let took = |k: &EventKind| matches!(k, EventKind::TookOver { .. });
         let event = self.events.wait_for(mark, Instant::now() + LIMIT, |e| took(&e.kind)).expect("a take-over");
         assert_ne!(event.host.as_str(), self.primary);
+        eprintln!("{}: {:?}", event.host, event.kind);
         self.primary = event.host.to_string();
         self.serves();
+    }
+
+    /// How much memory was sent to `backup` for the protection that began since `mark`, and whether it went on with what it
+    /// held.
+    fn copied(&self, mark: usize, backup: &str) -> (u64, bool) {
+        let of = |k: &EventKind| matches!(k, EventKind::Protected { backup: b, .. } if b.as_str() == backup);
+        let event = self.events.wait_for(mark, Instant::now() + LIMIT, |e| of(&e.kind)).expect("protection");
+        let EventKind::Protected { bytes, continued, sync_ms, .. } = event.kind else { unreachable!() };
+        let took = |e: &&Event| e.host == event.host && matches!(e.kind, EventKind::TookOver { .. });
+        let since =
+            self.events.all().iter().filter(took).map(|e| event.monotonic_us.saturating_sub(e.monotonic_us)).min();
+        let alone_ms = since.unwrap_or(0) / 1000;
+        eprintln!("{backup}: {bytes} bytes in {sync_ms} ms, continued: {continued}, {alone_ms} ms alone");
+        (bytes, continued)
     }
 
     fn protection(&self) -> Option<ProtectionState> {
@@ -114,8 +130,9 @@ impl Drop for Trio {
     }
 }
 
-fn one_after_the_other(volumes: Vec<VolumeSpec>) {
+fn one_after_the_other(volumes: Vec<VolumeSpec>, checksum_mib: u32) {
     let mut trio = Trio::start(volumes);
+    work(&trio.lab, &format!("checksum mib={checksum_mib}"));
     assert_eq!(trio.bound(2), BTreeSet::from(["b".into(), "c".into()]));
 
     // A backup is lost: the VM is protected by the other all the time.
@@ -127,19 +144,27 @@ fn one_after_the_other(volumes: Vec<VolumeSpec>) {
     assert_eq!(trio.protection(), Some(ProtectionState::Protected));
     let unprotected = trio.events.all().iter().any(|e| matches!(e.kind, EventKind::Unprotected { .. }));
     assert!(!unprotected, "{:?}", trio.events.all());
+    let mark = trio.events.mark();
     trio.lab.restart_host("b").unwrap();
     assert_eq!(trio.bound(2), BTreeSet::from(["b".into(), "c".into()]));
 
-    // Primary after primary: each is lost with its host as soon as one backup holds the VM again.
+    // Primary after primary: each is lost with its host as soon as one backup holds the VM again. That one was a backup
+    // before, and was not copied to anew.
+    let (whole, continued) = trio.copied(mark, "b");
+    assert!(!continued && whole > 64 << 20, "{whole} bytes");
     for _ in 0..3 {
         let (mark, first) = (trio.events.mark(), trio.primary.clone());
         trio.lab.kill_host(&first).unwrap();
         trio.taken_over(mark);
-        trio.bound(1);
+        let survivor = trio.bound(1).pop_first().unwrap();
+        let (bytes, continued) = trio.copied(mark, &survivor);
+        assert!(continued && bytes < whole / 4, "{bytes} of {whole} bytes");
+        memory_is_sound(&trio.lab);
         let (mark, second) = (trio.events.mark(), trio.primary.clone());
         trio.lab.kill_host(&second).unwrap();
         trio.taken_over(mark);
         assert!(trio.primary != first && trio.primary != second);
+        memory_is_sound(&trio.lab);
         trio.lab.restart_host(&first).unwrap();
         trio.lab.restart_host(&second).unwrap();
         trio.bound(2);
@@ -154,15 +179,16 @@ fn one_after_the_other(volumes: Vec<VolumeSpec>) {
     trio.lab.kill_qemu(&trio.primary).unwrap();
     trio.taken_over(mark);
     trio.bound(2);
+    memory_is_sound(&trio.lab);
     trio.finish();
 }
 
 #[test]
 fn two_hosts_are_lost_one_after_the_other() {
-    one_after_the_other(Vec::new());
+    one_after_the_other(Vec::new(), 2);
 }
 
 #[test]
 fn two_hosts_are_lost_one_after_the_other_and_the_volume_stays() {
-    one_after_the_other(vec![VolumeSpec::new("data".parse().unwrap(), 96 << 20)]);
+    one_after_the_other(vec![VolumeSpec::new("data".parse().unwrap(), 96 << 20)], 24);
 }

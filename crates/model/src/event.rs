@@ -39,6 +39,9 @@ pub enum EventKind {
         bytes: u64,
         #[serde(default)]
         volume_bytes: u64,
+        /// It was a backup of the primary before, too, and was sent only what differs.
+        #[serde(default)]
+        continued: bool,
     },
     /// A backup is gone; if it was bound, output waits until the witness allows to go on without it.
     BackupLost {
@@ -129,7 +132,8 @@ pub struct FailoverPhases {
     pub detect_us: u64,
     /// From suspicion to the witness's answer.
     pub arbitrate_us: u64,
-    /// Finishing the checkpoint and loading it into the standby QEMU.
+    /// Finishing the checkpoint and loading it into the standby QEMU: meanwhile, or after the answer if the VM has several
+    /// backups.
     pub load_us: u64,
     /// From loaded to running.
     pub resume_us: u64,

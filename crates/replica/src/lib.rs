@@ -3,7 +3,9 @@
 //! * [`protocol`]: who may run the VM and who may speak for it: a pure state machine
 //! * [`stream`]: the checkpoint stream: records, page encoding, the assembler
 //! * [`pacing`]: when the next checkpoint is due
+//! * [`continuation`]: what a backup that did not take over has to be sent
 
+pub mod continuation;
 pub mod pacing;
 pub mod protocol;
 pub mod stream;

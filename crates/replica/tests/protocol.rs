@@ -307,3 +307,31 @@ fn a_record_names_no_more_backups_than_it_may() {
     a.bind("f", 5);
     assert_eq!(a.protocol.sessions().len(), 4);
 }
+
+/// A log that output does not wait for has failed and could not even note that it is behind: the witness's record becomes one
+/// of which it does not know, and nothing is held meanwhile.
+#[test]
+fn a_log_that_output_does_not_wait_for_is_disowned() {
+    let mut a = Host::new("a");
+    a.tell(Input::Start { found: None, force: false });
+    a.win();
+    let out = a.tell(Input::LogLost { noted: true });
+    assert!(out.is_empty() && a.asked.is_none(), "{out:?}");
+    let out = a.tell(Input::LogLost { noted: false });
+    assert!(matches!(&out[..], [Action::Propose { .. }]), "{out:?}");
+    assert!(a.protocol.speaks_freely());
+    let (record, out) = a.win();
+    assert!(record.is_alone() && a.protocol.term() == record.term);
+    assert!(out.is_empty() && a.asked.is_none() && a.protocol.speaks_freely(), "{out:?}");
+
+    // The same while a backup is bound: what it has acknowledged is released, no more and no less.
+    a.bind("b", 1);
+    let out = a.tell(Input::LogLost { noted: false });
+    assert!(matches!(&out[..], [Action::Propose { .. }]), "{out:?}");
+    let session = a.protocol.sessions()[0].name;
+    let out = a.tell(Input::Acked { session, epoch: Epoch(2) });
+    assert_eq!(out, [Action::Release { epoch: Epoch(2) }]);
+    let (record, _) = a.win();
+    assert_eq!(record.backups, [backup("b", session)]);
+    assert!(a.asked.is_none());
+}

@@ -7,6 +7,7 @@ use std::io::{self, ErrorKind, Read};
 use ninefold_model::health::Health;
 use ninefold_model::spec::{Accel, EpochPolicy};
 use ninefold_model::{Epoch, Term};
+use ninefold_replica::continuation::{Origin, Reign};
 use ninefold_replica::stream::header::{HEADER_LEN, MAX_PAYLOAD};
 use ninefold_replica::stream::record::{Kind, MAX_TEXT, MAX_VOLUMES};
 use ninefold_replica::stream::*;
@@ -25,8 +26,12 @@ struct Owned {
 }
 
 fn owned() -> impl Strategy<Value = Owned> {
-    (0..24u8, any::<[u64; 6]>(), any::<u8>(), any::<u16>(), prop::collection::vec(any::<u8>(), 0..5000), ".{0,200}")
+    (0..25u8, any::<[u64; 6]>(), any::<u8>(), any::<u16>(), prop::collection::vec(any::<u8>(), 0..5000), ".{0,200}")
         .prop_map(|(kind, numbers, small, block, bytes, text)| Owned { kind, numbers, small, block, bytes, text })
+}
+
+fn reign(o: &Owned) -> Reign {
+    Reign { term: Term(o.numbers[1]), generation: o.numbers[5] }
 }
 
 fn hello(o: &Owned) -> Hello {
@@ -46,6 +51,12 @@ fn hello(o: &Owned) -> Hello {
         layout: layout(),
         lanes: o.small,
         health: Health { failures_ms: vec![o.numbers[2]], ..Health::default() },
+        reign: o.small.is_multiple_of(3).then(|| reign(o)),
+        origin: o.small.is_multiple_of(5).then(|| Origin {
+            reign: reign(o),
+            epoch: Epoch(o.numbers[3]),
+            since: Epoch(o.numbers[4]),
+        }),
     }
 }
 
@@ -96,7 +107,8 @@ fn record(o: &Owned) -> Record<'_> {
             epoch: Epoch(epoch),
         }),
         21 => Record::Pad { bytes: &o.bytes },
-        22 => Record::Section { section: Section::Head, bytes: &o.bytes },
+        22 => Record::Base { session, epoch: Epoch(epoch), runs: &o.bytes },
+        23 => Record::Section { section: Section::Head, bytes: &o.bytes },
         _ => Record::Section {
             section: if o.small.is_multiple_of(2) { Section::Volume } else { Section::Index },
             bytes: &o.bytes,

@@ -38,6 +38,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         layout,
         lanes: 1,
         health: Default::default(),
+        reign: None,
+        origin: None,
     };
     // Text-like pages, as most of a guest's memory is.
     let mut x = 1u64;

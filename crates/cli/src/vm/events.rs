@@ -117,9 +117,10 @@ pub fn words(kind: &EventKind) -> String {
     match kind {
         EventKind::Booted { term } => format!("the VM boots here (term {term})"),
         EventKind::SyncStarted { backup } => format!("copying to host {backup} begins"),
-        EventKind::Protected { term, backup, sync_ms, bytes: n, volume_bytes } => {
-            let n = n + volume_bytes;
-            format!("protected by host {backup} (term {term}; {} copied in {sync_ms} ms)", bytes(n))
+        EventKind::Protected { term, backup, sync_ms, bytes: n, volume_bytes, continued } => {
+            let n = bytes(n + volume_bytes);
+            let what = if *continued { "with what it had, and" } else { "by a copy:" };
+            format!("protected by host {backup} (term {term}; {what} {n} sent in {sync_ms} ms)")
         }
         EventKind::Unprotected { term, reason } => format!("runs without a backup (term {term}): {reason}"),
         EventKind::BackupReady { primary, epoch } => {

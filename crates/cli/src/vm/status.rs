@@ -8,7 +8,7 @@ use clap::Args;
 use ninefold_model::VmName;
 use ninefold_model::health::HealthStatus;
 use ninefold_model::spec::EpochPolicy;
-use ninefold_model::status::{BackupState, LogState, ProtectionState, Role};
+use ninefold_model::status::{BackupState, LogState, ProtectionState, Role, VmStatus};
 use serde::Serialize;
 
 use super::keepers::{HostReport, Keepers, Where};
@@ -145,6 +145,10 @@ fn tell(shown: &Shown) -> String {
         }
         _ => format!("VM '{name}' runs on no host that answers\n"),
     };
+    let recovers = |s: &&VmStatus| s.log.as_ref().is_some_and(|log| log.state == LogState::Recovering);
+    for s in shown.hosts.iter().filter_map(|r| r.status.as_ref()).filter(recovers) {
+        text += &format!("non-volatile: going on from the log on host {} waits for the witness\n", s.host);
+    }
     for (host, volume) in
         shown.hosts.iter().flat_map(|r| r.status.iter().flat_map(|s| &s.volumes).map(|v| (&r.host, v)))
     {

@@ -1,22 +1,24 @@
 //! The backup's side: an offered session, a lost primary, the takeover.
 
-use std::time::Instant;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::time::{Duration, Instant};
 
 use ninefold_model::event::{EventKind, FailoverPhases};
 use ninefold_model::health::Watchdog;
-use ninefold_model::{Epoch, SnapshotName, Term};
+use ninefold_model::{Epoch, HostName, SnapshotName, Term};
 use ninefold_net::announce::AnnouncePlan;
 use ninefold_replica::protocol::{Action, Input};
 use ninefold_replica::stream::{Hello, Record, write_record};
 use ninefold_transport::{LinkHandle, LinkWriter};
 
 use super::Core;
+use super::survivors::Survivors;
 use crate::capture::micros;
 use crate::error;
 use crate::health;
 use crate::log::LogJob;
-use crate::standby::{self, Accepted, Loaded};
-use crate::vm::Continued;
+use crate::standby::{self, Accepted, Loaded, Verdict};
+use crate::vm::{Continued, Holder};
 
 /// A session in which this host is the backup.
 pub(super) struct BackupSide {
@@ -29,6 +31,9 @@ pub(super) struct BackupSide {
     pub(super) gone: bool,
     /// The primary's watchdog: the standby has the same device.
     pub(super) watchdog: Option<Watchdog>,
+    pub(super) primary: HostName,
+    /// What becomes of its standby when the primary is gone. Closed: it is of no use.
+    pub(super) verdict: SyncSender<Verdict>,
 }
 
 /// A takeover in progress: it needs the witness's word and the loaded standby, in whichever order they come.
@@ -54,7 +59,7 @@ impl Core {
         hello: &Hello,
         writer: LinkWriter,
         handle: LinkHandle,
-        go: &std::sync::mpsc::SyncSender<Option<Accepted>>,
+        go: &SyncSender<Option<Accepted>>,
     ) {
         let mut actions = Vec::new();
         self.protocol.handle(Input::Offer { from: hello.from.clone(), session: hello.term }, &mut actions);
@@ -62,12 +67,14 @@ impl Core {
         for action in actions {
             match action {
                 Action::AcceptSession { session } => {
+                    self.taken_over_by(&hello.from, hello.term);
                     self.drop_backup();
                     self.parts.outlets.forget();
                     self.committed = Epoch(0);
                     self.epochs = hello.epoch_policy;
                     // What the owner wants of the VM travels with it.
                     self.want(hello.spec.protection);
+                    let (verdict, heard) = sync_channel(1);
                     self.backup = Some(BackupSide {
                         session,
                         writer,
@@ -76,10 +83,13 @@ impl Core {
                         ready: None,
                         gone: false,
                         watchdog: hello.spec.watchdog.clone(),
+                        primary: hello.from.clone(),
+                        verdict,
                     });
                     self.drop_restore("another host has the VM");
                     self.log_session(hello);
-                    let _ = go.send(Some(Accepted { log: self.log.handle.as_ref().map(|h| h.jobs.clone()) }));
+                    let log = self.log.handle.as_ref().map(|h| h.jobs.clone());
+                    let _ = go.send(Some(Accepted { log, verdict: heard }));
                     return;
                 }
                 Action::RefuseSession { reason, .. } => {
@@ -118,6 +128,22 @@ impl Core {
         self.input(Input::PrimaryLost { session, reason });
     }
 
+    /// This host has the VM: its standby is to be loaded, if that has waited for this.
+    pub(super) fn won(&self) {
+        if let Some(backup) = &self.backup {
+            let _ = backup.verdict.try_send(Verdict::Load);
+        }
+    }
+
+    /// `host` has the VM in this term. If it has taken it over from this host's primary, it is going to ask for the
+    /// checkpoint that this host holds: most likely it has gone on from the same.
+    pub(super) fn taken_over_by(&self, host: &HostName, term: Term) {
+        let Some(backup) = &self.backup else { return };
+        if term > backup.session && *host != backup.primary && *host != self.parts.config.host {
+            let _ = backup.verdict.try_send(Verdict::Park);
+        }
+    }
+
     pub(super) fn load_failed(&mut self, session: Term, reason: &str) {
         if self.backup.as_ref().is_none_or(|b| b.session != session) {
             return;
@@ -145,9 +171,9 @@ impl Core {
         let Some(Takeover { won: Some((epoch, arbitrate_us)), loaded: Some(_), detect_us, .. }) = self.takeover else {
             return;
         };
-        let Some(Takeover { loaded: Some(loaded), origin, .. }) = self.takeover.take() else { return };
+        let Some(Takeover { loaded: Some(loaded), origin, suspected, .. }) = self.takeover.take() else { return };
         // The checkpoint that was held when the claim began, or a whole one that came right after it.
-        let Loaded { mut machine, ports, epoch: held, health, load_us, tracker } = *loaded;
+        let Loaded { mut machine, ports, epoch: held, health, load_us, tracker, history } = *loaded;
         let watchdog = match &self.backup {
             Some(backup) => backup.watchdog.clone(),
             None => self.parts.config.vm.watchdog.clone(),
@@ -155,10 +181,14 @@ impl Core {
         let epoch = held.max(epoch);
         let began = Instant::now();
         let term = self.protocol.term();
-        let jobs = self.log.handle.as_ref().map(|log| log.jobs.clone());
-        let log = tracker.zip(jobs).map(|(tracker, jobs)| Continued { tracker, jobs });
+        let holder = match (&history, &self.log.handle) {
+            (Some(_), _) => Some(Holder::Survivors),
+            (None, Some(log)) => Some(Holder::Log(log.jobs.clone())),
+            (None, None) => None,
+        };
+        let continued = tracker.zip(holder).map(|(tracker, holder)| Continued { tracker, holder });
         // What is committed and not yet in the images lies over them.
-        if log.is_some() {
+        if matches!(&continued, Some(Continued { holder: Holder::Log(_), .. })) {
             if let Some(handle) = &self.log.handle {
                 handle.send(LogJob::Reign(term));
             }
@@ -179,6 +209,7 @@ impl Core {
             self.reset_protocol();
             return;
         }
+        let took = Duration::from_micros(detect_us) + suspected.elapsed();
         let phases = FailoverPhases { detect_us, arbitrate_us, load_us, resume_us: micros(began.elapsed()) };
         self.machine = Some(standby::status(&machine, "as before the failover", "running"));
         // Open first: a console has no second chance for what it says at once.
@@ -192,8 +223,10 @@ impl Core {
         self.announcing = Some((Instant::now(), AnnouncePlan::new()));
         self.counters.failovers += u64::from(origin == Origin::Primary);
         let obtain = Box::new(move || Ok(machine));
-        self.start_vm(obtain, log);
+        self.start_vm(obtain, continued);
+        self.survivors = history.map(Survivors::of);
         self.set_pace();
+        self.former = self.backup.as_ref().map(|b| b.primary.clone());
         self.drop_backup();
         let load_ms = load_us / 1000;
         match origin {
@@ -204,7 +237,7 @@ impl Core {
             }
             Origin::Primary => {
                 self.event(EventKind::TookOver { term, epoch, phases });
-                self.parts.board.failover(&phases);
+                self.parts.board.failover(took);
             }
         }
         self.guest_runs();

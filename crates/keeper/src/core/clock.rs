@@ -11,6 +11,7 @@ use ninefold_transport::clock::monotonic_us;
 use super::backup::BackupSide;
 use super::replica::Replica;
 use super::{Core, MIN_STILL, QUIT_LIMIT};
+use crate::connector::Wish;
 
 impl Core {
     pub(super) fn tick(&mut self) {
@@ -27,6 +28,8 @@ impl Core {
         self.health_tick();
         self.check_log();
         self.check_volumes();
+        self.check_survivors();
+        self.parts.parking.expire();
         if let Some((since, plan)) = &mut self.announcing {
             self.announce |= plan.due(since.elapsed());
             if plan.next().is_none() {
@@ -37,7 +40,8 @@ impl Core {
         let waited = self.retry.is_none_or(|(failed, pause)| failed.elapsed() >= pause);
         if self.wants_peer() && !self.looking && waited {
             self.looking = true;
-            self.parts.connector.ask(self.protocol.sessions().iter().map(|s| s.backup.clone()).collect());
+            let but = self.protocol.sessions().iter().map(|s| s.backup.clone()).collect();
+            self.parts.connector.ask(Wish { but, last: self.former.clone() });
         }
         if let Some(since) = self.quitting
             && since.elapsed() > QUIT_LIMIT

@@ -180,9 +180,8 @@ impl Core {
         if self.protocol.role() != Role::Primary {
             self.log.parting = None;
         }
-        if self.non_volatile().is_none() {
-            return;
-        }
+        let Some(status) = self.log_status() else { return };
+        self.parts.board.log(&status);
         match self.protocol.role() {
             Role::Primary
                 if self.vm.is_some() && self.log.handle.is_none() && self.log.retry.is_none_or(|(at, _)| now >= at) =>
@@ -193,7 +192,14 @@ impl Core {
                 self.start_log(record.term, beginning, standing);
                 if let Some(handle) = &self.log.handle {
                     let jobs = handle.jobs.clone();
-                    self.command(Command::AddSink { session: LOG, jobs, rounds: 0, rest: Rest::default(), once: None });
+                    self.command(Command::AddSink {
+                        session: LOG,
+                        jobs,
+                        rounds: 0,
+                        rest: Rest::default(),
+                        once: None,
+                        held: None,
+                    });
                 }
             }
             Role::Standby
@@ -271,6 +277,9 @@ impl Core {
         }
         self.log.durable = epoch;
         self.log.last = status;
+        if self.protocol.role() == Role::Primary {
+            self.parts.board.logged(status.commit_bytes, status.commit_us);
+        }
         self.command(Command::Acked { session: LOG, epoch });
         // It has been running for a while.
         if epoch.0.is_multiple_of(256) {
@@ -309,13 +318,16 @@ impl Core {
         let was_on = self.log_is_on();
         self.drop_log();
         self.log.again_later();
+        self.parts.board.log_lost();
         self.event(EventKind::LogLost { reason: reason.clone() });
         match self.protocol.role() {
             Role::Primary => {
-                if was_on && self.holds_for_log() {
-                    self.input(Input::LogLost { noted });
-                } else if was_on && !self.holding {
+                if was_on && !self.holds_for_log() && !self.holding {
                     self.parts.disks.go_through();
+                }
+                // A log that could not note that it is behind is to be disowned, whether output waits for it or not.
+                if was_on && (self.holds_for_log() || !noted) {
+                    self.input(Input::LogLost { noted });
                 }
                 self.command(Command::RemoveSink(LOG));
                 self.set_pace();

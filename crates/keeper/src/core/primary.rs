@@ -10,6 +10,7 @@ use ninefold_model::control::CheckpointRecord;
 use ninefold_model::event::EventKind;
 use ninefold_model::spec::{Accel, AccelChoice, Boot, VmSpec};
 use ninefold_model::{Epoch, HostName, Term};
+use ninefold_replica::continuation::Reign;
 use ninefold_replica::protocol::{Input, Phase};
 use ninefold_replica::stream::Hello;
 
@@ -78,7 +79,7 @@ impl Core {
         replica.ready = true;
         let jobs = replica.session.jobs.clone();
         let Some(answers) = replica.session.comparison.take().filter(|_| !disks.is_empty()) else {
-            self.command(Command::AddSink { session, jobs, rounds: 0, rest: Rest::default(), once: None });
+            self.add_sink(session, 0, Rest::default());
             return;
         };
         if let Err(error) = resync::start(session, disks, jobs, answers, self.parts.core.clone()) {
@@ -98,14 +99,18 @@ impl Core {
                 sync_ms: u64::try_from(replica.began.elapsed().as_millis()).unwrap_or(u64::MAX),
                 bytes: replica.sync.map_or(0, |p| p.bytes_sent),
                 volume_bytes: replica.volume_bytes,
+                continued: replica.continued,
             };
             self.event(event);
             self.set_pace();
         }
     }
 
-    pub(super) fn start_vm(&mut self, obtain: vm::Obtain, log: Option<vm::Continued>) {
+    pub(super) fn start_vm(&mut self, obtain: vm::Obtain, continued: Option<vm::Continued>) {
         self.generation += 1;
+        self.reign = Reign { term: self.protocol.term(), generation: self.generation };
+        self.survivors = None;
+        self.parts.parking.clear();
         // Its checkpoints count from 1.
         (self.committed, self.measured) = (Epoch(0), Epoch(0));
         let watcher = self.health.watcher(self.generation, self.parts.core.clone());
@@ -115,7 +120,7 @@ impl Core {
             bell: self.parts.bell.clone(),
             core: self.parts.core.clone(),
         };
-        let started = vm::start(watcher, obtain, self.epochs, log, surroundings);
+        let started = vm::start(watcher, obtain, self.epochs, continued, surroundings);
         match started {
             Ok(handle) => self.vm = Some(handle),
             Err(error) => {
@@ -166,6 +171,8 @@ impl Core {
             layout,
             lanes: 1,
             health: self.health.health(),
+            reign: None,
+            origin: None,
         })
     }
 
@@ -177,6 +184,8 @@ impl Core {
         };
         // What the owner wants of the VM travels with it.
         hello.spec.protection = self.protocol.wanted().protection;
+        (hello.reign, hello.origin) = (Some(self.reign), self.origin());
+        let asked = hello.origin.is_some();
         let config = &self.parts.config;
         let settings = Settings {
             heartbeat: Duration::from_millis(config.timing.heartbeat_ms.into()),
@@ -185,7 +194,7 @@ impl Core {
             bell: self.parts.bell.clone(),
         };
         match crate::session::open(link, hello, settings, self.parts.core.clone()) {
-            Ok(opened) => self.replicas.push(Replica::new(opened, peer)),
+            Ok(opened) => self.replicas.push(Replica { asked, ..Replica::new(opened, peer) }),
             Err(error) => {
                 let reason = error::report(&error);
                 self.input(Input::SessionLost { session, reason });

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use ninefold_model::status::SyncProgress;
 use ninefold_model::{Epoch, HostName, Term};
 use ninefold_replica::pacing::MAX_IN_FLIGHT;
+use ninefold_replica::stream::PageRun;
 
 use super::{ACK_LIMIT, READY_LIMIT};
 use crate::session::Session;
@@ -17,6 +18,12 @@ pub(super) struct Replica {
     pub(super) began: Instant,
     /// Its QEMU is there.
     pub(super) ready: bool,
+    /// It holds what the VM was resumed from, but for these pages; until its copy begins.
+    pub(super) differs: Option<Vec<PageRun>>,
+    /// It was told what the VM was resumed from.
+    pub(super) asked: bool,
+    /// It is sent only what differs.
+    pub(super) continued: bool,
     pub(super) sync: Option<SyncProgress>,
     /// What the resync of the volumes sent.
     pub(super) volume_bytes: u64,
@@ -36,6 +43,9 @@ impl Replica {
             backup,
             began: Instant::now(),
             ready: false,
+            differs: None,
+            asked: false,
+            continued: false,
             sync: None,
             volume_bytes: 0,
             first: None,

@@ -180,7 +180,7 @@ impl Core {
         match news {
             News::Ready { jobs, frozen } => {
                 let (session, rest) = (SNAPSHOT, Rest::default());
-                self.command(Command::AddSink { session, jobs, rounds: 0, rest, once: Some(frozen) });
+                self.command(Command::AddSink { session, jobs, rounds: 0, rest, once: Some(frozen), held: None });
             }
             News::Progress(progress) => job.progress = progress,
             News::Taken(snapshot) => {

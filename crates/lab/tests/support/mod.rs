@@ -15,6 +15,7 @@ pub mod disks;
 pub mod invariant;
 pub mod programs;
 pub mod proxy;
+pub mod workload;
 
 use std::io::{BufReader, Write};
 use std::net::TcpStream;

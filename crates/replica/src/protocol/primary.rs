@@ -35,6 +35,8 @@ pub(super) struct Primary {
 struct Log {
     first: Epoch,
     held: Option<Epoch>,
+    /// Output does not wait for it.
+    free: bool,
     /// It has ended; it counts until a record is won of which it does not know: by a proposal after this one.
     disowned: Option<ProposalId>,
 }
@@ -139,7 +141,7 @@ impl Primary {
         let counting = self.sessions.iter().filter(|s| rules.count_before_bound || self.is_bound(s));
         let epochs = counting.filter_map(Session::allows);
         let sessions = if rules.wait_for_all { epochs.min() } else { epochs.max() };
-        let log = self.log.as_ref().filter(|_| rules.wait_for_log).map(Log::allows);
+        let log = self.log.as_ref().filter(|log| rules.wait_for_log && !log.free).map(Log::allows);
         sessions.into_iter().chain(log).min()
     }
 
@@ -205,7 +207,7 @@ impl Protocol {
     pub(super) fn log_first(&mut self, epoch: Epoch, out: &mut Vec<Action>) {
         let rules = self.rules;
         if let State::Primary(p) = &mut self.state {
-            p.log = Some(Log { first: epoch, held: None, disowned: None });
+            p.log = Some(Log { first: epoch, held: None, free: false, disowned: None });
             p.hold(epoch, rules, out);
         }
     }
@@ -222,12 +224,12 @@ impl Protocol {
     pub(super) fn log_lost(&mut self, noted: bool, out: &mut Vec<Action>) {
         let known = noted || !self.rules.disown_a_lost_log;
         let last = self.last_proposal;
-        if let State::Primary(p) = &mut self.state
-            && let Some(log) = &mut p.log
-        {
+        if let State::Primary(p) = &mut self.state {
             if known {
                 p.log = None;
             } else {
+                // One that output did not wait for is not known here. It would be believed all the same.
+                let log = p.log.get_or_insert(Log { first: Epoch(0), held: None, free: true, disowned: None });
                 log.disowned.get_or_insert(last);
             }
             self.settle(out);

@@ -14,6 +14,7 @@ use super::error::StreamError;
 use super::header::{MAX_PAYLOAD, close_record, open_record};
 use super::layout::Layout;
 use super::page::{PAGE_SIZE, PageEntry, next_entry};
+use crate::continuation::{MAX_BASE_RUNS, Origin, RUN_BYTES, Reign};
 
 /// Longest text in `Refuse`, `Relinquish` and `Bye`, bytes. A longer one is cut when it is sent.
 pub const MAX_TEXT: usize = 1024;
@@ -62,6 +63,7 @@ pub enum Kind {
     VolumeSums = 18,
     VolumeDiffers = 19,
     VolumeDurable = 20,
+    Base = 21,
     Mark = 32,
     Pad = 33,
     SnapshotHead = 34,
@@ -73,7 +75,7 @@ pub enum Kind {
 impl Kind {
     pub(super) fn from_wire(kind: u8) -> Option<Self> {
         use Kind::*;
-        const KINDS: [Kind; 26] = [
+        const KINDS: [Kind; 27] = [
             Hello,
             Join,
             Welcome,
@@ -94,6 +96,7 @@ impl Kind {
             VolumeSums,
             VolumeDiffers,
             VolumeDurable,
+            Base,
             Mark,
             Pad,
             SnapshotHead,
@@ -127,6 +130,7 @@ impl Kind {
             Kind::VolumeSums => "VolumeSums",
             Kind::VolumeDiffers => "VolumeDiffers",
             Kind::VolumeDurable => "VolumeDurable",
+            Kind::Base => "Base",
             Kind::Mark => "Mark",
             Kind::Pad => "Pad",
             Kind::SnapshotHead => "SnapshotHead",
@@ -146,6 +150,7 @@ impl Kind {
             Kind::SnapshotEnd => 256,
             Kind::VolumeState | Kind::VolumeSums | Kind::VolumeDiffers => MAX_VOLUME_STATE,
             Kind::Hello => MAX_HELLO,
+            Kind::Base => 16 + MAX_BASE_RUNS * RUN_BYTES,
             Kind::Begin | Kind::End | Kind::Ack | Kind::Heartbeat => 128,
             Kind::Join | Kind::Welcome | Kind::Bound | Kind::Ready | Kind::VolumeDurable | Kind::Mark => 128,
             Kind::Pad => MAX_PAD,
@@ -216,6 +221,12 @@ pub struct Hello {
     /// How the guest's health was found, and which image it runs.
     #[serde(default)]
     pub health: Health,
+    /// Of which the checkpoints are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reign: Option<Reign>,
+    /// The checkpoint from which the primary went on, while only what differs from it needs to be sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
 }
 
 fn one() -> u8 {
@@ -454,6 +465,14 @@ pub enum Record<'a> {
         volume: u16,
         epoch: Epoch,
     },
+    /// backup → primary: its memory holds this checkpoint of the reign that the primary's has come from, so that only
+    /// differences need to be sent. Comes before `Ready`, to a primary whose `Hello` has an origin.
+    Base {
+        session: u64,
+        epoch: Epoch,
+        /// As [`continuation::Base`](crate::continuation::Base) writes and reads them.
+        runs: &'a [u8],
+    },
     /// primary → backup: the pass is sent.
     End {
         pass: Pass,
@@ -521,6 +540,7 @@ impl Record<'_> {
             Record::VolumeSums { .. } => Kind::VolumeSums,
             Record::VolumeDiffers { .. } => Kind::VolumeDiffers,
             Record::VolumeDurable { .. } => Kind::VolumeDurable,
+            Record::Base { .. } => Kind::Base,
             Record::Mark(_) => Kind::Mark,
             Record::Pad { .. } => Kind::Pad,
             Record::Section { section, .. } => section.kind(),
@@ -617,6 +637,11 @@ impl Record<'_> {
             Record::VolumeDurable { session, volume, epoch } => {
                 put_volume(out, *session, *volume);
                 put_u64(out, epoch.0);
+            }
+            Record::Base { session, epoch, runs } => {
+                put_u64(out, *session);
+                put_u64(out, epoch.0);
+                out.extend_from_slice(runs);
             }
             Record::Mark(mark) => {
                 out.extend_from_slice(&mark.log.to_le_bytes());
@@ -722,6 +747,9 @@ impl<'a> Record<'a> {
             Kind::VolumeDurable => {
                 let (session, volume) = fields.volume()?;
                 Record::VolumeDurable { session, volume, epoch: Epoch(fields.u64()?) }
+            }
+            Kind::Base => {
+                Record::Base { session: fields.u64()?, epoch: Epoch(fields.u64()?), runs: fields.take_rest() }
             }
             Kind::Mark => Record::Mark(Mark {
                 log: u128::from_le_bytes(fields.array()?),

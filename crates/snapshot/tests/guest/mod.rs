@@ -40,6 +40,8 @@ pub fn hello() -> Hello {
         layout: layout(),
         lanes: 1,
         health: Default::default(),
+        reign: None,
+        origin: None,
     }
 }
 

@@ -1,0 +1,78 @@
+//! At a host that has taken over: the other backups of the former primary, which hold what the VM was resumed from or nearly.
+//! For a while each of them that comes is sent only what differs.
+
+use std::time::Instant;
+
+use ninefold_machine::PageRun;
+use ninefold_model::{Epoch, Term};
+use ninefold_replica::continuation::{Base, History, Origin};
+
+use super::Core;
+use crate::error;
+use crate::parking;
+use crate::resync::Rest;
+use crate::vm::Command;
+
+/// See the [module](self).
+pub(super) struct Survivors {
+    history: History,
+    since: Instant,
+}
+
+impl Survivors {
+    /// Of a VM that was resumed from the last checkpoint of this history.
+    pub(super) fn of(history: History) -> Self {
+        Self { history, since: Instant::now() }
+    }
+
+    fn is_over(&self) -> bool {
+        // As long as they are kept where they are.
+        self.since.elapsed() > parking::KEEP
+    }
+}
+
+impl Core {
+    /// What the VM was resumed from, for a backup that may hold it.
+    pub(super) fn origin(&self) -> Option<Origin> {
+        self.survivors.as_ref().filter(|s| !s.is_over()).map(|s| s.history.origin())
+    }
+
+    /// A backup says what it holds.
+    pub(super) fn base(&mut self, session: Term, epoch: Epoch, runs: &[u8]) {
+        let differs = match (&self.survivors, &self.layout) {
+            (Some(survivors), Some(layout)) => Base::parse(epoch, runs, layout)
+                .map_err(|e| error::report(&e))
+                .and_then(|base| survivors.history.difference(base)),
+            _ => Err("the backup goes on from what it was not asked for".into()),
+        };
+        match (differs, self.replica(session)) {
+            (Ok(differs), Some(replica)) if !replica.ready => {
+                replica.differs = Some(differs);
+                replica.continued = true;
+            }
+            (Err(reason), Some(_)) => self.lose_session(session, reason),
+            _ => {}
+        }
+    }
+
+    /// The session's volumes are equal: the memory follows, all of it or what differs.
+    pub(super) fn add_sink(&mut self, session: Term, rounds: u32, rest: Rest) {
+        let Some(replica) = self.replica(session) else { return };
+        let jobs = replica.session.jobs.clone();
+        let held: Option<Vec<PageRun>> = replica.differs.take().map(|differs| {
+            let run = |r: ninefold_replica::stream::PageRun| PageRun { block: r.block, first: r.first, count: r.count };
+            differs.into_iter().map(run).collect()
+        });
+        self.command(Command::AddSink { session, jobs, rounds, rest, once: None, held });
+    }
+
+    /// Forgets the survivors when none is to be expected any more.
+    pub(super) fn check_survivors(&mut self) {
+        let Some(survivors) = &self.survivors else { return };
+        let pending = self.replicas.iter().any(|r| r.asked && r.first.is_none());
+        if !pending && (survivors.is_over() || !self.protocol.wants_peer()) {
+            self.survivors = None;
+            self.command(Command::ForgetSurvivors);
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! What a backup that did not take over has to be sent by the host that did.
+//!
+//! All backups of a primary hold checkpoints of the same [`Reign`], though not necessarily the same one when the primary is
+//! lost. The host that takes over goes on from the one it holds, and from then on follows what its guest writes. Another
+//! backup keeps the memory of its own. What differs between the two is
+//!
+//! ```text
+//!   the survivor is behind:  held ────────► origin ───────────────► now
+//!                                 pages of      pages that the
+//!                                 these epochs  guest has written since
+//!
+//!   it is ahead:             origin ───────► held        (epochs that nobody goes on from)
+//!                                  pages of these epochs: the survivor names them
+//! ```
+//!
+//! so both remember which pages the last few epochs had: their [`History`].
+
+use std::collections::VecDeque;
+
+use ninefold_model::{Epoch, Term};
+use serde::{Deserialize, Serialize};
+
+use crate::pacing::MAX_IN_FLIGHT;
+use crate::stream::{Layout, PageRun, StreamError};
+
+/// Epochs of which the pages are remembered. Two backups are never further apart: so many checkpoints may be
+/// unacknowledged, and the last one of a switchover.
+const DEPTH: usize = MAX_IN_FLIGHT as usize + 2;
+/// Runs of pages that an epoch may have to be remembered.
+const MAX_EPOCH_RUNS: usize = 1 << 16;
+/// Runs of pages in a [`Base`], at most.
+pub const MAX_BASE_RUNS: usize = 1 << 14;
+/// Bytes of a run in a `Base` record.
+pub const RUN_BYTES: usize = 16;
+
+/// Of one QEMU on one host, from its start or its takeover to its end: its checkpoints count from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Reign {
+    /// The term under which the host began it. No two hosts ever have won the same.
+    pub term: Term,
+    /// Counts the QEMUs of this host's keeper: a relaunched guest begins anew under the same term.
+    pub generation: u64,
+}
+
+/// The checkpoint with which a primary's memory began. Part of `Hello` while it can be gone on from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Origin {
+    pub reign: Reign,
+    pub epoch: Epoch,
+    /// It is known which pages have changed since this epoch.
+    pub since: Epoch,
+}
+
+/// What a backup still has in memory of the reign that the primary's memory has come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Base {
+    pub epoch: Epoch,
+    /// Pages of the epochs that came after the primary's [`Origin`]. Empty for a backup that is behind it.
+    pub runs: Vec<PageRun>,
+}
+
+impl Base {
+    /// Appends the runs as they stand in a `Base` record: first page u64, pages u32, block u16, reserved u16.
+    pub fn put_runs(&self, out: &mut Vec<u8>) {
+        for run in &self.runs {
+            out.extend_from_slice(&run.first.to_le_bytes());
+            out.extend_from_slice(&run.count.to_le_bytes());
+            out.extend_from_slice(&run.block.to_le_bytes());
+            out.extend_from_slice(&[0; 2]);
+        }
+    }
+
+    /// Reads the runs of a `Base` record.
+    ///
+    /// # Errors
+    /// Runs that are not whole, too many of them, pages that the layout does not have.
+    pub fn parse(epoch: Epoch, bytes: &[u8], layout: &Layout) -> Result<Self, StreamError> {
+        let bad = |what| StreamError::Malformed { record: "Base", what };
+        let (chunks, rest) = bytes.as_chunks::<RUN_BYTES>();
+        if !rest.is_empty() {
+            return Err(bad("a run is cut"));
+        }
+        if chunks.len() > MAX_BASE_RUNS {
+            return Err(bad("too many runs"));
+        }
+        let run = |&[f0, f1, f2, f3, f4, f5, f6, f7, c0, c1, c2, c3, b0, b1, r0, r1]: &[u8; RUN_BYTES]| {
+            let run = PageRun {
+                first: u64::from_le_bytes([f0, f1, f2, f3, f4, f5, f6, f7]),
+                count: u32::from_le_bytes([c0, c1, c2, c3]),
+                block: u16::from_le_bytes([b0, b1]),
+            };
+            let pages = layout.pages(run.block).ok_or_else(|| bad("there is no such block"))?;
+            let within = run.first.checked_add(run.count.into()).is_some_and(|end| end <= pages);
+            if within && [r0, r1] == [0; 2] { Ok(run) } else { Err(bad("a run is not within its block")) }
+        };
+        Ok(Self { epoch, runs: chunks.iter().map(run).collect::<Result<_, _>>()? })
+    }
+}
+
+/// Which pages the last few checkpoints of a reign had. Its size is bounded.
+#[derive(Debug, Clone)]
+pub struct History {
+    reign: Reign,
+    /// Memory holds this checkpoint.
+    last: Epoch,
+    /// Oldest first, the last of them is that of `last`.
+    epochs: VecDeque<Vec<PageRun>>,
+}
+
+impl History {
+    /// Of a backup whose first checkpoint is this. What it held before is not known.
+    pub fn begin(reign: Reign, first: Epoch) -> Self {
+        Self { reign, last: first, epochs: VecDeque::with_capacity(DEPTH) }
+    }
+
+    /// The newest checkpoint.
+    pub fn last(&self) -> Epoch {
+        self.last
+    }
+
+    /// Another checkpoint has been put into memory. One that does not follow, or is scattered over too many runs, is where
+    /// the history begins anew.
+    pub fn record(&mut self, epoch: Epoch, runs: impl Iterator<Item = PageRun>) {
+        let mut kept = if self.epochs.len() == DEPTH { self.epochs.pop_front() } else { None }.unwrap_or_default();
+        kept.clear();
+        kept.extend(runs.take(MAX_EPOCH_RUNS + 1));
+        if epoch != self.last.next() || kept.len() > MAX_EPOCH_RUNS {
+            self.epochs.clear();
+        } else {
+            self.epochs.push_back(kept);
+        }
+        self.last = epoch;
+    }
+
+    /// It is known which pages have changed since this epoch.
+    fn since(&self) -> Epoch {
+        Epoch(self.last.0 - self.epochs.len() as u64)
+    }
+
+    /// What a primary that goes on from the last checkpoint tells its backups.
+    pub fn origin(&self) -> Origin {
+        Origin { reign: self.reign, epoch: self.last, since: self.since() }
+    }
+
+    /// What a backup that holds the last checkpoint answers to a primary of this origin; nothing when its memory is of no
+    /// use to that.
+    pub fn base(&self, origin: &Origin) -> Option<Base> {
+        if self.reign != origin.reign {
+            return None;
+        }
+        if self.last <= origin.epoch {
+            return (self.last >= origin.since).then(|| Base { epoch: self.last, runs: Vec::new() });
+        }
+        let runs = (origin.epoch >= self.since()).then(|| self.after(origin.epoch))?;
+        (runs.len() <= MAX_BASE_RUNS).then_some(Base { epoch: self.last, runs })
+    }
+
+    /// At a primary that goes on from the last checkpoint: the pages in which a backup's memory differs from that checkpoint
+    /// or may do so. All that the guest has written since comes to it.
+    ///
+    /// # Errors
+    /// A backup that is too far behind.
+    pub fn difference(&self, base: Base) -> Result<Vec<PageRun>, String> {
+        if base.epoch > self.last {
+            Ok(base.runs)
+        } else if base.epoch >= self.since() && base.runs.is_empty() {
+            Ok(self.after(base.epoch))
+        } else {
+            Err(format!("the backup holds epoch {}, what changed is known since {}", base.epoch, self.since()))
+        }
+    }
+
+    /// The pages of all epochs after this one, in order and each once.
+    fn after(&self, epoch: Epoch) -> Vec<PageRun> {
+        let known = (self.last.0.saturating_sub(epoch.0) as usize).min(self.epochs.len());
+        let runs = self.epochs.iter().skip(self.epochs.len() - known).flatten().copied().collect();
+        merged(runs)
+    }
+}
+
+/// The same pages, in order and each once.
+fn merged(mut runs: Vec<PageRun>) -> Vec<PageRun> {
+    runs.sort_unstable_by_key(|r| (r.block, r.first));
+    let mut out: Vec<PageRun> = Vec::with_capacity(runs.len());
+    for run in runs {
+        let end = run.first + u64::from(run.count);
+        match out.last_mut() {
+            Some(last) if last.block == run.block && run.first <= last.first + u64::from(last.count) => {
+                let whole = end.max(last.first + u64::from(last.count)) - last.first;
+                match u32::try_from(whole) {
+                    Ok(count) => last.count = count,
+                    Err(_) => out.push(run),
+                }
+            }
+            _ => out.push(run),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::stream::{BlockInfo, PAGE_SIZE};
+
+    const PAGES: usize = 40;
+    const REIGN: Reign = Reign { term: Term(4), generation: 1 };
+
+    fn layout() -> Layout {
+        let block = |name: &str, pages: usize| {
+            let bytes = (pages * PAGE_SIZE) as u64;
+            BlockInfo { name: name.into(), used: bytes, total: bytes }
+        };
+        Layout::new(vec![block("ram", PAGES), block("rom", 3)]).unwrap()
+    }
+
+    fn runs_of(pages: &[usize]) -> Vec<PageRun> {
+        pages.iter().map(|p| PageRun { block: 0, first: *p as u64, count: 1 }).collect()
+    }
+
+    fn pages_of(runs: &[PageRun]) -> Vec<usize> {
+        runs.iter().flat_map(|r| (r.first..r.first + u64::from(r.count)).map(|p| p as usize)).collect()
+    }
+
+    /// A backup: its memory, and what it remembers.
+    #[derive(Clone)]
+    struct Holder {
+        memory: [u32; PAGES],
+        history: Option<History>,
+    }
+
+    impl Holder {
+        /// The sender leaves out what this backup has already.
+        fn hold(&mut self, epoch: u64, primary: &[u32; PAGES], written: &[usize], omits: bool) {
+            let sent: Vec<usize> =
+                written.iter().copied().filter(|p| !omits || self.memory[*p] != primary[*p]).collect();
+            sent.iter().for_each(|p| self.memory[*p] = primary[*p]);
+            match &mut self.history {
+                None => self.history = Some(History::begin(REIGN, Epoch(epoch))),
+                Some(history) => history.record(Epoch(epoch), runs_of(&sent).into_iter()),
+            }
+        }
+    }
+
+    proptest! {
+        /// However far the two are apart, what is sent makes the survivor equal; a survivor that is too far away is told so.
+        #[test]
+        fn a_survivor_becomes_equal(
+            epochs in prop::collection::vec(prop::collection::vec((0..PAGES, 0u32..4), 0..12), 1..12),
+            first in (0usize..6, 0usize..6),
+            missed in (0usize..7, 0usize..7),
+            since in prop::collection::vec((0..PAGES, 0u32..4), 0..12),
+            omits in any::<bool>(),
+        ) {
+            let mut primary = [0; PAGES];
+            let mut winner = Holder { memory: primary, history: None };
+            let mut other = winner.clone();
+            for (n, writes) in epochs.iter().enumerate() {
+                writes.iter().for_each(|(page, value)| primary[*page] = *value);
+                let written: Vec<usize> = writes.iter().map(|(page, _)| *page).collect();
+                let all: Vec<usize> = (0..PAGES).collect();
+                for (holder, first, missed, omits) in
+                    [(&mut winner, first.0, missed.0, omits), (&mut other, first.1, missed.1, false)]
+                {
+                    if n >= first && n + missed < epochs.len() {
+                        // The first carries whatever is missing.
+                        let pages = if n == first { &all } else { &written };
+                        holder.hold(n as u64 + 1, &primary, pages, omits);
+                    }
+                }
+            }
+            let (Some(mine), Some(theirs)) = (winner.history, other.history) else { return Ok(()) };
+            // The guest goes on at the winner, which follows its writes.
+            let mut now = winner.memory;
+            since.iter().for_each(|(page, value)| now[*page] = *value);
+            let origin = mine.origin();
+            let Some(base) = theirs.base(&origin) else {
+                let apart = mine.last().0.abs_diff(theirs.last().0) as usize;
+                let known = |h: &History| h.epochs.len();
+                let deep = if theirs.last() > mine.last() { known(&theirs) } else { known(&mine) };
+                prop_assert!(apart > deep, "epochs {} and {}", mine.last(), theirs.last());
+                return Ok(());
+            };
+            let mut wire = Vec::new();
+            base.put_runs(&mut wire);
+            let read = Base::parse(base.epoch, &wire, &layout()).unwrap();
+            prop_assert_eq!(&read, &base);
+            let mut sent = pages_of(&mine.difference(read).unwrap());
+            let distinct = sent.windows(2).all(|w| w[0] < w[1]);
+            prop_assert!(distinct, "each page once: {:?}", sent);
+            sent.extend(since.iter().map(|(page, _)| *page));
+            sent.iter().for_each(|p| other.memory[*p] = now[*p]);
+            prop_assert_eq!(other.memory, now);
+        }
+
+        #[test]
+        fn no_bytes_are_too_bad(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            if let Ok(base) = Base::parse(Epoch(1), &bytes, &layout()) {
+                let mut wire = Vec::new();
+                base.put_runs(&mut wire);
+                prop_assert_eq!(wire, bytes);
+                prop_assert!(base.runs.iter().all(|r| r.first + u64::from(r.count) <= layout().pages(r.block).unwrap()));
+            }
+        }
+    }
+
+    #[test]
+    fn another_reign_is_no_base() {
+        let mine = History::begin(REIGN, Epoch(7));
+        for other in [Reign { term: Term(5), ..REIGN }, Reign { generation: 2, ..REIGN }] {
+            assert_eq!(History::begin(other, Epoch(7)).base(&mine.origin()), None);
+        }
+        assert!(History::begin(REIGN, Epoch(7)).base(&mine.origin()).is_some());
+    }
+
+    #[test]
+    fn what_does_not_follow_or_is_too_scattered_begins_anew() {
+        let mut history = History::begin(REIGN, Epoch(7));
+        history.record(Epoch(8), runs_of(&[1]).into_iter());
+        assert_eq!(history.origin().since, Epoch(7));
+        history.record(Epoch(10), runs_of(&[2]).into_iter());
+        assert_eq!((history.origin().epoch, history.origin().since), (Epoch(10), Epoch(10)));
+        history.record(Epoch(11), (0..).map(|first| PageRun { block: 0, first, count: 1 }));
+        assert_eq!((history.origin().epoch, history.origin().since), (Epoch(11), Epoch(11)));
+    }
+
+    #[test]
+    fn a_primary_refuses_a_base_that_cannot_be() {
+        let mut mine = History::begin(REIGN, Epoch(7));
+        mine.record(Epoch(8), runs_of(&[1]).into_iter());
+        assert!(mine.difference(Base { epoch: Epoch(6), runs: Vec::new() }).is_err());
+        assert!(mine.difference(Base { epoch: Epoch(7), runs: runs_of(&[3]) }).is_err());
+        assert_eq!(mine.difference(Base { epoch: Epoch(7), runs: Vec::new() }).unwrap(), runs_of(&[1]));
+        assert_eq!(mine.difference(Base { epoch: Epoch(9), runs: runs_of(&[3]) }).unwrap(), runs_of(&[3]));
+        for bytes in [vec![0; 15], vec![0; RUN_BYTES * (MAX_BASE_RUNS + 1)], vec![255; 16]] {
+            assert!(Base::parse(Epoch(1), &bytes, &layout()).is_err());
+        }
+    }
+}
