@@ -260,3 +260,20 @@ fn volumes_go_with_the_memory() {
         assert_eq!(image("a")[1080..1082], [0x53, 0xef], "an ext4 file system");
     });
 }
+
+/// A keeper that is stopped has nobody to hand the VM to. The VM stands still until the keeper is started again.
+#[test]
+fn a_vm_that_is_alone_survives_the_end_of_its_keeper() {
+    let scenario = Scenario::with("sigterm", non_volatile(Protection::None));
+    scenario.expect(0, "a", "non-volatile", is_non_volatile);
+    for n in 0..rounds(3) {
+        scenario.expect_writes(WRITES);
+        let mark = scenario.events.mark();
+        scenario.lab.stop_keeper("a").unwrap();
+        scenario.lab.start_keeper("a").unwrap();
+        let event = scenario.expect(mark, "a", "recovery", recovered);
+        eprintln!("  {n}: {:?}", event.kind);
+        scenario.expect_writes(WRITES);
+    }
+    scenario.finish();
+}

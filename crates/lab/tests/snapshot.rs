@@ -11,14 +11,17 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ninefold_lab::VmOptions;
 use ninefold_lab::boot::redis;
 use ninefold_lab::ledger::resp::{self, Reply};
 use ninefold_lab::netns::io_in_netns;
+use ninefold_lab::programs::KEEPER;
 use ninefold_lab::topology::{CLIENT, GUEST_IP};
 use ninefold_model::SnapshotName;
 use ninefold_model::control::Request;
 use ninefold_model::event::{EventKind, SnapshotFigures};
-use ninefold_model::spec::{Acknowledge, Protection, VolumeSpec};
+use ninefold_model::spec::{Acknowledge, NonVolatile, Protection, VolumeSpec};
+use ninefold_model::status::{LogState, VmStatus};
 use ninefold_snapshot::store::Store;
 use support::workload::{connect, memory_is_sound, work};
 use support::{Beginning, Scenario, wait_until};
@@ -103,11 +106,16 @@ fn told(_: u64, _: u64) -> std::ops::ControlFlow<()> {
     std::ops::ControlFlow::Continue(())
 }
 
-/// Memory and disk are as they were when the marker was `value`.
-fn is_back(scenario: &Scenario, value: &str) {
+/// Memory is as it was when the marker was `value`.
+fn remembers(scenario: &Scenario, value: &str) {
     scenario.await_guest();
     assert!(is_marked(scenario, value), "the marker in memory");
     memory_is_sound(&scenario.lab);
+}
+
+/// Memory and disk are.
+fn is_back(scenario: &Scenario, value: &str) {
+    remembers(scenario, value);
     scenario.lab.ask(&scenario.primary, &Request::Reset).unwrap();
     // Its memory is gone; redis reads its file.
     wait_until("restart of the guest", || work_is_new(scenario));
@@ -221,4 +229,106 @@ fn what_cannot_be_started_from_changes_nothing() {
     std::fs::write(&file, &good).unwrap();
     restore(&scenario, "a", "one", false).unwrap();
     is_back(&scenario, "one");
+}
+
+/// A keeper that dies when it has begun to overwrite volumes leaves a mixture: that is not booted, and the restore can be begun
+/// anew.
+fn cut_off(scenario: &Scenario, force: bool) {
+    // It dies with the request: whether that is answered is a matter of luck.
+    let _ = scenario.lab.ask("a", &Request::Restore { name: name("one"), force, clone: false });
+    let processes = scenario.lab.processes("a").unwrap();
+    wait_until("the death of the keeper", || !processes.list().unwrap().iter().any(|p| p.program.starts_with(KEEPER)));
+    scenario.lab.start_keeper("a").unwrap();
+}
+
+#[test]
+fn a_restore_that_was_cut_off_is_begun_anew() {
+    let mut scenario = Scenario::with("cut off", begin(Protection::None));
+    work(&scenario.lab, "checksum mib=8");
+    mark(&scenario, "one");
+    snapshot(&scenario, "one", None);
+    let _ = scenario.ledger.take().unwrap().finish().unwrap();
+    stop(&scenario);
+    scenario.lab.stop_keeper("a").unwrap();
+    scenario.lab.start_keeper_with_faults("a", "restore.volume=abort").unwrap();
+    cut_off(&scenario, false);
+    let refused = scenario.lab.ask("a", &Request::Start { force: false }).unwrap_err().to_string();
+    assert!(refused.contains("are a mixture") && refused.contains("'one'"), "{refused}");
+    restore(&scenario, "a", "one", false).unwrap();
+    is_back(&scenario, "one");
+    // The note is gone with the mixture.
+    stop(&scenario);
+    scenario.lab.ask("a", &Request::Start { force: false }).unwrap();
+    scenario.await_guest();
+}
+
+/// The same over a log from which the VM could have gone on: once its volumes are being overwritten it must not.
+#[test]
+fn a_forced_restore_that_was_cut_off_leaves_no_log_to_go_on_from() {
+    let mut begin = begin(Protection::None);
+    begin.vm.non_volatile = Some(NonVolatile::default());
+    let mut scenario = Scenario::with("over a log", begin);
+    let logged = |e: &EventKind| matches!(e, EventKind::NonVolatile { .. });
+    scenario.expect(0, "a", "log", logged);
+    work(&scenario.lab, "checksum mib=8");
+    mark(&scenario, "one");
+    snapshot(&scenario, "one", None);
+    let _ = scenario.ledger.take().unwrap().finish().unwrap();
+    mark(&scenario, "two");
+    // While the witness is away, the next keeper can only wait to go on.
+    scenario.lab.kill_witness().unwrap();
+    scenario.lab.kill_keeper("a").unwrap();
+    let since = scenario.events.mark();
+    scenario.lab.start_keeper_with_faults("a", "restore.volume=abort").unwrap();
+    let recovering = |s: &VmStatus| s.log.as_ref().is_some_and(|log| log.state == LogState::Recovering);
+    wait_until("a log to go on from", || scenario.lab.keeper("a").unwrap().status().is_ok_and(|s| recovering(&s)));
+    let refused = restore(&scenario, "a", "one", false).unwrap_err();
+    assert!(refused.contains("goes on from its log"), "{refused}");
+    scenario.lab.ask("a", &Request::Restore { name: name("one"), force: true, clone: false }).unwrap();
+    scenario.lab.start_witness().unwrap();
+    cut_off(&scenario, true);
+    // It looks for a log, as every keeper does that has no VM, and finds none.
+    let refused = scenario.lab.ask("a", &Request::Start { force: false }).unwrap_err().to_string();
+    assert!(refused.contains("are a mixture"), "{refused}");
+    restore(&scenario, "a", "one", false).unwrap();
+    is_back(&scenario, "one");
+    scenario.expect(since, "a", "log of the new life", logged);
+    let gone_on = scenario.events.all().iter().any(|e| matches!(e.kind, EventKind::Recovered { .. }));
+    assert!(!gone_on, "{:?}", scenario.events.all());
+}
+
+/// Another VM, with a volume of its own, is made of the snapshot of the first.
+#[test]
+fn a_clone_is_started_from_the_snapshot_of_another_vm() {
+    let mut scenario = Scenario::with("clone", begin(Protection::None));
+    work(&scenario.lab, "checksum mib=8");
+    mark(&scenario, "one");
+    snapshot(&scenario, "one", None);
+    let _ = scenario.ledger.take().unwrap().finish().unwrap();
+    mark(&scenario, "two");
+    stop(&scenario);
+    ["a", "b"].iter().for_each(|host| scenario.lab.stop_keeper(host).unwrap());
+    let image = scenario.lab.pool_dir("a").join("volumes/data/image.raw");
+    let before = std::fs::read(&image).unwrap();
+    let mut clone = VmOptions { name: "copy".parse().unwrap(), ..scenario.options.clone() };
+    clone.volumes[0].name = "other".parse().unwrap();
+    scenario.lab.configure_vm(&clone).unwrap();
+    ["a", "b"].iter().for_each(|host| scenario.lab.start_keeper(host).unwrap());
+    let refused = restore(&scenario, "a", "one", false).unwrap_err();
+    assert!(refused.contains("snapshot of vm") && refused.contains("--clone"), "{refused}");
+    let since = scenario.events.mark();
+    let request = Request::Restore { name: name("one"), force: false, clone: true };
+    scenario.lab.ask("a", &request).unwrap();
+    let restored = |e: &EventKind| matches!(e, EventKind::Restored { .. });
+    scenario.expect(since, "a", "start of the clone", restored);
+    assert_eq!(scenario.lab.keeper("a").unwrap().status().unwrap().vm.as_str(), "copy");
+    remembers(&scenario, "one");
+    // The guest looks for its disk by the volume's name, so after a reset it would not find this one. Its content is there.
+    let wrote = |image: &[u8], value: &str| {
+        let line = format!("marker\r\n$3\r\n{value}");
+        image.windows(line.len()).any(|w| w == line.as_bytes())
+    };
+    let copy = std::fs::read(scenario.lab.pool_dir("a").join("volumes/other/image.raw")).unwrap();
+    assert!(wrote(&copy, "one") && !wrote(&copy, "two"), "the volume is not that of the snapshot");
+    assert!(wrote(&before, "two") && before == std::fs::read(&image).unwrap(), "the first VM's volume was touched");
 }

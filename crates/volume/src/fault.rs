@@ -37,7 +37,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub const VARIABLE: &str = "NINEFOLD_FAULTS";
 
 /// The points, as in the table of this module.
-pub const POINTS: [&str; 16] = [
+pub const POINTS: [&str; 17] = [
     "log.write",
     "log.sync",
     "log.synced",
@@ -54,6 +54,7 @@ pub const POINTS: [&str; 16] = [
     "resync.send",
     "resync.round",
     "receive.epoch",
+    "restore.volume",
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use ninefold_replica::protocol::{Input, Phase};
 use ninefold_replica::stream::Hello;
 
 use super::replica::Replica;
-use super::{Core, RETRY_FIRST, RETRY_LAST};
+use super::{Core, RETRY_LAST};
 use crate::capture::micros;
 use crate::config::KeeperConfig;
 use crate::error;
@@ -205,7 +205,7 @@ impl Core {
     pub(super) fn close_session(&mut self, session: Term) {
         let Some(at) = self.replicas.iter().position(|r| r.name() == session) else { return };
         if matches!(self.protocol.phase(session), Some(Phase::Syncing | Phase::Binding)) {
-            let pause = self.retry.map_or(RETRY_FIRST, |(_, pause)| (pause * 2).min(RETRY_LAST));
+            let pause = self.retry.map_or_else(|| self.first_retry(), |(_, pause)| (pause * 2).min(RETRY_LAST));
             self.retry = Some((Instant::now(), pause));
         }
         self.replicas.remove(at);

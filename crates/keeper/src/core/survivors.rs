@@ -1,17 +1,21 @@
 //! At a host that has taken over: the other backups of the former primary, which hold what the VM was resumed from or nearly.
 //! For a while each of them that comes is sent only what differs.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ninefold_machine::PageRun;
 use ninefold_model::{Epoch, Term};
 use ninefold_replica::continuation::{Base, History, Origin};
 
-use super::Core;
+use super::replica::Replica;
+use super::{Core, RETRY_FIRST};
 use crate::error;
 use crate::parking;
 use crate::resync::Rest;
 use crate::vm::Command;
+
+/// After a first session with a survivor that fails; each further failure doubles it.
+const SURVIVOR_RETRY: Duration = Duration::from_millis(20);
 
 /// See the [module](self).
 pub(super) struct Survivors {
@@ -66,11 +70,18 @@ impl Core {
         self.command(Command::AddSink { session, jobs, rounds, rest, once: None, held });
     }
 
+    /// How soon a host that refused is asked again. A survivor does so as long as it asks the witness for itself.
+    pub(super) fn first_retry(&self) -> Duration {
+        if self.origin().is_some() { SURVIVOR_RETRY } else { RETRY_FIRST }
+    }
+
     /// Forgets the survivors when none is to be expected any more.
     pub(super) fn check_survivors(&mut self) {
         let Some(survivors) = &self.survivors else { return };
+        let synced = |r: &&Replica| r.first.is_some();
         let pending = self.replicas.iter().any(|r| r.asked && r.first.is_none());
-        if !pending && (survivors.is_over() || !self.protocol.wants_peer()) {
+        let enough = self.replicas.iter().filter(synced).count() >= self.protocol.wanted().count();
+        if enough || (survivors.is_over() && !pending) {
             self.survivors = None;
             self.command(Command::ForgetSurvivors);
         }

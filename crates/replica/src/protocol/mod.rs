@@ -91,7 +91,7 @@ pub struct Wanted {
 
 impl Wanted {
     /// How many backups there should be.
-    fn count(self) -> usize {
+    pub fn count(self) -> usize {
         match self.protection {
             Protection::None => 0,
             Protection::FaultTolerant => self.backups.clamp(1, ninefold_model::record::MAX_BACKUPS),
