@@ -392,7 +392,7 @@ impl Core {
             }
             Msg::Offer { hello, writer, handle, go } => self.offer(&hello, writer, handle, &go),
             Msg::RefusedPeer { peer, reason } => self.event(EventKind::Refused { peer, reason }),
-            Msg::Base { session, epoch, runs } => self.base(session, epoch, &runs),
+            Msg::Base { session, epoch, changes } => self.base(session, epoch, &changes),
             Msg::SessionReady { session } => self.session_ready(session),
             Msg::VolumesSynced { session, rounds, bytes, rest } => {
                 if let Some(replica) = self.replica(session) {
@@ -412,9 +412,9 @@ impl Core {
                     backup.ready = Some(Instant::now());
                     self.machine = Some(status);
                     if let Some(base) = base {
-                        let mut runs = Vec::new();
-                        base.put_runs(&mut runs);
-                        self.tell_primary(&Record::Base { session: session.0, epoch: base.epoch, runs: &runs });
+                        let mut changes = Vec::new();
+                        base.put_changes(&mut changes);
+                        self.tell_primary(&Record::Base { session: session.0, epoch: base.epoch, changes: &changes });
                     }
                     let ready = Record::Ready { session: session.0, what: Ready::Receive };
                     self.tell_primary(&ready);

@@ -167,17 +167,6 @@ impl Disks {
         Ok(sums::differing(&ours, theirs))
     }
 
-    /// A backup's side of a whole checkpoint: `take` gives the operations on each volume. Returns when what an
-    /// acknowledgement means is true: for volumes of [`Acknowledge::Disk`] when the epoch is on this host's disk; and not
-    /// before there is room for the next one.
-    ///
-    /// # Errors
-    /// Operations that make no sense: then none of the volumes has got any. A disk that cannot be written.
-    pub fn receive(&self, session: Term, epoch: Epoch, take: impl FnMut(u16) -> Vec<u8>) -> Result<(), String> {
-        let batches = self.parse(take)?;
-        self.put(session, epoch, batches)
-    }
-
     /// Reads a checkpoint's operations on each volume.
     ///
     /// # Errors
@@ -190,7 +179,9 @@ impl Disks {
         (0u16..).zip(&self.all).map(parse).collect()
     }
 
-    /// See [`Disks::receive`].
+    /// A backup's side of a whole checkpoint: its operations on each volume. Returns when what an acknowledgement means is
+    /// true: for volumes of [`Acknowledge::Disk`] when the epoch is on this host's disk; and not before there is room for
+    /// the next one.
     ///
     /// # Errors
     /// A disk that cannot be written; a session that is over.

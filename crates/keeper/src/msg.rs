@@ -141,11 +141,11 @@ pub enum Msg {
     },
 
     // From the primary's session.
-    /// What the backup's memory holds already of what the VM went on from; as it came. Comes before `SessionReady`.
+    /// What the backup holds already of what the VM went on from; as it came. Comes before `SessionReady`.
     Base {
         session: Term,
         epoch: Epoch,
-        runs: Vec<u8>,
+        changes: Vec<u8>,
     },
     SessionReady {
         session: Term,
@@ -205,7 +205,7 @@ pub enum Msg {
     StandbyReady {
         session: Term,
         status: MachineStatus,
-        /// What its memory holds already.
+        /// What it holds already.
         base: Option<Base>,
     },
     /// Where this host's volume differs from the primary's, from block `first` on.

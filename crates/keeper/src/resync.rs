@@ -1,7 +1,8 @@
 //! Making a backup's volumes equal to the primary's while the guest runs.
 //!
 //! First both sides compare checksums of their blocks; only what differs is sent. Nothing has to be remembered for that, so
-//! there is nothing that a crash of either side, or of both, could spoil.
+//! there is nothing that a crash of either side, or of both, could spoil. After a take-over another backup is known to differ in
+//! little ([`ninefold_replica::continuation`]): then nothing has to be compared.
 //!
 //! ```text
 //!   blocks that differ ──────► round 1 ──► round 2 ──► … few are left ──► memory is copied ──► first checkpoint
@@ -20,7 +21,8 @@ use std::time::{Duration, Instant};
 
 use ninefold_model::status::SyncProgress;
 use ninefold_model::{Epoch, Term};
-use ninefold_volume::batch::{put_write, put_zero};
+use ninefold_replica::stream::PageRun;
+use ninefold_volume::batch::{Batch, Op, put_write, put_zero};
 use ninefold_volume::served::Mark;
 use ninefold_volume::sums::{self, BLOCK, SUM, set_bits};
 use ninefold_volume::{Served, VolumeError, fault};
@@ -132,19 +134,69 @@ pub struct Answer {
     pub bits: Vec<u8>,
 }
 
+/// The blocks that a checkpoint's operations on each volume touch.
+pub fn touched(batches: &[Batch]) -> Vec<PageRun> {
+    let blocks = |(volume, batch): (u16, &Batch)| {
+        let run = move |op: &Op| {
+            let (at, end) = op.range();
+            let (first, behind) = (at / BLOCK, end.div_ceil(BLOCK));
+            // A volume of 256 TiB has fewer.
+            PageRun { block: volume, first, count: u32::try_from(behind.saturating_sub(first)).unwrap_or(u32::MAX) }
+        };
+        batch.ops().iter().map(run).collect::<Vec<_>>()
+    };
+    (0u16..).zip(batches).flat_map(blocks).collect()
+}
+
+/// What was written to the volumes since some moment.
+pub struct Written {
+    disks: Arc<Disks>,
+    blocks: Rest,
+}
+
+impl Written {
+    /// From now on.
+    pub fn of(disks: Arc<Disks>) -> Self {
+        let blocks = Rest(disks.iter().map(|_| Arc::default()).collect());
+        for (disk, blocks) in disks.iter().zip(&blocks.0) {
+            disk.served.add_mark(Arc::clone(blocks) as Arc<dyn Mark>);
+        }
+        Self { disks, blocks }
+    }
+
+    /// The blocks, to be looked at later.
+    pub fn blocks(&self) -> Rest {
+        self.blocks.clone()
+    }
+}
+
+impl Drop for Written {
+    fn drop(&mut self) {
+        self.blocks.unmark(&self.disks);
+    }
+}
+
+/// How it is found out where the backup's volumes differ.
+pub enum Differing {
+    /// By comparing all blocks.
+    Compared(Receiver<Answer>),
+    /// It is known: in these blocks, and in what was written since.
+    Known { blocks: Vec<PageRun>, written: Rest },
+}
+
 /// Starts the copy in a thread of its own. It ends with [`Msg::VolumesSynced`] or [`Msg::CannotReplicate`], or silently
 /// when the session's sender is gone.
 pub fn start(
     session: Term,
     disks: Arc<Disks>,
     jobs: SyncSender<Job>,
-    answers: Receiver<Answer>,
+    differing: Differing,
     core: Sender<Msg>,
 ) -> Result<(), KeeperError> {
     let run = move || {
         let rest = Rest(disks.iter().map(|_| Arc::default()).collect());
         // What is committed and not in the images yet gets there with its mark, or is sent with the first checkpoint.
-        let outcome = disks.working().and_then(|()| copy(session, &disks, &rest, &jobs, &answers, &core));
+        let outcome = disks.working().and_then(|()| copy(session, &disks, &rest, &jobs, &differing, &core));
         if let Err(reason) = outcome {
             rest.unmark(&disks);
             let _ = core.send(Msg::CannotReplicate { session, reason });
@@ -189,14 +241,23 @@ fn copy(
     disks: &Disks,
     rest: &Rest,
     jobs: &SyncSender<Job>,
-    answers: &Receiver<Answer>,
+    differing: &Differing,
     core: &Sender<Msg>,
 ) -> Result<(), String> {
     let gone = || "the sender has ended".to_owned();
     for ((number, disk), blocks) in (0u16..).zip(disks.iter()).zip(&rest.0) {
         // What is written from here on is marked; what was before is in the image when it is compared.
         disk.served.add_mark(Arc::clone(blocks) as Arc<dyn Mark>);
-        compare(number, &disk.served, blocks, jobs, answers)?;
+        match differing {
+            Differing::Compared(answers) => compare(number, &disk.served, blocks, jobs, answers)?,
+            Differing::Known { blocks: known, written } => {
+                // Both sets are marked from here on: nothing is missed in between.
+                let since = written.0.get(usize::from(number)).map(|w| w.lock().clone()).unwrap_or_default();
+                let known = known.iter().filter(|run| run.block == number);
+                let known = known.flat_map(|run| run.first..run.first + u64::from(run.count));
+                blocks.lock().extend(since.into_iter().chain(known));
+            }
+        }
     }
     let (mut round, mut told) = (0, Instant::now());
     let mut progress = SyncProgress { bytes_sent: 0, bytes_total: 0, round: 0 };

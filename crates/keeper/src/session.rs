@@ -369,7 +369,9 @@ fn read(
                 choice.acknowledged(epoch);
                 (session, Msg::Acked { session: name, epoch })
             }
-            Record::Base { session, epoch, runs } => (session, Msg::Base { session: name, epoch, runs: runs.to_vec() }),
+            Record::Base { session, epoch, changes } => {
+                (session, Msg::Base { session: name, epoch, changes: changes.to_vec() })
+            }
             Record::Heartbeat(beat) => (beat.session, Msg::PeerUplink { session: name, up: beat.uplink }),
             Record::VolumeDiffers { session, volume, first, bits } if session == name.0 => {
                 // A copy that has ended wants no answers.

@@ -41,6 +41,7 @@ use crate::msg::Msg;
 use crate::outlets::{ADDRESSES, CONSOLE, HEALTH, Outlets};
 use crate::parking::{Parked, Parking, StandbyMachine};
 use crate::priority;
+use crate::resync;
 use crate::session::Job;
 
 /// For the handshake and the opening of a session, so that a silent stranger is soon rid of.
@@ -264,13 +265,15 @@ impl Standby {
                         continue;
                     }
                     // Not acknowledged when it fails: this host is no backup for that epoch. It holds the one before.
-                    self.disks.receive(session, pass.epoch, |v| assembler.take_volume_writes(v))?;
+                    let batches = self.disks.parse(|v| assembler.take_volume_writes(v))?;
+                    let blocks = if history.is_some() { resync::touched(&batches) } else { Vec::new() };
+                    self.disks.put(session, pass.epoch, batches)?;
                     // Acknowledged before it is applied: from here on it is whole, whatever becomes of the primary.
                     let first = std::mem::take(&mut first);
                     let _ = self.core.send(Msg::Held { session, epoch: pass.epoch, first });
                     history = if first { begin(hello, pass.epoch) } else { history };
                     if let (false, Some(history), Some(pending)) = (first, &mut history, assembler.pending()) {
-                        history.record(pass.epoch, pending.pages().chain(pending.zeros()));
+                        history.record(pass.epoch, pending.pages().chain(pending.zeros()), blocks.into_iter());
                     }
                     if let Err(error) = assembler.commit(&mut sink) {
                         break report(&error);

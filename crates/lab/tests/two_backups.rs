@@ -25,6 +25,7 @@ struct Trio {
     observer: Observer,
     events: EventWatch,
     primary: String,
+    volume: Option<String>,
     lab: Lab,
 }
 
@@ -37,6 +38,7 @@ impl Trio {
         let mut vm = ninefold_lab::VmOptions::new("vm".parse().unwrap());
         vm.timing.failure_timeout_ms = 500;
         vm.backups = 2;
+        let volume = volumes.first().map(|v| v.name.to_string());
         vm.volumes = volumes;
         lab.configure_vm(&vm).unwrap();
         lab.start_witness().unwrap();
@@ -47,7 +49,7 @@ impl Trio {
         let netns = lab.netns(CLIENT).unwrap();
         assert!(await_answer(&netns, redis(), Instant::now() + LIMIT).unwrap(), "redis does not answer");
         let ledger = Ledger::start(Some(&netns), redis(), &LedgerOptions::default()).unwrap();
-        let trio = Self { ledger: Some(ledger), observer, events, primary: "a".into(), lab };
+        let trio = Self { ledger: Some(ledger), observer, events, primary: "a".into(), volume, lab };
         trio.bound(2);
         trio
     }
@@ -106,10 +108,26 @@ impl Trio {
         self.status(&self.primary).unwrap().protection
     }
 
+    /// Stops the VM; its volume is then the same on all hosts.
+    fn stop_and_compare(&self, volume: &str) {
+        let mark = self.events.mark();
+        self.lab.ask(&self.primary, &Request::Stop).unwrap();
+        let stopped = |k: &EventKind| matches!(k, EventKind::Stopped { .. });
+        self.events.wait_for(mark, Instant::now() + LIMIT, |e| stopped(&e.kind)).expect("the end of the VM");
+        let image = |host| std::fs::read(self.lab.pool_dir(host).join(format!("volumes/{volume}/image.raw"))).unwrap();
+        wait_until("equal images", || {
+            let first = image(HOSTS[0]);
+            HOSTS[1..].iter().all(|host| image(host) == first)
+        });
+    }
+
     fn finish(mut self) {
         let report = self.ledger.take().expect("it is there until the end").finish().unwrap();
         eprintln!("{report:?}");
         assert_eq!((report.lost, report.repeated, report.resets), (0, 0, 0), "{report:?}");
+        if let Some(volume) = self.volume.clone() {
+            self.stop_and_compare(&volume);
+        }
         let seen = self.observer.report();
         let late = seen.overlaps(&self.events.takeovers());
         assert!(seen.missed == 0 && late.is_empty(), "two hosts spoke in overlap: {late:?}");

@@ -13,7 +13,7 @@
 //!                                  pages of these epochs: the survivor names them
 //! ```
 //!
-//! so both remember which pages the last few epochs had: their [`History`].
+//! so both remember what the last few epochs have changed: their [`History`]. The same goes for the blocks of volumes.
 
 use std::collections::VecDeque;
 
@@ -51,18 +51,43 @@ pub struct Origin {
     pub since: Epoch,
 }
 
-/// What a backup still has in memory of the reign that the primary's memory has come from.
+/// What some epochs have changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changes {
+    pub pages: Vec<PageRun>,
+    /// Of volumes: a run's `block` is the number of the volume, its pages are blocks of 64 KiB.
+    pub volumes: Vec<PageRun>,
+}
+
+impl Changes {
+    fn runs(&self) -> usize {
+        self.pages.len() + self.volumes.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.runs() == 0
+    }
+
+    fn clear(&mut self) {
+        self.pages.clear();
+        self.volumes.clear();
+    }
+}
+
+/// What a backup still has of the reign that the primary's memory has come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Base {
     pub epoch: Epoch,
-    /// Pages of the epochs that came after the primary's [`Origin`]. Empty for a backup that is behind it.
-    pub runs: Vec<PageRun>,
+    /// By the epochs that came after the primary's [`Origin`]. Empty for a backup that is behind it.
+    pub changes: Changes,
 }
 
 impl Base {
-    /// Appends the runs as they stand in a `Base` record: first page u64, pages u32, block u16, reserved u16.
-    pub fn put_runs(&self, out: &mut Vec<u8>) {
-        for run in &self.runs {
+    /// Appends the changes as they stand in a `Base` record: how many runs of pages there are u64; those, then those of
+    /// volumes: first page u64, pages u32, block u16, reserved u16.
+    pub fn put_changes(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&(self.changes.pages.len() as u64).to_le_bytes());
+        for run in self.changes.pages.iter().chain(&self.changes.volumes) {
             out.extend_from_slice(&run.first.to_le_bytes());
             out.extend_from_slice(&run.count.to_le_bytes());
             out.extend_from_slice(&run.block.to_le_bytes());
@@ -70,12 +95,14 @@ impl Base {
         }
     }
 
-    /// Reads the runs of a `Base` record.
+    /// Reads the changes of a `Base` record. `volumes` are the volumes' sizes in blocks of 64 KiB.
     ///
     /// # Errors
-    /// Runs that are not whole, too many of them, pages that the layout does not have.
-    pub fn parse(epoch: Epoch, bytes: &[u8], layout: &Layout) -> Result<Self, StreamError> {
+    /// Runs that are not whole, too many of them, pages and blocks that are not there.
+    pub fn parse(epoch: Epoch, bytes: &[u8], layout: &Layout, volumes: &[u64]) -> Result<Self, StreamError> {
         let bad = |what| StreamError::Malformed { record: "Base", what };
+        let (pages, bytes) = bytes.split_first_chunk().ok_or_else(|| bad("it is too short"))?;
+        let pages = usize::try_from(u64::from_le_bytes(*pages)).unwrap_or(usize::MAX);
         let (chunks, rest) = bytes.as_chunks::<RUN_BYTES>();
         if !rest.is_empty() {
             return Err(bad("a run is cut"));
@@ -83,28 +110,36 @@ impl Base {
         if chunks.len() > MAX_BASE_RUNS {
             return Err(bad("too many runs"));
         }
-        let run = |&[f0, f1, f2, f3, f4, f5, f6, f7, c0, c1, c2, c3, b0, b1, r0, r1]: &[u8; RUN_BYTES]| {
-            let run = PageRun {
-                first: u64::from_le_bytes([f0, f1, f2, f3, f4, f5, f6, f7]),
-                count: u32::from_le_bytes([c0, c1, c2, c3]),
-                block: u16::from_le_bytes([b0, b1]),
+        let (of_memory, of_volumes) = chunks.split_at_checked(pages).ok_or_else(|| bad("runs are missing"))?;
+        let run =
+            |size: &dyn Fn(u16) -> Option<u64>,
+             &[f0, f1, f2, f3, f4, f5, f6, f7, c0, c1, c2, c3, b0, b1, r0, r1]: &[u8; RUN_BYTES]| {
+                let run = PageRun {
+                    first: u64::from_le_bytes([f0, f1, f2, f3, f4, f5, f6, f7]),
+                    count: u32::from_le_bytes([c0, c1, c2, c3]),
+                    block: u16::from_le_bytes([b0, b1]),
+                };
+                let pages = size(run.block).ok_or_else(|| bad("there is no such block"))?;
+                let within = run.first.checked_add(run.count.into()).is_some_and(|end| end <= pages);
+                if within && [r0, r1] == [0; 2] { Ok(run) } else { Err(bad("a run is not within its block")) }
             };
-            let pages = layout.pages(run.block).ok_or_else(|| bad("there is no such block"))?;
-            let within = run.first.checked_add(run.count.into()).is_some_and(|end| end <= pages);
-            if within && [r0, r1] == [0; 2] { Ok(run) } else { Err(bad("a run is not within its block")) }
+        let all = |chunks: &[[u8; RUN_BYTES]], size: &dyn Fn(u16) -> Option<u64>| {
+            chunks.iter().map(|chunk| run(size, chunk)).collect::<Result<Vec<_>, _>>()
         };
-        Ok(Self { epoch, runs: chunks.iter().map(run).collect::<Result<_, _>>()? })
+        let pages = all(of_memory, &|block| layout.pages(block))?;
+        let volumes = all(of_volumes, &|volume| volumes.get(usize::from(volume)).copied())?;
+        Ok(Self { epoch, changes: Changes { pages, volumes } })
     }
 }
 
-/// Which pages the last few checkpoints of a reign had. Its size is bounded.
+/// What the last few checkpoints of a reign have changed. Its size is bounded.
 #[derive(Debug, Clone)]
 pub struct History {
     reign: Reign,
     /// Memory holds this checkpoint.
     last: Epoch,
     /// Oldest first, the last of them is that of `last`.
-    epochs: VecDeque<Vec<PageRun>>,
+    epochs: VecDeque<Changes>,
 }
 
 impl History {
@@ -118,13 +153,19 @@ impl History {
         self.last
     }
 
-    /// Another checkpoint has been put into memory. One that does not follow, or is scattered over too many runs, is where
-    /// the history begins anew.
-    pub fn record(&mut self, epoch: Epoch, runs: impl Iterator<Item = PageRun>) {
+    /// Another checkpoint has been put into memory and volumes. One that does not follow, or is scattered over too many
+    /// runs, is where the history begins anew.
+    pub fn record(
+        &mut self,
+        epoch: Epoch,
+        pages: impl Iterator<Item = PageRun>,
+        volumes: impl Iterator<Item = PageRun>,
+    ) {
         let mut kept = if self.epochs.len() == DEPTH { self.epochs.pop_front() } else { None }.unwrap_or_default();
         kept.clear();
-        kept.extend(runs.take(MAX_EPOCH_RUNS + 1));
-        if epoch != self.last.next() || kept.len() > MAX_EPOCH_RUNS {
+        kept.pages.extend(pages.take(MAX_EPOCH_RUNS + 1));
+        kept.volumes.extend(volumes.take(MAX_EPOCH_RUNS + 1));
+        if epoch != self.last.next() || kept.runs() > MAX_EPOCH_RUNS {
             self.epochs.clear();
         } else {
             self.epochs.push_back(kept);
@@ -149,32 +190,34 @@ impl History {
             return None;
         }
         if self.last <= origin.epoch {
-            return (self.last >= origin.since).then(|| Base { epoch: self.last, runs: Vec::new() });
+            return (self.last >= origin.since).then(|| Base { epoch: self.last, changes: Changes::default() });
         }
-        let runs = (origin.epoch >= self.since()).then(|| self.after(origin.epoch))?;
-        (runs.len() <= MAX_BASE_RUNS).then_some(Base { epoch: self.last, runs })
+        let changes = (origin.epoch >= self.since()).then(|| self.after(origin.epoch))?;
+        (changes.runs() <= MAX_BASE_RUNS).then_some(Base { epoch: self.last, changes })
     }
 
-    /// At a primary that goes on from the last checkpoint: the pages in which a backup's memory differs from that checkpoint
+    /// At a primary that goes on from the last checkpoint: where a backup's memory and volumes differ from that checkpoint,
     /// or may do so. All that the guest has written since comes to it.
     ///
     /// # Errors
     /// A backup that is too far behind.
-    pub fn difference(&self, base: Base) -> Result<Vec<PageRun>, String> {
+    pub fn difference(&self, base: Base) -> Result<Changes, String> {
         if base.epoch > self.last {
-            Ok(base.runs)
-        } else if base.epoch >= self.since() && base.runs.is_empty() {
+            Ok(base.changes)
+        } else if base.epoch >= self.since() && base.changes.is_empty() {
             Ok(self.after(base.epoch))
         } else {
             Err(format!("the backup holds epoch {}, what changed is known since {}", base.epoch, self.since()))
         }
     }
 
-    /// The pages of all epochs after this one, in order and each once.
-    fn after(&self, epoch: Epoch) -> Vec<PageRun> {
+    /// What all epochs after this one have changed, in order and each page once.
+    fn after(&self, epoch: Epoch) -> Changes {
         let known = (self.last.0.saturating_sub(epoch.0) as usize).min(self.epochs.len());
-        let runs = self.epochs.iter().skip(self.epochs.len() - known).flatten().copied().collect();
-        merged(runs)
+        let epochs = || self.epochs.iter().skip(self.epochs.len() - known);
+        let pages = merged(epochs().flat_map(|c| &c.pages).copied().collect());
+        let volumes = merged(epochs().flat_map(|c| &c.volumes).copied().collect());
+        Changes { pages, volumes }
     }
 }
 
@@ -206,6 +249,8 @@ mod tests {
     use crate::stream::{BlockInfo, PAGE_SIZE};
 
     const PAGES: usize = 40;
+    /// Blocks of each volume.
+    const VOLUMES: [u64; 1] = [PAGES as u64];
     const REIGN: Reign = Reign { term: Term(4), generation: 1 };
 
     fn layout() -> Layout {
@@ -239,7 +284,10 @@ mod tests {
             sent.iter().for_each(|p| self.memory[*p] = primary[*p]);
             match &mut self.history {
                 None => self.history = Some(History::begin(REIGN, Epoch(epoch))),
-                Some(history) => history.record(Epoch(epoch), runs_of(&sent).into_iter()),
+                Some(history) => {
+                    // A volume that looks like memory, so that its blocks differ where pages do.
+                    history.record(Epoch(epoch), runs_of(&sent).into_iter(), runs_of(&sent).into_iter());
+                }
             }
         }
     }
@@ -284,10 +332,12 @@ mod tests {
                 return Ok(());
             };
             let mut wire = Vec::new();
-            base.put_runs(&mut wire);
-            let read = Base::parse(base.epoch, &wire, &layout()).unwrap();
+            base.put_changes(&mut wire);
+            let read = Base::parse(base.epoch, &wire, &layout(), &VOLUMES).unwrap();
             prop_assert_eq!(&read, &base);
-            let mut sent = pages_of(&mine.difference(read).unwrap());
+            let differs = mine.difference(read).unwrap();
+            prop_assert_eq!(&differs.pages, &differs.volumes);
+            let mut sent = pages_of(&differs.pages);
             let distinct = sent.windows(2).all(|w| w[0] < w[1]);
             prop_assert!(distinct, "each page once: {:?}", sent);
             sent.extend(since.iter().map(|(page, _)| *page));
@@ -297,11 +347,21 @@ mod tests {
 
         #[test]
         fn no_bytes_are_too_bad(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            if let Ok(base) = Base::parse(Epoch(1), &bytes, &layout()) {
+            // Mostly a likely number of runs of pages.
+            let mut bytes = bytes;
+            if let [few, rest @ ..] = &mut bytes[..]
+                && rest.len() >= 7
+            {
+                *few %= 3;
+                rest[..7].fill(0);
+            }
+            if let Ok(base) = Base::parse(Epoch(1), &bytes, &layout(), &VOLUMES) {
                 let mut wire = Vec::new();
-                base.put_runs(&mut wire);
+                base.put_changes(&mut wire);
                 prop_assert_eq!(wire, bytes);
-                prop_assert!(base.runs.iter().all(|r| r.first + u64::from(r.count) <= layout().pages(r.block).unwrap()));
+                let end = |r: &PageRun| r.first + u64::from(r.count);
+                prop_assert!(base.changes.pages.iter().all(|r| end(r) <= layout().pages(r.block).unwrap()));
+                prop_assert!(base.changes.volumes.iter().all(|r| end(r) <= VOLUMES[usize::from(r.block)]));
             }
         }
     }
@@ -318,24 +378,27 @@ mod tests {
     #[test]
     fn what_does_not_follow_or_is_too_scattered_begins_anew() {
         let mut history = History::begin(REIGN, Epoch(7));
-        history.record(Epoch(8), runs_of(&[1]).into_iter());
+        history.record(Epoch(8), runs_of(&[1]).into_iter(), [].into_iter());
         assert_eq!(history.origin().since, Epoch(7));
-        history.record(Epoch(10), runs_of(&[2]).into_iter());
+        history.record(Epoch(10), runs_of(&[2]).into_iter(), [].into_iter());
         assert_eq!((history.origin().epoch, history.origin().since), (Epoch(10), Epoch(10)));
-        history.record(Epoch(11), (0..).map(|first| PageRun { block: 0, first, count: 1 }));
+        history.record(Epoch(11), [].into_iter(), (0..).map(|first| PageRun { block: 0, first, count: 1 }));
         assert_eq!((history.origin().epoch, history.origin().since), (Epoch(11), Epoch(11)));
     }
 
     #[test]
     fn a_primary_refuses_a_base_that_cannot_be() {
         let mut mine = History::begin(REIGN, Epoch(7));
-        mine.record(Epoch(8), runs_of(&[1]).into_iter());
-        assert!(mine.difference(Base { epoch: Epoch(6), runs: Vec::new() }).is_err());
-        assert!(mine.difference(Base { epoch: Epoch(7), runs: runs_of(&[3]) }).is_err());
-        assert_eq!(mine.difference(Base { epoch: Epoch(7), runs: Vec::new() }).unwrap(), runs_of(&[1]));
-        assert_eq!(mine.difference(Base { epoch: Epoch(9), runs: runs_of(&[3]) }).unwrap(), runs_of(&[3]));
-        for bytes in [vec![0; 15], vec![0; RUN_BYTES * (MAX_BASE_RUNS + 1)], vec![255; 16]] {
-            assert!(Base::parse(Epoch(1), &bytes, &layout()).is_err());
+        mine.record(Epoch(8), runs_of(&[1]).into_iter(), runs_of(&[2]).into_iter());
+        let changes = |page, block| Changes { pages: runs_of(&[page]), volumes: runs_of(&[block]) };
+        assert!(mine.difference(Base { epoch: Epoch(6), changes: Changes::default() }).is_err());
+        assert!(mine.difference(Base { epoch: Epoch(7), changes: changes(3, 3) }).is_err());
+        assert_eq!(mine.difference(Base { epoch: Epoch(7), changes: Changes::default() }).unwrap(), changes(1, 2));
+        assert_eq!(mine.difference(Base { epoch: Epoch(9), changes: changes(3, 4) }).unwrap(), changes(3, 4));
+        for bytes in
+            [vec![], vec![0; 7], vec![0; 8 + 15], vec![0; 8 + RUN_BYTES * (MAX_BASE_RUNS + 1)], vec![255; 8 + 16]]
+        {
+            assert!(Base::parse(Epoch(1), &bytes, &layout(), &VOLUMES).is_err());
         }
     }
 }

@@ -107,7 +107,7 @@ fn record(o: &Owned) -> Record<'_> {
             epoch: Epoch(epoch),
         }),
         21 => Record::Pad { bytes: &o.bytes },
-        22 => Record::Base { session, epoch: Epoch(epoch), runs: &o.bytes },
+        22 => Record::Base { session, epoch: Epoch(epoch), changes: &o.bytes },
         23 => Record::Section { section: Section::Head, bytes: &o.bytes },
         _ => Record::Section {
             section: if o.small.is_multiple_of(2) { Section::Volume } else { Section::Index },

@@ -1,5 +1,6 @@
 //! The backup's side: an offered session, a lost primary, the takeover.
 
+use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -187,6 +188,8 @@ impl Core {
             (None, None) => None,
         };
         let continued = tracker.zip(holder).map(|(tracker, holder)| Continued { tracker, holder });
+        // Before the guest runs, and before anything is let through.
+        let survivors = history.map(|h| Survivors::of(h, Arc::clone(&self.parts.disks)));
         // What is committed and not yet in the images lies over them.
         if matches!(&continued, Some(Continued { holder: Holder::Log(_), .. })) {
             if let Some(handle) = &self.log.handle {
@@ -224,7 +227,7 @@ impl Core {
         self.counters.failovers += u64::from(origin == Origin::Primary);
         let obtain = Box::new(move || Ok(machine));
         self.start_vm(obtain, continued);
-        self.survivors = history.map(Survivors::of);
+        self.survivors = survivors;
         self.set_pace();
         self.former = self.backup.as_ref().map(|b| b.primary.clone());
         self.drop_backup();

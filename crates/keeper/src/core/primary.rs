@@ -82,7 +82,8 @@ impl Core {
             self.add_sink(session, 0, Rest::default());
             return;
         };
-        if let Err(error) = resync::start(session, disks, jobs, answers, self.parts.core.clone()) {
+        let differing = self.differing(session, answers);
+        if let Err(error) = resync::start(session, disks, jobs, differing, self.parts.core.clone()) {
             self.lose_session(session, error::report(&error));
         }
     }

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use ninefold_model::status::SyncProgress;
 use ninefold_model::{Epoch, HostName, Term};
+use ninefold_replica::continuation::Changes;
 use ninefold_replica::pacing::MAX_IN_FLIGHT;
-use ninefold_replica::stream::PageRun;
 
 use super::{ACK_LIMIT, READY_LIMIT};
 use crate::session::Session;
@@ -18,8 +18,8 @@ pub(super) struct Replica {
     pub(super) began: Instant,
     /// Its QEMU is there.
     pub(super) ready: bool,
-    /// It holds what the VM was resumed from, but for these pages; until its copy begins.
-    pub(super) differs: Option<Vec<PageRun>>,
+    /// It holds what the VM was resumed from, but for this; until its copy begins.
+    pub(super) differs: Option<Changes>,
     /// It was told what the VM was resumed from.
     pub(super) asked: bool,
     /// It is sent only what differs.

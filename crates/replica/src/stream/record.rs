@@ -150,7 +150,7 @@ impl Kind {
             Kind::SnapshotEnd => 256,
             Kind::VolumeState | Kind::VolumeSums | Kind::VolumeDiffers => MAX_VOLUME_STATE,
             Kind::Hello => MAX_HELLO,
-            Kind::Base => 16 + MAX_BASE_RUNS * RUN_BYTES,
+            Kind::Base => 24 + MAX_BASE_RUNS * RUN_BYTES,
             Kind::Begin | Kind::End | Kind::Ack | Kind::Heartbeat => 128,
             Kind::Join | Kind::Welcome | Kind::Bound | Kind::Ready | Kind::VolumeDurable | Kind::Mark => 128,
             Kind::Pad => MAX_PAD,
@@ -471,7 +471,7 @@ pub enum Record<'a> {
         session: u64,
         epoch: Epoch,
         /// As [`continuation::Base`](crate::continuation::Base) writes and reads them.
-        runs: &'a [u8],
+        changes: &'a [u8],
     },
     /// primary → backup: the pass is sent.
     End {
@@ -638,10 +638,10 @@ impl Record<'_> {
                 put_volume(out, *session, *volume);
                 put_u64(out, epoch.0);
             }
-            Record::Base { session, epoch, runs } => {
+            Record::Base { session, epoch, changes } => {
                 put_u64(out, *session);
                 put_u64(out, epoch.0);
-                out.extend_from_slice(runs);
+                out.extend_from_slice(changes);
             }
             Record::Mark(mark) => {
                 out.extend_from_slice(&mark.log.to_le_bytes());
@@ -749,7 +749,7 @@ impl<'a> Record<'a> {
                 Record::VolumeDurable { session, volume, epoch: Epoch(fields.u64()?) }
             }
             Kind::Base => {
-                Record::Base { session: fields.u64()?, epoch: Epoch(fields.u64()?), runs: fields.take_rest() }
+                Record::Base { session: fields.u64()?, epoch: Epoch(fields.u64()?), changes: fields.take_rest() }
             }
             Kind::Mark => Record::Mark(Mark {
                 log: u128::from_le_bytes(fields.array()?),
