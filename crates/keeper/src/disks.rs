@@ -129,6 +129,9 @@ impl Disks {
     /// A disk that cannot be written.
     pub fn enter(&self, session: Term) -> Result<(), String> {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.session.load(Ordering::SeqCst) > session.0 {
+            return Err(format!("session {session} is over"));
+        }
         self.session.store(session.0, Ordering::SeqCst);
         self.settle()
     }

@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ninefold_machine::{Machine, Ports};
+use ninefold_model::Term;
 use ninefold_model::spec::VmSpec;
 use ninefold_replica::continuation::History;
 use ninefold_replica::stream::Layout;
@@ -47,8 +48,10 @@ pub struct Parking {
 
 #[derive(Default)]
 struct Slot {
-    /// Counts sessions, so that one that was given up for dead parks nothing.
-    session: u64,
+    /// The newest session: an older one that is slow parks nothing, and takes nothing.
+    session: Term,
+    /// The newest session that was accepted.
+    announced: Term,
     /// The newest session's thread has a standby, or may have.
     occupied: bool,
     parked: Option<(Instant, Box<Parked>)>,
@@ -59,15 +62,32 @@ impl Parking {
         self.slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A session begins; what the one before has parked is its own to use. Waits, not forever, until that has ended.
-    pub fn enter(self: &Arc<Self>) -> (Place, Option<Box<Parked>>) {
-        let former = |slot: &mut Slot| slot.occupied;
+    /// A session is accepted: older ones that have not begun will not.
+    pub fn announce(&self, session: Term) {
+        let mut slot = self.slot();
+        slot.announced = slot.announced.max(session);
+        drop(slot);
+        self.changed.notify_all();
+    }
+
+    /// A session begins; what the one before has parked is its own to use. Waits, not forever, until that has ended. Nothing
+    /// if there is a newer one.
+    pub fn enter(self: &Arc<Self>, session: Term) -> Option<(Place, Option<Box<Parked>>)> {
+        let waits = |slot: &mut Slot| slot.occupied && slot.announced <= session;
         let (mut slot, _) =
-            self.changed.wait_timeout_while(self.slot(), FORMER, former).unwrap_or_else(PoisonError::into_inner);
-        slot.session += 1;
+            self.changed.wait_timeout_while(self.slot(), FORMER, waits).unwrap_or_else(PoisonError::into_inner);
+        if slot.announced > session || slot.session > session {
+            return None;
+        }
+        slot.session = session;
         slot.occupied = true;
-        let place = Place { parking: Arc::clone(self), session: slot.session };
-        (place, slot.parked.take().map(|(_, parked)| parked))
+        let place = Place { parking: Arc::clone(self), session };
+        Some((place, slot.parked.take().map(|(_, parked)| parked)))
+    }
+
+    /// Takes out what is parked.
+    pub fn take(&self) -> Option<Box<Parked>> {
+        self.slot().parked.take().map(|(_, parked)| parked)
     }
 
     /// Ends what is parked, in a thread of its own: a QEMU may take its time.
@@ -97,7 +117,7 @@ impl Parking {
 /// The place of the running session.
 pub struct Place {
     parking: Arc<Parking>,
-    session: u64,
+    session: Term,
 }
 
 impl Place {
@@ -117,5 +137,41 @@ impl Drop for Place {
             slot.occupied = false;
             self.parking.changed.notify_all();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[test]
+    fn a_session_waits_for_the_former_and_not_for_a_newer() {
+        let parking = Arc::new(Parking::default());
+        let (first, parked) = parking.enter(Term(3)).unwrap();
+        assert!(parked.is_none());
+        let (told, heard) = channel();
+        let others: Vec<_> = [5, 7]
+            .map(|session| {
+                parking.announce(Term(session));
+                let (parking, told) = (Arc::clone(&parking), told.clone());
+                thread::spawn(move || {
+                    let place = parking.enter(Term(session)).map(|(place, _)| place);
+                    told.send((session, place.is_some())).unwrap();
+                    place
+                })
+            })
+            .into();
+        // The older one does not wait for what is not for it.
+        assert_eq!(heard.recv().unwrap(), (5, false));
+        assert!(heard.recv_timeout(Duration::from_millis(50)).is_err());
+        drop(first);
+        assert_eq!(heard.recv().unwrap(), (7, true));
+        assert!(parking.enter(Term(5)).is_none(), "it is late");
+        for other in others {
+            drop(other.join().unwrap());
+        }
+        assert!(parking.enter(Term(7)).is_some());
     }
 }

@@ -10,12 +10,13 @@
 //! as for a boot.
 
 use std::fs::File;
+use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, sync_channel};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ninefold_machine::QemuVersion;
 use ninefold_machine::command_line::{CPU, MACHINE};
@@ -27,6 +28,7 @@ use ninefold_model::{Epoch, SnapshotName, Term};
 use ninefold_replica::stream::Hello;
 use ninefold_snapshot::file::{BLOCK, Head, Parent, Platform, Snapshot, Written};
 use ninefold_snapshot::log::Found;
+use ninefold_snapshot::storage::Directory;
 use ninefold_snapshot::store::Store;
 use ninefold_volume::{Frozen, fault};
 
@@ -38,6 +40,7 @@ use crate::health::told;
 use crate::log;
 use crate::msg::Msg;
 use crate::outlets::{ADDRESSES, CONSOLE, HEALTH};
+use crate::parking::Parked;
 use crate::recovery::Place;
 use crate::session::{Job, translate};
 use crate::standby::{self, Loaded};
@@ -45,6 +48,9 @@ use crate::vm::Bell;
 
 /// What may wait for the thread.
 const JOBS: usize = 8;
+/// How long a log that somebody looks at is waited for, and how long between two attempts.
+const LOG_LIMIT: Duration = Duration::from_secs(5);
+const LOG_AGAIN: Duration = Duration::from_millis(20);
 
 /// Where this host keeps snapshots.
 pub fn place(config: &KeeperConfig) -> PathBuf {
@@ -195,7 +201,11 @@ fn write(
     Ok((written, pause_us))
 }
 
-/// Starts a thread that loads a snapshot into a QEMU.
+/// Whether a snapshot that is being loaded is wanted still: it is until this is dropped.
+#[derive(Debug)]
+pub struct Wanted(#[expect(dead_code, reason = "it counts as long as it is there")] Arc<()>);
+
+/// Starts a thread that loads a snapshot into a QEMU, after `former` has ended.
 ///
 /// # Errors
 /// No more threads.
@@ -205,18 +215,23 @@ pub fn load(
     clone: bool,
     config: Arc<KeeperConfig>,
     into: Place,
+    former: Option<Box<Parked>>,
     core: Sender<Msg>,
-) -> Result<(), KeeperError> {
+) -> Result<Wanted, KeeperError> {
+    let ours = Arc::new(());
+    let wanted = Arc::downgrade(&ours);
     let run = move || {
+        drop(former);
         let tell = |news| {
             let _ = core.send(Msg::Snapshot { id, news });
         };
-        match loaded(&name, clone, &config, &into, &tell) {
+        match loaded(&name, clone, &config, &into, &tell, &|| wanted.strong_count() > 0) {
             Ok(loaded) => tell(News::Loaded(Box::new(loaded))),
             Err(reason) => tell(News::NotLoaded(reason)),
         }
     };
-    thread::Builder::new().name("snapshot".into()).spawn(run).map(drop).map_err(KeeperError::Thread)
+    thread::Builder::new().name("snapshot".into()).spawn(run).map_err(KeeperError::Thread)?;
+    Ok(Wanted(ours))
 }
 
 /// Whether this host's VM can be what the snapshot is of.
@@ -260,6 +275,7 @@ fn loaded(
     config: &KeeperConfig,
     into: &Place,
     tell: &dyn Fn(News),
+    wanted: &dyn Fn() -> bool,
 ) -> Result<Loaded, String> {
     let begun = Instant::now();
     let store = Store::open(&place(config)).map_err(|e| report(&e))?;
@@ -268,7 +284,7 @@ fn loaded(
     let progress = |doing: SnapshotStep| {
         move |done: u64, total: u64| {
             tell(News::Progress(SnapshotProgress { name: name.clone(), doing, done, total }));
-            ControlFlow::Continue(())
+            if wanted() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         }
     };
     snapshot.verify(&mut progress(SnapshotStep::Verifying)).map_err(|e| report(&e))?;
@@ -283,6 +299,9 @@ fn loaded(
     let mut memory = standby::Fresh(Arc::clone(machine.memory()));
     snapshot.load(&|block| block == 0, &mut memory, &mut progress(SnapshotStep::Memory)).map_err(|e| report(&e))?;
     into.disks.settle()?;
+    if !wanted() {
+        return Err("it is not wanted any more".into());
+    }
     // Nobody is to go on from a log on volumes that are not those of the log any more.
     remove_log(config)?;
     // From here on the volumes are a mixture, until all of them are done.
@@ -309,8 +328,18 @@ fn remove_log(config: &KeeperConfig) -> Result<(), String> {
     if !place.exists() {
         return Ok(());
     }
-    let storage = log::open(&place).map_err(|e| format!("{}: {e}", place.display()))?;
-    Found::remove(&*storage).map_err(|e| report(&e))
+    // Whoever looks at it lets go of it soon. Nobody waits for one that is in use: the VM is here then.
+    let deadline = Instant::now() + LOG_LIMIT;
+    let storage = loop {
+        match Directory::open(&place) {
+            Ok(storage) => break storage,
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                thread::sleep(LOG_AGAIN);
+            }
+            Err(error) => return Err(format!("{}: {error}", place.display())),
+        }
+    };
+    Found::remove(&storage).map_err(|e| report(&e))
 }
 
 /// A note in the pool that volumes are being overwritten: what a crash leaves of them must not be booted.

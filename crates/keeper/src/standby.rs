@@ -13,7 +13,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use ninefold_machine::{Machine, MachineConfig, Memory, PageRun, Ports, Ram, Tracker};
@@ -46,6 +46,8 @@ use crate::session::Job;
 
 /// For the handshake and the opening of a session, so that a silent stranger is soon rid of.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How often a standby that waits for the witness's word is looked after.
+const LOOK: Duration = Duration::from_millis(20);
 /// For one small write to the primary.
 const WRITE_LIMIT: Duration = Duration::from_millis(100);
 
@@ -207,7 +209,7 @@ impl Standby {
         Accepted { log, verdict }: Accepted,
     ) -> Result<(), String> {
         let session = hello.term;
-        let (place, parked) = self.parking.enter();
+        let Some((place, parked)) = self.parking.enter(session) else { return Ok(()) };
         self.disks.enter(session)?;
         let mut health = hello.health.clone();
         self.keep(&health);
@@ -300,25 +302,33 @@ impl Standby {
         let begun = Instant::now();
         assembler.abandon();
         assembler.commit(&mut sink).map_err(|e| report(&e))?;
-        let mut load_us = micros(begun.elapsed());
         let Some(checkpoint) = assembler.checkpoint() else { return Ok(()) };
+        // Before the devices are loaded: what they write to memory then is in no checkpoint yet.
+        let logged = log.is_some_and(|log| drained(&log) == Some((session, checkpoint.epoch)));
+        let mut tracker = if logged { Some(machine.track().map_err(|e| report(&e))?) } else { None };
         if history.is_some() {
-            match verdict.recv() {
-                Ok(Verdict::Load) => {}
-                Ok(Verdict::Park) => {
-                    if let Some(history) = history {
-                        place.park(Parked { standby, history });
-                    }
+            match machine.track() {
+                Ok(begun) => tracker = Some(begun),
+                // The VM can be taken over all the same. The others will have to be copied to.
+                Err(error) => {
+                    tracing::warn!(error = %report(&error), "what the guest writes cannot be followed");
+                    history = None;
+                }
+            }
+        }
+        let mut load_us = micros(begun.elapsed());
+        if let Some(history) = &history {
+            match sentence(&verdict, machine)? {
+                Some(Verdict::Load) => {}
+                Some(Verdict::Park) => {
+                    drop(tracker);
+                    place.park(Parked { history: history.clone(), standby });
                     return Ok(());
                 }
-                Err(_) => return Ok(()),
+                None => return Ok(()),
             }
         }
         let begun = Instant::now();
-        // Before the devices are loaded: what they write to memory then is in no checkpoint yet.
-        let logged = log.is_some_and(|log| drained(&log) == Some((session, checkpoint.epoch)));
-        let followed = logged || history.is_some();
-        let tracker = if followed { Some(machine.track().map_err(|e| report(&e))?) } else { None };
         machine.load(checkpoint.device_state).map_err(|e| report(&e))?;
         load_us += micros(begun.elapsed());
         let StandbyMachine { machine, ports, .. } = standby;
@@ -387,6 +397,20 @@ fn drained(log: &SyncSender<Job>) -> Option<(Term, Epoch)> {
     let (reply, answer) = sync_channel(1);
     log.send(Job::Log(LogJob::Drain(reply))).ok()?;
     answer.recv().ok()?
+}
+
+/// What becomes of the standby; nothing if it is of no use any more.
+///
+/// # Errors
+/// It has died: then its host must not go on asking for the VM.
+fn sentence(verdict: &Receiver<Verdict>, machine: &Machine) -> Result<Option<Verdict>, String> {
+    loop {
+        match verdict.recv_timeout(LOOK) {
+            Ok(verdict) => return Ok(Some(verdict)),
+            Err(RecvTimeoutError::Timeout) => alive(machine)?,
+            Err(RecvTimeoutError::Disconnected) => return Ok(None),
+        }
+    }
 }
 
 /// Whether the standby's QEMU is there.

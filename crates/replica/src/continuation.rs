@@ -20,16 +20,15 @@ use std::collections::VecDeque;
 use ninefold_model::{Epoch, Term};
 use serde::{Deserialize, Serialize};
 
-use crate::pacing::MAX_IN_FLIGHT;
 use crate::stream::{Layout, PageRun, StreamError};
 
-/// Epochs of which the pages are remembered. Two backups are never further apart: so many checkpoints may be
-/// unacknowledged, and the last one of a switchover.
-const DEPTH: usize = MAX_IN_FLIGHT as usize + 2;
-/// Runs of pages that an epoch may have to be remembered.
-const MAX_EPOCH_RUNS: usize = 1 << 16;
-/// Runs of pages in a [`Base`], at most.
-pub const MAX_BASE_RUNS: usize = 1 << 14;
+/// Epochs that are remembered. Two backups are seldom more than a few apart: so many checkpoints may be unacknowledged. But
+/// the primary goes on with the others while it waits for the witness to release one that it has lost.
+const DEPTH: usize = 32;
+/// Runs of pages and blocks that are remembered, of all epochs together: 1 MiB.
+const MAX_RUNS: usize = 1 << 16;
+/// Runs in a [`Base`], at most.
+pub const MAX_BASE_RUNS: usize = 1 << 12;
 /// Bytes of a run in a `Base` record.
 pub const RUN_BYTES: usize = 16;
 
@@ -163,12 +162,15 @@ impl History {
     ) {
         let mut kept = if self.epochs.len() == DEPTH { self.epochs.pop_front() } else { None }.unwrap_or_default();
         kept.clear();
-        kept.pages.extend(pages.take(MAX_EPOCH_RUNS + 1));
-        kept.volumes.extend(volumes.take(MAX_EPOCH_RUNS + 1));
-        if epoch != self.last.next() || kept.runs() > MAX_EPOCH_RUNS {
+        kept.pages.extend(pages.take(MAX_RUNS + 1));
+        kept.volumes.extend(volumes.take(MAX_RUNS + 1));
+        if epoch != self.last.next() || kept.runs() > MAX_RUNS {
             self.epochs.clear();
         } else {
             self.epochs.push_back(kept);
+            while self.epochs.iter().map(Changes::runs).sum::<usize>() > MAX_RUNS {
+                self.epochs.pop_front();
+            }
         }
         self.last = epoch;
     }
@@ -296,9 +298,9 @@ mod tests {
         /// However far the two are apart, what is sent makes the survivor equal; a survivor that is too far away is told so.
         #[test]
         fn a_survivor_becomes_equal(
-            epochs in prop::collection::vec(prop::collection::vec((0..PAGES, 0u32..4), 0..12), 1..12),
+            epochs in prop::collection::vec(prop::collection::vec((0..PAGES, 0u32..4), 0..12), 1..50),
             first in (0usize..6, 0usize..6),
-            missed in (0usize..7, 0usize..7),
+            missed in (prop_oneof![0usize..4, 0usize..48], prop_oneof![0usize..4, 0usize..48]),
             since in prop::collection::vec((0..PAGES, 0u32..4), 0..12),
             omits in any::<bool>(),
         ) {

@@ -69,6 +69,7 @@ impl Core {
             match action {
                 Action::AcceptSession { session } => {
                     self.taken_over_by(&hello.from, hello.term);
+                    self.parts.parking.announce(session);
                     self.drop_backup();
                     self.parts.outlets.forget();
                     self.committed = Epoch(0);
@@ -227,9 +228,11 @@ impl Core {
         self.counters.failovers += u64::from(origin == Origin::Primary);
         let obtain = Box::new(move || Ok(machine));
         self.start_vm(obtain, continued);
-        self.survivors = survivors;
+        if self.vm.is_some() {
+            self.survivors = survivors;
+            self.former = self.backup.as_ref().map(|b| b.primary.clone());
+        }
         self.set_pace();
-        self.former = self.backup.as_ref().map(|b| b.primary.clone());
         self.drop_backup();
         let load_ms = load_us / 1000;
         match origin {

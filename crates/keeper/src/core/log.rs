@@ -187,7 +187,9 @@ impl Core {
                 if self.vm.is_some() && self.log.handle.is_none() && self.log.retry.is_none_or(|(at, _)| now >= at) =>
             {
                 let Some((hello, record)) = self.log_hello() else { return };
-                let standing = Standing::new(LogRole::Primary { record: record.clone() });
+                let mut standing = Standing::new(LogRole::Primary { record: record.clone() });
+                // It was asked for when there was no log that could note it.
+                standing.proposed = self.protocol.proposed().cloned();
                 let beginning = Beginning::New { hello: Box::new(hello), standing: standing.clone() };
                 self.start_log(record.term, beginning, standing);
                 if let Some(handle) = &self.log.handle {
@@ -204,6 +206,7 @@ impl Core {
             }
             Role::Standby
                 if self.log.recovery.is_none()
+                    && !self.restoring()
                     && !self.protocol.awaits_witness()
                     && !self.done
                     && self.log.look.is_some_and(|at| now >= at) =>
@@ -377,7 +380,8 @@ impl Core {
         }
         self.check_log();
         let Some(recovery) = self.log.recovery.as_ref().filter(|_| !force) else {
-            self.log.recovery = None;
+            // Nor is one to be looked for when the VM is on its way.
+            (self.log.recovery, self.log.look) = (None, None);
             return Ok(true);
         };
         match &recovery.found {

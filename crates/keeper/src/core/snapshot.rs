@@ -18,7 +18,7 @@ use crate::error;
 use crate::recovery::Place;
 use crate::resync::Rest;
 use crate::sink::SNAPSHOT;
-use crate::snapshot::{self, News, Order, Unfinished};
+use crate::snapshot::{self, News, Order, Unfinished, Wanted};
 use crate::vm::Command;
 
 /// See the [module](self).
@@ -39,6 +39,8 @@ struct Running {
     force: bool,
     /// The witness's record under which it is loaded, once that is known.
     found: Option<Option<Record>>,
+    /// Dropped, the thread that loads it touches no more.
+    wanted: Option<Wanted>,
 }
 
 impl Core {
@@ -52,7 +54,7 @@ impl Core {
         let progress = SnapshotProgress { name: name.clone(), doing, done: 0, total: 0 };
         let id = self.snapshot.last_id;
         let name = name.clone();
-        self.snapshot.job = Some(Running { id, name, progress, restore, clone, force, found: None });
+        self.snapshot.job = Some(Running { id, name, progress, restore, clone, force, found: None, wanted: None });
         id
     }
 
@@ -137,10 +139,19 @@ impl Core {
             disks: Arc::clone(&parts.disks),
             images: Arc::clone(&self.health.images),
         };
-        let started = snapshot::load(id, name, clone, Arc::clone(&parts.config), into, parts.core.clone());
-        if let Err(error) = started {
-            self.drop_restore(&error::report(&error));
+        // Its QEMU has the volumes open.
+        let former = parts.parking.take();
+        let started = snapshot::load(id, name, clone, Arc::clone(&parts.config), into, former, parts.core.clone());
+        match (started, &mut self.snapshot.job) {
+            (Ok(wanted), Some(job)) => job.wanted = Some(wanted),
+            (Ok(_), None) => {}
+            (Err(error), _) => self.drop_restore(&error::report(&error)),
         }
+    }
+
+    /// The VM is being started from a snapshot.
+    pub(super) fn restoring(&self) -> bool {
+        self.snapshot.job.as_ref().is_some_and(|job| job.restore)
     }
 
     /// What was under way is done.

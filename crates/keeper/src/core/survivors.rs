@@ -48,15 +48,19 @@ impl Core {
 
     /// A backup says what it holds.
     pub(super) fn base(&mut self, session: Term, epoch: Epoch, changes: &[u8]) {
+        let due = |r: &Replica| r.asked && !r.ready && r.differs.is_none();
+        if self.replica(session).is_none_or(|r| !due(r)) {
+            return self.lose_session(session, "the backup goes on from what it was not asked for".into());
+        }
         let volumes: Vec<u64> = self.parts.disks.iter().map(|d| sums::blocks(d.served.size())).collect();
         let differs = match (&self.survivors, &self.layout) {
             (Some(survivors), Some(layout)) => Base::parse(epoch, changes, layout, &volumes)
                 .map_err(|e| error::report(&e))
                 .and_then(|base| survivors.history.difference(base)),
-            _ => Err("the backup goes on from what it was not asked for".into()),
+            _ => Err("the VM has begun anew".into()),
         };
         match (differs, self.replica(session)) {
-            (Ok(differs), Some(replica)) if !replica.ready => {
+            (Ok(differs), Some(replica)) => {
                 replica.differs = Some(differs);
                 replica.continued = true;
             }

@@ -417,6 +417,14 @@ impl Protocol {
         }
     }
 
+    /// The record that a primary has asked the witness for and has no answer to.
+    pub fn proposed(&self) -> Option<&Record> {
+        match &self.state {
+            State::Primary(p) => p.pending.as_ref().map(|pending| &pending.new),
+            _ => None,
+        }
+    }
+
     /// What this host's log is to note of its role before it is proposed to replace the record. A backup's log, and one that is
     /// recovered from, says so already.
     pub fn log_role(&self) -> Option<LogRole> {

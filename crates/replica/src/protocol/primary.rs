@@ -51,7 +51,7 @@ impl Log {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Pending {
     id: ProposalId,
-    new: Record,
+    pub(super) new: Record,
 }
 
 /// A switchover in progress.
