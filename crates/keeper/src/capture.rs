@@ -13,10 +13,10 @@ use ninefold_model::control::CheckpointRecord;
 use ninefold_replica::stream::record::MAX_VOLUMES;
 use ninefold_volume::Batch;
 
+use crate::bell::Bell;
 use crate::disks::Disks;
 use crate::outlets::Outlets;
 use crate::overlay::{self, Part};
-use crate::vm::Bell;
 
 /// Memory that is touched beforehand, so that the first checkpoints do not pay for page faults: 32 MiB.
 const PREFAULT: usize = 32 << 20;

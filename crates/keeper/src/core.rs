@@ -48,6 +48,7 @@ use self::snapshot::SnapshotSide;
 use self::survivors::Survivors;
 use self::volumes::VolumeWatch;
 use crate::arbiter::Question;
+use crate::bell::Bell;
 use crate::capture::micros;
 use crate::config::KeeperConfig;
 use crate::connector::Connector;
@@ -62,7 +63,7 @@ use crate::priority;
 use crate::session::Job;
 use crate::sink;
 use crate::snapshot::Unfinished;
-use crate::vm::{Bell, Command, VmHandle};
+use crate::vm::{Command, VmHandle};
 
 /// The core looks at its clock at least this often.
 const TICK: Duration = Duration::from_millis(10);

@@ -13,6 +13,7 @@ use ninefold_transport::{Identity, Listener, Security, TransportError};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::arbiter;
+use crate::bell::Bell;
 use crate::config::{KeeperConfig, SecurityConfig};
 use crate::connector::Connector;
 use crate::core::{Core, Parts};
@@ -26,7 +27,6 @@ use crate::outlets::Outlets;
 use crate::parking::Parking;
 use crate::server;
 use crate::standby::Standby;
-use crate::vm::Bell;
 
 /// Incoming connections served at a time: one session, and what probes or attacks.
 const MAX_INCOMING: usize = 16;

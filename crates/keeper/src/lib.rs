@@ -2,8 +2,8 @@
 //!
 //! * [`config`]: what a keeper is told · [`keeper`]: how it starts
 //! * [`core`]: the thread that owns the protocol and does what it says · [`msg`]: what the others tell it
-//! * [`vm`]: the thread that owns a running QEMU · [`sink`]: those to whom it is copied · [`capture`]: one checkpoint, the
-//!   pause path · [`overlay`], [`first_copy`]
+//! * [`vm`]: the thread that owns a running QEMU; [`bell`] wakes it · [`sink`]: those to whom it is copied ·
+//!   [`capture`]: one checkpoint, the pause path · [`overlay`], [`first_copy`]
 //! * [`session`]: a primary's connection to its backup · [`connector`]: finding one
 //! * [`standby`]: a backup's side · [`parking`]: one that was not needed
 //! * [`log`]: a non-volatile VM's checkpoints on disk · [`recovery`]: going on from them
@@ -16,6 +16,7 @@
 
 pub mod api;
 mod arbiter;
+pub mod bell;
 pub mod capture;
 pub mod config;
 mod connector;

@@ -23,6 +23,7 @@ use ninefold_snapshot::log::{At, Committed, Found, Log, LogError, New, Options};
 use ninefold_snapshot::storage::{Directory, Storage};
 use ninefold_volume::Batch;
 
+use crate::bell::Bell;
 use crate::capture::{Join, Taken, micros};
 use crate::config::KeeperConfig;
 use crate::disks::Disks;
@@ -31,7 +32,6 @@ use crate::msg::Msg;
 use crate::outlets::{ADDRESSES, AGENT, CONSOLE, HEALTH};
 use crate::priority;
 use crate::session::{Job, Piece, translate};
-use crate::vm::Bell;
 
 /// What may wait for the thread. More than can be under way at once.
 const JOBS: usize = 64;

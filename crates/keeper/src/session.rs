@@ -18,6 +18,7 @@ use ninefold_replica::stream::{
 use ninefold_transport::clock::monotonic_us;
 use ninefold_transport::{Link, LinkHandle, LinkReader, LinkWriter};
 
+use crate::bell::Bell;
 use crate::capture::{Join, Taken};
 use crate::disks::Disks;
 use crate::error::{KeeperError, report};
@@ -26,7 +27,6 @@ use crate::msg::Msg;
 use crate::outlets::{ADDRESSES, AGENT, CONSOLE, HEALTH};
 use crate::priority;
 use crate::resync::{self, Answer};
-use crate::vm::Bell;
 
 /// Checkpoints and control records that may wait for the sender.
 const JOBS: usize = 8;

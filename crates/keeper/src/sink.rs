@@ -25,6 +25,7 @@ use ninefold_model::{Epoch, Term};
 use ninefold_replica::pacing::MAX_IN_FLIGHT;
 use ninefold_volume::Frozen;
 
+use crate::bell::Bell;
 use crate::capture::{Capture, Join, Taken};
 use crate::disks::Disks;
 use crate::error::report;
@@ -32,7 +33,6 @@ use crate::first_copy;
 use crate::outlets::Outlets;
 use crate::resync::Rest;
 use crate::session::{Job, Piece};
-use crate::vm::Bell;
 
 /// Pages that one piece of a round carries: 4 MiB; while another sink has joined 1 MiB, so that its checkpoints are not
 /// held up.

@@ -32,6 +32,7 @@ use ninefold_snapshot::storage::Directory;
 use ninefold_snapshot::store::Store;
 use ninefold_volume::{Frozen, fault};
 
+use crate::bell::Bell;
 use crate::capture::micros;
 use crate::config::KeeperConfig;
 use crate::disks::Disks;
@@ -44,7 +45,6 @@ use crate::parking::Parked;
 use crate::recovery::Place;
 use crate::session::{Job, translate};
 use crate::standby::{self, Loaded};
-use crate::vm::Bell;
 
 /// What may wait for the thread.
 const JOBS: usize = 8;

@@ -12,7 +12,6 @@
 //!
 //! It waits in one `poll`: for the bell (commands, output that begins to wait), for QEMU's events, for QEMU's death.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
@@ -24,8 +23,9 @@ use ninefold_model::spec::EpochPolicy;
 use ninefold_model::{Epoch, Term};
 use ninefold_replica::pacing::{Due, EarlyCopy, MAX_IN_FLIGHT, Observation, Pacer};
 use ninefold_volume::Frozen;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::bell::Bell;
 use crate::cpu_clock::CpuClock;
 use crate::disks::Disks;
 use crate::error::{KeeperError, report};
@@ -79,28 +79,6 @@ pub enum Command {
     Health(Order),
     /// Kill QEMU and end.
     Kill,
-}
-
-/// Rings the VM's thread out of its `poll`.
-#[derive(Debug, Clone)]
-pub struct Bell(Arc<OwnedFd>);
-
-impl Bell {
-    pub fn new() -> Result<Self, KeeperError> {
-        let fd =
-            eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).map_err(|e| KeeperError::Thread(e.into()))?;
-        Ok(Self(Arc::new(fd)))
-    }
-
-    pub fn ring(&self) {
-        // It fails only when the counter is full, and then it has been rung.
-        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
-    }
-
-    fn quieten(&self) {
-        let mut count = [0; 8];
-        let _ = rustix::io::read(&self.0, &mut count);
-    }
 }
 
 /// The core's hold on the thread.
@@ -578,7 +556,7 @@ impl Vm {
         let timeout = Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) };
         let bell = self.bell.clone();
         let mut fds = [
-            PollFd::new(&bell.0, PollFlags::IN),
+            PollFd::new(&bell, PollFlags::IN),
             PollFd::from_borrowed_fd(self.machine.qmp_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(self.machine.pidfd(), PollFlags::IN),
         ];

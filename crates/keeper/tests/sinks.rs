@@ -22,13 +22,14 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ninefold_keeper::bell::Bell;
 use ninefold_keeper::health::dumps::Dumps;
 use ninefold_keeper::health::told::Told;
 use ninefold_keeper::health::watcher::Watcher;
 use ninefold_keeper::msg::Msg;
 use ninefold_keeper::resync::Rest;
 use ninefold_keeper::session::Job;
-use ninefold_keeper::vm::{self, Bell, Command, Continued, Holder, Surroundings, VmHandle};
+use ninefold_keeper::vm::{self, Command, Continued, Holder, Surroundings, VmHandle};
 use ninefold_machine::{Memory, PAGE_SIZE, PageRun};
 use ninefold_model::spec::EpochPolicy;
 use ninefold_model::{Epoch, Term};
