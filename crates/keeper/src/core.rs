@@ -470,6 +470,7 @@ impl Core {
                 self.ask(before, &after, Question::Propose { id, expected, new });
             }
             Action::Boot => {
+                self.drop_restore("the VM is booted");
                 self.health_boots();
                 self.boot(None);
             }

@@ -2,6 +2,7 @@
 //!
 //! All of them share the VM's epochs, as its outlets do: they are held, sealed, committed and given up together.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use ninefold_model::spec::VolumeSpec;
 use ninefold_model::{Epoch, Term};
+use ninefold_volume::image::Image;
 use ninefold_volume::nbd::{Access, Handler, Server};
 use ninefold_volume::pool::Kind;
 use ninefold_volume::sums::{self, SUM};
@@ -39,6 +41,82 @@ pub struct Disks {
     session: AtomicU64,
     /// Held while a backup's session writes.
     writing: Mutex<()>,
+    /// Counts those who have used the volumes: sessions, VMs. Held while somebody writes to unused ones.
+    users: Mutex<u64>,
+}
+
+/// The volumes while nobody uses them: to be filled from a log or a snapshot. When a session enters or a VM runs here, nothing
+/// more is written through this.
+#[derive(Debug)]
+pub struct Unused {
+    disks: Arc<Disks>,
+    users: u64,
+}
+
+/// One of them as an image.
+#[derive(Debug)]
+pub struct UnusedImage<'a> {
+    of: &'a Unused,
+    image: &'a dyn Image,
+}
+
+/// Bytes that are zeroed at once: whoever wants to use the volumes waits so long.
+const ZEROED: u64 = 16 << 20;
+
+impl Unused {
+    /// Writes, unless somebody uses the volumes.
+    fn write<T>(&self, write: impl FnOnce() -> Result<T, VolumeError>) -> Result<T, VolumeError> {
+        let users = self.disks.users.lock().unwrap_or_else(PoisonError::into_inner);
+        if *users != self.users {
+            let source = io::Error::new(io::ErrorKind::ResourceBusy, "the VM is here, or has come from another host");
+            return Err(VolumeError::Io { what: "the volume is in use", source });
+        }
+        write()
+    }
+
+    /// A volume's image.
+    pub fn image<'a>(&'a self, disk: &'a Disk) -> UnusedImage<'a> {
+        UnusedImage { of: self, image: disk.served.image_of_nobody() }
+    }
+
+    /// Operations of a log, played onto the images.
+    ///
+    /// # Errors
+    /// Operations that make no sense, a disk that cannot be written; somebody uses the volumes.
+    pub fn replay(&self, volume: u16, operations: Vec<u8>) -> Result<(), String> {
+        let disk = self.disks.all.get(usize::from(volume)).ok_or_else(|| format!("there is no volume {volume}"))?;
+        let failed = |e: &dyn std::error::Error| format!("volume {}: {}", disk.spec.name, report(e));
+        let batch = Batch::parse(operations, disk.spec.size).map_err(|e| failed(&e))?;
+        self.write(|| disk.served.apply(&batch)).map_err(|e| failed(&e))
+    }
+}
+
+impl Image for UnusedImage<'_> {
+    fn size(&self) -> u64 {
+        self.image.size()
+    }
+
+    fn read(&self, at: u64, into: &mut [u8]) -> Result<(), VolumeError> {
+        self.image.read(at, into)
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<(), VolumeError> {
+        self.of.write(|| self.image.write(at, bytes))
+    }
+
+    fn zero(&self, at: u64, length: u64, unmap: bool) -> Result<(), VolumeError> {
+        let mut done = 0;
+        while done < length {
+            let piece = (length - done).min(ZEROED);
+            self.of.write(|| self.image.zero(at + done, piece, unmap))?;
+            done += piece;
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), VolumeError> {
+        self.image.flush()
+    }
 }
 
 impl Disks {
@@ -104,8 +182,19 @@ impl Disks {
 
     /// The VM runs here, alone. See [`Served::go_through`].
     pub fn go_through(&self) {
+        self.used();
         self.session.store(0, Ordering::SeqCst);
         self.all.iter().for_each(|d| d.served.go_through());
+    }
+
+    fn used(&self) {
+        *self.users.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+    }
+
+    /// The volumes, as long as nobody uses them.
+    pub fn unused(self: &Arc<Self>) -> Unused {
+        let users = *self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        Unused { disks: Arc::clone(self), users }
     }
 
     /// Whether writes go straight into the images.
@@ -133,6 +222,7 @@ impl Disks {
             return Err(format!("session {session} is over"));
         }
         self.session.store(session.0, Ordering::SeqCst);
+        self.used();
         self.settle()
     }
 
@@ -232,17 +322,6 @@ impl Disks {
         self.all
             .iter()
             .try_for_each(|d| d.served.sync_image().map_err(|e| format!("volume {}: {}", d.spec.name, report(&e))))
-    }
-
-    /// Operations of a log, played onto an image that nobody uses.
-    ///
-    /// # Errors
-    /// Operations that make no sense, a disk that cannot be written.
-    pub fn replay(&self, volume: u16, operations: Vec<u8>) -> Result<(), String> {
-        let disk = self.all.get(usize::from(volume)).ok_or_else(|| format!("there is no volume {volume}"))?;
-        let failed = |e: &dyn std::error::Error| format!("volume {}: {}", disk.spec.name, report(e));
-        let batch = Batch::parse(operations, disk.spec.size).map_err(|e| failed(&e))?;
-        disk.served.apply(&batch).map_err(|e| failed(&e))
     }
 
     /// See [`Served::queued`], for each volume.

@@ -52,6 +52,8 @@ struct Slot {
     session: Term,
     /// The newest session that was accepted.
     announced: Term,
+    /// Up to this session nothing is parked any more.
+    void: Term,
     /// The newest session's thread has a standby, or may have.
     occupied: bool,
     parked: Option<(Instant, Box<Parked>)>,
@@ -85,13 +87,18 @@ impl Parking {
         Some((place, slot.parked.take().map(|(_, parked)| parked)))
     }
 
-    /// Takes out what is parked.
+    /// Takes out what is parked. What a session that has begun would still park is of no use either.
     pub fn take(&self) -> Option<Box<Parked>> {
-        self.slot().parked.take().map(|(_, parked)| parked)
+        let mut slot = self.slot();
+        slot.void = slot.session;
+        slot.parked.take().map(|(_, parked)| parked)
     }
 
     /// Ends what is parked, in a thread of its own: a QEMU may take its time.
     pub fn clear(&self) {
+        let mut slot = self.slot();
+        slot.void = slot.session;
+        drop(slot);
         self.end_if(|_| true);
     }
 
@@ -124,7 +131,7 @@ impl Place {
     /// Leaves a standby for the next session.
     pub fn park(self, parked: Parked) {
         let mut slot = self.parking.slot();
-        if slot.session == self.session {
+        if slot.session == self.session && slot.void < self.session {
             slot.parked = Some((Instant::now(), Box::new(parked)));
         }
     }

@@ -146,6 +146,7 @@ fn check(hello: &Hello, config: &KeeperConfig) -> Result<(), String> {
 
 fn load(found: Found, config: &KeeperConfig, place: &Place) -> Result<News, String> {
     let Place { outlets, disks, images } = place;
+    let unused = disks.unused();
     let begun = Instant::now();
     let mut hello = found.hello().clone();
     // Its image may be another by now; the last commit says so.
@@ -160,7 +161,7 @@ fn load(found: Found, config: &KeeperConfig, place: &Place) -> Result<News, Stri
     disks.settle()?;
     let held = recovered
         .load(&|block| block == 0, &mut sink, &mut |volume, operations| {
-            disks.replay(volume, operations).map_err(|why| LogError::Target {
+            unused.replay(volume, operations).map_err(|why| LogError::Target {
                 what: "the log's operations on volumes".into(),
                 source: std::io::Error::other(why),
             })

@@ -70,26 +70,50 @@ impl Blocks {
 }
 
 impl Mark for Blocks {
-    fn mark(&self, at: u64, length: u64) {
+    fn after(&self, at: u64, length: u64) {
         if length > 0 {
             self.lock().extend(at / BLOCK..=(at + length - 1) / BLOCK);
         }
     }
 }
 
-/// What is still to be sent, of every volume.
+/// Blocks of every volume that are written, or that are still to be sent. Shared; what is written is noted until the last owner
+/// has gone.
 #[derive(Debug, Clone, Default)]
-pub struct Rest(Vec<Arc<Blocks>>);
+pub struct Rest(Option<Arc<Marks>>);
+
+#[derive(Debug)]
+struct Marks {
+    disks: Arc<Disks>,
+    blocks: Vec<Arc<Blocks>>,
+}
 
 impl Rest {
-    /// All that is left; what is written from now on is not marked any more. To be called while the guest is stopped.
-    pub fn take(&self, disks: &Disks) -> Vec<Vec<u64>> {
-        self.unmark(disks);
-        self.0.iter().map(|b| b.take(usize::MAX)).collect()
+    /// What is written to the volumes from now on.
+    pub fn written(disks: Arc<Disks>) -> Self {
+        let blocks: Vec<Arc<Blocks>> = disks.iter().map(|_| Arc::default()).collect();
+        for (disk, blocks) in disks.iter().zip(&blocks) {
+            disk.served.add_mark(Arc::clone(blocks) as Arc<dyn Mark>);
+        }
+        Self(Some(Arc::new(Marks { disks, blocks })))
     }
 
-    fn unmark(&self, disks: &Disks) {
-        for (disk, blocks) in disks.iter().zip(&self.0) {
+    fn blocks(&self) -> &[Arc<Blocks>] {
+        self.0.as_ref().map_or(&[], |marks| &marks.blocks)
+    }
+
+    /// What a sink that joins is to get of each volume: blocks that are left, and what the guest did in epochs that may not be
+    /// in the image yet, oldest first. To be called while the guest is stopped.
+    pub fn join(&self, disks: &Disks) -> (Vec<Vec<u64>>, Vec<Vec<Arc<Batch>>>) {
+        // In this order: what reaches the image in between is in both.
+        let queued = disks.queued();
+        (self.blocks().iter().map(|b| b.take(usize::MAX)).collect(), queued)
+    }
+}
+
+impl Drop for Marks {
+    fn drop(&mut self) {
+        for (disk, blocks) in self.disks.iter().zip(&self.blocks) {
             disk.served.remove_mark(&(Arc::clone(blocks) as Arc<dyn Mark>));
         }
     }
@@ -148,34 +172,6 @@ pub fn touched(batches: &[Batch]) -> Vec<PageRun> {
     (0u16..).zip(batches).flat_map(blocks).collect()
 }
 
-/// What was written to the volumes since some moment.
-pub struct Written {
-    disks: Arc<Disks>,
-    blocks: Rest,
-}
-
-impl Written {
-    /// From now on.
-    pub fn of(disks: Arc<Disks>) -> Self {
-        let blocks = Rest(disks.iter().map(|_| Arc::default()).collect());
-        for (disk, blocks) in disks.iter().zip(&blocks.0) {
-            disk.served.add_mark(Arc::clone(blocks) as Arc<dyn Mark>);
-        }
-        Self { disks, blocks }
-    }
-
-    /// The blocks, to be looked at later.
-    pub fn blocks(&self) -> Rest {
-        self.blocks.clone()
-    }
-}
-
-impl Drop for Written {
-    fn drop(&mut self) {
-        self.blocks.unmark(&self.disks);
-    }
-}
-
 /// How it is found out where the backup's volumes differ.
 pub enum Differing {
     /// By comparing all blocks.
@@ -194,11 +190,11 @@ pub fn start(
     core: Sender<Msg>,
 ) -> Result<(), KeeperError> {
     let run = move || {
-        let rest = Rest(disks.iter().map(|_| Arc::default()).collect());
-        // What is committed and not in the images yet gets there with its mark, or is sent with the first checkpoint.
+        // What is written from here on is marked; what was before is in the image when it is compared. What is committed and
+        // not in the images yet gets there with its mark, or is sent with the first checkpoint.
+        let rest = Rest::written(Arc::clone(&disks));
         let outcome = disks.working().and_then(|()| copy(session, &disks, &rest, &jobs, &differing, &core));
         if let Err(reason) = outcome {
-            rest.unmark(&disks);
             let _ = core.send(Msg::CannotReplicate { session, reason });
         }
     };
@@ -245,14 +241,12 @@ fn copy(
     core: &Sender<Msg>,
 ) -> Result<(), String> {
     let gone = || "the sender has ended".to_owned();
-    for ((number, disk), blocks) in (0u16..).zip(disks.iter()).zip(&rest.0) {
-        // What is written from here on is marked; what was before is in the image when it is compared.
-        disk.served.add_mark(Arc::clone(blocks) as Arc<dyn Mark>);
+    for ((number, disk), blocks) in (0u16..).zip(disks.iter()).zip(rest.blocks()) {
         match differing {
             Differing::Compared(answers) => compare(number, &disk.served, blocks, jobs, answers)?,
             Differing::Known { blocks: known, written } => {
-                // Both sets are marked from here on: nothing is missed in between.
-                let since = written.0.get(usize::from(number)).map(|w| w.lock().clone()).unwrap_or_default();
+                // Both are marked since before: nothing is missed in between.
+                let since = written.blocks().get(usize::from(number)).map(|w| w.lock().clone()).unwrap_or_default();
                 let known = known.iter().filter(|run| run.block == number);
                 let known = known.flat_map(|run| run.first..run.first + u64::from(run.count));
                 blocks.lock().extend(since.into_iter().chain(known));
@@ -265,7 +259,7 @@ fn copy(
         round += 1;
         let (pieces, taken) = sync_channel(2);
         jobs.send(Job::Volumes { round: Epoch(round.into()), pieces: taken }).map_err(|_| gone())?;
-        for ((number, disk), blocks) in (0u16..).zip(disks.iter()).zip(&rest.0) {
+        for ((number, disk), blocks) in (0u16..).zip(disks.iter()).zip(rest.blocks()) {
             let mut all = blocks.take(usize::MAX);
             progress.bytes_total += all.len() as u64 * BLOCK;
             for some in all.chunks_mut(PIECE) {
@@ -283,7 +277,7 @@ fn copy(
         }
         fault::point("resync.round").map_err(|e| e.to_string())?;
         drop(pieces);
-        let left: usize = rest.0.iter().map(|b| b.len()).sum();
+        let left: usize = rest.blocks().iter().map(|b| b.len()).sum();
         if left <= FEW || round >= MAX_ROUNDS {
             let rest = rest.clone();
             let _ = core.send(Msg::VolumesSynced { session, rounds: round, bytes: progress.bytes_sent, rest });
@@ -299,9 +293,9 @@ mod tests {
     #[test]
     fn blocks_are_taken_in_order_and_marked_whole() {
         let blocks = Blocks::default();
-        blocks.mark(BLOCK - 1, 2);
-        blocks.mark(10 * BLOCK, BLOCK);
-        blocks.mark(5, 0);
+        blocks.after(BLOCK - 1, 2);
+        blocks.after(10 * BLOCK, BLOCK);
+        blocks.after(5, 0);
         assert_eq!(blocks.take(2), [0, 1]);
         assert_eq!(blocks.take(2), [10]);
         assert_eq!(blocks.take(2), [] as [u64; 0]);

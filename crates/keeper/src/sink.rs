@@ -470,11 +470,11 @@ impl Sinks {
             if !matches!(sink.stage, Stage::Ready { .. }) {
                 return true;
             }
-            let rest = sink.rest.take(disks);
             if sink.once.is_none() && !hold(sink.name) {
                 return false;
             }
-            let join = Join { rest, queued: disks.queued(), console: outlets.console_history() };
+            let (rest, queued) = std::mem::take(&mut sink.rest).join(disks);
+            let join = Join { rest, queued, console: outlets.console_history() };
             let frozen = sink.once.iter().flatten();
             frozen.zip(&join.queued).for_each(|(volume, queued)| volume.freeze(queued));
             joins.push((sink.name, join));

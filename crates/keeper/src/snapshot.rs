@@ -278,6 +278,7 @@ fn loaded(
     wanted: &dyn Fn() -> bool,
 ) -> Result<Loaded, String> {
     let begun = Instant::now();
+    let unused = into.disks.unused();
     let store = Store::open(&place(config)).map_err(|e| report(&e))?;
     let snapshot = store.get(name).map_err(|e| report(&e))?;
     check(&snapshot, clone, config)?;
@@ -299,21 +300,21 @@ fn loaded(
     let mut memory = standby::Fresh(Arc::clone(machine.memory()));
     snapshot.load(&|block| block == 0, &mut memory, &mut progress(SnapshotStep::Memory)).map_err(|e| report(&e))?;
     into.disks.settle()?;
-    if !wanted() {
-        return Err("it is not wanted any more".into());
-    }
+    let still = || if wanted() { Ok(()) } else { Err("it is not wanted any more".to_owned()) };
+    still()?;
     // Nobody is to go on from a log on volumes that are not those of the log any more.
     remove_log(config)?;
+    still()?;
     // From here on the volumes are a mixture, until all of them are done.
     let unfinished = Unfinished::begin(config, name)?;
     for (volume, disk) in (0u16..).zip(into.disks.iter()) {
         fault::point("restore.volume").map_err(|e| e.to_string())?;
-        let image = disk.served.image_of_nobody();
         snapshot
-            .restore_volume(volume, image, &mut progress(SnapshotStep::Volumes))
+            .restore_volume(volume, &unused.image(disk), &mut progress(SnapshotStep::Volumes))
             .map_err(|e| format!("volume {}: {}", disk.spec.name, report(&e)))?;
     }
     unfinished.end()?;
+    still()?;
     into.outlets.forget();
     into.outlets.heard(said(CONSOLE));
     into.outlets.learn(said(ADDRESSES));

@@ -210,7 +210,13 @@ impl Standby {
     ) -> Result<(), String> {
         let session = hello.term;
         let Some((place, parked)) = self.parking.enter(session) else { return Ok(()) };
-        self.disks.enter(session)?;
+        if let Err(reason) = self.disks.enter(session) {
+            // A disk that is slow today may be in time for the next session.
+            if let Some(parked) = parked {
+                place.park(*parked);
+            }
+            return Err(reason);
+        }
         let mut health = hello.health.clone();
         self.keep(&health);
         let (mut standby, base) = match parked.and_then(|p| self.goes_on(hello, *p)) {

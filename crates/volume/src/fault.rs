@@ -27,6 +27,7 @@
 //! | `resync.send` | (primary) to send a piece |
 //! | `resync.round` | (primary) to end a round |
 //! | `receive.epoch` | (backup) to take over a whole checkpoint's writes |
+//! | `restore.volume` | to make a volume what a snapshot holds |
 
 use std::io;
 use std::str::FromStr;

@@ -81,7 +81,7 @@ impl Shared {
 }
 
 impl Mark for Shared {
-    fn mark(&self, at: u64, length: u64) {
+    fn before(&self, at: u64, length: u64) {
         if length == 0 {
             return;
         }

@@ -71,10 +71,20 @@ const TOLD: Duration = Duration::from_secs(10);
 /// An applier that failed waits this long.
 const RETRY: Duration = Duration::from_millis(250);
 
-/// Hears of writes before they reach the image.
+/// Hears of writes to the image. Who reads the image meanwhile has to hear of them twice: what is read between the two may be
+/// either content.
 pub trait Mark: Send + Sync {
-    /// `length` bytes from `at` on are about to be written to the image.
-    fn mark(&self, at: u64, length: u64);
+    /// `length` bytes from `at` on are about to be written. Who is added while a write is under way does not hear this of it.
+    fn before(&self, at: u64, length: u64) {
+        let _ = (at, length);
+    }
+
+    /// They have been written, or a part of them if the disk failed. Whoever waits for the write, or for the epoch that it
+    /// belongs to, is answered after this: when a guest stands still, all that has reached the image has been told, but for
+    /// what is [queued](Served::queued).
+    fn after(&self, at: u64, length: u64) {
+        let _ = (at, length);
+    }
 }
 
 /// Hears that the writes of all epochs up to this one are in the image and durable.
@@ -421,7 +431,7 @@ impl Served {
         self.shared.lock().failure.clone()
     }
 
-    /// `mark` hears of writes before they reach the image, from now on.
+    /// `mark` hears of writes to the image from now on.
     pub fn add_mark(&self, mark: Arc<dyn Mark>) {
         self.shared.lock().marks.push(mark);
     }
@@ -506,7 +516,9 @@ impl Served {
         }
         let marks = state.marks.clone();
         drop(state);
-        let done = shared.put(&op, &marks).and_then(|()| if durable { shared.image.flush() } else { Ok(()) });
+        let written = shared.put(&op, &marks);
+        shared.lock().written(&op);
+        let done = written.and_then(|()| if durable { shared.image.flush() } else { Ok(()) });
         done.inspect_err(|error| shared.refuse(error))
     }
 }
@@ -563,6 +575,14 @@ impl Drop for Served {
     }
 }
 
+impl State {
+    /// This has reached the image.
+    fn written(&self, op: &Op) {
+        let (start, end) = op.range();
+        self.marks.iter().for_each(|m| m.after(start, end - start));
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Every change is whole before anything in it could panic.
@@ -572,7 +592,7 @@ impl Shared {
     /// Marks, then writes.
     fn put(&self, op: &Op, marks: &[Arc<dyn Mark>]) -> Result<(), VolumeError> {
         let (start, end) = op.range();
-        marks.iter().for_each(|m| m.mark(start, end - start));
+        marks.iter().for_each(|m| m.before(start, end - start));
         log::apply(op, &*self.image)
     }
 
@@ -632,6 +652,8 @@ impl Applier<'_> {
                     let applied = batch.ops().iter().try_for_each(|op| self.shared.put(op, &marks));
                     let applied = applied.and_then(|()| point("apply.done"));
                     state = self.shared.lock();
+                    // Before it leaves the queue: who looks at that first and then at what was marked misses nothing.
+                    batch.ops().iter().for_each(|op| state.written(op));
                     if let Err(error) = applied {
                         state = self.failed(state, &error);
                         continue;

@@ -335,7 +335,7 @@ fn an_image_that_fails_unprotected_fails_the_guest() {
 fn writes_are_marked_before_they_reach_the_image() {
     struct Before(Disk, Mutex<Vec<(u64, u64)>>);
     impl Mark for Before {
-        fn mark(&self, at: u64, length: u64) {
+        fn before(&self, at: u64, length: u64) {
             let now = self.0.content();
             assert!(now[at as usize..(at + length) as usize].iter().all(|&b| b == 0), "too late");
             self.1.lock().unwrap().push((at, length));
@@ -354,6 +354,56 @@ fn writes_are_marked_before_they_reach_the_image() {
     served.settle(LIMIT).unwrap();
     assert_eq!(*mark.1.lock().unwrap(), [(0, 10), (100, 10)]);
     drop(served);
+}
+
+/// Who copies the image reads what it takes for stale; a write that is under way meanwhile lands after that. It must be told of
+/// again, also to one who was not there when it began.
+#[test]
+fn writes_that_are_under_way_are_marked_when_they_have_landed() {
+    #[derive(Default)]
+    struct Stale(Mutex<Vec<u64>>);
+    impl Mark for Stale {
+        fn after(&self, at: u64, _: u64) {
+            self.0.lock().unwrap().push(at);
+        }
+    }
+    let add = |served: &Served| {
+        let stale = Arc::new(Stale::default());
+        served.add_mark(Arc::clone(&stale) as Arc<dyn Mark>);
+        stale
+    };
+    let disk = Disk::new();
+    let served = serve(&disk, Acknowledge::Memory);
+    for held in [false, true] {
+        let early = add(&served);
+        // Nothing gets past this: the write hangs in the image.
+        let gate = disk.0.now.lock().unwrap();
+        let before = disk.0.left.load(Ordering::SeqCst);
+        let late = std::thread::scope(|scope| {
+            if held {
+                served.hold();
+                Handler::write(&served, 7, vec![1; 10], false).unwrap();
+                served.seal(Epoch(1));
+                served.commit(Epoch(1));
+            } else {
+                scope.spawn(|| Handler::write(&served, 7, vec![1; 10], false).unwrap());
+            }
+            while disk.0.left.load(Ordering::SeqCst) == before {
+                std::thread::yield_now();
+            }
+            let late = add(&served);
+            assert_eq!(*early.0.lock().unwrap(), [0; 0], "it has not landed");
+            drop(gate);
+            late
+        });
+        if held {
+            served.settle(LIMIT).unwrap();
+        }
+        for stale in [early, late] {
+            assert_eq!(*stale.0.lock().unwrap(), [7], "held: {held}");
+            served.remove_mark(&(stale as Arc<dyn Mark>));
+        }
+    }
 }
 
 #[test]

@@ -365,6 +365,13 @@ impl Core {
 
     // ---- going on from the log ----
 
+    /// What was to start here has not. A log that was not looked for because of that may be looked for again.
+    pub(super) fn not_here(&mut self) {
+        if self.protocol.role() == Role::Standby && self.log.look.is_none() && self.log.recovery.is_none() {
+            self.log_after_loss();
+        }
+    }
+
     /// The VM is lost here, and perhaps its log can be gone on from.
     pub(super) fn log_after_loss(&mut self) {
         if self.non_volatile().is_some() {
@@ -378,9 +385,16 @@ impl Core {
         if let Some(name) = Unfinished::left(&self.parts.config).filter(|_| !force) {
             return Err(format!("the volumes are a mixture: restoring the snapshot '{name}' was cut off"));
         }
+        if self.log.recovery.as_ref().is_some_and(Recovery::is_going) {
+            return Err("the VM is being loaded from its log: `ninefold vm events` tells what comes of it".into());
+        }
+        if let Some(look) = self.log.look.as_mut().filter(|_| !force) {
+            // Not after the pause that follows a failure: somebody waits.
+            *look = Instant::now();
+        }
         self.check_log();
         let Some(recovery) = self.log.recovery.as_ref().filter(|_| !force) else {
-            // Nor is one to be looked for when the VM is on its way.
+            // Nor is one to be looked for when the VM is on its way: see `not_here`.
             (self.log.recovery, self.log.look) = (None, None);
             return Ok(true);
         };

@@ -111,6 +111,7 @@ impl Core {
         self.generation += 1;
         self.reign = Reign { term: self.protocol.term(), generation: self.generation };
         self.survivors = None;
+        self.retry = None;
         self.parts.parking.clear();
         // Its checkpoints count from 1.
         (self.committed, self.measured) = (Epoch(0), Epoch(0));

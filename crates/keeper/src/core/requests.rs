@@ -22,6 +22,8 @@ impl Core {
             Request::Start { force } => {
                 if self.start_reply.is_some() {
                     refuse("the VM is being started")
+                } else if self.restoring() {
+                    refuse("the VM is being started from a snapshot")
                 } else {
                     match self.may_start(force) {
                         Ok(now) => {
@@ -154,6 +156,7 @@ impl Core {
         if let Some(reply) = self.start_reply.take() {
             let help = Some("`ninefold vm status` and `ninefold doctor` show more".into());
             let _ = reply.send(Response::Error { message: reason, help, try_host: None });
+            self.not_here();
         }
     }
 

@@ -163,6 +163,7 @@ impl Core {
     pub(super) fn drop_restore(&mut self, why: &str) {
         if let Some(job) = self.snapshot.job.take_if(|job| job.restore) {
             self.event(EventKind::RestoreFailed { name: job.name, reason: why.into() });
+            self.not_here();
         }
     }
 
@@ -204,6 +205,7 @@ impl Core {
                 let name = job.name.clone();
                 self.snapshot.job = None;
                 self.event(EventKind::RestoreFailed { name, reason });
+                self.not_here();
             }
             News::Loaded(loaded) => {
                 let (name, force, found) = (job.name.clone(), job.force, job.found.clone().flatten());

@@ -15,7 +15,7 @@ use super::{Core, RETRY_FIRST};
 use crate::disks::Disks;
 use crate::error;
 use crate::parking;
-use crate::resync::{Answer, Differing, Rest, Written};
+use crate::resync::{Answer, Differing, Rest};
 use crate::vm::Command;
 
 /// After a first session with a survivor that fails; each further failure doubles it.
@@ -24,14 +24,14 @@ const SURVIVOR_RETRY: Duration = Duration::from_millis(20);
 /// See the [module](self).
 pub(super) struct Survivors {
     history: History,
-    written: Written,
+    written: Rest,
     since: Instant,
 }
 
 impl Survivors {
     /// Of a VM that is to be resumed from the last checkpoint of this history: before anything is written.
     pub(super) fn of(history: History, disks: Arc<Disks>) -> Self {
-        Self { history, written: Written::of(disks), since: Instant::now() }
+        Self { history, written: Rest::written(disks), since: Instant::now() }
     }
 
     fn is_over(&self) -> bool {
@@ -71,7 +71,7 @@ impl Core {
 
     /// Where this session's volumes differ, if that is known; the answers to checksums come to `comparison`.
     pub(super) fn differing(&mut self, session: Term, comparison: Receiver<Answer>) -> Differing {
-        let written = self.survivors.as_ref().map(|s| s.written.blocks());
+        let written = self.survivors.as_ref().map(|s| s.written.clone());
         let known = self.replica(session).and_then(|r| r.differs.as_mut());
         match (known, written) {
             (Some(known), Some(written)) => Differing::Known { blocks: std::mem::take(&mut known.volumes), written },
@@ -101,7 +101,7 @@ impl Core {
         let synced = |r: &&Replica| r.first.is_some();
         let pending = self.replicas.iter().any(|r| r.asked && r.first.is_none());
         let enough = self.replicas.iter().filter(synced).count() >= self.protocol.wanted().count();
-        if enough || (survivors.is_over() && !pending) {
+        if (enough || survivors.is_over()) && !pending {
             self.survivors = None;
             self.command(Command::ForgetSurvivors);
         }
