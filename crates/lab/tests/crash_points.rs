@@ -42,7 +42,7 @@ fn backups_die(name: &'static str, acknowledge: Acknowledge, steps: &[&str]) {
         let mark = s.events.mark();
         s.lab.start_keeper("b").unwrap();
         s.expect(mark, "a", "protected", protected);
-        s.images_become_equal_under_load("data");
+        s.images_become_equal_under_load("data", "any content", |_| true);
         eprintln!("  {step}: died, came back, equal");
     }
     // And it is as good a backup as any.
@@ -90,7 +90,7 @@ fn a_primary_dies_while_it_writes() {
         let mark = s.events.mark();
         s.lab.start_keeper("a").unwrap();
         s.expect(mark, "b", "protected", protected);
-        s.images_become_equal_under_load("data");
+        s.images_become_equal_under_load("data", "any content", |_| true);
         s.run(&[Action::KillQemu], 1);
         s.finish();
     }
@@ -120,7 +120,7 @@ fn a_primary_dies_while_it_syncs() {
         let mark = s.events.mark();
         s.lab.ask("a", &Request::Protect).unwrap();
         s.expect(mark, "a", "protected", protected);
-        s.images_become_equal_under_load("data");
+        s.images_become_equal_under_load("data", "any content", |_| true);
         s.run(&[Action::KillQemu], 1);
         s.finish();
     }

@@ -72,8 +72,7 @@ fn a_vm_boots_from_its_disk_and_survives_its_host() {
     assert!(matches!(s.ask_redis(&["SET", "proof", "kept"]), Ok(Reply::Simple(_))));
     let report = s.ledger.take().unwrap().finish().unwrap();
     assert_eq!((report.lost, report.resets), (0, 0), "{report:?}");
-    let before = boots(&s.images_become_equal("root"));
-    assert_eq!(before, 1);
+    s.images_become_equal_with("root", "one boot", |image| boots(image) == 1);
     let mark = s.events.mark();
     s.lab.ask(&s.primary, &Request::Reset).unwrap();
     wait_until("second boot", || boots(&s.image(&s.primary, "root")) == 2);
@@ -92,7 +91,7 @@ fn a_vm_boots_from_its_disk_and_survives_its_host() {
     s.run(&[Action::KillQemu], 1);
     s.finish_with(|s| {
         s.lab.ask(&s.primary, &Request::Stop).unwrap();
-        assert_eq!(boots(&s.images_become_equal("root")), 2);
+        s.images_become_equal_with("root", "two boots", |image| boots(image) == 2);
     });
 }
 

@@ -96,7 +96,7 @@ fn the_last_words_of_a_guest_are_on_its_disks() {
         assert!(!since.iter().any(|e| raised(&e.kind)), "{since:?}");
         let spoken = |image: &[u8]| image.windows(10).any(|w| w == b"last-words");
         if protection == Protection::FaultTolerant && !lose_backup {
-            assert!(spoken(&s.images_become_equal("data")), "not on the disks");
+            s.images_become_equal_with("data", "the last words", spoken);
         } else {
             // In the image by the time that the VM has stopped, or on its way there.
             wait_until("the last words", || spoken(&s.image("a", "data")));

@@ -33,7 +33,7 @@ fn survives(name: &'static str, acknowledge: Acknowledge, actions: &[Action], ti
         for action in actions {
             scenario.act(*action);
             // At rest, both hosts have the same after each of them.
-            scenario.images_become_equal_under_load("data");
+            scenario.images_become_equal_under_load("data", "any content", |_| true);
         }
     }
     let sent = scenario.resyncs();

@@ -69,21 +69,27 @@ impl Scenario {
 
     /// Waits until a volume is the same on both hosts, byte for byte; gives its bytes. Nobody may be writing.
     pub fn images_become_equal(&self, volume: &str) -> Vec<u8> {
+        self.images_become_equal_with(volume, "any content", |_| true)
+    }
+
+    /// The same, with a content that `holds`. Both may be equal before they have the last epochs: these are gathered for a
+    /// while.
+    pub fn images_become_equal_with(&self, volume: &str, what: &str, holds: impl Fn(&[u8]) -> bool) -> Vec<u8> {
         let mut image = Vec::new();
-        wait_until("equality of the images", || {
+        wait_until(&format!("equality of the images, with {what}"), || {
             image = self.image("a", volume);
-            !image.is_empty() && image == self.image("b", volume)
+            !image.is_empty() && image == self.image("b", volume) && holds(&image)
         });
         image
     }
 
-    /// The same while the VM runs: the ledger's writing ends for it, with all that it checks, and begins anew.
-    pub fn images_become_equal_under_load(&mut self, volume: &str) -> Vec<u8> {
+    /// [`Self::images_become_equal_with`] while the VM runs: the ledger's writing ends for it, with all that it checks, and begins
+    /// anew.
+    pub fn images_become_equal_under_load(&mut self, volume: &str, what: &str, holds: impl Fn(&[u8]) -> bool) {
         let report = self.ledger.take().expect("the scenario has a ledger").finish().unwrap();
         assert_eq!((report.lost, report.repeated, report.resets), (0, 0, 0), "{report:?}");
-        let image = self.images_become_equal(volume);
+        self.images_become_equal_with(volume, what, holds);
         self.open_ledger();
-        image
     }
 
     /// What each resync of the volumes sent, in order.
