@@ -296,9 +296,11 @@ impl Core {
                 self.witness_error = error;
             }
             Msg::VmStarted { generation, status, layout, ports, up } => {
-                if generation != self.generation {
+                // One that is not wanted any more learns it by the end of `up`.
+                if generation != self.generation || self.vm.is_none() {
                     return;
                 }
+                self.parts.disks.used();
                 self.machine = Some(status);
                 self.layout = Some(layout);
                 self.guest_starts();
@@ -313,7 +315,7 @@ impl Core {
                 let _ = up.send(());
             }
             Msg::VmRunning { generation } => {
-                if generation != self.generation {
+                if generation != self.generation || self.vm.is_none() {
                     return;
                 }
                 if let Some(machine) = &mut self.machine {

@@ -74,6 +74,14 @@ impl Unused {
         write()
     }
 
+    /// Whether nobody uses them.
+    ///
+    /// # Errors
+    /// Somebody does.
+    pub fn check(&self) -> Result<(), String> {
+        self.write(|| Ok(())).map_err(|e| report(&e))
+    }
+
     /// A volume's image.
     pub fn image<'a>(&'a self, disk: &'a Disk) -> UnusedImage<'a> {
         UnusedImage { of: self, image: disk.served.image_of_nobody() }
@@ -187,7 +195,8 @@ impl Disks {
         self.all.iter().for_each(|d| d.served.go_through());
     }
 
-    fn used(&self) {
+    /// A VM runs here, or a session has come: who fills [`Unused`] volumes is to write no more.
+    pub fn used(&self) {
         *self.users.lock().unwrap_or_else(PoisonError::into_inner) += 1;
     }
 

@@ -300,7 +300,7 @@ fn loaded(
     let mut memory = standby::Fresh(Arc::clone(machine.memory()));
     snapshot.load(&|block| block == 0, &mut memory, &mut progress(SnapshotStep::Memory)).map_err(|e| report(&e))?;
     into.disks.settle()?;
-    let still = || if wanted() { Ok(()) } else { Err("it is not wanted any more".to_owned()) };
+    let still = || if wanted() { unused.check() } else { Err("it is not wanted any more".to_owned()) };
     still()?;
     // Nobody is to go on from a log on volumes that are not those of the log any more.
     remove_log(config)?;

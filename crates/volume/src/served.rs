@@ -71,8 +71,8 @@ const TOLD: Duration = Duration::from_secs(10);
 /// An applier that failed waits this long.
 const RETRY: Duration = Duration::from_millis(250);
 
-/// Hears of writes to the image. Who reads the image meanwhile has to hear of them twice: what is read between the two may be
-/// either content.
+/// Hears of writes to the image: who keeps what is written over, before; who copies what is written, after. What is read while a
+/// write is under way may be either content.
 pub trait Mark: Send + Sync {
     /// `length` bytes from `at` on are about to be written. Who is added while a write is under way does not hear this of it.
     fn before(&self, at: u64, length: u64) {
@@ -329,7 +329,10 @@ impl Served {
         }
         state.loose = true;
         drop(state);
-        batch.ops().iter().try_for_each(|op| self.shared.put(op, &marks))
+        let applied = batch.ops().iter().try_for_each(|op| self.shared.put(op, &marks));
+        let state = self.shared.lock();
+        batch.ops().iter().for_each(|op| state.written(op));
+        applied
     }
 
     /// Waits until all committed writes up to `epoch` are durable, or until `limit`.
@@ -673,7 +676,11 @@ impl Applier<'_> {
                         state = self.failed(state, &error);
                         continue;
                     }
-                    self.redo = false;
+                    if std::mem::take(&mut self.redo) {
+                        // What the kernel had forgotten may have been read meanwhile, and may have been anything.
+                        let all = self.shared.image.size();
+                        state.marks.iter().for_each(|m| m.after(0, all));
+                    }
                     state.failure = None;
                     state.log_used = None;
                     state.settling = false;

@@ -189,6 +189,7 @@ impl Core {
             (None, None) => None,
         };
         let continued = tracker.zip(holder).map(|(tracker, holder)| Continued { tracker, holder });
+        self.parts.disks.used();
         // Before the guest runs, and before anything is let through.
         let survivors = history.map(|h| Survivors::of(h, Arc::clone(&self.parts.disks)));
         // What is committed and not yet in the images lies over them.

@@ -235,6 +235,7 @@ impl Core {
 
     /// A backup's log begins with its session.
     pub(super) fn log_session(&mut self, hello: &Hello) {
+        self.not_started("another host has the VM".into());
         self.log.recovery = None;
         self.drop_log();
         if self.non_volatile().is_some() {
@@ -367,8 +368,8 @@ impl Core {
 
     /// What was to start here has not. A log that was not looked for because of that may be looked for again.
     pub(super) fn not_here(&mut self) {
-        if self.protocol.role() == Role::Standby && self.log.look.is_none() && self.log.recovery.is_none() {
-            self.log_after_loss();
+        if self.non_volatile().is_some() && self.log.look.is_none() && self.log.recovery.is_none() {
+            self.log.look = Some(Instant::now() + RETRY_FIRST);
         }
     }
 
@@ -385,8 +386,9 @@ impl Core {
         if let Some(name) = Unfinished::left(&self.parts.config).filter(|_| !force) {
             return Err(format!("the volumes are a mixture: restoring the snapshot '{name}' was cut off"));
         }
-        if self.log.recovery.as_ref().is_some_and(Recovery::is_going) {
-            return Err("the VM is being loaded from its log: `ninefold vm events` tells what comes of it".into());
+        if force && self.log.recovery.as_ref().is_some_and(Recovery::is_going) {
+            // It is being loaded, and writes nothing more from here on.
+            self.parts.disks.used();
         }
         if let Some(look) = self.log.look.as_mut().filter(|_| !force) {
             // Not after the pause that follows a failure: somebody waits.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::RecvTimeoutError;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,9 @@ use crate::resync::{self, Rest};
 use crate::session::{Job, Settings};
 use crate::standby;
 use crate::vm::{self, Command};
+
+/// How long a QEMU waits until its sockets are served. The core does that at once.
+const ATTACH_LIMIT: Duration = Duration::from_secs(5);
 
 impl Core {
     pub(super) fn acked(&mut self, session: Term, epoch: Epoch) {
@@ -151,8 +155,10 @@ impl Core {
             let (up, attached) = std::sync::mpsc::sync_channel(1);
             let _ = core.send(Msg::VmStarted { generation, status, layout, ports, up });
             // Its first frames must find the gate open.
-            let _ = attached.recv_timeout(Duration::from_secs(5));
-            Ok(machine)
+            match attached.recv_timeout(ATTACH_LIMIT) {
+                Err(RecvTimeoutError::Disconnected) => Err("it is not wanted any more".into()),
+                Ok(()) | Err(RecvTimeoutError::Timeout) => Ok(machine),
+            }
         });
         self.start_vm(obtain, None);
     }

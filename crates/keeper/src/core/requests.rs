@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use ninefold_model::control::{Request, Response};
 use ninefold_model::spec::Protection;
-use ninefold_model::status::{BackupState, BackupStatus, ProtectionState, VmStatus};
+use ninefold_model::status::{BackupState, BackupStatus, ProtectionState, Role, VmStatus};
 use ninefold_replica::protocol::{Action, Input, Phase, Wanted};
 
 use super::Core;
@@ -24,6 +24,9 @@ impl Core {
                     refuse("the VM is being started")
                 } else if self.restoring() {
                     refuse("the VM is being started from a snapshot")
+                } else if let Some(reason) = self.is_here() {
+                    // Nor may the question take the place of one that is on its way to the witness.
+                    refuse(reason)
                 } else {
                     match self.may_start(force) {
                         Ok(now) => {
@@ -150,6 +153,18 @@ impl Core {
         };
         let host = replica.backup.clone();
         BackupStatus { host, session: replica.name(), state, acked: replica.acked, sync: replica.sync }
+    }
+
+    /// Why the VM cannot be started here now.
+    pub(super) fn is_here(&self) -> Option<&'static str> {
+        match self.protocol.role() {
+            Role::Primary => Some("the VM runs here already"),
+            Role::Backup => Some("the VM runs on another host, or this host is about to take it over"),
+            Role::Standby if self.protocol.awaits_witness() => {
+                Some("the VM is being started here: the witness is asked")
+            }
+            Role::Standby => None,
+        }
     }
 
     pub(super) fn start_failed(&mut self, reason: String) {

@@ -7,7 +7,7 @@ use std::time::Instant;
 use ninefold_machine::QemuVersion;
 use ninefold_model::control::Response;
 use ninefold_model::event::EventKind;
-use ninefold_model::status::{Role, SnapshotProgress, SnapshotStep, SyncProgress};
+use ninefold_model::status::{SnapshotProgress, SnapshotStep, SyncProgress};
 use ninefold_model::{Record, SnapshotName};
 use ninefold_replica::protocol::Input;
 
@@ -107,7 +107,7 @@ impl Core {
             help: Some(help.into()),
             try_host: None,
         };
-        if self.protocol.role() != Role::Standby || self.protocol.awaits_witness() || self.start_reply.is_some() {
+        if self.is_here().is_some() || self.start_reply.is_some() {
             return answer(refuse("the VM is here already", "stop it first: `ninefold vm stop`"));
         }
         if self.snapshot.job.is_some() {
