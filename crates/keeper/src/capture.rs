@@ -124,6 +124,7 @@ impl Capture {
             self.copy_all(machine.memory())?;
             self.record.early_pages = self.count;
         }
+        outlets.hold_input();
         machine.begin_pause()?;
         let stopped = Instant::now();
         tracker.scan(if self.early { &mut self.late } else { &mut self.dirty })?;

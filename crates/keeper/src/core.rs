@@ -352,11 +352,15 @@ impl Core {
                     replica.sync = Some(progress);
                 }
             }
-            Msg::FirstCheckpoint { session: sink::LOG, epoch, held } => {
-                self.log_first(epoch);
-                let _ = held.send(());
+            // Who is not answered is left out.
+            Msg::FirstCheckpoint { generation, .. } if generation != self.generation => {}
+            Msg::FirstCheckpoint { session: sink::LOG, epoch, held, .. } => {
+                if self.log.handle.is_some() && self.log.state == LogState::Copying {
+                    self.log_first(epoch);
+                    let _ = held.send(());
+                }
             }
-            Msg::FirstCheckpoint { session, epoch, held } => {
+            Msg::FirstCheckpoint { session, epoch, held, .. } => {
                 if let Some(replica) = self.replica(session) {
                     replica.first = Some(epoch);
                     self.input(Input::FirstCheckpoint { session, epoch });
@@ -364,7 +368,8 @@ impl Core {
                 }
             }
             Msg::FinalTaken { generation, epoch } => {
-                if generation == self.generation {
+                // Nothing may have come of the switchover meanwhile.
+                if generation == self.generation && (self.off || self.protocol.hands_over()) {
                     self.final_epoch = Some(epoch);
                     // A guest that has powered off is handed over to nobody.
                     if !self.off {

@@ -5,7 +5,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ninefold_model::spec::VolumeSpec;
@@ -33,6 +33,28 @@ pub struct Disk {
     socket: PathBuf,
 }
 
+impl Disk {
+    /// Opens the `n`th volume, and serves it; one that is not there is made.
+    fn open(pool: &Pool, run_dir: &Path, n: usize, spec: &VolumeSpec) -> Result<Self, KeeperError> {
+        let name = spec.name.as_str().parse().map_err(VolumeError::Name)?;
+        match pool.info(Kind::Volume, &name) {
+            Err(VolumeError::NotFound { .. }) => pool.create(&name, spec.size, Format::Raw)?,
+            other => drop(other?),
+        }
+        let (image, log) = pool.open_logged(&name)?;
+        if image.size() != spec.size {
+            return Err(KeeperError::VolumeSize { name: name.to_string(), wanted: spec.size, found: image.size() });
+        }
+        let served = Arc::new(Served::new(image, log, spec.acknowledge)?);
+        let socket = socket(run_dir, n);
+        // Left behind by a keeper that was killed; the lock on the run directory says that it is gone.
+        let _ = std::fs::remove_file(&socket);
+        let handler: Arc<dyn Handler> = Arc::clone(&served) as Arc<dyn Handler>;
+        let server = Server::listen(&socket, name.as_str(), Access::ReadWrite, handler)?;
+        Ok(Disk { spec: spec.clone(), served, _server: server, socket })
+    }
+}
+
 /// The volumes of one VM, in the order of its spec.
 #[derive(Debug, Default)]
 pub struct Disks {
@@ -43,6 +65,8 @@ pub struct Disks {
     writing: Mutex<()>,
     /// Counts those who have used the volumes: sessions, VMs. Held while somebody writes to unused ones.
     users: Mutex<u64>,
+    /// What the VM does is nobody's but its own: see [`Disks::go_through_if_alone`]. Held while the volumes' mode changes.
+    alone: Mutex<bool>,
 }
 
 /// The volumes while nobody uses them: to be filled from a log or a snapshot. When a session enters or a VM runs here, nothing
@@ -138,24 +162,7 @@ impl Disks {
             return Ok(Self::default());
         }
         let pool = Pool::open(&config.pool, Tools::default())?;
-        let open = |(n, spec): (usize, &VolumeSpec)| -> Result<Disk, KeeperError> {
-            let name = spec.name.as_str().parse().map_err(VolumeError::Name)?;
-            match pool.info(Kind::Volume, &name) {
-                Err(VolumeError::NotFound { .. }) => pool.create(&name, spec.size, Format::Raw)?,
-                other => drop(other?),
-            }
-            let (image, log) = pool.open_logged(&name)?;
-            if image.size() != spec.size {
-                return Err(KeeperError::VolumeSize { name: name.to_string(), wanted: spec.size, found: image.size() });
-            }
-            let served = Arc::new(Served::new(image, log, spec.acknowledge)?);
-            let socket = socket(&config.run_dir, n);
-            // Left behind by a keeper that was killed; the lock on the run directory says that it is gone.
-            let _ = std::fs::remove_file(&socket);
-            let handler: Arc<dyn Handler> = Arc::clone(&served) as Arc<dyn Handler>;
-            let server = Server::listen(&socket, name.as_str(), Access::ReadWrite, handler)?;
-            Ok(Disk { spec: spec.clone(), served, _server: server, socket })
-        };
+        let open = |(n, spec): (usize, &VolumeSpec)| Disk::open(&pool, &config.run_dir, n, spec);
         let all = config.vm.volumes.iter().enumerate().map(open).collect::<Result<_, _>>()?;
         Ok(Self { all, ..Self::default() })
     }
@@ -175,6 +182,8 @@ impl Disks {
 
     /// See [`Served::hold`].
     pub fn hold(&self) {
+        let mut alone = self.alone();
+        *alone = false;
         self.all.iter().for_each(|d| d.served.hold());
     }
 
@@ -192,7 +201,18 @@ impl Disks {
     pub fn go_through(&self) {
         self.used();
         self.session.store(0, Ordering::SeqCst);
+        let mut alone = self.alone();
+        *alone = true;
         self.all.iter().for_each(|d| d.served.go_through());
+    }
+
+    /// To be called by who has sealed an epoch, before the guest runs again. The core may have let everything through while the
+    /// epoch was being taken, and then nobody commits it: what the guest does would wait for ever, flushed as it believes.
+    pub fn go_through_if_alone(&self) {
+        let alone = self.alone();
+        if *alone {
+            self.all.iter().for_each(|d| d.served.go_through());
+        }
     }
 
     /// A VM runs here, or a session has come: who fills [`Unused`] volumes is to write no more.
@@ -206,13 +226,14 @@ impl Disks {
         Unused { disks: Arc::clone(self), users }
     }
 
-    /// Whether writes go straight into the images.
-    pub fn is_through(&self) -> bool {
-        self.all.iter().all(|d| d.served.is_through())
+    fn alone(&self) -> MutexGuard<'_, bool> {
+        self.alone.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// See [`Served::discard`].
     pub fn discard(&self) {
+        let mut alone = self.alone();
+        *alone = false;
         self.all.iter().for_each(|d| d.served.discard());
     }
 
@@ -364,4 +385,84 @@ impl Disks {
 /// A Unix socket's path has at most 107 bytes: the directory of the VM's other sockets is short enough.
 fn socket(run_dir: &Path, n: usize) -> PathBuf {
     run_dir.join(format!("volume-{n}.sock"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(dir: &Path) -> Disks {
+        let pool = Pool::open(&dir.join("pool"), Tools::default()).unwrap();
+        let spec = VolumeSpec::new("data".parse().unwrap(), 1 << 20);
+        Disks { all: vec![Disk::open(&pool, dir, 0, &spec).unwrap()], ..Disks::default() }
+    }
+
+    fn write(disks: &Disks, byte: u8) -> Result<(), VolumeError> {
+        Handler::write(&*disks.all[0].served, 0, vec![byte; 512], true)
+    }
+
+    fn first(disks: &Disks) -> u8 {
+        let mut content = [0];
+        disks.all[0].served.read_image(0, &mut content).unwrap();
+        content[0]
+    }
+
+    /// The core lets everything through while the VM's thread takes what was to be another epoch.
+    #[test]
+    fn an_epoch_that_nobody_is_to_have_holds_nothing_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let disks = one(dir.path());
+        disks.go_through();
+        disks.hold();
+        write(&disks, 1).unwrap();
+        disks.seal(Epoch(1), &mut Vec::new());
+        assert_eq!(first(&disks), 0, "it waits for its commit");
+        disks.go_through();
+        disks.seal(Epoch(2), &mut Vec::new());
+        disks.go_through_if_alone();
+        write(&disks, 2).unwrap();
+        assert_eq!(first(&disks), 2, "what was flushed is in the image");
+        disks.settle().unwrap();
+        // Not while somebody is to have it.
+        disks.hold();
+        disks.seal(Epoch(3), &mut Vec::new());
+        disks.go_through_if_alone();
+        write(&disks, 3).unwrap();
+        assert_eq!(first(&disks), 2);
+    }
+
+    /// A VM's thread that is at its last checkpoint when the VM ends here opens nothing, and leaves nothing that the next
+    /// session would wait for.
+    #[test]
+    fn a_late_epoch_of_a_vm_that_has_ended_is_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let disks = one(dir.path());
+        disks.go_through();
+        disks.discard();
+        disks.seal(Epoch(1), &mut Vec::new());
+        disks.go_through_if_alone();
+        assert!(write(&disks, 1).is_err(), "it is closed");
+        disks.enter(Term(5)).unwrap();
+        assert!(disks.enter(Term(4)).is_err(), "an older session");
+    }
+
+    #[test]
+    fn volumes_that_are_used_are_filled_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let disks = Arc::new(one(dir.path()));
+        let unused = disks.unused();
+        let image = unused.image(&disks.all[0]);
+        image.write(0, &[7; 512]).unwrap();
+        image.zero(512, 1 << 19, true).unwrap();
+        assert_eq!(first(&disks), 7);
+        for use_them in [|d: &Disks| d.enter(Term(3)).unwrap(), |d: &Disks| d.go_through()] {
+            let unused = disks.unused();
+            unused.check().unwrap();
+            use_them(&disks);
+            let image = unused.image(&disks.all[0]);
+            assert!(image.write(0, &[8; 512]).is_err() && image.zero(0, 512, true).is_err() && unused.check().is_err());
+            assert!(unused.replay(0, Vec::new()).is_err());
+        }
+        assert_eq!(first(&disks), 7);
+    }
 }

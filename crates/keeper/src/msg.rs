@@ -88,6 +88,7 @@ pub enum Msg {
     },
     /// The first checkpoint of the session is being taken: hold all output, then say so.
     FirstCheckpoint {
+        generation: u64,
         session: Term,
         epoch: Epoch,
         held: SyncSender<()>,

@@ -2,7 +2,7 @@
 //! held, released and muted together.
 
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ninefold_machine::Ports;
 use ninefold_model::Epoch;
@@ -14,6 +14,9 @@ use ninefold_net::{ByteChannel, NetPort, Tap};
 
 use crate::config::KeeperConfig;
 use crate::error::KeeperError;
+
+/// How long a checkpoint waits for QEMU to take the agent's input: it does so at once, if the guest has room for it.
+const INPUT_LIMIT: Duration = Duration::from_micros(500);
 
 /// The numbers of the byte channels in the checkpoint stream.
 pub const CONSOLE: u8 = 0;
@@ -69,6 +72,21 @@ impl Outlets {
         }
         self.console.drain_and_close(epoch);
         self.agent.drain_and_close(epoch);
+    }
+
+    /// Gives QEMU nothing that it would write into the memory of a guest that stands still, and waits a moment until it has
+    /// taken what it was given. (The console's input changes devices alone, and QEMU lets no frame in.)
+    pub fn hold_input(&self) {
+        let deadline = Instant::now() + INPUT_LIMIT;
+        // When the guest has no room for it, QEMU does not read it while the guest stands still either.
+        while !self.agent.hold_input() && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+    }
+
+    /// The guest runs again.
+    pub fn let_input(&self) {
+        self.agent.let_input();
     }
 
     /// What the byte channels said in `epoch`.

@@ -137,12 +137,14 @@ pub struct Surroundings {
     pub core: Sender<Msg>,
 }
 
-/// Starts the thread. `obtain` launches the QEMU or brings the loaded standby; the guest is then started.
+/// Starts the thread. `obtain` launches the QEMU or brings the loaded standby; the guest is then started. Its checkpoints
+/// follow on `taken`.
 pub fn start(
     watcher: Watcher,
     obtain: Obtain,
     policy: EpochPolicy,
     continued: Option<Continued>,
+    taken: Epoch,
     surroundings: Surroundings,
 ) -> Result<VmHandle, KeeperError> {
     let Surroundings { outlets, disks, bell, core } = surroundings;
@@ -161,7 +163,7 @@ pub fn start(
             };
             let cpu = CpuClock::of(machine.pid());
             let sinks = continued.map(|Continued { tracker, holder }| {
-                let mut sinks = Sinks::with(tracker, machine.memory(), bell.clone(), Epoch(0));
+                let mut sinks = Sinks::with(tracker, machine.memory(), bell.clone(), taken);
                 match holder {
                     Holder::Log(jobs) => sinks.add_joined(sink::LOG, jobs),
                     Holder::Survivors => sinks.remember(machine.memory()),
@@ -184,7 +186,7 @@ pub fn start(
                 quiet: false,
                 sinks,
                 last: Last::No,
-                epoch: Epoch(0),
+                epoch: taken,
                 resumed: Instant::now(),
                 paused: false,
                 off: Off::No,
@@ -305,6 +307,7 @@ impl Vm {
                 if std::mem::take(&mut self.paused) && self.off == Off::No {
                     // It is the end of the last checkpoint's pause.
                     self.machine.resume().map_err(|e| report(&e))?;
+                    self.outlets.let_input();
                     self.resumed = Instant::now();
                 }
             }
@@ -479,7 +482,6 @@ impl Vm {
         let ran = self.resumed.elapsed();
         let joining = !last && sinks.gather();
         capture.early = self.early_copy.wanted();
-        let through = self.disks.is_through();
         let Sinks { tracker, missing, .. } = sinks;
         let missing = joining.then_some(missing);
         capture
@@ -488,10 +490,10 @@ impl Vm {
         let seen = &capture.record;
         self.early_copy.learned(seen.dirty_pages, seen.early_pages, seen.again_pages);
         // The guest must not run before all its output is held. The core answers at once.
-        let core = &self.core;
+        let (core, generation) = (&self.core, self.generation);
         let hold = |session| {
             let (held, answer) = sync_channel(1);
-            let _ = core.send(Msg::FirstCheckpoint { session, epoch, held });
+            let _ = core.send(Msg::FirstCheckpoint { generation, session, epoch, held });
             let held = answer.recv_timeout(HOLD_LIMIT).is_ok();
             if !held {
                 let reason = "output is not held in time".into();
@@ -502,10 +504,9 @@ impl Vm {
         sinks.taken(&capture);
         let joins = if joining { sinks.join(&self.outlets, &self.disks, hold) } else { Vec::new() };
         let nobody = !sinks.any_joined();
-        if through && !sinks.any_to_stay() {
-            // What the checkpoint has sealed is the guest's own again.
-            self.disks.go_through();
-        }
+        // What the checkpoint has sealed is the guest's own again, if nobody is to have it: the core may have said so while the
+        // checkpoint was taken.
+        self.disks.go_through_if_alone();
         if last {
             capture.note(&self.machine);
             capture.resumed = Instant::now();
@@ -522,6 +523,7 @@ impl Vm {
                 return Err(report(&error));
             }
         } else {
+            self.outlets.let_input();
             self.pacer.paused(Duration::from_micros(capture.record.pause_us));
         }
         self.resumed = capture.resumed;

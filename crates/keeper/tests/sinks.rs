@@ -209,7 +209,7 @@ fn every_sink_holds_every_checkpoint_whole() {
     let watcher = Watcher::new(GENERATION, Dumps::new(dir.path(), "vm"), Told::default(), tell.clone());
     let obtain = Box::new(move || Ok(machine));
     let surroundings = Surroundings { outlets, disks: Arc::default(), bell: bell.clone(), core: tell };
-    let handle = vm::start(watcher, obtain, policy, None, surroundings).unwrap();
+    let handle = vm::start(watcher, obtain, policy, None, Epoch(0), surroundings).unwrap();
     let handle = Arc::new(handle);
     guest::await_boot(&memory, 2);
 
@@ -285,7 +285,8 @@ fn a_sink_that_holds_what_the_vm_was_resumed_from_is_sent_what_differs() {
     let surroundings = Surroundings { outlets, disks: Arc::default(), bell: bell.clone(), core: tell };
     let continued = Continued { tracker, holder: Holder::Survivors };
     let obtain = Box::new(move || Ok(machine));
-    let handle = vm::start(watcher, obtain, EpochPolicy::Fixed { ms: 5 }, Some(continued), surroundings).unwrap();
+    let handle =
+        vm::start(watcher, obtain, EpochPolicy::Fixed { ms: 5 }, Some(continued), Epoch(0), surroundings).unwrap();
     let handle = Arc::new(handle);
     guest::await_boot(&memory, 2);
 

@@ -4,10 +4,12 @@
 
 mod support;
 
+use ninefold_lab::ledger::resp::Reply;
 use ninefold_model::control::Request;
+use ninefold_model::event::EventKind;
 use ninefold_model::spec::{Acknowledge, VolumeSpec};
 use support::disks::name;
-use support::{Action, Beginning, Scenario, rounds};
+use support::{Action, Beginning, Scenario, rounds, wait_until};
 
 const SIZE: u64 = 96 << 20;
 
@@ -54,4 +56,27 @@ fn a_volume_survives_what_its_host_does_not() {
 fn a_volume_survives_the_loss_of_its_backup() {
     let actions = [Action::KillBackupKeeper, Action::KillQemu, Action::FreezeBackup, Action::UnprotectAndProtect];
     survives("voldisk", Acknowledge::Disk, &actions, rounds(1));
+}
+
+/// Protection is switched off in the middle of checkpoints: what the guest flushes from then on is in its image, and not in the
+/// memory of a keeper that waits for a backup.
+#[test]
+fn what_is_flushed_without_protection_is_in_the_image() {
+    let mut scenario = Scenario::with("flushed", with_volume(Acknowledge::Memory));
+    for round in 0..rounds(6) {
+        scenario.expect_writes(50);
+        let mark = scenario.events.mark();
+        scenario.lab.ask("a", &Request::Unprotect).unwrap();
+        scenario.expect(mark, "a", "unprotected", |k| matches!(k, EventKind::Unprotected { .. }));
+        let word = format!("flushed-in-round-{round}");
+        let set = || scenario.ask_redis(&["SET", "word", &word]);
+        wait_until("the guest's answer", || matches!(set(), Ok(Reply::Simple(ok)) if ok == "OK"));
+        // It was answered when it was on the guest's disk.
+        let image = scenario.image("a", "data");
+        assert!(image.windows(word.len()).any(|w| w == word.as_bytes()), "{word} is not in the image");
+        let mark = scenario.events.mark();
+        scenario.lab.ask("a", &Request::Protect).unwrap();
+        scenario.settle(mark);
+    }
+    scenario.finish_with(images_become_equal);
 }

@@ -126,6 +126,8 @@ struct State {
     clients: Vec<Client>,
     /// From clients, for QEMU.
     input: Vec<u8>,
+    /// QEMU is given nothing.
+    input_held: bool,
     counters: ChannelCounters,
 }
 
@@ -166,6 +168,7 @@ impl ByteChannel {
                 history: History::new(config.history),
                 clients: Vec::with_capacity(config.kind.max_clients()),
                 input: Vec::with_capacity(INPUT),
+                input_held: false,
                 counters: ChannelCounters::default(),
             }),
             bell: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).map_err(|e| failed(e.into()))?,
@@ -224,6 +227,26 @@ impl ByteChannel {
     /// checkpoint, and the backup adds it to its history by [`ByteChannel::append_history`].
     pub fn epoch_bytes(&self, epoch: Epoch, to: &mut Vec<u8>) {
         self.shared.lock().gate.each_in(epoch, |chunk| to.extend_from_slice(chunk));
+    }
+
+    /// From now on QEMU is given no input; answers whether it has read all that it was given, for it may take some time. A
+    /// QEMU writes input into the guest's memory also while the guest stands still, and a checkpoint must be of one moment.
+    pub fn hold_input(&self) -> bool {
+        let mut state = self.shared.lock();
+        state.input_held = true;
+        // What cannot be asked is not waited for.
+        state.qemu.as_ref().is_none_or(|qemu| !crate::unread::is_any(qemu).unwrap_or(false))
+    }
+
+    /// From now on QEMU is given what has waited, and what comes.
+    pub fn let_input(&self) {
+        let mut state = self.shared.lock();
+        state.input_held = false;
+        let waits = !state.input.is_empty();
+        drop(state);
+        if waits {
+            self.shared.ring();
+        }
     }
 
     /// The backup holds every epoch up to `epoch`: hands their bytes to the clients. `still_ours` is asked before each
@@ -365,6 +388,7 @@ impl State {
 
     fn detach(&mut self) {
         self.qemu = None;
+        self.input_held = false;
         self.input.clear();
     }
 
@@ -436,7 +460,7 @@ impl State {
             return;
         };
         // A standby hears nothing.
-        if self.input.is_empty() || self.gate.mode() == Mode::Mute {
+        if self.input.is_empty() || self.input_held || self.gate.mode() == Mode::Mute {
             return;
         }
         let flags = rustix::net::SendFlags::NOSIGNAL | rustix::net::SendFlags::DONTWAIT;

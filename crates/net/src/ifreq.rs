@@ -1,4 +1,4 @@
-//! Requests to network interfaces by ioctl, see netdevice(7). The crate's only unsafe code.
+//! Requests to network interfaces by ioctl, see netdevice(7). With `unread` the crate's only unsafe code.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};

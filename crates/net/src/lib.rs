@@ -32,6 +32,7 @@ pub mod port;
 pub mod snoop;
 mod socket;
 pub mod tap;
+mod unread;
 pub mod urgency;
 pub mod wake;
 

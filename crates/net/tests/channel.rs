@@ -164,6 +164,26 @@ fn an_agent_has_one_client_at_a_time_and_no_history() {
     assert_eq!(hear(&mut bed.qemu, 3), "ask");
 }
 
+/// QEMU would write it into the memory of a guest that stands still.
+#[test]
+fn input_that_is_held_does_not_reach_qemu() {
+    let mut bed = bed(ChannelKind::Agent, None);
+    bed.channel.open();
+    let mut client = bed.client();
+    client.write_all(b"one").unwrap();
+    until("giving it to QEMU", || bed.channel.counters().bytes_in == 3);
+    assert!(!bed.channel.hold_input(), "QEMU has not read it");
+    assert_eq!(hear(&mut bed.qemu, 3), "one");
+    assert!(bed.channel.hold_input(), "now it has");
+    client.write_all(b"two").unwrap();
+    // What the client hears after that shows that the channel has looked at it meanwhile.
+    bed.qemu.write_all(b"answer").unwrap();
+    assert_eq!(hear(&mut client, 6), "answer");
+    assert_eq!(bed.channel.counters().bytes_in, 3);
+    bed.channel.let_input();
+    assert_eq!(hear(&mut bed.qemu, 3), "two");
+}
+
 #[test]
 fn a_client_that_does_not_read_is_dropped_and_holds_up_nobody() {
     let mut bed = bed(ChannelKind::Console, None);

@@ -235,6 +235,10 @@ impl Served {
     /// is held. The guest is stopped. Does no I/O and copies nothing.
     pub fn seal(&self, epoch: Epoch) -> Arc<Batch> {
         let mut state = self.shared.lock();
+        if state.mode == Mode::Closed {
+            // The VM has just ended here: nobody would commit it, and the next session would wait for that.
+            return Arc::default();
+        }
         // Before anything is in the queue: a flush that goes through would wait for it to be committed.
         state.mode = Mode::Held;
         let batch = Arc::new(std::mem::take(&mut state.open));
@@ -242,11 +246,6 @@ impl Served {
         state.number += 1;
         state.queue.push_back(Sealed { epoch, number, batch: Arc::clone(&batch), committed: false });
         batch
-    }
-
-    /// Whether writes go straight into the image.
-    pub fn is_through(&self) -> bool {
-        self.shared.lock().mode == Mode::Through
     }
 
     /// A backup holds all epochs up to `epoch`: they may reach the image.

@@ -26,6 +26,8 @@ use crate::session::{Job, Settings};
 use crate::standby;
 use crate::vm::{self, Command};
 
+/// More checkpoints than can be unacknowledged.
+const IN_BETWEEN: u64 = 16;
 /// How long a QEMU waits until its sockets are served. The core does that at once.
 const ATTACH_LIMIT: Duration = Duration::from_secs(5);
 
@@ -117,8 +119,12 @@ impl Core {
         self.survivors = None;
         self.retry = None;
         self.parts.parking.clear();
-        // Its checkpoints count from 1.
-        (self.committed, self.measured) = (Epoch(0), Epoch(0));
+        // Its checkpoints count from 1; while output of a former life is held, from well behind that: what waits for their
+        // epochs must not be taken for older, nor they for it.
+        let taken = if self.holding { Epoch(self.committed.0 + IN_BETWEEN) } else { Epoch(0) };
+        if !self.holding {
+            (self.committed, self.measured) = (Epoch(0), Epoch(0));
+        }
         let watcher = self.health.watcher(self.generation, self.parts.core.clone());
         let surroundings = vm::Surroundings {
             outlets: Arc::clone(&self.parts.outlets),
@@ -126,7 +132,7 @@ impl Core {
             bell: self.parts.bell.clone(),
             core: self.parts.core.clone(),
         };
-        let started = vm::start(watcher, obtain, self.epochs, continued, surroundings);
+        let started = vm::start(watcher, obtain, self.epochs, continued, taken, surroundings);
         match started {
             Ok(handle) => self.vm = Some(handle),
             Err(error) => {

@@ -417,6 +417,11 @@ impl Protocol {
         }
     }
 
+    /// Whether a switchover is under way.
+    pub fn hands_over(&self) -> bool {
+        matches!(&self.state, State::Primary(p) if p.handover.is_some())
+    }
+
     /// The record that a primary has asked the witness for and has no answer to.
     pub fn proposed(&self) -> Option<&Record> {
         match &self.state {

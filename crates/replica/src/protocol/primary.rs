@@ -24,7 +24,7 @@ pub(super) struct Primary {
     pub(super) holding: bool,
     /// The newest epoch released since it is.
     released: Epoch,
-    handover: Option<Handover>,
+    pub(super) handover: Option<Handover>,
     /// The VM ends, for this reason, as soon as nobody may take it over.
     stopping: Option<String>,
     log: Option<Log>,
@@ -56,7 +56,7 @@ pub(super) struct Pending {
 
 /// A switchover in progress.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Handover {
+pub(super) struct Handover {
     /// The session of the backup that is to have the VM.
     to: Term,
     reason: String,
