@@ -13,6 +13,7 @@ use ninefold_model::{Epoch, Term};
 use ninefold_volume::image::Image;
 use ninefold_volume::nbd::{Access, Handler, Server};
 use ninefold_volume::pool::Kind;
+use ninefold_volume::served::SOFT;
 use ninefold_volume::sums::{self, SUM};
 use ninefold_volume::{Batch, Format, Pool, Served, Tools, VolumeError, fault};
 
@@ -31,16 +32,24 @@ pub struct Disk {
     /// Dropped before `served`: it ends the requests that are under way.
     _server: Server,
     socket: PathBuf,
+    /// It was not there, and is empty.
+    made: bool,
 }
 
 impl Disk {
     /// Opens the `n`th volume, and serves it; one that is not there is made.
     fn open(pool: &Pool, run_dir: &Path, n: usize, spec: &VolumeSpec) -> Result<Self, KeeperError> {
         let name = spec.name.as_str().parse().map_err(VolumeError::Name)?;
-        match pool.info(Kind::Volume, &name) {
-            Err(VolumeError::NotFound { .. }) => pool.create(&name, spec.size, Format::Raw)?,
-            other => drop(other?),
-        }
+        let made = match pool.info(Kind::Volume, &name) {
+            Err(VolumeError::NotFound { .. }) => {
+                pool.create(&name, spec.size, Format::Raw)?;
+                true
+            }
+            other => {
+                other?;
+                false
+            }
+        };
         let (image, log) = pool.open_logged(&name)?;
         if image.size() != spec.size {
             return Err(KeeperError::VolumeSize { name: name.to_string(), wanted: spec.size, found: image.size() });
@@ -51,7 +60,7 @@ impl Disk {
         let _ = std::fs::remove_file(&socket);
         let handler: Arc<dyn Handler> = Arc::clone(&served) as Arc<dyn Handler>;
         let server = Server::listen(&socket, name.as_str(), Access::ReadWrite, handler)?;
-        Ok(Disk { spec: spec.clone(), served, _server: server, socket })
+        Ok(Disk { spec: spec.clone(), served, _server: server, socket, made })
     }
 }
 
@@ -175,6 +184,15 @@ impl Disks {
         self.all.iter()
     }
 
+    /// A volume that this keeper did not find and has made anew, while nobody has used it.
+    pub fn made(&self) -> Option<&VolumeSpec> {
+        let users = *self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        if users > 0 {
+            return None;
+        }
+        self.all.iter().find(|d| d.made).map(|d| &d.spec)
+    }
+
     /// Where QEMU finds them.
     pub fn sockets(&self) -> Vec<PathBuf> {
         self.all.iter().map(|d| d.socket.clone()).collect()
@@ -237,9 +255,9 @@ impl Disks {
         self.all.iter().for_each(|d| d.served.discard());
     }
 
-    /// See [`Served::pressure`].
+    /// Whether so much is held, of all volumes together, that a checkpoint is wanted: one has bounds.
     pub fn pressure(&self) -> bool {
-        self.all.iter().any(|d| d.served.pressure())
+        self.all.iter().map(|d| d.served.held()).sum::<usize>() > SOFT
     }
 
     /// A backup's session begins: from now on it alone writes here, and nothing of an earlier one is left to be applied.

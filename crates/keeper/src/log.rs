@@ -37,6 +37,8 @@ use crate::session::{Job, Piece, translate};
 const JOBS: usize = 64;
 /// How long a commit waits for the folder.
 const FOLD_LIMIT: Duration = Duration::from_secs(10);
+/// How often it is looked whether the images have what the folder waits for.
+const FOLD_LOOK: Duration = Duration::from_millis(20);
 /// A folder that failed tries again.
 const FOLD_RETRY: Duration = Duration::from_secs(1);
 /// Channels of a checkpoint but for the guest's health.
@@ -57,8 +59,8 @@ pub enum LogJob {
     Reign(Term),
     /// Say when all before this is done: which checkpoint the log ends with.
     Drain(SyncSender<Option<(Term, Epoch)>>),
-    /// The VM has ended for good.
-    Remove,
+    /// The VM has ended for good: say so when nothing could be gone on from any more.
+    Remove(SyncSender<()>),
 }
 
 /// A checkpoint as a backup has it before it is applied.
@@ -170,6 +172,7 @@ pub fn start(id: u64, reign: Term, beginning: Beginning, settings: Settings) -> 
             numbers: VecDeque::new(),
             runs: Vec::new(),
             operations: Vec::new(),
+            unsure: false,
         };
         if let Err(reason) = thread.run(beginning, &work) {
             let _ = core.send(Msg::LogFailed { id, reason });
@@ -193,6 +196,8 @@ struct LogThread {
     numbers: VecDeque<(u64, Vec<u64>)>,
     runs: Vec<PageRun>,
     operations: Vec<u8>,
+    /// There may be a log that nobody has disowned.
+    unsure: bool,
 }
 
 /// A log that may still be on its way.
@@ -234,16 +239,18 @@ impl LogThread {
         };
         while let Ok(job) = work.recv() {
             state = match job {
-                Job::Log(LogJob::Remove) => {
-                    // The storage stays locked until it is empty.
-                    let storage = open_again(state);
+                Job::Log(LogJob::Remove(done)) => {
+                    let storage = storage_of(&state);
                     Found::remove(&*storage).map_err(|e| report(&e))?;
-                    return Ok(());
+                    let _ = done.send(());
+                    // The folder may have written something meanwhile. The storage stays locked until it is empty.
+                    drop(state);
+                    return Found::remove(&*storage).map_err(|e| report(&e));
                 }
                 job => match self.one(state, job) {
                     Ok(state) => state,
                     Err((state, error)) => {
-                        let noted = state.is_none_or(|state| disown(state, &error));
+                        let noted = !self.unsure && state.is_none_or(|state| disown(state, &error));
                         return Err(format!("{}{}", if noted { NOTED } else { "" }, report(&error)));
                     }
                 },
@@ -304,9 +311,9 @@ impl LogThread {
             }
             (State::Log(mut running), Job::Log(LogJob::Received(received))) => {
                 self.heard(&received.health);
-                match wait_for_room(&running.log)
-                    .and_then(|()| write_received(running.log.begin(at_of(&received))?, &received, &self.health))
-                {
+                self.wait_for_room(&running.log);
+                let begun = running.log.begin(at_of(&received));
+                match begun.and_then(|commit| write_received(commit, &received, &self.health)) {
                     Ok(committed) => {
                         running.at = Some((received.session, received.epoch));
                         self.held(running, &committed, *received, false)
@@ -385,14 +392,19 @@ impl LogThread {
         // What the guest wrote before is in the images and nowhere else.
         let failed = |why| LogError::Target { what: "the volumes cannot be synced".into(), source: io(why) };
         self.settings.disks.sync_images().map_err(failed)?;
-        let log = new.publish()?;
+        let storage = new.storage();
         let at = Some((committed.at.session, committed.at.epoch));
         let failed = |why| LogError::Target { what: "the log's folder".into(), source: io(why) };
-        Ok((self.running(log, at).map_err(failed)?, committed))
+        let running = new.publish().and_then(|log| self.running(log, at).map_err(failed));
+        if running.is_err() {
+            // It may be a log already, of which nobody says that it is behind.
+            self.unsure = Found::remove(&*storage).is_err();
+        }
+        Ok((running?, committed))
     }
 
     fn commit(&mut self, running: &mut Running, taken: &Taken, join: Option<&Join>) -> Result<Committed, LogError> {
-        wait_for_room(&running.log)?;
+        self.wait_for_room(&running.log);
         let at = At { session: self.reign, epoch: taken.epoch, term: self.reign };
         let commit = running.log.begin(at)?;
         let committed = self.write(commit, taken, join)?;
@@ -477,6 +489,15 @@ impl LogThread {
         }
     }
 
+    /// Waits until the log is shorter. When it does not become so, the next commit says it.
+    fn wait_for_room(&mut self, log: &Log) {
+        let deadline = Instant::now() + FOLD_LIMIT;
+        while !log.shared().wait_shorter(Options::default().limit, FOLD_LOOK) && Instant::now() < deadline {
+            // The images may have got meanwhile what the folder waits for.
+            self.images(log);
+        }
+    }
+
     /// Lets go of segments whose operations the images have.
     fn images(&mut self, log: &Log) {
         let mut newest = None;
@@ -503,17 +524,11 @@ fn disown(state: State, error: &LogError) -> bool {
     }
 }
 
-fn open_again(state: State) -> Arc<dyn Storage> {
+fn storage_of(state: &State) -> Arc<dyn Storage> {
     match state {
         State::New(new) => new.storage(),
         State::Log(running) => running.log.storage(),
     }
-}
-
-fn wait_for_room(log: &Log) -> Result<(), LogError> {
-    // When it does not become shorter, `begin` says so.
-    log.shared().wait_shorter(Options::default().limit, FOLD_LIMIT);
-    Ok(())
 }
 
 fn at_of(received: &Received) -> At {

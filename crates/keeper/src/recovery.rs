@@ -91,7 +91,7 @@ pub fn start(id: u64, config: Arc<KeeperConfig>, place: Place, core: Sender<Msg>
         let tell = |news| {
             let _ = core.send(Msg::Recovery { id, news });
         };
-        match look(&config) {
+        match look(&config, &place.disks) {
             Ok(None) => tell(News::Nothing),
             Err(reason) => tell(News::Unusable(reason)),
             Ok(Some(found)) => {
@@ -107,7 +107,7 @@ pub fn start(id: u64, config: Arc<KeeperConfig>, place: Place, core: Sender<Msg>
     Ok(Recovery { id, found: None, go: Some(go) })
 }
 
-fn look(config: &KeeperConfig) -> Result<Option<Found>, String> {
+fn look(config: &KeeperConfig, disks: &Disks) -> Result<Option<Found>, String> {
     let place = log::place(config);
     if !place.exists() {
         return Ok(None);
@@ -118,6 +118,12 @@ fn look(config: &KeeperConfig) -> Result<Option<Found>, String> {
         other => other.map_err(|e| report(&e))?,
     };
     check(found.hello(), config)?;
+    if let Some(volume) = disks.made() {
+        return Err(format!(
+            "the volume {} was not in the pool (is its file system mounted?): an empty one has been made in its place",
+            volume.name
+        ));
+    }
     Ok(Some(found))
 }
 

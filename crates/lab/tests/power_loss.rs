@@ -277,3 +277,26 @@ fn a_vm_that_is_alone_survives_the_end_of_its_keeper() {
     }
     scenario.finish();
 }
+
+/// The file system with a volume is not there when the power is back: the keeper makes an empty one, and does not play the log
+/// onto that. The other host has all of it.
+#[test]
+fn a_host_without_its_volume_leaves_the_vm_to_the_other() {
+    let mut begin = non_volatile(Protection::FaultTolerant);
+    begin.vm.volumes = vec![VolumeSpec::new(support::disks::name("data"), 96 << 20)];
+    let scenario = Scenario::with("novolume", begin);
+    scenario.expect_writes(WRITES);
+    let mark = scenario.events.mark();
+    std::fs::remove_dir_all(scenario.lab.pool_dir("a").join("volumes/data")).unwrap();
+    assert!(std::process::Command::new("sync").status().unwrap().success());
+    power_failure(&scenario);
+    let unusable = |k: &EventKind| matches!(k, EventKind::LogUnusable { reason } if reason.contains("not in the pool"));
+    let event = scenario.expect(mark, "a", "refusal of its log", unusable);
+    eprintln!("  {:?}", event.kind);
+    scenario.expect(mark, "b", "recovery", recovered);
+    scenario.expect_writes(WRITES);
+    // It is copied to anew.
+    scenario.expect(mark, "b", "protection", protected);
+    scenario.expect_writes(WRITES);
+    scenario.finish();
+}

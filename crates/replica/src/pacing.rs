@@ -101,8 +101,8 @@ impl Pacer {
             Some(rest) => Due::In(rest),
         };
         match self.policy {
+            _ if seen.gate_half_full => Due::Now,
             EpochPolicy::Fixed { ms } => after(Duration::from_millis(ms.into())),
-            EpochPolicy::Adaptive { .. } if seen.gate_half_full => Due::Now,
             EpochPolicy::Adaptive { max_ms } => {
                 let longest = Duration::from_millis(max_ms.into());
                 if !seen.output_waits {

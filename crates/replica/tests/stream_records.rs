@@ -276,3 +276,22 @@ fn layouts_that_cannot_be_are_refused() {
     let error = ours.same_as(&theirs).unwrap_err().to_string();
     assert_eq!(error, "RAM block 1 is 'absent' here and 'pc.ram (0 of 4096 bytes)' on the other side");
 }
+
+/// A checkpoint over the reader's bounds is refused when it is written: a log that had it could not be read again.
+#[test]
+fn a_checkpoint_that_no_reader_would_take_is_not_written() {
+    use ninefold_replica::stream::record::MAX_VOLUME_WRITES;
+    let piece = vec![0; 4 << 20];
+    for (kind, refused) in [(PassKind::Checkpoint, true), (PassKind::Sync, false)] {
+        let (mut out, mut scratch) = (io::sink(), Vec::new());
+        let pass = Pass { session: 1, kind, epoch: Epoch(1) };
+        let mut writer = PassWriter::begin(&mut out, &mut scratch, pass, Term(1)).unwrap();
+        let mut offset = 0;
+        while offset < MAX_VOLUME_WRITES {
+            offset = writer.volume_writes(0, offset, &piece).unwrap();
+        }
+        // Of all volumes together.
+        let over = writer.volume_writes(1, 0, &piece);
+        assert_eq!(matches!(over, Err(StreamError::TooLarge { .. })), refused, "{over:?}");
+    }
+}

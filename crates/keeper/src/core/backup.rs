@@ -91,6 +91,12 @@ impl Core {
                     self.drop_restore("another host has the VM");
                     self.log_session(hello);
                     let log = self.log.handle.as_ref().map(|h| h.jobs.clone());
+                    if log.is_none() && self.parts.config.vm.non_volatile.is_some() {
+                        // It would acknowledge what is in no log.
+                        self.load_failed(session, "the log cannot be kept");
+                        let _ = go.send(None);
+                        return;
+                    }
                     let _ = go.send(Some(Accepted { log, verdict: heard }));
                     return;
                 }

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 use ninefold_model::event::EventKind;
@@ -29,6 +30,9 @@ use crate::vm::Command;
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 /// The longest pause between two attempts.
 const RETRY_LAST: Duration = Duration::from_secs(60);
+
+/// How long a VM that has ended waits for its log to be removed.
+const REMOVE_LIMIT: Duration = Duration::from_secs(2);
 
 /// See the [module](self).
 pub(super) struct LogSide {
@@ -126,7 +130,12 @@ impl Core {
         standing.proposed = Some(new.clone());
         self.log.tickets += 1;
         let (ticket, standing) = (self.log.tickets, Box::new(standing.clone()));
-        self.log.unasked.push_back((ticket, question));
+        if self.log.state == LogState::Copying && self.protocol.role() == Role::Primary {
+            // It is no log yet, and when it becomes one it has this note: nobody waits for a thread that is busy copying.
+            let _ = self.parts.arbiter.send(question);
+        } else {
+            self.log.unasked.push_back((ticket, question));
+        }
         if let Some(handle) = &self.log.handle {
             handle.send(LogJob::Stand { ticket, standing });
         }
@@ -257,7 +266,12 @@ impl Core {
     /// The VM has ended for good: so does its log.
     pub(super) fn remove_log(&mut self) {
         if let Some(handle) = self.log.parting.take() {
-            handle.send(LogJob::Remove);
+            let (done, removed) = sync_channel(1);
+            handle.send(LogJob::Remove(done));
+            // Who is told that the VM has stopped may switch off this host.
+            if removed.recv_timeout(REMOVE_LIMIT).is_err() {
+                tracing::error!("the log of a VM that has stopped is not removed yet: it might go on from it");
+            }
         }
         // Nothing is to be gone on from.
         self.log.look = None;

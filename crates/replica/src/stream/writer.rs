@@ -7,7 +7,7 @@ use ninefold_model::Term;
 use super::encoder::{EncodeStats, PageEncoder};
 use super::error::StreamError;
 use super::layout::PageRun;
-use super::record::{DeviceState, Output, Pass, Record, Totals, VolumeWrites};
+use super::record::{DeviceState, MAX_OUTPUT, MAX_VOLUME_WRITES, Output, Pass, PassKind, Record, Totals, VolumeWrites};
 
 /// Bytes of device state or channel output in one record.
 const PART_BYTES: usize = 1 << 20;
@@ -99,6 +99,7 @@ impl<'a, W: Write + ?Sized> PassWriter<'a, W> {
             self.part(&Record::ChannelOutput(Output { pass: self.pass, channel, offset, bytes }))?;
             offset += bytes.len() as u64;
             self.totals.output_bytes += bytes.len() as u64;
+            self.bounded("output of a checkpoint", self.totals.output_bytes, MAX_OUTPUT)?;
         }
         Ok(())
     }
@@ -110,8 +111,17 @@ impl<'a, W: Write + ?Sized> PassWriter<'a, W> {
     /// [`StreamError::TooLarge`], [`StreamError::Io`].
     pub fn volume_writes(&mut self, volume: u16, offset: u64, bytes: &[u8]) -> Result<u64, StreamError> {
         self.totals.volume_bytes += bytes.len() as u64;
+        self.bounded("volume writes of a checkpoint", self.totals.volume_bytes, MAX_VOLUME_WRITES)?;
         self.part(&Record::VolumeWrites(VolumeWrites { pass: self.pass, volume, offset, bytes }))?;
         Ok(offset + bytes.len() as u64)
+    }
+
+    /// A checkpoint that no reader would take is not written either: a log that has it could not be read again.
+    fn bounded(&self, what: &'static str, length: u64, bound: u64) -> Result<(), StreamError> {
+        if self.pass.kind == PassKind::Checkpoint && length > bound {
+            return Err(StreamError::TooLarge { what, length, bound });
+        }
+        Ok(())
     }
 
     /// Lets go of the connection, so that something else can be sent in the middle of the pass: answers what
