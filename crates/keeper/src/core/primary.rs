@@ -119,10 +119,11 @@ impl Core {
         self.survivors = None;
         self.retry = None;
         self.parts.parking.clear();
-        // Its checkpoints count from 1; while output of a former life is held, from well behind that: what waits for their
-        // epochs must not be taken for older, nor they for it.
-        let taken = if self.holding { Epoch(self.committed.0 + IN_BETWEEN) } else { Epoch(0) };
-        if !self.holding {
+        // Its checkpoints count from 1. But a VM that is launched anew while output of its former life is held counts on, from well
+        // behind that: what waits for its epochs must not be taken for older, nor the former life's for newer.
+        let counts_on = self.holding && continued.is_none();
+        let taken = if counts_on { Epoch(self.committed.0 + IN_BETWEEN) } else { Epoch(0) };
+        if !counts_on {
             (self.committed, self.measured) = (Epoch(0), Epoch(0));
         }
         let watcher = self.health.watcher(self.generation, self.parts.core.clone());
