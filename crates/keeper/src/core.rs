@@ -582,7 +582,7 @@ impl Core {
         self.parts.disks.discard();
         self.drop_snapshot();
         self.drop_restore("the witness did not grant the VM");
-        self.log.parting = self.log.handle.take();
+        self.log.part();
         self.drop_log();
         self.announcing = None;
         self.announce = false;

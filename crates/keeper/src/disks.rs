@@ -2,7 +2,8 @@
 //!
 //! All of them share the VM's epochs, as its outlets do: they are held, sealed, committed and given up together.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,24 +33,23 @@ pub struct Disk {
     /// Dropped before `served`: it ends the requests that are under way.
     _server: Server,
     socket: PathBuf,
-    /// It was not there, and is empty.
-    made: bool,
 }
 
 impl Disk {
-    /// Opens the `n`th volume, and serves it; one that is not there is made.
-    fn open(pool: &Pool, run_dir: &Path, n: usize, spec: &VolumeSpec) -> Result<Self, KeeperError> {
+    /// Opens the `n`th volume, and serves it; one that is not there is made, after a note of that in `made`.
+    fn open(pool: &Pool, run_dir: &Path, made: &Path, n: usize, spec: &VolumeSpec) -> Result<Self, KeeperError> {
         let name = spec.name.as_str().parse().map_err(VolumeError::Name)?;
-        let made = match pool.info(Kind::Volume, &name) {
+        match pool.info(Kind::Volume, &name) {
             Err(VolumeError::NotFound { .. }) => {
+                note(made, spec.name.as_str()).map_err(|source| KeeperError::File {
+                    what: "cannot write",
+                    path: made.into(),
+                    source,
+                })?;
                 pool.create(&name, spec.size, Format::Raw)?;
-                true
             }
-            other => {
-                other?;
-                false
-            }
-        };
+            other => drop(other?),
+        }
         let (image, log) = pool.open_logged(&name)?;
         if image.size() != spec.size {
             return Err(KeeperError::VolumeSize { name: name.to_string(), wanted: spec.size, found: image.size() });
@@ -60,7 +60,7 @@ impl Disk {
         let _ = std::fs::remove_file(&socket);
         let handler: Arc<dyn Handler> = Arc::clone(&served) as Arc<dyn Handler>;
         let server = Server::listen(&socket, name.as_str(), Access::ReadWrite, handler)?;
-        Ok(Disk { spec: spec.clone(), served, _server: server, socket, made })
+        Ok(Disk { spec: spec.clone(), served, _server: server, socket })
     }
 }
 
@@ -76,6 +76,8 @@ pub struct Disks {
     users: Mutex<u64>,
     /// What the VM does is nobody's but its own: see [`Disks::go_through_if_alone`]. Held while the volumes' mode changes.
     alone: Mutex<bool>,
+    /// The note that one of them was not there and has been made, empty; as long as nobody has used them.
+    made: Mutex<Option<PathBuf>>,
 }
 
 /// The volumes while nobody uses them: to be filled from a log or a snapshot. When a session enters or a VM runs here, nothing
@@ -171,9 +173,11 @@ impl Disks {
             return Ok(Self::default());
         }
         let pool = Pool::open(&config.pool, Tools::default())?;
-        let open = |(n, spec): (usize, &VolumeSpec)| Disk::open(&pool, &config.run_dir, n, spec);
+        let made = config.pool.join(format!("made-{}", config.vm.name));
+        let open = |(n, spec): (usize, &VolumeSpec)| Disk::open(&pool, &config.run_dir, &made, n, spec);
         let all = config.vm.volumes.iter().enumerate().map(open).collect::<Result<_, _>>()?;
-        Ok(Self { all, ..Self::default() })
+        let made = Mutex::new(made.exists().then_some(made));
+        Ok(Self { all, made, ..Self::default() })
     }
 
     pub fn is_empty(&self) -> bool {
@@ -184,13 +188,10 @@ impl Disks {
         self.all.iter()
     }
 
-    /// A volume that this keeper did not find and has made anew, while nobody has used it.
-    pub fn made(&self) -> Option<&VolumeSpec> {
-        let users = *self.users.lock().unwrap_or_else(PoisonError::into_inner);
-        if users > 0 {
-            return None;
-        }
-        self.all.iter().find(|d| d.made).map(|d| &d.spec)
+    /// The name of a volume that was not there and has been made, empty, while nobody has used it.
+    pub fn made(&self) -> Option<String> {
+        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        made.as_ref().map(|note| std::fs::read_to_string(note).unwrap_or_default().chars().take(64).collect())
     }
 
     /// Where QEMU finds them.
@@ -236,6 +237,9 @@ impl Disks {
     /// A VM runs here, or a session has come: who fills [`Unused`] volumes is to write no more.
     pub fn used(&self) {
         *self.users.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        if let Some(note) = self.made.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            let _ = std::fs::remove_file(note);
+        }
     }
 
     /// The volumes, as long as nobody uses them.
@@ -400,6 +404,14 @@ impl Disks {
     }
 }
 
+/// Writes a note that survives a loss of power.
+fn note(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    path.parent().map_or(Ok(()), |pool| File::open(pool)?.sync_all())
+}
+
 /// A Unix socket's path has at most 107 bytes: the directory of the VM's other sockets is short enough.
 fn socket(run_dir: &Path, n: usize) -> PathBuf {
     run_dir.join(format!("volume-{n}.sock"))
@@ -412,7 +424,7 @@ mod tests {
     fn one(dir: &Path) -> Disks {
         let pool = Pool::open(&dir.join("pool"), Tools::default()).unwrap();
         let spec = VolumeSpec::new("data".parse().unwrap(), 1 << 20);
-        Disks { all: vec![Disk::open(&pool, dir, 0, &spec).unwrap()], ..Disks::default() }
+        Disks { all: vec![Disk::open(&pool, dir, &dir.join("made"), 0, &spec).unwrap()], ..Disks::default() }
     }
 
     fn write(disks: &Disks, byte: u8) -> Result<(), VolumeError> {

@@ -17,6 +17,7 @@ use crate::error::KeeperError;
 
 /// How long a checkpoint waits for QEMU to take the agent's input: it does so at once, if the guest has room for it.
 const INPUT_LIMIT: Duration = Duration::from_micros(500);
+const INPUT_LOOK: Duration = Duration::from_micros(30);
 
 /// The numbers of the byte channels in the checkpoint stream.
 pub const CONSOLE: u8 = 0;
@@ -79,8 +80,12 @@ impl Outlets {
     pub fn hold_input(&self) {
         let deadline = Instant::now() + INPUT_LIMIT;
         // When the guest has no room for it, QEMU does not read it while the guest stands still either.
-        while !self.agent.hold_input() && Instant::now() < deadline {
-            std::thread::yield_now();
+        while !self.agent.hold_input() {
+            if Instant::now() > deadline {
+                return self.agent.input_is_stuck();
+            }
+            // Not a yield: QEMU has to run, and this thread has the better priority.
+            std::thread::sleep(INPUT_LOOK);
         }
     }
 

@@ -121,7 +121,7 @@ fn look(config: &KeeperConfig, disks: &Disks) -> Result<Option<Found>, String> {
     if let Some(volume) = disks.made() {
         return Err(format!(
             "the volume {} was not in the pool (is its file system mounted?): an empty one has been made in its place",
-            volume.name
+            volume
         ));
     }
     Ok(Some(found))

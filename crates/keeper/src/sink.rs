@@ -360,11 +360,6 @@ impl Sinks {
         self.all.iter().any(Sink::joined)
     }
 
-    /// Whether one gets checkpoints that follow, too.
-    pub fn any_to_stay(&self) -> bool {
-        self.all.iter().any(|s| s.joined() && s.once.is_none())
-    }
-
     /// Whether one waits for its first checkpoint.
     pub fn any_ready(&self) -> bool {
         self.all.iter().any(|s| matches!(s.stage, Stage::Ready { .. }))

@@ -289,10 +289,17 @@ fn a_host_without_its_volume_leaves_the_vm_to_the_other() {
     let mark = scenario.events.mark();
     std::fs::remove_dir_all(scenario.lab.pool_dir("a").join("volumes/data")).unwrap();
     assert!(std::process::Command::new("sync").status().unwrap().success());
-    power_failure(&scenario);
+    power_off(&scenario, &ALL);
+    power_on(&scenario, &["a", WITNESS]);
     let unusable = |k: &EventKind| matches!(k, EventKind::LogUnusable { reason } if reason.contains("not in the pool"));
     let event = scenario.expect(mark, "a", "refusal of its log", unusable);
     eprintln!("  {:?}", event.kind);
+    // The empty one that it has made is no better the next time.
+    let mark = scenario.events.mark();
+    scenario.lab.kill_keeper("a").unwrap();
+    scenario.lab.start_keeper("a").unwrap();
+    scenario.expect(mark, "a", "another refusal", unusable);
+    power_on(&scenario, &["b"]);
     scenario.expect(mark, "b", "recovery", recovered);
     scenario.expect_writes(WRITES);
     // It is copied to anew.

@@ -128,6 +128,8 @@ struct State {
     input: Vec<u8>,
     /// QEMU is given nothing.
     input_held: bool,
+    /// QEMU has been given something that it has perhaps not read.
+    input_sent: bool,
     counters: ChannelCounters,
 }
 
@@ -169,6 +171,7 @@ impl ByteChannel {
                 clients: Vec::with_capacity(config.kind.max_clients()),
                 input: Vec::with_capacity(INPUT),
                 input_held: false,
+                input_sent: false,
                 counters: ChannelCounters::default(),
             }),
             bell: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).map_err(|e| failed(e.into()))?,
@@ -235,7 +238,14 @@ impl ByteChannel {
         let mut state = self.shared.lock();
         state.input_held = true;
         // What cannot be asked is not waited for.
-        state.qemu.as_ref().is_none_or(|qemu| !crate::unread::is_any(qemu).unwrap_or(false))
+        let unread = |qemu: &Arc<OwnedFd>| crate::unread::is_any(qemu).unwrap_or(false);
+        state.input_sent = state.input_sent && state.qemu.as_ref().is_some_and(unread);
+        !state.input_sent
+    }
+
+    /// QEMU does not read what it was given: nobody in the guest has asked for it. That is not to be waited for again.
+    pub fn input_is_stuck(&self) {
+        self.shared.lock().input_sent = false;
     }
 
     /// From now on QEMU is given what has waited, and what comes.
@@ -388,7 +398,7 @@ impl State {
 
     fn detach(&mut self) {
         self.qemu = None;
-        self.input_held = false;
+        (self.input_held, self.input_sent) = (false, false);
         self.input.clear();
     }
 
@@ -466,6 +476,7 @@ impl State {
         let flags = rustix::net::SendFlags::NOSIGNAL | rustix::net::SendFlags::DONTWAIT;
         match rustix::net::send(qemu, &self.input, flags) {
             Ok(n) => {
+                self.input_sent = true;
                 self.input.drain(..n);
                 self.counters.bytes_in += n as u64;
             }
@@ -525,7 +536,7 @@ impl Shared {
             if state.gate.room() > 0 || state.gate.mode() == Mode::Mute {
                 qemu_events |= PollFlags::IN;
             }
-            if !state.input.is_empty() && state.gate.mode() != Mode::Mute {
+            if !state.input.is_empty() && !state.input_held && state.gate.mode() != Mode::Mute {
                 qemu_events |= PollFlags::OUT;
             }
             let hear = state.input.len() + CHUNK <= INPUT;

@@ -101,7 +101,11 @@ impl Pacer {
             Some(rest) => Due::In(rest),
         };
         match self.policy {
-            _ if seen.gate_half_full => Due::Now,
+            EpochPolicy::Adaptive { .. } if seen.gate_half_full => Due::Now,
+            // As often as a busy guest is checkpointed: what is held may wait for something that no checkpoint helps.
+            EpochPolicy::Fixed { ms } if seen.gate_half_full => {
+                after(self.busy_epoch(Duration::from_millis(ms.into())))
+            }
             EpochPolicy::Fixed { ms } => after(Duration::from_millis(ms.into())),
             EpochPolicy::Adaptive { max_ms } => {
                 let longest = Duration::from_millis(max_ms.into());

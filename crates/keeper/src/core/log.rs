@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
 use ninefold_model::event::EventKind;
@@ -50,8 +50,8 @@ pub(super) struct LogSide {
     recovery: Option<Recovery>,
     /// The record that the log being loaded speaks of.
     vouched: Option<Record>,
-    /// Of a VM that has ended: its files may have to go.
-    pub(super) parting: Option<LogHandle>,
+    /// Of a VM that has ended: its files may have to go. With whether there was a log.
+    parting: Option<(LogHandle, bool)>,
     /// Somebody waits for the VM to be booted, if there is no log.
     pub(super) start_wanted: bool,
     /// When a standby looks for a log: once at first, then when there is a cause.
@@ -78,6 +78,12 @@ impl LogSide {
             look: Some(Instant::now()),
             retry: None,
         }
+    }
+
+    /// The VM has ended here.
+    pub(super) fn part(&mut self) {
+        let was_on = self.state == LogState::On;
+        self.parting = self.handle.take().map(|handle| (handle, was_on));
     }
 
     fn next_id(&mut self) -> u64 {
@@ -265,12 +271,18 @@ impl Core {
 
     /// The VM has ended for good: so does its log.
     pub(super) fn remove_log(&mut self) {
-        if let Some(handle) = self.log.parting.take() {
+        if let Some((handle, was_on)) = self.log.parting.take() {
             let (done, removed) = sync_channel(1);
             handle.send(LogJob::Remove(done));
-            // Who is told that the VM has stopped may switch off this host.
-            if removed.recv_timeout(REMOVE_LIMIT).is_err() {
-                tracing::error!("the log of a VM that has stopped is not removed yet: it might go on from it");
+            // Who is told that the VM has stopped may switch off this host. There is nothing to wait for if it was no log yet.
+            match if was_on { removed.recv_timeout(REMOVE_LIMIT) } else { Ok(()) } {
+                Ok(()) => {}
+                Err(RecvTimeoutError::Timeout) => {
+                    tracing::error!("the log of a VM that has stopped is not removed yet: it might go on from it");
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    tracing::error!("the log of a VM that has stopped is not removed: it might go on from it");
+                }
             }
         }
         // Nothing is to be gone on from.

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use ninefold_lab::Lab;
 use ninefold_model::VolumeName;
@@ -10,7 +11,9 @@ use ninefold_model::event::{Event, EventKind};
 use ninefold_volume::pool::Kind;
 use ninefold_volume::{Format, Pool, Tools};
 
-use super::{Scenario, wait_until};
+use super::{Scenario, deadline};
+
+const BLOCK: usize = 4096;
 
 /// A host's pool.
 pub fn pool(lab: &Lab, host: &str) -> Pool {
@@ -75,12 +78,21 @@ impl Scenario {
     /// The same, with a content that `holds`. Both may be equal before they have the last epochs: these are gathered for a
     /// while.
     pub fn images_become_equal_with(&self, volume: &str, what: &str, holds: impl Fn(&[u8]) -> bool) -> Vec<u8> {
-        let mut image = Vec::new();
-        wait_until(&format!("equality of the images, with {what}"), || {
-            image = self.image("a", volume);
-            !image.is_empty() && image == self.image("b", volume) && holds(&image)
-        });
-        image
+        let deadline = deadline();
+        loop {
+            let (image, other) = (self.image("a", volume), self.image("b", volume));
+            let equal = !image.is_empty() && image == other;
+            if equal && holds(&image) {
+                return image;
+            }
+            if Instant::now() > deadline {
+                let differs =
+                    |n: &usize| image.get(n * BLOCK..(n + 1) * BLOCK) != other.get(n * BLOCK..(n + 1) * BLOCK);
+                let differ: Vec<usize> = (0..image.len().div_ceil(BLOCK)).filter(differs).collect();
+                panic!("{}: no images with {what}; equal: {equal}; blocks of 4 KiB that differ: {differ:?}", self.name);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// [`Self::images_become_equal_with`] while the VM runs: the ledger's writing ends for it, with all that it checks, and begins
