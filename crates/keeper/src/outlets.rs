@@ -144,6 +144,11 @@ impl Outlets {
         self.nics.iter().map(NetPort::urgent).chain(channels).flatten().min()
     }
 
+    /// Whether who sends to the guest may wait for it to acknowledge.
+    pub fn more_to_come(&self) -> bool {
+        self.nics.iter().any(NetPort::more_to_come)
+    }
+
     /// Whether a gate is half full.
     pub fn wants_checkpoint(&self) -> bool {
         self.nics.iter().any(NetPort::wants_checkpoint)

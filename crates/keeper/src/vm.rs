@@ -431,6 +431,7 @@ impl Vm {
             run: self.resumed.elapsed(),
             output_waits,
             urgent_for: self.outlets.urgent().map(|since| since.elapsed()),
+            more_to_come: self.outlets.more_to_come(),
             quiet: self.quiet,
             gate_half_full: self.outlets.wants_checkpoint() || self.disks.pressure(),
             in_flight,

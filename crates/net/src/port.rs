@@ -248,6 +248,12 @@ impl NetPort {
         self.shared.tally.urgent()
     }
 
+    /// Whether the last data that came for the guest over TCP was not the end of what its sender had to send.
+    #[must_use]
+    pub fn more_to_come(&self) -> bool {
+        self.shared.tally.more_to_come()
+    }
+
     /// Whether the gate is half full.
     #[must_use]
     pub fn wants_checkpoint(&self) -> bool {

@@ -1,4 +1,4 @@
-//! Which frames somebody waits for.
+//! Which frames somebody waits for, and whether somebody has more to send.
 //!
 //! A guest that is being sent data acknowledges it, piece by piece. Nobody's work depends on such an acknowledgement
 //! coming at once (RFC 9293, 3.8.6.3 lets a receiver delay it on purpose), while a checkpoint for each of them would
@@ -17,6 +17,7 @@ const IPV4: [u8; 2] = [0x08, 0x00];
 const IPV6: [u8; 2] = [0x86, 0xdd];
 const VLAN: [u8; 2] = [0x81, 0x00];
 const TCP: u8 = 6;
+const PUSH: u8 = 0b1000;
 /// FIN, SYN, RST, PSH, URG: any of them says more than "received".
 const MORE_THAN_ACK: u8 = 0b10_1111;
 
@@ -28,8 +29,28 @@ impl Urgency {
     }
 }
 
+/// Whether the sender of this Ethernet frame has more to send, if it carries data over TCP: it pushes with the last
+/// segment of what it was given (RFC 9293, 3.9.1.2).
+#[must_use]
+pub fn more_to_come(frame: &[u8]) -> Option<bool> {
+    let Tcp { flags, has_data } = tcp(frame)?;
+    has_data.then_some(flags & PUSH == 0)
+}
+
 /// Whether the frame is a TCP segment without data that does nothing but acknowledge.
 fn is_bare_ack(frame: &[u8]) -> Option<bool> {
+    let Tcp { flags, has_data } = tcp(frame)?;
+    Some(!has_data && flags & MORE_THAN_ACK == 0)
+}
+
+/// What is of interest of a TCP segment.
+struct Tcp {
+    flags: u8,
+    has_data: bool,
+}
+
+/// The TCP segment of an Ethernet frame, if it has a whole one.
+fn tcp(frame: &[u8]) -> Option<Tcp> {
     let (mut kind, mut packet) = (frame.get(12..14)?, frame.get(14..)?);
     if kind == VLAN {
         (kind, packet) = (packet.get(2..4)?, packet.get(4..)?);
@@ -40,20 +61,20 @@ fn is_bare_ack(frame: &[u8]) -> Option<bool> {
         let total = usize::from(u16::from_be_bytes(packet.get(2..4)?.try_into().ok()?));
         // A fragment may carry anything.
         if *packet.get(9)? != TCP || packet[6] & 0x3f != 0 || packet[7] != 0 {
-            return Some(false);
+            return None;
         }
         packet.get(header..total)?
     } else if kind == IPV6 {
         let length = usize::from(u16::from_be_bytes(packet.get(4..6)?.try_into().ok()?));
         if *packet.get(6)? != TCP {
-            return Some(false);
+            return None;
         }
         packet.get(40..40 + length)?
     } else {
-        return Some(false);
+        return None;
     };
-    let header = usize::from(segment.get(12)? >> 4) * 4;
-    Some(segment.len() == header && segment[13] & MORE_THAN_ACK == 0)
+    let (header, flags) = (usize::from(segment.get(12)? >> 4) * 4, *segment.get(13)?);
+    Some(Tcp { flags, has_data: segment.len() != header })
 }
 
 #[cfg(test)]
@@ -102,6 +123,16 @@ mod tests {
     }
 
     #[test]
+    fn who_pushes_has_sent_all() {
+        for vlan in [false, true] {
+            assert_eq!(more_to_come(&segment(0x10, 12, 1000, vlan)), Some(true));
+            assert_eq!(more_to_come(&segment(0x18, 12, 1000, vlan)), Some(false));
+            assert_eq!(more_to_come(&segment(0x10, 12, 0, vlan)), None, "an acknowledgement says nothing of it");
+        }
+        assert_eq!(more_to_come(&[0; 60]), None);
+    }
+
+    #[test]
     fn ipv6_too() {
         let mut frame = vec![0; 12];
         frame.extend(IPV6);
@@ -120,10 +151,10 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_have_an_urgency(bytes in prop::collection::vec(any::<u8>(), 0..120)) {
-            let _ = Urgency::of_frame(&bytes);
+            let _ = (Urgency::of_frame(&bytes), more_to_come(&bytes));
             let mut frame = segment(0x10, 0, 0, false);
             frame.iter_mut().skip(14).zip(&bytes).for_each(|(f, b)| *f ^= b);
-            let _ = Urgency::of_frame(&frame);
+            let _ = (Urgency::of_frame(&frame), more_to_come(&frame));
         }
     }
 }

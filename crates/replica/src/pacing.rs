@@ -6,7 +6,8 @@
 //! * **Output waits and the guest has gone quiet** (it waits for an answer to what it sent): a pause costs it nothing, so
 //!   the checkpoint is due at once.
 //! * **All that waits are acknowledgements** of what the guest was sent: nobody misses them yet. The rest of what it is
-//!   being sent is on its way, and a pause would only hold that up ([`PATIENCE`]).
+//!   being sent is on its way, and a pause would only hold that up ([`PATIENCE`]). A busy guest is left alone for longer,
+//!   for longest when it has been sent all of a message: who sent that waits for the answer, not for acknowledgements.
 //! * **Output waits and the guest is busy**: every pause takes from its work, so epochs are made long enough that the
 //!   pauses stay below a share of its time ([`PAUSE_SHARE`]).
 //! * **Nothing waits**: the longest epoch that the policy allows.
@@ -22,14 +23,18 @@ pub const SHORTEST: Duration = Duration::from_millis(3);
 /// How long acknowledgements alone may wait. Short beside a delayed acknowledgement (40 ms and more), long beside the
 /// arrival of a request in several segments.
 pub const PATIENCE: Duration = Duration::from_millis(8);
-/// The same when the guest is busy: what it computes meanwhile is worth more. Well below 200 ms, after which a sender
-/// would send again (RFC 6298 as Linux has it).
+/// The same when the guest is busy: what it computes meanwhile is worth more.
 pub const BUSY_PATIENCE: Duration = Duration::from_millis(50);
+/// The same when nobody has more to send. Well below 200 ms, after which a sender would send again (RFC 6298 as Linux
+/// has it).
+pub const LONGEST_PATIENCE: Duration = Duration::from_millis(100);
 /// A busy guest that has just said something may be about to say more and to go quiet. It is given so many times a
 /// pause for that: taking two checkpoints instead of one would cost it as much.
 const SETTLE: f64 = 3.0;
 /// How often a guest whose output waits is looked at.
 pub const LOOK_AGAIN: Duration = Duration::from_micros(150);
+/// The same when all that waits are acknowledgements.
+pub const LOOK_AT_PATIENT: Duration = Duration::from_millis(2);
 /// Checkpoints that may be unacknowledged at a time: one on its way while the next is taken.
 pub const MAX_IN_FLIGHT: u32 = 2;
 /// Weight of a new pause in the running mean.
@@ -44,6 +49,8 @@ pub struct Observation {
     pub output_waits: bool,
     /// For how long some of it has been waiting that is more than an acknowledgement.
     pub urgent_for: Option<Duration>,
+    /// What it was sent last was not the end of a message: who sends may wait for acknowledgements.
+    pub more_to_come: bool,
     /// It uses next to no CPU.
     pub quiet: bool,
     /// The gate fills up.
@@ -112,18 +119,24 @@ impl Pacer {
                 if !seen.output_waits {
                     return after(longest);
                 }
+                let soon = |due: Due, look: Duration| match due {
+                    Due::Now => Due::Now,
+                    Due::In(rest) => Due::In(rest.min(look)),
+                };
                 let Some(urgent_for) = seen.urgent_for else {
-                    return after(if seen.quiet { PATIENCE } else { BUSY_PATIENCE }.min(longest));
+                    let patience = match (seen.quiet, seen.more_to_come) {
+                        (true, _) => PATIENCE,
+                        (false, true) => BUSY_PATIENCE,
+                        (false, false) => LONGEST_PATIENCE,
+                    };
+                    return soon(after(patience.min(longest)), LOOK_AT_PATIENT);
                 };
                 // A second checkpoint while one is on its way would not be acknowledged sooner than after it.
                 if seen.quiet && seen.in_flight == 0 {
                     return Due::Now;
                 }
                 let settled = Duration::from_secs_f64(self.pause * SETTLE).saturating_sub(urgent_for);
-                match after(self.busy_epoch(longest).max(seen.run + settled)) {
-                    Due::Now => Due::Now,
-                    Due::In(rest) => Due::In(rest.min(LOOK_AGAIN)),
-                }
+                soon(after(self.busy_epoch(longest).max(seen.run + settled)), LOOK_AGAIN)
             }
         }
     }
@@ -169,6 +182,7 @@ mod tests {
         run: Duration::from_millis(1),
         output_waits: false,
         urgent_for: None,
+        more_to_come: true,
         quiet: true,
         gate_half_full: false,
         in_flight: 0,
@@ -195,12 +209,22 @@ mod tests {
     #[test]
     fn acknowledgements_alone_wait_a_little() {
         let acks = Observation { output_waits: true, ..IDLE };
-        assert_eq!(adaptive().due(&acks), Due::In(Duration::from_millis(7)));
+        assert_eq!(adaptive().due(&acks), Due::In(LOOK_AT_PATIENT), "it may be written to");
         assert_eq!(adaptive().due(&Observation { run: PATIENCE, ..acks }), Due::Now);
-        let busy = Observation { quiet: false, run: PATIENCE, ..acks };
-        assert_eq!(adaptive().due(&busy), Due::In(BUSY_PATIENCE - PATIENCE));
         let short = Pacer::new(EpochPolicy::Adaptive { max_ms: 2 });
         assert_eq!(short.due(&acks), Due::In(Duration::from_millis(1)));
+    }
+
+    #[test]
+    fn acknowledgements_of_a_busy_guest_wait_until_somebody_may_miss_them() {
+        let busy = Observation { output_waits: true, quiet: false, run: PATIENCE, ..IDLE };
+        assert_eq!(adaptive().due(&busy), Due::In(LOOK_AT_PATIENT), "it may go quiet");
+        assert_eq!(adaptive().due(&Observation { run: BUSY_PATIENCE, ..busy }), Due::Now);
+        let whole = Observation { more_to_come: false, ..busy };
+        assert_eq!(adaptive().due(&Observation { run: BUSY_PATIENCE, ..whole }), Due::In(LOOK_AT_PATIENT));
+        let long = Pacer::new(EpochPolicy::Adaptive { max_ms: 1000 });
+        assert_eq!(long.due(&Observation { run: LONGEST_PATIENCE, ..whole }), Due::Now);
+        assert_eq!(long.due(&Observation { run: PATIENCE, quiet: true, ..whole }), Due::Now);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use crate::gate::Gate;
+use crate::urgency;
 
 /// What a port has done since it was started. Frames and bytes without QEMU's length fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -51,6 +52,7 @@ pub(super) struct Tally {
     waiting: AtomicU64,
     /// The same for its `urgent`.
     urgent: AtomicU64,
+    more_to_come: AtomicBool,
     base: OnceLock<Instant>,
 }
 
@@ -88,6 +90,17 @@ impl Tally {
 
     pub(super) fn wants_checkpoint(&self) -> bool {
         self.wants_checkpoint.load(Relaxed)
+    }
+
+    /// A frame from the network for the guest.
+    pub(super) fn came(&self, frame: &[u8]) {
+        if let Some(more) = urgency::more_to_come(frame) {
+            self.more_to_come.store(more, Relaxed);
+        }
+    }
+
+    pub(super) fn more_to_come(&self) -> bool {
+        self.more_to_come.load(Relaxed)
     }
 
     pub(super) fn frame_out(&self, bytes: usize) {

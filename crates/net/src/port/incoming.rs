@@ -122,6 +122,7 @@ impl Incoming {
             match tap.read(to) {
                 Ok(_) if full => tally.dropped_in(1),
                 Ok(n) => {
+                    tally.came(&to[..n]);
                     self.buf[self.end..self.end + LENGTH].copy_from_slice(&(n as u32).to_be_bytes());
                     self.end += LENGTH + n;
                 }
