@@ -17,6 +17,7 @@ use crate::bell::Bell;
 use crate::disks::Disks;
 use crate::outlets::Outlets;
 use crate::overlay::{self, Part};
+use crate::priority::Processors;
 
 /// Memory that is touched beforehand, so that the first checkpoints do not pay for page faults: 32 MiB.
 const PREFAULT: usize = 32 << 20;
@@ -44,6 +45,8 @@ pub struct Capture {
     pub health: Vec<u8>,
     /// What the guest did to its volumes, one batch for each.
     pub volumes: Vec<Arc<Batch>>,
+    /// Where the guest was at work.
+    pub busy: Processors,
     /// What was measured.
     pub record: CheckpointRecord,
     /// When the guest ran again.
@@ -79,6 +82,7 @@ impl Capture {
             addresses: String::with_capacity(1024),
             health: Vec::new(),
             volumes: Vec::with_capacity(usize::from(MAX_VOLUMES)),
+            busy: Processors::NONE,
             record: CheckpointRecord::default(),
             resumed: Instant::now(),
         })

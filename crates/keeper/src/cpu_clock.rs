@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
+use crate::priority::Processors;
+
 /// The CPU-time clock of a QEMU process (clock_getcpuclockid(3)) and the states of its vCPUs' threads (proc(5),
 /// `/proc/pid/task/tid/stat`).
 #[derive(Debug)]
@@ -48,12 +50,41 @@ impl CpuClock {
             state(&stat[..read]) == Some(b'R')
         })
     }
+
+    /// The processors on which vCPUs run or wait to run.
+    pub fn processors(&self) -> Processors {
+        let mut all = Processors::NONE;
+        let mut stat = [0; STAT];
+        for file in &self.vcpus {
+            let read = file.read_at(&mut stat, 0).unwrap_or(0);
+            if state(&stat[..read]) == Some(b'R')
+                && let Some(number) = processor(&stat[..read])
+            {
+                all.insert(number);
+            }
+        }
+        all
+    }
 }
 
-/// The state: the letter after the name, which stands in parentheses and may contain any byte.
-fn state(stat: &[u8]) -> Option<u8> {
+/// Longer than a thread's `stat`: 52 numbers and its name.
+const STAT: usize = 1200;
+/// Fields between the state and the number of the processor.
+const BEFORE_PROCESSOR: usize = 36;
+
+/// What stands behind the name, which is in parentheses and may contain any byte: the state comes first.
+fn behind_name(stat: &[u8]) -> Option<&[u8]> {
     let end = stat.iter().rposition(|&b| b == b')')?;
-    stat.get(end + 2).copied()
+    stat.get(end + 2..)
+}
+
+fn state(stat: &[u8]) -> Option<u8> {
+    behind_name(stat)?.first().copied()
+}
+
+fn processor(stat: &[u8]) -> Option<usize> {
+    let number = behind_name(stat)?.split(|&b| b == b' ').nth(BEFORE_PROCESSOR)?;
+    std::str::from_utf8(number).ok()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -66,6 +97,17 @@ mod tests {
         assert_eq!(state(b"12 (a) S) S 1 12"), Some(b'S'));
         assert_eq!(state(b"12 (cut"), None);
         assert_eq!(state(b""), None);
+    }
+
+    #[test]
+    fn the_processor_of_a_thread() {
+        let numbers: Vec<String> = (4..=52).map(|field: u32| (field * 10).to_string()).collect();
+        let stat = format!("12 (CPU 0/TCG) R {}", numbers.join(" "));
+        // proc(5) numbers the fields from 1: (39) processor.
+        assert_eq!(processor(stat.as_bytes()), Some(390));
+        assert_eq!(processor(b"12 (CPU 0/TCG) R 1 12"), None);
+        let own = fs::read(format!("/proc/self/task/{}/stat", rustix::thread::gettid().as_raw_nonzero())).unwrap();
+        assert!(own.len() < STAT && processor(&own).is_some(), "{}", String::from_utf8_lossy(&own));
     }
 
     #[test]

@@ -404,6 +404,7 @@ impl LogThread {
     }
 
     fn commit(&mut self, running: &mut Running, taken: &Taken, join: Option<&Join>) -> Result<Committed, LogError> {
+        priority::step_aside(&taken.busy);
         self.wait_for_room(&running.log);
         let at = At { session: self.reign, epoch: taken.epoch, term: self.reign };
         let commit = running.log.begin(at)?;

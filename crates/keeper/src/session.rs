@@ -231,6 +231,7 @@ impl SenderThread {
                 Ok(Job::Checkpoint { taken, join }) => {
                     // Not before: the initial copy must not take the CPU from the guest.
                     priority::raise();
+                    priority::step_aside(&taken.busy);
                     let record = self.checkpoint(&taken, join.as_deref())?;
                     let (session, epoch, resumed) = (self.name, taken.epoch, taken.resumed);
                     let _ = self.core.send(Msg::Sent { session, epoch, resumed, record });

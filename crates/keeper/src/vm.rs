@@ -32,7 +32,7 @@ use crate::error::{KeeperError, report};
 use crate::health::watcher::{Order, Watcher};
 use crate::msg::Msg;
 use crate::outlets::Outlets;
-use crate::priority;
+use crate::priority::{self, Processors};
 use crate::resync::Rest;
 use crate::session::Job;
 use crate::sink::{self, Copied, Sinks};
@@ -483,6 +483,11 @@ impl Vm {
         let ran = self.resumed.elapsed();
         let joining = !last && sinks.gather();
         capture.early = self.early_copy.wanted();
+        capture.busy = self.cpu.as_ref().map_or(Processors::NONE, CpuClock::processors);
+        if capture.early || joining {
+            // The guest runs while its pages are copied.
+            priority::step_aside(&capture.busy);
+        }
         let Sinks { tracker, missing, .. } = sinks;
         let missing = joining.then_some(missing);
         capture
