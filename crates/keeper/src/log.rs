@@ -12,6 +12,7 @@
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -120,6 +121,7 @@ pub struct LogHandle {
     pub jobs: SyncSender<Job>,
     /// Numbers the threads, so that a late word of an earlier one is not taken for the present one's.
     pub id: u64,
+    at_disk: AtDisk,
     _thread: JoinHandle<()>,
 }
 
@@ -127,6 +129,25 @@ impl LogHandle {
     /// Asks the thread something. One that has ended does not hear it: it has said why.
     pub fn send(&self, job: LogJob) {
         let _ = self.jobs.try_send(Job::Log(job));
+    }
+
+    /// Whether the thread is at something that output may wait for: a number that is another for each such thing.
+    pub fn at_disk(&self) -> Option<u64> {
+        let number = self.at_disk.0.load(Ordering::Relaxed);
+        (number % 2 == 1).then_some(number)
+    }
+}
+
+/// Whether the thread waits for its disk, which may never answer: goes up when it begins to and when it ends, and is odd in
+/// between.
+#[derive(Debug, Clone, Default)]
+struct AtDisk(Arc<AtomicU64>);
+
+impl AtDisk {
+    fn set(&self, at_disk: bool) {
+        if at_disk != (self.0.load(Ordering::Relaxed) % 2 == 1) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -162,12 +183,15 @@ pub fn open(place: &Path) -> std::io::Result<Arc<dyn Storage>> {
 /// Starts the thread for a reign or session.
 pub fn start(id: u64, reign: Term, beginning: Beginning, settings: Settings) -> Result<LogHandle, KeeperError> {
     let (jobs, work) = sync_channel(JOBS);
+    let at_disk = AtDisk::default();
+    let its = at_disk.clone();
     let run = move || {
         let core = settings.core.clone();
         let mut thread = LogThread {
             id,
             reign,
             settings,
+            at_disk: its,
             health: Vec::new(),
             numbers: VecDeque::new(),
             runs: Vec::new(),
@@ -183,7 +207,7 @@ pub fn start(id: u64, reign: Term, beginning: Beginning, settings: Settings) -> 
         }
     };
     let thread = thread::Builder::new().name("log".into()).spawn(run).map_err(KeeperError::Thread)?;
-    Ok(LogHandle { jobs, id, _thread: thread })
+    Ok(LogHandle { jobs, id, at_disk, _thread: thread })
 }
 
 struct LogThread {
@@ -196,6 +220,7 @@ struct LogThread {
     numbers: VecDeque<(u64, Vec<u64>)>,
     runs: Vec<PageRun>,
     operations: Vec<u8>,
+    at_disk: AtDisk,
     /// There may be a log that nobody has disowned.
     unsure: bool,
 }
@@ -238,6 +263,7 @@ impl LogThread {
             }
         };
         while let Ok(job) = work.recv() {
+            self.at_disk.set(matches!(job, Job::Checkpoint { .. } | Job::Log(LogJob::Stand { .. })));
             state = match job {
                 Job::Log(LogJob::Remove(done)) => {
                     let storage = storage_of(&state);
@@ -255,6 +281,7 @@ impl LogThread {
                     }
                 },
             };
+            self.at_disk.set(false);
         }
         Ok(())
     }
@@ -379,7 +406,13 @@ impl LogThread {
             new.pages(&self.runs, &piece.bytes)?;
         }
         // Little is then left for the end, while output waits.
+        self.sync_images()?;
         new.sync()
+    }
+
+    fn sync_images(&self) -> Result<(), LogError> {
+        let failed = |why| LogError::Target { what: "the volumes cannot be synced".into(), source: io(why) };
+        self.settings.disks.sync_images().map_err(failed)
     }
 
     /// The first commit, which makes the log one.
@@ -390,8 +423,7 @@ impl LogThread {
     ) -> Result<(Running, Committed), LogError> {
         let committed = write(self, &mut new)?;
         // What the guest wrote before is in the images and nowhere else.
-        let failed = |why| LogError::Target { what: "the volumes cannot be synced".into(), source: io(why) };
-        self.settings.disks.sync_images().map_err(failed)?;
+        self.sync_images()?;
         let storage = new.storage();
         let at = Some((committed.at.session, committed.at.epoch));
         let failed = |why| LogError::Target { what: "the log's folder".into(), source: io(why) };
@@ -492,11 +524,13 @@ impl LogThread {
 
     /// Waits until the log is shorter. When it does not become so, the next commit says it.
     fn wait_for_room(&mut self, log: &Log) {
+        self.at_disk.set(false);
         let deadline = Instant::now() + FOLD_LIMIT;
         while !log.shared().wait_shorter(Options::default().limit, FOLD_LOOK) && Instant::now() < deadline {
             // The images may have got meanwhile what the folder waits for.
             self.images(log);
         }
+        self.at_disk.set(true);
     }
 
     /// Lets go of segments whose operations the images have.

@@ -347,6 +347,10 @@ impl Sinks {
 
     /// Forgets a sink.
     pub fn remove(&mut self, name: Term) {
+        if name == LOG && self.all.iter().any(|s| s.name == LOG) {
+            // Its disk may hang: what it was given may come back late, or never.
+            self.made = u32::try_from(self.spare.len()).unwrap_or(u32::MAX);
+        }
         self.all.retain(|s| s.name != name);
     }
 
@@ -419,8 +423,11 @@ impl Sinks {
     /// No memory for one.
     pub fn spare(&mut self, memory: &Memory) -> Result<Option<Box<Capture>>, MachineError> {
         while let Ok(mut capture) = self.back.try_recv() {
-            capture.clear();
-            self.spare.push(capture);
+            // One that had been given up is one too many.
+            if self.spare.len() < MAX_IN_FLIGHT as usize {
+                capture.clear();
+                self.spare.push(capture);
+            }
         }
         if self.spare.is_empty() && self.made < MAX_IN_FLIGHT {
             self.made += 1;

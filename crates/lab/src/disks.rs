@@ -11,6 +11,9 @@
 //! The images are not in `/run`, which is in memory on most machines. The disk's own cache is not emulated: what the loop
 //! device has been given counts as on the disk.
 //!
+//! A disk can also hang: its file system is frozen as for a snapshot of the device beneath, and whoever writes to it or syncs
+//! it waits, without an error and deaf to signals, until it is thawed.
+//!
 //! Source: `EXT4_IOC_SHUTDOWN` and `EXT4_GOING_FLAGS_NOLOGFLUSH` in the kernel's `fs/ext4/ext4.h`.
 
 use std::fs::{self, File};
@@ -101,12 +104,40 @@ impl Lab {
         run("umount", &[], &dir)
     }
 
+    /// A host's disk takes nothing any more and says nothing, until [`Lab::thaw_disk`].
+    pub fn freeze_disk(&self, host: &str) -> Result<(), LabError> {
+        self.own_disk(host)?;
+        run("fsfreeze", &["--freeze"], &self.disk_dir(host))
+    }
+
+    /// A host's disk answers again.
+    pub fn thaw_disk(&self, host: &str) -> Result<(), LabError> {
+        self.own_disk(host)?;
+        run("fsfreeze", &["--unfreeze"], &self.disk_dir(host))
+    }
+
+    fn own_disk(&self, host: &str) -> Result<(), LabError> {
+        self.check(host)?;
+        match self.record().disks && host != CLIENT && self.is_mounted(host) {
+            true => Ok(()),
+            false => Err(LabError::Host { host: host.to_owned(), what: "has no disk of its own".to_owned() }),
+        }
+    }
+
     /// Whether a host's disk is there.
     pub(crate) fn is_mounted(&self, host: &str) -> bool {
         let device = |path: &Path| rustix::fs::stat(path).map(|s| s.st_dev);
         // A mount point is on another device than what it is in.
         device(&self.disk_dir(host)).ok() != device(&self.run_dir(host)).ok()
     }
+}
+
+/// The first lines of the teardown script: processes that wait for a disk that hangs cannot be killed.
+pub(crate) fn thaw_all(lab_dir: &Path, hosts: impl Iterator<Item = String>) -> String {
+    hosts
+        .chain([WITNESS.to_owned()])
+        .map(|host| format!("fsfreeze --unfreeze '{}'\n", lab_dir.join(host).join("disk").display()))
+        .collect()
 }
 
 /// Lines of the teardown script: unmounts the disks and removes their images.

@@ -34,6 +34,10 @@ impl Lab {
     fn cut_power(&self, hosts: &[&str]) -> Result<(), LabError> {
         // All of them are cut off before the first process dies: none sees another die.
         hosts.iter().try_for_each(|host| self.set_links(host, false))?;
+        // Who waits for a disk that hangs cannot be killed. It is no error that none does.
+        for host in hosts {
+            let _ = self.thaw_disk(host);
+        }
         hosts.iter().try_for_each(|host| self.processes(host)?.kill())?;
         self.reap();
         if self.record().disks {

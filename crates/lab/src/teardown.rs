@@ -29,6 +29,8 @@ pub(crate) fn script(topology: &Topology, cgroup: Option<&Path>, state_dir: &Pat
     // Every name in it is a DNS label or comes from /proc/mounts, so single quotes are enough.
     let mut s =
         String::from("# Removes a Ninefold lab; see teardown.rs.\ntrap '' HUP INT QUIT TERM PIPE\nexec 2>/dev/null\n");
+    let hosts = || topology.hosts.iter().map(ToString::to_string);
+    s += &disks::thaw_all(state_dir, hosts());
     match cgroup {
         Some(dir) => {
             let _ = write!(
@@ -55,8 +57,7 @@ pub(crate) fn script(topology: &Topology, cgroup: Option<&Path>, state_dir: &Pat
         let _ = writeln!(s, "netns delete {ns}");
     }
     s += "END\n";
-    let hosts = topology.hosts.iter().map(ToString::to_string);
-    s += &disks::teardown(&topology.lab, state_dir, hosts);
+    s += &disks::teardown(&topology.lab, state_dir, hosts());
     let _ = write!(s, "rm -rf '{0}'\nrmdir \"$(dirname '{0}')\"\nexit 0\n", state_dir.display());
     s
 }

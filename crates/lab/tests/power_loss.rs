@@ -193,6 +193,51 @@ fn a_full_disk_is_said_and_does_not_stop_the_vm() {
     }
 }
 
+/// A disk that hangs, without an error: after a while the VM goes on without its log, which is not believed then, and when the disk
+/// answers again the VM becomes non-volatile again.
+#[test]
+fn a_disk_that_hangs_does_not_stop_the_vm_for_ever() {
+    for protection in [Protection::None, Protection::FaultTolerant] {
+        let scenario = Scenario::with("hung", non_volatile(protection));
+        expect(&scenario, 0, "non-volatile", is_non_volatile);
+        if protection == Protection::FaultTolerant {
+            expect(&scenario, 0, "protection", protected);
+        }
+        scenario.expect_writes(WRITES);
+        let mark = scenario.events.mark();
+        scenario.lab.freeze_disk("a").unwrap();
+        let lost = scenario.expect(mark, "a", "loss of the log", |e| matches!(e, EventKind::LogLost { .. }));
+        eprintln!("  {:?}", lost.kind);
+        scenario.expect_writes(WRITES);
+        scenario.lab.thaw_disk("a").unwrap();
+        scenario.expect(mark, "a", "non-volatile", is_non_volatile);
+        scenario.expect_writes(WRITES);
+        let mark = scenario.events.mark();
+        power_failure(&scenario);
+        expect(&scenario, mark, "recovery", recovered);
+        scenario.expect_writes(WRITES);
+        scenario.finish();
+    }
+}
+
+/// The same, but the power goes before another log has begun.
+#[test]
+fn a_log_whose_disk_hung_is_not_believed() {
+    let scenario = Scenario::with("hungpower", non_volatile(Protection::None));
+    scenario.expect(0, "a", "non-volatile", is_non_volatile);
+    scenario.expect_writes(WRITES);
+    let mark = scenario.events.mark();
+    scenario.lab.freeze_disk("a").unwrap();
+    scenario.expect(mark, "a", "loss of the log", |e| matches!(e, EventKind::LogLost { .. }));
+    scenario.expect_writes(WRITES);
+    // The disk answers at the moment at which the power goes: what it was given last may reach it.
+    power_failure(&scenario);
+    assert!(!scenario.events.all()[mark..].iter().any(|e| is_non_volatile(&e.kind)), "it has begun another");
+    let event = scenario.expect(mark, "a", "refusal", |e| matches!(e, EventKind::LogUnusable { .. }));
+    eprintln!("  {:?}", event.kind);
+    assert!(!scenario.events.all().iter().any(|e| recovered(&e.kind)));
+}
+
 /// What was let go after the log was lost is in no log: nobody goes on from it by himself.
 #[test]
 fn a_log_that_is_behind_is_not_believed() {

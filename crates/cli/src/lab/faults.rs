@@ -53,20 +53,28 @@ fn fault_points(text: &str) -> Result<String, InvalidFault> {
     text.parse::<Faults>().map(|_| text.to_owned())
 }
 
-/// Stop all of a host's processes where they are
+/// Stop all of a host's processes where they are, or its disk
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  ninefold lab freeze a && ninefold vm events && ninefold lab thaw a")]
+#[command(after_help = "Examples:\n  \
+    ninefold lab freeze a && ninefold vm events && ninefold lab thaw a\n  \
+    ninefold lab freeze a --disk && sleep 15 && ninefold vm status && ninefold lab thaw a --disk")]
 pub struct FreezeArgs {
     host: String,
+    /// Its disk alone: who writes to it waits. In a lab whose hosts have disks (`lab up --non-volatile`)
+    #[arg(long)]
+    disk: bool,
     #[command(flatten)]
     which: Which,
 }
 
-/// Let a frozen host go on
+/// Let a frozen host go on, or its disk
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  ninefold lab thaw a")]
+#[command(after_help = "Examples:\n  ninefold lab thaw a\n  ninefold lab thaw a --disk")]
 pub struct ThawArgs {
     host: String,
+    /// Its disk alone
+    #[arg(long)]
+    disk: bool,
     #[command(flatten)]
     which: Which,
 }
@@ -201,14 +209,26 @@ pub fn restart(args: &RestartArgs, output: &Output) -> Result<(), CliError> {
 
 pub fn freeze(args: &FreezeArgs, output: &Output) -> Result<(), CliError> {
     let lab = args.which.attach()?;
-    lab.freeze(&args.host)?;
-    done(output, &lab, Some(&args.host), "freeze", format!("host {} is frozen", args.host))
+    let (verb, text) = if args.disk {
+        lab.freeze_disk(&args.host)?;
+        ("freeze_disk", format!("host {}: its disk hangs", args.host))
+    } else {
+        lab.freeze(&args.host)?;
+        ("freeze", format!("host {} is frozen", args.host))
+    };
+    done(output, &lab, Some(&args.host), verb, text)
 }
 
 pub fn thaw(args: &ThawArgs, output: &Output) -> Result<(), CliError> {
     let lab = args.which.attach()?;
-    lab.thaw(&args.host)?;
-    done(output, &lab, Some(&args.host), "thaw", format!("host {} goes on", args.host))
+    let (verb, text) = if args.disk {
+        lab.thaw_disk(&args.host)?;
+        ("thaw_disk", format!("host {}: its disk answers again", args.host))
+    } else {
+        lab.thaw(&args.host)?;
+        ("thaw", format!("host {} goes on", args.host))
+    };
+    done(output, &lab, Some(&args.host), verb, text)
 }
 
 pub fn cut(args: &CutArgs, output: &Output) -> Result<(), CliError> {

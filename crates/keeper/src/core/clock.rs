@@ -62,6 +62,7 @@ impl Core {
     pub(super) fn stood_still(&mut self, time: Duration) {
         let reason = format!("this host stood still for {} ms", time.as_millis());
         tracing::warn!(%reason);
+        self.log.stood_still();
         for session in self.replicas.iter().map(Replica::name).collect::<Vec<_>>() {
             self.lose_session(session, reason.clone());
         }

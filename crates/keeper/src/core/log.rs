@@ -31,6 +31,9 @@ const RETRY_FIRST: Duration = Duration::from_secs(1);
 /// The longest pause between two attempts.
 const RETRY_LAST: Duration = Duration::from_secs(60);
 
+/// How long output may wait for a disk that does not answer. As long as for one that is too slow.
+const DISK_LIMIT: Duration = Duration::from_secs(10);
+
 /// How long a VM that has ended waits for its log to be removed.
 const REMOVE_LIMIT: Duration = Duration::from_secs(2);
 
@@ -41,6 +44,8 @@ pub(super) struct LogSide {
     last_id: u64,
     pub(super) state: LogState,
     standing: Option<Standing>,
+    /// What the thread is at, and since when that is known.
+    at_disk: Option<(u64, Instant)>,
     /// The newest epoch that is durable.
     pub(super) durable: Epoch,
     last: LogStatus,
@@ -67,6 +72,7 @@ impl LogSide {
             last_id: 0,
             state: LogState::Off,
             standing: None,
+            at_disk: None,
             durable: Epoch(0),
             last: LogStatus { state: LogState::Off, epoch: Epoch(0), commit_bytes: 0, bytes: 0, commit_us: 0 },
             unasked: VecDeque::new(),
@@ -94,6 +100,26 @@ impl LogSide {
     fn again_later(&mut self) {
         let pause = self.retry.map_or(RETRY_FIRST, |(_, pause)| pause);
         self.retry = Some((Instant::now() + pause, (pause * 2).min(RETRY_LAST)));
+    }
+
+    /// This host has stood still: how long its disk did is not known.
+    pub(super) fn stood_still(&mut self) {
+        self.at_disk = None;
+    }
+
+    /// Whether the disk has not answered for too long.
+    fn hangs(&mut self) -> bool {
+        let Some(now) = self.handle.as_ref().and_then(LogHandle::at_disk) else {
+            self.at_disk = None;
+            return false;
+        };
+        match self.at_disk {
+            Some((what, since)) if what == now => since.elapsed() > DISK_LIMIT,
+            _ => {
+                self.at_disk = Some((now, Instant::now()));
+                false
+            }
+        }
     }
 
     fn is_mine(&self, id: u64) -> bool {
@@ -197,6 +223,11 @@ impl Core {
         }
         let Some(status) = self.log_status() else { return };
         self.parts.board.log(&status);
+        // A backup that has not acknowledged is left by its primary; one that takes over has nothing else to go on with.
+        if self.protocol.role() == Role::Primary && self.log.hangs() {
+            let id = self.log.handle.as_ref().map_or(0, |h| h.id);
+            self.log_failed(id, &format!("its disk has not answered for {} s", DISK_LIMIT.as_secs()));
+        }
         match self.protocol.role() {
             Role::Primary
                 if self.vm.is_some() && self.log.handle.is_none() && self.log.retry.is_none_or(|(at, _)| now >= at) =>
@@ -502,13 +533,15 @@ impl Core {
         }
         self.log.recovery = None;
         let who = &record.primary;
-        let why = if standing.behind {
+        // It says so itself; or it could not, and was disowned at the witness.
+        let is_behind = standing.behind || *who == self.parts.config.host;
+        let why = if is_behind {
             format!("what the VM said after epoch {epoch} is not in the log")
         } else {
             format!("{who} has had the VM since (term {})", record.term)
         };
         tracing::info!(%why, "the log is left alone");
-        if standing.behind {
+        if is_behind {
             self.event(EventKind::LogUnusable { reason: why });
         }
     }
