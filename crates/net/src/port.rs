@@ -189,7 +189,13 @@ impl NetPort {
         }
         outgoing.gate.close_epoch(epoch);
         self.shared.tally.gate(&outgoing.gate);
-        outgoing.gate.len()
+        let (held, open) = (outgoing.gate.len(), outgoing.gate.mode() == Mode::Open);
+        drop(outgoing);
+        if open && held > 0 {
+            // Nobody else comes to let out what was found here.
+            self.shared.ring();
+        }
+        held
     }
 
     /// The backup holds every epoch up to `epoch`: writes their frames to the TAP, in the calling thread.
@@ -321,6 +327,10 @@ impl Shared {
         let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
     }
 
+    fn is_open(&self) -> bool {
+        lock(&self.outgoing).gate.mode() == Mode::Open
+    }
+
     /// Writes all that may leave.
     fn flush(&self, still_ours: &dyn Fn() -> bool) -> Released {
         let mut egress = lock(&self.egress);
@@ -391,6 +401,9 @@ impl Shared {
             let [bell, tap, qemu_now] = fds.map(|fd| fd.revents());
             if !bell.is_empty() {
                 let _ = rustix::io::read(&self.bell, &mut [0u8; 8]);
+                if self.is_open() {
+                    self.flush(&|| true);
+                }
                 // What was waited for may be out of date.
                 continue;
             }
@@ -414,9 +427,8 @@ impl Shared {
             return;
         }
         let read = outgoing.read(Instant::now(), &self.tally);
-        let open = outgoing.gate.mode() == Mode::Open;
         drop(outgoing);
-        if open {
+        if self.is_open() {
             self.flush(&|| true);
         }
         if read.wake {

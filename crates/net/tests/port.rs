@@ -57,6 +57,20 @@ fn an_open_port_passes_frames_both_ways() {
     assert_eq!((counters.frames_out, counters.bytes_in, counters.held), (10, 200_000, 0));
 }
 
+/// A checkpoint of a VM whose output waits for nobody: what its drain finds leaves by itself.
+#[test]
+fn what_a_drain_finds_in_an_open_port_leaves() {
+    let mut bed = bed(Limits::default());
+    bed.port.open();
+    let mut found = 0;
+    for n in 0..300 {
+        bed.qemu.say(&frame(n, 100));
+        found += bed.port.drain_and_close(Epoch(u64::from(n) + 1));
+        assert_eq!(observe_numbers(&bed.observer, 1), [n]);
+    }
+    assert!(found > 0, "the port's thread was first each time");
+}
+
 #[test]
 fn held_frames_leave_with_their_epoch_in_order() {
     let mut bed = bed(Limits::default());
