@@ -223,7 +223,13 @@ impl ByteChannel {
             reads += 1;
         }
         state.gate.close_epoch(epoch);
-        state.gate.bytes()
+        let (held, open) = (state.gate.bytes(), state.gate.mode() == Mode::Open);
+        drop(state);
+        if open && held > 0 {
+            // Nobody else comes to let out what was found here.
+            self.shared.ring();
+        }
+        held
     }
 
     /// Appends to `to` what the guest said in `epoch`, which was closed and not yet released: it travels with the

@@ -83,6 +83,21 @@ fn a_console_speaks_to_all_clients_and_hears_them() {
     until("leaving", || bed.channel.counters().clients == 2);
 }
 
+/// A checkpoint of a VM whose output waits for nobody: what its drain finds leaves by itself.
+#[test]
+fn what_a_drain_finds_in_an_open_channel_leaves() {
+    let mut bed = bed(ChannelKind::Console, None);
+    bed.channel.open();
+    let mut client = bed.client();
+    let mut found = 0;
+    for n in 0..300 {
+        bed.qemu.write_all(b"word").unwrap();
+        found += bed.channel.drain_and_close(Epoch(n + 1));
+        assert_eq!(hear(&mut client, 4), "word");
+    }
+    assert!(found > 0, "the channel's thread was first each time");
+}
+
 #[test]
 fn output_waits_for_its_epoch() {
     let mut bed = bed(ChannelKind::Console, None);
