@@ -259,6 +259,7 @@ impl Core {
         for action in actions {
             self.act(action);
         }
+        self.check_disowned();
         self.relaunch();
         if std::mem::take(&mut self.stop_due) {
             self.input(Input::Stop { reason: SHUT_DOWN.into() });
@@ -309,7 +310,7 @@ impl Core {
                 }
                 // Unless a log of its former life has still to be disowned.
                 if !self.holding {
-                    self.parts.disks.go_through();
+                    self.let_volumes();
                     self.parts.outlets.pass();
                 }
                 let _ = up.send(());
@@ -444,6 +445,7 @@ impl Core {
                 let status = LogStatus { state: LogState::On, epoch, commit_bytes, bytes, commit_us };
                 self.log_holds(id, epoch, first, status);
             }
+            Msg::LogBegun { id } => self.log_begun(id),
             Msg::Stood { id, ticket } => self.stood(id, ticket),
             Msg::LogFailed { id, reason } => self.log_failed(id, &reason),
             Msg::Recovery { id, news } => self.recovery_news(id, news),
@@ -520,11 +522,7 @@ impl Core {
             }
             Action::OpenGate => {
                 self.holding = false;
-                if self.log_is_on() {
-                    self.commit_disks();
-                } else {
-                    self.parts.disks.go_through();
-                }
+                self.let_volumes();
                 self.parts.outlets.pass();
                 // Or on those of this host alone: the witness has said that it may end without the others.
                 self.stop_due |= self.off;

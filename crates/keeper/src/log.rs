@@ -40,6 +40,10 @@ const JOBS: usize = 64;
 const FOLD_LIMIT: Duration = Duration::from_secs(10);
 /// How often it is looked whether the images have what the folder waits for.
 const FOLD_LOOK: Duration = Duration::from_millis(20);
+/// What is copied is made durable piece by piece: after so many bytes.
+const SYNC_AFTER: usize = 64 << 20;
+/// Pages of a checkpoint between two signs of progress.
+const PAGES_AT_A_TIME: usize = 2048;
 /// A folder that failed tries again.
 const FOLD_RETRY: Duration = Duration::from_secs(1);
 /// Channels of a checkpoint but for the guest's health.
@@ -121,7 +125,7 @@ pub struct LogHandle {
     pub jobs: SyncSender<Job>,
     /// Numbers the threads, so that a late word of an earlier one is not taken for the present one's.
     pub id: u64,
-    at_disk: AtDisk,
+    progress: Progress,
     _thread: JoinHandle<()>,
 }
 
@@ -131,23 +135,27 @@ impl LogHandle {
         let _ = self.jobs.try_send(Job::Log(job));
     }
 
-    /// Whether the thread is at something that output may wait for: a number that is another for each such thing.
-    pub fn at_disk(&self) -> Option<u64> {
-        let number = self.at_disk.0.load(Ordering::Relaxed);
+    /// Whether the thread is at work, and then a number that is another whenever it has got on.
+    pub fn at_work(&self) -> Option<u64> {
+        let number = self.progress.0.load(Ordering::Relaxed);
         (number % 2 == 1).then_some(number)
     }
 }
 
-/// Whether the thread waits for its disk, which may never answer: goes up when it begins to and when it ends, and is odd in
-/// between.
+/// Whether the thread is at work, which its disk may never let it end: an odd number while it is, another whenever it has got
+/// on.
 #[derive(Debug, Clone, Default)]
-struct AtDisk(Arc<AtomicU64>);
+struct Progress(Arc<AtomicU64>);
 
-impl AtDisk {
-    fn set(&self, at_disk: bool) {
-        if at_disk != (self.0.load(Ordering::Relaxed) % 2 == 1) {
+impl Progress {
+    fn at_work(&self, at_work: bool) {
+        if at_work != (self.0.load(Ordering::Relaxed) % 2 == 1) {
             self.0.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    fn made(&self) {
+        self.0.fetch_add(2, Ordering::Relaxed);
     }
 }
 
@@ -183,15 +191,15 @@ pub fn open(place: &Path) -> std::io::Result<Arc<dyn Storage>> {
 /// Starts the thread for a reign or session.
 pub fn start(id: u64, reign: Term, beginning: Beginning, settings: Settings) -> Result<LogHandle, KeeperError> {
     let (jobs, work) = sync_channel(JOBS);
-    let at_disk = AtDisk::default();
-    let its = at_disk.clone();
+    let progress = Progress::default();
+    let its = progress.clone();
     let run = move || {
         let core = settings.core.clone();
         let mut thread = LogThread {
             id,
             reign,
             settings,
-            at_disk: its,
+            progress: its,
             health: Vec::new(),
             numbers: VecDeque::new(),
             runs: Vec::new(),
@@ -207,7 +215,7 @@ pub fn start(id: u64, reign: Term, beginning: Beginning, settings: Settings) -> 
         }
     };
     let thread = thread::Builder::new().name("log".into()).spawn(run).map_err(KeeperError::Thread)?;
-    Ok(LogHandle { jobs, id, at_disk, _thread: thread })
+    Ok(LogHandle { jobs, id, progress, _thread: thread })
 }
 
 struct LogThread {
@@ -220,7 +228,7 @@ struct LogThread {
     numbers: VecDeque<(u64, Vec<u64>)>,
     runs: Vec<PageRun>,
     operations: Vec<u8>,
-    at_disk: AtDisk,
+    progress: Progress,
     /// There may be a log that nobody has disowned.
     unsure: bool,
 }
@@ -255,6 +263,7 @@ impl LogThread {
                 self.health = serde_json::to_vec(&hello.health).map_err(|e| e.to_string())?;
                 let storage = open(&self.settings.place).map_err(|e| format!("the log's directory: {e}"))?;
                 let new = New::create(storage, *hello, &standing, Options::default()).map_err(|e| report(&e))?;
+                let _ = self.settings.core.send(Msg::LogBegun { id: self.id });
                 State::New(Box::new(new))
             }
             Beginning::Continued { log, health } => {
@@ -263,7 +272,7 @@ impl LogThread {
             }
         };
         while let Ok(job) = work.recv() {
-            self.at_disk.set(matches!(job, Job::Checkpoint { .. } | Job::Log(LogJob::Stand { .. })));
+            self.progress.at_work(true);
             state = match job {
                 Job::Log(LogJob::Remove(done)) => {
                     let storage = storage_of(&state);
@@ -281,7 +290,7 @@ impl LogThread {
                     }
                 },
             };
-            self.at_disk.set(false);
+            self.progress.at_work(false);
         }
         Ok(())
     }
@@ -400,19 +409,31 @@ impl LogThread {
     }
 
     fn round(&mut self, new: &mut New, pieces: &Receiver<Piece>) -> Result<(), LogError> {
+        // Little is then left for the end, while output waits: the guest may stand before its first checkpoint as soon as all
+        // pieces of a round are on their way.
+        self.sync_images()?;
+        let mut unsynced = 0;
         while let Ok(piece) = pieces.recv() {
             self.settings.bell.ring();
             translate(&piece.runs, &mut self.runs);
             new.pages(&self.runs, &piece.bytes)?;
+            unsynced += piece.bytes.len();
+            if unsynced >= SYNC_AFTER {
+                new.sync()?;
+                unsynced = 0;
+            }
+            self.progress.made();
         }
-        // Little is then left for the end, while output waits.
-        self.sync_images()?;
-        new.sync()
+        new.sync()?;
+        self.progress.made();
+        self.sync_images()
     }
 
     fn sync_images(&self) -> Result<(), LogError> {
         let failed = |why| LogError::Target { what: "the volumes cannot be synced".into(), source: io(why) };
-        self.settings.disks.sync_images().map_err(failed)
+        self.settings.disks.sync_images().map_err(failed)?;
+        self.progress.made();
+        Ok(())
     }
 
     /// The first commit, which makes the log one.
@@ -422,6 +443,7 @@ impl LogThread {
         write: impl FnOnce(&mut Self, &mut New) -> Result<Committed, LogError>,
     ) -> Result<(Running, Committed), LogError> {
         let committed = write(self, &mut new)?;
+        self.progress.made();
         // What the guest wrote before is in the images and nowhere else.
         self.sync_images()?;
         let storage = new.storage();
@@ -451,8 +473,14 @@ impl LogThread {
         taken: &Taken,
         join: Option<&Join>,
     ) -> Result<Committed, LogError> {
-        translate(taken.runs(), &mut self.runs);
-        commit.pages(&self.runs, taken.content())?;
+        let mut content = taken.content();
+        for runs in taken.runs().chunks(PAGES_AT_A_TIME) {
+            translate(runs, &mut self.runs);
+            let (these, rest) = content.split_at(runs.iter().map(ninefold_machine::PageRun::bytes).sum());
+            commit.pages(&self.runs, these)?;
+            content = rest;
+            self.progress.made();
+        }
         commit.device_state(&taken.devices)?;
         commit.channel_output(CONSOLE, join.map_or(&taken.console, |j| &j.console))?;
         commit.channel_output(AGENT, &taken.agent)?;
@@ -468,6 +496,7 @@ impl LogThread {
             for batch in batches {
                 batch.each_piece(&mut self.operations, |piece| {
                     offset = commit.volume_writes(volume as u16, offset, piece)?;
+                    self.progress.made();
                     Ok::<_, LogError>(())
                 })?;
             }
@@ -524,13 +553,13 @@ impl LogThread {
 
     /// Waits until the log is shorter. When it does not become so, the next commit says it.
     fn wait_for_room(&mut self, log: &Log) {
-        self.at_disk.set(false);
+        self.progress.at_work(false);
         let deadline = Instant::now() + FOLD_LIMIT;
         while !log.shared().wait_shorter(Options::default().limit, FOLD_LOOK) && Instant::now() < deadline {
             // The images may have got meanwhile what the folder waits for.
             self.images(log);
         }
-        self.at_disk.set(true);
+        self.progress.at_work(true);
     }
 
     /// Lets go of segments whose operations the images have.

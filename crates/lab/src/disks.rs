@@ -14,7 +14,8 @@
 //! A disk can also hang: its file system is frozen as for a snapshot of the device beneath, and whoever writes to it or syncs
 //! it waits, without an error and deaf to signals, until it is thawed.
 //!
-//! Source: `EXT4_IOC_SHUTDOWN` and `EXT4_GOING_FLAGS_NOLOGFLUSH` in the kernel's `fs/ext4/ext4.h`.
+//! Source: `EXT4_IOC_SHUTDOWN` and `EXT4_GOING_FLAGS_NOLOGFLUSH` in the kernel's `fs/ext4/ext4.h`, `FIFREEZE` and `FITHAW` in
+//! `include/uapi/linux/fs.h`.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -35,6 +36,9 @@ const SIZE: u64 = 4 << 30;
 /// `_IOR('X', 125, __u32)`.
 const EXT4_IOC_SHUTDOWN: libc::Ioctl = 0x8004_587d;
 const EXT4_GOING_FLAGS_NOLOGFLUSH: u32 = 2;
+/// `_IOWR('X', 119, int)` and `_IOWR('X', 120, int)`; the number is not used.
+const FIFREEZE: libc::Ioctl = 0xc004_5877_u32 as libc::Ioctl;
+const FITHAW: libc::Ioctl = 0xc004_5878_u32 as libc::Ioctl;
 
 /// The directory with a lab's images.
 pub(crate) fn images(lab: &str) -> PathBuf {
@@ -92,28 +96,20 @@ impl Lab {
     /// A host's disk forgets what was not synced, and is gone until [`Lab::mount`]. No process of the host may be left.
     pub(crate) fn forget_unsynced(&self, host: &str) -> Result<(), LabError> {
         let dir = self.disk_dir(host);
-        let at = || format!("cut the power of {}", dir.display());
-        let file = File::open(&dir).map_err(io_at(at()))?;
-        let flags = EXT4_GOING_FLAGS_NOLOGFLUSH;
-        // SAFETY: the request takes a pointer to a 32-bit number, which it reads; it lives until the call returns.
-        let done = unsafe { libc::ioctl(file.as_raw_fd(), EXT4_IOC_SHUTDOWN, &raw const flags) };
-        if done < 0 {
-            return Err(io_at(at())(std::io::Error::last_os_error()));
-        }
-        drop(file);
+        control(&dir, "cut the power of", EXT4_IOC_SHUTDOWN, EXT4_GOING_FLAGS_NOLOGFLUSH)?;
         run("umount", &[], &dir)
     }
 
     /// A host's disk takes nothing any more and says nothing, until [`Lab::thaw_disk`].
     pub fn freeze_disk(&self, host: &str) -> Result<(), LabError> {
         self.own_disk(host)?;
-        run("fsfreeze", &["--freeze"], &self.disk_dir(host))
+        control(&self.disk_dir(host), "freeze", FIFREEZE, 0)
     }
 
     /// A host's disk answers again.
     pub fn thaw_disk(&self, host: &str) -> Result<(), LabError> {
         self.own_disk(host)?;
-        run("fsfreeze", &["--unfreeze"], &self.disk_dir(host))
+        control(&self.disk_dir(host), "thaw", FITHAW, 0)
     }
 
     fn own_disk(&self, host: &str) -> Result<(), LabError> {
@@ -136,7 +132,8 @@ impl Lab {
 pub(crate) fn thaw_all(lab_dir: &Path, hosts: impl Iterator<Item = String>) -> String {
     hosts
         .chain([WITNESS.to_owned()])
-        .map(|host| format!("fsfreeze --unfreeze '{}'\n", lab_dir.join(host).join("disk").display()))
+        .map(|host| lab_dir.join(host).join("disk").display().to_string())
+        .map(|disk| format!("mountpoint -q '{disk}' && fsfreeze --unfreeze '{disk}'\n"))
         .collect()
 }
 
@@ -159,6 +156,15 @@ pub(crate) fn sweep() {
             let _ = fs::remove_dir_all(entry.path());
         }
     }
+}
+
+/// Asks something of the file system that is mounted here.
+fn control(at: &Path, what: &str, request: libc::Ioctl, number: u32) -> Result<(), LabError> {
+    let failed = || io_at(format!("{what} {}", at.display()));
+    let file = File::open(at).map_err(failed())?;
+    // SAFETY: each of these requests takes a pointer to a 32-bit number; it lives until the call returns.
+    let done = unsafe { libc::ioctl(file.as_raw_fd(), request, &raw const number) };
+    if done < 0 { Err(failed()(std::io::Error::last_os_error())) } else { Ok(()) }
 }
 
 fn run(program: &str, arguments: &[&str], last: &Path) -> Result<(), LabError> {

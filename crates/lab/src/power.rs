@@ -34,11 +34,9 @@ impl Lab {
     fn cut_power(&self, hosts: &[&str]) -> Result<(), LabError> {
         // All of them are cut off before the first process dies: none sees another die.
         hosts.iter().try_for_each(|host| self.set_links(host, false))?;
-        // Who waits for a disk that hangs cannot be killed. It is no error that none does.
-        for host in hosts {
-            let _ = self.thaw_disk(host);
-        }
-        hosts.iter().try_for_each(|host| self.processes(host)?.kill())?;
+        // Who waits for a disk that hangs dies when it answers. It is no error that none does.
+        let thaw = |host| drop(self.thaw_disk(host));
+        hosts.iter().try_for_each(|host| self.processes(host)?.kill_then(|| thaw(host)))?;
         self.reap();
         if self.record().disks {
             hosts.iter().filter(|h| self.is_mounted(h)).try_for_each(|host| self.forget_unsynced(host))?;

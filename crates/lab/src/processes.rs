@@ -110,14 +110,23 @@ impl HostProcesses {
 
     /// Kills every process, frozen ones too, and returns once all are dead and their sockets and devices closed.
     pub fn kill(&self) -> Result<(), LabError> {
+        self.kill_then(|| {})
+    }
+
+    /// The same, and does something between the signal and the wait: what those need that cannot die yet.
+    pub(crate) fn kill_then(&self, between: impl FnOnce()) -> Result<(), LabError> {
         match &self.cgroup {
             Some(dir) => {
                 write(&dir.join("cgroup.kill"), "1")?;
+                between();
                 await_event(dir, "populated", false)?;
                 // Who comes after is a new host: it is not born frozen.
                 write(&dir.join("cgroup.freeze"), "0")
             }
-            None => self.signal_all(Signal::KILL, |pid| state(pid).is_none_or(|s| "ZX".contains(s))),
+            None => {
+                between();
+                self.signal_all(Signal::KILL, |pid| state(pid).is_none_or(|s| "ZX".contains(s)))
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use ninefold_lab::topology::WITNESS;
 use ninefold_model::control::Request;
 use ninefold_model::event::{Event, EventKind};
 use ninefold_model::spec::{Acknowledge, NonVolatile, Protection, VolumeSpec};
-use ninefold_model::status::Role;
+use ninefold_model::status::{LogState, Role};
 use support::{Beginning, Scenario, deadline, rounds, wait_until};
 
 /// Writes that show that the VM goes on.
@@ -218,6 +218,34 @@ fn a_disk_that_hangs_does_not_stop_the_vm_for_ever() {
         scenario.expect_writes(WRITES);
         scenario.finish();
     }
+}
+
+/// The same at arbitrary instants of a log that begins: nothing waits for a copy that does not get on.
+#[test]
+fn a_disk_that_hangs_while_a_log_begins_does_not_stop_the_vm() {
+    let scenario = Scenario::with("hungcopy", non_volatile(Protection::FaultTolerant));
+    expect(&scenario, 0, "protection", protected);
+    scenario.expect(0, "a", "non-volatile", is_non_volatile);
+    let mark = scenario.events.mark();
+    scenario.lab.freeze_disk("a").unwrap();
+    scenario.expect(mark, "a", "loss of the log", |e| matches!(e, EventKind::LogLost { .. }));
+    for n in 0..rounds(3) as u64 {
+        scenario.lab.thaw_disk("a").unwrap();
+        std::thread::sleep(pause(n) / 4);
+        scenario.lab.freeze_disk("a").unwrap();
+        let log = scenario.lab.keeper("a").unwrap().status().unwrap().log;
+        eprintln!("  {n}: hangs at {:?}", log.map(|l| (l.state, l.epoch)));
+        scenario.expect_writes(WRITES);
+    }
+    let mark = scenario.events.mark();
+    scenario.lab.thaw_disk("a").unwrap();
+    wait_until("log", || {
+        let log = scenario.lab.keeper("a").unwrap().status().unwrap().log;
+        log.is_some_and(|l| l.state == LogState::On)
+    });
+    scenario.expect_writes(WRITES);
+    eprintln!("  {:?}", scenario.events.all()[mark..].iter().map(|e| &e.kind).collect::<Vec<_>>());
+    scenario.finish();
 }
 
 /// The same, but the power goes before another log has begun.

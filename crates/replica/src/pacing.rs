@@ -7,7 +7,8 @@
 //!   the checkpoint is due at once.
 //! * **All that waits are acknowledgements** of what the guest was sent: nobody misses them yet. The rest of what it is
 //!   being sent is on its way, and a pause would only hold that up ([`PATIENCE`]). A busy guest is left alone for longer,
-//!   for longest when it has been sent all of a message: who sent that waits for the answer, not for acknowledgements.
+//!   for longest when what it was sent last seems to be the end of a message: who sent that most likely waits for the
+//!   answer, not for acknowledgements.
 //! * **Output waits and the guest is busy**: every pause takes from its work, so epochs are made long enough that the
 //!   pauses stay below a share of its time ([`PAUSE_SHARE`]).
 //! * **Nothing waits**: the longest epoch that the policy allows.

@@ -308,6 +308,35 @@ fn a_record_names_no_more_backups_than_it_may() {
     assert_eq!(a.protocol.sessions().len(), 4);
 }
 
+/// Two logs fail one after the other, and the second may speak of what was asked for when the first was to be disowned: that
+/// answer is not enough.
+#[test]
+fn a_second_log_is_disowned_by_a_later_record() {
+    let mut a = Host::new("a");
+    a.tell(Input::Start { found: None, force: false });
+    a.win();
+    a.tell(Input::LogLost { noted: false });
+    assert!(a.protocol.disowns());
+    a.tell(Input::LogLost { noted: false });
+    let (first, out) = a.win();
+    assert!(a.protocol.disowns() && matches!(&out[..], [Action::Propose { .. }]), "{out:?}");
+    let (second, out) = a.win();
+    assert!(second.term > first.term && !a.protocol.disowns() && out.is_empty(), "{out:?}");
+}
+
+/// A VM that is stopped while its log is still believed would come back by itself.
+#[test]
+fn a_vm_is_stopped_when_its_log_is_disowned() {
+    let mut a = Host::new("a");
+    a.tell(Input::Start { found: None, force: false });
+    a.win();
+    a.tell(Input::LogLost { noted: false });
+    let out = a.tell(Input::Stop { reason: "asked".into() });
+    assert_eq!(out, []);
+    let (_, out) = a.win();
+    assert!(matches!(&out[..], [Action::StandDown, Action::Emit(EventKind::Stopped { .. })]), "{out:?}");
+}
+
 /// A log that output does not wait for has failed and could not even note that it is behind: the witness's record becomes one
 /// of which it does not know, and nothing is held meanwhile.
 #[test]

@@ -44,8 +44,11 @@ pub(super) struct LogSide {
     last_id: u64,
     pub(super) state: LogState,
     standing: Option<Standing>,
-    /// What the thread is at, and since when that is known.
-    at_disk: Option<(u64, Instant)>,
+    /// Where the thread of this number stands, and since when that is known.
+    at_work: Option<(u64, u64, Instant)>,
+    /// A log has failed and not noted it, and is to be disowned: it would be gone on from with the images as they were in this
+    /// epoch, which therefore get no more.
+    pub(super) images_wait: Option<Epoch>,
     /// The newest epoch that is durable.
     pub(super) durable: Epoch,
     last: LogStatus,
@@ -72,7 +75,8 @@ impl LogSide {
             last_id: 0,
             state: LogState::Off,
             standing: None,
-            at_disk: None,
+            at_work: None,
+            images_wait: None,
             durable: Epoch(0),
             last: LogStatus { state: LogState::Off, epoch: Epoch(0), commit_bytes: 0, bytes: 0, commit_us: 0 },
             unasked: VecDeque::new(),
@@ -104,19 +108,17 @@ impl LogSide {
 
     /// This host has stood still: how long its disk did is not known.
     pub(super) fn stood_still(&mut self) {
-        self.at_disk = None;
+        self.at_work = None;
     }
 
-    /// Whether the disk has not answered for too long.
+    /// Whether the thread has not got on for too long, while others wait for it.
     fn hangs(&mut self) -> bool {
-        let Some(now) = self.handle.as_ref().and_then(LogHandle::at_disk) else {
-            self.at_disk = None;
-            return false;
-        };
-        match self.at_disk {
-            Some((what, since)) if what == now => since.elapsed() > DISK_LIMIT,
+        let at_work =
+            self.handle.as_ref().filter(|_| self.state == LogState::On).and_then(|h| Some((h.id, h.at_work()?)));
+        match (at_work, self.at_work) {
+            (Some((id, now)), Some((of, then, since))) if id == of && now == then => since.elapsed() > DISK_LIMIT,
             _ => {
-                self.at_disk = Some((now, Instant::now()));
+                self.at_work = at_work.map(|(id, now)| (id, now, Instant::now()));
                 false
             }
         }
@@ -238,17 +240,6 @@ impl Core {
                 standing.proposed = self.protocol.proposed().cloned();
                 let beginning = Beginning::New { hello: Box::new(hello), standing: standing.clone() };
                 self.start_log(record.term, beginning, standing);
-                if let Some(handle) = &self.log.handle {
-                    let jobs = handle.jobs.clone();
-                    self.command(Command::AddSink {
-                        session: LOG,
-                        jobs,
-                        rounds: 0,
-                        rest: Rest::default(),
-                        once: None,
-                        held: None,
-                    });
-                }
             }
             Role::Standby
                 if self.log.recovery.is_none()
@@ -276,6 +267,24 @@ impl Core {
                 }
             }
             _ => {}
+        }
+    }
+
+    /// The VM can be copied to its new log. Not before: what output does not wait for any more must not be in one that would be
+    /// believed.
+    pub(super) fn log_begun(&mut self, id: u64) {
+        if let Some(handle) = self.log.handle.as_ref().filter(|h| h.id == id)
+            && self.protocol.role() == Role::Primary
+        {
+            let jobs = handle.jobs.clone();
+            self.command(Command::AddSink {
+                session: LOG,
+                jobs,
+                rounds: 0,
+                rest: Rest::default(),
+                once: None,
+                held: None,
+            });
         }
     }
 
@@ -365,7 +374,26 @@ impl Core {
             (true, false) => self.committed,
             (false, _) => self.log.durable,
         };
-        self.parts.disks.commit(epoch);
+        self.parts.disks.commit(self.log.images_wait.map_or(epoch, |limit| epoch.min(limit)));
+    }
+
+    /// The volumes may have what the guest does from now on, but for what a log has to have first, or must not be gone on from.
+    pub(super) fn let_volumes(&mut self) {
+        if self.holding || self.log_is_on() || self.log.images_wait.is_some() {
+            self.commit_disks();
+        } else {
+            self.parts.disks.go_through();
+        }
+    }
+
+    /// When a log that had not noted its end is believed no more.
+    pub(super) fn check_disowned(&mut self) {
+        if self.log.images_wait.is_some() && !self.protocol.disowns() {
+            self.log.images_wait = None;
+            if self.protocol.role() == Role::Primary && self.vm.is_some() {
+                self.let_volumes();
+            }
+        }
     }
 
     pub(super) fn log_failed(&mut self, id: u64, reason: &str) {
@@ -383,8 +411,12 @@ impl Core {
         self.event(EventKind::LogLost { reason: reason.clone() });
         match self.protocol.role() {
             Role::Primary => {
+                if was_on && !noted {
+                    let limit = self.log.images_wait.unwrap_or(self.log.durable);
+                    self.log.images_wait = Some(limit.min(self.log.durable));
+                }
                 if was_on && !self.holds_for_log() && !self.holding {
-                    self.parts.disks.go_through();
+                    self.let_volumes();
                 }
                 // A log that could not note that it is behind is to be disowned, whether output waits for it or not.
                 if was_on && (self.holds_for_log() || !noted) {

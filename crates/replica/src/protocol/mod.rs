@@ -365,6 +365,11 @@ impl Protocol {
         matches!(&self.state, State::Primary(p) if !p.holding)
     }
 
+    /// Whether a primary has a log that is behind and would be believed: the witness has still to make it worthless.
+    pub fn disowns(&self) -> bool {
+        matches!(&self.state, State::Primary(p) if p.disowns())
+    }
+
     /// Whether this is a primary without a session, and no host may take the VM over.
     pub fn is_alone(&self) -> bool {
         matches!(&self.state, State::Primary(p) if p.sessions.is_empty() && p.nobody_may_claim())

@@ -99,6 +99,11 @@ impl Primary {
         self.record.is_alone() && self.pending.as_ref().is_none_or(|p| p.new.is_alone())
     }
 
+    /// There is a log that would be believed and is behind.
+    pub(super) fn disowns(&self) -> bool {
+        self.log.as_ref().is_some_and(|log| log.disowned.is_some())
+    }
+
     pub(super) fn phase(&self, s: &Session) -> Phase {
         match (s.is_wanted(), s.first) {
             (false, _) => Phase::Unbinding,
@@ -230,7 +235,8 @@ impl Protocol {
             } else {
                 // One that output did not wait for is not known here. It would be believed all the same.
                 let log = p.log.get_or_insert(Log { first: Epoch(0), held: None, free: true, disowned: None });
-                log.disowned.get_or_insert(last);
+                // It may speak of all that was proposed up to now.
+                log.disowned = Some(last);
             }
             self.settle(out);
         }
@@ -389,7 +395,9 @@ impl Protocol {
                 None => p.sessions.push(s),
             }
         }
+        // A log that is believed would bring back what was stopped.
         if p.nobody_may_claim()
+            && !p.disowns()
             && let Some(reason) = p.stopping.take()
         {
             out.push(Action::StandDown);
@@ -464,8 +472,7 @@ impl Protocol {
             return;
         }
         let backups = p.should_bind();
-        let disowned = p.log.as_ref().is_some_and(|log| log.disowned.is_some());
-        if backups == p.record.backups && p.opening.is_none() && !disowned {
+        if backups == p.record.backups && p.opening.is_none() && !p.disowns() {
             return;
         }
         let new = p.record.bound(backups);
