@@ -267,6 +267,17 @@ impl Core {
         self.parts.board.role(self.protocol.role(), self.protocol.protection(), self.protocol.term());
     }
 
+    /// Whether the guest has powered off, and what it did last is in its disks or may go there: nobody waits for it.
+    fn is_off_and_done(&self) -> bool {
+        self.off && !self.holding && self.log_has_the_last()
+    }
+
+    fn stop_when_off(&mut self) {
+        if self.is_off_and_done() {
+            self.input(Input::Stop { reason: SHUT_DOWN.into() });
+        }
+    }
+
     // ---- messages ----
 
     fn take(&mut self, msg: Msg) {
@@ -337,10 +348,7 @@ impl Core {
             Msg::VmShutdown { generation } if generation != self.generation => {}
             Msg::VmShutdown { .. } => {
                 self.off = true;
-                // Nobody waits for what it did last: it is in its disks already.
-                if !self.holding {
-                    self.input(Input::Stop { reason: SHUT_DOWN.into() });
-                }
+                self.stop_when_off();
             }
             Msg::GuestFailed { generation, failure } => self.guest_failed(generation, failure),
             Msg::DumpProgress { generation, progress } => self.dump_progress(generation, progress),
@@ -525,7 +533,7 @@ impl Core {
                 self.let_volumes();
                 self.parts.outlets.pass();
                 // Or on those of this host alone: the witness has said that it may end without the others.
-                self.stop_due |= self.off;
+                self.stop_due |= self.is_off_and_done();
             }
             Action::GoOn => {
                 if !self.off {

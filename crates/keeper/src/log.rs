@@ -43,7 +43,7 @@ const FOLD_LOOK: Duration = Duration::from_millis(20);
 /// What is copied is made durable piece by piece: after so many bytes.
 const SYNC_AFTER: usize = 64 << 20;
 /// Pages of a checkpoint between two signs of progress.
-const PAGES_AT_A_TIME: usize = 2048;
+const PAGES_AT_A_TIME: u32 = 2048;
 /// A folder that failed tries again.
 const FOLD_RETRY: Duration = Duration::from_secs(1);
 /// Channels of a checkpoint but for the guest's health.
@@ -420,6 +420,9 @@ impl LogThread {
             unsynced += piece.bytes.len();
             if unsynced >= SYNC_AFTER {
                 new.sync()?;
+                self.progress.made();
+                // The guest goes on writing to its volumes.
+                self.sync_images()?;
                 unsynced = 0;
             }
             self.progress.made();
@@ -473,12 +476,17 @@ impl LogThread {
         taken: &Taken,
         join: Option<&Join>,
     ) -> Result<Committed, LogError> {
-        let mut content = taken.content();
-        for runs in taken.runs().chunks(PAGES_AT_A_TIME) {
-            translate(runs, &mut self.runs);
-            let (these, rest) = content.split_at(runs.iter().map(ninefold_machine::PageRun::bytes).sum());
+        let (mut content, mut unsynced) = (taken.content(), 0);
+        for piece in pieces(taken.runs(), PAGES_AT_A_TIME) {
+            translate(&piece, &mut self.runs);
+            let (these, rest) = content.split_at(piece.iter().map(ninefold_machine::PageRun::bytes).sum());
             commit.pages(&self.runs, these)?;
             content = rest;
+            unsynced += these.len();
+            if unsynced >= SYNC_AFTER {
+                commit.sync()?;
+                unsynced = 0;
+            }
             self.progress.made();
         }
         commit.device_state(&taken.devices)?;
@@ -572,6 +580,27 @@ impl LogThread {
             log.shared().images_hold(commit);
         }
     }
+}
+
+/// Runs of pages in pieces of so many pages; the last has what is left.
+fn pieces(runs: &[ninefold_machine::PageRun], pages: u32) -> impl Iterator<Item = Vec<ninefold_machine::PageRun>> {
+    let (mut runs, mut begun) = (runs.iter(), None);
+    std::iter::from_fn(move || {
+        let (mut piece, mut room) = (Vec::new(), pages);
+        while room > 0
+            && let Some(run) = begun.take().or_else(|| runs.next().copied())
+        {
+            let count = run.count.min(room);
+            piece.push(ninefold_machine::PageRun { count, ..run });
+            room -= count;
+            begun = (count < run.count).then(|| ninefold_machine::PageRun {
+                first: run.first + u64::from(count),
+                count: run.count - count,
+                ..run
+            });
+        }
+        (!piece.is_empty()).then_some(piece)
+    })
 }
 
 /// Begins the reason of a failure after which the log says itself that it is behind.

@@ -181,11 +181,11 @@ pub enum Msg {
         bytes: u64,
         commit_us: u64,
     },
-    /// What was asked to be noted is, or cannot be: `LogFailed` says so then.
     /// A log that is made anew is there; what was in its place is gone.
     LogBegun {
         id: u64,
     },
+    /// What was asked to be noted is, or cannot be: `LogFailed` says so then.
     Stood {
         id: u64,
         ticket: u64,

@@ -5,7 +5,7 @@ mod support;
 use ninefold_lab::programs::QEMU;
 use ninefold_model::control::Request;
 use ninefold_model::event::EventKind;
-use ninefold_model::spec::{EpochPolicy, Protection, VolumeSpec};
+use ninefold_model::spec::{EpochPolicy, NonVolatile, Protection, VolumeSpec};
 use ninefold_model::status::Role;
 use support::{Action, Beginning, Scenario, rounds, wait_until};
 
@@ -75,10 +75,16 @@ fn a_guest_switches_itself_off() {
 /// of the backup meanwhile.
 #[test]
 fn the_last_words_of_a_guest_are_on_its_disks() {
-    for (protection, lose_backup) in
-        [(Protection::FaultTolerant, false), (Protection::FaultTolerant, true), (Protection::None, false)]
-    {
+    let logged = |hold_output| Some(NonVolatile { hold_output, interval_ms: 2000 });
+    for (protection, lose_backup, non_volatile) in [
+        (Protection::FaultTolerant, false, None),
+        (Protection::FaultTolerant, true, None),
+        (Protection::None, false, None),
+        (Protection::None, false, logged(true)),
+        (Protection::None, false, logged(false)),
+    ] {
         let mut begin = Beginning::default();
+        begin.vm.non_volatile = non_volatile;
         begin.vm.volumes = vec![VolumeSpec::new(support::disks::name("data"), 96 << 20)];
         begin.vm.protection = protection;
         let mut s = Scenario::with("lastword", begin);
@@ -86,6 +92,9 @@ fn the_last_words_of_a_guest_are_on_its_disks() {
         let mark = s.events.mark();
         // So long that the write and the end are in the same epoch, the one that nobody has asked for.
         s.lab.ask("a", &Request::SetEpochs { policy: EpochPolicy::Fixed { ms: 2000 } }).unwrap();
+        if non_volatile.is_some() {
+            s.expect(0, "a", "non-volatile", |k| matches!(k, EventKind::NonVolatile { .. }));
+        }
         let _console = s.type_line("printf last-%s words >/data/last; sync; poweroff -f");
         if lose_backup {
             s.lab.kill_keeper("b").unwrap();

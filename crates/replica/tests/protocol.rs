@@ -324,6 +324,23 @@ fn a_second_log_is_disowned_by_a_later_record() {
     assert!(second.term > first.term && !a.protocol.disowns() && out.is_empty(), "{out:?}");
 }
 
+/// Another log is begun where the first was: there is nothing to disown any more, and what is held may go.
+#[test]
+fn a_log_that_is_gone_need_not_be_disowned() {
+    let mut a = Host::new("a");
+    a.tell(Input::Start { found: None, force: false });
+    a.win();
+    a.tell(Input::LogFirst { epoch: Epoch(1) });
+    a.tell(Input::LogHolds { epoch: Epoch(1) });
+    let out = a.tell(Input::LogLost { noted: false });
+    assert!(matches!(&out[..], [Action::Propose { .. }]) && !a.protocol.speaks_freely(), "{out:?}");
+    let out = a.tell(Input::LogLost { noted: true });
+    assert_eq!(out, [Action::OpenGate]);
+    assert!(!a.protocol.disowns());
+    let (_, out) = a.win();
+    assert!(out.is_empty() && a.asked.is_none(), "{out:?}");
+}
+
 /// A VM that is stopped while its log is still believed would come back by itself.
 #[test]
 fn a_vm_is_stopped_when_its_log_is_disowned() {

@@ -277,6 +277,10 @@ impl Core {
             && self.protocol.role() == Role::Primary
         {
             let jobs = handle.jobs.clone();
+            if self.log.images_wait.is_some() {
+                // What the witness was to disown is gone: nothing waits for that any more.
+                self.input(Input::LogLost { noted: true });
+            }
             self.command(Command::AddSink {
                 session: LOG,
                 jobs,
@@ -364,7 +368,14 @@ impl Core {
             self.input(Input::LogHolds { epoch });
         } else {
             self.commit_disks();
+            self.stop_when_off();
         }
+    }
+
+    /// Whether the volumes may have what the guest did last. Only of interest when output does not wait.
+    pub(super) fn log_has_the_last(&self) -> bool {
+        let durable = || self.final_epoch.is_some_and(|last| last <= self.log.durable);
+        self.log.images_wait.is_none() && (!self.log_is_on() || durable())
     }
 
     /// The volumes may have what all have that output waits for, and what the log has.
@@ -392,6 +403,7 @@ impl Core {
             self.log.images_wait = None;
             if self.protocol.role() == Role::Primary && self.vm.is_some() {
                 self.let_volumes();
+                self.stop_due |= self.is_off_and_done();
             }
         }
     }
@@ -424,6 +436,7 @@ impl Core {
                 }
                 self.command(Command::RemoveSink(LOG));
                 self.set_pace();
+                self.stop_when_off();
             }
             Role::Backup => {
                 if let Some(session) = self.backup.as_ref().map(|b| b.session) {

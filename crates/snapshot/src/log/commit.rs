@@ -183,6 +183,14 @@ impl<'a> Commit<'a> {
         self.write(|pass, _| pass.volume_writes(volume, offset, operations))
     }
 
+    /// Makes durable what was given so far, so that little is left for the end.
+    ///
+    /// # Errors
+    /// `Spoilt`: as [`Commit::finish`].
+    pub fn sync(&mut self) -> Result<(), LogError> {
+        self.log.segment.sync_early().map_err(|error| self.spoilt(&error))
+    }
+
     /// Makes the commit durable. When this returns, it survives a loss of power.
     ///
     /// # Errors
@@ -198,10 +206,7 @@ impl<'a> Commit<'a> {
             synced = self.log.storage.sync();
         }
         if let Err(error) = synced {
-            let why = format!("the disk cannot be synced: {error}");
-            self.log.spoilt = Some(why.clone());
-            self.finished = true;
-            return Err(LogError::Spoilt(why));
+            return Err(self.spoilt(&error));
         }
         self.finished = true;
         let log = &mut *self.log;
@@ -213,6 +218,16 @@ impl<'a> Commit<'a> {
         log.shared.committed(log.last);
         log.segment.hint(Mark { log: log.log, commit: log.last + 1, session: 0, epoch: Epoch(0) });
         Ok(Committed { number: log.last, at: self.at, bytes })
+    }
+}
+
+impl Commit<'_> {
+    fn spoilt(&mut self, error: &std::io::Error) -> LogError {
+        let why = format!("the disk cannot be synced: {error}");
+        self.log.spoilt = Some(why.clone());
+        // What is on the disk is left as it is.
+        self.finished = true;
+        LogError::Spoilt(why)
     }
 }
 

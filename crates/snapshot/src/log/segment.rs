@@ -155,6 +155,14 @@ impl Segment {
         Ok(self.tail.at - self.end)
     }
 
+    /// Makes durable what was written of a commit so far. It counts no earlier for that.
+    ///
+    /// # Errors
+    /// As [`Segment::sync`].
+    pub fn sync_early(&mut self) -> io::Result<()> {
+        self.file.sync()
+    }
+
     /// Makes the commit durable.
     ///
     /// # Errors
