@@ -267,9 +267,10 @@ impl Core {
         self.parts.board.role(self.protocol.role(), self.protocol.protection(), self.protocol.term());
     }
 
-    /// Whether the guest has powered off, and what it did last is in its disks or may go there: nobody waits for it.
+    /// Whether the guest has powered off, and what it did last is on the disks of all its hosts, or may go there.
     fn is_off_and_done(&self) -> bool {
-        self.off && !self.holding && self.log_has_the_last()
+        let backups_have_it = || self.final_epoch.is_some_and(|last| last <= self.committed);
+        self.off && self.log_has_the_last() && (!self.holding || backups_have_it())
     }
 
     fn stop_when_off(&mut self) {
@@ -526,7 +527,7 @@ impl Core {
                 }
                 self.measure_committed();
                 // What a guest did last before it powered off is on the disks of all its hosts.
-                self.stop_due |= self.off && self.final_epoch.is_some_and(|last| last <= epoch);
+                self.stop_due |= self.is_off_and_done();
             }
             Action::OpenGate => {
                 self.holding = false;

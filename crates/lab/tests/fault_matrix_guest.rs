@@ -82,6 +82,7 @@ fn the_last_words_of_a_guest_are_on_its_disks() {
         (Protection::None, false, None),
         (Protection::None, false, logged(true)),
         (Protection::None, false, logged(false)),
+        (Protection::FaultTolerant, false, logged(false)),
     ] {
         let mut begin = Beginning::default();
         begin.vm.non_volatile = non_volatile;

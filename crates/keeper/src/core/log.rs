@@ -372,7 +372,7 @@ impl Core {
         }
     }
 
-    /// Whether the volumes may have what the guest did last. Only of interest when output does not wait.
+    /// Whether the volumes may have what the guest did last, as far as the log goes.
     pub(super) fn log_has_the_last(&self) -> bool {
         let durable = || self.final_epoch.is_some_and(|last| last <= self.log.durable);
         self.log.images_wait.is_none() && (!self.log_is_on() || durable())
@@ -436,7 +436,10 @@ impl Core {
                 }
                 self.command(Command::RemoveSink(LOG));
                 self.set_pace();
-                self.stop_when_off();
+                // Not when it is being launched anew.
+                if self.vm.is_some() {
+                    self.stop_when_off();
+                }
             }
             Role::Backup => {
                 if let Some(session) = self.backup.as_ref().map(|b| b.session) {

@@ -188,7 +188,10 @@ impl<'a> Commit<'a> {
     /// # Errors
     /// `Spoilt`: as [`Commit::finish`].
     pub fn sync(&mut self) -> Result<(), LogError> {
-        self.log.segment.sync_early().map_err(|error| self.spoilt(&error))
+        let begun = std::time::Instant::now();
+        self.log.segment.sync_early().map_err(|error| self.spoilt(&error))?;
+        self.stats.write_time += begun.elapsed();
+        Ok(())
     }
 
     /// Makes the commit durable. When this returns, it survives a loss of power.
