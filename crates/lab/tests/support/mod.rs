@@ -132,7 +132,11 @@ impl Scenario {
         scenario.await_guest();
         scenario.open_ledger();
         if scenario.options.protection == Protection::FaultTolerant {
-            scenario.settle(0);
+            match begin.faults.is_empty() {
+                true => drop(scenario.settle(0)),
+                // It may die at any moment from then on, before anything else is looked at.
+                false => drop(scenario.expect(0, "a", "protected", |k| matches!(k, EventKind::Protected { .. }))),
+            }
         }
         eprintln!("{name}: ready after {:.1} s", begun.elapsed().as_secs_f64());
         scenario
