@@ -1,15 +1,26 @@
 //! The reader of snapshot files on hostile input.
 //!
-//! The checksums of the records are put right before the input is read, so that the fuzzer gets past them to what is behind.
+//! The checksums of the records and the root are put right before the input is read, so that the fuzzer gets past them to what
+//! is behind. What opening a file takes is measured: it has to be in proportion to the file.
 #![no_main]
+
+#[path = "../../crates/snapshot/tests/counting/mod.rs"]
+mod counting;
+#[path = "../../crates/snapshot/tests/seal/mod.rs"]
+mod seal;
 
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 
+use counting::{Counting, most};
 use libfuzzer_sys::fuzz_target;
 use ninefold_replica::stream::PageSink;
 use ninefold_replica::stream::page::Page;
 use ninefold_snapshot::file::{FileError, Snapshot};
+use seal::seal;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 /// Checks that pages are within what the snapshot itself says.
 struct Nowhere<'a>(&'a Snapshot);
@@ -31,31 +42,19 @@ impl PageSink for Nowhere<'_> {
     }
 }
 
-fn repair(stream: &mut [u8]) {
-    let mut at = 16;
-    while let Some(header) = stream.get(at..at + 12) {
-        let length = u32::from_le_bytes([header[4], header[5], header[6], header[7]]) as usize;
-        let Some(payload) = at.checked_add(12 + length).and_then(|end| stream.get(at + 12..end)) else { return };
-        let mut crc = crc32fast::Hasher::new();
-        crc.update(&header[..8]);
-        crc.update(payload);
-        let crc = crc.finalize().to_le_bytes();
-        stream[at + 8..at + 12].copy_from_slice(&crc);
-        at += 12 + length;
-    }
-}
-
 fuzz_target!(|data: &[u8]| {
     // The first byte says whether to repair.
     let Some((&how, bytes)) = data.split_first() else { return };
     let mut bytes = bytes.to_vec();
     if how & 1 == 1 {
-        repair(&mut bytes);
+        seal(&mut bytes);
     }
     let mut file = tempfile::tempfile().expect("a file");
     file.write_all(&bytes).expect("room");
     let find = &mut |_: &_| Err(FileError::Refused("no parents here".into()));
-    let Ok(snapshot) = Snapshot::open(file, find) else { return };
+    let (taken, opened) = most(|| Snapshot::open(file, find));
+    assert!(taken < (8 << 20) + 16 * bytes.len() as u64, "{taken} bytes for a file of {}", bytes.len());
+    let Ok(snapshot) = opened else { return };
     let whole = snapshot.verify(&mut |_, _| ControlFlow::Continue(())).is_ok();
     let loaded = snapshot.load(&|block| block == 0, &mut Nowhere(&snapshot), &mut |_, _| ControlFlow::Continue(())).is_ok();
     assert!(loaded || !whole);

@@ -103,18 +103,23 @@ impl Store {
     /// # Errors
     /// `NotFound`, `Busy` while it is being removed, `Snapshot`, `Io`.
     pub fn get(&self, name: &SnapshotName) -> Result<Arc<Snapshot>, StoreError> {
-        self.get_at(name, 0)
+        self.get_below(name, &mut Vec::new())
     }
 
-    fn get_at(&self, name: &SnapshotName, depth: usize) -> Result<Arc<Snapshot>, StoreError> {
+    /// Opens a snapshot that is an ancestor of those in `children`.
+    fn get_below(&self, name: &SnapshotName, children: &mut Vec<SnapshotName>) -> Result<Arc<Snapshot>, StoreError> {
         let file = self.file(name)?;
         lock(&file, FlockOperation::NonBlockingLockShared).map_err(|e| self.locked(name, e))?;
         let find = &mut |parent: &Parent| {
-            // Names can lead in circles, roots cannot: but those are known last.
-            if depth >= MAX_DEPTH {
+            if children.len() >= MAX_DEPTH {
                 return Err(FileError::TooDeep(MAX_DEPTH));
             }
-            self.get_at(&parent.name, depth + 1)
+            children.push(name.clone());
+            // Roots cannot lead in circles, but those are known last.
+            if children.contains(&parent.name) {
+                return Err(FileError::damaged(format!("it descends from itself, by '{}'", parent.name)));
+            }
+            self.get_below(&parent.name, children)
                 .map_err(|e| FileError::Parent { name: parent.name.to_string(), source: Box::new(e) })
         };
         let snapshot =
@@ -124,9 +129,9 @@ impl Store {
 
     fn file(&self, name: &SnapshotName) -> Result<File, StoreError> {
         let path = self.path(name);
-        let nofollow = OFlags::NOFOLLOW.bits().cast_signed();
-        match File::options().read(true).custom_flags(nofollow).open(&path) {
-            Ok(file) => Ok(file),
+        match regular(&path, OFlags::NOFOLLOW) {
+            Ok(Some(file)) => Ok(file),
+            Ok(None) => Err(StoreError::Snapshot { name: name.clone(), source: FileError::NotWhole }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(StoreError::NotFound(name.clone())),
             Err(source) => Err(StoreError::Io { what: "cannot open", path, source }),
         }
@@ -177,10 +182,8 @@ impl Store {
     /// `Import`: it is no whole, undamaged, stand-alone snapshot. `Exists`, `Io`.
     pub fn import(&self, path: &Path, name: Option<&SnapshotName>, told: Told<'_>) -> Result<SnapshotName, StoreError> {
         let bad = |source| StoreError::Import { path: path.into(), source };
-        let file = File::open(path).map_err(io_error("cannot open", path))?;
-        if !file.metadata().map_err(io_error("cannot read", path))?.is_file() {
-            return Err(bad(FileError::NotWhole));
-        }
+        let file = regular(path, OFlags::empty()).map_err(io_error("cannot open", path))?;
+        let file = file.ok_or_else(|| bad(FileError::NotWhole))?;
         let snapshot = Snapshot::open(file, &mut |parent| {
             Err(FileError::Refused(format!(
                 "it holds only what differs from '{}': export it with `ninefold snapshot export`",
@@ -269,7 +272,8 @@ impl Store {
             let entry = entry.map_err(io_error("cannot read", &self.root))?;
             let path = entry.path();
             let abandoned = entry.file_name().to_string_lossy().starts_with(NEW)
-                && File::open(&path).is_ok_and(|f| lock(&f, FlockOperation::NonBlockingLockExclusive).is_ok());
+                && regular(&path, OFlags::NOFOLLOW)
+                    .is_ok_and(|f| f.is_some_and(|f| lock(&f, FlockOperation::NonBlockingLockExclusive).is_ok()));
             if abandoned {
                 tracing::info!(path = %path.display(), "removing a snapshot that was left half-made");
                 match std::fs::remove_file(&path) {
@@ -352,6 +356,13 @@ impl Drop for Draft {
 fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError + use<> {
     let path = path.to_path_buf();
     move |source| StoreError::Io { what, path, source }
+}
+
+/// Opens a file to read it; `None` if something else has that name. A pipe is not waited for.
+fn regular(path: &Path, flags: OFlags) -> io::Result<Option<File>> {
+    let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = File::options().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
+    Ok(file.metadata()?.is_file().then_some(file))
 }
 
 fn lock(file: &File, operation: FlockOperation) -> Result<(), Errno> {

@@ -21,6 +21,9 @@ pub enum FileError {
     /// It is not as it was written.
     #[error("the snapshot is damaged: {0}")]
     Damaged(String),
+    /// Something of it is larger than anything that a snapshot is of.
+    #[error("it has {found} {what}, at most {most} are possible")]
+    Beyond { what: &'static str, found: u64, most: u64 },
     /// A record is not as it was written, or cannot be.
     #[error("the snapshot's stream")]
     Stream(#[from] StreamError),
@@ -55,7 +58,11 @@ impl FileError {
         move |source| Self::Io { what, source }
     }
 
-    pub(super) fn damaged(what: impl Into<String>) -> Self {
+    pub(super) fn within(what: &'static str, found: u64, most: u64) -> Result<(), Self> {
+        if found <= most { Ok(()) } else { Err(Self::Beyond { what, found, most }) }
+    }
+
+    pub(crate) fn damaged(what: impl Into<String>) -> Self {
         Self::Damaged(what.into())
     }
 }

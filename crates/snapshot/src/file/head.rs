@@ -2,6 +2,8 @@
 
 use ninefold_model::SnapshotName;
 use ninefold_model::spec::{Accel, Arch};
+use ninefold_replica::stream::record::MAX_VOLUMES;
+use ninefold_volume::pool::{MAX_SIZE, SECTOR};
 use serde::{Deserialize, Serialize};
 
 use super::Root;
@@ -34,6 +36,21 @@ impl Head {
     pub fn new(name: SnapshotName, platform: Platform, volumes: Vec<u64>, parent: Option<Parent>) -> Self {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         Self { format: FORMAT, name, created_at: now.as_secs(), platform, volumes, parent }
+    }
+
+    /// Whether a VM can have such volumes.
+    ///
+    /// # Errors
+    /// `Beyond`, `Damaged`.
+    pub(super) fn check(&self) -> Result<(), FileError> {
+        FileError::within("volumes", self.volumes.len() as u64, MAX_VOLUMES.into())?;
+        for &size in &self.volumes {
+            FileError::within("bytes in a volume", size, MAX_SIZE)?;
+            if size == 0 || !size.is_multiple_of(SECTOR) {
+                return Err(FileError::damaged(format!("{size} bytes is not a volume's size")));
+            }
+        }
+        Ok(())
     }
 }
 

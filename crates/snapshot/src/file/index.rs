@@ -3,6 +3,7 @@
 //! A `SnapshotIndex` record: what u8 (1 memory, 2 volume), reserved u8, number of the block or volume u16, reserved u32, then
 //! entries of 32 bytes, ordered: number u32, length u24, encoding u8, offset in the file u64 (0: in the parent), checksum.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use ninefold_replica::stream::page::{Encoding, PAGE_SIZE};
@@ -162,11 +163,12 @@ pub(super) fn head(bytes: &[u8]) -> Option<(Of, &[u8])> {
     }
 }
 
-/// An index that grows in any order: pages in groups, so that a guest with little memory in use needs little.
+/// An index that grows in any order: in small groups, so that it takes memory for what is in it and not for the numbers that
+/// are: one page of a huge memory, or block of a huge volume, costs one group.
 #[derive(Debug, Default)]
-pub(super) struct Growing(Vec<Option<Box<[Option<Slot>; GROUP]>>>);
+pub(super) struct Growing(BTreeMap<u32, Box<[Option<Slot>; GROUP]>>);
 
-const GROUP: usize = 256;
+const GROUP: usize = 16;
 
 /// What is known of a page or block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,37 +177,66 @@ pub(super) struct Slot {
     pub sum: [u8; SUM],
 }
 
+fn split(number: u32) -> (u32, usize) {
+    (number / GROUP as u32, number as usize % GROUP)
+}
+
 impl Growing {
     pub fn get(&self, number: u32) -> Option<&Slot> {
-        self.0.get(number as usize / GROUP)?.as_ref()?[number as usize % GROUP].as_ref()
+        let (group, at) = split(number);
+        self.0.get(&group)?[at].as_ref()
     }
 
     pub fn set(&mut self, number: u32, slot: Option<Slot>) {
-        let group = number as usize / GROUP;
-        if self.0.len() <= group {
-            if slot.is_none() {
-                return;
-            }
-            self.0.resize_with(group + 1, || None);
+        let (group, at) = split(number);
+        if slot.is_some() {
+            self.0.entry(group).or_insert_with(|| Box::new([None; GROUP]))[at] = slot;
+        } else if let Some(group) = self.0.get_mut(&group) {
+            group[at] = None;
         }
-        let group = self.0[group].get_or_insert_with(|| Box::new([None; GROUP]));
-        group[number as usize % GROUP] = slot;
     }
 
     pub fn place(&mut self, number: u32, place: Place) {
-        if let Some(Some(group)) = self.0.get_mut(number as usize / GROUP)
-            && let Some(slot) = &mut group[number as usize % GROUP]
-        {
+        let (group, at) = split(number);
+        if let Some(slot) = self.0.get_mut(&group).and_then(|group| group[at].as_mut()) {
             slot.place = place;
         }
     }
 
     pub fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
-        self.0.iter().enumerate().filter_map(|(at, group)| Some((at, group.as_ref()?))).flat_map(|(at, group)| {
-            group.iter().enumerate().filter_map(move |(n, slot)| {
+        self.0.iter().flat_map(|(group, slots)| {
+            slots.iter().enumerate().filter_map(move |(at, slot)| {
                 let Slot { place, sum } = (*slot)?;
-                Some(Entry { number: (at * GROUP + n) as u32, place, sum })
+                Some(Entry { number: group * GROUP as u32 + at as u32, place, sum })
             })
         })
+    }
+}
+
+/// Sees to it that no byte of a file belongs to two contents: else a few bytes of an index could stand for a whole block each.
+#[derive(Debug, Default)]
+pub(super) struct Places(Vec<u64>);
+
+/// A place is kept as one number: 48 bits of offset, then 16 of its length less 1.
+const LENGTH_BITS: u32 = 16;
+/// Longest file that can be read, bytes (256 TiB).
+pub(super) const MAX_BYTES: u64 = 1 << (u64::BITS - LENGTH_BITS);
+const _: () = assert!(BLOCK <= 1 << LENGTH_BITS && PAGE_SIZE <= BLOCK);
+
+impl Places {
+    /// Puts in the places of those contents that are in this file, each 1 to [`BLOCK`] bytes long.
+    pub fn extend(&mut self, entries: &[Entry]) {
+        let own = entries.iter().map(|entry| &entry.place).filter(|place| !place.in_parent());
+        self.0.extend(own.map(|place| place.offset << LENGTH_BITS | u64::from(place.length - 1)));
+    }
+
+    /// Whether no two of them overlap.
+    pub fn are_apart(mut self) -> bool {
+        self.0.sort_unstable();
+        let range = |place: u64| {
+            let start = place >> LENGTH_BITS;
+            (start, start + (place & ((1 << LENGTH_BITS) - 1)) + 1)
+        };
+        self.0.windows(2).all(|two| range(two[0]).1 <= range(two[1]).0)
     }
 }

@@ -18,7 +18,7 @@ use super::content::unpack;
 use super::end::{self, End, Rooting};
 use super::error::FileError;
 use super::head::{self, FORMAT, Head, Parent};
-use super::index::{self, Entry, Index, Of};
+use super::index::{self, Entry, Index, Of, Places};
 use super::writer::{Writer, Written};
 use super::{BLOCK, MAX_DEPTH, Root, SUM};
 
@@ -62,14 +62,18 @@ pub struct Snapshot {
 impl Snapshot {
     /// Opens a snapshot. `find` opens its parent, if it has one.
     ///
+    /// The file may be anybody's. What this takes in memory is bounded by the file's length (some 10 times what its index has),
+    /// and so is all that is read from it later: no two contents share bytes, and none unpacks to more than a page or block.
+    ///
     /// # Errors
-    /// `NotWhole`, `Version`, `Damaged`, `Stream`, `Io`; `WrongParent`, `TooDeep`, those of `find`.
+    /// `NotWhole`, `Version`, `Damaged`, `Beyond`, `Stream`, `Io`; `WrongParent`, `TooDeep`, those of `find`.
     pub fn open(
         file: File,
         find: &mut dyn FnMut(&Parent) -> Result<Arc<Snapshot>, FileError>,
     ) -> Result<Self, FileError> {
         let length = file.metadata().map_err(FileError::io("cannot read"))?.len();
         let contents_end = length.checked_sub(end::RECORD as u64).ok_or(FileError::NotWhole)?;
+        FileError::within("bytes", length, index::MAX_BYTES)?;
         let end = read_end(&file, contents_end)?;
 
         let mut rooting = Rooting::new();
@@ -81,9 +85,12 @@ impl Snapshot {
         if bad_place {
             return Err(FileError::damaged("its parts are not where they should be"));
         }
+        head.check()?;
         if hello.spec.volumes.iter().map(|v| v.size).ne(head.volumes.iter().copied()) {
             return Err(FileError::damaged("its volumes are not those of its VM"));
         }
+        // Before the index is read: of a chain that does not hold together one is in memory at a time.
+        let parent = head.parent.as_ref().map(|wanted| find_parent(wanted, &hello, &head, find)).transpose()?;
         let mut bytes = vec![0; header];
         file.read_exact_at(&mut bytes, 0).map_err(FileError::io("cannot read"))?;
         rooting.part(&bytes);
@@ -99,33 +106,19 @@ impl Snapshot {
             state,
             end,
             bytes: length,
-            parent: None,
+            parent,
         };
         this.read_index(header as u64, contents_end, &mut rooting)?;
         let root = rooting.finish();
         if root != end.root {
             return Err(FileError::damaged("its root is not that of its content"));
         }
-        if let Some(wanted) = &this.head.parent {
-            let parent = find(wanted)?;
-            if parent.root() != wanted.root {
-                return Err(FileError::WrongParent { wanted: wanted.root, found: parent.root() });
-            }
-            if parent.depth() + 1 > MAX_DEPTH {
-                return Err(FileError::TooDeep(MAX_DEPTH));
-            }
-            this.hello.layout.same_as(&parent.hello.layout)?;
-            if this.head.volumes != parent.head.volumes {
-                return Err(FileError::damaged("its parent has other volumes"));
-            }
-            this.parent = Some(parent);
-        }
         this.check_parents()?;
         Ok(this)
     }
 
     fn read_index(&mut self, header: u64, contents_end: u64, rooting: &mut Rooting) -> Result<(), FileError> {
-        let mut last = Of::Memory(0);
+        let (mut last, mut places) = (Of::Memory(0), Places::default());
         let contents = header..self.end.index;
         let mut reader = RecordReader::new(Cursor { file: &self.file, at: self.end.index, end: contents_end });
         while let Some(frame) = reader.next_record()? {
@@ -147,8 +140,13 @@ impl Snapshot {
             let (Some(index), Some(units)) = (index, units) else {
                 return Err(FileError::damaged(format!("an index of {}, which the VM has not", of.name())));
             };
+            let known = index.entries().len();
             index.extend(of, units, entries, &contents)?;
+            places.extend(&index.entries()[known..]);
             rooting.part(bytes);
+        }
+        if !places.are_apart() {
+            return Err(FileError::damaged("two of its contents overlap"));
         }
         let count = |all: &[Index]| all.iter().map(|i| i.entries().len() as u64).sum::<u64>();
         if (count(&self.memory), count(&self.volumes)) != (self.end.pages, self.end.blocks) {
@@ -440,6 +438,27 @@ impl Snapshot {
         }
         writer.finish()
     }
+}
+
+/// Opens the parent that a snapshot names, and sees whether it is that.
+fn find_parent(
+    wanted: &Parent,
+    hello: &Hello,
+    head: &Head,
+    find: &mut dyn FnMut(&Parent) -> Result<Arc<Snapshot>, FileError>,
+) -> Result<Arc<Snapshot>, FileError> {
+    let parent = find(wanted)?;
+    if parent.root() != wanted.root {
+        return Err(FileError::WrongParent { wanted: wanted.root, found: parent.root() });
+    }
+    if parent.depth() + 1 > MAX_DEPTH {
+        return Err(FileError::TooDeep(MAX_DEPTH));
+    }
+    hello.layout.same_as(&parent.hello.layout)?;
+    if head.volumes != parent.head.volumes {
+        return Err(FileError::damaged("its parent has other volumes"));
+    }
+    Ok(parent)
 }
 
 /// Hello, head, and where they end, bytes. If the end of the file is there, what is wrong before it is damage, or of another

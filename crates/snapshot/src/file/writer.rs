@@ -105,8 +105,10 @@ impl<W: Write> Writer<W> {
     /// to name it.
     ///
     /// # Errors
-    /// `Stream`, `Io`; `Refused` if the parent is of another VM's memory or volumes.
+    /// `Stream`, `Io`; `Beyond` and `Damaged` for volumes that no VM has; `Refused` if the parent is of another VM's memory or
+    /// volumes.
     pub fn create(out: W, hello: &Hello, head: &Head, parent: Option<Arc<Snapshot>>) -> Result<Self, FileError> {
+        head.check()?;
         if let Some(parent) = &parent {
             hello.layout.same_as(&parent.hello().layout)?;
             if parent.head().volumes != head.volumes {
@@ -177,7 +179,7 @@ impl<W: Write> Writer<W> {
         self.rooting.state(state, output);
         self.write(|pass, _| {
             pass.device_state(state)?;
-            (0u8..).zip(output).try_for_each(|(channel, output)| pass.channel_output(channel, output))
+            (0..=u8::MAX).zip(output).try_for_each(|(channel, output)| pass.channel_output(channel, output))
         })
     }
 
@@ -343,22 +345,24 @@ impl<W: Write> VolumeWriter<W> {
         let index = out.at;
         let memory = std::mem::take(&mut out.memory);
         let all = (0u16..).map(Of::Memory).zip(&memory).chain((0u16..).map(Of::Volume).zip(&self.volumes));
-        let mut payload = Vec::new();
+        let (mut payload, mut entries) = (Vec::new(), Vec::new());
         for (of, index) in all {
-            let entries: Vec<_> = index.entries().collect();
-            let in_parent = entries.iter().filter(|e| e.place.in_parent()).count() as u64;
-            match of {
-                Of::Memory(_) => {
-                    written.pages += entries.len() as u64;
-                    written.pages_in_parent += in_parent;
+            let mut rest = index.entries().peekable();
+            while rest.peek().is_some() {
+                entries.clear();
+                entries.extend(rest.by_ref().take(ENTRIES));
+                let in_parent = entries.iter().filter(|e| e.place.in_parent()).count() as u64;
+                match of {
+                    Of::Memory(_) => {
+                        written.pages += entries.len() as u64;
+                        written.pages_in_parent += in_parent;
+                    }
+                    Of::Volume(_) => {
+                        written.blocks += entries.len() as u64;
+                        written.blocks_in_parent += in_parent;
+                    }
                 }
-                Of::Volume(_) => {
-                    written.blocks += entries.len() as u64;
-                    written.blocks_in_parent += in_parent;
-                }
-            }
-            for entries in entries.chunks(ENTRIES) {
-                index::encode(of, entries, &mut payload);
+                index::encode(of, &entries, &mut payload);
                 rooting.part(&payload);
                 let record = Record::Section { section: Section::Index, bytes: &payload };
                 write_record(&mut out, &mut scratch, &record)?;
