@@ -163,9 +163,14 @@ impl Outlets {
         }
     }
 
-    /// What the console has said lately.
+    /// What the console has said lately and what has left.
     pub fn console_history(&self) -> Vec<u8> {
         self.console.history()
+    }
+
+    /// What the console has said lately, up to and with this closed epoch, released or not.
+    pub fn console_up_to(&self, epoch: Epoch) -> Vec<u8> {
+        self.console.history_up_to(epoch)
     }
 
     /// Takes over what a primary said of its console in a checkpoint.

@@ -476,7 +476,7 @@ impl Sinks {
                 return false;
             }
             let (rest, queued) = std::mem::take(&mut sink.rest).join(disks);
-            let join = Join { rest, queued, console: outlets.console_history() };
+            let join = Join { rest, queued, console: outlets.console_up_to(self.taken) };
             let frozen = sink.once.iter().flatten();
             frozen.zip(&join.queued).for_each(|(volume, queued)| volume.freeze(queued));
             joins.push((sink.name, join));

@@ -16,6 +16,8 @@ mod guest;
 mod outlets;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::sync::{Arc, Condvar, Mutex};
@@ -50,6 +52,8 @@ struct Image {
     rounds: u32,
     /// Pages of the rounds and of the first checkpoint.
     copied: BTreeSet<(u16, u64)>,
+    /// What the console has said, as this sink was told.
+    console: Vec<u8>,
 }
 
 impl Image {
@@ -105,7 +109,15 @@ fn add_holder(
     held: Option<Vec<PageRun>>,
     slow: Duration,
 ) -> Shared {
-    let image = Image { blocks, sums: BTreeMap::new(), epoch: 0, first: 0, rounds: 0, copied: BTreeSet::new() };
+    let image = Image {
+        blocks,
+        sums: BTreeMap::new(),
+        epoch: 0,
+        first: 0,
+        rounds: 0,
+        copied: BTreeSet::new(),
+        console: Vec::new(),
+    };
     let shared = Shared(Arc::new((Mutex::new(image), Condvar::new())));
     let (jobs, work) = sync_channel(8);
     handle.send(Command::AddSink { session: Term(name), jobs, rounds: 0, rest: Rest::default(), once: None, held });
@@ -131,6 +143,7 @@ fn collect(name: u64, work: &Receiver<Job>, shared: &Shared, handle: &VmHandle, 
                 assert_eq!(join.is_some(), image.epoch == 0, "the first checkpoint, and no other, lets it join");
                 assert!(image.epoch == 0 || taken.epoch.0 == image.epoch + 1, "every checkpoint, in order");
                 image.write(taken.runs(), taken.content());
+                image.console.extend(join.as_ref().map_or(&taken.console, |j| &j.console));
                 image.epoch = taken.epoch.0;
                 if image.first == 0 {
                     image.first = image.epoch;
@@ -197,8 +210,12 @@ fn every_sink_holds_every_checkpoint_whole() {
     let accel = guest::accels()[0];
     let mut config = guest::config(Path::new("qemu-system-x86_64"), accel, 2, &boot);
     config.spec.nics.clear();
-    let (machine, ports) = guest::launch(&config);
+    let (machine, mut ports) = guest::launch(&config);
     let outlets = Arc::new(outlets::open(dir.path(), &config.spec));
+    // The guest's own console says nothing; this one what the test likes.
+    let (said, console) = ninefold_net::socket_pair().unwrap();
+    let mut said = UnixStream::from(said);
+    let _its = std::mem::replace(&mut ports.console, console);
     outlets.attach(ports).unwrap();
     let memory = Arc::clone(machine.memory());
     let bell = Bell::new().unwrap();
@@ -208,13 +225,19 @@ fn every_sink_holds_every_checkpoint_whole() {
     let policy = EpochPolicy::Fixed { ms: 5 };
     let watcher = Watcher::new(GENERATION, Dumps::new(dir.path(), "vm"), Told::default(), tell.clone());
     let obtain = Box::new(move || Ok(machine));
-    let surroundings = Surroundings { outlets, disks: Arc::default(), bell: bell.clone(), core: tell };
+    let surroundings =
+        Surroundings { outlets: Arc::clone(&outlets), disks: Arc::default(), bell: bell.clone(), core: tell };
     let handle = vm::start(watcher, obtain, policy, None, Epoch(0), surroundings).unwrap();
     let handle = Arc::new(handle);
     guest::await_boot(&memory, 2);
 
+    // Nobody releases anything here: whoever joins must be told what waits for the others.
+    outlets.hold();
+    said.write_all(b"before the first, ").unwrap();
     let one = add_sink(1, &handle, &bell, &memory, Duration::ZERO);
     one.wait("checkpoints at the first", |i| i.epoch >= 20);
+    said.write_all(b"before the second, ").unwrap();
+    one.wait("that", |i| i.console == b"before the first, before the second, ");
     let two = add_sink(2, &handle, &bell, &memory, Duration::ZERO);
     two.wait("checkpoints at the second", |i| i.sums.len() >= 8);
     one.wait("as many at the first", |i| i.sums.len() >= 13);
@@ -240,6 +263,7 @@ fn every_sink_holds_every_checkpoint_whole() {
 
     // Another is ready to join, and waits for the slow one, when the last checkpoint before a switchover is taken. It has no
     // part in that, and joins when nothing has come of the switchover.
+    said.write_all(b"before the fourth, ").unwrap();
     let four = add_sink(4, &handle, &bell, &memory, Duration::ZERO);
     four.wait("a copy", |i| i.rounds >= 2);
     handle.send(Command::TakeFinal);
@@ -247,11 +271,17 @@ fn every_sink_holds_every_checkpoint_whole() {
     three.wait("the last checkpoint before the switchover", |i| i.epoch == switchover.0);
     handle.send(Command::GoOn);
     four.wait("checkpoints at the fourth", |i| i.sums.len() >= 2);
+    said.write_all(b"at the end").unwrap();
 
     handle.send(Command::TakeFinal);
     let last = final_taken.recv_timeout(LIMIT).unwrap();
     are_equal(&[&two, &three, &four], &memory, last);
     assert!(same_sums(&two, &three) >= 5, "the last two share epochs");
+    let all = b"before the first, before the second, before the fourth, at the end";
+    for (name, sink) in [("second", &two), ("third", &three), ("fourth", &four)] {
+        let image = sink.0.0.lock().unwrap();
+        assert_eq!(String::from_utf8_lossy(&image.console), String::from_utf8_lossy(all), "at the {name}");
+    }
 }
 
 /// What a sink holds that was there when the tracker began.

@@ -331,6 +331,17 @@ impl ByteChannel {
         self.shared.lock().history.to_vec()
     }
 
+    /// The last of what the guest has said up to and with `epoch`, which was closed: what was released, and what waits to be.
+    /// It is what the history will be when `epoch` is released, and the history of a backup whose first checkpoint this is.
+    #[must_use]
+    pub fn history_up_to(&self, epoch: Epoch) -> Vec<u8> {
+        let state = self.shared.lock();
+        let mut bytes = state.history.to_vec();
+        state.gate.each_up_to(epoch, |chunk| bytes.extend_from_slice(chunk));
+        bytes.drain(..bytes.len().saturating_sub(state.history.size()));
+        bytes
+    }
+
     /// Adds to the history what was released elsewhere: on a backup, the history that came with the first copy and the
     /// bytes that come with each checkpoint.
     pub fn append_history(&self, bytes: &[u8]) {

@@ -381,6 +381,15 @@ impl Gate {
         }
     }
 
+    /// All items up to and with this closed epoch that have not left, oldest first: those that may leave, too.
+    pub fn each_up_to(&self, epoch: Epoch, mut sink: impl FnMut(&[u8])) {
+        let marks = self.marks.iter().take_while(|m| m.epoch <= epoch);
+        let end = marks.last().map_or(self.allowed, |m| m.end);
+        for entry in self.entries.range(..(end - self.first) as usize) {
+            sink(&self.ring[entry.at as usize..][..entry.len as usize]);
+        }
+    }
+
     /// The items of a closed epoch that have not been allowed yet, oldest first.
     pub fn each_in(&self, epoch: Epoch, mut sink: impl FnMut(&[u8])) {
         let mut start = self.allowed;

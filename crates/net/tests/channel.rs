@@ -98,6 +98,34 @@ fn what_a_drain_finds_in_an_open_channel_leaves() {
     assert!(found > 0, "the channel's thread was first each time");
 }
 
+/// A backup that joins with a checkpoint hears what other backups have not acknowledged yet, too; not what comes after.
+#[test]
+fn the_history_of_a_checkpoint_has_what_is_held_up_to_it() {
+    let mut bed = bed(ChannelKind::Console, None);
+    bed.channel.hold();
+    for (epoch, word) in (1..).zip(["one ", "two ", "three ", "four "]) {
+        bed.qemu.write_all(word.as_bytes()).unwrap();
+        bed.channel.drain_and_close(Epoch(epoch));
+    }
+    bed.channel.release(Epoch(1), &|| true);
+    assert_eq!(bed.channel.history(), b"one ");
+    assert_eq!(bed.channel.history_up_to(Epoch(1)), b"one ");
+    assert_eq!(bed.channel.history_up_to(Epoch(3)), b"one two three ");
+    bed.channel.release(Epoch(3), &|| true);
+    assert_eq!(bed.channel.history_up_to(Epoch(3)), bed.channel.history());
+    bed.qemu.write_all(b"not yet closed").unwrap();
+    until("holding", || bed.channel.counters().held == 19);
+    assert_eq!(bed.channel.history_up_to(Epoch(4)), b"one two three four ");
+
+    // No longer than a history is.
+    let much = vec![b'x'; 100 << 10];
+    bed.qemu.write_all(&much).unwrap();
+    bed.channel.drain_and_close(Epoch(5));
+    let said = bed.channel.history_up_to(Epoch(5));
+    bed.channel.release(Epoch(5), &|| true);
+    assert_eq!(said, bed.channel.history());
+}
+
 #[test]
 fn output_waits_for_its_epoch() {
     let mut bed = bed(ChannelKind::Console, None);

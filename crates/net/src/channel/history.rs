@@ -13,6 +13,11 @@ impl History {
         Self { ring: vec![0; size].into_boxed_slice(), at: 0, len: 0 }
     }
 
+    /// How many bytes it remembers at most.
+    pub(super) fn size(&self) -> usize {
+        self.ring.len()
+    }
+
     pub(super) fn clear(&mut self) {
         (self.at, self.len) = (0, 0);
     }
