@@ -129,6 +129,7 @@ impl Capture {
             self.record.early_pages = self.count;
         }
         outlets.hold_input();
+        outlets.make_room();
         machine.begin_pause()?;
         let stopped = Instant::now();
         tracker.scan(if self.early { &mut self.late } else { &mut self.dirty })?;

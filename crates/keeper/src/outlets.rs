@@ -66,6 +66,11 @@ impl Outlets {
         self.agent.detach();
     }
 
+    /// See [`NetPort::make_room`]. (Bytes of the channels are no frames: they may be written in part.)
+    pub fn make_room(&self) {
+        self.nics.iter().for_each(NetPort::make_room);
+    }
+
     /// See [`NetPort::drain_and_close`].
     pub fn drain_and_close(&self, epoch: Epoch) {
         for nic in &self.nics {

@@ -318,6 +318,8 @@ impl Vm {
             }
             Command::Policy(policy) => self.pacer.set_policy(policy),
             Command::Health(order) => {
+                // It may stop the guest, or reset it.
+                self.outlets.make_room();
                 self.watcher.obey(order, &mut self.machine, self.paused).map_err(|e| report(&e))?;
             }
             Command::Kill => return Ok(Flow::End),

@@ -92,6 +92,14 @@ pub struct Released {
     pub stale: u64,
 }
 
+/// What a drain of QEMU's socket brought.
+#[derive(Default)]
+struct Drained {
+    any: bool,
+    /// The checkpoint thread should know.
+    wake: bool,
+}
+
 struct Egress {
     batch: Batch,
     snooper: Snooper,
@@ -182,11 +190,7 @@ impl NetPort {
     /// Does not allocate and waits for no I/O; it may wait for one read (128 KiB) of the port's thread.
     pub fn drain_and_close(&self, epoch: Epoch) -> usize {
         let mut outgoing = lock(&self.shared.outgoing);
-        let now = Instant::now();
-        let mut reads = 0;
-        while reads < MAX_DRAIN_READS && outgoing.read(now, &self.shared.tally).more {
-            reads += 1;
-        }
+        self.shared.drain(&mut outgoing);
         outgoing.gate.close_epoch(epoch);
         self.shared.tally.gate(&outgoing.gate);
         let (held, open) = (outgoing.gate.len(), outgoing.gate.mode() == Mode::Open);
@@ -196,6 +200,28 @@ impl NetPort {
             self.shared.ring();
         }
         held
+    }
+
+    /// Reads QEMU's socket until it is empty, so that QEMU has room for what it has begun to write. To be called right before
+    /// the guest is stopped or reset.
+    ///
+    /// QEMU drops what it has not got rid of then, but not its count of how much of a frame is written: after half of one
+    /// (a write of up to 36 KiB is whole or not at all, that of a longer frame may stop in between) the next begins in its
+    /// middle, and QEMU aborts if that one is shorter (`net/stream.c`: `send_index`; `net/net.c`:
+    /// `net_vm_change_state_handler`).
+    ///
+    /// Does not allocate and waits for no I/O, as [`NetPort::drain_and_close`].
+    pub fn make_room(&self) {
+        let mut outgoing = lock(&self.shared.outgoing);
+        let read = self.shared.drain(&mut outgoing);
+        let open = outgoing.gate.mode() == Mode::Open;
+        drop(outgoing);
+        if read.any && open {
+            self.shared.ring();
+        }
+        if read.wake {
+            (self.shared.wake)();
+        }
     }
 
     /// The backup holds every epoch up to `epoch`: writes their frames to the TAP, in the calling thread.
@@ -325,6 +351,21 @@ impl Shared {
     fn ring(&self) {
         // It fails only when the counter is full, and then it has been rung.
         let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+    }
+
+    /// Reads QEMU's socket until it is empty, or often enough.
+    fn drain(&self, outgoing: &mut Outgoing) -> Drained {
+        let now = Instant::now();
+        let mut drained = Drained::default();
+        for _ in 0..MAX_DRAIN_READS {
+            let read = outgoing.read(now, &self.tally);
+            drained.wake |= read.wake;
+            if !read.more {
+                break;
+            }
+            drained.any = true;
+        }
+        drained
     }
 
     fn is_open(&self) -> bool {

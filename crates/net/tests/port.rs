@@ -2,8 +2,10 @@
 
 mod testbed;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::io::{ErrorKind, Write};
 use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 
@@ -344,4 +346,57 @@ fn measure() {
     until("sending", || bed.port.counters().frames_out >= sent_before + total / 64 * 64);
     let took = begin.elapsed().as_secs_f64();
     println!("open: {:.0} frames/s, {:.0} MB/s", total as f64 / took, total as f64 * 1500.0 / took / 1e6);
+}
+
+/// Writes what QEMU's socket takes at once; answers how much that was.
+fn push(qemu: &UnixStream, bytes: &[u8]) -> usize {
+    let mut written = 0;
+    while written < bytes.len() {
+        match (&mut &*qemu).write(&bytes[written..]) {
+            Ok(n) => written += n,
+            Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+            Err(e) => panic!("{e}"),
+        }
+    }
+    written
+}
+
+/// QEMU is about to be stopped with a long frame half written: there is room for the rest before that, although the port's
+/// own thread is kept by something else.
+#[test]
+fn a_frame_that_was_written_in_part_can_be_written_to_its_end() {
+    let mut bed = bed(Limits::default());
+    bed.port.open();
+    let long = frame(1, 60_000);
+    let long = [&(long.len() as u32).to_be_bytes()[..], &long].concat();
+    let outcome = Cell::new(None);
+    // After this the port's thread has nothing to do but to read.
+    bed.qemu.say(&frame(7, 60));
+    assert_eq!(observe_numbers(&bed.observer, 1), [7]);
+    let (port, qemu) = (&bed.port, RefCell::new(&mut bed.qemu));
+    // While this question is asked the port's thread cannot write what it has read.
+    let asked = || {
+        qemu.borrow_mut().say(&frame(0, 60));
+        until("the port's thread is kept", || port.counters().held == 1);
+        let socket = &qemu.borrow().0;
+        socket.set_nonblocking(true).unwrap();
+        let begun = loop {
+            match push(socket, &long) {
+                n if n == long.len() => {}
+                // Full between two frames: a shorter one moves the end of the next.
+                0 => {
+                    port.make_room();
+                    assert_ne!(push(socket, &long[..4]), 0);
+                    assert_ne!(push(socket, &long[4..]), 0);
+                }
+                n => break n,
+            }
+        };
+        let before = push(socket, &long[begun..]);
+        port.make_room();
+        outcome.set(Some((before, begun + push(socket, &long[begun..]))));
+        false
+    };
+    port.announce(&asked);
+    assert_eq!(outcome.get(), Some((0, long.len())), "of a frame that QEMU has begun to write");
 }
