@@ -11,14 +11,16 @@
 //!
 //! | point | the next step is |
 //! |---|---|
-//! | `log.write` | to append committed epochs to a volume's write log |
+//! | `log.write` | to write one record of a committed epoch to a volume's write log |
 //! | `log.sync` | to make them durable there |
 //! | `log.synced` | to say that they are durable |
 //! | `apply.op` | to write one operation of an epoch into the image |
 //! | `apply.done` | to forget an epoch that is in the image |
 //! | `image.flush` | to make the image durable |
-//! | `log.clear` | to empty the log |
+//! | `log.clear` | to cut the log off |
+//! | `log.cut` | to make that durable |
 //! | `log.cleared` | to forget that there was a log |
+//! | `log.unsure` | to make sure that a log that is empty is so on the disk |
 //! | `recover.write` | to write what a log holds into the image |
 //! | `recover.flush` | to make that durable |
 //! | `resync.answer` | (backup) to compare the primary's checksums |
@@ -38,7 +40,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub const VARIABLE: &str = "NINEFOLD_FAULTS";
 
 /// The points, as in the table of this module.
-pub const POINTS: [&str; 17] = [
+pub const POINTS: [&str; 19] = [
     "log.write",
     "log.sync",
     "log.synced",
@@ -46,7 +48,9 @@ pub const POINTS: [&str; 17] = [
     "apply.done",
     "image.flush",
     "log.clear",
+    "log.cut",
     "log.cleared",
+    "log.unsure",
     "recover.write",
     "recover.flush",
     "resync.answer",

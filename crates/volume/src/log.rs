@@ -51,6 +51,8 @@ pub struct WriteLog {
     file: File,
     /// What of it counts, bytes: behind that is what a failed append left.
     length: u64,
+    /// Its length may be on the disk otherwise: what was cut off could come back with a loss of power.
+    unsure: bool,
     generation: u64,
     /// The next epoch's number.
     next: u64,
@@ -82,7 +84,8 @@ impl WriteLog {
 
     fn on(file: File) -> Result<Self, VolumeError> {
         let length = file.metadata().map_err(unreadable)?.len();
-        Ok(Self { file, length, generation: 0, next: 1, operations: Vec::new(), record: Vec::new() })
+        // A process that died may have emptied it without making that durable.
+        Ok(Self { file, length, unsure: true, generation: 0, next: 1, operations: Vec::new(), record: Vec::new() })
     }
 
     /// Whether there may be anything in it.
@@ -100,7 +103,6 @@ impl WriteLog {
     /// # Errors
     /// `Io`; the log is as before then, and the same can be tried again.
     pub fn append<'a>(&mut self, epochs: impl IntoIterator<Item = &'a Batch>) -> Result<(), VolumeError> {
-        fault::point("log.write").map_err(unwritable)?;
         if self.is_empty() {
             (self.generation, self.next) = (random::number().map_err(unwritable)?, 1);
         }
@@ -111,7 +113,7 @@ impl WriteLog {
         }
         fault::point("log.sync").map_err(unwritable)?;
         self.file.sync_data().map_err(unwritable)?;
-        (self.length, self.next) = (at, next);
+        (self.length, self.next, self.unsure) = (at, next, false);
         fault::point("log.synced").map_err(unwritable)
     }
 
@@ -134,11 +136,15 @@ impl WriteLog {
     /// Makes it empty, durably.
     ///
     /// # Errors
-    /// `Io`.
+    /// `Io`: it may be empty, but not durably. To be called again then.
     pub fn clear(&mut self) -> Result<(), VolumeError> {
         fault::point("log.clear").map_err(unwritable)?;
-        self.file.set_len(0).and_then(|()| self.file.sync_data()).map_err(unwritable)?;
-        self.length = 0;
+        self.file.set_len(0).map_err(unwritable)?;
+        // At once: what is cut off is no part of it any more, whatever the sync says. What is appended begins a new generation.
+        (self.length, self.unsure) = (0, true);
+        fault::point("log.cut").map_err(unwritable)?;
+        self.file.sync_data().map_err(unwritable)?;
+        self.unsure = false;
         fault::point("log.cleared").map_err(unwritable)
     }
 
@@ -150,6 +156,12 @@ impl WriteLog {
     /// `Io`, those of the image. `Damaged` if what was logged is not for this image.
     pub fn recover(&mut self, image: &dyn Image) -> Result<u64, VolumeError> {
         if self.is_empty() {
+            // What was cut off must not come back over what is written into the image from now on.
+            if self.unsure {
+                fault::point("log.unsure").map_err(unwritable)?;
+                self.file.sync_data().map_err(unwritable)?;
+                self.unsure = false;
+            }
             return Ok(0);
         }
         let (epochs, overlay) = self.read(image.size())?;
@@ -237,6 +249,7 @@ fn put(file: &File, record: &mut [u8], last: bool, at: u64) -> io::Result<u64> {
     head[24] = last.into();
     let sum = sum(head, operations).to_le_bytes();
     head[28..].copy_from_slice(&sum);
+    fault::point("log.write")?;
     file.write_all_at(record, at)?;
     Ok(at + record.len() as u64)
 }

@@ -137,8 +137,17 @@ fn reopen(dir: &Path, states: &[Vec<u8>], what: &str) -> u64 {
 
 fn crashes(format: Format) {
     let states = states();
-    let steps =
-        ["log.write", "log.sync", "log.synced", "apply.op", "apply.done", "image.flush", "log.clear", "log.cleared"];
+    let steps = [
+        "log.write",
+        "log.sync",
+        "log.synced",
+        "apply.op",
+        "apply.done",
+        "image.flush",
+        "log.clear",
+        "log.cut",
+        "log.cleared",
+    ];
     for acknowledge in [Acknowledge::Memory, Acknowledge::Disk] {
         for step in steps {
             for passing in [1, 3] {
@@ -174,7 +183,7 @@ fn the_recovery_dies_at_every_step() {
         let dir = tempfile::tempdir().unwrap();
         pool(dir.path()).create(&disk(), SIZE, format).unwrap();
         assert_eq!(run(dir.path(), 1, Acknowledge::Disk, "apply.op@40=abort"), Some(SIGABRT));
-        for step in ["recover.write", "recover.write@3", "recover.flush", "log.clear"] {
+        for step in ["recover.write", "recover.write@3", "recover.flush", "log.clear", "log.cut"] {
             let ended = run(dir.path(), LAST + 1, Acknowledge::Disk, &format!("{step}=abort"));
             assert_eq!(ended, Some(SIGABRT), "{format} {step}: it has not got there");
         }
@@ -194,7 +203,7 @@ fn a_step_that_fails_is_done_again() {
         let dir = tempfile::tempdir().unwrap();
         pool(dir.path()).create(&disk(), SIZE, format).unwrap();
         let faults = "log.write@2=fail,log.sync@3=fail,log.synced@4=fail*2,apply.op@9=fail*2,apply.done@7=fail,\
-                      image.flush@1=fail,log.clear@2=fail,log.cleared@1=fail,recover.write@2=fail,recover.flush@1=fail";
+                      image.flush@1=fail,log.clear@2=fail,log.cut@1=fail,log.cleared@1=fail,recover.write@2=fail,recover.flush@1=fail";
         assert_eq!(run(dir.path(), 1, Acknowledge::Disk, faults), None);
         assert_eq!(reopen(dir.path(), &states, "failed steps"), LAST);
     }
