@@ -309,7 +309,9 @@ impl Disks {
         fault::point("resync.answer").map_err(|e| e.to_string())?;
         let ours = resync::checksums(&disk.served, first, (theirs.len() / SUM) as u64)
             .map_err(|e| format!("volume {}: {}", disk.spec.name, report(&e)))?;
-        Ok(sums::differing(&ours, theirs))
+        let mut bits = sums::differing(&ours, theirs);
+        disk.served.put_lost(first, &mut bits);
+        Ok(bits)
     }
 
     /// Reads a checkpoint's operations on each volume.

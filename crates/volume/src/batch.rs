@@ -82,6 +82,21 @@ impl Op {
         }
     }
 
+    /// The same in several operations, none of which makes more than `most` bytes zero. `most` is not 0.
+    pub fn pieces(&self, most: u64) -> impl Iterator<Item = Op> + use<> {
+        let (start, end) = self.range();
+        let (whole, zeros, unmap) = match self {
+            Op::Write { .. } => (Some(self.clone()), 0..0, false),
+            Op::Zero { unmap, .. } => (None, start..end, *unmap),
+        };
+        let zeros = zeros.step_by(usize::try_from(most).unwrap_or(usize::MAX)).map(move |at| Op::Zero {
+            at,
+            length: most.min(end - at),
+            unmap,
+        });
+        whole.into_iter().chain(zeros)
+    }
+
     /// Does it to an image.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 //!
 //! * [`served`]: a volume as a keeper serves it: its image, and over it what is not committed.
 //! * [`log`]: what is on its way into an image and must survive a crash.
+//! * [`unsynced`]: what was written past that log, and may not be on the disk.
 //! * [`batch`]: what a guest does to a volume in one epoch. * [`overlay`]: what lies over an image.
 //! * [`frozen`]: a volume as it was at one moment, while the guest goes on.
 //! * [`sums`]: checksums of blocks, by which two hosts find out where their images differ.
@@ -22,6 +23,7 @@ pub mod pool;
 mod random;
 pub mod served;
 pub mod sums;
+pub mod unsynced;
 
 pub use batch::{Batch, Op};
 pub use error::{Refusal, VolumeError};

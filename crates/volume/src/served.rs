@@ -34,7 +34,12 @@
 //! [`Served::failure`] says why in each case.
 //!
 //! After a flush that failed the kernel may forget what it could not write, and the next flush may succeed nevertheless
-//! (fsync(2)). So the applier then writes all that is in the log into the image again.
+//! (fsync(2)). So, whoever asked for it, the applier then writes all that is in the log into the image again; and what was
+//! written past the log is [lost](crate::unsynced) until it is written again: a resync does so, and until then no flush of the
+//! guest's succeeds and nothing that rests on it counts as durable.
+//!
+//! What is in the image and not in the log is made durable before the log gets an epoch that follows it. So a guest's flush
+//! which is answered at once is true even if it concerns what had gone through before.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -51,6 +56,8 @@ use crate::image::{Image, check_bounds};
 use crate::log::{self, WriteLog};
 use crate::nbd::Handler;
 use crate::overlay::Overlay;
+use crate::sums::BLOCK;
+use crate::unsynced::Unsynced;
 
 /// Held bytes over which a checkpoint is wanted and writes are slowed down.
 pub const SOFT: usize = 64 << 20;
@@ -66,6 +73,8 @@ const GATHER: Duration = Duration::from_millis(200);
 const GATHER_BYTES: usize = 8 << 20;
 /// A backup takes no more than this, bytes, from a primary that is faster than its disk.
 pub const BACKLOG: usize = 256 << 20;
+/// A request without data is done in pieces of so many bytes.
+const PIECE: u64 = 16 << 20;
 /// An error of a read, or of a write that went through, is told for so long.
 const TOLD: Duration = Duration::from_secs(10);
 /// An applier that failed waits this long.
@@ -124,10 +133,16 @@ struct State {
     waiting: Option<Instant>,
     /// Somebody waits for the log.
     hurry: bool,
-    /// A resync has written to the image past the log, and that is not durable yet.
-    loose: bool,
+    /// What was written to the image past the log, by a guest or a resync, and is not durable yet.
+    unsynced: Unsynced,
+    /// A flush has failed: what is in the log has to be written into the image again.
+    redo: bool,
     /// Somebody waits for the image.
     settling: bool,
+    /// The QEMU that the volume was served to is gone: nobody waits for what it asked for last.
+    gone: bool,
+    /// Writes past the log that are under way.
+    under_way: usize,
     marks: Vec<Arc<dyn Mark>>,
     on_durable: Option<OnDurable>,
     ending: bool,
@@ -156,6 +171,8 @@ impl Failure {
 
 struct Shared {
     image: Box<dyn Image>,
+    /// Held during a flush. An error is reported to one of several that are under way at the same time (fsync(2)).
+    flushing: Mutex<()>,
     acknowledge: Acknowledge,
     state: Mutex<State>,
     /// For the applier: there is something to do.
@@ -183,8 +200,10 @@ impl Served {
     /// # Errors
     /// No more threads.
     pub fn new(image: Box<dyn Image>, log: WriteLog, acknowledge: Acknowledge) -> Result<Self, VolumeError> {
+        let size = image.size();
         let shared = Arc::new(Shared {
             image,
+            flushing: Mutex::new(()),
             acknowledge,
             state: Mutex::new(State {
                 mode: Mode::Closed,
@@ -199,8 +218,11 @@ impl Served {
                 log_used: None,
                 waiting: None,
                 hurry: false,
-                loose: false,
+                unsynced: Unsynced::unknown(size),
+                redo: false,
                 settling: false,
+                gone: false,
+                under_way: 0,
                 marks: Vec::new(),
                 on_durable: None,
                 ending: false,
@@ -211,7 +233,7 @@ impl Served {
         let its = Arc::clone(&shared);
         let applier = std::thread::Builder::new()
             .name("applier".into())
-            .spawn(move || Applier { shared: &its, log, redo: false }.run())
+            .spawn(move || Applier { shared: &its, log }.run())
             .map_err(|source| VolumeError::Io { what: "cannot start a thread for a volume", source })?;
         Ok(Self { shared, applier: Some(applier) })
     }
@@ -288,6 +310,9 @@ impl Served {
         }
         state.held = state.queue.iter().map(|s| s.batch.bytes()).sum();
         state.mode = Mode::Closed;
+        drop(state);
+        // Requests that wait here are nobody's any more.
+        self.shared.done.notify_all();
     }
 
     /// A backup's side: epoch `epoch` is here, whole.
@@ -303,16 +328,31 @@ impl Served {
         self.shared.work.notify_one();
     }
 
-    /// Makes durable what a resync has written. Before a checkpoint that rests on it goes into the log: a loss of power would
-    /// otherwise leave the log, and not what is under it.
+    /// Makes durable what a resync has written, and what it has found equal. Before a checkpoint that rests on it goes into the
+    /// log: a loss of power would otherwise leave the log, and not what is under it.
     ///
     /// # Errors
-    /// Those of the image; it can be tried again.
+    /// Those of the image. What is [lost](Served::is_lost) then has to be written again.
     pub fn settle_resync(&self) -> Result<(), VolumeError> {
-        if !std::mem::take(&mut self.shared.lock().loose) {
-            return Ok(());
+        self.shared.settle()
+    }
+
+    /// Whether a flush that failed may have lost something of the `length` bytes from `at` on. What is read there proves nothing.
+    pub fn is_lost(&self, at: u64, length: u64) -> bool {
+        self.shared.lock().unsynced.is_lost_in(at, at.saturating_add(length))
+    }
+
+    /// Sets the bits of the blocks of [`BLOCK`] bytes, from number `first` on, of which something is [lost](Served::is_lost):
+    /// they differ from whatever they are compared with.
+    pub fn put_lost(&self, first: u64, bits: &mut [u8]) {
+        let state = self.shared.lock();
+        for (block, n) in (first..).zip(0..bits.len() * 8) {
+            let at = block.saturating_mul(BLOCK);
+            let end = at.saturating_add(BLOCK).min(self.shared.image.size());
+            if state.unsynced.is_lost_in(at, end) {
+                bits[n / 8] |= 1 << (n % 8);
+            }
         }
-        self.shared.image.flush().inspect_err(|_| self.shared.lock().loose = true)
     }
 
     /// Writes a block of a resync into the image, at once. The image is not a volume of anybody's meanwhile.
@@ -320,18 +360,13 @@ impl Served {
     /// # Errors
     /// Those of the image; `Io` while there is anything in the log, which would be written over it.
     pub fn apply(&self, batch: &Batch) -> Result<(), VolumeError> {
-        let mut state = self.shared.lock();
-        let marks = state.marks.clone();
-        if state.log_used.is_some() || !state.queue.is_empty() {
+        let state = self.shared.lock();
+        if state.log_used.is_some() || !state.queue.is_empty() || state.under_way > 0 {
             let source = std::io::Error::from(std::io::ErrorKind::ResourceBusy);
             return Err(VolumeError::Io { what: "writes of an earlier session are on their way", source });
         }
-        state.loose = true;
         drop(state);
-        let applied = batch.ops().iter().try_for_each(|op| self.shared.put(op, &marks));
-        let state = self.shared.lock();
-        batch.ops().iter().for_each(|op| state.written(op));
-        applied
+        batch.ops().iter().try_for_each(|op| self.shared.past_the_log(op, |_| Ok(())))
     }
 
     /// Waits until all committed writes up to `epoch` are durable, or until `limit`.
@@ -344,12 +379,16 @@ impl Served {
         self.wait(limit, false, logged)
     }
 
-    /// Waits until all committed writes are in the image and durable there, and the log is empty, or until `limit`.
+    /// Waits until all committed writes are in the image and durable there, the log is empty, and no request of a VM that is not
+    /// this host's any more is still at work; or until `limit`.
     ///
     /// # Errors
     /// `Io`: it takes too long, or log or image cannot be written.
     pub fn settle(&self, limit: Duration) -> Result<(), VolumeError> {
-        self.wait(limit, true, |state| state.log_used.is_none() && !state.queue.iter().any(|s| s.committed))
+        let under_way = |state: &State| state.mode != Mode::Through && state.under_way > 0;
+        self.wait(limit, true, |state| {
+            state.log_used.is_none() && !state.queue.iter().any(|s| s.committed) && !under_way(state)
+        })
     }
 
     /// A backup's side: waits until what an acknowledgement of `epoch` means is true, and there is room for the next one;
@@ -400,15 +439,15 @@ impl Served {
 
     /// The image itself, while it is no VM's.
     pub fn image_of_nobody(&self) -> &dyn Image {
-        &*self.shared.image
+        &*self.shared
     }
 
     /// Makes durable what is in the image.
     ///
     /// # Errors
-    /// Those of the image.
+    /// Those of the image; `Io` while something is [lost](Served::is_lost).
     pub fn sync_image(&self) -> Result<(), VolumeError> {
-        self.shared.image.flush()
+        self.shared.flush()
     }
 
     /// Whether a checkpoint should be taken for the memory's sake.
@@ -425,7 +464,8 @@ impl Served {
     pub fn failure(&self) -> Option<Failure> {
         let state = self.shared.lock();
         let refused = || state.refused.as_ref().filter(|(_, when)| when.elapsed() < TOLD).map(|(failure, _)| failure);
-        state.failure.as_ref().or_else(refused).cloned()
+        let lost = || state.unsynced.is_lost().then(|| Failure::of(&lost()));
+        state.failure.as_ref().or_else(refused).cloned().or_else(lost)
     }
 
     /// Why the applier cannot go on, while it cannot: the disk does not take what is committed.
@@ -496,33 +536,45 @@ impl Served {
             state.overlay.put(&op, number);
             let before = state.open.bytes();
             state.open.push(op);
-            state.held += state.open.bytes() - before;
-            let over = state.held.saturating_sub(SOFT);
-            drop(state);
-            if over > 0 {
-                std::thread::sleep(Duration::from_secs_f64((end - start) as f64 * DELAY));
+            // What it costs, which for a discard is little, however much it is of.
+            let cost = state.open.bytes() - before;
+            state.held += cost;
+            if state.held > SOFT {
+                shared.delay(state, Duration::from_secs_f64(cost as f64 * DELAY));
             }
             return Ok(());
         }
-        if state.mode == Mode::Closed {
-            let source = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
-            return Err(VolumeError::Io { what: "the VM is not this host's", source });
-        }
         // What was held when the VM was protected comes first, and must not be written a second time over this.
         while (!state.queue.is_empty() || state.log_used.is_some()) && !state.ending {
+            state.served()?;
             if let Some(failure) = &state.failure {
                 let source = std::io::Error::other(failure.reason.clone());
                 return Err(VolumeError::Io { what: "the image cannot be written", source });
             }
             state = shared.done.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        let marks = state.marks.clone();
         drop(state);
-        let written = shared.put(&op, &marks);
-        shared.lock().written(&op);
-        let done = written.and_then(|()| if durable { shared.image.flush() } else { Ok(()) });
-        done.inspect_err(|error| shared.refuse(error))
+        // A request without data can be long: piece by piece it ends soon when its client does.
+        let pieces = shared.through(&op);
+        let done = pieces.and_then(|()| if durable { shared.flush() } else { Ok(()) });
+        // Who is not to write here any more is no sign of a disk that fails.
+        let guests = || shared.lock().served().is_ok();
+        done.inspect_err(|error| {
+            if guests() {
+                shared.refuse(error)
+            }
+        })
     }
+}
+
+fn not_ours() -> VolumeError {
+    let source = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+    VolumeError::Io { what: "the VM is not this host's", source }
+}
+
+fn lost() -> VolumeError {
+    let source = std::io::Error::other("a flush has failed, and what it lost has not been written again");
+    VolumeError::Io { what: "the image is not on the disk as it was written", source }
 }
 
 fn not_on_disk(why: String) -> VolumeError {
@@ -553,6 +605,7 @@ impl Handler for Served {
             return Ok(());
         }
         while !state.queue.is_empty() && state.failure.is_none() && !state.ending {
+            state.served()?;
             state = shared.done.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         if let Some(failure) = &state.failure {
@@ -560,7 +613,16 @@ impl Handler for Served {
             return Err(VolumeError::Io { what: "the image cannot be written", source });
         }
         drop(state);
-        shared.image.flush().inspect_err(|error| shared.refuse(error))
+        shared.flush().inspect_err(|error| shared.refuse(error))
+    }
+
+    fn begins(&self) {
+        self.shared.lock().gone = false;
+    }
+
+    fn ended(&self) {
+        self.shared.lock().gone = true;
+        self.shared.done.notify_all();
     }
 }
 
@@ -578,6 +640,18 @@ impl Drop for Served {
 }
 
 impl State {
+    /// Whether what goes through may still reach the image.
+    fn served(&self) -> Result<(), VolumeError> {
+        match self.mode {
+            Mode::Closed => Err(not_ours()),
+            _ if self.gone => {
+                let source = std::io::Error::from(std::io::ErrorKind::NotConnected);
+                Err(VolumeError::Io { what: "its client is gone", source })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// This has reached the image.
     fn written(&self, op: &Op) {
         let (start, end) = op.range();
@@ -585,10 +659,130 @@ impl State {
     }
 }
 
+/// The image past the log, for who writes to it while it is no VM's.
+impl Image for Shared {
+    fn size(&self) -> u64 {
+        self.image.size()
+    }
+
+    fn read(&self, at: u64, into: &mut [u8]) -> Result<(), VolumeError> {
+        self.image.read(at, into)
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<(), VolumeError> {
+        check_bounds(at, bytes.len() as u64, self.image.size())?;
+        self.past_the_log(&Op::Write { at, data: bytes.to_vec().into() }, |_| Ok(()))
+    }
+
+    fn zero(&self, at: u64, length: u64, unmap: bool) -> Result<(), VolumeError> {
+        check_bounds(at, length, self.image.size())?;
+        self.past_the_log(&Op::Zero { at, length, unmap }, |_| Ok(()))
+    }
+
+    fn flush(&self) -> Result<(), VolumeError> {
+        Shared::flush(self)
+    }
+}
+
+/// The image as what is in the log is written into it again.
+#[derive(Debug)]
+struct Again<'a>(&'a Shared);
+
+impl Image for Again<'_> {
+    fn size(&self) -> u64 {
+        self.0.image.size()
+    }
+
+    fn read(&self, at: u64, into: &mut [u8]) -> Result<(), VolumeError> {
+        self.0.image.read(at, into)
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<(), VolumeError> {
+        self.0.image.write(at, bytes)
+    }
+
+    fn zero(&self, at: u64, length: u64, unmap: bool) -> Result<(), VolumeError> {
+        self.0.image.zero(at, length, unmap)
+    }
+
+    /// Fails as well if somebody else's flush has failed since the writing began.
+    fn flush(&self) -> Result<(), VolumeError> {
+        self.0.flush()?;
+        if self.0.lock().redo { Err(lost()) } else { Ok(()) }
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("image", &self.image).finish_non_exhaustive()
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Every change is whole before anything in it could panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Holds up the answer to a request, until its client has gone at the longest.
+    fn delay(&self, mut state: MutexGuard<'_, State>, time: Duration) {
+        let until = Instant::now() + time;
+        while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+            if state.gone || state.mode != Mode::Held || state.ending {
+                return;
+            }
+            state = self.done.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Writes what goes through into the image.
+    fn through(&self, op: &Op) -> Result<(), VolumeError> {
+        // The VM may have come to another host meanwhile, or its QEMU may have ended.
+        op.pieces(PIECE).try_for_each(|piece| self.past_the_log(&piece, State::served))
+    }
+
+    /// Writes into the image what is in no log, if that may be done.
+    fn past_the_log(&self, op: &Op, may: impl FnOnce(&State) -> Result<(), VolumeError>) -> Result<(), VolumeError> {
+        let (start, end) = op.range();
+        let mut state = self.lock();
+        may(&state)?;
+        state.under_way += 1;
+        let begun = state.unsynced.begin(start, end);
+        let marks = state.marks.clone();
+        drop(state);
+        let written = self.put(op, &marks);
+        let mut state = self.lock();
+        state.under_way -= 1;
+        state.unsynced.done(&begun, written.is_ok());
+        state.written(op);
+        drop(state);
+        self.done.notify_all();
+        written
+    }
+
+    /// Makes durable what is in the image.
+    fn flush(&self) -> Result<(), VolumeError> {
+        let _alone = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.lock().unsynced.flush_begins();
+        let flushed = self.image.flush();
+        let mut state = self.lock();
+        match flushed {
+            Ok(()) => state.unsynced.flushed(),
+            Err(error) => {
+                state.unsynced.flush_failed();
+                state.redo = true;
+                return Err(error);
+            }
+        }
+        if state.unsynced.is_lost() { Err(lost()) } else { Ok(()) }
+    }
+
+    /// The same, if there is anything that was written past the log.
+    fn settle(&self) -> Result<(), VolumeError> {
+        let state = self.lock();
+        let (pending, is_lost) = (state.unsynced.is_pending(), state.unsynced.is_lost());
+        drop(state);
+        if pending || is_lost { self.flush() } else { Ok(()) }
     }
 
     /// Marks, then writes.
@@ -608,8 +802,6 @@ impl Shared {
 struct Applier<'a> {
     shared: &'a Shared,
     log: WriteLog,
-    /// The image may have forgotten what was written since it was last flushed.
-    redo: bool,
 }
 
 /// What an applier does next.
@@ -633,7 +825,9 @@ impl Applier<'_> {
                 Next::Log(batches, number, epoch) => {
                     state.log_used.get_or_insert_with(Instant::now);
                     drop(state);
-                    let logged = self.log.append(batches.iter().map(|batch| &**batch));
+                    // What follows rests on what was written past the log: that is to be durable first.
+                    let settled = self.shared.settle();
+                    let logged = settled.and_then(|()| self.log.append(batches.iter().map(|batch| &**batch)));
                     state = self.shared.lock();
                     if let Err(error) = logged {
                         state = self.failed(state, &error);
@@ -670,12 +864,15 @@ impl Applier<'_> {
                     drop(state);
                     let flushed = self.flush();
                     state = self.shared.lock();
-                    if let Err(error) = flushed {
-                        self.redo = true;
-                        state = self.failed(state, &error);
-                        continue;
-                    }
-                    if std::mem::take(&mut self.redo) {
+                    let again = match flushed {
+                        Ok(again) => again,
+                        Err(error) => {
+                            state.redo = true;
+                            state = self.failed(state, &error);
+                            continue;
+                        }
+                    };
+                    if again {
                         // What the kernel had forgotten may have been read meanwhile, and may have been anything.
                         let all = self.shared.image.size();
                         state.marks.iter().for_each(|m| m.after(0, all));
@@ -740,14 +937,16 @@ impl Applier<'_> {
         if state.ending { Next::End } else { Next::Wait(wait.max(Duration::from_millis(1))) }
     }
 
-    /// Makes the image durable and empties the log.
-    fn flush(&mut self) -> Result<(), VolumeError> {
+    /// Makes the image durable and empties the log; answers whether it had to write all of it again.
+    fn flush(&mut self) -> Result<bool, VolumeError> {
         point("image.flush")?;
-        if self.redo {
-            return self.log.recover(&*self.shared.image).map(drop);
+        let again = Again(self.shared);
+        if std::mem::take(&mut self.shared.lock().redo) {
+            return self.log.recover(&again).map(|_| true);
         }
-        self.shared.image.flush()?;
-        self.log.clear()
+        again.flush()?;
+        self.log.clear()?;
+        Ok(false)
     }
 
     /// Notes a failure and waits before the next attempt.

@@ -5,10 +5,11 @@ mod rig;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::process::Stdio;
+use std::sync::{Arc, Condvar, Mutex};
 
-use ninefold_volume::nbd::{Access, Client, Server};
+use ninefold_volume::nbd::proto::{Command, Request};
+use ninefold_volume::nbd::{Access, Client, Handler, Server};
 use ninefold_volume::{Image, VolumeError};
 use rig::{Memory, Numbers, qemus};
 
@@ -80,7 +81,7 @@ fn qemu_itself_sees_what_it_wrote() {
         let dir = tempfile::tempdir().unwrap();
         let (server, memory) = serve(dir.path(), Access::ReadWrite);
         let path = server.path().display();
-        let mut child = Command::new(&qemu)
+        let mut child = std::process::Command::new(&qemu)
             .args(["-machine", "none", "-nodefaults", "-display", "none", "-qmp", "stdio", "-blockdev"])
             .arg(format!("driver=nbd,node-name=disk,discard=unmap,server.type=unix,server.path={path},export=disk"))
             .stdin(Stdio::piped())
@@ -246,4 +247,61 @@ fn dropping_the_server_ends_idle_clients() {
     let _transmits = Client::connect(server.path(), "disk").unwrap();
     let _haggles = UnixStream::connect(server.path()).unwrap();
     drop(server);
+}
+
+/// A QEMU dies while its request waits for something that may take long. Its successor is served, and nothing of what it had
+/// asked for and what had not begun is done.
+#[test]
+fn requests_end_with_their_client() {
+    struct Slow {
+        state: Mutex<(bool, Vec<u64>)>,
+        changed: Condvar,
+    }
+    impl Handler for Slow {
+        fn size(&self) -> u64 {
+            SIZE
+        }
+        fn read(&self, _: u64, _: &mut [u8]) -> Result<(), VolumeError> {
+            Ok(())
+        }
+        fn write(&self, at: u64, _: Vec<u8>, _: bool) -> Result<(), VolumeError> {
+            let mut state = self.state.lock().unwrap();
+            state.1.push(at);
+            self.changed.notify_all();
+            drop(self.changed.wait_while(state, |(gone, _)| !*gone).unwrap());
+            Ok(())
+        }
+        fn zero(&self, _: u64, _: u64, _: bool, _: bool) -> Result<(), VolumeError> {
+            Ok(())
+        }
+        fn flush(&self) -> Result<(), VolumeError> {
+            Ok(())
+        }
+        fn begins(&self) {
+            self.state.lock().unwrap().0 = false;
+        }
+        fn ended(&self) {
+            self.state.lock().unwrap().0 = true;
+            self.changed.notify_all();
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let slow = Arc::new(Slow { state: Mutex::default(), changed: Condvar::new() });
+    let server = Server::listen(&dir.path().join("nbd"), "disk", Access::ReadWrite, slow.clone()).unwrap();
+    let stream = UnixStream::connect(server.path()).unwrap();
+    let copy = stream.try_clone().unwrap();
+    let first = Client::start(stream, "disk").unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| first.write(0, &[1; 512]).unwrap_err());
+        let state = slow.changed.wait_while(slow.state.lock().unwrap(), |(_, begun)| begun.is_empty()).unwrap();
+        drop(state);
+        // A second one is on its way when the process dies: its sockets are closed, whatever is in them.
+        let request = Request { flags: 0, command: Command::Write, cookie: 99, offset: 4096, length: 512 };
+        (&copy).write_all(&[&request.emit()[..], &[2; 512]].concat()).unwrap();
+        copy.shutdown(std::net::Shutdown::Both).unwrap();
+    });
+    drop((first, copy));
+    let second = Client::connect(server.path(), "disk").unwrap();
+    second.flush().unwrap();
+    assert_eq!(slow.state.lock().unwrap().1, [0], "only what had begun");
 }

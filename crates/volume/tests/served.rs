@@ -283,6 +283,7 @@ fn a_failing_image_loses_nothing_and_is_written_later() {
     for k in 0..10 {
         let disk = Disk::new();
         let served = serve(&disk, Acknowledge::Disk);
+        served.sync_image().unwrap();
         let (tell, durable) = mpsc::channel();
         served.on_durable(Some(Box::new(move |epoch| tell.send(epoch).unwrap())));
         served.hold();
@@ -474,6 +475,7 @@ mod power_cut {
             let path = dir.path().join("log");
             let disk = Disk::new();
             let served = Served::new(Box::new(disk.clone()), WriteLog::open(&path).unwrap(), Acknowledge::Disk).unwrap();
+            served.sync_image().unwrap();
             // The image's power goes in the middle of what is to come.
             disk.0.left.store(cut, Ordering::SeqCst);
             let mut states = vec![vec![0; SIZE]];

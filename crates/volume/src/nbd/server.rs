@@ -8,6 +8,9 @@
 //! [`CLAIM_WAIT`] for the first to go, because the successor of a process that was just killed may be here before
 //! the kernel has reported the end of its connection; then it is told `ERR_POLICY`.
 //!
+//! While a client transmits, a second thread waits for the end of its connection and tells the [`Handler`] at once: what a QEMU
+//! that has died was waiting for must not keep its successor out. Requests of it that have not begun are not carried out.
+//!
 //! A connection's thread carries out its requests in order and answers them in order. A write is handed over as an
 //! owned buffer; a handler that keeps it copies nothing. Replies to plain writes are gathered while further whole writes
 //! are already in the buffer, and sent with one call.
@@ -18,10 +21,13 @@ use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use tracing::{debug, warn};
 
 use super::negotiation::{Access, Export, Negotiation, Step};
@@ -56,6 +62,11 @@ pub trait Handler: Send + Sync + 'static {
     fn zero(&self, at: u64, length: u64, unmap: bool, fua: bool) -> Result<(), VolumeError>;
     /// Makes durable what was answered before.
     fn flush(&self) -> Result<(), VolumeError>;
+    /// A client begins to transmit.
+    fn begins(&self) {}
+    /// Its connection has ended: nobody hears an answer to its last requests, which should not wait for anything any more.
+    /// Called from another thread than theirs, once after each [`Handler::begins`].
+    fn ended(&self) {}
 }
 
 /// A server. Dropping it closes its connections, waits for its threads (and so for a handler that is at work) and removes
@@ -273,9 +284,37 @@ fn serve(
     };
     stream.set_read_timeout(None)?;
     stream.set_write_timeout(None)?;
-    let done = transmit(stream, &mut reader, size, access, handler);
+    handler.begins();
+    let ended = AtomicBool::new(false);
+    let done = std::thread::scope(|scope| {
+        let watch = || {
+            wait_for_end(stream);
+            ended.store(true, Ordering::SeqCst);
+            handler.ended();
+        };
+        std::thread::Builder::new().name("nbd-watch".into()).spawn_scoped(scope, watch)?;
+        // Whatever becomes of this one: the other thread is to end.
+        let _hangup = Hangup(stream);
+        transmit(stream, &mut reader, size, access, handler, &ended)
+    });
     drop(claim);
     done
+}
+
+/// Closes a connection when it goes.
+struct Hangup<'a>(&'a UnixStream);
+
+impl Drop for Hangup<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
+}
+
+/// Waits until both directions of a connection are closed, by either side.
+fn wait_for_end(stream: &UnixStream) {
+    // poll(2) always tells of POLLHUP, which a Unix socket has when its peer has closed it. A failure counts as the end:
+    // nobody could tell of it later.
+    while let Ok(0) | Err(Errno::INTR) = poll(&mut [PollFd::new(stream, PollFlags::empty())], None) {}
 }
 
 fn transmit(
@@ -284,6 +323,7 @@ fn transmit(
     size: u64,
     access: Access,
     handler: &dyn Handler,
+    ended: &AtomicBool,
 ) -> Result<(), Ended> {
     let mut out: Vec<u8> = Vec::new();
     loop {
@@ -295,7 +335,7 @@ fn transmit(
             }
         }
         let mut head = [0; Request::LEN];
-        if !read_or_end(reader, &mut head)? {
+        if ended.load(Ordering::SeqCst) || !read_or_end(reader, &mut head)? {
             return Ok(());
         }
         let request = Request::parse(&head)?;

@@ -1,0 +1,343 @@
+//! Which bytes of an image were written past its log and may not be on the disk.
+//!
+//! After a flush that failed the kernel may take for written what is not (fsync(2)): the next flush succeeds, a read finds in the
+//! cache what was written, and the disk has something else. So what such a flush was to make durable is **lost** until it has been
+//! written again and a flush has succeeded that began after that. Only who wrote it knows what that was: a cache proves nothing.
+//!
+//! ```text
+//!   begin ──► pending ──done──► pending, whole ──flush──► (durable: not lost any more)
+//!                                              └─failed─► lost
+//! ```
+
+use std::collections::BTreeMap;
+
+/// How many ranges a set has at most.
+const MOST: usize = 16 << 10;
+/// To what the bounds of ranges are rounded first when a set has too many, bytes.
+const COARSE: u64 = 64 << 10;
+
+/// A set of bytes.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+struct Ranges(BTreeMap<u64, u64>);
+
+impl Ranges {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn put(&mut self, start: u64, end: u64) {
+        if start >= end {
+            return;
+        }
+        let (mut first, mut last) = (start, end);
+        // Those that touch it become one with it.
+        while let Some((&at, &to)) = self.0.range(..=last).next_back().filter(|(_, to)| **to >= first) {
+            self.0.remove(&at);
+            (first, last) = (first.min(at), last.max(to));
+        }
+        self.0.insert(first, last);
+    }
+
+    fn remove(&mut self, start: u64, end: u64) {
+        if start >= end {
+            return;
+        }
+        while let Some((&at, &to)) = self.0.range(..end).next_back().filter(|(_, to)| **to > start) {
+            self.0.remove(&at);
+            if to > end {
+                self.0.insert(end, to);
+            }
+            if at < start {
+                self.0.insert(at, start);
+            }
+        }
+    }
+
+    fn put_all(&mut self, others: &Ranges) {
+        others.0.iter().for_each(|(&start, &end)| self.put(start, end));
+    }
+
+    fn remove_all(&mut self, others: &Ranges) {
+        others.0.iter().for_each(|(&start, &end)| self.remove(start, end));
+    }
+
+    fn touches(&self, start: u64, end: u64) -> bool {
+        start < end && self.0.range(..end).next_back().is_some_and(|(_, to)| *to > start)
+    }
+
+    /// Makes it larger until it has few ranges.
+    fn widen(&mut self) {
+        let mut grain = COARSE;
+        while self.0.len() > MOST {
+            let all = std::mem::take(&mut self.0);
+            let up = |end: u64| end.checked_next_multiple_of(grain).unwrap_or(u64::MAX);
+            all.into_iter().for_each(|(start, end)| self.put(start - start % grain, up(end)));
+            grain = grain.saturating_mul(2);
+        }
+    }
+
+    /// Makes it smaller until it has few ranges.
+    fn narrow(&mut self) {
+        while self.0.len() > MOST {
+            self.0.pop_first();
+        }
+    }
+}
+
+/// See the [module](self). Bounded: what it knows is rounded to the safe side.
+#[derive(Debug, Default)]
+pub struct Unsynced {
+    /// Written, or perhaps, since the last flush began.
+    pending: Ranges,
+    /// Written for certain since then.
+    whole: Ranges,
+    /// What both were when the flush that is under way began.
+    flushing: (Ranges, Ranges),
+    lost: Ranges,
+    failures: u64,
+}
+
+/// A write that has begun.
+#[derive(Debug)]
+#[must_use]
+pub struct Begun {
+    start: u64,
+    end: u64,
+    failures: u64,
+}
+
+impl Unsynced {
+    /// For an image of `size` bytes of which nobody knows what an earlier process has left in the cache.
+    pub fn unknown(size: u64) -> Self {
+        let mut this = Self::default();
+        this.pending.put(0, size);
+        this
+    }
+
+    /// Bytes from `start` to the one before `end` are about to be written.
+    pub fn begin(&mut self, start: u64, end: u64) -> Begun {
+        self.pending.put(start, end);
+        self.pending.widen();
+        Begun { start, end, failures: self.failures }
+    }
+
+    /// They have been, all of them if `whole`.
+    pub fn done(&mut self, begun: &Begun, whole: bool) {
+        let Begun { start, end, failures } = *begun;
+        if failures != self.failures {
+            // A flush has failed meanwhile, and may have taken this with it.
+            self.lost.put(start, end);
+            self.lost.widen();
+        }
+        self.pending.put(start, end);
+        self.pending.widen();
+        if whole && failures == self.failures {
+            self.whole.put(start, end);
+            self.whole.narrow();
+        } else {
+            self.whole.remove(start, end);
+        }
+    }
+
+    /// A flush begins. One at a time.
+    pub fn flush_begins(&mut self) {
+        self.flushing = (std::mem::take(&mut self.pending), std::mem::take(&mut self.whole));
+    }
+
+    /// The flush that had begun has succeeded.
+    pub fn flushed(&mut self) {
+        let (_, whole) = std::mem::take(&mut self.flushing);
+        self.lost.remove_all(&whole);
+        self.lost.widen();
+    }
+
+    /// The flush that had begun has failed.
+    pub fn flush_failed(&mut self) {
+        let (pending, _) = std::mem::take(&mut self.flushing);
+        self.lost.put_all(&pending);
+        // What came while it was under way may have gone with it.
+        self.lost.put_all(&self.pending);
+        self.lost.widen();
+        self.whole = Ranges::default();
+        self.failures += 1;
+    }
+
+    /// Whether a flush has something to do.
+    pub fn is_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// Whether something is lost: a flush that succeeds is not enough then.
+    pub fn is_lost(&self) -> bool {
+        !self.lost.is_empty()
+    }
+
+    /// Whether something of these bytes is lost.
+    pub fn is_lost_in(&self, start: u64, end: u64) -> bool {
+        self.lost.touches(start, end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SIZE: usize = 48;
+
+    fn bytes(ranges: &Ranges) -> Vec<bool> {
+        (0..SIZE as u64).map(|at| ranges.touches(at, at + 1)).collect()
+    }
+
+    /// What a kernel does, at its worst: a failed flush takes everything that is dirty for written.
+    #[derive(Default)]
+    struct Kernel {
+        cache: Vec<u64>,
+        dirty: Vec<bool>,
+        disk: Vec<u64>,
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Write {
+            start: usize,
+            end: usize,
+            whole: bool,
+        },
+        /// A flush; of the steps behind it so many happen while it is under way.
+        Flush {
+            good: bool,
+            during: usize,
+        },
+        /// A write begins, and is done after so many steps.
+        Slow {
+            start: usize,
+            end: usize,
+            steps: usize,
+        },
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let range = || (0..SIZE, 1..12usize).prop_map(|(start, length)| (start, (start + length).min(SIZE)));
+        prop_oneof![
+            6 => (range(), prop::bool::weighted(0.9)).prop_map(|((start, end), whole)| Step::Write { start, end, whole }),
+            4 => (any::<bool>(), 0..3usize).prop_map(|(good, during)| Step::Flush { good, during }),
+            2 => (range(), 1..4usize).prop_map(|((start, end), steps)| Step::Slow { start, end, steps }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn ranges_are_sets(ops in prop::collection::vec((any::<bool>(), 0..SIZE as u64, 0..16u64), 0..40)) {
+            let mut truth = vec![false; SIZE];
+            let mut ranges = Ranges::default();
+            for (put, start, length) in ops {
+                let end = (start + length).min(SIZE as u64);
+                if put { ranges.put(start, end) } else { ranges.remove(start, end) }
+                truth[start as usize..end as usize].fill(put);
+                prop_assert_eq!(bytes(&ranges), &truth[..]);
+                let runs = truth.iter().zip(std::iter::once(&false).chain(&truth)).filter(|(now, before)| **now && !**before);
+                prop_assert_eq!(ranges.0.len(), runs.count(), "ranges that touch are one");
+            }
+        }
+
+        /// Whatever happens: when nothing is lost and nothing pending, the disk has what was written.
+        #[test]
+        fn what_is_not_lost_is_on_the_disk(steps in prop::collection::vec(step(), 0..60)) {
+            let mut kernel = Kernel { cache: vec![0; SIZE], dirty: vec![false; SIZE], disk: vec![0; SIZE] };
+            let mut known = Unsynced::default();
+            let mut slow: Vec<(usize, Begun)> = Vec::new();
+            let mut flush: Option<(usize, bool)> = None;
+            for (n, step) in (1u64..).zip(steps) {
+                let write = |kernel: &mut Kernel, start: usize, end: usize| {
+                    kernel.cache[start..end].fill(n);
+                    kernel.dirty[start..end].fill(true);
+                };
+                match step {
+                    Step::Write { start, end, whole } => {
+                        let begun = known.begin(start as u64, end as u64);
+                        // The rest of one that failed is as it was.
+                        write(&mut kernel, start, if whole { end } else { start + (end - start) / 2 });
+                        known.done(&begun, whole);
+                    }
+                    Step::Slow { start, end, steps } => {
+                        slow.push((steps, known.begin(start as u64, end as u64)));
+                        write(&mut kernel, start, end);
+                    }
+                    Step::Flush { good, during } if flush.is_none() => {
+                        known.flush_begins();
+                        flush = Some((during, good));
+                    }
+                    Step::Flush { .. } => {}
+                }
+                for (left, _) in &mut slow {
+                    *left -= 1;
+                }
+                for (_, begun) in slow.extract_if(.., |(left, _)| *left == 0) {
+                    known.done(&begun, true);
+                }
+                flush = match flush {
+                    Some((0, good)) => {
+                        for at in 0..SIZE {
+                            if good && kernel.dirty[at] {
+                                kernel.disk[at] = kernel.cache[at];
+                            }
+                        }
+                        kernel.dirty.fill(false);
+                        if good { known.flushed() } else { known.flush_failed() }
+                        None
+                    }
+                    Some((left, good)) => Some((left - 1, good)),
+                    None => None,
+                };
+                for at in 0..SIZE {
+                    let unsure = known.pending.touches(at as u64, at as u64 + 1)
+                        || known.flushing.0.touches(at as u64, at as u64 + 1)
+                        || known.is_lost_in(at as u64, at as u64 + 1);
+                    prop_assert!(unsure || kernel.disk[at] == kernel.cache[at], "byte {}", at);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_lost_is_lost_until_it_is_written_again_and_flushed() {
+        let mut known = Unsynced::default();
+        let write = |known: &mut Unsynced, start, end| {
+            let begun = known.begin(start, end);
+            known.done(&begun, true);
+        };
+        let flush = |known: &mut Unsynced, good| {
+            known.flush_begins();
+            if good { known.flushed() } else { known.flush_failed() }
+        };
+        write(&mut known, 0, 100);
+        assert!(known.is_pending() && !known.is_lost());
+        flush(&mut known, false);
+        flush(&mut known, true);
+        assert!(known.is_lost() && known.is_lost_in(99, 100) && !known.is_lost_in(100, 200));
+        write(&mut known, 0, 60);
+        flush(&mut known, true);
+        assert!(!known.is_lost_in(0, 60) && known.is_lost_in(59, 61));
+        write(&mut known, 60, 200);
+        assert!(known.is_lost());
+        flush(&mut known, true);
+        assert!(!known.is_lost() && !known.is_pending());
+    }
+
+    #[test]
+    fn it_is_bounded() {
+        let mut known = Unsynced::default();
+        for n in 0..200_000u64 {
+            let begun = known.begin(n * 1024, n * 1024 + 512);
+            known.done(&begun, true);
+        }
+        assert!(known.pending.0.len() <= MOST && known.whole.0.len() <= MOST);
+        known.flush_begins();
+        known.flush_failed();
+        assert!(known.lost.0.len() <= MOST);
+        assert!((0..200_000u64).all(|n| known.is_lost_in(n * 1024, n * 1024 + 1)), "more rather than less");
+        assert!(!known.is_lost_in(1 << 40, 1 << 41));
+    }
+}

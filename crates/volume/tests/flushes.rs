@@ -1,0 +1,220 @@
+//! Flushes that fail, and flushes that are answered at once, on a disk with a page cache as Linux has one.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use ninefold_model::Epoch;
+use ninefold_model::spec::Acknowledge;
+use ninefold_volume::nbd::Handler;
+use ninefold_volume::{Batch, Image, Op, Served, VolumeError, WriteLog};
+
+const SIZE: usize = 1 << 16;
+/// Far longer than anything here takes.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A cache over a disk. A flush that fails takes everything for written; what is in the cache stays as it was.
+#[derive(Debug, Clone)]
+struct Disk(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    cache: Mutex<Vec<u8>>,
+    dirty: Mutex<BTreeSet<usize>>,
+    disk: Mutex<Vec<u8>>,
+    /// So many flushes fail from now on.
+    failing: AtomicU64,
+}
+
+impl Disk {
+    fn new() -> Self {
+        Self(Arc::new(Inner {
+            cache: Mutex::new(vec![0; SIZE]),
+            dirty: Mutex::default(),
+            disk: Mutex::new(vec![0; SIZE]),
+            failing: AtomicU64::new(0),
+        }))
+    }
+
+    fn fail(&self, flushes: u64) {
+        self.0.failing.store(flushes, Ordering::SeqCst);
+    }
+
+    /// What a loss of power leaves.
+    fn disk(&self) -> Vec<u8> {
+        self.0.disk.lock().unwrap().clone()
+    }
+}
+
+impl Image for Disk {
+    fn size(&self) -> u64 {
+        SIZE as u64
+    }
+    fn read(&self, at: u64, into: &mut [u8]) -> Result<(), VolumeError> {
+        into.copy_from_slice(&self.0.cache.lock().unwrap()[at as usize..][..into.len()]);
+        Ok(())
+    }
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<(), VolumeError> {
+        self.0.cache.lock().unwrap()[at as usize..][..bytes.len()].copy_from_slice(bytes);
+        self.0.dirty.lock().unwrap().extend(at as usize..at as usize + bytes.len());
+        Ok(())
+    }
+    fn zero(&self, at: u64, length: u64, _: bool) -> Result<(), VolumeError> {
+        self.write(at, &vec![0; length as usize])
+    }
+    fn flush(&self) -> Result<(), VolumeError> {
+        let dirty = std::mem::take(&mut *self.0.dirty.lock().unwrap());
+        let fail = |left: u64| left.checked_sub(1);
+        if self.0.failing.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fail).is_ok() {
+            let source = std::io::Error::from_raw_os_error(5);
+            return Err(VolumeError::Io { what: "cannot flush the image", source });
+        }
+        let (cache, mut disk) = (self.0.cache.lock().unwrap(), self.0.disk.lock().unwrap());
+        dirty.into_iter().for_each(|at| disk[at] = cache[at]);
+        Ok(())
+    }
+}
+
+fn serve(disk: &Disk, log: WriteLog) -> Served {
+    Served::new(Box::new(disk.clone()), log, Acknowledge::Disk).unwrap()
+}
+
+fn write(served: &Served, at: u64, byte: u8) {
+    Handler::write(served, at, vec![byte; 512], false).unwrap();
+}
+
+fn batch(at: u64, byte: u8) -> Batch {
+    [Op::Write { at, data: vec![byte; 512].into() }].into_iter().collect()
+}
+
+/// A guest writes while it is alone, is protected, flushes (which is answered at once), and writes again: after a loss of power
+/// the second write is not there without the first.
+#[test]
+fn a_flush_of_a_held_volume_covers_what_had_gone_through() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, copy) = (dir.path().join("log"), dir.path().join("copy"));
+    let disk = Disk::new();
+    let served = serve(&disk, WriteLog::open(&path).unwrap());
+    served.go_through();
+    write(&served, 0, 1);
+    served.hold();
+    Handler::flush(&served).unwrap();
+    write(&served, 4096, 2);
+    served.seal(Epoch(1));
+    served.commit(Epoch(1));
+    served.wait_durable(Epoch(1), LIMIT).unwrap();
+    std::fs::copy(&path, &copy).unwrap();
+    let after = Disk::new();
+    *after.0.cache.lock().unwrap() = disk.disk();
+    WriteLog::open(&copy).unwrap().recover(&after).unwrap();
+    let found = after.0.cache.lock().unwrap().clone();
+    assert_eq!((found[0], found[4096]), (1, 2), "the epoch is there, and what the guest had flushed before it");
+}
+
+/// A resync whose flush fails: it is not believed when the next one succeeds, what it wrote is known not to be equal whatever a
+/// read says, and it counts when it has been written again.
+#[test]
+fn what_a_failed_flush_of_a_resync_lost_is_written_again() {
+    let disk = Disk::new();
+    let served = serve(&disk, WriteLog::in_memory().unwrap());
+    served.settle_resync().unwrap();
+    served.apply(&batch(0, 5)).unwrap();
+    served.apply(&batch(8192, 6)).unwrap();
+    disk.fail(1);
+    served.settle_resync().unwrap_err();
+    // The next session.
+    served.settle(LIMIT).unwrap();
+    assert!(served.is_lost(0, 1) && served.is_lost(8192, 512) && !served.is_lost(512, 4096));
+    let mut bits = [0; 2];
+    served.put_lost(0, &mut bits);
+    assert_eq!(bits, [1, 0], "it differs");
+    served.settle_resync().unwrap_err();
+    assert!(served.failure().is_some(), "it is told as long as it is so");
+    served.apply(&batch(0, 5)).unwrap();
+    served.settle_resync().unwrap_err();
+    served.apply(&batch(8192, 6)).unwrap();
+    served.settle_resync().unwrap();
+    assert!(!served.is_lost(0, SIZE as u64) && served.failure().is_none());
+    assert_eq!((disk.disk()[0], disk.disk()[8192]), (5, 6));
+}
+
+/// The same for a restore or a recovery, which write to the image while it is no VM's.
+#[test]
+fn what_a_failed_flush_of_a_restore_lost_is_written_again() {
+    let disk = Disk::new();
+    let served = serve(&disk, WriteLog::in_memory().unwrap());
+    let image = served.image_of_nobody();
+    image.flush().unwrap();
+    image.write(0, &[7; 512]).unwrap();
+    disk.fail(1);
+    image.flush().unwrap_err();
+    image.flush().unwrap_err();
+    image.write(0, &[7; 512]).unwrap();
+    image.flush().unwrap();
+    assert_eq!(disk.disk()[0], 7);
+}
+
+/// A guest that is alone hears of it at each flush, until it has written that again.
+#[test]
+fn a_failed_flush_of_a_guest_is_not_forgotten() {
+    let disk = Disk::new();
+    let served = serve(&disk, WriteLog::in_memory().unwrap());
+    served.go_through();
+    Handler::flush(&served).unwrap();
+    write(&served, 0, 1);
+    disk.fail(1);
+    Handler::flush(&served).unwrap_err();
+    Handler::flush(&served).unwrap_err();
+    assert!(Handler::write(&served, 4096, vec![2; 512], true).is_err(), "nor is anything else durable by itself");
+    write(&served, 0, 3);
+    Handler::flush(&served).unwrap();
+    assert_eq!((disk.disk()[0], disk.disk()[4096]), (3, 2));
+}
+
+/// Whoever's flush fails: what is on its way through the log is written into the image again before the log is emptied.
+#[test]
+fn a_flush_that_somebody_else_saw_fail_is_not_forgotten_by_the_log() {
+    let disk = Disk::new();
+    let served = serve(&disk, WriteLog::in_memory().unwrap());
+    served.sync_image().unwrap();
+    served.hold();
+    write(&served, 0, 1);
+    served.seal(Epoch(1));
+    // In the image, and not durable there: the log is not emptied while this is held.
+    let dirty = loop {
+        served.commit(Epoch(1));
+        let dirty = disk.0.dirty.lock().unwrap();
+        if !dirty.is_empty() {
+            break dirty;
+        }
+        drop(dirty);
+        std::thread::yield_now();
+    };
+    disk.fail(1);
+    drop(dirty);
+    // The applier may be first: then this one succeeds.
+    let _ = served.sync_image();
+    assert_eq!(disk.0.failing.load(Ordering::SeqCst), 0);
+    served.settle(LIMIT).unwrap();
+    assert_eq!(disk.disk()[0], 1);
+}
+
+/// A keeper that is started anew finds in the cache what the former one wrote in a resync, and takes it for equal: an epoch that
+/// rests on it is not on the disk before it.
+#[test]
+fn what_an_earlier_process_left_in_the_cache_is_made_durable() {
+    let disk = Disk::new();
+    let before = serve(&disk, WriteLog::in_memory().unwrap());
+    before.apply(&batch(0, 5)).unwrap();
+    drop(before);
+    assert_eq!(disk.disk()[0], 0, "only the process has ended");
+    let served = serve(&disk, WriteLog::in_memory().unwrap());
+    served.settle(LIMIT).unwrap();
+    let mut found = [0];
+    served.read_image(0, &mut found).unwrap();
+    assert_eq!(found, [5], "it compares as equal");
+    served.receive(Epoch(1), batch(8192, 6));
+    served.wait_acknowledge(Epoch(1), LIMIT).unwrap();
+    assert_eq!(disk.disk()[0], 5);
+}
