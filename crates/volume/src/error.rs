@@ -34,6 +34,9 @@ pub enum VolumeError {
     /// The image's own structures are broken.
     #[error("{path} is damaged: {report}")]
     Damaged { path: PathBuf, report: String },
+    /// A file longer than any image.
+    #[error("{path} has {length} bytes, an image has at most {most}")]
+    TooLong { path: PathBuf, length: u64, most: u64 },
     /// A program of QEMU's failed.
     #[error("{program} failed: {report}")]
     Tool { program: String, report: String },
@@ -70,6 +73,8 @@ pub enum Refusal {
     NotSmaller { has: u64, wanted: u64 },
     #[error("the image has {has} bytes, which {wanted} cannot hold")]
     ImageIsLarger { has: u64, wanted: u64 },
+    #[error("it would take {needs} bytes, {has} are free in the pool")]
+    NoRoom { needs: u64, has: u64 },
     #[error("there is data at byte {at}, behind the new end")]
     DataBehindEnd { at: u64 },
     /// Its storage decides.

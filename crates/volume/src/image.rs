@@ -26,6 +26,7 @@ use crate::error::VolumeError;
 pub use lock::{Lock, Locked, holder};
 pub use qcow2::Qcow2;
 pub use raw::RawFile;
+pub(crate) use tools::{INPUT, short};
 pub use tools::{Progress, Tools};
 
 /// The bytes of a volume, addressed from 0. All calls block; they may come from several threads at a time.

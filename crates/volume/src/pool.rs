@@ -25,7 +25,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Refusal, VolumeError};
-use crate::image::{Format, Image, Lock, Tools, holder};
+use crate::image::qcow2::regular;
+use crate::image::{Format, Image, Lock, RawFile, Tools, holder};
 use crate::log::WriteLog;
 
 pub use convert::{FileFormat, Import};
@@ -182,7 +183,12 @@ impl Pool {
     /// As [`Pool::open_volume`]; `Io` if the image or the log cannot be written.
     pub fn open_logged(&self, name: &VolumeName) -> Result<(Box<dyn Image>, WriteLog), VolumeError> {
         let record = self.record(Kind::Volume, name)?;
-        let image = crate::image::open(&self.image_path(Kind::Volume, name, &record), record.format, &self.tools)?;
+        let path = self.image_path(Kind::Volume, name, &record);
+        let image: Box<dyn Image> = match &record.device {
+            // Whatever else a record may name as its device is not opened, and not written.
+            Some(device) => Box::new(RawFile::open_device(device)?),
+            None => crate::image::open(&path, record.format, &self.tools)?,
+        };
         // Whoever has the image has the log.
         let mut log = WriteLog::open(&self.log_path(name))?;
         let epochs = log.recover(&*image)?;
@@ -226,9 +232,9 @@ impl Pool {
         }
         let mut held = Vec::new();
         for path in &paths {
-            if !std::fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink() && path.starts_with(&self.root))
-                && let Ok(file) = File::open(path)
-            {
+            // What else has its name nobody can have open as a volume.
+            let file = if path.starts_with(&self.root) { regular(path) } else { record::open_device(path) };
+            if let Ok(file) = file {
                 held.push(Lock::Exclusive.take(file, path)?);
             }
         }
@@ -279,11 +285,7 @@ impl Pool {
         if record.device.is_some() {
             return record::open_device(path);
         }
-        let kind = std::fs::symlink_metadata(path).map_err(record::unreadable(path))?;
-        if !kind.is_file() {
-            return Err(VolumeError::NotAnImage { path: path.into(), why: "not a regular file" });
-        }
-        File::open(path).map_err(record::unreadable(path))
+        regular(path)
     }
 
     fn names(&self, kind: Kind) -> Result<Vec<VolumeName>, VolumeError> {

@@ -60,6 +60,9 @@ fn refusal(why: &Refusal) -> &'static str {
         Refusal::LeadsOn { .. } => {
             "flatten the image where it was made: `qemu-img convert` writes one that stands alone"
         }
+        Refusal::NoRoom { .. } => {
+            "is the image what it should be? If so: remove what is not needed in the pool, or use one on another disk (--pool)"
+        }
         Refusal::IntoPool => "`ninefold image clone` makes a further volume of an image",
     }
 }

@@ -3,15 +3,17 @@
 use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::process::Output;
 use std::time::Duration;
 
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 use serde::Deserialize;
 use serde_json::json;
 
 use super::daemon::Daemon;
 use super::tools::short;
-use super::{Image, Lock, Locked, Tools};
+use super::{Image, Lock, Locked, Progress, Tools};
 use crate::error::VolumeError;
 use crate::nbd::Client;
 
@@ -93,13 +95,23 @@ impl Image for Qcow2 {
 
 /// Opens the regular file at `path` and locks it.
 pub(crate) fn lock(path: &Path, lock: Lock) -> Result<Locked, VolumeError> {
+    lock.take(regular(path)?, path)
+}
+
+/// Opens the regular file at `path` to read it. What else may have that name, a pipe for one, is not waited for.
+pub(crate) fn regular(path: &Path) -> Result<File, VolumeError> {
     let failed = |source| VolumeError::File { what: "cannot open", path: path.into(), source };
-    if !std::fs::symlink_metadata(path).map_err(failed)?.is_file() {
-        return Err(VolumeError::NotAnImage { path: path.into(), why: "not a regular file" });
+    let strange = || VolumeError::NotAnImage { path: path.into(), why: "not a regular file" };
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    match File::options().read(true).custom_flags(flags.bits().cast_signed()).open(path) {
+        Ok(file) if file.metadata().map_err(failed)?.is_file() => Ok(file),
+        Ok(_) => Err(strange()),
+        // A link; a socket.
+        Err(error) if [Errno::LOOP, Errno::NXIO].map(|e| Some(e.raw_os_error())).contains(&error.raw_os_error()) => {
+            Err(strange())
+        }
+        Err(error) => Err(failed(error)),
     }
-    let flags = OFlags::NOFOLLOW.bits().cast_signed();
-    let file = File::options().read(true).custom_flags(flags).open(path).map_err(failed)?;
-    lock.take(file, path)
 }
 
 /// The size that the image's header gives, bytes.
@@ -133,7 +145,19 @@ struct Report {
 /// Has qemu-img look through the image's structures. Clusters that are merely lost (an unclean end leaves some) are no
 /// damage.
 pub(crate) fn check(path: &Path, tools: &Tools) -> Result<(), VolumeError> {
-    let output = tools.run(["check", "-f", "qcow2", "--output=json", "--", utf8(path)?])?;
+    judge(path, tools, &tools.run(check_args(utf8(path)?))?)
+}
+
+/// The same for an image of which nothing is known.
+pub(crate) fn check_strange(path: &Path, tools: &Tools, progress: &mut Progress<'_>) -> Result<(), VolumeError> {
+    judge(path, tools, &tools.examine(check_args(utf8(path)?), progress)?)
+}
+
+fn check_args(path: &str) -> [&str; 6] {
+    ["check", "-f", "qcow2", "--output=json", "--", path]
+}
+
+fn judge(path: &Path, tools: &Tools, output: &Output) -> Result<(), VolumeError> {
     let damaged = |report| Err(VolumeError::Damaged { path: path.into(), report });
     match (output.status.code(), serde_json::from_slice::<Report>(&output.stdout)) {
         // qemu-img(1), "check": 0 good, 1 not completed, 2 corrupt, 3 leaks only.

@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{FallocateFlags, OFlags, SeekFrom, fallocate, seek};
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom, fallocate, fcntl_getfl, fcntl_setfl, seek};
 use rustix::io::Errno;
 
 use super::{Image, Lock, Locked, check_bounds};
@@ -33,37 +33,72 @@ impl RawFile {
     /// # Errors
     /// `File`, `NotAnImage`, `Busy`.
     pub fn open(path: &Path) -> Result<RawFile, VolumeError> {
-        let failed = |source| VolumeError::File { what: "cannot open", path: path.into(), source };
-        let link = std::fs::symlink_metadata(path).map_err(failed)?.is_symlink();
-        let kind = std::fs::metadata(path).map_err(failed)?.file_type();
-        let mut flags = OFlags::empty();
-        if kind.is_block_device() {
-            // open(2): O_EXCL without O_CREAT fails on a device that is mounted or part of another.
-            flags |= OFlags::EXCL;
-        } else if kind.is_file() && !link {
-            flags |= OFlags::NOFOLLOW;
-        } else {
-            return Err(VolumeError::NotAnImage {
-                path: path.into(),
-                why: "neither a regular file nor a block device",
-            });
+        let strange =
+            || VolumeError::NotAnImage { path: path.into(), why: "neither a regular file nor a block device" };
+        match Self::descriptor(path, OFlags::NOFOLLOW) {
+            Ok(file) if is_block(&file, path)? || file.metadata().is_ok_and(|found| found.is_file()) => {
+                Self::on(file, path)
+            }
+            Ok(_) => Err(strange()),
+            Err(VolumeError::File { source, .. }) if source.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
+                let file = Self::descriptor(path, OFlags::empty())?;
+                if is_block(&file, path)? { Self::on(file, path) } else { Err(strange()) }
+            }
+            // A directory; a socket, or a device without its driver.
+            Err(VolumeError::File { source, .. })
+                if [Errno::ISDIR, Errno::NXIO].map(|e| Some(e.raw_os_error())).contains(&source.raw_os_error()) =>
+            {
+                Err(strange())
+            }
+            Err(error) => Err(error),
         }
+    }
+
+    /// Opens the block device at `path`, and nothing else.
+    ///
+    /// # Errors
+    /// `File`, `NotADevice`, `Busy`.
+    pub fn open_device(path: &Path) -> Result<RawFile, VolumeError> {
+        let real = path.canonicalize().map_err(|source| VolumeError::File {
+            what: "cannot open",
+            path: path.into(),
+            source,
+        })?;
+        let strange = || VolumeError::NotADevice { path: path.into() };
+        if !path.is_absolute() || !real.starts_with("/dev") {
+            return Err(strange());
+        }
+        let file = Self::descriptor(&real, OFlags::NOFOLLOW)?;
+        if is_block(&file, path)? { Self::on(file, path) } else { Err(strange()) }
+    }
+
+    /// What is asked of it is asked of what is open, not of a name that may be another's in a moment.
+    fn descriptor(path: &Path, flags: OFlags) -> Result<File, VolumeError> {
+        // open(2): O_EXCL without O_CREAT fails on a device that is mounted or part of another, and is nothing to a file; by
+        // O_NONBLOCK a pipe is not waited for.
+        let flags = (flags | OFlags::EXCL | OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
         let mut tries = 0;
-        let file = loop {
+        loop {
             tries += 1;
-            match File::options().read(true).write(true).custom_flags(flags.bits().cast_signed()).open(path) {
-                Ok(file) => break file,
+            return match File::options().read(true).write(true).custom_flags(flags).open(path) {
                 // A child that another thread has just forked has the device open, too, if this process had it a
                 // moment ago, until it calls execve(2): nothing tells when.
                 Err(error) if error.kind() == io::ErrorKind::ResourceBusy && tries < BUSY_TRIES => {
                     std::thread::sleep(BUSY_PAUSE);
+                    continue;
                 }
                 Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-                    return Err(VolumeError::Busy { path: path.into(), holder: None });
+                    Err(VolumeError::Busy { path: path.into(), holder: None })
                 }
-                Err(error) => return Err(failed(error)),
-            }
-        };
+                opened => opened.map_err(|source| VolumeError::File { what: "cannot open", path: path.into(), source }),
+            };
+        }
+    }
+
+    fn on(file: File, path: &Path) -> Result<RawFile, VolumeError> {
+        let failed = |source| VolumeError::File { what: "cannot open", path: path.into(), source };
+        let flags = fcntl_getfl(&file).map_err(|error| failed(error.into()))?;
+        fcntl_setfl(&file, flags - OFlags::NONBLOCK).map_err(|error| failed(error.into()))?;
         let file = Lock::Exclusive.take(file, path)?;
         // lseek(2) gives the size of both kinds; stat(2) says 0 for a device.
         let size = seek(&*file, SeekFrom::End(0)).map_err(|error| failed(error.into()))?;
@@ -140,6 +175,12 @@ impl Image for RawFile {
     fn flush(&self) -> Result<(), VolumeError> {
         self.file.sync_data().map_err(|source| VolumeError::Io { what: "cannot flush the image", source })
     }
+}
+
+fn is_block(file: &File, path: &Path) -> Result<bool, VolumeError> {
+    let found =
+        file.metadata().map_err(|source| VolumeError::File { what: "cannot open", path: path.into(), source })?;
+    Ok(found.file_type().is_block_device())
 }
 
 fn retry(mut call: impl FnMut() -> Result<(), Errno>) -> Result<(), Errno> {

@@ -1,13 +1,16 @@
 //! QEMU's programs for images.
 
 use std::ffi::OsStr;
-use std::io::Read;
+use std::fs::File;
+use std::io::{self, Read};
 use std::ops::ControlFlow;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdout, Command, Output, Stdio};
+use std::process::{ChildStdout, Command, ExitStatus, Output, Stdio};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::child::die_with_thread;
 use crate::error::VolumeError;
@@ -18,6 +21,17 @@ pub type Progress<'a> = dyn FnMut(f64) -> ControlFlow<()> + 'a;
 
 /// A progress is asked at least this often.
 const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+
+/// Address space of a program that reads a stranger's image, bytes: what it takes would otherwise be for the image to say.
+const ADDRESS_SPACE: u64 = 1 << 30;
+/// What a program may say of a stranger's image, bytes.
+const MAX_REPORT: u64 = 1 << 20;
+/// Of what a program complains, bytes that are read.
+const MAX_COMPLAINT: u64 = 64 << 10;
+
+/// The file that a program has as its standard input, as that program may name it: the file that is open here, whatever
+/// becomes of its name.
+pub(crate) const INPUT: &str = "/proc/self/fd/0";
 
 /// Where they are. The default is to look them up in PATH; any QEMU from 7.2 on will do.
 #[derive(Debug, Clone)]
@@ -57,19 +71,72 @@ impl Tools {
         if output.status.success() { Ok(output.stdout) } else { Err(self.failed(&output.stderr)) }
     }
 
-    /// The same for one that reports its progress by `-p`: "    (12.34/100%)\r".
-    pub(crate) fn img_with_progress<I: AsRef<OsStr>>(
+    /// Runs qemu-img on a stranger's image to its end, whatever its status: with little memory, a short answer and a progress that
+    /// may end it.
+    pub(crate) fn examine<I: AsRef<OsStr>>(
         &self,
         args: impl IntoIterator<Item = I>,
         progress: &mut Progress<'_>,
+    ) -> Result<Output, VolumeError> {
+        let mut command = self.command(args);
+        limit_memory(&mut command);
+        let mut stdout = Vec::new();
+        let (status, stderr) = self.attend(command, |out| {
+            let mut buffer = [0; 16 << 10];
+            loop {
+                match poll(&mut [PollFd::new(&*out, PollFlags::IN)], Some(&TICK)) {
+                    Ok(0) | Err(Errno::INTR) => progress(0.0)?,
+                    _ => match out.read(&mut buffer) {
+                        // Too much is told by the length of what was kept.
+                        Ok(count @ 1..) if stdout.len() as u64 <= MAX_REPORT => {
+                            stdout.extend_from_slice(&buffer[..count])
+                        }
+                        _ => return ControlFlow::Continue(()),
+                    },
+                }
+            }
+        })?;
+        if stdout.len() as u64 > MAX_REPORT {
+            return Err(self.failed(b"it has more to say of the image than anybody would read"));
+        }
+        Ok(Output { status, stdout, stderr })
+    }
+
+    /// Converts an image and reports how far that is. `input` is the program's [`INPUT`].
+    pub(crate) fn convert<I: AsRef<OsStr>>(
+        &self,
+        args: impl IntoIterator<Item = I>,
+        input: Option<File>,
+        progress: &mut Progress<'_>,
     ) -> Result<(), VolumeError> {
-        let mut child = self.command(args).spawn().map_err(Self::missing(&self.qemu_img))?;
-        let (out, mut err) = (child.stdout.take(), child.stderr.take());
+        let mut command = self.command(["convert", "-p"]);
+        command.args(args);
+        if let Some(input) = input {
+            command.stdin(input);
+        }
+        limit_memory(&mut command);
+        let (status, said) = self.attend(command, |out| read_progress(out, progress))?;
+        if status.success() { Ok(()) } else { Err(self.failed(&said)) }
+    }
+
+    /// Runs a program while `read` reads what it says; how it ended, and what it complained of. It is ended if `read` says so,
+    /// or wants no more.
+    fn attend(
+        &self,
+        mut command: Command,
+        read: impl FnOnce(&mut ChildStdout) -> ControlFlow<()>,
+    ) -> Result<(ExitStatus, Vec<u8>), VolumeError> {
+        let mut child = command.spawn().map_err(Self::missing(&self.qemu_img))?;
+        let (out, err) = (child.stdout.take(), child.stderr.take());
         let mut said = Vec::new();
         let wanted = std::thread::scope(|scope| {
             // Read at the same time: a program that waits to complain would never come to its end.
-            scope.spawn(|| err.as_mut().map(|err| err.read_to_end(&mut said)));
-            let wanted = out.map_or(ControlFlow::Continue(()), |out| read_progress(out, progress));
+            scope.spawn(|| {
+                let Some(mut err) = err else { return };
+                let _ = err.by_ref().take(MAX_COMPLAINT).read_to_end(&mut said);
+                let _ = io::copy(&mut err, &mut io::sink());
+            });
+            let wanted = out.map_or(ControlFlow::Continue(()), |mut out| read(&mut out));
             if wanted.is_break() {
                 // It writes into a draft, which goes.
                 let _ = child.kill();
@@ -77,16 +144,22 @@ impl Tools {
             wanted
         });
         let status = child.wait().map_err(Self::missing(&self.qemu_img))?;
-        match wanted {
-            ControlFlow::Break(()) => Err(VolumeError::Cancelled),
-            ControlFlow::Continue(()) if status.success() => Ok(()),
-            ControlFlow::Continue(()) => Err(self.failed(&said)),
-        }
+        if wanted.is_break() { Err(VolumeError::Cancelled) } else { Ok((status, said)) }
     }
 
     pub(crate) fn failed(&self, stderr: &[u8]) -> VolumeError {
         VolumeError::Tool { program: name(&self.qemu_img), report: short(stderr) }
     }
+}
+
+/// See [`ADDRESS_SPACE`].
+fn limit_memory(command: &mut Command) {
+    let prepare = || {
+        let most = Some(ADDRESS_SPACE);
+        Ok(setrlimit(Resource::As, Rlimit { current: most, maximum: most })?)
+    };
+    // SAFETY: `prepare` makes only a system call, no allocation and no locks, as is right after a fork.
+    unsafe { command.pre_exec(prepare) };
 }
 
 /// A program's name, for messages.
@@ -101,12 +174,12 @@ pub(crate) fn short(report: &[u8]) -> String {
     if lines.is_empty() { "it said nothing".into() } else { lines.join("; ") }
 }
 
-fn read_progress(mut out: ChildStdout, progress: &mut Progress<'_>) -> ControlFlow<()> {
+fn read_progress(out: &mut ChildStdout, progress: &mut Progress<'_>) -> ControlFlow<()> {
     let mut last = 0.0;
     let mut line = Vec::new();
     let mut buffer = [0; 256];
     loop {
-        match poll(&mut [PollFd::new(&out, PollFlags::IN)], Some(&TICK)) {
+        match poll(&mut [PollFd::new(&*out, PollFlags::IN)], Some(&TICK)) {
             // A signal may be what the progress waits for.
             Ok(0) | Err(Errno::INTR) => {
                 progress(last)?;

@@ -9,12 +9,17 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 use serde_json::Value;
 
-use super::record::{Record, sync};
-use super::{Kind, Pool, VolumeName, check_size};
+use super::create::copy_raw;
+use super::draft::Draft;
+use super::record::{Record, size_of, sync};
+use super::{Kind, MAX_SIZE, Pool, VolumeName, check_size};
 use crate::error::{Refusal, VolumeError};
-use crate::image::qcow2::{check, lock, utf8};
-use crate::image::{Format, Lock, Progress, UnknownFormat};
+use crate::image::qcow2::{check, check_strange, lock, utf8};
+use crate::image::{Format, INPUT, Lock, Progress, UnknownFormat, short};
 use crate::random;
+
+/// Longest file that is imported, bytes: the largest volume with what a format has beside.
+const MAX_FILE: u64 = MAX_SIZE + MAX_SIZE / 16;
 
 /// What can be imported and exported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,11 +81,13 @@ pub struct Import<'a> {
 }
 
 impl Pool {
-    /// Makes a volume or golden image of a file.
+    /// Makes a volume or golden image of a file. The file may be anybody's, and may be changed meanwhile: what is looked at is
+    /// what is converted. For that a file that is not raw is copied into the pool first, for as long as this lasts (where the
+    /// file system shares blocks, at once).
     ///
     /// # Errors
-    /// `Refused` if the file leads to further files, or is larger than the size asked for; `Exists`, `Size`, `Damaged`,
-    /// `Tool`, `File`, `NotAnImage`, `Cancelled`.
+    /// `Refused` if the file leads to further files, or is larger than the size asked for; `Exists`, `Size`, `TooLong`,
+    /// `Damaged`, `Tool`, `File`, `NotAnImage`, `Cancelled`.
     pub fn import(
         &self,
         kind: Kind,
@@ -88,23 +95,59 @@ impl Pool {
         what: &Import<'_>,
         progress: &mut Progress<'_>,
     ) -> Result<(), VolumeError> {
-        let (from, format) = (what.file_format, what.format);
+        let format = what.format;
         let source = &what.source.canonicalize().map_err(super::record::unreadable(what.source))?;
-        let _held = lock(source, Lock::Shared)?;
-        let own = self.alone(kind, name, source, from)?;
+        // Everything else is done with what is open here: its name may be another file's in a moment.
+        let file = lock(source, Lock::Shared)?;
+        let draft = self.draft(kind, name)?;
+        let image = draft.image(format);
+        let target = [format.as_str(), "--"];
+        let fits = |own| self.fits(kind, name, what, own);
+        let (own, size) = if what.file_format == FileFormat::Raw {
+            // Nothing in it has a meaning here: whoever changes it meanwhile changes bytes of the volume.
+            let own = length(&file, source)?.next_multiple_of(super::SECTOR);
+            let size = fits(own)?;
+            let input = file.try_clone().map_err(super::record::unreadable(source))?;
+            let args = ["-f", "raw", "-O"].into_iter().chain(target).chain([INPUT, utf8(&image)?]);
+            self.tools.convert(args, Some(input), progress)?;
+            (own, size)
+        } else {
+            // A copy that nobody else can change is looked at and then converted.
+            let copy = OwnCopy::of(&file, source, &draft, &mut |part| progress(part / 2.0))?;
+            let own = self.alone(kind, name, &copy, what.file_format, progress)?;
+            let size = fits(own)?;
+            self.has_room(kind, name, &copy, what.file_format, progress)?;
+            if what.file_format == FileFormat::Qcow2 {
+                check_strange(&copy.path, &self.tools, progress).map_err(|error| copy.named(error))?;
+            }
+            let args = ["-f", what.file_format.as_str(), "-O"].into_iter().chain(target);
+            self.tools
+                .convert(args.chain([utf8(&copy.path)?, utf8(&image)?]), None, &mut |part| progress(0.5 + part / 2.0))
+                .map_err(|error| copy.named(error))?;
+            (own, size)
+        };
+        let made = File::open(&image).map_err(super::record::unreadable(&image))?;
+        let record = Record::new(size, format)?;
+        if size_of(&made, &image, &record)? != own {
+            return Err(VolumeError::Damaged {
+                path: source.clone(),
+                report: "it was changed while it was read".into(),
+            });
+        }
+        if size > own {
+            self.set_image_size(&image, format, size)?;
+        }
+        draft.publish(&record)
+    }
+
+    /// The size of a volume that is made of an image of `own` bytes.
+    fn fits(&self, kind: Kind, name: &VolumeName, what: &Import<'_>, own: u64) -> Result<u64, VolumeError> {
         let size = what.size.unwrap_or(own);
         check_size(size)?;
         if size < own {
             return Err(kind.refused(name, Refusal::ImageIsLarger { has: own, wanted: size }));
         }
-        let draft = self.draft(kind, name)?;
-        let image = draft.image(format);
-        let args = ["convert", "-p", "-f", from.as_str(), "-O", format.as_str(), "--", utf8(source)?, utf8(&image)?];
-        self.tools.img_with_progress(args, progress)?;
-        if size > own {
-            self.set_image_size(&image, format, size)?;
-        }
-        draft.publish(&Record::new(size, format)?)
+        Ok(size)
     }
 
     /// Writes a volume or golden image to the new file `target`.
@@ -142,9 +185,8 @@ impl Pool {
             return Err(kind.refused(name, Refusal::IntoPool));
         }
         let draft = Part(folder.join(format!(".ninefold-{}", random::hex128().map_err(failed)?)));
-        let args = ["convert", "-p", "-f", record.format.as_str(), "-O", format.as_str(), "--"];
-        let args = args.into_iter().chain([utf8(&path)?, utf8(&draft.0)?]);
-        self.tools.img_with_progress(args, progress)?;
+        let args = ["-f", record.format.as_str(), "-O", format.as_str(), "--", utf8(&path)?, utf8(&draft.0)?];
+        self.tools.convert(args, None, progress)?;
         sync(&draft.0)?;
         renameat_with(CWD, &draft.0, CWD, target, RenameFlags::NOREPLACE).map_err(|error| failed(error.into()))?;
         sync(&folder)
@@ -152,20 +194,22 @@ impl Pool {
 
     /// Sees to it that an image consists of its own file alone: a stranger's image may name any file of this host as its
     /// backing file, data file or extent, and converting it would copy that file into the volume. Its size.
-    fn alone(&self, kind: Kind, name: &VolumeName, path: &Path, format: FileFormat) -> Result<u64, VolumeError> {
-        if format == FileFormat::Raw {
-            let length = File::open(path).and_then(|file| file.metadata()).map_err(super::record::unreadable(path))?;
-            return Ok(length.len().next_multiple_of(super::SECTOR));
+    fn alone(
+        &self,
+        kind: Kind,
+        name: &VolumeName,
+        copy: &OwnCopy,
+        format: FileFormat,
+        progress: &mut Progress<'_>,
+    ) -> Result<u64, VolumeError> {
+        let path = utf8(&copy.path)?;
+        let damaged = |report: &str| copy.named(VolumeError::Damaged { path: copy.of.clone(), report: report.into() });
+        let told = self.tools.examine(["info", "-f", format.as_str(), "--output=json", "--", path], progress)?;
+        if !told.status.success() {
+            return Err(damaged(&short(&told.stderr)));
         }
-        let args = ["info", "-f", format.as_str(), "--output=json", "--", utf8(path)?];
-        let damaged = |report: &str| VolumeError::Damaged { path: path.into(), report: report.into() };
-        let info = match self.tools.img(args) {
-            Ok(info) => info,
-            Err(VolumeError::Tool { report, .. }) => return Err(damaged(&report)),
-            Err(error) => return Err(error),
-        };
-        let info: Value = serde_json::from_slice(&info).map_err(|_| damaged("qemu-img cannot describe it"))?;
-        let leads_on = |what: &'static str| Err(kind.refused(name, Refusal::LeadsOn { path: path.into(), what }));
+        let info: Value = serde_json::from_slice(&told.stdout).map_err(|_| damaged("qemu-img cannot describe it"))?;
+        let leads_on = |what: &'static str| Err(kind.refused(name, Refusal::LeadsOn { path: copy.of.clone(), what }));
         if info.get("backing-filename").is_some() || info.get("full-backing-filename").is_some() {
             return leads_on("a backing file");
         }
@@ -174,15 +218,72 @@ impl Pool {
             return leads_on("a data file");
         }
         let extents = data.get("extents").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-        let own = utf8(path)?;
-        if extents.iter().any(|extent| extent["filename"].as_str() != Some(own)) {
+        if extents.iter().any(|extent| extent["filename"].as_str() != Some(path)) {
             return leads_on("extents");
-        }
-        if format == FileFormat::Qcow2 {
-            check(path, &self.tools)?;
         }
         info["virtual-size"].as_u64().ok_or_else(|| damaged("qemu-img gives it no size"))
     }
+
+    /// Sees to it that what an image unpacks to finds room here: a few bytes of it may stand for many terabytes.
+    fn has_room(
+        &self,
+        kind: Kind,
+        name: &VolumeName,
+        copy: &OwnCopy,
+        format: FileFormat,
+        progress: &mut Progress<'_>,
+    ) -> Result<(), VolumeError> {
+        // Of a raw image it would count the holes, too.
+        let args = ["measure", "-f", format.as_str(), "-O", "qcow2", "--output=json", "--", utf8(&copy.path)?];
+        let told = self.tools.examine(args, progress)?;
+        let report = || VolumeError::Damaged { path: copy.of.clone(), report: short(&told.stderr) };
+        let needs: Value = serde_json::from_slice(&told.stdout).map_err(|_| copy.named(report()))?;
+        let needs = needs["required"].as_u64().ok_or_else(|| copy.named(report()))?;
+        let has = self.free()?;
+        if needs > has { Err(kind.refused(name, Refusal::NoRoom { needs, has })) } else { Ok(()) }
+    }
+}
+
+/// A stranger's image, copied to where nobody else can change it. It goes when this is dropped.
+struct OwnCopy {
+    path: PathBuf,
+    of: PathBuf,
+}
+
+impl OwnCopy {
+    fn of(file: &File, source: &Path, draft: &Draft, progress: &mut Progress<'_>) -> Result<Self, VolumeError> {
+        let length = length(file, source)?;
+        let copy = Self { path: draft.beside("source"), of: source.into() };
+        copy_raw(file, length, &copy.path, length, progress)?;
+        Ok(copy)
+    }
+
+    /// An error that speaks of the image as its owner knows it.
+    fn named(&self, error: VolumeError) -> VolumeError {
+        let known = |report: String| report.replace(&*self.path.to_string_lossy(), &self.of.to_string_lossy());
+        match error {
+            VolumeError::Damaged { report, .. } => {
+                VolumeError::Damaged { path: self.of.clone(), report: known(report) }
+            }
+            VolumeError::Tool { program, report } => VolumeError::Tool { program, report: known(report) },
+            other => other,
+        }
+    }
+}
+
+impl Drop for OwnCopy {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// The length of a file that is to be imported.
+fn length(file: &File, path: &Path) -> Result<u64, VolumeError> {
+    let length = file.metadata().map_err(super::record::unreadable(path))?.len();
+    if length > MAX_FILE {
+        return Err(VolumeError::TooLong { path: path.into(), length, most: MAX_FILE });
+    }
+    Ok(length)
 }
 
 /// A file that goes unless it is renamed.

@@ -76,8 +76,8 @@ impl Pool {
             }
             (Format::Raw, Format::Raw) => copy_raw(&file, own, &image, size, progress)?,
             (Format::Qcow2, Format::Raw) => {
-                let args = ["convert", "-p", "-f", "qcow2", "-O", "raw", "--", utf8(&source)?, utf8(&image)?];
-                self.tools.img_with_progress(args, progress)?;
+                let args = ["-f", "qcow2", "-O", "raw", "--", utf8(&source)?, utf8(&image)?];
+                self.tools.convert(args, None, progress)?;
                 self.set_image_size(&image, format, size)?;
             }
         }
@@ -99,7 +99,7 @@ impl Pool {
             }
         }
         // Opened as its keeper would, so that what cannot be used is told now.
-        let size = crate::image::Image::size(&crate::image::RawFile::open(device)?);
+        let size = crate::image::Image::size(&crate::image::RawFile::open_device(device)?);
         check_size(size)?;
         let draft = self.draft(Kind::Volume, name)?;
         draft.publish(&Record { device: Some(device.into()), ..Record::new(size, Format::Raw)? })
@@ -107,7 +107,13 @@ impl Pool {
 }
 
 /// Makes `to` a copy of the first `length` bytes of `from`, `size` bytes long, holes kept.
-fn copy_raw(from: &File, length: u64, to: &Path, size: u64, progress: &mut Progress<'_>) -> Result<(), VolumeError> {
+pub(super) fn copy_raw(
+    from: &File,
+    length: u64,
+    to: &Path,
+    size: u64,
+    progress: &mut Progress<'_>,
+) -> Result<(), VolumeError> {
     let failed = |source: io::Error| VolumeError::File { what: "cannot copy to", path: to.into(), source };
     let target = File::create_new(to).map_err(failed)?;
     match ioctl_ficlone(&target, from) {

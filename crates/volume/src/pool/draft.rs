@@ -32,6 +32,11 @@ impl Draft {
         self.directory.join(image_file(format))
     }
 
+    /// A file that is needed only while the object is made; to be removed before it is published.
+    pub(super) fn beside(&self, file: &str) -> PathBuf {
+        self.directory.join(file)
+    }
+
     /// Makes the object durable and visible.
     pub(super) fn publish(mut self, record: &Record) -> Result<(), VolumeError> {
         if record.device.is_none() {

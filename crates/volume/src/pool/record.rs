@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::VolumeName;
 use crate::error::VolumeError;
 use crate::image::Format;
-use crate::image::qcow2::virtual_size;
+use crate::image::qcow2::{regular, virtual_size};
 
 /// The file's name.
 const FILE: &str = "volume.json";
@@ -53,14 +53,22 @@ impl Record {
 
     pub(super) fn load(directory: &Path) -> Result<Record, VolumeError> {
         let path = directory.join(FILE);
-        let flags = OFlags::NOFOLLOW.bits().cast_signed();
-        let file = File::options().read(true).custom_flags(flags).open(&path).map_err(unreadable(&path))?;
-        let mut text = Vec::new();
-        file.take(MAX).read_to_end(&mut text).map_err(unreadable(&path))?;
         let damaged = |report| VolumeError::Damaged { path: path.clone(), report };
+        let file = match regular(&path) {
+            Err(VolumeError::NotAnImage { why, .. }) => return Err(damaged(why.into())),
+            other => other?,
+        };
+        let mut text = Vec::new();
+        file.take(MAX + 1).read_to_end(&mut text).map_err(unreadable(&path))?;
+        if text.len() as u64 > MAX {
+            return Err(damaged(format!("it is longer than {MAX} bytes")));
+        }
         let record: Record = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
         if record.device.is_some() && record.format != Format::Raw {
             return Err(damaged("a device is raw".into()));
+        }
+        if record.device.as_ref().is_some_and(|device| !device.is_absolute()) {
+            return Err(damaged("a device has an absolute path".into()));
         }
         Ok(record)
     }
@@ -94,11 +102,14 @@ pub(super) fn unreadable(path: &Path) -> impl Fn(io::Error) -> VolumeError + use
 /// Opens a block device under /dev to look at it.
 pub(super) fn open_device(path: &Path) -> Result<File, VolumeError> {
     let real = path.canonicalize().map_err(unreadable(path))?;
-    let is_block = std::fs::metadata(&real).map_err(unreadable(path))?.file_type().is_block_device();
-    if !path.is_absolute() || !real.starts_with("/dev") || !is_block {
-        return Err(VolumeError::NotADevice { path: path.into() });
+    let strange = || VolumeError::NotADevice { path: path.into() };
+    if !path.is_absolute() || !real.starts_with("/dev") {
+        return Err(strange());
     }
-    File::open(&real).map_err(unreadable(path))
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
+    let file = File::options().read(true).custom_flags(flags).open(&real).map_err(unreadable(path))?;
+    let is_block = file.metadata().map_err(unreadable(path))?.file_type().is_block_device();
+    if is_block { Ok(file) } else { Err(strange()) }
 }
 
 /// The size that an image has, bytes.
