@@ -14,14 +14,21 @@ use crate::msg::Msg;
 
 /// For one attempt, handshake included.
 const PATIENCE: Duration = Duration::from_millis(1500);
+/// For the first attempt at a host that was just there. What is sent to one that is cut off is lost, and TCP repeats it only after
+/// a second: a new attempt is sooner. Each further one has twice as long, so that a long way is long enough in the end.
+const QUICK: Duration = Duration::from_millis(60);
 /// After a round over all peers that found none.
 const PAUSE: Duration = Duration::from_millis(250);
+/// The same while there is a host that was just there.
+const QUICK_PAUSE: Duration = Duration::from_millis(20);
 
 /// What is looked for.
 #[derive(Debug, Default)]
 pub struct Wish {
     /// Any host but these.
     pub but: Vec<HostName>,
+    /// Those that were there a moment ago, and need little: they are asked before all others.
+    pub first: Vec<HostName>,
     /// The one that is asked when no other answers: it is probably dead, and to find that out takes its time.
     pub last: Option<HostName>,
 }
@@ -52,21 +59,26 @@ impl Connector {
 fn run(config: &KeeperConfig, security: &Security, asked: &Receiver<Wish>, core: &Sender<Msg>) {
     // Each is the first to be tried in its turn.
     let mut next = 0;
-    while let Ok(Wish { but, last }) = asked.recv() {
+    let mut quick = QUICK;
+    while let Ok(Wish { but, first, last }) = asked.recv() {
         let mut failed = Vec::new();
         let (before, after) = config.peers.split_at(next % config.peers.len().max(1));
         next += 1;
         let mut peers: Vec<_> = after.iter().chain(before).filter(|p| !but.contains(&p.host)).collect();
-        peers.sort_by_key(|p| last.as_ref() == Some(&p.host));
-        let found = peers.into_iter().any(|peer| match connect(peer.addr, &peer.host, security, PATIENCE) {
-            Ok(link) => core.send(Msg::PeerConnected { link }).is_ok(),
-            Err(error) => {
-                failed.push(format!("{}: {}", peer.host, report(&error)));
-                false
+        peers.sort_by_key(|p| (!first.contains(&p.host), last.as_ref() == Some(&p.host)));
+        let found = peers.into_iter().any(|peer| {
+            let patience = if first.contains(&peer.host) { quick } else { PATIENCE };
+            match connect(peer.addr, &peer.host, security, patience) {
+                Ok(link) => core.send(Msg::PeerConnected { link }).is_ok(),
+                Err(error) => {
+                    failed.push(format!("{}: {}", peer.host, report(&error)));
+                    false
+                }
             }
         });
+        quick = if found || first.is_empty() { QUICK } else { (quick * 2).min(PATIENCE) };
         if !found {
-            thread::sleep(PAUSE);
+            thread::sleep(if first.is_empty() { PAUSE } else { QUICK_PAUSE });
             let reason = if failed.is_empty() { "no other host is configured".into() } else { failed.join("; ") };
             let _ = core.send(Msg::NoPeer { reason });
         }

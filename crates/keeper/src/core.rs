@@ -45,7 +45,7 @@ use self::health::HealthSide;
 use self::log::LogSide;
 use self::replica::Replica;
 use self::snapshot::SnapshotSide;
-use self::survivors::Survivors;
+use self::survivors::{Absent, Survivors};
 use self::volumes::VolumeWatch;
 use crate::arbiter::Question;
 use crate::bell::Bell;
@@ -125,6 +125,8 @@ pub struct Core {
     /// The running sessions.
     replicas: Vec<Replica>,
     survivors: Option<Survivors>,
+    /// Backups that may come back with what they hold.
+    absent: Vec<Absent>,
     /// The primary from which this host has taken over: the last of all to be asked whether it wants to be a backup.
     former: Option<HostName>,
     final_epoch: Option<Epoch>,
@@ -182,6 +184,7 @@ impl Core {
             snapshot: SnapshotSide::default(),
             replicas: Vec::new(),
             survivors: None,
+            absent: Vec::new(),
             former: None,
             final_epoch: None,
             holding: false,
@@ -410,6 +413,7 @@ impl Core {
             }
             Msg::Offer { hello, writer, handle, go } => self.offer(&hello, writer, handle, &go),
             Msg::RefusedPeer { peer, reason } => self.event(EventKind::Refused { peer, reason }),
+            Msg::BaseForgotten { session } => self.base_forgotten(session),
             Msg::Base { session, epoch, changes } => self.base(session, epoch, &changes),
             Msg::SessionReady { session } => self.session_ready(session),
             Msg::VolumesSynced { session, rounds, bytes, rest } => {
@@ -543,7 +547,7 @@ impl Core {
                 self.command(Command::GoOn);
             }
             Action::OpenSession { session, peer } => self.open_session(session, peer),
-            Action::CloseSession { session } => self.close_session(session),
+            Action::CloseSession { session } => self.part_session(session),
             Action::TakeFinalCheckpoint => self.command(Command::TakeFinal),
             Action::SendBound { session, record, first } => self.bound(session, record.term, first),
             Action::SendRelinquish { session, reason } => {
@@ -595,11 +599,13 @@ impl Core {
         self.announce = false;
         self.vm = None;
         self.survivors = None;
+        self.absent.clear();
         self.health.stand_down(self.parts.config.vm.watchdog.clone());
         // A word of farewell that is still queued goes out: the sender empties its queue before it ends.
         for replica in self.replicas.drain(..) {
             replica.session.finish();
         }
+        self.park_backup();
         self.drop_backup();
         self.parts.outlets.detach();
         self.takeover = None;

@@ -104,6 +104,11 @@ pub enum Msg {
         reason: String,
     },
 
+    /// It is not remembered what was written since the checkpoint that the session's backup holds.
+    BaseForgotten {
+        session: Term,
+    },
+
     /// The volumes are copied but for what the guest has written lately. `rounds` sync rounds were sent.
     VolumesSynced {
         session: Term,

@@ -73,6 +73,10 @@ pub enum Job {
         epoch: Epoch,
         reason: String,
     },
+    /// The session ends on purpose: what the backup holds is of no use to the next one.
+    Bye {
+        reason: &'static str,
+    },
     /// For a log alone.
     Log(LogJob),
 }
@@ -243,6 +247,7 @@ impl SenderThread {
                 Ok(Job::Relinquish { epoch, reason }) => {
                     self.record(&Record::Relinquish { session: self.name.0, epoch, reason: &reason })?;
                 }
+                Ok(Job::Bye { reason }) => self.record(&Record::Bye { reason })?,
                 // Not for a backup.
                 Ok(Job::Log(_)) => {}
                 Err(RecvTimeoutError::Timeout) => self.beat()?,

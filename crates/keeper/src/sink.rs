@@ -13,8 +13,10 @@
 //! checkpoint.
 //!
 //! A VM that was resumed from a checkpoint that other hosts hold too remembers what was written since: such a host is sent
-//! that alone.
+//! that alone. In the same way a joined sink that has gone is remembered with what was written since the last checkpoint that it
+//! acknowledged: when it comes back with that or a later one, it is sent that alone.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
 use std::time::{Duration, Instant};
@@ -44,6 +46,10 @@ const FEW_PAGES: u64 = 2048;
 const MAX_ROUNDS: u32 = 12;
 /// The same for a sink that keeps all it was sent: each further round makes it larger.
 const FEW_ROUNDS: u32 = 3;
+/// Checkpoints whose pages are remembered: as many as can be unacknowledged, a switchover's last among them.
+const RECENT: usize = MAX_IN_FLIGHT as usize + 2;
+/// Sinks that have gone and are remembered: more than a VM has backups.
+const MOST_LEFT: usize = 8;
 /// How often progress is told.
 const TELL: Duration = Duration::from_millis(100);
 
@@ -70,6 +76,8 @@ pub struct Sink {
     rest: Rest,
     /// The newest checkpoint that it holds.
     acked: Epoch,
+    /// It has joined after this checkpoint: it holds one when it has acknowledged a later one.
+    before: Epoch,
     stage: Stage,
     /// It wants one checkpoint alone, and the volumes as they are then. Output does not wait for it.
     once: Option<Vec<Arc<Frozen>>>,
@@ -232,6 +240,30 @@ impl Sink {
     }
 }
 
+/// What a new sink holds already.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    pub basis: Basis,
+    /// Where it may be different from that, beside what was written since.
+    pub differs: Vec<PageRun>,
+}
+
+/// A checkpoint since which it is remembered what was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Basis {
+    /// The one that the VM was resumed from.
+    Resumed,
+    /// The last that the sink of this name had acknowledged when it went.
+    Left(Term),
+}
+
+/// A sink that has gone, and what was written since the last checkpoint that it acknowledged.
+#[derive(Debug)]
+struct Left {
+    name: Term,
+    written: PageMap,
+}
+
 /// The sinks of one VM with their tracker and the buffers of its checkpoints.
 #[derive(Debug)]
 pub struct Sinks {
@@ -243,6 +275,9 @@ pub struct Sinks {
     pub missing: PageMap,
     /// What was written since the VM was resumed from a checkpoint that others hold, too.
     written: Option<PageMap>,
+    left: Vec<Left>,
+    /// The pages of the last few checkpoints, oldest first and without a gap.
+    recent: VecDeque<(Epoch, Vec<PageRun>)>,
     #[expect(clippy::vec_box, reason = "a capture goes from thread to thread: boxed, only a pointer moves")]
     spare: Vec<Box<Capture>>,
     made: u32,
@@ -273,6 +308,8 @@ impl Sinks {
             scan: DirtySet::for_layout(layout),
             missing: PageMap::for_layout(layout),
             written: None,
+            left: Vec::new(),
+            recent: VecDeque::with_capacity(RECENT),
             spare: Vec::new(),
             made: 0,
             back,
@@ -284,7 +321,15 @@ impl Sinks {
 
     /// Adds a sink that holds all of the VM as it was when the tracker began.
     pub fn add_joined(&mut self, name: Term, jobs: SyncSender<Job>) {
-        self.all.push(Sink { name, jobs, rest: Rest::default(), acked: self.taken, stage: Stage::Joined, once: None });
+        self.all.push(Sink {
+            name,
+            jobs,
+            rest: Rest::default(),
+            acked: self.taken,
+            before: self.taken,
+            stage: Stage::Joined,
+            once: None,
+        });
     }
 
     /// Remembers from now on what is written, for sinks that hold the VM as it was when the tracker began.
@@ -297,21 +342,31 @@ impl Sinks {
         self.written = None;
     }
 
-    /// Adds a sink that holds the VM as it was when the tracker began, but for the pages of `differs`. False when what was
-    /// written since is not remembered.
+    /// Adds a sink that holds a checkpoint already. False when what was written since that is not remembered.
+    ///
+    /// # Errors
+    /// The tracker's.
     pub fn add_holder(
         &mut self,
         name: Term,
         jobs: SyncSender<Job>,
         before: u32,
         rest: Rest,
-        differs: &[PageRun],
+        held: &Held,
         memory: &Memory,
-    ) -> bool {
-        let Some(written) = &self.written else { return false };
+    ) -> Result<bool, MachineError> {
+        // How much it is decides how it is sent. While one has joined, its checkpoints bring what there is to know.
+        if !self.any_joined() {
+            self.look()?;
+        }
+        let written = match held.basis {
+            Basis::Resumed => self.written.as_ref(),
+            Basis::Left(name) => self.left.iter().find(|l| l.name == name).map(|l| &l.written),
+        };
+        let Some(written) = written else { return Ok(false) };
         let mut stale = PageMap::for_layout(memory.layout());
         stale.insert_all(written);
-        stale.insert(differs);
+        stale.insert(&held.differs);
         let stage = if stale.pages() <= FEW_PAGES {
             Stage::Ready { stale }
         } else {
@@ -319,8 +374,19 @@ impl Sinks {
             stale.drain_into(&mut first);
             Stage::Copying(Box::new(Copying::new(first.runs().to_vec(), before, MAX_ROUNDS, memory)))
         };
-        self.all.push(Sink { name, jobs, rest, acked: Epoch(0), stage, once: None });
-        true
+        self.all.push(Sink { name, jobs, rest, acked: Epoch(0), before: Epoch(0), stage, once: None });
+        Ok(true)
+    }
+
+    /// Notes what was written since the last scan, for all that have not joined; none has.
+    fn look(&mut self) -> Result<(), MachineError> {
+        self.scan.clear();
+        self.tracker.scan(&mut self.scan)?;
+        let runs = self.scan.runs();
+        self.all.iter_mut().for_each(|s| s.note(runs));
+        self.written.iter_mut().for_each(|w| w.insert(runs));
+        self.left.iter_mut().for_each(|l| l.written.insert(runs));
+        Ok(())
     }
 
     /// Begins to copy the VM to `jobs`, after `before` rounds of its volumes.
@@ -341,22 +407,53 @@ impl Sinks {
             .map_err(|e| MachineError::Io { what: "looking for the memory in use", source: e.into() })?;
         let most_rounds = if once.is_some() { FEW_ROUNDS } else { MAX_ROUNDS };
         let copying = Copying::new(runs, before, most_rounds, memory);
-        self.all.push(Sink { name, jobs, rest, acked: Epoch(0), stage: Stage::Copying(Box::new(copying)), once });
+        let stage = Stage::Copying(Box::new(copying));
+        self.all.push(Sink { name, jobs, rest, acked: Epoch(0), before: Epoch(0), stage, once });
         Ok(())
     }
 
-    /// Forgets a sink.
-    pub fn remove(&mut self, name: Term) {
+    /// Removes a sink. One that may come back with a checkpoint that it has acknowledged is remembered.
+    pub fn remove(&mut self, name: Term, comes_back: bool, memory: &Memory) {
         if name == LOG && self.all.iter().any(|s| s.name == LOG) {
             // Its disk may hang: what it was given may come back late, or never.
             self.made = u32::try_from(self.spare.len()).unwrap_or(u32::MAX);
         }
-        self.all.retain(|s| s.name != name);
+        let Some(at) = self.all.iter().position(|s| s.name == name) else {
+            if !comes_back {
+                self.forget_left(name);
+            }
+            return;
+        };
+        let sink = self.all.swap_remove(at);
+        if comes_back {
+            self.remember_left(&sink, memory);
+        }
+    }
+
+    /// From here on it is noted what this sink is missing, which has gone: beginning with the checkpoints that it has not
+    /// acknowledged.
+    fn remember_left(&mut self, sink: &Sink, memory: &Memory) {
+        let known = self.recent.front().map_or(self.taken, |(oldest, _)| Epoch(oldest.0 - 1));
+        if !sink.joined() || sink.acked <= sink.before || sink.acked < known || sink.name >= SNAPSHOT {
+            return;
+        }
+        let mut written = PageMap::for_layout(memory.layout());
+        let missed = self.recent.iter().filter(|(epoch, _)| *epoch > sink.acked);
+        missed.for_each(|(_, runs)| written.insert(runs));
+        self.left.push(Left { name: sink.name, written });
+        if self.left.len() > MOST_LEFT {
+            self.left.remove(0);
+        }
+    }
+
+    /// The sink of this name, which has gone, does not come back.
+    pub fn forget_left(&mut self, name: Term) {
+        self.left.retain(|l| l.name != name);
     }
 
     /// Nobody needs to know what is written.
     pub fn is_empty(&self) -> bool {
-        self.all.is_empty() && self.written.is_none()
+        self.all.is_empty() && self.written.is_none() && self.left.is_empty()
     }
 
     /// Whether one gets checkpoints.
@@ -396,11 +493,7 @@ impl Sinks {
         let joined = self.any_joined();
         // While one has joined, checkpoints bring what there is to know.
         if !joined && self.all.iter().any(Sink::between_rounds) {
-            self.scan.clear();
-            self.tracker.scan(&mut self.scan)?;
-            let runs = self.scan.runs();
-            self.all.iter_mut().for_each(|s| s.note(runs));
-            self.written.iter_mut().for_each(|w| w.insert(runs));
+            self.look()?;
         }
         let mut copied = Copied::NoRoom;
         self.all.retain_mut(|sink| {
@@ -461,6 +554,15 @@ impl Sinks {
         self.taken = capture.epoch;
         self.all.iter_mut().for_each(|sink| sink.note(capture.runs()));
         self.written.iter_mut().for_each(|w| w.insert(capture.runs()));
+        self.left.iter_mut().for_each(|l| l.written.insert(capture.runs()));
+    }
+
+    /// Remembers a checkpoint's pages, when the guest runs again: a sink that goes may not have it.
+    fn remember_recent(&mut self, capture: &Capture) {
+        let mut runs = if self.recent.len() == RECENT { self.recent.pop_front() } else { None }.unwrap_or_default().1;
+        runs.clear();
+        runs.extend_from_slice(capture.runs());
+        self.recent.push_back((capture.epoch, runs));
     }
 
     /// Lets those join that are ready; the guest stands still after the checkpoint that carries what they were
@@ -482,27 +584,48 @@ impl Sinks {
             joins.push((sink.name, join));
             sink.stage = Stage::Joined;
             // What it holds before its first checkpoint does not count against it.
-            sink.acked = before;
+            (sink.acked, sink.before) = (before, before);
             true
         });
         joins
     }
 
     /// Gives a checkpoint to all that have joined; those that cannot take it are left out and given to `lost`.
-    pub fn give(&mut self, capture: Box<Capture>, mut joins: Vec<(Term, Join)>, lost: &mut dyn FnMut(Term, String)) {
+    pub fn give(
+        &mut self,
+        capture: Box<Capture>,
+        mut joins: Vec<(Term, Join)>,
+        memory: &Memory,
+        lost: &mut dyn FnMut(Term, String),
+    ) {
+        self.remember_recent(&capture);
         let taken = Arc::new(Taken::new(capture, self.home.clone(), self.bell.clone()));
-        self.all.retain(|sink| {
+        let mut at = 0;
+        while let Some(sink) = self.all.get(at) {
             if !sink.joined() {
-                return true;
+                at += 1;
+                continue;
             }
             let join =
                 joins.iter().position(|(name, _)| *name == sink.name).map(|at| Box::new(joins.swap_remove(at).1));
             // The sender has room for as many checkpoints as there are captures.
             let given = sink.jobs.try_send(Job::Checkpoint { taken: Arc::clone(&taken), join });
+            if given.is_ok() && sink.once.is_none() {
+                at += 1;
+                continue;
+            }
+            let sink = self.all.remove(at);
             if given.is_err() {
+                // Its session is over, as its keeper learns by this at the latest.
+                self.remember_left(&sink, memory);
                 lost(sink.name, gone());
             }
-            given.is_ok() && sink.once.is_none()
-        });
+        }
+    }
+
+    /// The same with one that nobody gets.
+    pub fn give_to_nobody(&mut self, capture: Box<Capture>) {
+        self.recent.clear();
+        self.put_back(capture);
     }
 }

@@ -4,12 +4,14 @@
 //!  connection ──► Hello ──► core decides ──► QEMU is launched, waiting ──► Ready ──► passes ──► the stream ends
 //!                              │ no: Refuse                                            │            │
 //!                                                                     whole: Held, then applied     │
-//!                                                       a checkpoint is held: its devices are loaded, Loaded
+//!                                                       a checkpoint is held: the witness's word is awaited
+//!                                                              this host has the VM: its devices are loaded, Loaded
+//!                                                              another has it: the standby is parked
 //! ```
 //!
-//! Loading begins as soon as the stream has ended, while the core still asks the witness: if the witness says no, the
-//! standby is thrown away, which would have happened anyway. Not so if the VM has several backups: then it waits for the
-//! witness's word, and a standby that is not needed is [parked](crate::parking) for the host that took over.
+//! A QEMU that has loaded device state cannot wait for another one: so nothing is loaded before the witness has said that this
+//! host has the VM. That costs a take-over a millisecond or two; a standby that is not needed is [parked](crate::parking) for
+//! the next session, of the same primary or of the host that took over from it, which then sends only what differs.
 
 use std::io;
 use std::sync::Arc;
@@ -219,18 +221,18 @@ impl Standby {
         }
         let mut health = hello.health.clone();
         self.keep(&health);
-        let (mut standby, base) = match parked.and_then(|p| self.goes_on(hello, *p)) {
-            Some((standby, base)) => (standby, Some(base)),
-            None => (build(&self.config, hello, self.disks.sockets())?, None),
+        let (mut standby, base, former) = match parked.and_then(|p| self.goes_on(hello, *p)) {
+            Some((parked, base)) => (parked.standby, Some(base), Some(parked.history)),
+            None => (build(&self.config, hello, self.disks.sockets())?, None, None),
         };
         let machine = &mut standby.machine;
         let status = status(machine, "as the primary's", "inmigrate");
         let _ = self.core.send(Msg::StandbyReady { session, status, base });
-        let mut sink =
-            Sink { memory: Arc::clone(machine.memory()), disks: Arc::clone(&self.disks), session, log: log.clone() };
+        let memory = Arc::clone(machine.memory());
+        let mut sink = Sink { memory, disks: Arc::clone(&self.disks), session, log: log.clone(), touched: false };
         let mut history = None;
         let mut assembler = CheckpointAssembler::new(session.0, session, standby.layout.clone(), 1);
-        let (mut relinquished, mut first) = (false, true);
+        let (mut relinquished, mut parted, mut first) = (false, false, true);
         let gone = loop {
             // A host that cannot run the VM must not count as its backup. The primary's heartbeats bring us here often.
             alive(machine)?;
@@ -253,7 +255,10 @@ impl Standby {
                     let bits = self.disks.compare(volume, first, sums)?;
                     let _ = self.core.send(Msg::Differs { session, volume, first, bits });
                 }
-                Record::Bye { reason } => break format!("the primary left: {reason}"),
+                Record::Bye { reason } => {
+                    parted = true;
+                    break format!("the primary left: {reason}");
+                }
                 _ => {}
             }
             match assembler.feed(&frame, &mut sink) {
@@ -308,32 +313,39 @@ impl Standby {
         let begun = Instant::now();
         assembler.abandon();
         assembler.commit(&mut sink).map_err(|e| report(&e))?;
-        let Some(checkpoint) = assembler.checkpoint() else { return Ok(()) };
+        let several = hello.spec.backups > 1;
+        let Some(checkpoint) = assembler.checkpoint() else {
+            // Memory and volumes are as the former session left them, unless something was copied to them.
+            if let Some(history) = former.filter(|_| !sink.touched && !parted)
+                && sentence(&verdict, machine)? == Some(Verdict::Park)
+            {
+                place.park(Parked { history, standby });
+            }
+            return Ok(());
+        };
         // Before the devices are loaded: what they write to memory then is in no checkpoint yet.
         let logged = log.is_some_and(|log| drained(&log) == Some((session, checkpoint.epoch)));
         let mut tracker = if logged { Some(machine.track().map_err(|e| report(&e))?) } else { None };
-        if history.is_some() {
+        if several && history.is_some() {
             match machine.track() {
                 Ok(begun) => tracker = Some(begun),
                 // The VM can be taken over all the same. The others will have to be copied to.
-                Err(error) => {
-                    tracing::warn!(error = %report(&error), "what the guest writes cannot be followed");
-                    history = None;
-                }
+                Err(error) => tracing::warn!(error = %report(&error), "what the guest writes cannot be followed"),
             }
         }
         let mut load_us = micros(begun.elapsed());
-        if let Some(history) = &history {
-            match sentence(&verdict, machine)? {
-                Some(Verdict::Load) => {}
-                Some(Verdict::Park) => {
-                    drop(tracker);
-                    place.park(Parked { history: history.clone(), standby });
-                    return Ok(());
+        match sentence(&verdict, machine)? {
+            Some(Verdict::Load) => {}
+            Some(Verdict::Park) => {
+                drop(tracker);
+                if let Some(history) = history.filter(|_| !parted) {
+                    place.park(Parked { history, standby });
                 }
-                None => return Ok(()),
+                return Ok(());
             }
+            None => return Ok(()),
         }
+        let history = history.filter(|_| several && tracker.is_some());
         let begun = Instant::now();
         machine.load(checkpoint.device_state).map_err(|e| report(&e))?;
         load_us += micros(begun.elapsed());
@@ -345,22 +357,20 @@ impl Standby {
 
     /// The standby that is left from the former session, if this one's primary has gone on from what it holds. One that
     /// does not suit is ended here: the next needs its memory and its interfaces.
-    fn goes_on(&self, hello: &Hello, parked: Parked) -> Option<(StandbyMachine, Base)> {
-        let Parked { standby, history } = parked;
-        let base = history.base(hello.origin.as_ref()?)?;
+    fn goes_on(&self, hello: &Hello, parked: Parked) -> Option<(Parked, Base)> {
+        let base = parked.history.base(hello.origin.as_ref()?)?;
+        let standby = &parked.standby;
         let suits = standby.spec == built(&self.config, hello)
             && standby.machine.accel() == hello.accel
             && hello.layout.same_as(&standby.layout).is_ok()
             && alive(&standby.machine).is_ok();
-        suits.then_some((standby, base))
+        suits.then_some((parked, base))
     }
 }
 
-/// The history of a session's checkpoints, for a VM with several backups. The log of a non-volatile one begins with a whole
-/// copy.
+/// The history of a session's checkpoints. The log of a non-volatile VM begins with a whole copy.
 fn begin(hello: &Hello, first: Epoch) -> Option<History> {
-    let several = hello.spec.backups > 1 && hello.spec.non_volatile.is_none();
-    hello.reign.filter(|_| several).map(|reign| History::begin(reign, first))
+    hello.reign.filter(|_| hello.spec.non_volatile.is_none()).map(|reign| History::begin(reign, first))
 }
 
 /// What is built for `hello` here: the devices are the primary's; files are where they are on this host. The owner's wish for
@@ -473,6 +483,8 @@ pub struct Sink {
     pub session: Term,
     /// The log, until it gets checkpoints.
     pub log: Option<SyncSender<Job>>,
+    /// Something was written to memory or volumes.
+    pub touched: bool,
 }
 
 impl PageSink for Sink {
@@ -481,11 +493,13 @@ impl PageSink for Sink {
             let job = Job::Log(LogJob::Copy { block, first, bytes: data.to_vec() });
             log.send(job).map_err(|_| io::Error::other("the log has ended"))?;
         }
+        self.touched = true;
         let run = PageRun { block, first, count: (data.len() / PAGE_SIZE) as u32 };
         self.memory.write_run(run, data).map_err(io::Error::other)
     }
 
     fn volume(&mut self, volume: u16, operations: &[u8]) -> io::Result<()> {
+        self.touched = true;
         self.disks.apply(self.session, volume, operations).map_err(io::Error::other)
     }
 

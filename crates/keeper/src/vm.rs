@@ -17,7 +17,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use ninefold_machine::{EventKind, Machine, MachineError, PageRun, Tracker};
+use ninefold_machine::{EventKind, Machine, MachineError, Tracker};
 use ninefold_model::health::Failure;
 use ninefold_model::spec::EpochPolicy;
 use ninefold_model::{Epoch, Term};
@@ -35,7 +35,7 @@ use crate::outlets::Outlets;
 use crate::priority::{self, Processors};
 use crate::resync::Rest;
 use crate::session::Job;
-use crate::sink::{self, Copied, Sinks};
+use crate::sink::{self, Copied, Held, Sinks};
 
 /// How long to wait when nothing is due.
 const IDLE: Duration = Duration::from_millis(100);
@@ -59,10 +59,16 @@ pub enum Command {
         rest: Rest,
         /// It wants that one checkpoint alone, and the volumes as they are then.
         once: Option<Vec<Arc<Frozen>>>,
-        /// It holds what the VM was resumed from, but for these pages.
-        held: Option<Vec<PageRun>>,
+        /// It holds a checkpoint already.
+        held: Option<Held>,
     },
-    RemoveSink(Term),
+    /// The sink's session is over. If it may come back, what it is missing is remembered.
+    RemoveSink {
+        session: Term,
+        comes_back: bool,
+    },
+    /// The sink of this session does not come back.
+    ForgetLeft(Term),
     /// No sink comes any more that holds what the VM was resumed from.
     ForgetSurvivors,
     /// Take a last checkpoint and leave the guest paused.
@@ -278,11 +284,16 @@ impl Vm {
         match command {
             Command::AddSink { session, jobs, rounds, rest, once, held } => {
                 let added = match held {
-                    Some(differs) => self.add_holder(session, jobs, rounds, rest, &differs),
-                    None => self.add_sink(session, jobs, rounds, rest, once).map_err(|e| report(&e)),
+                    Some(held) => self.add_holder(session, jobs, rounds, rest, &held),
+                    None => self.add_sink(session, jobs, rounds, rest, once).map(|()| true),
                 };
-                if let Err(reason) = added {
-                    let _ = self.core.send(Msg::CannotReplicate { session, reason });
+                match added {
+                    Ok(true) => {}
+                    // It must not be taken for an empty one: what it holds is not zero.
+                    Ok(false) => drop(self.core.send(Msg::BaseForgotten { session })),
+                    Err(error) => {
+                        let _ = self.core.send(Msg::CannotReplicate { session, reason: report(&error) });
+                    }
                 }
             }
             Command::ForgetSurvivors => {
@@ -291,9 +302,15 @@ impl Vm {
                     self.drop_if_empty();
                 }
             }
-            Command::RemoveSink(session) => {
+            Command::RemoveSink { session, comes_back } => {
                 if let Some(sinks) = &mut self.sinks {
-                    sinks.remove(session);
+                    sinks.remove(session, comes_back, self.machine.memory());
+                    self.drop_if_empty();
+                }
+            }
+            Command::ForgetLeft(session) => {
+                if let Some(sinks) = &mut self.sinks {
+                    sinks.forget_left(session);
                     self.drop_if_empty();
                 }
             }
@@ -345,21 +362,17 @@ impl Vm {
         added
     }
 
-    /// A backup that holds what the VM was resumed from, but for these pages.
+    /// A backup that holds a checkpoint already; false when it is not known what was written since.
     fn add_holder(
         &mut self,
         name: Term,
         jobs: SyncSender<Job>,
         before: u32,
         rest: Rest,
-        differs: &[PageRun],
-    ) -> Result<(), String> {
-        let added = self
-            .sinks
-            .as_mut()
-            .is_some_and(|sinks| sinks.add_holder(name, jobs, before, rest, differs, self.machine.memory()));
-        // It must not be taken for an empty one: what it holds is not zero.
-        if added { Ok(()) } else { Err("it is not known any more what was written since the take-over".into()) }
+        held: &Held,
+    ) -> Result<bool, MachineError> {
+        let Some(sinks) = &mut self.sinks else { return Ok(false) };
+        sinks.add_holder(name, jobs, before, rest, held, self.machine.memory())
     }
 
     /// Without a sink the memory need not be tracked.
@@ -546,11 +559,11 @@ impl Vm {
         self.watcher.report();
         let Some(sinks) = &mut self.sinks else { return Ok(true) };
         if nobody {
-            sinks.put_back(capture);
+            sinks.give_to_nobody(capture);
         } else {
             let core = &self.core;
             // Output stays held until the core has decided.
-            sinks.give(capture, joins, &mut |session, reason| {
+            sinks.give(capture, joins, self.machine.memory(), &mut |session, reason| {
                 let _ = core.send(Msg::CannotReplicate { session, reason });
             });
         }

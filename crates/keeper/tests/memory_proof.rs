@@ -71,7 +71,13 @@ impl Proof {
         let machine_layout = primary.memory().layout().clone();
         Self {
             what: what.to_owned(),
-            sink: Sink { memory: Arc::clone(standby.memory()), disks: Arc::default(), session: Term(1), log: None },
+            sink: Sink {
+                memory: Arc::clone(standby.memory()),
+                disks: Arc::default(),
+                session: Term(1),
+                log: None,
+                touched: false,
+            },
             standby,
             standby_ports: Some(ports),
             outlets,

@@ -7,7 +7,8 @@
 //!                                  └─► image 4   is about to join when a switchover begins that fails
 //! ```
 //!
-//! A VM that was resumed has sinks that hold what it was resumed from, but for some pages: they are sent what differs.
+//! A VM that was resumed has sinks that hold what it was resumed from, but for some pages: they are sent what differs. So are
+//! sinks that come back with a checkpoint that they have acknowledged, or with a later one.
 //!
 //! Images that hold the same epoch are compared, and at the end, the guest standing still, with the guest's memory itself.
 
@@ -31,6 +32,7 @@ use ninefold_keeper::health::watcher::Watcher;
 use ninefold_keeper::msg::Msg;
 use ninefold_keeper::resync::Rest;
 use ninefold_keeper::session::Job;
+use ninefold_keeper::sink::{Basis, Held};
 use ninefold_keeper::vm::{self, Command, Continued, Holder, Surroundings, VmHandle};
 use ninefold_machine::{Memory, PAGE_SIZE, PageRun};
 use ninefold_model::spec::EpochPolicy;
@@ -50,6 +52,8 @@ struct Image {
     epoch: u64,
     first: u64,
     rounds: u32,
+    /// Checkpoints that did not get here, or whose acknowledgement did not.
+    lost: u32,
     /// Pages of the rounds and of the first checkpoint.
     copied: BTreeSet<(u16, u64)>,
     /// What the console has said, as this sink was told.
@@ -106,8 +110,36 @@ fn add_holder(
     handle: &Arc<VmHandle>,
     bell: &Bell,
     blocks: Vec<Vec<u8>>,
-    held: Option<Vec<PageRun>>,
+    held: Option<Held>,
     slow: Duration,
+) -> Shared {
+    add(name, handle, bell, blocks, held, Habits { slow, ..Habits::default() })
+}
+
+/// What a sink does with checkpoints.
+#[derive(Clone, Copy)]
+struct Habits {
+    /// Before each acknowledgement.
+    slow: Duration,
+    /// The last that it gets; what comes after is lost on its way.
+    gets: u64,
+    /// The last whose acknowledgement arrives.
+    acknowledges: u64,
+}
+
+impl Default for Habits {
+    fn default() -> Self {
+        Self { slow: Duration::ZERO, gets: u64::MAX, acknowledges: u64::MAX }
+    }
+}
+
+fn add(
+    name: u64,
+    handle: &Arc<VmHandle>,
+    bell: &Bell,
+    blocks: Vec<Vec<u8>>,
+    held: Option<Held>,
+    habits: Habits,
 ) -> Shared {
     let image = Image {
         blocks,
@@ -115,6 +147,7 @@ fn add_holder(
         epoch: 0,
         first: 0,
         rounds: 0,
+        lost: 0,
         copied: BTreeSet::new(),
         console: Vec::new(),
     };
@@ -122,11 +155,16 @@ fn add_holder(
     let (jobs, work) = sync_channel(8);
     handle.send(Command::AddSink { session: Term(name), jobs, rounds: 0, rest: Rest::default(), once: None, held });
     let (ours, handle, bell) = (shared.clone(), Arc::clone(handle), bell.clone());
-    thread::spawn(move || collect(name, &work, &ours, &handle, &bell, slow));
+    thread::spawn(move || collect(name, &work, &ours, &handle, &bell, habits));
     shared
 }
 
-fn collect(name: u64, work: &Receiver<Job>, shared: &Shared, handle: &VmHandle, bell: &Bell, slow: Duration) {
+/// What the VM was resumed from, but for these pages.
+fn resumed(differs: Vec<PageRun>) -> Option<Held> {
+    Some(Held { basis: Basis::Resumed, differs })
+}
+
+fn collect(name: u64, work: &Receiver<Job>, shared: &Shared, handle: &VmHandle, bell: &Bell, habits: Habits) {
     for job in work {
         match job {
             Job::Round { pieces, .. } => {
@@ -140,6 +178,11 @@ fn collect(name: u64, work: &Receiver<Job>, shared: &Shared, handle: &VmHandle, 
             }
             Job::Checkpoint { taken, join } => {
                 let mut image = shared.0.0.lock().unwrap();
+                image.lost += u32::from(taken.epoch.0 > habits.acknowledges);
+                if taken.epoch.0 > habits.gets {
+                    shared.0.1.notify_all();
+                    continue;
+                }
                 assert_eq!(join.is_some(), image.epoch == 0, "the first checkpoint, and no other, lets it join");
                 assert!(image.epoch == 0 || taken.epoch.0 == image.epoch + 1, "every checkpoint, in order");
                 image.write(taken.runs(), taken.content());
@@ -155,8 +198,10 @@ fn collect(name: u64, work: &Receiver<Job>, shared: &Shared, handle: &VmHandle, 
                     image.sums.insert(epoch, sum);
                 }
                 drop(image);
-                thread::sleep(slow);
-                handle.send(Command::Acked { session: Term(name), epoch: taken.epoch });
+                thread::sleep(habits.slow);
+                if taken.epoch.0 <= habits.acknowledges {
+                    handle.send(Command::Acked { session: Term(name), epoch: taken.epoch });
+                }
                 shared.0.1.notify_all();
             }
             _ => panic!("what a sink is not given here"),
@@ -170,7 +215,7 @@ fn core(inbox: Receiver<Msg>, seen: Sender<Epoch>, refused: Sender<Term>) {
         match msg {
             Msg::FirstCheckpoint { held, .. } => held.send(()).unwrap(),
             Msg::FinalTaken { generation: GENERATION, epoch } => seen.send(epoch).unwrap(),
-            Msg::CannotReplicate { session: TOO_LATE, .. } => refused.send(TOO_LATE).unwrap(),
+            Msg::BaseForgotten { session: TOO_LATE } => refused.send(TOO_LATE).unwrap(),
             Msg::CannotReplicate { session, reason } => panic!("sink {session}: {reason}"),
             Msg::VmLost { reason, .. } => panic!("{reason}"),
             _ => {}
@@ -242,7 +287,7 @@ fn every_sink_holds_every_checkpoint_whole() {
     two.wait("checkpoints at the second", |i| i.sums.len() >= 8);
     one.wait("as many at the first", |i| i.sums.len() >= 13);
     assert!(same_sums(&one, &two) >= 5, "the first two share epochs");
-    handle.send(Command::RemoveSink(Term(1)));
+    handle.send(Command::RemoveSink { session: Term(1), comes_back: false });
 
     // It holds up the others' checkpoints, and loses nothing by it.
     let three = add_sink(3, &handle, &bell, &memory, Duration::from_millis(40));
@@ -321,7 +366,7 @@ fn a_sink_that_holds_what_the_vm_was_resumed_from_is_sent_what_differs() {
     guest::await_boot(&memory, 2);
 
     // The first differs in nothing. A scan for it must not hide from the others what it finds.
-    let one = add_holder(1, &handle, &bell, origin.clone(), Some(Vec::new()), Duration::ZERO);
+    let one = add_holder(1, &handle, &bell, origin.clone(), resumed(Vec::new()), Duration::ZERO);
     one.wait("checkpoints at the first", |i| i.epoch >= 20);
     // One that knows nothing of it joins as ever, in between.
     let two = add_sink(2, &handle, &bell, &memory, Duration::ZERO);
@@ -338,12 +383,12 @@ fn a_sink_that_holds_what_the_vm_was_resumed_from_is_sent_what_differs() {
         let at = (run.first * PAGE_SIZE) as usize;
         other[usize::from(run.block)][at..at + run.bytes()].fill(0x5a);
     }
-    let three = add_holder(3, &handle, &bell, other, Some(differs), Duration::ZERO);
+    let three = add_holder(3, &handle, &bell, other, resumed(differs), Duration::ZERO);
     three.wait("checkpoints at the third", |i| i.sums.len() >= 3);
 
     // Nobody else comes; one that does has to be copied to anew.
     handle.send(Command::ForgetSurvivors);
-    let _late = add_holder(TOO_LATE.0, &handle, &bell, empty(&memory), Some(Vec::new()), Duration::ZERO);
+    let _late = add_holder(TOO_LATE.0, &handle, &bell, empty(&memory), resumed(Vec::new()), Duration::ZERO);
     assert_eq!(refusals.recv_timeout(LIMIT).unwrap(), TOO_LATE);
 
     handle.send(Command::TakeFinal);
@@ -354,4 +399,78 @@ fn a_sink_that_holds_what_the_vm_was_resumed_from_is_sent_what_differs() {
     let copied = [&one, &two, &three].map(|i| i.0.0.lock().unwrap().copied.len());
     println!("pages before the first checkpoint was whole: {copied:?}");
     assert!(copied[0] < copied[1] / 2 && copied[2] < copied[1] / 2, "{copied:?}");
+}
+
+#[test]
+fn a_sink_that_comes_back_is_sent_what_was_written_since() {
+    let dir = tempfile::tempdir().unwrap();
+    let boot = guest::boot_sector(dir.path());
+    let mut config = guest::config(Path::new("qemu-system-x86_64"), guest::accels()[0], 2, &boot);
+    config.spec.nics.clear();
+    let (machine, ports) = guest::launch(&config);
+    let outlets = Arc::new(outlets::open(dir.path(), &config.spec));
+    outlets.attach(ports).unwrap();
+    let memory = Arc::clone(machine.memory());
+    let bell = Bell::new().unwrap();
+    let (tell, inbox) = channel();
+    let ((seen, final_taken), (refused, refusals)) = (channel(), channel());
+    thread::spawn(move || core(inbox, seen, refused));
+    let watcher = Watcher::new(GENERATION, Dumps::new(dir.path(), "vm"), Told::default(), tell.clone());
+    let surroundings = Surroundings { outlets, disks: Arc::default(), bell: bell.clone(), core: tell };
+    let obtain = Box::new(move || Ok(machine));
+    let handle = vm::start(watcher, obtain, EpochPolicy::Fixed { ms: 5 }, None, Epoch(0), surroundings).unwrap();
+    let handle = Arc::new(handle);
+    guest::await_boot(&memory, 2);
+    let whole = Duration::ZERO;
+    let left = |name, differs| Some(Held { basis: Basis::Left(Term(name)), differs });
+    // A sink goes when two checkpoints are on their way to it, or acknowledgements of them on their way back.
+    let goes = |sink: &Shared, name| {
+        sink.wait("two lost checkpoints", |i| i.lost == 2);
+        handle.send(Command::RemoveSink { session: Term(name), comes_back: true });
+        let held = sink.0.0.lock().unwrap().blocks.clone();
+        // The guest goes on.
+        let deadline = Instant::now() + LIMIT;
+        while content(&memory) == held {
+            assert!(Instant::now() < deadline, "the guest writes nothing");
+        }
+        held
+    };
+
+    // Nobody else is there meanwhile.
+    let lost = Habits { gets: 20, acknowledges: 20, ..Habits::default() };
+    let one = add(1, &handle, &bell, empty(&memory), None, lost);
+    let held = goes(&one, 1);
+    // It comes back with what it has acknowledged, and goes again: with one more than was heard of.
+    let unheard = Habits { acknowledges: 40, gets: 41, ..Habits::default() };
+    let two = add(2, &handle, &bell, held, left(1, Vec::new()), unheard);
+    two.wait("checkpoints again", |i| i.epoch >= 25);
+    let three = add_sink(3, &handle, &bell, &memory, whole);
+    three.wait("checkpoints at the third", |i| i.sums.len() >= 2);
+    let held = goes(&two, 2);
+    // Another is, and it goes on while this one is away. What it says that it has not, it is sent, too.
+    three.wait("more at the third", |i| i.epoch >= 60);
+    let block = PageRun { block: 1, first: 0, count: 1 };
+    let mut other = held;
+    other[1][..block.bytes()].fill(0x5a);
+    let four = add_holder(4, &handle, &bell, other, left(2, vec![block]), whole);
+    four.wait("checkpoints at the fourth", |i| i.sums.len() >= 2);
+
+    // Who has come back is not expected any more; nor is one that has acknowledged nothing.
+    handle.send(Command::ForgetLeft(Term(2)));
+    let nothing = add(5, &handle, &bell, empty(&memory), None, Habits { acknowledges: 0, ..Habits::default() });
+    nothing.wait("a first checkpoint", |i| i.epoch > 0);
+    handle.send(Command::RemoveSink { session: Term(5), comes_back: true });
+    for gone in [2, 5] {
+        let _late = add_holder(TOO_LATE.0, &handle, &bell, empty(&memory), left(gone, Vec::new()), whole);
+        assert_eq!(refusals.recv_timeout(LIMIT).unwrap(), TOO_LATE);
+    }
+    handle.send(Command::TakeFinal);
+    let last = final_taken.recv_timeout(LIMIT).unwrap();
+    are_equal(&[&three, &four], &memory, last);
+    assert!(same_sums(&two, &three) >= 1 && same_sums(&three, &four) >= 2);
+    // The blocks that hold firmware, which nobody writes, are among what only a whole copy brings; but for the page asked for.
+    let firmware = |sink: &Shared| sink.0.0.lock().unwrap().copied.iter().filter(|(block, _)| *block > 0).count();
+    let copied = [&one, &two, &three, &four].map(firmware);
+    println!("pages of other blocks before the first checkpoint was whole: {copied:?}");
+    assert!(copied[1] < copied[0] / 4 && copied[3] < copied[2] / 4, "{copied:?}");
 }

@@ -41,6 +41,10 @@ fn a_quick_run_writes_a_complete_report() {
         "/failover_ms/p50",
         "/failover_ms/p99",
         "/failover_ms/max",
+        "/rebind_ms/cut_300ms/0/p50",
+        "/rebind_ms/cut_300ms/1/max",
+        "/rebind_ms/backup_keeper_restarted/0/max",
+        "/rebind_ms/backup_keeper_restarted/1/p50",
         "/sync_mb_per_s/median",
         "/tls/rows/0/ratio/median",
         "/machine/cores",
@@ -61,7 +65,7 @@ fn a_quick_run_writes_a_complete_report() {
     assert_eq!(report.failovers.all.len() as u32, report.plan.kills + report.plan.freezes + report.plan.switchovers);
     // Not a figure but a promise.
     assert_eq!((report.failovers.client.lost, report.failovers.client.resets), (0, 0), "{:?}", report.failovers.client);
-    for letter in ["b", "p"] {
+    for letter in ["b", "l", "p"] {
         let lab = format!("{letter}{:x}", std::process::id());
         assert_eq!(fixture::traces(&lab), Vec::<String>::new(), "the labs are gone");
     }

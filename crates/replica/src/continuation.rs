@@ -20,11 +20,15 @@ use std::collections::VecDeque;
 use ninefold_model::{Epoch, Term};
 use serde::{Deserialize, Serialize};
 
+use crate::pacing::MAX_IN_FLIGHT;
 use crate::stream::{Layout, PageRun, StreamError};
 
 /// Epochs that are remembered. Two backups are seldom more than a few apart: so many checkpoints may be unacknowledged. But
 /// the primary goes on with the others while it waits for the witness to release one that it has lost.
 const DEPTH: usize = 32;
+/// Checkpoints that a backup may hold beyond the last of which the primary has heard: those that may be unacknowledged, and a
+/// switchover's last.
+const AHEAD: u64 = MAX_IN_FLIGHT as u64 + 1;
 /// Runs of pages and blocks that are remembered, of all epochs together: 1 MiB.
 const MAX_RUNS: usize = 1 << 16;
 /// Runs in a [`Base`], at most.
@@ -48,6 +52,27 @@ pub struct Origin {
     pub epoch: Epoch,
     /// It is known which pages have changed since this epoch.
     pub since: Epoch,
+}
+
+impl Origin {
+    /// Of a primary that goes on in its own reign: a backup that has acknowledged `acked` may come back with that, or with a
+    /// later one whose acknowledgement has not come. The primary knows what has changed since `acked`, whichever of them it
+    /// is. `newest` is the newest that the backup has acknowledged or that was its first in a session.
+    pub fn acknowledged(reign: Reign, acked: Epoch, newest: Epoch) -> Self {
+        Self { reign, epoch: Epoch(newest.max(acked).0.saturating_add(AHEAD)), since: acked }
+    }
+
+    /// At such a primary: where a backup's memory and volumes may differ beside what has changed since.
+    ///
+    /// # Errors
+    /// A backup that holds what it cannot have.
+    pub fn difference(&self, base: Base) -> Result<Changes, String> {
+        if (self.since..=self.epoch).contains(&base.epoch) {
+            Ok(base.changes)
+        } else {
+            Err(format!("the backup holds epoch {}, it had acknowledged {}", base.epoch, self.since))
+        }
+    }
 }
 
 /// What some epochs have changed.
@@ -347,6 +372,56 @@ mod tests {
             prop_assert_eq!(other.memory, now);
         }
 
+        /// A backup that comes back to the primary that it had is sent what was written since what that knows it to hold, and
+        /// becomes equal whether it holds that or more.
+        #[test]
+        fn a_backup_that_comes_back_becomes_equal(
+            epochs in prop::collection::vec(prop::collection::vec((0..PAGES, 0u32..4), 0..12), 1..50),
+            first in 0usize..6,
+            unheard in 0u64..=AHEAD,
+            missed in 0usize..20,
+            since in prop::collection::vec((0..PAGES, 0u32..4), 0..12),
+            again in any::<bool>(),
+        ) {
+            let mut primary = [0; PAGES];
+            let mut backup = Holder { memory: primary, history: None };
+            let all: Vec<usize> = (0..PAGES).collect();
+            let last = epochs.len().saturating_sub(missed) as u64;
+            let acked = last.saturating_sub(unheard).max(first as u64 + 1);
+            let mut written = Vec::new();
+            for (n, writes) in epochs.iter().enumerate() {
+                let epoch = n as u64 + 1;
+                writes.iter().for_each(|(page, value)| primary[*page] = *value);
+                let pages: Vec<usize> = writes.iter().map(|(page, _)| *page).collect();
+                if epoch > acked {
+                    written.extend(pages.clone());
+                }
+                if n >= first && epoch <= last {
+                    backup.hold(epoch, &primary, if n == first { &all } else { &pages }, true);
+                }
+            }
+            // The first of a session that ended before it was acknowledged: the primary's own count goes on.
+            let mut newest = acked;
+            if again && backup.history.is_some() {
+                newest = epochs.len() as u64 + 1;
+                backup.history = None;
+                backup.hold(newest, &primary, &all, false);
+            }
+            let Some(history) = backup.history else { return Ok(()) };
+            since.iter().for_each(|(page, value)| primary[*page] = *value);
+            let origin = Origin::acknowledged(REIGN, Epoch(acked), Epoch(newest));
+            let base = history.base(&origin).unwrap();
+            prop_assert_eq!(&base, &Base { epoch: history.last(), changes: Changes::default() });
+            let differs = origin.difference(base).unwrap();
+            let sent = written.into_iter().chain(since.iter().map(|(page, _)| *page)).chain(pages_of(&differs.pages));
+            sent.for_each(|page| backup.memory[page] = primary[page]);
+            prop_assert_eq!(backup.memory, primary);
+            // Another life of the guest, on the same host too, has never been there.
+            for other in [Reign { term: Term(5), ..REIGN }, Reign { generation: 2, ..REIGN }] {
+                prop_assert_eq!(history.base(&Origin::acknowledged(other, Epoch(acked), Epoch(newest))), None);
+            }
+        }
+
         #[test]
         fn no_bytes_are_too_bad(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             // Mostly a likely number of runs of pages.
@@ -375,6 +450,18 @@ mod tests {
             assert_eq!(History::begin(other, Epoch(7)).base(&mine.origin()), None);
         }
         assert!(History::begin(REIGN, Epoch(7)).base(&mine.origin()).is_some());
+    }
+
+    #[test]
+    fn a_primary_believes_nobody_who_holds_less_or_more_than_he_can() {
+        let origin = Origin::acknowledged(REIGN, Epoch(7), Epoch(7));
+        let holds = |epoch| Base { epoch: Epoch(epoch), changes: Changes::default() };
+        let believed: Vec<u64> = (0..20).filter(|epoch| origin.difference(holds(*epoch)).is_ok()).collect();
+        assert_eq!(believed, (7..=7 + AHEAD).collect::<Vec<_>>());
+        assert_eq!(History::begin(REIGN, Epoch(6)).base(&origin), None, "what has changed since is not known");
+        // The blocks that it asks for beside come too.
+        let asks = Base { epoch: Epoch(8), changes: Changes { pages: runs_of(&[3]), volumes: Vec::new() } };
+        assert_eq!(origin.difference(asks.clone()).unwrap(), asks.changes);
     }
 
     #[test]

@@ -70,6 +70,7 @@ impl Core {
                 Action::AcceptSession { session } => {
                     self.taken_over_by(&hello.from, hello.term);
                     self.parts.parking.announce(session);
+                    self.park_backup();
                     self.drop_backup();
                     self.parts.outlets.forget();
                     self.committed = Epoch(0);
@@ -136,7 +137,7 @@ impl Core {
         self.input(Input::PrimaryLost { session, reason });
     }
 
-    /// This host has the VM: its standby is to be loaded, if that has waited for this.
+    /// This host has the VM: its standby is to be loaded.
     pub(super) fn won(&self) {
         if let Some(backup) = &self.backup {
             let _ = backup.verdict.try_send(Verdict::Load);
@@ -255,6 +256,14 @@ impl Core {
         }
         self.guest_runs();
         self.health_input(health::policy::Input::TookOver { watchdog, health });
+    }
+
+    /// The checkpoint that this host holds as a backup is not gone on from here. Its primary, or whoever goes on from what that
+    /// had, may open a session that it suits.
+    pub(super) fn park_backup(&self) {
+        if let Some(backup) = &self.backup {
+            let _ = backup.verdict.try_send(Verdict::Park);
+        }
     }
 
     pub(super) fn drop_backup(&mut self) {

@@ -41,7 +41,7 @@ impl Core {
         if self.wants_peer() && !self.looking && waited {
             self.looking = true;
             let but = self.protocol.sessions().iter().map(|s| s.backup.clone()).collect();
-            self.parts.connector.ask(Wish { but, last: self.former.clone() });
+            self.parts.connector.ask(Wish { but, first: self.holders(), last: self.former.clone() });
         }
         if let Some(since) = self.quitting
             && since.elapsed() > QUIT_LIMIT

@@ -434,7 +434,7 @@ impl Core {
                 if was_on && (self.holds_for_log() || !noted) {
                     self.input(Input::LogLost { noted });
                 }
-                self.command(Command::RemoveSink(LOG));
+                self.command(Command::RemoveSink { session: LOG, comes_back: false });
                 self.set_pace();
                 // Not when it is being launched anew.
                 if self.vm.is_some() {

@@ -36,6 +36,9 @@ impl Core {
         let Some(replica) = self.replica(session) else { return };
         match replica.acked(epoch) {
             Ok(true) => {
+                let host = replica.backup.clone();
+                // It holds this: what it had before is of no use to it any more.
+                self.comes_no_more(&host);
                 self.input(Input::Acked { session, epoch });
                 self.command(Command::Acked { session, epoch });
             }
@@ -117,6 +120,7 @@ impl Core {
         self.generation += 1;
         self.reign = Reign { term: self.protocol.term(), generation: self.generation };
         self.survivors = None;
+        self.absent.clear();
         self.retry = None;
         self.parts.parking.clear();
         // Its checkpoints count from 1. But a VM that is launched anew while output of its former life is held counts on, from well
@@ -152,11 +156,14 @@ impl Core {
         let generation = self.generation + 1;
         let volumes = self.parts.disks.sockets();
         let image = self.health.policy.image().clone();
+        // Its QEMU has the volumes open.
+        let parked = self.parts.parking.take();
         // What a log has of it is of its former life.
         self.log_ends("the VM is booted anew");
         let obtain = Box::new(move || {
             // It may still write to the volumes.
             let _ = former.map(JoinHandle::join);
+            drop(parked);
             let (machine, ports, reason) = launch(&config, image, volumes)?;
             let layout = standby::layout(&machine)?;
             let status = standby::status(&machine, &reason, "prelaunch");
@@ -200,8 +207,8 @@ impl Core {
         };
         // What the owner wants of the VM travels with it.
         hello.spec.protection = self.protocol.wanted().protection;
-        (hello.reign, hello.origin) = (Some(self.reign), self.origin());
-        let asked = hello.origin.is_some();
+        let (origin, asked) = self.origin(&peer).unzip();
+        (hello.reign, hello.origin) = (Some(self.reign), origin);
         let config = &self.parts.config;
         let settings = Settings {
             heartbeat: Duration::from_millis(config.timing.heartbeat_ms.into()),
@@ -218,22 +225,31 @@ impl Core {
         }
     }
 
-    pub(super) fn close_session(&mut self, session: Term) {
-        let Some(at) = self.replicas.iter().position(|r| r.name() == session) else { return };
+    /// Ends a session, if it is there; the connection is closed when what this answers is dropped.
+    fn close_session(&mut self, session: Term) -> Option<Replica> {
+        let at = self.replicas.iter().position(|r| r.name() == session)?;
         if matches!(self.protocol.phase(session), Some(Phase::Syncing | Phase::Binding)) {
             let pause = self.retry.map_or_else(|| self.first_retry(), |(_, pause)| (pause * 2).min(RETRY_LAST));
             self.retry = Some((Instant::now(), pause));
         }
-        self.replicas.remove(at);
+        let comes_back = self.goes_absent(session);
+        let replica = self.replicas.remove(at);
         // A guest that a switchover has paused stays paused until the witness has spoken: see `Action::GoOn`.
-        self.command(Command::RemoveSink(session));
+        self.command(Command::RemoveSink { session, comes_back });
         self.set_pace();
+        Some(replica)
+    }
+
+    /// Closes a session on purpose: the witness has released its backup.
+    pub(super) fn part_session(&mut self, session: Term) {
+        let Some(replica) = self.close_session(session) else { return };
+        let _ = replica.session.jobs.try_send(Job::Bye { reason: "the session has ended" });
+        replica.session.finish();
     }
 
     /// Closes a session, if it is there, and tells the protocol.
     pub(super) fn lose_session(&mut self, session: Term, reason: String) {
-        if self.replicas.iter().any(|r| r.name() == session) {
-            self.close_session(session);
+        if self.close_session(session).is_some() {
             self.input(Input::SessionLost { session, reason });
         }
     }

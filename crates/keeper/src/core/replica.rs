@@ -9,6 +9,7 @@ use ninefold_replica::pacing::MAX_IN_FLIGHT;
 
 use super::{ACK_LIMIT, READY_LIMIT};
 use crate::session::Session;
+use crate::sink::Basis;
 
 /// See the [module](self). Dropping it closes the connection.
 pub(super) struct Replica {
@@ -18,10 +19,10 @@ pub(super) struct Replica {
     pub(super) began: Instant,
     /// Its QEMU is there.
     pub(super) ready: bool,
-    /// It holds what the VM was resumed from, but for this; until its copy begins.
-    pub(super) differs: Option<Changes>,
-    /// It was told what the VM was resumed from.
-    pub(super) asked: bool,
+    /// It holds this, but for these changes; until its copy begins.
+    pub(super) held: Option<(Basis, Changes)>,
+    /// It was told what it may hold.
+    pub(super) asked: Option<Basis>,
     /// It is sent only what differs.
     pub(super) continued: bool,
     pub(super) sync: Option<SyncProgress>,
@@ -43,8 +44,8 @@ impl Replica {
             backup,
             began: Instant::now(),
             ready: false,
-            differs: None,
-            asked: false,
+            held: None,
+            asked: None,
             continued: false,
             sync: None,
             volume_bytes: 0,

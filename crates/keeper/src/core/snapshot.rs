@@ -181,7 +181,7 @@ impl Core {
     }
 
     pub(super) fn snapshot_failed(&mut self, reason: String) {
-        self.command(Command::RemoveSink(SNAPSHOT));
+        self.command(Command::RemoveSink { session: SNAPSHOT, comes_back: false });
         if let Some(job) = self.snapshot.job.take_if(|job| !job.restore) {
             self.event(EventKind::SnapshotFailed { name: job.name, reason });
         }

@@ -6,12 +6,14 @@
 //!
 //! * [`plan`]: what is measured, in which order · [`runner`]: doing it
 //! * [`subject`]: the VM and its lab · [`redis`], [`workload`]: what the client asks of it
+//! * [`rebind`]: breaks in a VM's protection
 //! * [`volume`]: the same for work on volumes, and resyncs · [`pace`]: how far a run is
 //! * [`results`]: `ft.json` · [`table`]: `ft.md` · [`plots`]: the SVGs
 
 pub mod pace;
 pub mod plan;
 pub mod plots;
+pub mod rebind;
 pub mod redis;
 pub mod results;
 pub mod runner;

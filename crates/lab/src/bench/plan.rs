@@ -193,6 +193,29 @@ impl fmt::Display for Loss {
     }
 }
 
+/// How the backup is away for a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Break {
+    /// The two hosts are cut off from each other.
+    #[serde(rename = "cut_300ms")]
+    Cut300Ms,
+    /// Its keeper is killed and started again.
+    BackupKeeperRestarted,
+}
+
+impl fmt::Display for Break {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Break::Cut300Ms => "cut for 300 ms",
+            Break::BackupKeeperRestarted => "backup's keeper killed and restarted",
+        })
+    }
+}
+
+/// Memory of the guest whose protection breaks, beside the one on which all else is measured, MiB.
+pub const LARGE_MIB: u64 = 8192;
+
 /// One step of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Stage {
@@ -222,6 +245,13 @@ pub enum Stage {
     Lose {
         how: Loss,
     },
+    /// Let the backup be away for a moment.
+    Rebind {
+        large: bool,
+        how: Break,
+    },
+    /// A lab with a VM of more memory.
+    BootLarge,
     /// A second lab, without encryption; boot and fill its VM.
     BootPlain,
     /// One side of a round of plain text against mutual TLS.
@@ -242,6 +272,9 @@ impl fmt::Display for Stage {
             Stage::Pauses { load: PauseLoad::Idle } => f.write_str("pauses, idle guest"),
             Stage::Pauses { load: PauseLoad::Dirty2000 } => f.write_str("pauses, 2,000 dirty pages"),
             Stage::Lose { how } => write!(f, "failover: {how}"),
+            Stage::Rebind { large: false, how } => write!(f, "a break: {how}"),
+            Stage::Rebind { large: true, how } => write!(f, "a break, {LARGE_MIB} MiB: {how}"),
+            Stage::BootLarge => write!(f, "boot a VM of {LARGE_MIB} MiB"),
             Stage::BootPlain => f.write_str("boot a VM in a lab without TLS"),
             Stage::Security { plain: true, measure } => write!(f, "plain text: {measure}"),
             Stage::Security { plain: false, measure } => write!(f, "mutual TLS: {measure}"),
@@ -268,6 +301,8 @@ pub struct Plan {
     pub kills: u32,
     pub freezes: u32,
     pub switchovers: u32,
+    /// Breaks of each kind with each size of memory.
+    pub breaks: u32,
 }
 
 impl Plan {
@@ -283,6 +318,7 @@ impl Plan {
             kills: 30,
             freezes: 6,
             switchovers: 6,
+            breaks: 12,
         }
     }
 
@@ -298,6 +334,7 @@ impl Plan {
             kills: 6,
             freezes: 1,
             switchovers: 1,
+            breaks: 2,
         }
     }
 
@@ -330,6 +367,14 @@ impl Plan {
             [(Loss::QemuKilled, self.kills), (Loss::HostFrozen, self.freezes), (Loss::Switchover, self.switchovers)];
         for (how, count) in losses {
             all.extend((0..count).map(|_| Stage::Lose { how }));
+        }
+        for large in [false, true] {
+            if large && self.breaks > 0 {
+                all.push(Stage::BootLarge);
+            }
+            for how in [Break::Cut300Ms, Break::BackupKeeperRestarted] {
+                all.extend((0..self.breaks).map(|_| Stage::Rebind { large, how }));
+            }
         }
         if self.security_rounds > 0 {
             all.push(Stage::BootPlain);
@@ -374,7 +419,8 @@ impl Plan {
         let overhead = Duration::from_millis(350);
         match stage {
             Stage::Boot => Duration::from_secs(12),
-            Stage::BootPlain => Duration::from_secs(25),
+            Stage::BootPlain | Stage::BootLarge => Duration::from_secs(25),
+            Stage::Rebind { .. } => Duration::from_millis(1500),
             Stage::Fill => Duration::from_secs(10),
             Stage::Pauses { load: PauseLoad::Dirty2000 } => self.sample(stage) + Duration::from_secs(3),
             Stage::Lose { how: Loss::HostFrozen } => Duration::from_secs(3),

@@ -8,6 +8,7 @@ use ninefold_model::spec::Accel;
 use serde::{Deserialize, Serialize};
 
 use super::plan::{Loss, Measure, Mode, PauseLoad, Plan};
+use super::rebind::{Rebind, RebindFigures};
 use super::spread::Spread;
 use crate::ledger::LedgerReport;
 use crate::series::{Series, Summary};
@@ -22,6 +23,8 @@ pub struct Report {
     pub pause_us: PauseFigures,
     /// QEMU killed: from the kill to the guest running on the other host.
     pub failover_ms: Quantiles,
+    /// From the end of a break in protection until it was back.
+    pub rebind_ms: RebindFigures,
     pub accel: Accel,
     /// QEMU's version.
     pub qemu: String,
@@ -38,6 +41,9 @@ pub struct Report {
     /// Takeovers beside those that were asked for: a host that got no CPU for longer than the failure timeout. Not 0 on
     /// a machine that is too busy to measure on.
     pub unplanned_takeovers: u64,
+    pub breaks: Vec<Rebind>,
+    /// Breaks, beside these, in which the backup took the VM over.
+    pub taken_over_in_breaks: u64,
     /// Initial copies, in order of time.
     pub syncs: Vec<Sync>,
     /// 10^6 bytes a second, over all initial copies.

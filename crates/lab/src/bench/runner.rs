@@ -13,7 +13,10 @@ use ninefold_transport::clock::monotonic_us;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::pace::{Pace, Progress};
-use super::plan::{Command, Loss, MIDDLE_RANGE, Measure, Mode, PIPELINED, PauseLoad, Plan, RANGES, Stage, warm_up};
+use super::plan::{
+    Command, LARGE_MIB, Loss, MIDDLE_RANGE, Measure, Mode, PIPELINED, PauseLoad, Plan, RANGES, Stage, warm_up,
+};
+use super::rebind::{self, Rebind, RebindFigures};
 use super::redis::Call;
 use super::results::{
     Checkpoints, Comparison, Failover, Failovers, MachineDescription, Median, PauseFigures, PauseSeries, PingFigures,
@@ -66,10 +69,13 @@ pub fn run(options: &Options, tell: &mut dyn FnMut(&Progress)) -> Result<Report,
         vm,
         subject: None,
         plain: None,
+        large: None,
         work: HashMap::new(),
         samples: HashMap::new(),
         pauses: Vec::new(),
         losses: Vec::new(),
+        breaks: Vec::new(),
+        taken_over: [0; 2],
         ledger: None,
         client: LedgerReport::default(),
         qemu: None,
@@ -89,11 +95,16 @@ struct Run {
     /// The lab with mutual TLS, in which all but the cost of TLS is measured.
     subject: Option<Subject>,
     plain: Option<Subject>,
+    /// With a VM of more memory.
+    large: Option<Subject>,
     /// How much work a second is for each measurement, from the latest one.
     work: HashMap<(Mode, Measure), f64>,
     samples: HashMap<Stage, Vec<Sample>>,
     pauses: Vec<PauseSeries>,
     losses: Vec<Failover>,
+    breaks: Vec<Rebind>,
+    /// How often a backup that was cut off took the VM over: the small one, the large one.
+    taken_over: [u64; 2],
     /// The client that writes and checks while failovers are measured.
     ledger: Option<Ledger>,
     client: LedgerReport,
@@ -114,7 +125,20 @@ impl Run {
                 self.subject = Some(subject);
             }
             Stage::Fill => fill(self.main()?)?,
+            Stage::BootLarge => {
+                self.main()?.sleep()?;
+                let vm = VmOptions { memory_mib: LARGE_MIB, ..self.vm.clone() };
+                self.large = Some(Subject::up(&LabConfig::new(&lab_name('l'))?, &vm)?);
+            }
+            Stage::Rebind { large, how } => {
+                let subject = if large { &mut self.large } else { &mut self.subject };
+                let memory_mib = if large { LARGE_MIB } else { self.vm.memory_mib };
+                let subject = subject.as_mut().ok_or_else(no_subject)?;
+                let rebind = rebind::measure(subject, how, memory_mib, &mut self.taken_over[usize::from(large)])?;
+                self.breaks.push(rebind);
+            }
             Stage::BootPlain => {
+                self.large = None;
                 self.main()?.sleep()?;
                 let mut config = LabConfig::new(&lab_name('p'))?;
                 config.security = LabSecurity::PlainText;
@@ -323,7 +347,8 @@ impl Run {
         let tls = self.plain.is_some().then(|| self.tls());
         let syncs = self.main()?.syncs();
         let takeovers = self.main()?.takeovers();
-        let unplanned_takeovers = takeovers.saturating_sub(self.losses.len()) as u64;
+        let unplanned_takeovers =
+            (takeovers.saturating_sub(self.losses.len()) as u64).saturating_sub(self.taken_over[0]);
         let failovers = Failovers::of(self.losses, self.client);
         Ok(Report {
             ratios,
@@ -334,6 +359,9 @@ impl Run {
             },
             pause_us,
             failover_ms: failovers.killed_ms,
+            rebind_ms: RebindFigures::of(&self.breaks),
+            breaks: self.breaks,
+            taken_over_in_breaks: self.taken_over[0] + self.taken_over[1],
             accel: qemu.as_ref().map_or(Accel::Tcg, |m| m.accel),
             qemu: qemu.as_ref().map_or_else(String::new, |m| m.qemu.clone()),
             accel_reason: qemu.map_or_else(String::new, |m| m.accel_reason),

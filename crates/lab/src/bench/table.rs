@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use ninefold_model::spec::Accel;
 
-use super::plan::{Loss, Measure, Mode, PauseLoad};
+use super::plan::{Break, Loss, Measure, Mode, PauseLoad};
 use super::results::{Checkpoints, MachineDescription, PauseSeries, Quantiles, Report};
 use super::spread::Spread;
 use crate::series::Summary;
@@ -26,6 +26,7 @@ fn write_all(out: &mut String, r: &Report, plots: &[String]) -> std::fmt::Result
     policies(out, r)?;
     pauses(out, r)?;
     failovers(out, r)?;
+    breaks(out, r)?;
     syncs_and_tls(out, r)?;
     if !plots.is_empty() {
         writeln!(out, "## Plots\n")?;
@@ -235,6 +236,34 @@ fn failovers(out: &mut String, r: &Report) -> std::fmt::Result {
          200 ms at the earliest what was on its way to the lost host. A switchover is counted from the \
          request, so its downtime is less than this.\n",
         c.acked, c.lost, c.repeated, c.resets
+    )
+}
+
+fn breaks(out: &mut String, r: &Report) -> std::fmt::Result {
+    writeln!(out, "## A backup that was away for a moment\n")?;
+    writeln!(
+        out,
+        "| break | guest memory | count | protected again, p50 / max | went on with what it held | memory sent before the first \
+         checkpoint |\n|---|---:|---:|---:|---:|---:|"
+    )?;
+    let kinds = [
+        (Break::Cut300Ms, &r.rebind_ms.cut_300ms),
+        (Break::BackupKeeperRestarted, &r.rebind_ms.backup_keeper_restarted),
+    ];
+    for (how, rows) in kinds {
+        for row in rows {
+            writeln!(
+                out,
+                "| {how} | {} GiB | {} | {:.0} / {:.0} ms | {} | {:.0} MB |",
+                row.memory_gib, row.count, row.p50, row.max, row.continued, row.mb_sent
+            )?;
+        }
+    }
+    writeln!(
+        out,
+        "\nFrom the end of the break: the cable is whole, or the new keeper is started. In {} further cuts the backup won the \
+         witness and took the VM over.\n",
+        r.taken_over_in_breaks
     )
 }
 
