@@ -17,6 +17,7 @@ use crate::bell::Bell;
 use crate::config::{KeeperConfig, SecurityConfig};
 use crate::connector::Connector;
 use crate::core::{Core, Parts};
+use crate::custody::Kept;
 use crate::disks::Disks;
 use crate::error::KeeperError;
 use crate::health::images::Images;
@@ -70,7 +71,7 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
     let client = WitnessClient::new(witness.addr, witness.host.clone(), security.clone(), Timeouts::default());
     let arbiter = arbiter::start(config.vm.name.clone(), client, core.clone())?;
     let connector = Connector::start(Arc::clone(&config), security.clone(), core.clone())?;
-    let parking = Arc::new(Parking::default());
+    let parking = Arc::new(Parking::with(Kept::find(&config.run_dir)));
     let standby = Standby {
         config: Arc::clone(&config),
         outlets: Arc::clone(&outlets),

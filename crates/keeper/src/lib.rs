@@ -22,6 +22,7 @@ pub mod config;
 mod connector;
 mod core;
 mod cpu_clock;
+pub mod custody;
 pub mod disks;
 pub mod error;
 pub mod first_copy;

@@ -18,6 +18,8 @@ use ninefold_model::spec::VmSpec;
 use ninefold_replica::continuation::History;
 use ninefold_replica::stream::Layout;
 
+use crate::custody::{Custody, Kept};
+
 /// How long a standby is kept for a session that suits it.
 pub const KEEP: Duration = Duration::from_secs(30);
 /// How long a session waits for the former one's thread to let go of its standby.
@@ -37,6 +39,8 @@ pub struct StandbyMachine {
     pub layout: Layout,
     /// As it was built.
     pub spec: VmSpec,
+    /// Its memory outlives this keeper. None where that cannot be had.
+    pub custody: Option<Custody>,
 }
 
 /// Room for one.
@@ -57,11 +61,24 @@ struct Slot {
     /// The newest session's thread has a standby, or may have.
     occupied: bool,
     parked: Option<(Instant, Box<Parked>)>,
+    /// What an earlier keeper has left, since this one has begun.
+    kept: Option<(Instant, Kept)>,
 }
 
 impl Parking {
     fn slot(&self) -> MutexGuard<'_, Slot> {
         self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// With what an earlier keeper has left.
+    pub fn with(kept: Option<Kept>) -> Self {
+        let slot = Slot { kept: kept.map(|kept| (Instant::now(), kept)), ..Slot::default() };
+        Self { slot: Mutex::new(slot), changed: Condvar::new() }
+    }
+
+    /// Takes out what an earlier keeper has left.
+    pub fn take_kept(&self) -> Option<Kept> {
+        self.slot().kept.take().map(|(_, kept)| kept)
     }
 
     /// A session is accepted: older ones that have not begun will not.
@@ -91,6 +108,7 @@ impl Parking {
     pub fn take(&self) -> Option<Box<Parked>> {
         let mut slot = self.slot();
         slot.void = slot.session;
+        slot.kept = None;
         slot.parked.take().map(|(_, parked)| parked)
     }
 
@@ -98,6 +116,7 @@ impl Parking {
     pub fn clear(&self) {
         let mut slot = self.slot();
         slot.void = slot.session;
+        slot.kept = None;
         drop(slot);
         self.end_if(|_| true);
     }
@@ -109,6 +128,9 @@ impl Parking {
 
     fn end_if(&self, is_due: impl FnOnce(Instant) -> bool) {
         let mut slot = self.slot();
+        if slot.kept.as_ref().is_some_and(|(since, _)| since.elapsed() > KEEP) {
+            slot.kept = None;
+        }
         if slot.parked.as_ref().is_some_and(|(since, _)| is_due(*since))
             && let Some((_, parked)) = slot.parked.take()
         {

@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use ninefold_machine::{DirtySet, Machine, MachineError, Memory, PAGE_SIZE, PageMap, PageRun, Tracker};
 use ninefold_model::status::SyncProgress;
 use ninefold_model::{Epoch, Term};
+use ninefold_replica::continuation::may_hold;
 use ninefold_replica::pacing::MAX_IN_FLIGHT;
 use ninefold_volume::Frozen;
 
@@ -430,15 +431,16 @@ impl Sinks {
         }
     }
 
-    /// From here on it is noted what this sink is missing, which has gone: beginning with the checkpoints that it has not
-    /// acknowledged.
+    /// From here on it is noted what this sink is missing, which has gone: beginning with the last checkpoint that it has
+    /// acknowledged, see [`may_hold`].
     fn remember_left(&mut self, sink: &Sink, memory: &Memory) {
         let known = self.recent.front().map_or(self.taken, |(oldest, _)| Epoch(oldest.0 - 1));
-        if !sink.joined() || sink.acked <= sink.before || sink.acked < known || sink.name >= SNAPSHOT {
+        let since = may_hold(sink.before.next(), sink.acked);
+        if !sink.joined() || sink.acked <= sink.before || since < known || sink.name >= SNAPSHOT {
             return;
         }
         let mut written = PageMap::for_layout(memory.layout());
-        let missed = self.recent.iter().filter(|(epoch, _)| *epoch > sink.acked);
+        let missed = self.recent.iter().filter(|(epoch, _)| *epoch > since);
         missed.for_each(|(_, runs)| written.insert(runs));
         self.left.push(Left { name: sink.name, written });
         if self.left.len() > MOST_LEFT {

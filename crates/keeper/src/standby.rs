@@ -34,6 +34,7 @@ use ninefold_transport::{Incoming, Link, LinkReader, LinkWriter, Security};
 
 use crate::capture::micros;
 use crate::config::KeeperConfig;
+use crate::custody::{self, Custody, Kept, Note};
 use crate::disks::Disks;
 use crate::error::report;
 use crate::health::images::Images;
@@ -223,7 +224,11 @@ impl Standby {
         self.keep(&health);
         let (mut standby, base, former) = match parked.and_then(|p| self.goes_on(hello, *p)) {
             Some((parked, base)) => (parked.standby, Some(base), Some(parked.history)),
-            None => (build(&self.config, hello, self.disks.sockets())?, None, None),
+            None => match self.parking.take_kept().and_then(|kept| self.goes_on_with_memory(hello, kept)) {
+                // Its QEMU has nothing of its own yet: nothing to go back to.
+                Some((standby, base)) => (standby, Some(base), None),
+                None => (build(&self.config, hello, self.disks.sockets(), None)?, None, None),
+            },
         };
         let machine = &mut standby.machine;
         let status = status(machine, "as the primary's", "inmigrate");
@@ -291,6 +296,7 @@ impl Standby {
                     if let Err(error) = assembler.commit(&mut sink) {
                         break report(&error);
                     }
+                    note(&mut standby.custody, hello, pass.epoch);
                     self.learn(&assembler, &mut health);
                 }
                 Ok(Fed::Synced(pass)) => {
@@ -366,6 +372,31 @@ impl Standby {
             && alive(&standby.machine).is_ok();
         suits.then_some((parked, base))
     }
+
+    /// A standby on memory that an earlier keeper has left, if this session's primary knows what has changed since. The other
+    /// blocks are QEMU's own, and have gone with it; what that keeper held of the volumes has gone, too.
+    fn goes_on_with_memory(&self, hello: &Hello, kept: Kept) -> Option<(StandbyMachine, Base)> {
+        let Note { reign, epoch } = kept.note;
+        let mut base = History::begin(reign, epoch).base(hello.origin.as_ref()?)?;
+        let bytes = hello.spec.memory_mib.checked_mul(1 << 20)?;
+        let built = kept.memory(bytes).map_err(|e| report(&e)).and_then(|ram| {
+            let standby = build(&self.config, hello, self.disks.sockets(), Some(ram))?;
+            // As yet: until the next one is whole.
+            standby.custody.as_ref().map_or(Ok(()), |c| c.holds(Note { reign, epoch })).map_err(|e| e.to_string())?;
+            Ok(standby)
+        });
+        match built {
+            Ok(standby) => {
+                base.changes.pages.extend(others(&standby.layout));
+                base.volumes_in_doubt = true;
+                Some((standby, base))
+            }
+            Err(reason) => {
+                tracing::warn!(%reason, "the memory of this host's former standby cannot be used");
+                None
+            }
+        }
+    }
 }
 
 /// The history of a session's checkpoints. The log of a non-volatile VM begins with a whole copy.
@@ -380,10 +411,50 @@ fn built(config: &KeeperConfig, hello: &Hello) -> VmSpec {
     VmSpec { boot, protection: Protection::default(), ..hello.spec.clone() }
 }
 
-/// [`launch`] for a session.
-fn build(config: &KeeperConfig, hello: &Hello, volumes: Vec<std::path::PathBuf>) -> Result<StandbyMachine, String> {
-    let (machine, ports, layout) = launch(config, hello, volumes)?;
-    Ok(StandbyMachine { machine, ports, layout, spec: built(config, hello) })
+/// All of the blocks but the first, the guest's memory.
+fn others(layout: &Layout) -> impl Iterator<Item = ninefold_replica::stream::PageRun> + use<'_> {
+    let whole = |block| Some((block, layout.pages(block)?));
+    (1u16..).map_while(whole).filter(|(_, pages)| *pages > 0).map(|(block, pages)| {
+        // A block of 16 TiB has fewer.
+        let count = u32::try_from(pages).unwrap_or(u32::MAX);
+        ninefold_replica::stream::PageRun { block, first: 0, count }
+    })
+}
+
+/// A checkpoint is in memory. One of which nothing can be noted is not kept for the next keeper.
+fn note(custody: &mut Option<Custody>, hello: &Hello, epoch: Epoch) {
+    if let (Some(kept), Some(reign)) = (&custody, hello.reign)
+        && let Err(error) = kept.holds(Note { reign, epoch })
+    {
+        tracing::warn!(%error, "what memory holds cannot be noted");
+        *custody = None;
+    }
+}
+
+/// A QEMU that waits for a session's checkpoints: on fresh memory, or on what is left of a former one.
+fn build(
+    config: &KeeperConfig,
+    hello: &Hello,
+    volumes: Vec<std::path::PathBuf>,
+    left: Option<Ram>,
+) -> Result<StandbyMachine, String> {
+    let ram = left.map_or_else(|| memory(hello), Ok)?;
+    // The log of a non-volatile VM begins with a whole copy.
+    let kept = hello
+        .spec
+        .non_volatile
+        .is_none()
+        .then(|| custody::program().and_then(|program| Custody::begin(&program, &ram, &config.run_dir)));
+    let custody = kept.and_then(|begun| {
+        begun.inspect_err(|error| tracing::warn!(%error, "this standby's memory ends with its keeper")).ok()
+    });
+    let (machine, ports, layout) = launch_on(ram, config, hello, volumes)?;
+    Ok(StandbyMachine { machine, ports, layout, spec: built(config, hello), custody })
+}
+
+fn memory(hello: &Hello) -> Result<Ram, String> {
+    let bytes = hello.spec.memory_mib.checked_mul(1 << 20).ok_or("the VM's memory has an absurd size")?;
+    Ram::create(bytes).map_err(|e| report(&e))
 }
 
 /// Starts a QEMU that waits for the state of the VM that `hello` describes, with the files and devices of this host.
@@ -392,8 +463,15 @@ pub fn launch(
     hello: &Hello,
     volumes: Vec<std::path::PathBuf>,
 ) -> Result<(Machine, Ports, Layout), String> {
-    let bytes = hello.spec.memory_mib.checked_mul(1 << 20).ok_or("the VM's memory has an absurd size")?;
-    let ram = Ram::create(bytes).map_err(|e| report(&e))?;
+    launch_on(memory(hello)?, config, hello, volumes)
+}
+
+fn launch_on(
+    ram: Ram,
+    config: &KeeperConfig,
+    hello: &Hello,
+    volumes: Vec<std::path::PathBuf>,
+) -> Result<(Machine, Ports, Layout), String> {
     let machine = MachineConfig {
         qemu: config.qemu.clone(),
         spec: built(config, hello),

@@ -8,13 +8,16 @@
 //!
 //! The guests are a Linux with two vCPUs that writes to its memory in several patterns while redis, kernel and console
 //! go on as they do, and a boot sector that runs from the first instruction of the firmware on (also on KVM where it
-//! opens). At the end the primary is killed and the standby goes on.
+//! opens). Sessions break, with checkpoints on their way, and the standby is brought up to date by what was written since; also one
+//! whose QEMU was killed with its keeper, of which only the guest's memory is left. At the end the primary is killed and the standby
+//! goes on.
 
 #[path = "../../machine/tests/guest/mod.rs"]
 mod guest;
 mod outlets;
 
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -26,7 +29,7 @@ use ninefold_keeper::disks::Disks;
 use ninefold_keeper::first_copy;
 use ninefold_keeper::outlets::{CONSOLE, Outlets};
 use ninefold_keeper::standby::{Sink, layout};
-use ninefold_machine::{DirtySet, Machine, MachineConfig, Memory, PageRun, Ports, Tracker};
+use ninefold_machine::{DirtySet, Machine, MachineConfig, Memory, PageMap, PageRun, Ports, Ram, Tracker};
 use ninefold_model::spec::{Accel, AccelChoice, Boot};
 use ninefold_model::{Epoch, Term};
 use ninefold_replica::stream::{
@@ -119,12 +122,16 @@ impl Proof {
 
     /// One checkpoint: taken, sent, applied, and compared while the guest stands still.
     fn checkpoint(&mut self, mode: Mode) {
+        self.checkpoint_with(mode, None);
+    }
+
+    fn checkpoint_with(&mut self, mode: Mode, missing: Option<&mut PageMap>) {
         let next = self.epoch.next();
         self.capture.clear();
         // Four copy once before the pause, the next four do not: each in every mode.
         self.capture.early = (next.0 / 4).is_multiple_of(2);
         self.capture
-            .take(next, Duration::ZERO, &mut self.primary, &mut self.tracker, &self.outlets, &Disks::default(), None)
+            .take(next, Duration::ZERO, &mut self.primary, &mut self.tracker, &self.outlets, &Disks::default(), missing)
             .unwrap();
         let pass = Pass { session: TERM.0, kind: PassKind::Checkpoint, epoch: next };
         self.encoder.set_mode(mode);
@@ -176,6 +183,45 @@ impl Proof {
                 panic!("{when}: the standby's '{name}' differs in page {page:#x}");
             }
         }
+    }
+
+    /// A session breaks while two checkpoints are on their way, and another begins with what was written since. If the backup's
+    /// `killed`, only the guest's memory is left of its standby.
+    fn rebind(&mut self, killed: Option<&MachineConfig>) {
+        let mut missing = PageMap::for_layout(self.primary.memory().layout());
+        for _ in 0..2 {
+            let next = self.epoch.next();
+            self.capture.clear();
+            self.capture
+                .take(
+                    next,
+                    Duration::ZERO,
+                    &mut self.primary,
+                    &mut self.tracker,
+                    &self.outlets,
+                    &Disks::default(),
+                    None,
+                )
+                .unwrap();
+            missing.insert(self.capture.runs());
+            self.epoch = next;
+            self.resume();
+        }
+        let blocks = layout(&self.primary).unwrap();
+        if let Some(config) = killed {
+            let left = self.standby.memory().ram().as_fd().try_clone_to_owned().unwrap();
+            self.standby.kill();
+            let ram = Ram::adopt(left, config.spec.memory_mib << 20).unwrap();
+            let (standby, ports) = guest::launch_with(&guest::standby(config), ram);
+            (self.standby, self.standby_ports) = (standby, Some(ports));
+            self.sink.memory = Arc::clone(self.standby.memory());
+            let own = self.primary.memory().all_runs(STEP).filter(|run| run.block > 0);
+            missing.insert(&own.collect::<Vec<_>>());
+        }
+        self.encoder = PageEncoder::new(&blocks).with_shadow(u64::MAX);
+        self.assembler = CheckpointAssembler::new(TERM.0, TERM, blocks, 1);
+        self.checkpoint_with(Mode::Raw, Some(&mut missing));
+        self.resume();
     }
 
     /// The primary dies and the standby goes on.
@@ -301,6 +347,7 @@ fn a_linux_guest_that_dirties_memory_hard() {
             proof.checkpoint(Mode::ALL[n % Mode::ALL.len()]);
             proof.resume();
         }
+        proof.rebind((i % 2 == 1).then_some(&config));
         let (pages, bytes) = (proof.pages - pages, (proof.bytes - bytes) >> 20);
         println!("{pattern}: 32 checkpoints, {pages} pages, {bytes} MiB sent, {:.1?}", begun.elapsed());
         assert!(pages > 3200, "{pattern}: the guest has hardly dirtied anything ({pages} pages)");
@@ -336,6 +383,10 @@ fn a_boot_sector_from_the_first_instruction_on() {
         }
         let memory = Arc::clone(proof.primary.memory());
         guest::await_boot(&memory, 2);
+        for killed in [None, Some(&config), None] {
+            guest::await_count(&memory, guest::COUNTER, 20);
+            proof.rebind(killed);
+        }
         for n in 0..60 {
             guest::await_count(&memory, guest::COUNTER, 20 + 40 * (n % 7));
             proof.checkpoint(Mode::ALL[n as usize % 4]);

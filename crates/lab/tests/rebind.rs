@@ -83,6 +83,31 @@ impl Pair {
         (self.primary == primary).then_some((bytes, continued, took))
     }
 
+    /// Kills the backup's keeper, and with it its QEMU, and starts it again.
+    fn restart(&mut self) -> (u64, bool) {
+        let (mark, primary) = (self.events.mark(), self.primary.clone());
+        self.lab.kill_keeper(self.backup()).unwrap();
+        let begun = ninefold_transport::clock::monotonic_us();
+        self.lab.start_keeper(self.backup()).unwrap();
+        let event = self.protection_since(mark);
+        let EventKind::Protected { bytes, continued, .. } = event.kind else { unreachable!() };
+        let took = Duration::from_micros(event.monotonic_us.saturating_sub(begun));
+        eprintln!(
+            "{primary} → {}: {bytes} bytes, continued: {continued}, {took:?} after the new keeper's start",
+            event.host
+        );
+        self.protected();
+        memory_is_sound(&self.lab);
+        assert_eq!(self.primary, primary);
+        (bytes, continued)
+    }
+
+    /// Whether a process holds a standby's memory on this host.
+    fn memory_is_held(&self, host: &str) -> bool {
+        let processes = self.lab.processes(host).unwrap().list().unwrap();
+        processes.iter().any(|p| p.program == "ninefold-memory")
+    }
+
     fn protection_since(&self, mark: usize) -> Event {
         let protected = |e: &Event| matches!(e.kind, EventKind::Protected { .. });
         self.events.wait_for(mark, Instant::now() + LIMIT, protected).expect("protection")
@@ -129,4 +154,30 @@ fn after_a_short_cut_a_backup_is_sent_what_changed() {
         }
     }
     panic!("the primary kept the VM in {bound_again} of 20 cuts");
+}
+
+#[test]
+fn after_its_keepers_restart_a_backup_is_sent_what_changed() {
+    let mut pair = Pair::start(vec![VolumeSpec::new("data".parse().unwrap(), 96 << 20)], 8);
+    let mut continued = 0;
+    for _ in 0..3 {
+        continued += u32::from(pair.restart().1);
+    }
+    assert_eq!(continued, 3);
+    // A cut after that finds a QEMU that waits, as any.
+    let _ = pair.cut();
+    let continued = pair.restart().1;
+    assert!(continued);
+    pair.finish();
+}
+
+#[test]
+fn a_vm_that_has_stopped_leaves_nothing_behind_on_its_backup() {
+    let pair = Pair::start(Vec::new(), 2);
+    assert!(pair.memory_is_held("b") && !pair.memory_is_held("a"));
+    pair.lab.ask("a", &Request::Stop).unwrap();
+    wait_until("nothing of the VM", || {
+        let processes = pair.lab.processes("b").unwrap().list().unwrap();
+        !pair.memory_is_held("b") && !processes.iter().any(|p| p.program.starts_with("qemu-system"))
+    });
 }

@@ -31,6 +31,9 @@ impl PageSize {
     }
 }
 
+/// Nobody can change its size, nor allow that.
+const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);
+
 /// A VM's memory, zero when created. It outlives QEMU processes: the memory goes when the last holder does.
 #[derive(Debug)]
 pub struct Ram {
@@ -60,13 +63,12 @@ impl Ram {
     /// # Errors
     /// As [`Ram::create`].
     pub fn create_with(bytes: u64, page_size: PageSize) -> Result<Ram> {
-        let refused = |_| MachineError::Io {
+        let refused = || MachineError::Io {
             what: "memory size",
             source: std::io::Error::new(std::io::ErrorKind::InvalidInput, format!("{bytes} bytes")),
         };
-        let length = usize::try_from(bytes).map_err(|_| refused(()))?;
         if bytes == 0 || !bytes.is_multiple_of(page_size.bytes()) {
-            return Err(refused(()));
+            return Err(refused());
         }
         let mut flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         if page_size == PageSize::Huge {
@@ -75,8 +77,30 @@ impl Ram {
         let fd = rustix::fs::memfd_create(c"ninefold-ram", flags)
             .map_err(MachineError::os("memfd_create for guest memory"))?;
         rustix::fs::ftruncate(&fd, bytes).map_err(MachineError::os("ftruncate of guest memory"))?;
-        rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
-            .map_err(MachineError::os("sealing guest memory"))?;
+        rustix::fs::fcntl_add_seals(&fd, SEALS).map_err(MachineError::os("sealing guest memory"))?;
+        Self::map(fd, bytes, page_size)
+    }
+
+    /// Takes memory that [`Ram::create`] has made, perhaps in another process, with what is in it.
+    ///
+    /// # Errors
+    /// `Io` when it is no such memory, or has not this many bytes.
+    pub fn adopt(fd: OwnedFd, bytes: u64) -> Result<Ram> {
+        let seals = rustix::fs::fcntl_get_seals(&fd).map_err(MachineError::os("adopting guest memory"))?;
+        let size = rustix::fs::fstat(&fd).map_err(MachineError::os("adopting guest memory"))?.st_size;
+        if !seals.contains(SEALS) || u64::try_from(size) != Ok(bytes) {
+            let source =
+                std::io::Error::new(std::io::ErrorKind::InvalidInput, format!("{size} bytes, sealed {seals:?}"));
+            return Err(MachineError::Io { what: "adopting guest memory", source });
+        }
+        Self::map(fd, bytes, PageSize::Small)
+    }
+
+    fn map(fd: OwnedFd, bytes: u64, page_size: PageSize) -> Result<Ram> {
+        let length = usize::try_from(bytes).map_err(|_| MachineError::Io {
+            what: "memory size",
+            source: std::io::Error::new(std::io::ErrorKind::InvalidInput, format!("{bytes} bytes")),
+        })?;
         // Huge pages are reserved by mmap, so that a shortage is an error here and no SIGBUS later.
         // SAFETY: a new mapping at an address of the kernel's choice.
         let base = unsafe {

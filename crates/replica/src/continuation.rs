@@ -75,6 +75,13 @@ impl Origin {
     }
 }
 
+/// The oldest checkpoint that a backup may hold that has acknowledged this one, after its `first`: it acknowledges before all of the
+/// checkpoint is in its memory, and may be killed in between. What it holds is the one before then, but for pages that this one
+/// has.
+pub fn may_hold(first: Epoch, acked: Epoch) -> Epoch {
+    Epoch(acked.0.saturating_sub(1)).max(first)
+}
+
 /// What some epochs have changed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Changes {
@@ -86,10 +93,6 @@ pub struct Changes {
 impl Changes {
     fn runs(&self) -> usize {
         self.pages.len() + self.volumes.len()
-    }
-
-    fn is_empty(&self) -> bool {
-        self.runs() == 0
     }
 
     fn clear(&mut self) {
@@ -104,14 +107,24 @@ pub struct Base {
     pub epoch: Epoch,
     /// By the epochs that came after the primary's [`Origin`]. Empty for a backup that is behind it.
     pub changes: Changes,
+    /// The volumes are those of no checkpoint: they have to be compared.
+    pub volumes_in_doubt: bool,
 }
 
+/// Stands behind the runs of a `Base` whose volumes are in doubt: none has no blocks.
+const IN_DOUBT: PageRun = PageRun { block: 0, first: 0, count: 0 };
+
 impl Base {
+    fn new(epoch: Epoch, changes: Changes) -> Self {
+        Self { epoch, changes, volumes_in_doubt: false }
+    }
+
     /// Appends the changes as they stand in a `Base` record: how many runs of pages there are u64; those, then those of
     /// volumes: first page u64, pages u32, block u16, reserved u16.
     pub fn put_changes(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&(self.changes.pages.len() as u64).to_le_bytes());
-        for run in self.changes.pages.iter().chain(&self.changes.volumes) {
+        let doubt = self.volumes_in_doubt.then_some(&IN_DOUBT);
+        for run in self.changes.pages.iter().chain(&self.changes.volumes).chain(doubt) {
             out.extend_from_slice(&run.first.to_le_bytes());
             out.extend_from_slice(&run.count.to_le_bytes());
             out.extend_from_slice(&run.block.to_le_bytes());
@@ -151,8 +164,15 @@ impl Base {
             chunks.iter().map(|chunk| run(size, chunk)).collect::<Result<Vec<_>, _>>()
         };
         let pages = all(of_memory, &|block| layout.pages(block))?;
+        let (of_volumes, volumes_in_doubt) = match of_volumes {
+            [rest @ .., [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]] => (rest, true),
+            all => (all, false),
+        };
         let volumes = all(of_volumes, &|volume| volumes.get(usize::from(volume)).copied())?;
-        Ok(Self { epoch, changes: Changes { pages, volumes } })
+        if pages.iter().chain(&volumes).any(|run| run.count == 0) {
+            return Err(bad("a run is empty"));
+        }
+        Ok(Self { epoch, changes: Changes { pages, volumes }, volumes_in_doubt })
     }
 }
 
@@ -217,10 +237,10 @@ impl History {
             return None;
         }
         if self.last <= origin.epoch {
-            return (self.last >= origin.since).then(|| Base { epoch: self.last, changes: Changes::default() });
+            return (self.last >= origin.since).then(|| Base::new(self.last, Changes::default()));
         }
         let changes = (origin.epoch >= self.since()).then(|| self.after(origin.epoch))?;
-        (changes.runs() <= MAX_BASE_RUNS).then_some(Base { epoch: self.last, changes })
+        (changes.runs() <= MAX_BASE_RUNS).then(|| Base::new(self.last, changes))
     }
 
     /// At a primary that goes on from the last checkpoint: where a backup's memory and volumes differ from that checkpoint,
@@ -231,8 +251,11 @@ impl History {
     pub fn difference(&self, base: Base) -> Result<Changes, String> {
         if base.epoch > self.last {
             Ok(base.changes)
-        } else if base.epoch >= self.since() && base.changes.is_empty() {
-            Ok(self.after(base.epoch))
+        } else if base.epoch >= self.since() {
+            // A backup that is behind may be missing more than the epochs in between had.
+            let Changes { pages, volumes } = self.after(base.epoch);
+            let and = |ours: Vec<_>, theirs: Vec<_>| merged(ours.into_iter().chain(theirs).collect());
+            Ok(Changes { pages: and(pages, base.changes.pages), volumes: and(volumes, base.changes.volumes) })
         } else {
             Err(format!("the backup holds epoch {}, what changed is known since {}", base.epoch, self.since()))
         }
@@ -411,7 +434,7 @@ mod tests {
             since.iter().for_each(|(page, value)| primary[*page] = *value);
             let origin = Origin::acknowledged(REIGN, Epoch(acked), Epoch(newest));
             let base = history.base(&origin).unwrap();
-            prop_assert_eq!(&base, &Base { epoch: history.last(), changes: Changes::default() });
+            prop_assert_eq!(&base, &Base::new(history.last(), Changes::default()));
             let differs = origin.difference(base).unwrap();
             let sent = written.into_iter().chain(since.iter().map(|(page, _)| *page)).chain(pages_of(&differs.pages));
             sent.for_each(|page| backup.memory[page] = primary[page]);
@@ -420,6 +443,37 @@ mod tests {
             for other in [Reign { term: Term(5), ..REIGN }, Reign { generation: 2, ..REIGN }] {
                 prop_assert_eq!(history.base(&Origin::acknowledged(other, Epoch(acked), Epoch(newest))), None);
             }
+        }
+
+        /// A backup whose keeper is killed while it puts a checkpoint into memory, which it has acknowledged: its memory is the one
+        /// before and a part of that.
+        #[test]
+        fn a_backup_that_was_killed_half_way_becomes_equal(
+            epochs in prop::collection::vec(prop::collection::vec((0..PAGES, 0u32..4), 0..12), 2..30),
+            held in 1usize..28,
+            part in prop::collection::vec(any::<bool>(), PAGES),
+            heard in any::<bool>(),
+            on in any::<bool>(),
+        ) {
+            let held = held.min(epochs.len() - 1);
+            let mut states = vec![[0; PAGES]];
+            for writes in &epochs {
+                let mut next = states[states.len() - 1];
+                writes.iter().for_each(|(page, value)| next[*page] = *value);
+                states.push(next);
+            }
+            let mut memory = states[held];
+            (0..PAGES).filter(|p| part[*p]).for_each(|p| memory[p] = states[held + 1][p]);
+            // The acknowledgement of the next one has come or not; and this one was the first or not.
+            let acked = Epoch(held as u64 + u64::from(heard));
+            let since = may_hold(Epoch(if on { held as u64 } else { 1 }), acked);
+            let origin = Origin::acknowledged(REIGN, since, acked);
+            let base = History::begin(REIGN, Epoch(held as u64)).base(&origin).unwrap();
+            origin.difference(base).unwrap();
+            let now = states[epochs.len()];
+            let written = epochs.iter().skip(since.0 as usize).flatten();
+            written.for_each(|(page, _)| memory[*page] = now[*page]);
+            prop_assert_eq!(memory, now);
         }
 
         #[test]
@@ -455,12 +509,12 @@ mod tests {
     #[test]
     fn a_primary_believes_nobody_who_holds_less_or_more_than_he_can() {
         let origin = Origin::acknowledged(REIGN, Epoch(7), Epoch(7));
-        let holds = |epoch| Base { epoch: Epoch(epoch), changes: Changes::default() };
+        let holds = |epoch| Base::new(Epoch(epoch), Changes::default());
         let believed: Vec<u64> = (0..20).filter(|epoch| origin.difference(holds(*epoch)).is_ok()).collect();
         assert_eq!(believed, (7..=7 + AHEAD).collect::<Vec<_>>());
         assert_eq!(History::begin(REIGN, Epoch(6)).base(&origin), None, "what has changed since is not known");
         // The blocks that it asks for beside come too.
-        let asks = Base { epoch: Epoch(8), changes: Changes { pages: runs_of(&[3]), volumes: Vec::new() } };
+        let asks = Base::new(Epoch(8), Changes { pages: runs_of(&[3]), volumes: Vec::new() });
         assert_eq!(origin.difference(asks.clone()).unwrap(), asks.changes);
     }
 
@@ -480,10 +534,12 @@ mod tests {
         let mut mine = History::begin(REIGN, Epoch(7));
         mine.record(Epoch(8), runs_of(&[1]).into_iter(), runs_of(&[2]).into_iter());
         let changes = |page, block| Changes { pages: runs_of(&[page]), volumes: runs_of(&[block]) };
-        assert!(mine.difference(Base { epoch: Epoch(6), changes: Changes::default() }).is_err());
-        assert!(mine.difference(Base { epoch: Epoch(7), changes: changes(3, 3) }).is_err());
-        assert_eq!(mine.difference(Base { epoch: Epoch(7), changes: Changes::default() }).unwrap(), changes(1, 2));
-        assert_eq!(mine.difference(Base { epoch: Epoch(9), changes: changes(3, 4) }).unwrap(), changes(3, 4));
+        assert!(mine.difference(Base::new(Epoch(6), Changes::default())).is_err());
+        assert_eq!(mine.difference(Base::new(Epoch(7), Changes::default())).unwrap(), changes(1, 2));
+        assert_eq!(mine.difference(Base::new(Epoch(9), changes(3, 4))).unwrap(), changes(3, 4));
+        // One that is behind may be missing more beside.
+        let both = Changes { pages: runs_of(&[1, 4]), volumes: runs_of(&[2, 4]) };
+        assert_eq!(mine.difference(Base::new(Epoch(7), changes(4, 4))).unwrap(), both);
         for bytes in
             [vec![], vec![0; 7], vec![0; 8 + 15], vec![0; 8 + RUN_BYTES * (MAX_BASE_RUNS + 1)], vec![255; 8 + 16]]
         {

@@ -11,6 +11,15 @@ use super::{ACK_LIMIT, READY_LIMIT};
 use crate::session::Session;
 use crate::sink::Basis;
 
+/// What a backup holds already.
+pub(super) struct HeldBase {
+    pub(super) basis: Basis,
+    /// Where it may be different from that, beside what was written since.
+    pub(super) differs: Changes,
+    /// Its volumes have to be compared.
+    pub(super) in_doubt: bool,
+}
+
 /// See the [module](self). Dropping it closes the connection.
 pub(super) struct Replica {
     pub(super) session: Session,
@@ -19,8 +28,8 @@ pub(super) struct Replica {
     pub(super) began: Instant,
     /// Its QEMU is there.
     pub(super) ready: bool,
-    /// It holds this, but for these changes; until its copy begins.
-    pub(super) held: Option<(Basis, Changes)>,
+    /// What it holds already; until its copy begins.
+    pub(super) held: Option<HeldBase>,
     /// It was told what it may hold.
     pub(super) asked: Option<Basis>,
     /// It is sent only what differs.

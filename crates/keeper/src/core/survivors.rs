@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use ninefold_machine::PageRun;
 use ninefold_model::{Epoch, HostName, Term};
-use ninefold_replica::continuation::{Base, History, Origin, Reign};
+use ninefold_replica::continuation::{Base, History, Origin, Reign, may_hold};
 use ninefold_replica::protocol::Phase;
 use ninefold_volume::sums;
 
-use super::replica::Replica;
+use super::replica::{HeldBase, Replica};
 use super::{Core, RETRY_FIRST};
 use crate::disks::Disks;
 use crate::error;
@@ -33,20 +33,22 @@ pub(super) struct Absent {
     host: HostName,
     session: Term,
     acked: Epoch,
+    /// The oldest that it may hold.
+    since: Epoch,
     /// It may hold this one: the first of a later session, whose acknowledgement has not come.
     newest: Epoch,
     /// Of the volumes: what has come into the images since it went. Nothing had that it had not acknowledged.
     written: Rest,
-    since: Instant,
+    gone: Instant,
 }
 
 impl Absent {
     fn origin(&self, reign: Reign) -> Origin {
-        Origin::acknowledged(reign, self.acked, self.newest)
+        Origin::acknowledged(reign, self.since, self.newest.max(self.acked))
     }
 
     fn is_over(&self) -> bool {
-        self.since.elapsed() > parking::KEEP
+        self.gone.elapsed() > parking::KEEP
     }
 }
 
@@ -96,8 +98,9 @@ impl Core {
             return false;
         };
         self.comes_no_more(&host);
+        let since = may_hold(first.unwrap_or(acked), acked);
         let written = Rest::written(Arc::clone(&self.parts.disks));
-        self.absent.push(Absent { host, session, acked, newest: acked, written, since: Instant::now() });
+        self.absent.push(Absent { host, session, acked, newest: acked, since, written, gone: Instant::now() });
         true
     }
 
@@ -127,9 +130,12 @@ impl Core {
                 absent.origin(self.reign).difference(base)
             }
         };
-        let differs = Base::parse(epoch, changes, layout, &volumes).map_err(|e| error::report(&e)).and_then(difference);
-        match (differs, self.replica(session)) {
-            (Ok(differs), Some(replica)) => replica.held = Some((basis, differs)),
+        let base = Base::parse(epoch, changes, layout, &volumes).map_err(|e| error::report(&e));
+        // What has come into the images is known since what was acknowledged.
+        let is_older = |a: &Absent| basis == Basis::Left(a.session) && epoch < a.acked;
+        let in_doubt = base.as_ref().is_ok_and(|b| b.volumes_in_doubt) || self.absent.iter().any(is_older);
+        match (base.and_then(difference), self.replica(session)) {
+            (Ok(differs), Some(replica)) => replica.held = Some(HeldBase { basis, differs, in_doubt }),
             (Err(reason), Some(replica)) => {
                 // It would say the same again.
                 let host = replica.backup.clone();
@@ -150,15 +156,16 @@ impl Core {
 
     /// Where this session's volumes differ, if that is known; the answers to checksums come to `comparison`.
     pub(super) fn differing(&mut self, session: Term, comparison: Receiver<Answer>) -> Differing {
-        let basis = self.replica(session).and_then(|r| Some(r.held.as_ref()?.0));
+        let certain = |held: &HeldBase| (!held.in_doubt).then_some(held.basis);
+        let basis = self.replica(session).and_then(|r| certain(r.held.as_ref()?));
         let written = basis.and_then(|basis| match basis {
             Basis::Resumed => self.survivors.as_ref().map(|s| s.written.clone()),
             Basis::Left(left) => self.absent.iter().find(|a| a.session == left).map(|a| a.written.clone()),
         });
         let known = self.replica(session).and_then(|r| r.held.as_mut());
         match (known, written) {
-            (Some((_, known)), Some(written)) => {
-                Differing::Known { blocks: std::mem::take(&mut known.volumes), written }
+            (Some(known), Some(written)) => {
+                Differing::Known { blocks: std::mem::take(&mut known.differs.volumes), written }
             }
             _ => Differing::Compared(comparison),
         }
@@ -168,7 +175,7 @@ impl Core {
     pub(super) fn add_sink(&mut self, session: Term, rounds: u32, rest: Rest) {
         let Some(replica) = self.replica(session) else { return };
         let jobs = replica.session.jobs.clone();
-        let held = replica.held.take().map(|(basis, differs)| {
+        let held = replica.held.take().map(|HeldBase { basis, differs, .. }| {
             replica.continued = true;
             let run = |r: ninefold_replica::stream::PageRun| PageRun { block: r.block, first: r.first, count: r.count };
             Held { basis, differs: differs.pages.into_iter().map(run).collect() }
