@@ -62,7 +62,6 @@ use crate::parking::Parking;
 use crate::priority;
 use crate::session::Job;
 use crate::sink;
-use crate::snapshot::Unfinished;
 use crate::vm::{Command, VmHandle};
 
 /// The core looks at its clock at least this often.
@@ -448,10 +447,6 @@ impl Core {
                 }
             }
             Msg::Held { session, epoch, first } => {
-                if first {
-                    // Its volumes are the primary's now.
-                    Unfinished::forget(&self.parts.config);
-                }
                 self.input(Input::CheckpointHeld { session, epoch, first });
             }
             Msg::LogHolds { id, epoch, first, commit_bytes, bytes, commit_us } => {

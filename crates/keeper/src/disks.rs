@@ -2,10 +2,9 @@
 //!
 //! All of them share the VM's epochs, as its outlets do: they are held, sealed, committed and given up together.
 
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,11 +15,13 @@ use ninefold_volume::nbd::{Access, Handler, Server};
 use ninefold_volume::pool::Kind;
 use ninefold_volume::served::SOFT;
 use ninefold_volume::sums::{self, SUM};
-use ninefold_volume::{Batch, Format, Pool, Served, Tools, VolumeError, fault};
+use ninefold_volume::{Batch, Format, Note, Pool, Served, Tools, VolumeError, fault};
 
 use crate::config::KeeperConfig;
 use crate::error::{KeeperError, report};
+use crate::mixture::{Cause, Mixture};
 use crate::resync;
+use crate::snapshot::Unfinished;
 
 /// How long a backup may take to put an epoch on its disk, and a host to empty its queue before a session.
 const DISK_LIMIT: Duration = Duration::from_secs(10);
@@ -33,17 +34,19 @@ pub struct Disk {
     /// Dropped before `served`: it ends the requests that are under way.
     _server: Server,
     socket: PathBuf,
+    /// That its image is a mixture.
+    mixture: Note,
 }
 
 impl Disk {
     /// Opens the `n`th volume, and serves it; one that is not there is made, after a note of that in `made`.
-    fn open(pool: &Pool, run_dir: &Path, made: &Path, n: usize, spec: &VolumeSpec) -> Result<Self, KeeperError> {
+    fn open(pool: &Pool, run_dir: &Path, made: &Note, n: usize, spec: &VolumeSpec) -> Result<Self, KeeperError> {
         let name = spec.name.as_str().parse().map_err(VolumeError::Name)?;
         match pool.info(Kind::Volume, &name) {
             Err(VolumeError::NotFound { .. }) => {
-                note(made, spec.name.as_str()).map_err(|source| KeeperError::File {
+                made.write(spec.name.as_str()).map_err(|source| KeeperError::File {
                     what: "cannot write",
-                    path: made.into(),
+                    path: made.path().into(),
                     source,
                 })?;
                 pool.create(&name, spec.size, Format::Raw)?;
@@ -60,7 +63,7 @@ impl Disk {
         let _ = std::fs::remove_file(&socket);
         let handler: Arc<dyn Handler> = Arc::clone(&served) as Arc<dyn Handler>;
         let server = Server::listen(&socket, name.as_str(), Access::ReadWrite, handler)?;
-        Ok(Disk { spec: spec.clone(), served, _server: server, socket })
+        Ok(Disk { spec: spec.clone(), served, _server: server, socket, mixture: pool.mixture(&name) })
     }
 }
 
@@ -76,8 +79,41 @@ pub struct Disks {
     users: Mutex<u64>,
     /// What the VM does is nobody's but its own: see [`Disks::go_through_if_alone`]. Held while the volumes' mode changes.
     alone: Mutex<bool>,
-    /// The note that one of them was not there and has been made, empty; as long as nobody has used them.
-    made: Mutex<Option<PathBuf>>,
+    /// The note that one of them was not there and has been made, empty.
+    made: Mutex<Made>,
+    mixture: Mixture,
+}
+
+/// Whether the note that a volume has been made, empty, is there.
+#[derive(Debug, Default)]
+enum Made {
+    #[default]
+    No,
+    /// Nobody has used the volumes.
+    Noted(Note),
+    /// They have been used. With a loss of power the note would come back.
+    TakenAway(Note),
+}
+
+/// Makes an end of a mixture when all volumes are durable.
+struct Whole {
+    mixture: Mixture,
+    number: u64,
+    missing: AtomicUsize,
+}
+
+impl Whole {
+    fn one(&self) {
+        if self.missing.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.end();
+        }
+    }
+
+    fn end(&self) {
+        if let Err(error) = self.mixture.end(self.number) {
+            tracing::error!(%error, "a note that the volumes are a mixture cannot be removed");
+        }
+    }
 }
 
 /// The volumes while nobody uses them: to be filled from a log or a snapshot. When a session enters or a VM runs here, nothing
@@ -169,15 +205,18 @@ impl Disks {
     /// # Errors
     /// Those of the pool; a volume of another size.
     pub fn open(config: &KeeperConfig) -> Result<Self, KeeperError> {
+        let restoring = Unfinished::of(config);
         if config.vm.volumes.is_empty() {
-            return Ok(Self::default());
+            return Ok(Self { mixture: Mixture::of(Vec::new(), restoring), ..Self::default() });
         }
         let pool = Pool::open(&config.pool, Tools::default())?;
-        let made = config.pool.join(format!("made-{}", config.vm.name));
+        let made = Note::at(config.pool.join(format!("made-{}", config.vm.name)));
         let open = |(n, spec): (usize, &VolumeSpec)| Disk::open(&pool, &config.run_dir, &made, n, spec);
-        let all = config.vm.volumes.iter().enumerate().map(open).collect::<Result<_, _>>()?;
-        let made = Mutex::new(made.exists().then_some(made));
-        Ok(Self { all, made, ..Self::default() })
+        let all = config.vm.volumes.iter().enumerate().map(open).collect::<Result<Vec<_>, _>>()?;
+        let noted = made.found().is_some();
+        let made = Mutex::new(if noted { Made::Noted(made) } else { Made::TakenAway(made) });
+        let mixture = Mixture::of(all.iter().map(|d| d.mixture.clone()).collect(), restoring);
+        Ok(Self { all, made, mixture, ..Self::default() })
     }
 
     pub fn is_empty(&self) -> bool {
@@ -190,8 +229,15 @@ impl Disks {
 
     /// The name of a volume that was not there and has been made, empty, while nobody has used it.
     pub fn made(&self) -> Option<String> {
-        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        made.as_ref().map(|note| std::fs::read_to_string(note).unwrap_or_default().chars().take(64).collect())
+        match &*self.made.lock().unwrap_or_else(PoisonError::into_inner) {
+            Made::Noted(note) => note.found().map(|name| name.chars().take(64).collect()),
+            Made::No | Made::TakenAway(_) => None,
+        }
+    }
+
+    /// The notes that the images are a mixture.
+    pub fn mixture(&self) -> &Mixture {
+        &self.mixture
     }
 
     /// Where QEMU finds them.
@@ -237,9 +283,24 @@ impl Disks {
     /// A VM runs here, or a session has come: who fills [`Unused`] volumes is to write no more.
     pub fn used(&self) {
         *self.users.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        if let Some(note) = self.made.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            let _ = std::fs::remove_file(note);
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Made::Noted(note) = &*made {
+            // Whoever is here must not wait for the disk: durable with the images.
+            if let Err(error) = note.take_away() {
+                tracing::error!(%error, note = %note.path().display(), "a note cannot be removed");
+            }
+            *made = Made::TakenAway(note.clone());
         }
+    }
+
+    /// What has been used is not believed to be new and empty after a loss of power.
+    fn settle_made(&self) -> Result<(), String> {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Made::TakenAway(note) = &*made {
+            note.remove().map_err(|e| format!("{}: {e}", note.path().display()))?;
+            *made = Made::No;
+        }
+        Ok(())
     }
 
     /// The volumes, as long as nobody uses them.
@@ -297,6 +358,7 @@ impl Disks {
         let failed = |e: &dyn std::error::Error| format!("volume {}: {}", disk.spec.name, report(e));
         fault::point("resync.apply").map_err(|e| failed(&e))?;
         let batch = Batch::parse(operations.to_vec(), disk.spec.size).map_err(|e| failed(&e))?;
+        self.mixture.begin(Cause::Resync)?;
         disk.served.apply(&batch).map_err(|e| failed(&e))
     }
 
@@ -345,7 +407,21 @@ impl Disks {
                 .wait_acknowledge(epoch, DISK_LIMIT)
                 .map_err(|e| format!("volume {}: {}", disk.spec.name, report(&e)))?;
         }
+        self.whole_when_durable(epoch);
         Ok(())
+    }
+
+    /// Once this epoch of a session is durable in all volumes, they are no mixture any more. Nobody waits for that.
+    fn whole_when_durable(&self, epoch: Epoch) {
+        let Some(number) = self.mixture.claim() else { return };
+        let end = Arc::new(Whole { mixture: self.mixture.clone(), number, missing: AtomicUsize::new(self.all.len()) });
+        for disk in &self.all {
+            let end = Arc::clone(&end);
+            disk.served.when_durable(disk.served.number(epoch), Box::new(move || end.one()));
+        }
+        if self.all.is_empty() {
+            end.end();
+        }
     }
 
     /// See [`Served::settle_resync`].
@@ -373,9 +449,15 @@ impl Disks {
     /// # Errors
     /// A disk that cannot be written.
     pub fn sync_images(&self) -> Result<(), String> {
+        self.settle_made()?;
         self.all
             .iter()
             .try_for_each(|d| d.served.sync_image().map_err(|e| format!("volume {}: {}", d.spec.name, report(&e))))
+    }
+
+    /// Whether a flush that failed may have lost something: see [`Served::is_lost`].
+    pub fn is_lost(&self) -> bool {
+        self.all.iter().any(|d| d.served.is_lost(0, d.spec.size))
     }
 
     /// See [`Served::queued`], for each volume.
@@ -406,14 +488,6 @@ impl Disks {
     }
 }
 
-/// Writes a note that survives a loss of power.
-fn note(path: &Path, text: &str) -> io::Result<()> {
-    let mut file = File::create(path)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    path.parent().map_or(Ok(()), |pool| File::open(pool)?.sync_all())
-}
-
 /// A Unix socket's path has at most 107 bytes: the directory of the VM's other sockets is short enough.
 fn socket(run_dir: &Path, n: usize) -> PathBuf {
     run_dir.join(format!("volume-{n}.sock"))
@@ -421,12 +495,16 @@ fn socket(run_dir: &Path, n: usize) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use ninefold_volume::batch::put_write;
+
     use super::*;
 
     fn one(dir: &Path) -> Disks {
         let pool = Pool::open(&dir.join("pool"), Tools::default()).unwrap();
         let spec = VolumeSpec::new("data".parse().unwrap(), 1 << 20);
-        Disks { all: vec![Disk::open(&pool, dir, &dir.join("made"), 0, &spec).unwrap()], ..Disks::default() }
+        let disk = Disk::open(&pool, dir, &Note::at(dir.join("made")), 0, &spec).unwrap();
+        let mixture = Mixture::of(vec![disk.mixture.clone()], Note::at(dir.join("restoring")));
+        Disks { all: vec![disk], mixture, ..Disks::default() }
     }
 
     fn write(disks: &Disks, byte: u8) -> Result<(), VolumeError> {
@@ -476,6 +554,49 @@ mod tests {
         assert!(write(&disks, 1).is_err(), "it is closed");
         disks.enter(Term(5)).unwrap();
         assert!(disks.enter(Term(4)).is_err(), "an older session");
+    }
+
+    /// A resync that is cut off leaves a mixture, also for the next process; the next one that gets to a checkpoint, and has it on
+    /// the disk, does not.
+    #[test]
+    fn a_resync_that_is_cut_off_leaves_a_mixture() {
+        let dir = tempfile::tempdir().unwrap();
+        let disks = one(dir.path());
+        let mut block = Vec::new();
+        put_write(&mut block, 0, &[7; 512]);
+        disks.enter(Term(5)).unwrap();
+        assert_eq!(disks.mixture().found(), None);
+        disks.apply(Term(5), 0, &block).unwrap();
+        assert_eq!(disks.mixture().found(), Some(Cause::Resync));
+        drop(disks);
+        let disks = one(dir.path());
+        assert_eq!(disks.mixture().found(), Some(Cause::Resync));
+        disks.enter(Term(6)).unwrap();
+        assert_eq!(disks.mixture().found(), Some(Cause::Resync));
+        disks.put(Term(6), Epoch(1), vec![Batch::parse(block, 1 << 20).unwrap()]).unwrap();
+        while disks.mixture().found().is_some() {
+            std::thread::yield_now();
+        }
+        assert!(disks.all[0].served.is_durable(1));
+        // From here on an epoch is whole or not there.
+        disks.put(Term(6), Epoch(2), vec![Batch::default()]).unwrap();
+        assert_eq!(disks.mixture().found(), None);
+    }
+
+    /// That a volume has been made is noted until it is used, and before a log counts that is durable.
+    #[test]
+    fn that_a_volume_was_made_is_forgotten_durably() {
+        let dir = tempfile::tempdir().unwrap();
+        let note = Note::at(dir.path().join("made"));
+        let disks = one(dir.path());
+        *disks.made.lock().unwrap() = Made::Noted(note.clone());
+        assert!(disks.made().is_some());
+        disks.go_through();
+        assert!(disks.made().is_none() && note.found().is_none());
+        // As a loss of power may leave it.
+        note.write("data").unwrap();
+        disks.sync_images().unwrap();
+        assert!(note.found().is_none());
     }
 
     #[test]

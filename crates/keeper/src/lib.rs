@@ -31,6 +31,7 @@ mod journal;
 pub mod keeper;
 pub mod log;
 mod metrics;
+mod mixture;
 pub mod msg;
 pub mod outlets;
 mod overlay;

@@ -25,6 +25,7 @@ use crate::error::{KeeperError, report};
 use crate::health::images::Images;
 use crate::health::told;
 use crate::log;
+use crate::mixture::Cause;
 use crate::msg::Msg;
 use crate::outlets::{ADDRESSES, CONSOLE, HEALTH, Outlets};
 use crate::standby::{self, Loaded};
@@ -165,6 +166,7 @@ fn load(found: Found, config: &KeeperConfig, place: &Place) -> Result<News, Stri
     let mut sink = standby::Fresh(Arc::clone(machine.memory()));
     // Nothing of an earlier life is to reach the images after what the log has for them.
     disks.settle()?;
+    disks.mixture().begin(Cause::Log)?;
     let held = recovered
         .load(&|block| block == 0, &mut sink, &mut |volume, operations| {
             unused.replay(volume, operations).map_err(|why| LogError::Target {
@@ -174,6 +176,7 @@ fn load(found: Found, config: &KeeperConfig, place: &Place) -> Result<News, Stri
         })
         .map_err(|e| report(&e))?;
     disks.sync_images()?;
+    disks.mixture().end_now()?;
     let said = |channel: u8| held.output.get(usize::from(channel)).map_or(&[][..], Vec::as_slice);
     outlets.forget();
     outlets.heard(said(CONSOLE));

@@ -30,7 +30,7 @@ use ninefold_snapshot::file::{BLOCK, Head, Parent, Platform, Snapshot, Written};
 use ninefold_snapshot::log::Found;
 use ninefold_snapshot::storage::Directory;
 use ninefold_snapshot::store::Store;
-use ninefold_volume::{Frozen, fault};
+use ninefold_volume::{Frozen, Note, fault};
 
 use crate::bell::Bell;
 use crate::capture::micros;
@@ -39,6 +39,7 @@ use crate::disks::Disks;
 use crate::error::{KeeperError, report};
 use crate::health::told;
 use crate::log;
+use crate::mixture::Cause;
 use crate::msg::Msg;
 use crate::outlets::{ADDRESSES, CONSOLE, HEALTH};
 use crate::parking::Parked;
@@ -307,12 +308,14 @@ fn loaded(
     still()?;
     // From here on the volumes are a mixture, until all of them are done.
     let unfinished = Unfinished::begin(config, name)?;
+    into.disks.mixture().begin(Cause::Restore)?;
     for (volume, disk) in (0u16..).zip(into.disks.iter()) {
         fault::point("restore.volume").map_err(|e| e.to_string())?;
         snapshot
             .restore_volume(volume, &unused.image(disk), &mut progress(SnapshotStep::Volumes))
             .map_err(|e| format!("volume {}: {}", disk.spec.name, report(&e)))?;
     }
+    into.disks.mixture().end_now()?;
     unfinished.end()?;
     still()?;
     into.outlets.forget();
@@ -344,35 +347,27 @@ fn remove_log(config: &KeeperConfig) -> Result<(), String> {
 }
 
 /// A note in the pool that volumes are being overwritten: what a crash leaves of them must not be booted.
-pub struct Unfinished(PathBuf);
+pub struct Unfinished(Note);
 
 impl Unfinished {
-    fn path(config: &KeeperConfig) -> PathBuf {
-        config.pool.join(format!("restoring-{}", config.vm.name))
+    /// The note. It goes when a primary has filled the volumes, too: see [`crate::mixture`].
+    pub fn of(config: &KeeperConfig) -> Note {
+        Note::at(config.pool.join(format!("restoring-{}", config.vm.name)))
     }
 
     fn begin(config: &KeeperConfig, name: &SnapshotName) -> Result<Self, String> {
-        let path = Self::path(config);
-        let noted = File::create(&path)
-            .and_then(|mut file| std::io::Write::write_all(&mut file, name.as_str().as_bytes()).and(file.sync_all()))
-            .and_then(|()| File::open(&config.pool)?.sync_all());
-        noted.map_err(|e| format!("{}: {e}", path.display()))?;
-        Ok(Self(path))
+        let note = Self::of(config);
+        note.write(name.as_str()).map_err(|e| format!("{}: {e}", note.path().display()))?;
+        Ok(Self(note))
     }
 
     fn end(self) -> Result<(), String> {
-        std::fs::remove_file(&self.0).map_err(|e| format!("{}: {e}", self.0.display()))
+        self.0.remove().map_err(|e| format!("{}: {e}", self.0.path().display()))
     }
 
     /// Which snapshot was being restored when this host lost its power or its keeper, if one was.
     pub fn left(config: &KeeperConfig) -> Option<String> {
-        let found = std::fs::read_to_string(Self::path(config)).ok()?;
-        Some(found.chars().take(64).collect())
-    }
-
-    /// The volumes are whole: a primary has filled them.
-    pub fn forget(config: &KeeperConfig) {
-        let _ = std::fs::remove_file(Self::path(config));
+        Some(Self::of(config).found()?.chars().take(64).collect())
     }
 }
 

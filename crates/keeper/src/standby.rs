@@ -222,7 +222,7 @@ impl Standby {
         }
         let mut health = hello.health.clone();
         self.keep(&health);
-        let (mut standby, base, former) = match parked.and_then(|p| self.goes_on(hello, *p)) {
+        let (mut standby, mut base, former) = match parked.and_then(|p| self.goes_on(hello, *p)) {
             Some((parked, base)) => (parked.standby, Some(base), Some(parked.history)),
             None => match self.parking.take_kept().and_then(|kept| self.goes_on_with_memory(hello, kept)) {
                 // Its QEMU has nothing of its own yet: nothing to go back to.
@@ -230,6 +230,10 @@ impl Standby {
                 None => (build(&self.config, hello, self.disks.sockets(), None)?, None, None),
             },
         };
+        if let Some(base) = &mut base {
+            // What a failed flush has lost nobody knows but the images: they are compared.
+            base.volumes_in_doubt |= self.disks.is_lost();
+        }
         let machine = &mut standby.machine;
         let status = status(machine, "as the primary's", "inmigrate");
         let _ = self.core.send(Msg::StandbyReady { session, status, base });

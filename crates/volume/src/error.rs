@@ -89,6 +89,9 @@ pub enum Refusal {
     /// A stranger's image could name any file of this host.
     #[error("{path} has {what} of its own")]
     LeadsOn { path: PathBuf, what: &'static str },
+    /// Neither what it was nor what it was to become.
+    #[error("it is a mixture: {by} was cut off")]
+    Mixture { by: String },
     #[error("it is exported to a file outside the pool")]
     IntoPool,
 }

@@ -23,6 +23,26 @@
 //! | `log.unsure` | to make sure that a log that is empty is so on the disk |
 //! | `recover.write` | to write what a log holds into the image |
 //! | `recover.flush` | to make that durable |
+//! | `note.create` | to make a note (see [`note`](crate::note)) |
+//! | `note.write` | to write it |
+//! | `note.sync` | to make its content durable |
+//! | `note.name` | to make its name durable |
+//! | `note.remove` | to remove a note |
+//! | `note.settle` | to make durable that it is there, or gone |
+//! | `pool.draft` | to make the hidden directory of an object of a pool that is being made |
+//! | `pool.lock` | to lock it |
+//! | `pool.image` | to make its image |
+//! | `pool.size` | to give the image its size |
+//! | `pool.record` | to make a draft of an object's `volume.json` |
+//! | `pool.record-write` | to write it |
+//! | `pool.record-sync` | to make it durable |
+//! | `pool.record-name` | to put it in the place of the one before |
+//! | `pool.sync` | to make durable a file or the entries of a directory in a pool |
+//! | `pool.publish` | to give an object its name |
+//! | `pool.resize` | to give an image another size |
+//! | `pool.resized` | to make that durable |
+//! | `pool.remove` | to take an object's name away |
+//! | `pool.clear` | to remove what it had |
 //! | `resync.answer` | (backup) to compare the primary's checksums |
 //! | `resync.apply` | (backup) to write a piece of a resync into the image |
 //! | `resync.ask` | (primary) to ask for a comparison |
@@ -40,7 +60,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub const VARIABLE: &str = "NINEFOLD_FAULTS";
 
 /// The points, as in the table of this module.
-pub const POINTS: [&str; 19] = [
+pub const POINTS: [&str; 39] = [
     "log.write",
     "log.sync",
     "log.synced",
@@ -53,6 +73,26 @@ pub const POINTS: [&str; 19] = [
     "log.unsure",
     "recover.write",
     "recover.flush",
+    "note.create",
+    "note.write",
+    "note.sync",
+    "note.name",
+    "note.remove",
+    "note.settle",
+    "pool.draft",
+    "pool.lock",
+    "pool.image",
+    "pool.size",
+    "pool.record",
+    "pool.record-write",
+    "pool.record-sync",
+    "pool.record-name",
+    "pool.sync",
+    "pool.publish",
+    "pool.resize",
+    "pool.resized",
+    "pool.remove",
+    "pool.clear",
     "resync.answer",
     "resync.apply",
     "resync.ask",

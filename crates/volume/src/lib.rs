@@ -8,7 +8,7 @@
 //! * [`sums`]: checksums of blocks, by which two hosts find out where their images differ.
 //! * [`image`]: what a volume's bytes are kept in. All formats behind one trait.
 //! * [`nbd`]: the protocol by which QEMU reaches a volume.
-//! * [`pool`]: a directory of volumes and golden images.
+//! * [`pool`]: a directory of volumes and golden images. * [`note`]: a file that says in what state something is.
 //! * [`fault`]: how to make things go wrong on purpose. * [`error`]: what can.
 
 pub mod batch;
@@ -18,6 +18,7 @@ pub mod frozen;
 pub mod image;
 pub mod log;
 pub mod nbd;
+pub mod note;
 pub mod overlay;
 pub mod pool;
 mod random;
@@ -30,5 +31,6 @@ pub use error::{Refusal, VolumeError};
 pub use frozen::Frozen;
 pub use image::{Format, Image, Progress, Tools, open};
 pub use log::WriteLog;
+pub use note::Note;
 pub use pool::{Pool, VolumeName};
 pub use served::Served;

@@ -4,6 +4,7 @@
 //!   POOL/volumes/NAME/volume.json   what it is: see Record
 //!                     image.raw     or image.qcow2; neither for an adopted block device
 //!                     log           what is on its way into the image: see `log`
+//!                     mixture       a note that the image is being overwritten, and by what
 //!   POOL/images/NAME/…              a golden image: the same, never written
 //!   POOL/volumes/.new-…  .gone-…    half-made or half-removed: swept away at the next open
 //! ```
@@ -28,6 +29,7 @@ use crate::error::{Refusal, VolumeError};
 use crate::image::qcow2::regular;
 use crate::image::{Format, Image, Lock, RawFile, Tools, holder};
 use crate::log::WriteLog;
+use crate::note::Note;
 
 pub use convert::{FileFormat, Import};
 pub use ninefold_model::VolumeName;
@@ -204,6 +206,12 @@ impl Pool {
             Ok(found) if found.len() > 0 => self.open_logged(name).map(drop),
             _ => Ok(()),
         }
+    }
+
+    /// The note in a volume that its image is a mixture, of what it was and of what it was to become, and by what. Whoever
+    /// overwrites a volume makes it before and removes it when he is done.
+    pub fn mixture(&self, name: &VolumeName) -> Note {
+        Note::at(self.directory(Kind::Volume, name).join("mixture"))
     }
 
     fn log_path(&self, name: &VolumeName) -> PathBuf {

@@ -99,6 +99,9 @@ pub trait Mark: Send + Sync {
 /// Hears that the writes of all epochs up to this one are in the image and durable.
 pub type OnDurable = Box<dyn Fn(Epoch) + Send>;
 
+/// What is done once.
+pub type WhenDurable = Box<dyn FnOnce() + Send>;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     Closed,
@@ -145,6 +148,8 @@ struct State {
     under_way: usize,
     marks: Vec<Arc<dyn Mark>>,
     on_durable: Option<OnDurable>,
+    /// What is to be done when the batches of these numbers are durable.
+    when_durable: Vec<(u64, WhenDurable)>,
     ending: bool,
 }
 
@@ -225,6 +230,7 @@ impl Served {
                 under_way: 0,
                 marks: Vec::new(),
                 on_durable: None,
+                when_durable: Vec::new(),
                 ending: false,
             }),
             work: Condvar::new(),
@@ -435,6 +441,18 @@ impl Served {
     /// Whether all batches up to this number survive a loss of power: in the image, or in the volume's log.
     pub fn is_durable(&self, number: u64) -> bool {
         self.shared.lock().logged >= number
+    }
+
+    /// Does something once all batches up to this number survive a loss of power; at once if they do. It may write to the disk, and
+    /// is forgotten when the volume is dropped before.
+    pub fn when_durable(&self, number: u64, act: WhenDurable) {
+        let mut state = self.shared.lock();
+        if state.logged < number {
+            state.when_durable.push((number, act));
+            return;
+        }
+        drop(state);
+        act();
     }
 
     /// The image itself, while it is no VM's.
@@ -840,6 +858,13 @@ impl Applier<'_> {
                     state.hurry &= rest;
                     if let Some(tell) = &state.on_durable {
                         tell(epoch);
+                    }
+                    let due: Vec<_> = state.when_durable.extract_if(.., |(wanted, _)| *wanted <= number).collect();
+                    if !due.is_empty() {
+                        self.shared.done.notify_all();
+                        drop(state);
+                        due.into_iter().for_each(|(_, act)| act());
+                        state = self.shared.lock();
                     }
                 }
                 Next::Apply(number, batch) => {

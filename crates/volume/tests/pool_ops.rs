@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 
 use ninefold_volume::pool::{CutOff, FileFormat, Import, Kind};
-use ninefold_volume::{Batch, Format, Op, Pool, Tools, VolumeError, VolumeName, WriteLog};
+use ninefold_volume::{Batch, Format, Op, Pool, Refusal, Tools, VolumeError, VolumeName, WriteLog};
 use proptest::prelude::*;
 
 const MIB: u64 = 1 << 20;
@@ -469,4 +469,22 @@ fn bad_names_are_refused() {
         assert!(bad.parse::<VolumeName>().is_err(), "{bad}");
         assert!(serde_json::from_value::<VolumeName>(bad.into()).is_err(), "{bad}");
     }
+}
+
+/// Neither what it was nor what it was to become: nobody takes it for either.
+#[test]
+fn a_mixture_is_not_exported() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = pool(dir.path());
+    pool.create(&name("disk"), MIB, Format::Raw).unwrap();
+    pool.mixture(&name("disk")).write("a resync").unwrap();
+    let target = dir.path().join("out");
+    let refused = pool.export(Kind::Volume, &name("disk"), &target, FileFormat::Raw, &mut go_on).unwrap_err();
+    assert!(
+        matches!(&refused, VolumeError::Refused { why: Refusal::Mixture { by }, .. } if by == "a resync"),
+        "{refused}"
+    );
+    assert!(!target.exists());
+    pool.mixture(&name("disk")).remove().unwrap();
+    pool.export(Kind::Volume, &name("disk"), &target, FileFormat::Raw, &mut go_on).unwrap();
 }

@@ -63,6 +63,9 @@ fn refusal(why: &Refusal) -> &'static str {
         Refusal::NoRoom { .. } => {
             "is the image what it should be? If so: remove what is not needed in the pool, or use one on another disk (--pool)"
         }
+        Refusal::Mixture { .. } => {
+            "it becomes whole when its VM is protected here again, or a snapshot of it is restored; see docs/volumes.md, 'Mixtures'"
+        }
         Refusal::IntoPool => "`ninefold image clone` makes a further volume of an image",
     }
 }

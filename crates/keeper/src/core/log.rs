@@ -20,6 +20,7 @@ use super::backup::{Origin, Takeover};
 use crate::arbiter::Question;
 use crate::error;
 use crate::log::{self, Beginning, LogHandle, LogJob, NOTED, Settings};
+use crate::mixture::Cause;
 use crate::recovery::{self, News, Place, Recovery};
 use crate::resync::Rest;
 use crate::sink::LOG;
@@ -483,6 +484,16 @@ impl Core {
         if self.non_volatile().is_some() {
             self.log.again_later();
             self.log.look = self.log.retry.map(|(at, _)| at);
+        }
+    }
+
+    /// Why the volumes are of no use to anybody, if they are: not even `--force` boots from them. What a snapshot or a log has left
+    /// half done can be done to the end: [`Core::may_start`] knows.
+    pub(super) fn is_mixture(&self, force: bool) -> Option<&'static str> {
+        match self.parts.disks.mixture().found()? {
+            Cause::Resync => Some("the volumes are a mixture: a resync from another host was cut off"),
+            Cause::Log if force => Some("the volumes are a mixture: going on from the log was cut off"),
+            Cause::Log | Cause::Restore => None,
         }
     }
 

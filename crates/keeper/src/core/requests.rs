@@ -27,6 +27,14 @@ impl Core {
                 } else if let Some(reason) = self.is_here() {
                     // Nor may the question take the place of one that is on its way to the witness.
                     refuse(reason)
+                } else if let Some(why) = self.is_mixture(force) {
+                    Response::Error {
+                        message: why.into(),
+                        help: Some(
+                            "start it on another host, or restore a snapshot here: `ninefold vm restore`".into(),
+                        ),
+                        try_host: None,
+                    }
                 } else {
                     match self.may_start(force) {
                         Ok(now) => {

@@ -154,7 +154,7 @@ impl Pool {
     ///
     /// # Errors
     /// `NotFound`, `Busy`, `File` (also if `target` is there already), `Tool`, `Cancelled`; `Refused` if `target` is in the
-    /// pool.
+    /// pool, or the volume a [mixture](Pool::mixture).
     pub fn export(
         &self,
         kind: Kind,
@@ -165,6 +165,9 @@ impl Pool {
     ) -> Result<(), VolumeError> {
         let record = self.record(kind, name)?;
         if kind == Kind::Volume {
+            if let Some(by) = self.mixture(name).found() {
+                return Err(kind.refused(name, Refusal::Mixture { by }));
+            }
             self.recover(name)?;
         }
         let path = self.image_path(kind, name, &record);
