@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::{Kind, Pool, VolumeName, check_size};
 use crate::error::{Refusal, VolumeError};
+use crate::fault;
 use crate::image::qcow2::{lock, utf8};
 use crate::image::{Format, Image, Lock, RawFile};
 
@@ -77,7 +78,8 @@ impl Pool {
         match format {
             Format::Raw => {
                 let image = RawFile::open(path)?;
-                image.file().set_len(size).and_then(|()| image.file().sync_all()).map_err(failed)
+                fault::point("pool.resize").and_then(|()| image.file().set_len(size)).map_err(failed)?;
+                fault::point("pool.resized").and_then(|()| image.file().sync_all()).map_err(failed)
             }
             Format::Qcow2 => {
                 let held = lock(path, Lock::Exclusive)?;
