@@ -12,7 +12,13 @@
 //! * **I2** a backup resumes from the newest checkpoint it acknowledged, and from a whole one;
 //! * **I3** all that was ever released, by whichever host, is in the history of the VM that speaks (what was emitted but
 //!   never released is a loss that networks have); and no two hosts speak freely at the same time;
+//!   And a host that stood still, or that heard a backup late, while it was replaced, says nothing more at all. (One that was
+//!   replaced a moment ago and could not notice may say what was committed before: the keeper's clock bounds that.)
 //! * **I4** a primary that calls itself protected has a session, and a backup that held a checkpoint of it.
+//!
+//! Time is not in the model, but what the keeper's clock shows is: a host may stand still, and finds that out before it does
+//! anything else; and before anything that could let output go a primary knows whether a backup may have lost patience with it
+//! since it last answered ([`Replication::looks_at_its_clock`]).
 //!
 //! A VM may be logged. A host's disk keeps its log when the power is gone; everything else of all hosts is lost then.
 //!
@@ -111,6 +117,10 @@ struct Host {
     /// Primary: epochs captured since it has been one.
     captured: u64,
     capture_final: bool,
+    /// Primary: epochs captured before it was last in doubt.
+    doubted: u64,
+    /// It has had every occasion to learn that another host has the VM.
+    replaced: bool,
     connections: Vec<Connection>,
     /// Backup: the session's primary, parts received and the newest whole checkpoint.
     primary: usize,
@@ -154,6 +164,9 @@ struct World {
     committed: BTreeMap<(Term, usize), (usize, Epoch, History)>,
     crashes: u8,
     suspicions: u8,
+    stalls: u8,
+    /// Sessions in which a backup took its living primary for dead: it had heard nothing for so long.
+    silent: BTreeSet<Term>,
     switchovers: u8,
     incarnations: u32,
     takeovers: u8,
@@ -170,6 +183,8 @@ enum Step {
     /// A checkpoint to all backups that have had one, and the first one of this session.
     Checkpoint(usize, Option<Term>),
     Connect(usize, usize),
+    /// A primary stood still until now, for however long.
+    StandStill(usize),
     /// A host takes its peer in this session for dead.
     Suspect(usize, Term),
     Crash(usize),
@@ -210,6 +225,9 @@ struct Replication {
     emits: Output,
     crashes: u8,
     suspicions: u8,
+    stalls: u8,
+    /// Primaries know how long ago their backups last answered.
+    looks_at_its_clock: bool,
     switchovers: u8,
     max_term: u64,
     max_epochs: u64,
@@ -229,6 +247,8 @@ impl Replication {
             emits: 2,
             crashes: 1,
             suspicions: 2,
+            stalls: 1,
+            looks_at_its_clock: true,
             switchovers: 0,
             max_term: 5,
             max_epochs: 3,
@@ -271,6 +291,8 @@ impl Replication {
             holding: false,
             captured: 0,
             capture_final: false,
+            doubted: 0,
+            replaced: false,
             connections: Vec::new(),
             primary: 0,
             parts: BTreeSet::new(),
@@ -293,6 +315,9 @@ impl Replication {
         w.released.insert(output);
         let Some(record) = &w.witness else { return };
         let owner = self.index(&record.primary);
+        if w.hosts[host].as_ref().is_some_and(|h| h.replaced) {
+            w.violation = Some("I3: a host that stood still or heard late speaks after it was replaced");
+        }
         let committed = if owner == host {
             let holds = |b: &Backup| w.committed.get(&(b.session, self.index(&b.host)));
             record.backups.iter().all(|b| holds(b).is_some_and(|(_, _, h)| h.contains(&output)))
@@ -316,6 +341,25 @@ impl Replication {
     }
 
     fn input(&self, w: &mut World, host: usize, input: Input) {
+        let silent = |h: &Host| h.connections.iter().any(|c| w.silent.contains(&c.session));
+        if w.hosts[host].as_ref().is_some_and(|h| !h.protocol.doubts() && h.vm.is_some() && silent(h)) {
+            self.doubt(w, host);
+        }
+        self.handle(w, host, input);
+    }
+
+    /// `host` may have been replaced without having noticed, and its clock says so.
+    fn doubt(&self, w: &mut World, host: usize) {
+        let named = w.witness.as_ref().is_none_or(|r| self.index(&r.primary) == host);
+        let Some(h) = w.hosts[host].as_mut() else { return };
+        h.replaced |= !named;
+        h.doubted = h.captured;
+        if self.looks_at_its_clock {
+            self.handle(w, host, Input::Doubt);
+        }
+    }
+
+    fn handle(&self, w: &mut World, host: usize, input: Input) {
         let mut actions = Vec::new();
         if let Some(h) = w.hosts[host].as_mut() {
             h.protocol.handle(input, &mut actions);
@@ -360,6 +404,7 @@ impl Replication {
                 h.vm = Some(Vm { history: history.clone(), paused: false });
                 h.holding = false;
                 h.captured = 0;
+                h.doubted = 0;
                 let went_on = h.log.as_mut().filter(|log| log.published).map(|log| log.queue.clear());
                 if w.power_losses == 0 {
                     w.takeovers += 1;
@@ -583,6 +628,9 @@ impl Replication {
                     // Broken on purpose: any sign of life of the backup counts as an acknowledgement of everything.
                     self.input(w, to, Input::Acked { session, epoch: Epoch(u64::MAX) });
                 }
+                if w.hosts[to].as_ref().is_some_and(|h| h.protocol.doubts() && epoch.0 > h.doubted) {
+                    self.input(w, to, Input::Sure { session });
+                }
                 self.input(w, to, Input::Acked { session, epoch });
             }
             Msg::Bound { to, session, record, .. } => {
@@ -634,6 +682,8 @@ impl Replication {
             committed: BTreeMap::new(),
             crashes: 0,
             suspicions: 0,
+            stalls: 0,
+            silent: BTreeSet::new(),
             switchovers: 0,
             takeovers: 0,
             protections: 0,
@@ -706,6 +756,10 @@ impl Model for Replication {
             let suspects = sessions.filter(|s| w.suspicions < self.suspicions || Self::is_gone(w, i, *s));
             steps.extend(suspects.map(|s| Step::Suspect(i, s)));
             let Some(vm) = &h.vm else { continue };
+            // With nothing held there is nothing to doubt.
+            if h.holding && w.stalls < self.stalls {
+                steps.push(Step::StandStill(i));
+            }
             if !vm.paused && w.emitted < self.emits {
                 steps.push(Step::Emit(i));
             }
@@ -763,8 +817,16 @@ impl Model for Replication {
             }
             Step::Checkpoint(i, joins) => self.checkpoint(&mut w, i, joins),
             Step::Connect(i, to) => self.input(&mut w, i, Input::PeerAvailable { peer: self.names[to].clone() }),
+            Step::StandStill(i) => {
+                w.stalls += 1;
+                self.doubt(&mut w, i);
+            }
             Step::Suspect(i, session) => {
-                w.suspicions += u8::from(!Self::is_gone(last, i, session));
+                let wrongly = !Self::is_gone(last, i, session);
+                w.suspicions += u8::from(wrongly);
+                if wrongly && last.hosts[i].as_ref().is_some_and(|h| h.protocol.backing() == Some(session)) {
+                    w.silent.insert(session);
+                }
                 self.suspect(&mut w, i, session);
             }
             Step::Crash(i) => {
@@ -840,6 +902,13 @@ impl Model for Replication {
             Property::sometimes("output flows after a loss of power", |m: &Self, w: &World| {
                 w.recoveries > 0 && w.released.contains(&m.emits)
             }),
+            Property::sometimes(GOES_ON, |m: &Self, w: &World| {
+                w.hosts.iter().flatten().any(|h| {
+                    let bound = |c: &Connection| h.protocol.phase(c.session) == Some(Phase::Bound);
+                    let before = |c: &&Connection| c.first.is_some_and(|first| first <= h.doubted);
+                    !h.protocol.doubts() && h.connections.iter().filter(before).any(bound)
+                }) && w.released.contains(&m.emits)
+            }),
             Property::sometimes("a second takeover", |_, w: &World| w.takeovers > 1),
             Property::sometimes("output flows after a takeover", |m: &Self, w: &World| {
                 w.takeovers > 0 && w.released.contains(&m.emits)
@@ -870,7 +939,7 @@ fn explore(model: Replication, states: usize, expected: &[&'static str]) {
 
 /// The checker must find harm when a rule is off.
 fn finds_harm(model: Replication) {
-    assert_ne!(model.rules, Rules::ALL);
+    assert!(model.rules != Rules::ALL || !model.looks_at_its_clock);
     let checker = model
         .checker()
         .threads(2)
@@ -885,6 +954,7 @@ fn finds_harm(model: Replication) {
     println!("{name}, after {} steps, in {} states", path.into_actions().len(), checker.unique_state_count());
 }
 
+const GOES_ON: &str = "a primary that stood still goes on in the same session";
 const TAKEN_OVER: [&str; 2] = ["a VM becomes protected", "a backup takes over"];
 
 #[test]
@@ -950,7 +1020,7 @@ fn walk(model: &Replication, seed: u64, walks: usize, expected: &[&'static str])
             // Faults are rare, or there would be no life between them.
             let fault = match choice {
                 Step::Crash(_) | Step::LoseMachine(_) | Step::Switchover(..) | Step::Unprotect(_) => true,
-                Step::PowerLoss | Step::LogFails(..) => true,
+                Step::PowerLoss | Step::LogFails(..) | Step::StandStill(_) => true,
                 Step::Suspect(host, session) => !Replication::is_gone(&world, host, session),
                 _ => false,
             };
@@ -986,13 +1056,23 @@ fn walk(model: &Replication, seed: u64, walks: usize, expected: &[&'static str])
 
 /// Lives that are longer, with more of everything.
 fn long(model: Replication) -> Replication {
-    Replication { emits: 30, crashes: 6, suspicions: 8, switchovers: 4, max_term: 60, max_epochs: 30, ..model }
+    Replication {
+        emits: 30,
+        crashes: 6,
+        suspicions: 8,
+        stalls: 8,
+        switchovers: 4,
+        max_term: 60,
+        max_epochs: 30,
+        ..model
+    }
 }
 
 #[test]
 fn the_invariants_hold_on_long_random_walks() {
     let model = long(Replication::pair(Rules::ALL));
-    walk(&model, 20_260, 2000, &["a VM becomes protected", "a second takeover", "output flows after a takeover"]);
+    let expected = ["a VM becomes protected", "a second takeover", "output flows after a takeover", GOES_ON];
+    walk(&model, 20_260, 2000, &expected);
 }
 
 #[test]
@@ -1060,6 +1140,16 @@ fn harm_is_found_when_checkpoints_are_acknowledged_out_of_order() {
 #[test]
 fn harm_is_found_when_a_claiming_backup_acknowledges() {
     finds_harm(Replication::pair(Rules { no_ack_while_claiming: false, ..Rules::ALL }));
+}
+
+#[test]
+fn harm_is_found_when_a_primary_in_doubt_goes_on() {
+    finds_harm(Replication::pair(Rules { ask_when_in_doubt: false, ..Rules::ALL }));
+}
+
+#[test]
+fn harm_is_found_when_a_late_answer_counts_as_any() {
+    finds_harm(Replication { looks_at_its_clock: false, stalls: 0, ..Replication::pair(Rules::ALL) });
 }
 
 #[test]

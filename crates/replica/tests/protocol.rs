@@ -143,6 +143,90 @@ fn a_lost_backup_holds_output_up_until_the_witness_has_spoken_and_no_longer() {
 }
 
 #[test]
+fn a_primary_that_stood_still_goes_on_with_its_sessions_when_the_witness_confirms_it() {
+    let (mut a, b, c) = protected_twice();
+    let before = a.protocol.term();
+    let out = a.tell(Input::Doubt);
+    assert!(matches!(&out[..], [Action::Propose { .. }]), "{out:?}");
+    // What had arrived meanwhile is read, and proves nothing.
+    assert_eq!(a.tell(Input::Acked { session: b, epoch: Epoch(4) }), []);
+    assert_eq!(a.tell(Input::Acked { session: c, epoch: Epoch(3) }), []);
+    assert_eq!(a.protocol.protection(), Some(ProtectionState::Protected), "both hold all that was ever released");
+    let (record, out) = a.win();
+    assert_eq!(
+        record,
+        Record { term: before.next(), primary: host("a"), backups: vec![backup("b", b), backup("c", c)] }
+    );
+    assert_eq!(released(&out), Some(Epoch(3)));
+    // So that each knows the record to claim from; it was bound before.
+    for session in [b, c] {
+        assert!(out.contains(&Action::SendBound { session, record: record.clone(), first: false }));
+    }
+    assert!(!a.protocol.doubts());
+    assert_eq!(released(&a.tell(Input::Acked { session: c, epoch: Epoch(4) })), Some(Epoch(4)));
+}
+
+#[test]
+fn a_primary_that_stood_still_and_was_replaced_says_nothing_more() {
+    let (mut a, b, c) = protected_twice();
+    a.tell(Input::Doubt);
+    for session in [b, c] {
+        assert_eq!(a.tell(Input::Acked { session, epoch: Epoch(3) }), []);
+    }
+    let out = a.lose(Record { term: Term(9), primary: host("b"), backups: vec![] });
+    assert_eq!(released(&out), None);
+    assert_eq!(out[0], Action::StandDown);
+}
+
+/// What the witness answered may have been true before, and not be any more.
+#[test]
+fn an_answer_to_what_was_asked_before_a_stall_confirms_nothing() {
+    let (mut a, b, c) = protected_twice();
+    a.lost(c);
+    a.tell(Input::Doubt);
+    assert_eq!(a.tell(Input::Acked { session: b, epoch: Epoch(3) }), []);
+    let (record, out) = a.win();
+    assert_eq!(record.backups, [backup("b", b)]);
+    assert_eq!(released(&out), None);
+    // It asks anew; and once more if it stood still meanwhile.
+    a.tell(Input::Doubt);
+    assert_eq!(released(&a.win().1), None);
+    assert_eq!(released(&a.win().1), Some(Epoch(3)));
+}
+
+#[test]
+fn a_primary_that_stood_still_goes_on_without_the_witness_when_all_backups_have_answered_since() {
+    let (mut a, b, c) = protected_twice();
+    a.tell(Input::Doubt);
+    for session in [b, c] {
+        a.tell(Input::Acked { session, epoch: Epoch(3) });
+    }
+    assert_eq!(released(&a.tell(Input::Sure { session: b })), None);
+    a.tell(Input::Doubt);
+    assert_eq!(released(&a.tell(Input::Sure { session: c })), None, "b has answered before the second stall");
+    assert_eq!(released(&a.tell(Input::Sure { session: b })), Some(Epoch(3)));
+    // One that is lost may be taking over: only the witness can tell.
+    a.tell(Input::Doubt);
+    a.lost(b);
+    a.tell(Input::Acked { session: c, epoch: Epoch(4) });
+    assert_eq!(released(&a.tell(Input::Sure { session: c })), None);
+    assert!(a.protocol.doubts());
+}
+
+#[test]
+fn who_cannot_be_replaced_has_no_doubts() {
+    let mut a = Host::new("a");
+    a.tell(Input::Start { found: None, force: false });
+    a.win();
+    assert_eq!(a.tell(Input::Doubt), []);
+    a.tell(Input::PeerAvailable { peer: host("b") });
+    let b = a.protocol.sessions()[0].name;
+    a.tell(Input::FirstCheckpoint { session: b, epoch: Epoch(1) });
+    assert_eq!(a.tell(Input::Doubt), [], "nobody was asked to bind b");
+    assert!(!a.protocol.doubts());
+}
+
+#[test]
 fn two_that_are_lost_while_the_witness_is_slow_go_together() {
     let (mut a, b, c) = protected_twice();
     a.lost(b);

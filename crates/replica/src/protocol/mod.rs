@@ -37,6 +37,12 @@
 //! record has the primary of its session and binds it with that session, and then from that record only. Any other record,
 //! also a later one in which the same primary has bound it again, does not speak of the checkpoint that it holds.
 //!
+//! **Doubt.** A primary that stood still, or that hears late, may have been replaced without having noticed. It then releases
+//! nothing and asks the witness for the same backups in another term. If it wins, none of them had taken over when the witness
+//! answered, and it goes on as if nothing had been: its sessions are the same. (A claim that is under way finds another
+//! record, which still binds its session, and is made again from that.) It may as well go on when each backup that may claim
+//! has acknowledged what was sent after the doubt arose.
+//!
 //! **The log.** A VM may be logged: its host then keeps its checkpoints on disk, and the log counts like a backup: from its
 //! first checkpoint on output waits for it, too. A backup of such a VM acknowledges only what its own log has. So whatever was
 //! let go is in the log of every host that the record names, and after a loss of power each of them may go on from its log,
@@ -56,6 +62,7 @@
 //! * a backup wins the witness before it resumes;
 //! * a backup claims only from a record that binds the session in which it holds its checkpoint;
 //! * a backup acknowledges only whole checkpoints, in order, and none once it has begun to claim;
+//! * a primary in doubt releases nothing until it knows that it has not been replaced;
 //! * a session has a term of its own;
 //! * a log that counts is waited for;
 //! * a host goes on only from a log that vouches for the record, and notes in it what it proposes.
@@ -119,6 +126,10 @@ pub enum Input {
     FirstCheckpoint { session: Term, epoch: Epoch },
     /// (Primary) The backup holds this epoch.
     Acked { session: Term, epoch: Epoch },
+    /// (Primary) This host stood still, or hears its backups late: one of them may have taken the VM over meanwhile.
+    Doubt,
+    /// (Primary) This backup has answered what was sent after the doubt had arisen: it had not begun to claim when it did.
+    Sure { session: Term },
     /// (Primary) The session is gone: connection closed, peer silent, peer refused.
     SessionLost { session: Term, reason: String },
     /// (Primary) The owner, or the state of the uplink, asks to hand the VM over: to this host, or to whichever is bound
@@ -216,6 +227,7 @@ pub struct Rules {
     pub claim_own_session: bool,
     pub ack_in_order: bool,
     pub no_ack_while_claiming: bool,
+    pub ask_when_in_doubt: bool,
     pub one_session_a_term: bool,
     pub say_when_unprotected: bool,
     pub wait_for_log: bool,
@@ -234,6 +246,7 @@ impl Rules {
         claim_own_session: true,
         ack_in_order: true,
         no_ack_while_claiming: true,
+        ask_when_in_doubt: true,
         one_session_a_term: true,
         say_when_unprotected: true,
         wait_for_log: true,
@@ -370,6 +383,12 @@ impl Protocol {
         matches!(&self.state, State::Primary(p) if p.disowns())
     }
 
+    /// Whether a primary does not know whether it has been replaced: it releases nothing until the witness has said that it
+    /// has not, or its backups have.
+    pub fn doubts(&self) -> bool {
+        matches!(&self.state, State::Primary(p) if p.doubts())
+    }
+
     /// Whether this is a primary without a session, and no host may take the VM over.
     pub fn is_alone(&self) -> bool {
         matches!(&self.state, State::Primary(p) if p.sessions.is_empty() && p.nobody_may_claim())
@@ -410,6 +429,8 @@ impl Protocol {
             Input::PeerAvailable { peer } => self.peer_available(peer, out),
             Input::FirstCheckpoint { session, epoch } => self.first_checkpoint(session, epoch, out),
             Input::Acked { session, epoch } => self.acked(session, epoch, out),
+            Input::Doubt => self.doubt(out),
+            Input::Sure { session } => self.sure(session, out),
             Input::SessionLost { session, reason } => self.session_lost(session, reason, out),
             Input::Switchover { to, reason } => self.switchover(to, reason, out),
             Input::FinalTaken { epoch } => self.final_taken(epoch, out),

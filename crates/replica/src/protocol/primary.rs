@@ -28,6 +28,8 @@ pub(super) struct Primary {
     /// The VM ends, for this reason, as soon as nobody may take it over.
     stopping: Option<String>,
     log: Option<Log>,
+    /// It may have been replaced without our noticing: until a record is won by a proposal after this one.
+    doubt: Option<ProposalId>,
 }
 
 /// A log that output waits for.
@@ -78,7 +80,12 @@ impl Primary {
             handover: None,
             stopping: None,
             log: None,
+            doubt: None,
         }
+    }
+
+    pub(super) fn doubts(&self) -> bool {
+        self.doubt.is_some()
     }
 
     pub(super) fn session(&self, name: Term) -> Option<&Session> {
@@ -97,6 +104,12 @@ impl Primary {
 
     pub(super) fn nobody_may_claim(&self) -> bool {
         self.record.is_alone() && self.pending.as_ref().is_none_or(|p| p.new.is_alone())
+    }
+
+    /// None of those who could have replaced us had done so after the doubt had arisen.
+    fn is_confirmed(&self) -> bool {
+        let known = |s: &Session| s.is_live() && s.sure;
+        self.nobody_may_claim() || self.sessions.iter().filter(|s| self.may_claim(s)).all(known)
     }
 
     /// There is a log that would be believed and is behind.
@@ -252,6 +265,28 @@ impl Protocol {
         }
     }
 
+    pub(super) fn doubt(&mut self, out: &mut Vec<Action>) {
+        let (last, rules) = (self.last_proposal, self.rules);
+        if let State::Primary(p) = &mut self.state
+            && rules.ask_when_in_doubt
+        {
+            // An answer that is under way may have been given before.
+            p.doubt = Some(last);
+            p.sessions.iter_mut().for_each(|s| s.sure = false);
+            self.settle(out);
+        }
+    }
+
+    pub(super) fn sure(&mut self, session: Term, out: &mut Vec<Action>) {
+        if let State::Primary(p) = &mut self.state
+            && p.doubts()
+            && let Some(s) = p.sessions.iter_mut().find(|s| s.name == session && s.is_live())
+        {
+            s.sure = true;
+            self.settle(out);
+        }
+    }
+
     pub(super) fn session_lost(&mut self, session: Term, reason: String, out: &mut Vec<Action>) {
         let State::Primary(p) = &mut self.state else {
             return;
@@ -357,6 +392,7 @@ impl Protocol {
         }
         let before = std::mem::replace(&mut p.record, new);
         p.unused = true;
+        p.doubt.take_if(|last| id > *last);
         p.log.take_if(|log| log.disowned.is_some_and(|last| id > last));
         for s in p.sessions.iter().filter(|s| s.is_wanted() && p.is_bound(s)) {
             let first = !before.binds(&s.backup, s.name);
@@ -405,8 +441,11 @@ impl Protocol {
             self.state = State::Standby;
             return;
         }
+        if p.is_confirmed() {
+            p.doubt = None;
+        }
         match p.allowed(rules) {
-            Some(epoch) if p.holding && epoch > p.released => {
+            Some(epoch) if p.holding && epoch > p.released && !p.doubts() => {
                 p.released = epoch;
                 out.push(Action::Release { epoch });
             }
@@ -472,7 +511,7 @@ impl Protocol {
             return;
         }
         let backups = p.should_bind();
-        if backups == p.record.backups && p.opening.is_none() && !p.disowns() {
+        if backups == p.record.backups && p.opening.is_none() && !p.disowns() && !p.doubts() {
             return;
         }
         let new = p.record.bound(backups);

@@ -12,6 +12,8 @@ pub struct Session {
     pub(super) first: Option<Epoch>,
     /// The newest epoch that the backup has acknowledged.
     pub(super) acked: Option<Epoch>,
+    /// It has answered what was sent since the primary is in doubt.
+    pub(super) sure: bool,
     pub(super) end: End,
 }
 
@@ -44,7 +46,7 @@ pub enum Phase {
 
 impl Session {
     pub(super) fn open(name: Term, backup: HostName) -> Self {
-        Self { name, backup, first: None, acked: None, end: End::No }
+        Self { name, backup, first: None, acked: None, sure: false, end: End::No }
     }
 
     /// The newest epoch that the backup has acknowledged.
