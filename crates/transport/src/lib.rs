@@ -4,7 +4,7 @@
 //! * [`authority`]: makes a certificate authority and issues host certificates
 //! * [`connect()`], [`Listener`]: how a [`Link`] comes to be
 //! * [`link`]: the connection itself, its two halves and its handle
-//! * [`clock`]: the clock behind [`LinkHandle::last_received_us`]
+//! * [`clock`]: the clock behind [`LinkHandle::last_received`], and when to use which
 //!
 //! ```text
 //!   connecting host                                     accepting host

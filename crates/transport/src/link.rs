@@ -24,7 +24,7 @@ use rustix::io::ioctl_fionread;
 use rustix::net::sockopt;
 use rustls::Connection;
 
-use crate::clock::monotonic_us;
+use crate::clock::Moment;
 
 /// Plain text encrypted, or cipher text decrypted, under one hold of the lock: eight TLS records.
 const CHUNK: usize = 128 << 10;
@@ -41,7 +41,7 @@ impl Shared {
     fn receive(&self, buf: &mut [u8]) -> io::Result<usize> {
         let n = (&*self.socket).read(buf)?;
         if n > 0 {
-            self.last_received.store(monotonic_us(), Ordering::Release);
+            self.last_received.store(Moment::now().as_micros(), Ordering::Release);
         }
         Ok(n)
     }
@@ -64,7 +64,7 @@ impl Link {
             // The writer takes everything out after each chunk: the limit only bounds what one chunk becomes.
             tls.set_buffer_limit(Some(CHUNK * 2));
         }
-        let last_received = AtomicU64::new(monotonic_us());
+        let last_received = AtomicU64::new(Moment::now().as_micros());
         let shared = Arc::new(Shared { socket, addr, peer, tls: tls.map(Mutex::new), last_received });
         let open = Arc::new(Open(shared.socket.clone()));
         let room = |bytes| if shared.tls.is_some() { bytes } else { 0 };
@@ -263,10 +263,10 @@ impl LinkHandle {
         let _ = self.shared.socket.shutdown(Shutdown::Both);
     }
 
-    /// When bytes last came from the peer, [`monotonic_us`]; at first, when the handshake ended. A sign of life: it
-    /// moves only while somebody reads.
-    pub fn last_received_us(&self) -> u64 {
-        self.shared.last_received.load(Ordering::Acquire)
+    /// When bytes last came from the peer; at first, when the handshake ended. A sign of life: it moves only while somebody
+    /// reads.
+    pub fn last_received(&self) -> Moment {
+        Moment::from_micros(self.shared.last_received.load(Ordering::Acquire))
     }
 
     /// How long nothing has come from the peer. Nothing that has come and waits to be read (FIONREAD, `tcp(7)`) counts as
@@ -275,7 +275,7 @@ impl LinkHandle {
         if ioctl_fionread(&*self.shared.socket).is_ok_and(|waiting| waiting > 0) {
             return Duration::ZERO;
         }
-        Duration::from_micros(monotonic_us().saturating_sub(self.last_received_us()))
+        self.last_received().elapsed()
     }
 
     /// How long a `read` waits at most before it fails with `WouldBlock`; `None`: for ever. Zero is refused.
