@@ -20,10 +20,10 @@ mod primary;
 mod replica;
 mod requests;
 mod snapshot;
+mod stall;
 mod survivors;
 mod volumes;
 
-use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
@@ -39,12 +39,14 @@ use ninefold_replica::continuation::Reign;
 use ninefold_replica::protocol::{Action, Input, Outcome, Protocol, Wanted};
 use ninefold_replica::stream::{Layout, Pass, PassKind, Ready, Record};
 use ninefold_transport::Link;
+use ninefold_transport::clock::Moment;
 
 use self::backup::{BackupSide, Takeover};
 use self::health::HealthSide;
 use self::log::LogSide;
 use self::replica::Replica;
 use self::snapshot::SnapshotSide;
+use self::stall::StallSide;
 use self::survivors::{Absent, Survivors};
 use self::volumes::VolumeWatch;
 use crate::arbiter::Question;
@@ -66,8 +68,6 @@ use crate::vm::{Command, VmHandle};
 
 /// The core looks at its clock at least this often.
 const TICK: Duration = Duration::from_millis(10);
-/// A host that stood still for less is merely busy.
-const MIN_STILL: Duration = Duration::from_millis(50);
 /// How long SIGTERM waits for a backup to take the VM.
 const QUIT_LIMIT: Duration = Duration::from_secs(10);
 /// After a first session that fails before it protects; each further failure doubles it.
@@ -153,9 +153,8 @@ pub struct Core {
     start_reply: Option<Sender<Response>>,
     quitting: Option<Instant>,
     counters: Counters,
-    last_tick: Instant,
-    /// When this host was last seen not to stand still.
-    awake: Instant,
+    last_tick: Moment,
+    stall: StallSide,
     last_beat: Instant,
     beats: u64,
     done: bool,
@@ -203,8 +202,8 @@ impl Core {
             start_reply: None,
             quitting: None,
             counters: Counters::default(),
-            last_tick: now,
-            awake: now,
+            last_tick: Moment::now(),
+            stall: StallSide::new(),
             last_beat: now,
             beats: 0,
             done: false,
@@ -256,8 +255,13 @@ impl Core {
     }
 
     fn input(&mut self, input: Input) {
+        self.doubt_if_late(&input);
+        let (doubted, answered) = (self.protocol.doubts(), matches!(input, Input::Answer { .. }));
         let mut actions = Vec::new();
         self.protocol.handle(input, &mut actions);
+        if doubted && answered && !self.protocol.doubts() {
+            self.confirmed();
+        }
         for action in actions {
             self.act(action);
         }
@@ -325,7 +329,7 @@ impl Core {
                 // Unless a log of its former life has still to be disowned.
                 if !self.holding {
                     self.let_volumes();
-                    self.parts.outlets.pass();
+                    self.parts.outlets.pass(&|| ());
                 }
                 let _ = up.send(());
             }
@@ -421,16 +425,20 @@ impl Core {
                     self.add_sink(session, rounds, rest);
                 }
             }
-            Msg::Acked { session, epoch } => self.acked(session, epoch),
+            Msg::Acked { session, epoch, sent } => {
+                self.heard(session, sent);
+                self.acked(session, epoch);
+            }
             Msg::Sent { session, epoch, resumed, record } => self.sent(session, epoch, resumed, record),
-            Msg::PeerUplink { session, up } => {
+            Msg::PeerBeat { session, up, echo } => {
                 if let Some(replica) = self.replica(session) {
                     replica.uplink = up;
                 }
+                self.heard(session, echo);
             }
             Msg::StandbyReady { session, status, base } => {
                 if let Some(backup) = self.backup.as_mut().filter(|b| b.session == session) {
-                    backup.ready = Some(Instant::now());
+                    backup.ready = Some(Moment::now());
                     self.machine = Some(status);
                     if let Some(base) = base {
                         let mut changes = Vec::new();
@@ -500,30 +508,13 @@ impl Core {
             }
             Action::Hold => {
                 self.holding = true;
-                self.parts.outlets.hold();
+                self.at_work(|outlets, look| outlets.hold(look));
                 self.parts.disks.hold();
             }
             Action::Release { epoch } => {
-                // A host that freezes in the middle of this must not go on with it when it thaws.
-                let limit = self.failure_timeout() / 2;
-                let begun = Cell::new(self.awake);
-                let ours = || {
-                    let in_time = begun.get().elapsed() < limit;
-                    if in_time {
-                        begun.set(Instant::now());
-                    }
-                    in_time
-                };
-                self.parts.outlets.release(epoch, &ours);
+                self.release(epoch);
                 self.committed = epoch;
                 self.commit_disks();
-                if std::mem::take(&mut self.announce) {
-                    self.parts.outlets.announce(&ours);
-                }
-                // A long release is work, not a freeze.
-                if ours() {
-                    self.awake = Instant::now();
-                }
                 self.measure_committed();
                 // What a guest did last before it powered off is on the disks of all its hosts.
                 self.stop_due |= self.is_off_and_done();
@@ -531,7 +522,7 @@ impl Core {
             Action::OpenGate => {
                 self.holding = false;
                 self.let_volumes();
-                self.parts.outlets.pass();
+                self.at_work(|outlets, look| outlets.pass(look));
                 // Or on those of this host alone: the witness has said that it may end without the others.
                 self.stop_due |= self.is_off_and_done();
             }
@@ -611,6 +602,7 @@ impl Core {
         self.holding = false;
         self.off = false;
         self.stop_due = false;
+        self.stall.reset();
         self.uncommitted.clear();
         self.committed = Epoch(0);
     }

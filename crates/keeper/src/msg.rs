@@ -13,6 +13,7 @@ use ninefold_model::{Epoch, Record, Term};
 use ninefold_replica::continuation::Base;
 use ninefold_replica::protocol::{Outcome, ProposalId};
 use ninefold_replica::stream::{Hello, Layout};
+use ninefold_transport::clock::Moment;
 use ninefold_transport::{Link, LinkHandle, LinkWriter};
 
 use crate::recovery::News;
@@ -156,9 +157,11 @@ pub enum Msg {
     SessionReady {
         session: Term,
     },
+    /// With when the last byte of that checkpoint was sent.
     Acked {
         session: Term,
         epoch: Epoch,
+        sent: Option<Moment>,
     },
     /// A checkpoint has been sent, and what was measured of it; the guest ran again at `resumed`.
     Sent {
@@ -171,9 +174,11 @@ pub enum Msg {
         session: Term,
         reason: String,
     },
-    PeerUplink {
+    /// A heartbeat: whether the backup's uplink works, and when the newest heartbeat of ours was sent that it had read.
+    PeerBeat {
         session: Term,
         up: bool,
+        echo: Option<Moment>,
     },
 
     // From the log's thread.

@@ -105,25 +105,25 @@ impl Outlets {
         self.agent.epoch_bytes(epoch, agent);
     }
 
-    /// Releases all epochs up to this one, asking `still_ours` before every batch; answers how many frames went out.
-    pub fn release(&self, epoch: Epoch, still_ours: &dyn Fn() -> bool) -> u64 {
-        let frames = self.nics.iter().map(|nic| nic.release(epoch, still_ours).frames).sum();
-        self.console.release(epoch, still_ours);
-        self.agent.release(epoch, still_ours);
-        frames
+    /// Releases all epochs up to this one, asking `still_ours` before every batch. What it says no to stays where it is, for the
+    /// next call; answers whether all left.
+    pub fn release(&self, epoch: Epoch, still_ours: &dyn Fn() -> bool) -> bool {
+        let nics: u64 = self.nics.iter().map(|nic| nic.release(epoch, still_ours).kept).sum();
+        let channels = [&self.console, &self.agent].map(|channel| channel.release(epoch, still_ours).kept);
+        nics + channels.iter().sum::<u64>() == 0
     }
 
-    /// From now on output waits for its epoch.
-    pub fn hold(&self) {
-        self.nics.iter().for_each(NetPort::hold);
+    /// From now on output waits for its epoch. What may leave does so first, with `look` called before every batch.
+    pub fn hold(&self, look: &dyn Fn()) {
+        self.nics.iter().for_each(|nic| nic.hold(look));
         self.console.hold();
         self.agent.hold();
     }
 
-    /// From now on output leaves at once; what was held leaves first.
-    pub fn pass(&self) {
+    /// From now on output leaves at once; what was held leaves first, with `look` called before every batch.
+    pub fn pass(&self, look: &dyn Fn()) {
         for nic in &self.nics {
-            nic.open();
+            nic.open(look);
         }
         self.console.open();
         self.agent.open();
@@ -161,11 +161,9 @@ impl Outlets {
             || self.agent.wants_checkpoint()
     }
 
-    /// Tells the network where the VM is.
-    pub fn announce(&self, still_ours: &dyn Fn() -> bool) {
-        for nic in &self.nics {
-            nic.announce(still_ours);
-        }
+    /// Tells the network where the VM is, if `still_ours` says yes; how many frames it took.
+    pub fn announce(&self, still_ours: &dyn Fn() -> bool) -> usize {
+        self.nics.iter().map(|nic| nic.announce(still_ours)).sum()
     }
 
     /// What the console has said lately and what has left.

@@ -15,7 +15,7 @@ use ninefold_replica::stream::{
     self, Heartbeat, Hello, Mode, ModeChooser, PageEncoder, Pass, PassKind, PassWriter, Preamble, Ready, Record,
     RecordReader, Sample, StreamError, write_record,
 };
-use ninefold_transport::clock::monotonic_us;
+use ninefold_transport::clock::Moment;
 use ninefold_transport::{Link, LinkHandle, LinkReader, LinkWriter};
 
 use crate::bell::Bell;
@@ -28,6 +28,8 @@ use crate::outlets::{ADDRESSES, AGENT, CONSOLE, HEALTH};
 use crate::priority;
 use crate::resync::{self, Answer};
 
+/// Heartbeats whose time is remembered. An answer to an older one would come too late to say anything.
+const BEATS: usize = 64;
 /// Checkpoints and control records that may wait for the sender.
 const JOBS: usize = 8;
 /// The part of the guest's memory for which the sender keeps a copy of what the backup holds, so that only changes
@@ -128,6 +130,7 @@ pub fn open(link: Link, hello: Hello, settings: Settings, core: Sender<Msg>) -> 
     let pages: u64 = (0u16..).map_while(|block| hello.layout.pages(block)).sum();
     let encoder = PageEncoder::new(&hello.layout).with_shadow(pages * PAGE_SIZE / SHADOW_SHARE);
     let choice = Arc::new(Choice::default());
+    let on_the_way = Arc::new(OnTheWay::default());
     let (answers, comparison) = channel();
     let (core2, handle2) = (core.clone(), handle.clone());
     let sender = SenderThread {
@@ -139,6 +142,7 @@ pub fn open(link: Link, hello: Hello, settings: Settings, core: Sender<Msg>) -> 
         operations: Vec::new(),
         encoder,
         choice: Arc::clone(&choice),
+        on_the_way: Arc::clone(&on_the_way),
         settings,
         beats: 0,
         core: core.clone(),
@@ -149,7 +153,7 @@ pub fn open(link: Link, hello: Hello, settings: Settings, core: Sender<Msg>) -> 
         let _ = core2.send(Msg::SessionEnded { session: name, reason });
     })?;
     spawn("acks", move || {
-        let reason = read(name, reader, &choice, &answers, &core)
+        let reason = read(name, reader, &choice, &on_the_way, &answers, &core)
             .map_or_else(|e| e, |()| "the backup closed the connection".into());
         let _ = core.send(Msg::SessionEnded { session: name, reason });
     })?;
@@ -202,6 +206,60 @@ impl Choice {
     }
 }
 
+/// When what the backup answers was sent.
+#[derive(Debug, Default)]
+struct OnTheWay(Mutex<Unanswered>);
+
+#[derive(Debug, Default)]
+struct Unanswered {
+    /// The last byte of each checkpoint. The backup cannot have had it before.
+    checkpoints: VecDeque<(Epoch, Moment)>,
+    beats: VecDeque<Moment>,
+}
+
+impl OnTheWay {
+    fn lock(&self) -> MutexGuard<'_, Unanswered> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To be called before the last byte of a checkpoint is sent.
+    fn ends(&self, epoch: Epoch) {
+        let mut all = self.lock();
+        // Never more than may be unacknowledged; a backup that acknowledges nothing is left soon.
+        if all.checkpoints.len() == JOBS {
+            all.checkpoints.pop_front();
+        }
+        all.checkpoints.push_back((epoch, Moment::now()));
+    }
+
+    /// The backup holds all up to `epoch`: when that one was sent.
+    fn acknowledged(&self, epoch: Epoch) -> Option<Moment> {
+        let mut all = self.lock();
+        let mut sent = None;
+        while all.checkpoints.front().is_some_and(|(of, _)| *of <= epoch) {
+            sent = all.checkpoints.pop_front().map(|(_, sent)| sent);
+        }
+        sent
+    }
+
+    /// The time to put into a heartbeat.
+    fn beats(&self) -> Moment {
+        let mut all = self.lock();
+        if all.beats.len() == BEATS {
+            all.beats.pop_front();
+        }
+        let now = Moment::now();
+        all.beats.push_back(now);
+        now
+    }
+
+    /// The backup names this time as that of the newest heartbeat that it has read: when that was sent, if it was. (A backup of
+    /// an earlier release names its own clock's.)
+    fn echoed(&self, time_us: u64) -> Option<Moment> {
+        Some(Moment::from_micros(time_us)).filter(|time| self.lock().beats.contains(time))
+    }
+}
+
 struct SenderThread {
     name: Term,
     /// The newest term: the session's, then that of the binding.
@@ -214,6 +272,7 @@ struct SenderThread {
     operations: Vec<u8>,
     encoder: PageEncoder,
     choice: Arc<Choice>,
+    on_the_way: Arc<OnTheWay>,
     settings: Settings,
     beats: u64,
     core: Sender<Msg>,
@@ -268,7 +327,7 @@ impl SenderThread {
             session: self.name.0,
             seq: self.beats,
             uplink: self.settings.uplink.load(Ordering::Relaxed),
-            time_us: monotonic_us(),
+            time_us: self.on_the_way.beats().as_micros(),
         }))
     }
 
@@ -344,6 +403,7 @@ impl SenderThread {
             }
             volume_bytes += offset;
         }
+        self.on_the_way.ends(capture.epoch);
         pass.end()?;
         self.choice.sent(capture.epoch, begun, Sample::of(self.encoder.mode(), &stats));
         let wire_bytes = stats.bytes_out + capture.devices.len() as u64 + volume_bytes;
@@ -362,6 +422,7 @@ fn read(
     name: Term,
     reader: LinkReader,
     choice: &Choice,
+    on_the_way: &OnTheWay,
     answers: &Sender<Answer>,
     core: &Sender<Msg>,
 ) -> Result<(), String> {
@@ -373,12 +434,16 @@ fn read(
             Record::Ready { session, what: Ready::Receive } => (session, Msg::SessionReady { session: name }),
             Record::Ack { pass: Pass { session, kind: PassKind::Checkpoint, epoch } } => {
                 choice.acknowledged(epoch);
-                (session, Msg::Acked { session: name, epoch })
+                let sent = on_the_way.acknowledged(epoch);
+                (session, Msg::Acked { session: name, epoch, sent })
             }
             Record::Base { session, epoch, changes } => {
                 (session, Msg::Base { session: name, epoch, changes: changes.to_vec() })
             }
-            Record::Heartbeat(beat) => (beat.session, Msg::PeerUplink { session: name, up: beat.uplink }),
+            Record::Heartbeat(beat) => {
+                let echo = on_the_way.echoed(beat.time_us);
+                (beat.session, Msg::PeerBeat { session: name, up: beat.uplink, echo })
+            }
             Record::VolumeDiffers { session, volume, first, bits } if session == name.0 => {
                 // A copy that has ended wants no answers.
                 let _ = answers.send(Answer { volume, first, bits: bits.to_vec() });
@@ -396,4 +461,38 @@ fn read(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_tells_when_what_it_answers_was_sent() {
+        let way = OnTheWay::default();
+        let mut sent = Vec::new();
+        for epoch in 1..=3 {
+            let before = Moment::now();
+            way.ends(Epoch(epoch));
+            sent.push(before..=Moment::now());
+        }
+        assert!(sent[1].contains(&way.acknowledged(Epoch(2)).unwrap()), "one acknowledgement may be for several");
+        assert_eq!(way.acknowledged(Epoch(2)), None, "it says nothing new");
+        assert!(sent[2].contains(&way.acknowledged(Epoch(3)).unwrap()));
+        let beat = way.beats();
+        assert_eq!(way.echoed(beat.as_micros()), Some(beat));
+        assert_eq!(way.echoed(0), None);
+        assert_eq!(way.echoed(beat.as_micros() + 1), None, "that is another clock's");
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let way = OnTheWay::default();
+        for n in 0..1000 {
+            way.ends(Epoch(n));
+            way.beats();
+        }
+        let all = way.lock();
+        assert_eq!((all.checkpoints.len(), all.beats.len()), (JOBS, BEATS));
+    }
 }

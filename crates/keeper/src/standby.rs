@@ -15,6 +15,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -86,6 +87,8 @@ pub struct Accepted {
     pub log: Option<SyncSender<Job>>,
     /// Closed without a word when the standby is of no use any more.
     pub verdict: Receiver<Verdict>,
+    /// The time in the newest heartbeat of the primary's.
+    pub echo: Arc<AtomicU64>,
 }
 
 /// What the thread needs of its keeper.
@@ -209,7 +212,7 @@ impl Standby {
         &self,
         hello: &Hello,
         mut records: RecordReader<LinkReader>,
-        Accepted { log, verdict }: Accepted,
+        Accepted { log, verdict, echo }: Accepted,
     ) -> Result<(), String> {
         let session = hello.term;
         let Some((place, parked)) = self.parking.enter(session) else { return Ok(()) };
@@ -268,6 +271,7 @@ impl Standby {
                     parted = true;
                     break format!("the primary left: {reason}");
                 }
+                Record::Heartbeat(beat) if beat.session == session.0 => echo.store(beat.time_us, Ordering::Relaxed),
                 _ => {}
             }
             match assembler.feed(&frame, &mut sink) {

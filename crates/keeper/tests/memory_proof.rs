@@ -232,7 +232,7 @@ impl Proof {
         self.standby.load(&state).unwrap();
         self.standby.check_layout().unwrap();
         self.outlets.attach(self.standby_ports.take().unwrap()).unwrap();
-        self.outlets.pass();
+        self.outlets.pass(&|| ());
         self.standby.start().unwrap();
         self.standby.memory()
     }
@@ -313,7 +313,7 @@ fn a_linux_guest_that_dirties_memory_hard() {
     let (mut primary, ports) = guest::launch(&config);
     let outlets = outlets::open(dir.path(), &config.spec);
     outlets.attach(ports).unwrap();
-    outlets.pass();
+    outlets.pass(&|| ());
     let mut shell = Shell::new(dir.path());
     primary.start().unwrap();
     shell.until("ninefold-guest: ready", || ());
@@ -328,7 +328,7 @@ fn a_linux_guest_that_dirties_memory_hard() {
     for round in 0..4 {
         proof.sync_round(Mode::ALL[round % 4]);
     }
-    proof.outlets.hold();
+    proof.outlets.hold(&|| ());
     for (i, pattern) in patterns.into_iter().enumerate() {
         if i > 0 {
             // Its answer waits for checkpoints: they go on.
@@ -376,7 +376,7 @@ fn a_boot_sector_from_the_first_instruction_on() {
         let mut proof = Proof::new(&format!("boot sector, {accel}"), &config, primary, outlets);
         proof.sync_round(Mode::Raw);
         proof.primary.start().unwrap();
-        proof.outlets.hold();
+        proof.outlets.hold(&|| ());
         for n in 0..40 {
             proof.checkpoint(Mode::ALL[n % 4]);
             proof.resume();

@@ -277,7 +277,7 @@ fn every_sink_holds_every_checkpoint_whole() {
     guest::await_boot(&memory, 2);
 
     // Nobody releases anything here: whoever joins must be told what waits for the others.
-    outlets.hold();
+    outlets.hold(&|| ());
     said.write_all(b"before the first, ").unwrap();
     let one = add_sink(1, &handle, &bell, &memory, Duration::ZERO);
     one.wait("checkpoints at the first", |i| i.epoch >= 20);

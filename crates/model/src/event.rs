@@ -49,6 +49,8 @@ pub enum EventKind {
         backup: Option<HostName>,
         reason: String,
     },
+    /// This host, a primary or a backup, was frozen, suspended or starved for so long that it distrusts what it knew.
+    StoodStill { ms: u64 },
     /// The VM runs without a backup.
     Unprotected { term: Term, reason: String },
     /// This host now holds a whole checkpoint and will take over when it must.

@@ -457,7 +457,7 @@ impl State {
                 break;
             }
             if !still_ours() {
-                released.stale += self.gate.discard_allowed() as u64;
+                released.kept += self.gate.may_leave() as u64;
                 break;
             }
             let Self { gate, history, clients, .. } = self;

@@ -90,7 +90,7 @@ pub struct Counts {
     pub dropped_full: u64,
     /// Dropped because the gate was or became mute, or by [`Gate::discard`].
     pub dropped_mute: u64,
-    /// Allowed, but dropped by [`Gate::discard_allowed`].
+    /// The same, of items that were allowed to leave and had not left yet.
     pub stale: u64,
 }
 
@@ -343,24 +343,12 @@ impl Gate {
         self.pop_allowed(usize::MAX, usize::MAX, sink)
     }
 
-    /// Drops what may leave but has not: it is too late for it. Returns how many items.
-    pub fn discard_allowed(&mut self) -> usize {
-        let mut items = 0;
-        while self.first < self.allowed {
-            let Some(entry) = self.entries.front().copied() else {
-                break;
-            };
-            self.drop_front(entry.len as usize);
-            items += 1;
-        }
-        self.counts.stale += items as u64;
-        items
-    }
-
-    /// Drops all that is in the gate; counted as mute. Returns how many items.
+    /// Drops all that is in the gate; counted as mute, or as stale what might have left. Returns how many items.
     pub fn discard(&mut self) -> usize {
         let items = self.entries.len();
-        self.counts.dropped_mute += items as u64;
+        let stale = self.may_leave();
+        self.counts.stale += stale as u64;
+        self.counts.dropped_mute += (items - stale) as u64;
         self.first = self.end();
         self.entries.clear();
         self.bytes = 0;

@@ -15,7 +15,8 @@
 //! * by the port's thread while the gate is open.
 //!
 //! Either takes a batch out of the gate and writes it with `egress` locked but `outgoing` free, so that draining QEMU's
-//! socket during a pause does not wait for writes to the TAP. Locks are taken in the order egress, outgoing.
+//! socket during a pause does not wait for writes to the TAP. Locks are taken in the order egress, outgoing. A full gate is a
+//! thousand batches: `egress` is free between two of them, and who waits for it comes first.
 
 mod counters;
 mod incoming;
@@ -24,7 +25,7 @@ mod outgoing;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -88,8 +89,8 @@ pub struct Released {
     pub frames: u64,
     /// Bytes of these.
     pub bytes: u64,
-    /// Dropped because the VM was no longer ours.
-    pub stale: u64,
+    /// Kept in the gate, though they may leave, because nobody could say whether the VM is still ours.
+    pub kept: u64,
 }
 
 /// What a drain of QEMU's socket brought.
@@ -112,6 +113,8 @@ struct Shared {
     tally: Tally,
     outgoing: Mutex<Outgoing>,
     egress: Mutex<Egress>,
+    /// How many threads wait for `egress`.
+    waiting: AtomicUsize,
     /// Rings when QEMU's socket or the mode changed, or when the thread is to end.
     bell: OwnedFd,
     stop: AtomicBool,
@@ -146,6 +149,7 @@ impl NetPort {
             tally: Tally::default(),
             outgoing: Mutex::new(Outgoing::new(Gate::new(Mode::Mute, config.limits))),
             egress: Mutex::new(Egress { batch: Batch::new(), snooper: Snooper::new(config.mac) }),
+            waiting: AtomicUsize::new(0),
             bell,
             stop: AtomicBool::new(false),
         });
@@ -226,40 +230,49 @@ impl NetPort {
 
     /// The backup holds every epoch up to `epoch`: writes their frames to the TAP, in the calling thread.
     ///
-    /// `still_ours` is asked before each batch of at most 64 frames. If it says no, the batch and all else that may
-    /// leave is dropped and counted as stale: a host that was frozen in the middle and thaws writes 64 frames at most.
-    /// So it must tell from a clock that runs on while the host is frozen.
+    /// `still_ours` is asked before each batch of at most 64 frames. If it says no, what may leave stays in the gate until the
+    /// next call that lets it: a host that was frozen in the middle and thaws writes 64 frames at most before it knows more.
+    /// So it must tell from a clock that runs on while the host is frozen, or suspended.
     pub fn release(&self, epoch: Epoch, still_ours: &dyn Fn() -> bool) -> Released {
         lock(&self.shared.outgoing).gate.allow(epoch);
         self.shared.flush(still_ours)
     }
 
-    /// From now on frames wait for their epochs. When this returns, frames leave by [`NetPort::release`] alone.
-    pub fn hold(&self) {
-        self.set_mode(Mode::Held);
-        self.shared.flush(&|| true);
+    /// From now on frames wait for their epochs. When this returns, frames leave by [`NetPort::release`] alone. `look` is called
+    /// before each batch of those that leave first: a thousand take a while.
+    pub fn hold(&self, look: &dyn Fn()) {
+        self.let_out(Mode::Held, look);
     }
 
-    /// From now on frames leave at once. What was held leaves first. Only for a host that the witness named as the
-    /// primary without a backup.
-    pub fn open(&self) -> Released {
-        self.set_mode(Mode::Open);
-        self.shared.flush(&|| true)
+    /// From now on frames leave at once. What was held leaves first, with `look` called before each batch. Only for a host that
+    /// the witness named as the primary without a backup.
+    pub fn open(&self, look: &dyn Fn()) -> Released {
+        self.let_out(Mode::Open, look)
+    }
+
+    /// Writes what may leave, in the calling thread. The port's thread hears of the mode when that is done.
+    fn let_out(&self, mode: Mode, look: &dyn Fn()) -> Released {
+        self.set_gate(mode);
+        let released = self.shared.flush(&|| {
+            look();
+            true
+        });
+        self.shared.ring();
+        released
     }
 
     /// From now on nothing leaves or enters, and what was held is dropped. When this returns, no thread is writing to
     /// the TAP any more.
     pub fn mute(&self) {
-        self.set_mode(Mode::Mute);
-        drop(lock(&self.shared.egress));
+        self.set_gate(Mode::Mute);
+        self.shared.ring();
+        drop(self.shared.egress());
     }
 
-    fn set_mode(&self, mode: Mode) {
+    fn set_gate(&self, mode: Mode) {
         let mut outgoing = lock(&self.shared.outgoing);
         outgoing.gate.set_mode(mode);
         self.shared.tally.gate(&outgoing.gate);
-        drop(outgoing);
-        self.shared.ring();
     }
 
     /// The gate's mode.
@@ -301,7 +314,7 @@ impl NetPort {
     /// Sends one announcement of the guest's place, if the gate is not mute and `still_ours` says yes. Returns how many
     /// frames were sent. When to announce: [`AnnouncePlan`](crate::announce::AnnouncePlan).
     pub fn announce(&self, still_ours: &dyn Fn() -> bool) -> usize {
-        let egress = lock(&self.shared.egress);
+        let egress = self.shared.egress();
         let mut sent = 0;
         // Muting sets the mode, then waits for `egress`: so the mode read here holds until the frames are out.
         if self.mode() == Mode::Mute || !still_ours() {
@@ -317,12 +330,12 @@ impl NetPort {
     /// checkpoints, see [`NetPort::learn`].
     #[must_use]
     pub fn addresses(&self) -> Vec<IpAddr> {
-        lock(&self.shared.egress).snooper.addresses().to_vec()
+        self.shared.egress().snooper.addresses().to_vec()
     }
 
     /// Adds addresses that another host has learnt, the most recent first.
     pub fn learn(&self, addresses: &[IpAddr]) {
-        let mut egress = lock(&self.shared.egress);
+        let mut egress = self.shared.egress();
         for address in addresses.iter().rev() {
             egress.snooper.learn(*address);
         }
@@ -372,40 +385,60 @@ impl Shared {
         lock(&self.outgoing).gate.mode() == Mode::Open
     }
 
+    /// The right to write to the TAP. Mutexes are not fair: who holds this for long looks at `waiting`.
+    fn egress(&self) -> MutexGuard<'_, Egress> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let egress = lock(&self.egress);
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        egress
+    }
+
     /// Writes all that may leave.
     fn flush(&self, still_ours: &dyn Fn() -> bool) -> Released {
-        let mut egress = lock(&self.egress);
-        let Egress { batch, snooper } = &mut *egress;
         let mut released = Released::default();
-        loop {
-            batch.clear();
-            let mut outgoing = lock(&self.outgoing);
-            outgoing.gate.pop_allowed(BATCH_FRAMES, BATCH_BYTES, |frame| batch.push(frame));
-            self.tally.gate(&outgoing.gate);
-            drop(outgoing);
-            if batch.is_empty() {
-                return released;
-            }
-            if !still_ours() {
-                let mut outgoing = lock(&self.outgoing);
-                let stale = batch.len() + outgoing.gate.discard_allowed();
-                self.tally.gate(&outgoing.gate);
-                drop(outgoing);
-                released.stale += stale as u64;
-                self.tally.stale(stale as u64);
-                return released;
-            }
-            for frame in batch.frames() {
-                snooper.see(frame);
-                if self.tap.write(frame).is_ok() {
-                    released.frames += 1;
-                    released.bytes += frame.len() as u64;
-                    self.tally.frame_out(frame.len());
-                } else {
-                    self.tally.failed_out();
-                }
+        while self.write_batch(still_ours, &mut released) {}
+        released
+    }
+
+    /// The same for an open gate, by the port's thread. It makes way for whoever else has to write: they have the better
+    /// priority, or run on another processor.
+    fn flush_open(&self) {
+        // It does not wait for its turn only to find that there is nothing to write: QEMU's socket is to be read.
+        while lock(&self.outgoing).gate.may_leave() > 0 && self.write_batch(&|| true, &mut Released::default()) {
+            while self.waiting.load(Ordering::Relaxed) > 0 {
+                std::thread::yield_now();
             }
         }
+    }
+
+    /// Writes a batch of what may leave. False: there was none, or it was not to be written.
+    fn write_batch(&self, still_ours: &dyn Fn() -> bool, released: &mut Released) -> bool {
+        let mut egress = self.egress();
+        let Egress { batch, snooper } = &mut *egress;
+        let may_leave = lock(&self.outgoing).gate.may_leave();
+        if may_leave == 0 {
+            return false;
+        }
+        if !still_ours() {
+            released.kept += may_leave as u64;
+            return false;
+        }
+        batch.clear();
+        let mut outgoing = lock(&self.outgoing);
+        outgoing.gate.pop_allowed(BATCH_FRAMES, BATCH_BYTES, |frame| batch.push(frame));
+        self.tally.gate(&outgoing.gate);
+        drop(outgoing);
+        for frame in batch.frames() {
+            snooper.see(frame);
+            if self.tap.write(frame).is_ok() {
+                released.frames += 1;
+                released.bytes += frame.len() as u64;
+                self.tally.frame_out(frame.len());
+            } else {
+                self.tally.failed_out();
+            }
+        }
+        true
     }
 
     /// The port's thread.
@@ -443,7 +476,7 @@ impl Shared {
             if !bell.is_empty() {
                 let _ = rustix::io::read(&self.bell, &mut [0u8; 8]);
                 if self.is_open() {
-                    self.flush(&|| true);
+                    self.flush_open();
                 }
                 // What was waited for may be out of date.
                 continue;
@@ -470,7 +503,7 @@ impl Shared {
         let read = outgoing.read(Instant::now(), &self.tally);
         drop(outgoing);
         if self.is_open() {
-            self.flush(&|| true);
+            self.flush_open();
         }
         if read.wake {
             (self.wake)();

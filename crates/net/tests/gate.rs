@@ -13,7 +13,7 @@ enum Op {
     Close,
     Release { back: u64 },
     PopSome { items: usize, bytes: usize },
-    AllowThenDiscard { back: u64 },
+    AllowThenMute { back: u64 },
     Discard,
     Mode(Mode),
 }
@@ -24,7 +24,7 @@ fn op() -> impl Strategy<Value = Op> {
         4 => Just(Op::Close),
         4 => (0..4u64).prop_map(|back| Op::Release { back }),
         2 => ((0..6usize), (0..80usize)).prop_map(|(items, bytes)| Op::PopSome { items, bytes }),
-        1 => (0..4u64).prop_map(|back| Op::AllowThenDiscard { back }),
+        1 => (0..4u64).prop_map(|back| Op::AllowThenMute { back }),
         1 => Just(Op::Discard),
         2 => prop::sample::select(vec![Mode::Open, Mode::Held, Mode::Held, Mode::Mute]).prop_map(Op::Mode),
     ]
@@ -131,17 +131,23 @@ proptest! {
                     gate.pop_allowed(most, bytes, |i| left.push(i.to_vec()));
                     prop_assert_eq!(left, want);
                 }
-                Op::AllowThenDiscard { back } => {
+                Op::AllowThenMute { back } => {
                     let up_to = Epoch(epoch.0.saturating_sub(back));
                     gate.allow(up_to);
                     allow(&mut items, up_to);
                     let n = items.iter().take_while(|(_, at)| *at == Some(Epoch(0))).count();
                     items.drain(..n);
                     counts.stale += n as u64;
-                    prop_assert_eq!(gate.discard_allowed(), n);
+                    counts.dropped_mute += items.len() as u64;
+                    items.clear();
+                    (waiting, urgent) = (None, None);
+                    gate.set_mode(Mode::Mute);
+                    mode = Mode::Mute;
                 }
                 Op::Discard => {
-                    counts.dropped_mute += items.len() as u64;
+                    let n = items.iter().filter(|(_, at)| *at == Some(Epoch(0))).count();
+                    counts.stale += n as u64;
+                    counts.dropped_mute += (items.len() - n) as u64;
                     prop_assert_eq!(gate.discard(), items.len());
                     items.clear();
                     (waiting, urgent) = (None, None);
@@ -153,7 +159,9 @@ proptest! {
                         items.iter_mut().for_each(|(_, at)| *at = Some(Epoch(0)));
                         (waiting, urgent) = (None, None);
                     } else if to == Mode::Mute {
-                        counts.dropped_mute += items.len() as u64;
+                        let n = items.iter().filter(|(_, at)| *at == Some(Epoch(0))).count();
+                        counts.stale += n as u64;
+                        counts.dropped_mute += (items.len() - n) as u64;
                         items.clear();
                         (waiting, urgent) = (None, None);
                     }

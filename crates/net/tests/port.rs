@@ -41,7 +41,7 @@ fn bed(limits: Limits) -> Bed {
 #[test]
 fn an_open_port_passes_frames_both_ways() {
     let mut bed = bed(Limits::default());
-    bed.port.open();
+    bed.port.open(&|| ());
     for n in 0..10 {
         bed.qemu.say(&frame(n, 60 + n as usize * 100));
     }
@@ -63,7 +63,7 @@ fn an_open_port_passes_frames_both_ways() {
 #[test]
 fn what_a_drain_finds_in_an_open_port_leaves() {
     let mut bed = bed(Limits::default());
-    bed.port.open();
+    bed.port.open(&|| ());
     let mut found = 0;
     for n in 0..300 {
         bed.qemu.say(&frame(n, 100));
@@ -76,7 +76,7 @@ fn what_a_drain_finds_in_an_open_port_leaves() {
 #[test]
 fn held_frames_leave_with_their_epoch_in_order() {
     let mut bed = bed(Limits::default());
-    bed.port.hold();
+    bed.port.hold(&|| ());
     (0..100).for_each(|n| bed.qemu.say(&frame(n, 200)));
     assert_eq!(bed.port.drain_and_close(Epoch(1)), 100);
     (100..150).for_each(|n| bed.qemu.say(&frame(n, 200)));
@@ -89,7 +89,7 @@ fn held_frames_leave_with_their_epoch_in_order() {
     assert_eq!(observe_numbers(&bed.observer, 100), (0..100).collect::<Vec<_>>());
     assert_eq!(bed.port.release(Epoch(1), &|| true).frames, 0);
     assert_eq!(bed.port.release(Epoch(2), &|| true).frames, 50);
-    bed.port.open();
+    bed.port.open(&|| ());
     bed.qemu.say(&frame(160, 200));
     assert_eq!(observe_numbers(&bed.observer, 61), (100..161).collect::<Vec<_>>());
 }
@@ -97,7 +97,7 @@ fn held_frames_leave_with_their_epoch_in_order() {
 #[test]
 fn the_first_frame_of_each_epoch_wakes_the_checkpoint_thread() {
     let mut bed = bed(Limits::default());
-    bed.port.hold();
+    bed.port.hold(&|| ());
     for epoch in 1..=5 {
         assert_eq!(bed.port.waiting(), None);
         bed.qemu.say(&frame(1, 60));
@@ -112,7 +112,7 @@ fn the_first_frame_of_each_epoch_wakes_the_checkpoint_thread() {
 #[test]
 fn a_full_gate_asks_for_a_checkpoint_drops_the_newest_and_never_pushes_back() {
     let mut bed = bed(Limits { bytes: 1 << 20, items: 1000 });
-    bed.port.hold();
+    bed.port.hold(&|| ());
     // Far more than the gate and the socket hold: would block for ever if the port pushed back.
     (0..20_000).for_each(|n| bed.qemu.say(&frame(n, 1500)));
     bed.port.drain_and_close(Epoch(1));
@@ -134,7 +134,7 @@ fn a_mute_port_is_mute_in_both_directions() {
     assert_eq!(bed.port.mode(), Mode::Mute);
     bed.qemu.say(&frame(1, 100));
     until("dropping", || bed.port.counters().dropped_mute == 1);
-    bed.port.hold();
+    bed.port.hold(&|| ());
     bed.qemu.say(&frame(2, 100));
     bed.port.drain_and_close(Epoch(1));
     bed.port.mute();
@@ -144,17 +144,17 @@ fn a_mute_port_is_mute_in_both_directions() {
     until("ignoring", || bed.port.counters().dropped_in_mute == 1);
 
     // What comes after shows that nothing came before.
-    bed.port.open();
+    bed.port.open(&|| ());
     bed.qemu.say(&frame(4, 100));
     assert_eq!(observe_numbers(&bed.observer, 1), [4]);
     bed.observer.write(&frame(5, 100)).unwrap();
     assert_eq!(bed.qemu.hear(), frame(5, 100));
 }
 
-#[test]
-fn a_host_that_lost_the_vm_in_the_middle_writes_one_batch_at_most() {
+/// 500 frames of epoch 1, and a host that stands still when it has written two batches.
+fn interrupted() -> Bed {
     let mut bed = bed(Limits::default());
-    bed.port.hold();
+    bed.port.hold(&|| ());
     (0..500).for_each(|n| bed.qemu.say(&frame(n, 60)));
     bed.port.drain_and_close(Epoch(1));
     let asked = Cell::new(0);
@@ -163,20 +163,62 @@ fn a_host_that_lost_the_vm_in_the_middle_writes_one_batch_at_most() {
         asked.get() <= 2
     });
     assert_eq!(released.frames, 2 * BATCH_FRAMES as u64);
-    assert_eq!(released.stale, 500 - 2 * BATCH_FRAMES as u64);
-    assert_eq!(bed.port.counters().stale, released.stale);
+    assert_eq!(released.kept, 500 - 2 * BATCH_FRAMES as u64);
+    bed
+}
+
+#[test]
+fn a_host_that_lost_the_vm_in_the_middle_writes_one_batch_at_most() {
+    let mut bed = interrupted();
     assert_eq!(bed.port.announce(&|| false), 0);
-    bed.port.open();
+    bed.port.mute();
+    assert_eq!(bed.port.counters().stale, 500 - 2 * BATCH_FRAMES as u64);
+    bed.port.open(&|| ());
     bed.qemu.say(&frame(1000, 60));
     let want: Vec<u32> = (0..2 * BATCH_FRAMES as u32).chain([1000]).collect();
     assert_eq!(observe_numbers(&bed.observer, want.len()), want);
 }
 
 #[test]
+fn a_host_that_stood_still_in_the_middle_and_goes_on_has_lost_nothing() {
+    let bed = interrupted();
+    assert_eq!(bed.port.release(Epoch(1), &|| true).frames, 500 - 2 * BATCH_FRAMES as u64);
+    assert_eq!(observe_numbers(&bed.observer, 500), (0..500).collect::<Vec<_>>());
+    assert_eq!(bed.port.counters().stale, 0);
+}
+
+/// A gate that was full is a thousand batches. Whoever opens it must be able to tell the time that they take from that of a host
+/// that stands still.
+#[test]
+fn who_opens_a_full_gate_looks_at_its_clock_before_every_batch() {
+    let mut bed = bed(Limits::default());
+    let frames = 20_000;
+    bed.port.hold(&|| ());
+    for n in 0..frames {
+        bed.qemu.say(&frame(n, 60));
+        if n % 500 == 499 {
+            bed.port.drain_and_close(Epoch(1));
+        }
+    }
+    bed.port.drain_and_close(Epoch(1));
+    assert_eq!(bed.port.counters().held, u64::from(frames));
+    // How many frames had left, in all, at each look.
+    let looks = std::cell::RefCell::new(vec![0]);
+    let out = || bed.port.counters().frames_out;
+    let released = bed.port.open(&|| looks.borrow_mut().push(out()));
+    assert_eq!(out(), u64::from(frames), "nothing waits when the gate has been opened");
+    let mut looks = looks.into_inner();
+    looks.push(out());
+    assert_eq!(released.frames, u64::from(frames));
+    let most = looks.windows(2).map(|w| w[1] - w[0]).max().unwrap();
+    assert!(most <= BATCH_FRAMES as u64, "{most} frames between two looks");
+}
+
+#[test]
 fn announcements_name_the_addresses_heard_and_learnt() {
     let mut bed = bed(Limits::default());
     bed.port.learn(&["10.0.0.9".parse().unwrap()]);
-    bed.port.open();
+    bed.port.open(&|| ());
     let arp = announce::gratuitous_arp(GUEST, [10, 0, 0, 7].into());
     bed.qemu.say(&arp);
     assert_eq!(observe(&bed.observer), arp);
@@ -192,7 +234,7 @@ fn announcements_name_the_addresses_heard_and_learnt() {
 #[test]
 fn a_guest_that_does_not_read_costs_frames_and_nothing_else() {
     let mut bed = bed(Limits::default());
-    bed.port.open();
+    bed.port.open(&|| ());
     let mut sent = 0;
     while bed.port.counters().dropped_in == 0 {
         for _ in 0..64 {
@@ -216,7 +258,7 @@ fn a_guest_that_does_not_read_costs_frames_and_nothing_else() {
 #[test]
 fn the_next_qemu_takes_over_the_port() {
     let mut bed = bed(Limits::default());
-    bed.port.open();
+    bed.port.open(&|| ());
     // Half a frame of the first one.
     std::io::Write::write_all(&mut bed.qemu.0, &[0, 0, 0, 100, 1, 2, 3]).unwrap();
     let (qemu, ours) = socket_pair().unwrap();
@@ -231,7 +273,7 @@ fn the_next_qemu_takes_over_the_port() {
 #[test]
 fn a_hostile_stream_is_closed_and_a_runt_is_dropped() {
     let mut bed = bed(Limits::default());
-    bed.port.open();
+    bed.port.open(&|| ());
     bed.qemu.say(&[]);
     bed.qemu.say(&[1, 2, 3]);
     bed.qemu.say(&frame(1, 100));
@@ -247,7 +289,7 @@ fn a_hostile_stream_is_closed_and_a_runt_is_dropped() {
 #[test]
 fn frames_of_a_qemu_that_ended_are_not_lost() {
     let mut bed = bed(Limits::default());
-    bed.port.hold();
+    bed.port.hold(&|| ());
     (0..50).for_each(|n| bed.qemu.say(&frame(n, 100)));
     bed.qemu.0.shutdown(std::net::Shutdown::Both).unwrap();
     bed.port.drain_and_close(Epoch(1));
@@ -299,7 +341,7 @@ fn measure() {
     use std::time::Instant;
 
     let mut bed = bed(Limits::default());
-    bed.port.hold();
+    bed.port.hold(&|| ());
     for (frames, len) in [(1u32, 60usize), (64, 60), (64, 1500), (1000, 1500), (20_000, 1500)] {
         let mut pushes = Vec::new();
         let mut drains = Vec::new();
@@ -333,9 +375,9 @@ fn measure() {
             f64::from(frames) * len as f64 / release.as_secs_f64() / 1e6,
         );
         bed.port.mute();
-        bed.port.hold();
+        bed.port.hold(&|| ());
     }
-    bed.port.open();
+    bed.port.open(&|| ());
     let one: Vec<u8> = [&1500u32.to_be_bytes()[..], &frame(0, 1500)].concat().repeat(64);
     let sent_before = bed.port.counters().frames_out;
     let begin = Instant::now();
@@ -366,7 +408,7 @@ fn push(qemu: &UnixStream, bytes: &[u8]) -> usize {
 #[test]
 fn a_frame_that_was_written_in_part_can_be_written_to_its_end() {
     let mut bed = bed(Limits::default());
-    bed.port.open();
+    bed.port.open(&|| ());
     let long = frame(1, 60_000);
     let long = [&(long.len() as u32).to_be_bytes()[..], &long].concat();
     let outcome = Cell::new(None);

@@ -37,7 +37,7 @@ fn qemus_own_announcement_comes_through_and_is_ours_byte_for_byte() {
         .unwrap();
     let _qemu = Qemu(child);
     let port = NetPort::start(PortConfig::new(GUEST), tap, Some(ours), wake::nobody()).unwrap();
-    port.open();
+    port.open(&|| ());
 
     let mut control = UnixStream::from(control);
     control.set_read_timeout(Some(PATIENCE)).unwrap();

@@ -178,6 +178,15 @@ fn a_primary_that_stood_still_and_was_replaced_says_nothing_more() {
     assert_eq!(out[0], Action::StandDown);
 }
 
+#[test]
+fn a_lost_backup_may_be_taking_over_whatever_it_has_acknowledged() {
+    let (mut a, b, c) = protected_twice();
+    a.tell(Input::Acked { session: b, epoch: Epoch(4) });
+    a.lost(b);
+    assert_eq!(a.tell(Input::Acked { session: c, epoch: Epoch(4) }), []);
+    assert_eq!(released(&a.win().1), Some(Epoch(4)));
+}
+
 /// What the witness answered may have been true before, and not be any more.
 #[test]
 fn an_answer_to_what_was_asked_before_a_stall_confirms_nothing() {

@@ -122,6 +122,7 @@ pub fn words(kind: &EventKind) -> String {
             let what = if *continued { "with what it had, and" } else { "by a copy:" };
             format!("protected by host {backup} (term {term}; {what} {n} sent in {sync_ms} ms)")
         }
+        EventKind::StoodStill { ms } => format!("stood still for {ms} ms"),
         EventKind::Unprotected { term, reason } => format!("runs without a backup (term {term}): {reason}"),
         EventKind::BackupReady { primary, epoch } => {
             format!("holds a checkpoint of host {primary} (epoch {epoch}) and is ready to take over")

@@ -1,6 +1,7 @@
 //! The backup's side: an offered session, a lost primary, the takeover.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use ninefold_model::{Epoch, HostName, SnapshotName, Term};
 use ninefold_net::announce::AnnouncePlan;
 use ninefold_replica::protocol::{Action, Input};
 use ninefold_replica::stream::{Hello, Record, write_record};
+use ninefold_transport::clock::Moment;
 use ninefold_transport::{LinkHandle, LinkWriter};
 
 use super::Core;
@@ -28,7 +30,9 @@ pub(super) struct BackupSide {
     pub(super) handle: LinkHandle,
     pub(super) scratch: Vec<u8>,
     /// When its QEMU was there. Before, nobody reads what the primary says, and its silence means nothing.
-    pub(super) ready: Option<Instant>,
+    pub(super) ready: Option<Moment>,
+    /// The time in the primary's newest heartbeat, as the receiver's thread has read it.
+    pub(super) echo: Arc<AtomicU64>,
     pub(super) gone: bool,
     /// The primary's watchdog: the standby has the same device.
     pub(super) watchdog: Option<Watchdog>,
@@ -78,12 +82,14 @@ impl Core {
                     // What the owner wants of the VM travels with it.
                     self.want(hello.spec.protection);
                     let (verdict, heard) = sync_channel(1);
+                    let echo = Arc::new(AtomicU64::new(0));
                     self.backup = Some(BackupSide {
                         session,
                         writer,
                         handle,
                         scratch: Vec::new(),
                         ready: None,
+                        echo: Arc::clone(&echo),
                         gone: false,
                         watchdog: hello.spec.watchdog.clone(),
                         primary: hello.from.clone(),
@@ -98,7 +104,7 @@ impl Core {
                         let _ = go.send(None);
                         return;
                     }
-                    let _ = go.send(Some(Accepted { log, verdict: heard }));
+                    let _ = go.send(Some(Accepted { log, verdict: heard, echo }));
                     return;
                 }
                 Action::RefuseSession { reason, .. } => {
@@ -226,7 +232,7 @@ impl Core {
         self.machine = Some(standby::status(&machine, "as before the failover", "running"));
         // Open first: a console has no second chance for what it says at once.
         if !self.holding {
-            self.parts.outlets.pass();
+            self.parts.outlets.pass(&|| ());
         }
         if let Err(error) = self.parts.outlets.attach(ports) {
             tracing::error!(%error, "the VM's sockets cannot be served");

@@ -6,24 +6,18 @@ use std::time::{Duration, Instant};
 use ninefold_model::status::Counters;
 use ninefold_replica::protocol::{Input, Phase};
 use ninefold_replica::stream::{Heartbeat, Record, write_record};
-use ninefold_transport::clock::monotonic_us;
+use ninefold_transport::clock::Moment;
 
-use super::backup::BackupSide;
 use super::replica::Replica;
-use super::{Core, MIN_STILL, QUIT_LIMIT};
+use super::{Core, QUIT_LIMIT};
 use crate::connector::Wish;
 
 impl Core {
     pub(super) fn tick(&mut self) {
-        let stood_still = self.awake.elapsed();
-        self.awake = Instant::now();
-        self.last_tick = self.awake;
-        // The peer counts from our last sign of life, which was up to a heartbeat before.
-        let heartbeats = 2 * Duration::from_millis(self.parts.config.timing.heartbeat_ms.into());
-        if stood_still >= self.failure_timeout().saturating_sub(heartbeats).max(MIN_STILL) {
-            self.stood_still(stood_still);
-        }
+        self.last_tick = Moment::now();
+        self.check_still();
         self.check_peer();
+        self.release_kept();
         self.check_uplink();
         self.health_tick();
         self.check_log();
@@ -56,22 +50,6 @@ impl Core {
         self.parts.board.counters(&counters, self.committed);
     }
 
-    /// This host was frozen, or starved, for longer than its peers wait. As a primary it must assume that it has been
-    /// replaced: it gives its session up before it looks at anything that arrived meanwhile. As a backup it must not
-    /// take its own deafness for the primary's silence.
-    pub(super) fn stood_still(&mut self, time: Duration) {
-        let reason = format!("this host stood still for {} ms", time.as_millis());
-        tracing::warn!(%reason);
-        self.log.stood_still();
-        for session in self.replicas.iter().map(Replica::name).collect::<Vec<_>>() {
-            self.lose_session(session, reason.clone());
-        }
-        if let Some(BackupSide { ready: Some(ready), .. }) = &mut self.backup {
-            // What the primary said meanwhile has still to be read: its silence counts from now.
-            *ready = Instant::now();
-        }
-    }
-
     /// An announcement is output like any other: while a backup may take over, only its acknowledgement shows that it
     /// has not. So a bound primary announces with what it releases (`Action::Release`), and one that waits for the
     /// witness not at all.
@@ -83,7 +61,8 @@ impl Core {
 
     pub(super) fn check_peer(&mut self) {
         let limit = self.failure_timeout();
-        let lost = |r: &Replica| r.lost(limit).map(|reason| (r.name(), reason));
+        let heard = self.stall.thawed;
+        let lost = |r: &Replica| r.lost(limit, heard).map(|reason| (r.name(), reason));
         for (session, reason) in self.replicas.iter().filter_map(lost).collect::<Vec<_>>() {
             self.lose_session(session, reason);
         }
@@ -94,13 +73,16 @@ impl Core {
         if beat_due && !backup.gone {
             self.last_beat = Instant::now();
             self.beats += 1;
-            let beat = Heartbeat { session: backup.session.0, seq: self.beats, uplink, time_us: monotonic_us() };
+            // So that the primary can tell when this host was with it.
+            let time_us = backup.echo.load(Ordering::Relaxed);
+            let beat = Heartbeat { session: backup.session.0, seq: self.beats, uplink, time_us };
             // An error shows as the end of the stream.
             let _ = write_record(&mut backup.writer, &mut backup.scratch, &Record::Heartbeat(beat));
             let _ = std::io::Write::flush(&mut backup.writer);
         }
         let Some(ready) = backup.ready else { return };
-        let silence = backup.handle.silence().min(ready.elapsed());
+        // After a stall of its own it counts from the thaw: what the primary said meanwhile has still to be read.
+        let silence = backup.handle.silence().min(ready.elapsed()).min(heard.elapsed());
         if !backup.gone && silence > limit {
             let session = backup.session;
             self.primary_gone(session, format!("the primary was silent for {} ms", silence.as_millis()), false);

@@ -6,6 +6,7 @@ use ninefold_model::status::SyncProgress;
 use ninefold_model::{Epoch, HostName, Term};
 use ninefold_replica::continuation::Changes;
 use ninefold_replica::pacing::MAX_IN_FLIGHT;
+use ninefold_transport::clock::Moment;
 
 use super::{ACK_LIMIT, READY_LIMIT};
 use crate::session::Session;
@@ -44,6 +45,8 @@ pub(super) struct Replica {
     /// Checkpoints that were sent and are not acknowledged, and when the guest ran again after each.
     pub(super) unacked: Vec<(Epoch, Instant)>,
     pub(super) uplink: bool,
+    /// When the newest thing was sent of which it is known that the backup had it, and had not begun to claim when it did.
+    pub(super) with_us: Moment,
 }
 
 impl Replica {
@@ -62,6 +65,7 @@ impl Replica {
             acked: None,
             unacked: Vec::new(),
             uplink: false,
+            with_us: Moment::now(),
         }
     }
 
@@ -88,15 +92,17 @@ impl Replica {
         Ok(true)
     }
 
-    /// Why it must be given up, if it must.
-    pub(super) fn lost(&self, failure_timeout: Duration) -> Option<String> {
-        let silence = self.session.handle.silence();
+    /// Why it must be given up, if it must. It is not expected to have been heard before `thawed`, when this host went on after it
+    /// had stood still: what came meanwhile has still to be read.
+    pub(super) fn lost(&self, failure_timeout: Duration, thawed: Moment) -> Option<String> {
+        let silence = self.session.handle.silence().min(thawed.elapsed());
+        let patience = |limit: Duration, since: Instant| since.elapsed().min(thawed.elapsed()) > limit;
         // A backup that starts its QEMU answers with heartbeats already; one that is not ready in time is lost too.
         if silence > failure_timeout {
             Some(format!("the backup was silent for {} ms", silence.as_millis()))
-        } else if self.unacked.iter().any(|(_, sent)| sent.elapsed() > ACK_LIMIT) {
+        } else if self.unacked.iter().any(|(_, sent)| patience(ACK_LIMIT, *sent)) {
             Some("the backup does not acknowledge".into())
-        } else if !self.ready && self.began.elapsed() > READY_LIMIT {
+        } else if !self.ready && patience(READY_LIMIT, self.began) {
             Some("the backup does not get ready".into())
         } else {
             None

@@ -24,7 +24,7 @@ pub struct PortCounters {
     pub dropped_full: u64,
     /// From the guest, dropped because the gate was or became mute.
     pub dropped_mute: u64,
-    /// Committed, but dropped because the VM was no longer this host's.
+    /// Committed, kept because this host did not know whether the VM was still its own, and dropped when it was not.
     pub stale: u64,
     /// From the guest, not taken by the TAP: shorter than an Ethernet header, or the device is down.
     pub failed_out: u64,
@@ -63,6 +63,7 @@ impl Tally {
         self.held.store(gate.len() as u64, Relaxed);
         self.dropped_full.store(counts.dropped_full, Relaxed);
         self.dropped_mute.store(counts.dropped_mute, Relaxed);
+        self.stale.store(counts.stale, Relaxed);
         self.wants_checkpoint.store(gate.wants_checkpoint(), Relaxed);
         self.waiting.store(self.encode(gate.waiting()), Relaxed);
         self.urgent.store(self.encode(gate.urgent()), Relaxed);
@@ -110,10 +111,6 @@ impl Tally {
 
     pub(super) fn failed_out(&self) {
         self.failed_out.fetch_add(1, Relaxed);
-    }
-
-    pub(super) fn stale(&self, frames: u64) {
-        self.stale.fetch_add(frames, Relaxed);
     }
 
     pub(super) fn frames_in(&self, frames: u64, bytes: u64) {

@@ -445,7 +445,9 @@ impl Protocol {
             p.doubt = None;
         }
         match p.allowed(rules) {
-            Some(epoch) if p.holding && epoch > p.released && !p.doubts() => {
+            Some(epoch)
+                if p.holding && epoch > p.released && !p.doubts() && p.sessions.iter().all(Session::is_live) =>
+            {
                 p.released = epoch;
                 out.push(Action::Release { epoch });
             }

@@ -366,7 +366,8 @@ pub struct Heartbeat {
     pub seq: u64,
     /// The sender's public uplink works: who has none is the worse primary.
     pub uplink: bool,
-    /// The sender's CLOCK_MONOTONIC, microseconds. For measurements only.
+    /// From a primary: its CLOCK_BOOTTIME, microseconds. From a backup: what was in the newest heartbeat that it has read, 0 for
+    /// none. So the primary can tell when its backup was last with it.
     pub time_us: u64,
 }
 
