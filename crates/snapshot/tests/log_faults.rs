@@ -187,6 +187,45 @@ fn a_failed_sync_ends_the_log() {
     assert!(failed > 0);
 }
 
+/// Any step of any kind fails once: what was acknowledged is there after a loss of power, and the log goes on or says that it cannot.
+#[test]
+fn every_step_may_fail_once() {
+    let (mut steps, mut ended) = (0, 0);
+    for step in 1.. {
+        let disk = Disk::new();
+        let storage: Arc<dyn Storage> = Arc::new(disk.clone());
+        let (mut log, mut folder, mut guest) = make(&storage, 3, 0);
+        disk.fail_at(step);
+        let (mut good, mut last) = (guest.clone(), 3);
+        let mut spoilt = false;
+        for n in 4..=12 {
+            let mut again = || commit(&mut log, &mut guest, n);
+            match again().or_else(|_| again()) {
+                Ok(_) => (good, last) = (guest.clone(), n),
+                Err(error) => {
+                    assert!(matches!(error, LogError::Spoilt(_)), "step {step}: {error:?}");
+                    spoilt = true;
+                    break;
+                }
+            }
+            let mut fold = || folder.fold();
+            while fold().or_else(|_| fold()).unwrap() {}
+        }
+        for fate in [Fate::Lost, Fate::Kept, Fate::Any(step), Fate::Any(step << 8)] {
+            let (held, memory) = read(&(Arc::new(disk.power_on(fate)) as Arc<dyn Storage>)).unwrap();
+            // One that was not acknowledged may be there.
+            let truth = if spoilt && held.committed.number == last + 1 { &guest } else { &good };
+            assert!(held.committed.number == last || std::ptr::eq(truth, &guest), "step {step}, {fate:?}");
+            assert!(held.device_state == truth.state && memory == truth.memory, "step {step}, {fate:?}");
+        }
+        if disk.steps() < step {
+            break;
+        }
+        (steps, ended) = (steps + 1, ended + u64::from(spoilt));
+    }
+    assert!(steps > 60 && ended > 5 && ended < steps, "{steps} {ended}");
+}
+
 /// What nobody folds makes the log refuse, not grow; what is folded keeps it short.
 #[test]
 fn its_length_is_bounded() {

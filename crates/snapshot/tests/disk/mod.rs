@@ -53,6 +53,7 @@ struct State {
     /// Bytes that can still be written.
     room: Option<usize>,
     fail_sync_at: Option<u64>,
+    fail_at: Option<u64>,
 }
 
 /// See the [module](self).
@@ -76,6 +77,14 @@ impl Disk {
         let mut state = self.lock();
         state.steps = 0;
         state.fail_sync_at = Some(at);
+    }
+
+    /// Step `at` from now on fails, whatever it is: it may have been done all the same, but for a sync, which then takes for durable
+    /// what is not.
+    pub fn fail_at(&self, at: u64) {
+        let mut state = self.lock();
+        state.steps = 0;
+        state.fail_at = Some(at);
     }
 
     /// From now on only so many bytes can be written.
@@ -225,6 +234,7 @@ impl State {
             // What was under way may have been done, or a part of it.
             Some(at) if self.steps == at => (true, Err(off())),
             Some(at) if self.steps > at => (false, Err(off())),
+            _ if self.fail_at == Some(self.steps) => (self.steps.is_multiple_of(2), Err(io::Error::other("it failed"))),
             _ => (true, Ok(())),
         }
     }
@@ -348,10 +358,16 @@ impl StorageFile for Open {
 
     fn sync(&self) -> io::Result<()> {
         let mut state = self.0.lock();
-        state.sync_step()?;
+        let synced = state.sync_step();
+        if state.crash_at.is_some_and(|at| state.steps >= at) {
+            return synced;
+        }
         let content = &mut state.files[self.1];
-        content.durable = content.now.clone();
-        content.pending.clear();
-        Ok(())
+        // As Linux does: what could not be written is not tried again.
+        let pending = std::mem::take(&mut content.pending);
+        if synced.is_ok() {
+            pending.iter().for_each(|op| apply(&mut content.durable, op));
+        }
+        synced
     }
 }
