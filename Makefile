@@ -12,8 +12,11 @@ export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 target := $(or $(CARGO_TARGET_DIR),target)
 # Seconds that the fuzzer runs.
 FUZZ_SECONDS ?= 60
+# How long random faults are done, and the seed of their script (empty: one is chosen and shown).
+SECONDS_OF_CHAOS = $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),600)
+SEED ?=
 
-.PHONY: help root bootstrap build guest demo test soak bench fuzz clean
+.PHONY: help root bootstrap build guest demo test soak chaos bench fuzz clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -43,9 +46,15 @@ test: root ## Install what is missing, then run every check and test (under 20 m
 	@$(MAKE) guest
 	@scripts/test
 
-soak: root ## Run the long tests: repeated faults, hundreds of failovers
+soak: root ## Run the long tests: repeated faults, hundreds of failovers, then chaos
 	@$(MAKE) guest
 	cargo test --release --locked --workspace --no-fail-fast -- --ignored --test-threads=1
+	@$(MAKE) chaos
+
+chaos: root ## Do random faults for SECONDS (600) from a SEED; what is found is kept in target/chaos
+	@$(MAKE) build
+	@$(MAKE) guest
+	$(target)/release/ninefold lab chaos --seconds $(SECONDS_OF_CHAOS) $(if $(SEED),--seed $(SEED)) --keep $(target)/chaos
 
 bench: root ## Measure protected against unprotected; results in target/bench
 	@$(MAKE) build

@@ -70,6 +70,9 @@ pub enum CliError {
     Doctor(Vec<String>),
     #[error("the demo showed a fault: {}", .0.join("; "))]
     Demo(Vec<String>),
+    /// Random faults have shown a defect.
+    #[error("seed {seed} has found something: {}", .failures.join("; "))]
+    Chaos { seed: u64, failures: Vec<String> },
     /// A command that was run for the user ended with this exit code; it has said why itself.
     #[error("the command ended with exit code {0}")]
     Child(u8),
@@ -131,6 +134,9 @@ impl CliError {
             Self::NoDump(_) => "`dumps` in the keeper's configuration says where dumps go",
             Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => "run it as root",
             Self::Doctor(_) => "follow the advice above, then run `ninefold doctor` again",
+            Self::Chaos { .. } => {
+                "this is a bug in Ninefold, or in the rule: keep the directory that was named and the output"
+            }
             Self::Demo(_) => "this is a bug in Ninefold: keep the report and the output",
             Self::Io { .. } | Self::Host { .. } | Self::Child(_) | Self::OutputClosed | Self::Interrupted => {
                 return None;

@@ -14,6 +14,10 @@
 //! A disk can also hang: its file system is frozen as for a snapshot of the device beneath, and whoever writes to it or syncs
 //! it waits, without an error and deaf to signals, until it is thawed.
 //!
+//! It can be slow: the kernel lets so many bytes a second through to the loop device (control groups version 1,
+//! `blkio.throttle.write_bps_device` of the root group, where the writing of dirty pages is charged). And it can be full: a file
+//! takes all room that is left.
+//!
 //! Source: `EXT4_IOC_SHUTDOWN` and `EXT4_GOING_FLAGS_NOLOGFLUSH` in the kernel's `fs/ext4/ext4.h`, `FIFREEZE` and `FITHAW` in
 //! `include/uapi/linux/fs.h`.
 
@@ -40,6 +44,11 @@ const EXT4_GOING_FLAGS_NOLOGFLUSH: u32 = 2;
 const FIFREEZE: libc::Ioctl = 0xc004_5877_u32 as libc::Ioctl;
 const FITHAW: libc::Ioctl = 0xc004_5878_u32 as libc::Ioctl;
 
+/// Where the root group's limits are, if the machine has that controller in version 1.
+const BLKIO: &str = "/sys/fs/cgroup/blkio/blkio.throttle.write_bps_device";
+/// The file that takes the room of a full disk.
+const FILLER: &str = "filler";
+
 /// The directory with a lab's images.
 pub(crate) fn images(lab: &str) -> PathBuf {
     Path::new(IMAGES).join(lab)
@@ -48,6 +57,26 @@ pub(crate) fn images(lab: &str) -> PathBuf {
 /// Whether this machine can have such disks: a container, for example, often has no loop devices.
 pub fn supported() -> bool {
     Path::new("/dev/loop-control").exists()
+}
+
+/// Whether this machine can make such disks slow.
+pub fn slow_supported() -> bool {
+    supported() && Path::new(BLKIO).exists()
+}
+
+/// A disk that is slow as long as this value lives.
+#[derive(Debug)]
+pub struct SlowDisk {
+    /// MAJOR:MINOR of the loop device.
+    device: String,
+}
+
+impl Drop for SlowDisk {
+    fn drop(&mut self) {
+        if let Err(error) = fs::write(BLKIO, format!("{} 0", self.device)) {
+            tracing::warn!(device = self.device, %error, "a disk stays slow");
+        }
+    }
 }
 
 impl Lab {
@@ -112,6 +141,59 @@ impl Lab {
         control(&self.disk_dir(host), "thaw", FITHAW, 0)
     }
 
+    /// A host's disk writes at most so much a second, bytes (at least 1).
+    ///
+    /// # Errors
+    /// No disk of its own, or a machine without limits for devices ([`slow_supported`]).
+    pub fn slow_disk(&self, host: &str, bytes_per_s: u64) -> Result<SlowDisk, LabError> {
+        self.own_disk(host)?;
+        let dir = self.disk_dir(host);
+        let device = rustix::fs::stat(&dir).map_err(io_at(format!("stat {}", dir.display())))?.st_dev;
+        let device = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
+        let limit = format!("{device} {}", bytes_per_s.max(1));
+        fs::write(BLKIO, limit).map_err(io_at(format!("write to {BLKIO}")))?;
+        Ok(SlowDisk { device })
+    }
+
+    /// A host's disk has no room left, until [`Lab::clear_disk`].
+    ///
+    /// # Errors
+    /// No disk of its own.
+    pub fn fill_disk(&self, host: &str) -> Result<(), LabError> {
+        self.own_disk(host)?;
+        let path = self.disk_dir(host).join(FILLER);
+        let at = || format!("fill {}", path.display());
+        let file = fs::OpenOptions::new().append(true).create(true).open(&path).map_err(io_at(at()))?;
+        let mut length = 0;
+        // Others write too: what was free may be taken before it is allocated.
+        for _ in 0..64 {
+            let room = rustix::fs::fstatvfs(&file).map_err(io_at(at()))?;
+            let free = room.f_bavail * room.f_frsize;
+            if free == 0 {
+                break;
+            }
+            match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), length, free) {
+                Ok(()) => length += free,
+                Err(rustix::io::Errno::NOSPC) => {}
+                Err(e) => return Err(io_at(at())(e)),
+            }
+        }
+        Ok(())
+    }
+
+    /// A host's disk has room again.
+    ///
+    /// # Errors
+    /// No disk of its own.
+    pub fn clear_disk(&self, host: &str) -> Result<(), LabError> {
+        self.own_disk(host)?;
+        let path = self.disk_dir(host).join(FILLER);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(io_at(format!("remove {}", path.display()))(e)),
+            _ => Ok(()),
+        }
+    }
+
     fn own_disk(&self, host: &str) -> Result<(), LabError> {
         self.check(host)?;
         match self.record().disks && host != CLIENT && self.is_mounted(host) {
@@ -128,12 +210,15 @@ impl Lab {
     }
 }
 
-/// The first lines of the teardown script: processes that wait for a disk that hangs cannot be killed.
+/// The first lines of the teardown script: processes that wait for a disk that hangs, or is slow, cannot be killed.
 pub(crate) fn thaw_all(lab_dir: &Path, hosts: impl Iterator<Item = String>) -> String {
     hosts
         .chain([WITNESS.to_owned()])
         .map(|host| lab_dir.join(host).join("disk").display().to_string())
-        .map(|disk| format!("mountpoint -q '{disk}' && fsfreeze --unfreeze '{disk}'\n"))
+        .map(|disk| {
+            let slow = format!("echo \"$(mountpoint -d '{disk}') 0\" > {BLKIO}");
+            format!("mountpoint -q '{disk}' && {{ fsfreeze --unfreeze '{disk}'; {slow}; }}\n")
+        })
         .collect()
 }
 

@@ -12,6 +12,7 @@
 //! * [`observer`]: who spoke for the VM on the public network
 //! * [`ledger`]: clients that check every acknowledged write or transaction
 //! * [`pinger`]: round trips. [`series`]: percentiles
+//! * [`chaos`]: random faults, several at once, and a judge
 //! * [`bench`]: protected against unprotected, measured
 //! * [`status`]: how a lab is at the moment
 //! * [`demo`]: the main job from beginning to end, with its report
@@ -20,6 +21,7 @@
 
 pub mod bench;
 pub mod boot;
+pub mod chaos;
 pub mod config;
 pub mod demo;
 pub mod disks;

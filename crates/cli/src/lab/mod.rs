@@ -1,8 +1,9 @@
 //! `ninefold lab`: hosts on this machine, and what can befall them.
 //!
 //! * [`up`]: making one · [`status`]: looking at it · [`faults`]: kill, freeze, cut and their opposites
-//! * [`exec`]: a command inside a host
+//! * [`exec`]: a command inside a host · [`chaos`]: random faults for a time
 
+mod chaos;
 mod exec;
 mod faults;
 mod status;
@@ -43,6 +44,7 @@ enum Verb {
     Heal(faults::HealArgs),
     Witness(faults::WitnessArgs),
     Exec(exec::ExecArgs),
+    Chaos(chaos::ChaosArgs),
     List(ListArgs),
     Sweep(SweepArgs),
 }
@@ -127,6 +129,7 @@ pub fn run(args: LabArgs, output: &Output) -> Result<(), CliError> {
         Verb::Heal(args) => faults::heal(&args, output),
         Verb::Witness(args) => faults::witness(&args, output),
         Verb::Exec(args) => exec::run(&args),
+        Verb::Chaos(args) => chaos::run(&args, output),
         Verb::List(_) => list(output),
         Verb::Sweep(_) => sweep(output),
     }

@@ -1,0 +1,219 @@
+//! What is done to a lab.
+
+use std::fmt;
+
+use ninefold_model::HostName;
+use serde::{Deserialize, Serialize};
+
+use crate::faults::Cut;
+use crate::topology::{Network, WITNESS};
+
+/// A fault. Each has a beginning and an end; what has died is started again at its end.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "fault", rename_all = "snake_case")]
+pub enum Fault {
+    /// The QEMU of a host is killed. Its keeper lives on.
+    KillQemu {
+        host: HostName,
+    },
+    KillKeeper {
+        host: HostName,
+    },
+    /// A host loses its power, and with it what its disk had not synced.
+    KillHost {
+        host: HostName,
+    },
+    /// All processes of a host stand still.
+    Freeze {
+        host: HostName,
+    },
+    /// A host is cut off from a network.
+    Cut {
+        host: HostName,
+        network: Network,
+        how: Cut,
+    },
+    /// The witness is away.
+    Witness {
+        how: Away,
+    },
+    /// A host's disk writes so much a second, KiB.
+    SlowDisk {
+        host: HostName,
+        kib_per_s: u64,
+    },
+    /// A host's disk has no room left.
+    FullDisk {
+        host: HostName,
+    },
+    /// A host's disk does not answer. The host may be the witness's.
+    HungDisk {
+        host: HostName,
+    },
+    /// So many threads of the machine do nothing but calculate.
+    Processor {
+        threads: u64,
+    },
+    /// So much memory is written again and again, MiB.
+    Memory {
+        mib: u64,
+    },
+    /// Not a fault: the primary is asked to hand the VM over.
+    Switchover,
+}
+
+/// How the witness goes away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Away {
+    Killed,
+    Frozen,
+    CutOff,
+    /// Its host loses its power.
+    Unpowered,
+}
+
+/// What a fault takes for itself: no two faults have the same at a time.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Resource {
+    Processes(HostName),
+    Cable(HostName, bool),
+    Disk(String),
+    Witness,
+    Processor,
+    Memory,
+    Role,
+}
+
+/// The kinds of fault, for counting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    KillQemu,
+    KillKeeper,
+    KillHost,
+    Freeze,
+    Cut,
+    Blackhole,
+    Witness,
+    SlowDisk,
+    FullDisk,
+    HungDisk,
+    Processor,
+    Memory,
+    Switchover,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 13] = [
+        Kind::KillQemu,
+        Kind::KillKeeper,
+        Kind::KillHost,
+        Kind::Freeze,
+        Kind::Cut,
+        Kind::Blackhole,
+        Kind::Witness,
+        Kind::SlowDisk,
+        Kind::FullDisk,
+        Kind::HungDisk,
+        Kind::Processor,
+        Kind::Memory,
+        Kind::Switchover,
+    ];
+
+    /// Needs hosts with disks of their own.
+    pub fn needs_disk(self) -> bool {
+        matches!(self, Kind::SlowDisk | Kind::FullDisk | Kind::HungDisk)
+    }
+
+    /// Takes the VM's state from a host's memory.
+    pub fn kills(self) -> bool {
+        matches!(self, Kind::KillQemu | Kind::KillKeeper | Kind::KillHost)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::KillQemu => "QEMU killed",
+            Kind::KillKeeper => "keeper killed",
+            Kind::KillHost => "host without power",
+            Kind::Freeze => "host frozen",
+            Kind::Cut => "cable without carrier",
+            Kind::Blackhole => "cable that drops everything",
+            Kind::Witness => "witness away",
+            Kind::SlowDisk => "slow disk",
+            Kind::FullDisk => "full disk",
+            Kind::HungDisk => "hung disk",
+            Kind::Processor => "processors busy",
+            Kind::Memory => "memory busy",
+            Kind::Switchover => "switchover",
+        })
+    }
+}
+
+impl Fault {
+    pub fn kind(&self) -> Kind {
+        match self {
+            Fault::KillQemu { .. } => Kind::KillQemu,
+            Fault::KillKeeper { .. } => Kind::KillKeeper,
+            Fault::KillHost { .. } => Kind::KillHost,
+            Fault::Freeze { .. } => Kind::Freeze,
+            Fault::Cut { how: Cut::Carrier, .. } => Kind::Cut,
+            Fault::Cut { how: Cut::Blackhole, .. } => Kind::Blackhole,
+            Fault::Witness { .. } => Kind::Witness,
+            Fault::SlowDisk { .. } => Kind::SlowDisk,
+            Fault::FullDisk { .. } => Kind::FullDisk,
+            Fault::HungDisk { .. } => Kind::HungDisk,
+            Fault::Processor { .. } => Kind::Processor,
+            Fault::Memory { .. } => Kind::Memory,
+            Fault::Switchover => Kind::Switchover,
+        }
+    }
+
+    /// What it takes for itself.
+    pub fn resource(&self) -> Resource {
+        match self {
+            Fault::KillQemu { host }
+            | Fault::KillKeeper { host }
+            | Fault::KillHost { host }
+            | Fault::Freeze { host } => Resource::Processes(host.clone()),
+            Fault::Cut { host, network, .. } => Resource::Cable(host.clone(), *network == Network::Public),
+            // A witness whose disk hangs cannot be killed or frozen.
+            Fault::HungDisk { host } if host.as_str() == WITNESS => Resource::Witness,
+            Fault::Witness { .. } => Resource::Witness,
+            Fault::SlowDisk { host, .. } | Fault::FullDisk { host } | Fault::HungDisk { host } => {
+                Resource::Disk(host.to_string())
+            }
+            Fault::Processor { .. } => Resource::Processor,
+            Fault::Memory { .. } => Resource::Memory,
+            Fault::Switchover => Resource::Role,
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fault::KillQemu { host } => write!(f, "QEMU of {host} is killed"),
+            Fault::KillKeeper { host } => write!(f, "keeper of {host} is killed"),
+            Fault::KillHost { host } => write!(f, "host {host} loses its power"),
+            Fault::Freeze { host } => write!(f, "host {host} freezes"),
+            Fault::Cut { host, network, how } => {
+                let network = if *network == Network::Public { "public" } else { "replication" };
+                let how = if *how == Cut::Carrier { "loses its carrier" } else { "drops everything" };
+                write!(f, "{network} cable of {host} {how}")
+            }
+            Fault::Witness { how: Away::Killed } => write!(f, "witness is killed"),
+            Fault::Witness { how: Away::Frozen } => write!(f, "witness freezes"),
+            Fault::Witness { how: Away::CutOff } => write!(f, "witness is cut off"),
+            Fault::Witness { how: Away::Unpowered } => write!(f, "witness loses its power"),
+            Fault::SlowDisk { host, kib_per_s } => write!(f, "disk of {host} writes {kib_per_s} KiB/s"),
+            Fault::FullDisk { host } => write!(f, "disk of {host} is full"),
+            Fault::HungDisk { host } => write!(f, "disk of {host} hangs"),
+            Fault::Processor { threads } => write!(f, "{threads} threads calculate"),
+            Fault::Memory { mib } => write!(f, "{mib} MiB of memory are written"),
+            Fault::Switchover => write!(f, "a switchover is asked for"),
+        }
+    }
+}
