@@ -115,6 +115,9 @@ fn tell(step: &ChaosStep<'_>, seed: u64) -> Option<String> {
             format!("  at rest after {:.1} s, {} acknowledged", took.as_secs_f64(), count(*acked))
         }
         ChaosStep::LegitimateLoss => "  the VM is lost, legitimately: nobody held its state any more".into(),
+        ChaosStep::GuestSawErrors => {
+            "  the guest did not get over I/O errors; it ran without a backup on a disk that failed".into()
+        }
         ChaosStep::Violation(violation) => {
             let kept = violation.kept.as_ref().map(|dir| format!("\n  kept: {}", dir.display())).unwrap_or_default();
             format!("  VIOLATION: {}: {}{kept}", violation.kind, violation.words)
@@ -133,7 +136,7 @@ fn summary(report: &ChaosReport) -> String {
     };
     let mut text = format!(
         "\n{} faults in {} bursts, {:.0} s of chaos (seed {}):{}\n\n\
-         {} take-overs, {} recoveries from a log, {} times bound to a backup; {} legitimate losses\n\
+         {} take-overs, {} recoveries from a log, {} times bound to a backup; {} legitimate losses, {} guests with I/O errors\n\
          {} writes and {} transactions acknowledged, {} of them lost ({} could not be read back); longest silence {} ms\n\
          {} late frames\n",
         count(done),
@@ -145,6 +148,7 @@ fn summary(report: &ChaosReport) -> String {
         count(report.recoveries),
         count(report.protected),
         count(report.losses_legitimate),
+        count(report.guests_with_errors),
         count(report.acked_writes),
         count(report.acked_transactions),
         count(report.acked_lost),

@@ -21,6 +21,9 @@
 //! looked for there. What the witness held at a kill is read *after* it: a dead primary changes no record, so what is then found is what
 //! was there, or what a living backup has made of it. A backup that has taken over meanwhile was a holder, and is found to be one.
 //!
+//! A guest whose VM runs **alone** on a host whose disk fails is given I/O errors, as by any disk: what it makes of them is its own affair
+//! ([`may_see_errors`]). With a backup that is bound it must never see one.
+//!
 //! Where something cannot be known the judge is for the defendant: an event that died with its keeper is missing, and a holder is
 //! then not counted; a record that was read late may bind fewer. So a loss that is called illegitimate is one.
 //!
@@ -189,6 +192,34 @@ pub fn judge(facts: &[Fact], non_volatile: bool) -> Verdict {
     }
     settle(&mut open, last.as_ref(), &mut verdict);
     verdict
+}
+
+/// Whether the guest may have been given I/O errors: some host ran it, without a backup that was bound, while its disk failed.
+pub fn may_see_errors(facts: &[Fact]) -> bool {
+    let mut order: Vec<&Fact> = facts.iter().collect();
+    order.sort_by_key(|f| f.at_us);
+    let (mut alone, mut failing) = (BTreeSet::new(), BTreeSet::new());
+    order.into_iter().any(|fact| {
+        match &fact.what {
+            What::Killed { host } => drop((alone.remove(host), failing.remove(host))),
+            What::Held { .. } => {}
+            What::Said { host, event } => match event {
+                EventKind::Booted { .. }
+                | EventKind::TookOver { .. }
+                | EventKind::Recovered { .. }
+                | EventKind::Restored { .. }
+                | EventKind::BackupLost { .. }
+                | EventKind::Unprotected { .. } => drop(alone.insert(host.clone())),
+                EventKind::Protected { .. } | EventKind::StoodDown { .. } | EventKind::Lost { .. } => {
+                    alone.remove(host);
+                }
+                EventKind::VolumeFailed { .. } => drop(failing.insert(host.clone())),
+                EventKind::VolumeRecovered { .. } => drop(failing.remove(host)),
+                _ => {}
+            },
+        }
+        alone.intersection(&failing).next().is_some()
+    })
 }
 
 /// What to tell about a verdict: the holders at each moment.

@@ -4,7 +4,7 @@ use ninefold_model::event::{EventKind, FailoverPhases};
 use ninefold_model::{Backup, Epoch, HostName, Record, Term};
 use proptest::prelude::*;
 
-use super::judge::{Fact, Place, What, judge};
+use super::judge::{Fact, Place, What, judge, may_see_errors};
 
 fn host(n: usize) -> HostName {
     ["a", "b"][n].parse().unwrap()
@@ -297,4 +297,27 @@ fn a_log_outlives_its_host() {
 #[test]
 fn without_a_word_of_the_witness_nobody_is_accused() {
     assert!(judge(&[booted(), killed(2, 0)], false).may_be_lost());
+}
+
+#[test]
+fn a_guest_sees_errors_only_when_its_host_is_alone_with_a_bad_disk() {
+    let failed = || EventKind::VolumeFailed { volume: "data".parse().unwrap(), reason: String::new() };
+    let recovered = || EventKind::VolumeRecovered { volume: "data".parse().unwrap() };
+    let unprotected = || EventKind::Unprotected { term: Term(3), reason: String::new() };
+    let protected = EventKind::Protected {
+        term: Term(2),
+        backup: host(1),
+        sync_ms: 1,
+        bytes: 1,
+        volume_bytes: 1,
+        continued: false,
+    };
+    let begin = [booted(), said(2, 0, protected)];
+    let with = |more: &[Fact]| may_see_errors(&[&begin[..], more].concat());
+    assert!(!with(&[said(3, 0, failed())]), "the backup has it");
+    assert!(!with(&[said(3, 1, failed()), said(4, 0, unprotected())]), "the backup's disk is not the guest's");
+    assert!(with(&[said(3, 0, failed()), said(4, 0, unprotected())]));
+    assert!(with(&[said(3, 0, unprotected()), said(4, 0, failed())]));
+    assert!(!with(&[said(3, 0, failed()), said(4, 0, recovered()), said(5, 0, unprotected())]));
+    assert!(!with(&[said(3, 0, failed()), said(4, 1, took_over())]), "it went where the disk is good");
 }

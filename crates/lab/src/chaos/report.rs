@@ -46,6 +46,8 @@ pub struct ChaosReport {
     pub late_frames: u64,
     /// VMs that were lost when nobody held their state any more.
     pub losses_legitimate: u64,
+    /// Guests that did not get over the I/O errors of a disk on which they ran without a backup.
+    pub guests_with_errors: u64,
     /// What must not be.
     pub violations: Vec<Violation>,
     /// Disks could be full and hang; and be slow. `false`: this machine cannot do it, and such faults were left out.

@@ -55,6 +55,8 @@ pub enum ChaosStep<'a> {
     },
     /// Nobody held the VM any more.
     LegitimateLoss,
+    /// The VM ran alone on a disk that failed, and its guest did not get over the errors.
+    GuestSawErrors,
     Violation(&'a Violation),
     /// Everything that was acknowledged has been read back.
     Verified {
@@ -139,6 +141,11 @@ impl Runner<'_> {
                 Found::LegitimateLoss => {
                     (self.hear)(ChaosStep::LegitimateLoss);
                     self.report.losses_legitimate += 1;
+                    here.abandon(self.report)?;
+                }
+                Found::GuestSawErrors => {
+                    (self.hear)(ChaosStep::GuestSawErrors);
+                    self.report.guests_with_errors += 1;
                     here.abandon(self.report)?;
                 }
                 Found::Violation(violation) => {

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::fault::Fault;
 use super::inflict::{Done, Ground};
-use super::judge::{Fact, Verdict, What, judge, words};
+use super::judge::{Fact, Verdict, What, judge, may_see_errors, words};
 use super::plan::{Burst, Planned, Subject};
 use super::register::{Facts, Register};
 use super::report::{ChaosReport, Violation, ViolationKind};
@@ -66,6 +66,8 @@ pub(super) enum Found {
     },
     /// The VM is gone, and nobody held it any more.
     LegitimateLoss,
+    /// The guest ran alone on a disk that failed, and has made of it what it could.
+    GuestSawErrors,
     Violation(Box<Violation>),
     Interrupted,
 }
@@ -188,6 +190,7 @@ impl<'a> Scene<'a> {
             },
             // Who is gone for ever does not come to rest either.
             Rest::Stuck(_) if self.verdict().may_be_lost() && self.nobody_runs() => Found::LegitimateLoss,
+            Rest::Stuck(_) | Rest::Broken if may_see_errors(&self.facts()) => Found::GuestSawErrors,
             Rest::Stuck(what) => self.violation(ViolationKind::NoRest, what),
             Rest::Broken => self.violation(ViolationKind::ConnectionBroken, String::new()),
             Rest::Calm => {
@@ -211,7 +214,7 @@ impl<'a> Scene<'a> {
             let last = Planned { begin_ms: 0, end_ms: 1, fault: Fault::KillQemu { host: primary } };
             match self.burst(&Burst { number, faults: vec![last] }) {
                 Found::Violation(found) => violation = Some(*found),
-                Found::LegitimateLoss => return self.abandon(report).map(|()| None),
+                Found::LegitimateLoss | Found::GuestSawErrors => return self.abandon(report).map(|()| None),
                 Found::Rest { .. } | Found::Interrupted => {}
             }
         }
@@ -228,6 +231,7 @@ impl<'a> Scene<'a> {
                         violation = self.violation_of(self.violation(ViolationKind::DataLost, words));
                     }
                 }
+                Err(_) if may_see_errors(&self.facts()) => {}
                 Err(error) => {
                     violation = self.violation_of(self.violation(ViolationKind::NoRest, error.to_string()));
                 }
