@@ -58,6 +58,10 @@ pub enum Fault {
     Memory {
         mib: u64,
     },
+    /// Not a fault: the guest overwrites so much of its second volume, past its page cache, and flushes it, MiB.
+    Writes {
+        mib: u64,
+    },
     /// Not a fault: the primary is asked to hand the VM over.
     Switchover,
 }
@@ -82,6 +86,7 @@ pub enum Resource {
     Witness,
     Processor,
     Memory,
+    Guest,
     Role,
 }
 
@@ -101,11 +106,12 @@ pub enum Kind {
     HungDisk,
     Processor,
     Memory,
+    Writes,
     Switchover,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 13] = [
+    pub const ALL: [Kind; 14] = [
         Kind::KillQemu,
         Kind::KillKeeper,
         Kind::KillHost,
@@ -118,6 +124,7 @@ impl Kind {
         Kind::HungDisk,
         Kind::Processor,
         Kind::Memory,
+        Kind::Writes,
         Kind::Switchover,
     ];
 
@@ -147,6 +154,7 @@ impl fmt::Display for Kind {
             Kind::HungDisk => "hung disk",
             Kind::Processor => "processors busy",
             Kind::Memory => "memory busy",
+            Kind::Writes => "guest writes much",
             Kind::Switchover => "switchover",
         })
     }
@@ -167,6 +175,7 @@ impl Fault {
             Fault::HungDisk { .. } => Kind::HungDisk,
             Fault::Processor { .. } => Kind::Processor,
             Fault::Memory { .. } => Kind::Memory,
+            Fault::Writes { .. } => Kind::Writes,
             Fault::Switchover => Kind::Switchover,
         }
     }
@@ -187,6 +196,7 @@ impl Fault {
             }
             Fault::Processor { .. } => Resource::Processor,
             Fault::Memory { .. } => Resource::Memory,
+            Fault::Writes { .. } => Resource::Guest,
             Fault::Switchover => Resource::Role,
         }
     }
@@ -213,6 +223,7 @@ impl fmt::Display for Fault {
             Fault::HungDisk { host } => write!(f, "disk of {host} hangs"),
             Fault::Processor { threads } => write!(f, "{threads} threads calculate"),
             Fault::Memory { mib } => write!(f, "{mib} MiB of memory are written"),
+            Fault::Writes { mib } => write!(f, "guest writes {mib} MiB"),
             Fault::Switchover => write!(f, "a switchover is asked for"),
         }
     }

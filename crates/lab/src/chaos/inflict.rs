@@ -1,5 +1,7 @@
 //! A burst, done to a lab: each fault in a thread of its own, from its beginning to its end.
 
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -10,16 +12,21 @@ use serde::{Deserialize, Serialize};
 
 use super::fault::{Away, Fault};
 use super::judge::What;
-use super::plan::{Burst, Planned};
+use super::plan::{Burst, Planned, SCRATCH_MIB};
 use super::pressure;
 use super::register::{Facts, Register, now_us};
 use crate::error::LabError;
 use crate::faults::Cut;
 use crate::lab::Lab;
+use crate::netns::io_in_netns;
 use crate::programs::{KEEPER, WITNESS_PROGRAM};
 use crate::status::LinkState;
-use crate::topology::{Network, WITNESS};
+use crate::topology::{CLIENT, GUEST_IP, Network, WITNESS};
 
+/// The volume that the guest overwrites when told to.
+pub(super) const SCRATCH: &str = "scratch";
+/// Where the guest's workload server listens.
+const WORKLOAD_PORT: u16 = 7000;
 /// How often a fault that lasts looks whether it is to end before its time.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -136,6 +143,10 @@ impl Ground<'_> {
                 pressure::memory(*mib, || hold(Ok(())));
                 Ok(())
             }
+            Fault::Writes { mib } => {
+                hold(self.guest_writes(*mib));
+                Ok(())
+            }
             Fault::Switchover => {
                 hold(self.switch_over());
                 Ok(())
@@ -149,6 +160,17 @@ impl Ground<'_> {
         self.facts.add(now_us(), What::Killed { host: host.clone() });
         self.register.want();
         killed
+    }
+
+    /// Asks the guest's workload server and does not wait for its answer: what becomes of it depends on the other faults.
+    fn guest_writes(&self, mib: u64) -> Result<(), LabError> {
+        let percent = (mib * 100 / SCRATCH_MIB).clamp(1, 100);
+        let command = format!("rewrite volume={SCRATCH} percent={percent}\n");
+        io_in_netns(&self.lab.netns(CLIENT)?, "ask the workload server", || {
+            let server = SocketAddr::new(GUEST_IP, WORKLOAD_PORT);
+            let mut stream = TcpStream::connect_timeout(&server, Duration::from_secs(2))?;
+            stream.write_all(command.as_bytes())
+        })
     }
 
     fn switch_over(&self) -> Result<(), LabError> {

@@ -31,6 +31,8 @@ const APART_MS: u64 = 100;
 const BEGIN_MS: u64 = 4000;
 /// What coming to rest after a burst is reckoned at.
 pub const REST_MS: u64 = 4000;
+/// The volume that is overwritten, MiB.
+pub const SCRATCH_MIB: u64 = 128;
 /// Longest stage, seconds.
 const STAGE_S: u64 = 300;
 
@@ -75,6 +77,11 @@ impl Subject {
 
     pub fn is_postgres(self) -> bool {
         !matches!(self, Subject::Redis | Subject::RedisNonVolatile)
+    }
+
+    /// It has volumes, one of them to be overwritten.
+    pub fn has_volumes(self) -> bool {
+        self != Subject::Redis
     }
 
     /// Each host keeps a log of it.
@@ -148,7 +155,7 @@ impl Burst {
                 break;
             }
             let begin_ms = if faults.is_empty() { 0 } else { dice.below(BEGIN_MS) };
-            let (fault, lasts) = draw(&mut dice, scope);
+            let (fault, lasts) = draw(&mut dice, subject, scope);
             let new = Planned { begin_ms, end_ms: begin_ms + lasts, fault };
             let kills = faults.iter().filter(|f| f.fault.kind().kills()).count() as u64;
             if fits(&new, &faults) && !(new.fault.kind().kills() && kills >= most_kills) {
@@ -175,10 +182,13 @@ fn fits(new: &Planned, others: &[Planned]) -> bool {
 }
 
 /// A fault and how long it lasts, milliseconds.
-fn draw(dice: &mut Dice, scope: &Scope) -> (Fault, u64) {
+fn draw(dice: &mut Dice, subject: Subject, scope: &Scope) -> (Fault, u64) {
     loop {
         let kind = *dice.pick(&Kind::ALL);
         if (kind.needs_disk() && !scope.disks) || (kind == Kind::SlowDisk && !scope.slow_disks) {
+            continue;
+        }
+        if kind == Kind::Writes && !subject.has_volumes() {
             continue;
         }
         let host = dice.pick(&scope.hosts).clone();
@@ -199,7 +209,9 @@ fn draw(dice: &mut Dice, scope: &Scope) -> (Fault, u64) {
             }
             Kind::SlowDisk => {
                 let kib_per_s = dice.spread(64, 4096);
-                (Fault::SlowDisk { host, kib_per_s }, dice.spread(500, 8000))
+                // Longer than 10 s: what is given up after that time must be what nobody needs.
+                let longest = if dice.one_in(4) { 16_000 } else { 6000 };
+                (Fault::SlowDisk { host, kib_per_s }, dice.spread(500, longest))
             }
             Kind::FullDisk => (Fault::FullDisk { host }, dice.spread(200, 6000)),
             Kind::HungDisk => {
@@ -210,6 +222,7 @@ fn draw(dice: &mut Dice, scope: &Scope) -> (Fault, u64) {
             }
             Kind::Processor => (Fault::Processor { threads: dice.between(2, 8) }, dice.spread(200, 4000)),
             Kind::Memory => (Fault::Memory { mib: dice.spread(128, 1024) }, dice.spread(200, 4000)),
+            Kind::Writes => (Fault::Writes { mib: dice.spread(4, SCRATCH_MIB) }, dice.spread(500, 6000)),
             Kind::Switchover => (Fault::Switchover, 1),
         };
     }

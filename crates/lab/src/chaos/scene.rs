@@ -7,15 +7,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ninefold_model::event::EventKind;
-use ninefold_model::spec::{Acknowledge, NonVolatile};
+use ninefold_model::spec::{Acknowledge, NonVolatile, VolumeSpec};
 use ninefold_model::status::{LogState, ProtectionState, Role, VmStatus};
 use ninefold_model::{InvalidName, VmName};
 use serde::Serialize;
 
 use super::fault::Fault;
-use super::inflict::{Done, Ground};
+use super::inflict::{Done, Ground, SCRATCH};
 use super::judge::{Fact, Verdict, What, judge, may_see_errors, words};
-use super::plan::{Burst, Planned, Subject};
+use super::plan::{Burst, Planned, SCRATCH_MIB, Subject};
 use super::register::{Facts, Register};
 use super::report::{ChaosReport, Violation, ViolationKind};
 use crate::boot::VmOptions;
@@ -457,6 +457,11 @@ fn options(subject: Subject) -> Result<VmOptions, LabError> {
         Subject::PostgresDisk => VmOptions::postgres(name, Acknowledge::Disk)?,
         Subject::PostgresMemory | Subject::PostgresNonVolatile => VmOptions::postgres(name, Acknowledge::Memory)?,
     };
+    if subject.has_volumes() {
+        let scratch =
+            SCRATCH.parse().map_err(|e: InvalidName| LabError::Name { name: SCRATCH.into(), reason: e.to_string() })?;
+        vm.volumes.push(VolumeSpec::new(scratch, SCRATCH_MIB << 20));
+    }
     vm.non_volatile = subject.is_non_volatile().then(NonVolatile::default);
     vm.patience = Duration::from_secs(300);
     Ok(vm)
