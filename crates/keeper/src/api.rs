@@ -3,8 +3,9 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use ninefold_listen::Within;
 use ninefold_model::control::{CheckpointRecord, Request, Response};
 use ninefold_model::event::Event;
 use ninefold_model::status::VmStatus;
@@ -46,8 +47,9 @@ impl Client {
             Request::Events { wait_ms, .. } => Duration::from_millis(*wait_ms),
             _ => Duration::ZERO,
         };
-        let mut stream = UnixStream::connect(&self.socket).map_err(unreachable)?;
-        stream.set_read_timeout(Some(Duration::from_secs(30) + patience)).map_err(unreachable)?;
+        let stream = UnixStream::connect(&self.socket).map_err(unreachable)?;
+        let deadline = Instant::now() + Duration::from_secs(30) + patience;
+        let mut stream = Within::new(&stream, deadline, usize::MAX);
         let mut line = serde_json::to_vec(request).map_err(|e| ApiError::Garbled(e.to_string()))?;
         line.push(b'\n');
         stream.write_all(&line).map_err(unreachable)?;

@@ -2,14 +2,14 @@
 
 use std::fs::{self, File};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ninefold_listen::{Bounds, descriptors};
 use ninefold_net::wake::Wake;
 use ninefold_store::{Timeouts, WitnessClient};
-use ninefold_transport::{Identity, Listener, Security, TransportError};
+use ninefold_transport::{Identity, Listener, Security};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::arbiter;
@@ -21,23 +21,32 @@ use crate::custody::Kept;
 use crate::disks::Disks;
 use crate::error::KeeperError;
 use crate::health::images::Images;
+use crate::http;
 use crate::journal::Journal;
-use crate::metrics::{self, Board};
+use crate::metrics::Board;
 use crate::msg::Msg;
 use crate::outlets::Outlets;
 use crate::parking::Parking;
 use crate::server;
-use crate::standby::Standby;
+use crate::standby::{Door, Standby};
 
-/// Incoming connections served at a time: one session, and what probes or attacks.
-const MAX_INCOMING: usize = 16;
-/// After an accept that failed.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Fewer may run out.
+const FEW_DESCRIPTORS: u64 = 1024;
+/// Connections whose peer is not known yet. Strangers may have half of them; the rest is for the addresses of the VM's hosts.
+const HANDSHAKES: Bounds = Bounds { strangers: 16, ..Bounds::new(32) };
+/// Connections of hosts: the session, those that are being opened, and those that end. Hosts that are not the VM's may have
+/// a few, to be told so.
+const SESSIONS: Bounds = Bounds { strangers: 4, ..Bounds::new(16) };
 
 /// Runs a keeper until SIGTERM or SIGINT.
 pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
     if ninefold_volume::fault::read_environment()? {
         tracing::warn!("this keeper has fault points set: it dies or fails on purpose");
+    }
+    // The ports' bounds sum up to a few hundred; QEMU, volumes and logs come on top.
+    let limit = descriptors::raise_limit();
+    if limit < FEW_DESCRIPTORS {
+        tracing::warn!(limit, "this process may open few files: connections will be turned away when they run out");
     }
     let config = Arc::new(config);
     let at = |what| {
@@ -63,9 +72,11 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
     let journal = Journal::new(config.host.clone());
     let board = Arc::new(Board::new(&config.vm.name));
     if let Some(addr) = config.metrics {
-        metrics::serve(addr, Arc::clone(&board))?;
+        let board = Arc::clone(&board);
+        http::serve(addr, move || board.text())?;
     }
-    let listener = Listener::bind(config.listen, security.clone())
+    let peers: Vec<_> = config.peers.iter().map(|p| p.addr.ip()).collect();
+    let listener = Listener::bind_within(config.listen, security.clone(), HANDSHAKES, &peers)
         .map_err(|e| KeeperError::Listen { addr: config.listen, source: Box::new(e) })?;
     let witness = &config.witness;
     let client = WitnessClient::new(witness.addr, witness.host.clone(), security.clone(), Timeouts::default());
@@ -133,31 +144,13 @@ fn lock(config: &KeeperConfig) -> Result<File, KeeperError> {
 }
 
 fn accept(listener: Listener, standby: Standby) -> Result<(), KeeperError> {
-    let serving = Arc::new(AtomicUsize::new(0));
+    let door = Arc::new(Door::new(SESSIONS));
     let run = move || {
-        loop {
-            let incoming = match listener.accept() {
-                Ok(incoming) => incoming,
-                Err(TransportError::Closed) => break,
-                Err(error) => {
-                    // Out of descriptors, most likely: it passes.
-                    tracing::warn!(%error, "a connection cannot be accepted");
-                    thread::sleep(ACCEPT_PAUSE);
-                    continue;
-                }
-            };
-            if serving.fetch_add(1, Ordering::Relaxed) >= MAX_INCOMING {
-                serving.fetch_sub(1, Ordering::Relaxed);
-                incoming.refuse();
-                continue;
-            }
-            let (standby, count) = (standby.clone(), Arc::clone(&serving));
-            let served = thread::Builder::new().name("standby".into()).spawn(move || {
-                standby.serve(incoming);
-                count.fetch_sub(1, Ordering::Relaxed);
-            });
-            if served.is_err() {
-                serving.fetch_sub(1, Ordering::Relaxed);
+        while let Ok(incoming) = listener.accept() {
+            let (standby, door) = (standby.clone(), Arc::clone(&door));
+            let served = thread::Builder::new().name("standby".into()).spawn(move || standby.serve(incoming, &door));
+            if let Err(error) = served {
+                tracing::warn!(%error, "a connection cannot be served");
             }
         }
     };

@@ -5,14 +5,14 @@
 //! * [`vm`]: the thread that owns a running QEMU; [`bell`] wakes it · [`sink`]: those to whom it is copied ·
 //!   [`capture`]: one checkpoint, the pause path · [`overlay`], [`first_copy`]
 //! * [`session`]: a primary's connection to its backup · [`connector`]: finding one
-//! * [`standby`]: a backup's side · [`parking`]: one that was not needed
+//! * [`standby`]: a backup's side, [`refusals`] of those that knock · [`parking`]: one that was not needed
 //! * [`log`]: a non-volatile VM's checkpoints on disk · [`recovery`]: going on from them
 //! * [`snapshot`]: taking one, and starting from one
 //! * [`arbiter`]: asking the witness
 //! * [`disks`]: the VM's volumes · [`resync`]: making a backup's equal to them
 //! * [`health`]: the guest's watchdog, images on trial
 //! * [`outlets`]: NICs, console and agent behind one gate
-//! * [`server`], [`api`]: the control socket, both ends · [`journal`]: events and measurements · [`metrics`]
+//! * [`server`], [`api`]: the control socket, both ends · [`journal`]: events and measurements · [`metrics`], [`http`]
 
 pub mod api;
 mod arbiter;
@@ -27,6 +27,7 @@ pub mod disks;
 pub mod error;
 pub mod first_copy;
 pub mod health;
+pub mod http;
 mod journal;
 pub mod keeper;
 pub mod log;
@@ -38,6 +39,7 @@ mod overlay;
 pub mod parking;
 mod priority;
 pub mod recovery;
+pub mod refusals;
 pub mod resync;
 mod server;
 pub mod session;

@@ -1,7 +1,5 @@
-//! Prometheus metrics of one keeper, and the little HTTP server that shows them.
+//! Prometheus metrics of one keeper.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::Duration;
 
@@ -16,8 +14,6 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
-
-use crate::error::KeeperError;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StepLabel {
@@ -306,33 +302,12 @@ impl Board {
         self.trials.get_or_create(&TrialLabel { outcome }).inc();
     }
 
-    fn text(&self) -> String {
+    /// All of them, in the OpenMetrics text format.
+    pub fn text(&self) -> String {
         let mut text = String::new();
         if encode(&mut text, &self.registry).is_err() {
             text.clear();
         }
         text
     }
-}
-
-/// Serves `GET /metrics` at `addr` from a thread of its own, one request at a time.
-pub fn serve(addr: SocketAddr, board: Arc<Board>) -> Result<(), KeeperError> {
-    let refused = |e: Box<dyn std::error::Error + Send + Sync>| KeeperError::Metrics { addr, reason: e.to_string() };
-    let server = tiny_http::Server::http(addr).map_err(refused)?;
-    let run = move || {
-        for request in server.incoming_requests() {
-            let response = if request.url() == "/metrics" {
-                let kind = "Content-Type: application/openmetrics-text; version=1.0.0; charset=utf-8";
-                let mut response = tiny_http::Response::from_string(board.text());
-                if let Ok(header) = kind.parse() {
-                    response.add_header::<tiny_http::Header>(header);
-                }
-                response
-            } else {
-                tiny_http::Response::from_string("see /metrics\n").with_status_code(404)
-            };
-            let _ = request.respond(response);
-        }
-    };
-    std::thread::Builder::new().name("metrics".into()).spawn(run).map(drop).map_err(KeeperError::Thread)
 }

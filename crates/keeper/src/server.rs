@@ -1,15 +1,15 @@
 //! The control socket: one JSON object a line each way (see `ninefold_model::control`).
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use ninefold_listen::{Acceptor, Bounds, Guest, Within};
 use ninefold_model::control::{Request, Response};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::error::KeeperError;
 use crate::journal::Journal;
@@ -19,10 +19,14 @@ use crate::msg::Msg;
 const MAX_REQUEST: u64 = 64 << 10;
 /// Clients served at a time.
 const MAX_CLIENTS: usize = 64;
-/// A client that sends nothing for so long is disconnected.
+/// A client that asks nothing for so long is disconnected.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// For the rest of a request once it has begun, and for an answer to be taken.
+const LINE_LIMIT: Duration = Duration::from_secs(5);
 /// How long the core may take. Booting a VM is the longest of it.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+/// How often somebody who waits for events is looked after.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// Listens at `path` (removing what a former keeper left there) and serves each client from a thread of its own.
 pub fn serve(path: &Path, journal: Journal, core: Sender<Msg>) -> Result<(), KeeperError> {
@@ -32,49 +36,47 @@ pub fn serve(path: &Path, journal: Journal, core: Sender<Msg>) -> Result<(), Kee
         _ => {}
     }
     let listener = UnixListener::bind(path).map_err(failed)?;
-    let clients = Arc::new(AtomicUsize::new(0));
-    let accept = move || {
-        for stream in listener.incoming() {
-            let Ok(stream) = stream else {
-                // Out of descriptors, most likely: clients that leave will free some.
-                thread::sleep(Duration::from_millis(100));
-                continue;
-            };
-            if clients.fetch_add(1, Ordering::Relaxed) >= MAX_CLIENTS {
-                clients.fetch_sub(1, Ordering::Relaxed);
-                continue;
-            }
-            let (journal, core, count) = (journal.clone(), core.clone(), Arc::clone(&clients));
-            let served = thread::Builder::new().name("control".into()).spawn(move || {
-                let _ = client(stream, &journal, &core);
-                count.fetch_sub(1, Ordering::Relaxed);
-            });
-            if served.is_err() {
-                clients.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
-    };
-    thread::Builder::new().name("control".into()).spawn(accept).map(drop).map_err(KeeperError::Thread)
+    let acceptor = Acceptor::new("control", listener, Bounds::new(MAX_CLIENTS), Vec::new());
+    let run = move || acceptor.serve(move |guest| drop(client(&guest, &journal, &core)));
+    thread::Builder::new().name("control".into()).spawn(run).map(drop).map_err(KeeperError::Thread)
 }
 
-fn client(stream: UnixStream, journal: &Journal, core: &Sender<Msg>) -> std::io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    let mut out = stream.try_clone()?;
-    let mut input = BufReader::new(stream);
+fn client(guest: &Guest<UnixListener>, journal: &Journal, core: &Sender<Msg>) -> io::Result<()> {
+    let stream = &*guest.stream;
+    let mut input = BufReader::new(Within::new(stream, Instant::now(), usize::MAX));
     loop {
-        let mut line = Vec::new();
-        input.by_ref().take(MAX_REQUEST).read_until(b'\n', &mut line)?;
-        if line.is_empty() {
+        guest.place.idle();
+        input.get_mut().set_deadline(Instant::now() + PATIENCE);
+        if input.fill_buf()?.is_empty() {
             return Ok(());
         }
+        input.get_mut().set_deadline(Instant::now() + LINE_LIMIT);
+        let mut line = Vec::new();
+        input.by_ref().take(MAX_REQUEST).read_until(b'\n', &mut line)?;
+        // Where the next request begins is not known then.
+        let last = line.len() as u64 == MAX_REQUEST && line.last() != Some(&b'\n');
         let response = match serde_json::from_slice(&line) {
-            Ok(request) => answer(request, journal, core),
+            _ if last => refuse(format!("a request of more than {MAX_REQUEST} bytes")),
+            // It may wait for long, and others may want its place.
+            Ok(Request::Events { after, wait_ms }) => {
+                let Some(events) = events(stream, journal, after, Duration::from_millis(wait_ms)) else {
+                    return Ok(());
+                };
+                events
+            }
+            Ok(request) => {
+                guest.place.busy();
+                answer(request, journal, core)
+            }
             Err(error) => refuse(format!("not a request: {error}")),
         };
+        guest.place.busy();
         let mut text = serde_json::to_vec(&response)?;
         text.push(b'\n');
-        out.write_all(&text)?;
+        Within::new(stream, Instant::now() + LINE_LIMIT, 0).write_all(&text)?;
+        if last {
+            return Ok(());
+        }
     }
 }
 
@@ -82,11 +84,30 @@ fn refuse(message: String) -> Response {
     Response::Error { message, help: None, try_host: None }
 }
 
+/// Waits for events; none when the client has gone, or has lost its place.
+fn events(stream: &UnixStream, journal: &Journal, after: u64, wait: Duration) -> Option<Response> {
+    let begun = Instant::now();
+    loop {
+        let left = wait.saturating_sub(begun.elapsed());
+        let events = journal.events(after, left.min(LOOK));
+        if !events.is_empty() || left.is_zero() {
+            return Some(Response::Events { events });
+        }
+        if is_gone(stream) {
+            return None;
+        }
+    }
+}
+
+/// Whether nothing can be said to the client any more.
+fn is_gone(stream: &UnixStream) -> bool {
+    let mut fds = [PollFd::new(stream, PollFlags::empty())];
+    // HUP and ERR are told unasked. One that has only ceased to ask may still want its answer.
+    poll(&mut fds, Some(&Timespec::default())).is_ok() && !fds[0].revents().is_empty()
+}
+
 fn answer(request: Request, journal: &Journal, core: &Sender<Msg>) -> Response {
     match request {
-        Request::Events { after, wait_ms } => {
-            Response::Events { events: journal.events(after, Duration::from_millis(wait_ms)) }
-        }
         Request::Checkpoints { after } => Response::Checkpoints { checkpoints: journal.checkpoints(after) },
         request => {
             let (reply, answer) = channel();
@@ -95,5 +116,83 @@ fn answer(request: Request, journal: &Journal, core: &Sender<Msg>) -> Response {
             }
             answer.recv_timeout(ANSWER_LIMIT).unwrap_or_else(|_| refuse("the keeper did not answer".into()))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Bed {
+        _dir: tempfile::TempDir,
+        path: std::path::PathBuf,
+    }
+
+    fn bed() -> Bed {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keeper.sock");
+        let (core, inbox) = channel();
+        // The core answers everything with `Done`.
+        thread::spawn(move || {
+            for msg in inbox {
+                if let Msg::Request { reply, .. } = msg {
+                    let _ = reply.send(Response::Done);
+                }
+            }
+        });
+        serve(&path, Journal::new("a".parse().unwrap()), core).unwrap();
+        Bed { _dir: dir, path }
+    }
+
+    impl Bed {
+        fn ask(&self, request: &[u8]) -> io::Result<String> {
+            let mut client = UnixStream::connect(&self.path)?;
+            client.set_read_timeout(Some(Duration::from_secs(20)))?;
+            client.write_all(request)?;
+            let mut answer = String::new();
+            BufReader::new(client).read_line(&mut answer)?;
+            Ok(answer)
+        }
+
+        /// Until it is served, well before anybody is given up for being idle.
+        fn is_served(&self) {
+            let deadline = Instant::now() + PATIENCE / 4;
+            let request = b"{\"request\":\"status\"}\n";
+            while !self.ask(request).is_ok_and(|answer| !answer.is_empty()) {
+                assert!(Instant::now() < deadline, "nobody is served");
+            }
+        }
+    }
+
+    #[test]
+    fn idle_clients_keep_nobody_out() {
+        let bed = bed();
+        let idle: Vec<_> = (0..2 * MAX_CLIENTS).map(|_| UnixStream::connect(&bed.path).unwrap()).collect();
+        bed.is_served();
+        drop(idle);
+    }
+
+    /// An hour, each of them.
+    #[test]
+    fn clients_that_wait_for_events_keep_nobody_out() {
+        let bed = bed();
+        let waiting: Vec<_> = (0..2 * MAX_CLIENTS)
+            .map(|_| {
+                let mut client = UnixStream::connect(&bed.path).unwrap();
+                let _ = client.write_all(b"{\"request\":\"events\",\"after\":0,\"wait_ms\":3600000}\n");
+                client
+            })
+            .collect();
+        bed.is_served();
+        drop(waiting);
+    }
+
+    #[test]
+    fn a_request_that_is_too_long_is_refused_once() {
+        let bed = bed();
+        let mut request = vec![b' '; MAX_REQUEST as usize + 10];
+        request.push(b'\n');
+        let answer = bed.ask(&request).unwrap();
+        assert!(answer.contains("more than 65536 bytes"), "{answer}");
     }
 }

@@ -14,16 +14,17 @@
 //! the next session, of the same primary or of the host that took over from it, which then sends only what differs.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use ninefold_listen::{Bounds, Place, Register, Standing};
 use ninefold_machine::{Machine, MachineConfig, Memory, PageRun, Ports, Ram, Tracker};
 use ninefold_model::health::Health;
 use ninefold_model::spec::{Protection, VmSpec};
 use ninefold_model::status::MachineStatus;
-use ninefold_model::{Epoch, Term};
+use ninefold_model::{Epoch, HostName, Term};
 use ninefold_replica::continuation::{Base, History};
 use ninefold_replica::stream::record::RefuseCode;
 use ninefold_replica::stream::{
@@ -31,7 +32,7 @@ use ninefold_replica::stream::{
     write_record,
 };
 use ninefold_store::{Timeouts, Witness, WitnessClient};
-use ninefold_transport::{Incoming, Link, LinkReader, LinkWriter, Security};
+use ninefold_transport::{Incoming, Link, LinkHandle, LinkReader, LinkWriter, Security};
 
 use crate::capture::micros;
 use crate::config::KeeperConfig;
@@ -45,10 +46,13 @@ use crate::msg::Msg;
 use crate::outlets::{ADDRESSES, CONSOLE, HEALTH, Outlets};
 use crate::parking::{Parked, Parking, StandbyMachine};
 use crate::priority;
+use crate::refusals::Refusals;
 use crate::resync;
 use crate::session::Job;
 
-/// For the handshake and the opening of a session, so that a silent stranger is soon rid of.
+/// For the handshake. A connector gives it up after 1.5 s.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(2);
+/// For all that opens a session, so that a silent host is soon rid of.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often a standby that waits for the witness's word is looked after.
 const LOOK: Duration = Duration::from_millis(20);
@@ -103,27 +107,53 @@ pub struct Standby {
     pub core: Sender<Msg>,
 }
 
+/// The hosts that are connected, and what was told of those that were refused.
+pub struct Door {
+    hosts: Register<HostName, LinkHandle>,
+    /// Refusals of those that are no host of ours, and of those that are: the former must not hide the latter.
+    strangers: Mutex<Refusals>,
+    peers: Mutex<Refusals>,
+}
+
+impl Door {
+    /// Nobody is there.
+    pub fn new(bounds: Bounds) -> Self {
+        let refusals = |each| Mutex::new(Refusals::new(each, Instant::now()));
+        let (strangers, peers) = (refusals(Duration::from_secs(1)), refusals(Duration::from_millis(500)));
+        Self { hosts: Register::new(bounds), strangers, peers }
+    }
+}
+
 impl Standby {
     /// Serves one incoming connection from handshake to end.
-    pub fn serve(self, incoming: Incoming) {
+    pub fn serve(self, incoming: Incoming, door: &Door) {
         let from = incoming.remote_addr();
-        let refused = |peer: String, reason| {
-            let _ = self.core.send(Msg::RefusedPeer { peer, reason });
+        let refused = |among: &Mutex<Refusals>, peer: String, reason| {
+            let told = among.lock().unwrap_or_else(PoisonError::into_inner).tell(reason, Instant::now());
+            if let Some(reason) = told {
+                let _ = self.core.send(Msg::RefusedPeer { peer, reason });
+            }
         };
-        let link = match incoming.handshake(PATIENCE) {
+        let link = match incoming.handshake(HANDSHAKE_LIMIT) {
             Ok(link) => link,
-            Err(error) => return refused(from.to_string(), report(&error)),
+            Err(error) => return refused(&door.strangers, from.to_string(), report(&error)),
         };
-        let peer = link.peer().to_string();
-        if let Err(reason) = self.session(link) {
-            refused(peer, reason);
+        let peer = link.peer().clone();
+        let ours = self.config.peers.iter().any(|p| p.host == peer);
+        let (standing, among) =
+            if ours { (Standing::Known, &door.peers) } else { (Standing::Stranger, &door.strangers) };
+        let Some(place) = door.hosts.enter(peer.clone(), standing, link.handle()) else {
+            return refused(among, peer.to_string(), "it has too many connections".into());
+        };
+        if let Err(reason) = self.session(link, &place) {
+            refused(among, peer.to_string(), reason);
         }
     }
 
-    fn session(&self, link: Link) -> Result<(), String> {
+    fn session(&self, link: Link, place: &Place<HostName, LinkHandle>) -> Result<(), String> {
         let peer = link.peer().clone();
         let handle = link.handle();
-        let _ = handle.set_read_timeout(Some(PATIENCE));
+        let _ = handle.set_read_deadline(Some(PATIENCE));
         // The core writes heartbeats and acknowledgements: it must not wait for a primary that takes nothing.
         let _ = handle.set_write_timeout(Some(WRITE_LIMIT));
         let (reader, mut writer) = link.split();
@@ -159,9 +189,11 @@ impl Standby {
             let _ = io::Write::flush(&mut writer);
             return Err(reason);
         }
-        let _ = handle.set_read_timeout(None);
+        let _ = handle.set_read_deadline(None);
         let session = hello.term;
         let (go, answer) = sync_channel(1);
+        // It is genuine, and from here on the core watches over it.
+        place.busy();
         let _ = self.core.send(Msg::Offer { hello: hello.clone(), writer, handle: handle.clone(), go });
         // The core refuses over the writer itself.
         let Some(accepted) = answer.recv().unwrap_or(None) else { return Ok(()) };

@@ -21,10 +21,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use ninefold_listen::{Acceptor, Bounds, Full, Tried};
 use ninefold_model::Epoch;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
 use crate::gate::{Gate, Limits, Mode, Push};
@@ -44,23 +45,37 @@ const CHUNK: usize = 4096;
 /// the next epoch.
 const MAX_DRAIN_READS: usize = 1024;
 
+/// After a poll(2) that failed.
+const POLL_PAUSE: Duration = Duration::from_millis(100);
+
 /// Bytes from clients that may wait for QEMU.
 const INPUT: usize = 64 << 10;
 
 /// Who may use a channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChannelKind {
-    /// Up to 16 clients at once, which all see what is said from now on, and the history first.
+    /// Up to 16 clients at once, which all see what is said from now on, and the history first. When there are more, those of
+    /// a process that has several give way.
     Console,
-    /// One client at a time, and no history: a request and its answer belong together.
+    /// One client at a time, and no history: a request and its answer belong together. It gives way when nothing has been said
+    /// for a minute.
     Agent,
 }
 
 impl ChannelKind {
-    fn max_clients(self) -> usize {
+    fn name(self) -> &'static str {
         match self {
-            Self::Console => 16,
-            Self::Agent => 1,
+            Self::Console => "console",
+            Self::Agent => "agent",
+        }
+    }
+
+    /// A console's clients may sit and listen: one loses its place only if its process has several. An agent's client that
+    /// has neither asked nor been told anything for a minute gives way to the next.
+    fn bounds(self) -> Bounds {
+        match self {
+            Self::Console => Bounds { grace: Duration::from_secs(1), full: Full::Share, ..Bounds::new(16) },
+            Self::Agent => Bounds { grace: Duration::from_secs(60), ..Bounds::new(1) },
         }
     }
 }
@@ -119,7 +134,6 @@ pub struct ChannelCounters {
 }
 
 struct State {
-    kind: ChannelKind,
     qemu: Option<Arc<OwnedFd>>,
     gate: Gate,
     history: History,
@@ -134,7 +148,7 @@ struct State {
 }
 
 struct Shared {
-    listener: UnixListener,
+    listener: Acceptor<UnixListener>,
     path: PathBuf,
     wake: Wake,
     state: Mutex<State>,
@@ -160,15 +174,19 @@ impl ByteChannel {
         let path = config.path.clone();
         let failed = |source| ChannelError { path: path.clone(), source };
         let shared = Arc::new(Shared {
-            listener: listen(&config.path).map_err(failed)?,
+            listener: Acceptor::new(
+                config.kind.name(),
+                listen(&config.path).map_err(failed)?,
+                config.kind.bounds(),
+                Vec::new(),
+            ),
             path: config.path,
             wake,
             state: Mutex::new(State {
-                kind: config.kind,
                 qemu: None,
                 gate: Gate::new(Mode::Mute, config.limits),
                 history: History::new(config.history),
-                clients: Vec::with_capacity(config.kind.max_clients()),
+                clients: Vec::with_capacity(config.kind.bounds().places),
                 input: Vec::with_capacity(INPUT),
                 input_held: false,
                 input_sent: false,
@@ -181,13 +199,8 @@ impl ByteChannel {
             shared.lock().attach(qemu).map_err(failed)?;
         }
         let its = Arc::clone(&shared);
-        let thread = std::thread::Builder::new()
-            .name(match config.kind {
-                ChannelKind::Console => "console".to_owned(),
-                ChannelKind::Agent => "agent".to_owned(),
-            })
-            .spawn(move || its.run())
-            .map_err(failed)?;
+        let thread =
+            std::thread::Builder::new().name(config.kind.name().to_owned()).spawn(move || its.run()).map_err(failed)?;
         Ok(Self { shared, thread: Some(thread) })
     }
 
@@ -505,30 +518,37 @@ impl State {
 
     fn read_clients(&mut self) {
         let Self { clients, input, .. } = self;
-        for client in clients {
+        for client in clients.iter_mut() {
             if input.len() + CHUNK <= INPUT {
                 client.read(input, CHUNK);
             }
         }
+        // Whoever was first is last the next time: one that says much does not silence the others.
+        if clients.len() > 1 {
+            clients.rotate_left(1);
+        }
         self.send_input();
     }
 
-    fn accept(&mut self, listener: &UnixListener) {
+    /// Lets in those that wait; answers how long to leave the others waiting.
+    fn accept(&mut self, listener: &Acceptor<UnixListener>) -> Option<Duration> {
         // Bounded: what else waits makes the listener readable again.
         for _ in 0..16 {
-            let Ok((stream, _)) = listener.accept() else {
-                return;
+            let guest = match listener.try_accept() {
+                Tried::Guest(guest) => guest,
+                Tried::Nobody => return None,
+                Tried::Later(pause) => return Some(pause),
             };
-            let connected = self.clients.iter().filter(|c| c.is_connected()).count();
-            if self.gate.mode() == Mode::Mute || connected >= self.kind.max_clients() {
+            if self.gate.mode() == Mode::Mute {
                 continue;
             }
-            if let Ok(mut client) = Client::new(stream) {
+            if let Ok(mut client) = Client::new(guest) {
                 self.history.each(|bytes| client.queue(bytes));
                 client.send();
                 self.clients.push(client);
             }
         }
+        None
     }
 }
 
@@ -545,6 +565,8 @@ impl Shared {
 
     /// The channel's thread.
     fn run(&self) {
+        // The listener is not asked before.
+        let mut deaf_until: Option<Instant> = None;
         while !self.stop.load(Ordering::Acquire) {
             let mut state = self.lock();
             state.clients.retain(Client::is_connected);
@@ -568,22 +590,28 @@ impl Shared {
 
             let mut fds = Vec::with_capacity(clients.len() + 3);
             fds.push(PollFd::from_borrowed_fd(self.bell.as_fd(), PollFlags::IN));
-            fds.push(PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN));
+            let deaf = deaf_until.map(|until| until.saturating_duration_since(Instant::now()));
+            let deaf = deaf.filter(|left| !left.is_zero());
+            if deaf.is_none() {
+                fds.push(PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN));
+            }
             fds.extend(clients.iter().map(|(stream, events)| PollFd::from_borrowed_fd(stream.as_fd(), *events)));
             // With no room nothing is asked of QEMU's socket; its end would then be told again and again.
             if let Some(qemu) = qemu.as_ref().filter(|_| !qemu_events.is_empty()) {
                 fds.push(PollFd::from_borrowed_fd(qemu.as_fd(), qemu_events));
             }
-            if let Err(e) = poll(&mut fds, None)
+            let limit = deaf.and_then(|left| Timespec::try_from(left).ok());
+            if let Err(e) = poll(&mut fds, limit.as_ref())
                 && e != Errno::INTR
             {
                 tracing::error!(path = %self.path.display(), error = %e, "the channel cannot wait for its sockets");
-                return;
+                // Out of memory, most likely: it passes, and the guest's console must not end with it.
+                std::thread::sleep(POLL_PAUSE);
             }
             if !fds[0].revents().is_empty() {
                 let _ = rustix::io::read(&self.bell, &mut [0u8; 8]);
             }
-            let knock = !fds[1].revents().is_empty();
+            let knock = deaf.is_none() && !fds[1].revents().is_empty();
             drop(fds);
 
             let mut state = self.lock();
@@ -603,7 +631,7 @@ impl Shared {
             }
             state.read_clients();
             if knock {
-                state.accept(&self.listener);
+                deaf_until = state.accept(&self.listener).map(|pause| Instant::now() + pause);
             }
             drop(state);
             if wake {

@@ -28,7 +28,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ninefold_model::Epoch;
 use ninefold_model::spec::Mac;
@@ -54,6 +54,9 @@ const BATCH_BYTES: usize = 256 << 10;
 /// Reads of 128 KiB in one drain: twice what the socket holds. A QEMU that goes on sending does not keep the checkpoint
 /// thread; what is left belongs to the next epoch and leaves later, which is safe.
 const MAX_DRAIN_READS: usize = 64;
+
+/// After a poll(2) that failed.
+const POLL_PAUSE: Duration = Duration::from_millis(100);
 
 /// A port's settings.
 #[derive(Debug, Clone, Copy)]
@@ -470,7 +473,9 @@ impl Shared {
                 && e != rustix::io::Errno::INTR
             {
                 tracing::error!(tap = self.tap.name(), error = %e, "the relay cannot wait for its sockets");
-                return;
+                // Out of memory, most likely: it passes, and the guest's network must not end with it.
+                std::thread::sleep(POLL_PAUSE);
+                continue;
             }
             let [bell, tap, qemu_now] = fds.map(|fd| fd.revents());
             if !bell.is_empty() {

@@ -4,17 +4,18 @@
 //!   accept --> handshake --> wait for a request --> answer --+
 //!     |            |          ^                              |
 //!     |            |          +------------------------------+
-//!     +-- too many +-- late, garbage, stranger: closed
+//!     |            +-- late, garbage, stranger: closed
+//!     +-- too many: the one that has said nothing for longest is closed; of links, one of the host that has most
 //! ```
 
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use ninefold_listen::{Bounds, Place, Register, Standing};
 use ninefold_model::{HostName, Record};
-use ninefold_transport::{Incoming, Link, LinkHandle, Listener, ListenerHandle, TransportError};
+use ninefold_transport::{Incoming, Link, LinkHandle, Listener, ListenerHandle};
 
 use crate::old::OldRecord;
 use crate::registers::{Registers, SwapError};
@@ -30,10 +31,10 @@ const STACK: usize = 512 << 10;
 /// Bounds of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections whose peer is known. A keeper holds one.
+    /// Connections whose peer is known. A keeper holds one. (The listener bounds those whose peer is not known yet.)
     pub connections: usize,
-    /// Connections whose peer is not known yet.
-    pub handshakes: usize,
+    /// How long a peer must have asked nothing before its place can be another's.
+    pub grace: Duration,
     /// For a handshake.
     pub handshake: Duration,
     /// For the rest of a request once it began, and for an answer to leave.
@@ -42,7 +43,12 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 4096, handshakes: 64, handshake: Duration::from_secs(2), io: Duration::from_secs(2) }
+        Self {
+            connections: 4096,
+            grace: Duration::from_secs(1),
+            handshake: Duration::from_secs(2),
+            io: Duration::from_secs(2),
+        }
     }
 }
 
@@ -56,20 +62,8 @@ struct Shared {
     registers: Registers,
     limits: Limits,
     listener: ListenerHandle,
-    peers: Mutex<Peers>,
-    /// Signalled when a connection's thread ends.
-    ended: Condvar,
+    links: Register<HostName, LinkHandle>,
     failed: AtomicBool,
-}
-
-#[derive(Default)]
-struct Peers {
-    next: u64,
-    handshakes: usize,
-    links: HashMap<u64, LinkHandle>,
-    /// Of the connections; those that have ended are removed when the next one comes.
-    threads: Vec<thread::JoinHandle<()>>,
-    stopping: bool,
 }
 
 /// Why the server ended by itself.
@@ -82,14 +76,9 @@ pub enum ServeError {
 impl Server {
     /// Serves `registers` on `listener` once [`Server::run`] is called.
     pub fn new(listener: Listener, registers: Registers, limits: Limits) -> Self {
-        let shared = Shared {
-            registers,
-            limits,
-            listener: listener.handle(),
-            peers: Mutex::default(),
-            ended: Condvar::new(),
-            failed: AtomicBool::new(false),
-        };
+        let bounds = Bounds { grace: limits.grace, ..Bounds::new(limits.connections) };
+        let links = Register::new(bounds);
+        let shared = Shared { registers, limits, listener: listener.handle(), links, failed: AtomicBool::new(false) };
         Self { listener, shared: Arc::new(shared) }
     }
 
@@ -105,24 +94,18 @@ impl Server {
 
     /// Serves until [`ServerHandle::stop`], or until the store fails. All its threads have ended when it returns.
     pub fn run(self) -> Result<(), ServeError> {
-        loop {
-            match self.listener.accept() {
-                Ok(incoming) => admit(&self.shared, incoming),
-                Err(TransportError::Closed) => break,
-                Err(error) => {
-                    tracing::warn!(%error, "no new connections for a moment");
-                    // Out of descriptors: time for others to end.
-                    thread::sleep(Duration::from_millis(100));
-                }
+        // Those that have ended are removed when the next one comes.
+        let mut threads: Vec<thread::JoinHandle<()>> = Vec::new();
+        while let Ok(incoming) = self.listener.accept() {
+            threads.retain(|t| !t.is_finished());
+            let (addr, shared) = (incoming.remote_addr(), self.shared.clone());
+            let thread = thread::Builder::new().name("peer".into()).stack_size(STACK);
+            match thread.spawn(move || attend(&shared, incoming)) {
+                Ok(thread) => threads.push(thread),
+                Err(error) => tracing::warn!(%addr, %error, "turned away: no thread"),
             }
         }
-        let mut peers = self.shared.peers();
-        while peers.handshakes > 0 || !peers.links.is_empty() {
-            peers = self.shared.ended.wait(peers).unwrap_or_else(PoisonError::into_inner);
-        }
-        // Each has given its place back and is about to end; joined, it does not hold the registers any more.
-        let threads = std::mem::take(&mut peers.threads);
-        drop(peers);
+        // Joined, they do not hold the registers any more.
         for thread in threads {
             let _ = thread.join();
         }
@@ -144,100 +127,33 @@ impl ServerHandle {
 }
 
 impl Shared {
-    fn peers(&self) -> MutexGuard<'_, Peers> {
-        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn stop(&self) {
-        let mut peers = self.peers();
-        peers.stopping = true;
-        for link in peers.links.values() {
-            link.shutdown();
-        }
-        drop(peers);
         self.listener.close();
+        self.links.close();
     }
 }
 
-/// Starts a thread for a new connection, or turns it away.
-fn admit(shared: &Arc<Shared>, incoming: Incoming) {
+fn attend(shared: &Shared, incoming: Incoming) {
     let addr = incoming.remote_addr();
-    let mut peers = shared.peers();
-    if peers.stopping || peers.handshakes >= shared.limits.handshakes {
-        drop(peers);
-        tracing::warn!(%addr, "turned away: too many handshakes under way");
-        return incoming.refuse();
-    }
-    peers.handshakes += 1;
-    drop(peers);
-    let place = Place { shared: shared.clone(), id: None };
-    let thread = thread::Builder::new().name("peer".into()).stack_size(STACK);
-    match thread.spawn(move || attend(place, incoming)) {
-        Ok(thread) => {
-            let mut peers = shared.peers();
-            peers.threads.retain(|t| !t.is_finished());
-            peers.threads.push(thread);
-        }
-        Err(error) => tracing::warn!(%addr, %error, "turned away: no thread"),
-    }
-}
-
-/// A connection's place among the peers, given back when its thread ends.
-struct Place {
-    shared: Arc<Shared>,
-    /// Once the peer is known.
-    id: Option<u64>,
-}
-
-impl Place {
-    /// From a handshake to a link, if there is room.
-    fn promote(&mut self, link: &Link) -> bool {
-        let mut peers = self.shared.peers();
-        if peers.stopping || peers.links.len() >= self.shared.limits.connections {
-            return false;
-        }
-        let id = peers.next;
-        peers.next += 1;
-        peers.handshakes -= 1;
-        peers.links.insert(id, link.handle());
-        self.id = Some(id);
-        true
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut peers = self.shared.peers();
-        match self.id {
-            Some(id) => drop(peers.links.remove(&id)),
-            None => peers.handshakes -= 1,
-        }
-        drop(peers);
-        self.shared.ended.notify_all();
-    }
-}
-
-fn attend(mut place: Place, incoming: Incoming) {
-    let addr = incoming.remote_addr();
-    let link = match incoming.handshake(place.shared.limits.handshake) {
+    let link = match incoming.handshake(shared.limits.handshake) {
         Ok(link) => link,
         Err(error) => {
             let cause = std::error::Error::source(&error).map(ToString::to_string);
             return tracing::warn!(%addr, %error, cause, "turned away");
         }
     };
-    if !place.promote(&link) {
-        return tracing::warn!(%addr, peer = %link.peer(), "turned away: too many connections");
-    }
     let peer = link.peer().clone();
-    match serve(&place.shared, link) {
+    let Some(place) = shared.links.enter(peer.clone(), Standing::Stranger, link.handle()) else {
+        return tracing::warn!(%addr, %peer, "turned away: too many connections");
+    };
+    match serve(shared, link, &place) {
         Ok(()) => tracing::debug!(%addr, %peer, "gone"),
         Err(error) => tracing::warn!(%addr, %peer, %error, "connection ended"),
     }
 }
 
 /// Answers one peer's requests until it ends or errs.
-fn serve(shared: &Shared, link: Link) -> Result<(), FrameError> {
+fn serve(shared: &Shared, link: Link, place: &Place<HostName, LinkHandle>) -> Result<(), FrameError> {
     let Limits { io, .. } = shared.limits;
     let (handle, peer) = (link.handle(), link.peer().clone());
     let (reader, writer) = link.split();
@@ -245,7 +161,10 @@ fn serve(shared: &Shared, link: Link) -> Result<(), FrameError> {
     let mut responses = FrameWriter::new(writer, handle);
     let refuse = |id, reason| Response::<Record> { version: VERSION, id, answer: Answer::Refused { reason } };
     loop {
-        let Request { version, id, call } = match requests.wait(io) {
+        place.idle();
+        let request = requests.wait(io);
+        place.busy();
+        let Request { version, id, call } = match request {
             Ok(None) => return Ok(()),
             Ok(Some(json)) => match parse_request(json) {
                 Ok(request) => request,

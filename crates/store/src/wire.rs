@@ -182,7 +182,7 @@ impl FrameReader {
     /// Waits for a frame to begin, for ever; then for the rest of it, at most `rest`. `None` at an orderly end.
     pub(crate) fn wait(&mut self, rest: Duration) -> Result<Option<&[u8]>, FrameError> {
         let mut length = [0; 4];
-        self.link.set_read_timeout(None)?;
+        self.link.set_read_deadline(None)?;
         let got = loop {
             match self.reader.read(&mut length) {
                 Ok(0) => return Ok(None),
@@ -201,36 +201,16 @@ impl FrameReader {
 
     fn finish(&mut self, mut length: [u8; 4], got: usize, deadline: Instant) -> Result<&[u8], FrameError> {
         let Self { reader, link, content } = self;
-        fill(reader, link, &mut length[got..], deadline)?;
+        link.set_read_deadline(Some(deadline.saturating_duration_since(Instant::now())))?;
+        reader.read_exact(&mut length[got..])?;
         let length = u32::from_be_bytes(length) as usize;
         if length > MAX_FRAME {
             return Err(FrameError::TooLong(length));
         }
         content.resize(length, 0);
-        fill(reader, link, content, deadline)?;
+        reader.read_exact(content)?;
         Ok(content)
     }
-}
-
-/// `read_exact` with a deadline for the whole, however slowly the bytes come.
-fn fill(reader: &mut LinkReader, link: &LinkHandle, mut buf: &mut [u8], deadline: Instant) -> io::Result<()> {
-    while !buf.is_empty() {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        link.set_read_timeout(Some(left))?;
-        match reader.read(buf) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(n) => buf = &mut buf[n..],
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(())
 }
 
 /// The sending end of a link, by frames.

@@ -4,7 +4,7 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ninefold_model::{Backup, Record, Term};
 use ninefold_store::registers::{FILE, OpenError};
@@ -254,26 +254,44 @@ fn a_file_of_the_format_before_is_taken_over() {
     assert!(matches!(Registers::open(place.data()), Err(OpenError::Format { found: 3, .. })));
 }
 
+/// As many as there are places for handshakes, and more; the limit for a handshake is far longer than the client waits.
 #[test]
 fn strangers_and_half_open_connections_keep_nobody_out() {
     let place = Place::new();
-    let limits = Limits { handshakes: 4, handshake: Duration::from_millis(200), ..Limits::default() };
-    let server = place.serve(any_port(), limits);
-    let mut silent: Vec<TcpStream> = (0..4).map(|_| TcpStream::connect(server.addr).unwrap()).collect();
-    // The silent ones are thrown out in time...
-    for tcp in &mut silent {
-        let _ = tcp.read(&mut [0; 16]);
+    let server = place.serve(any_port(), Limits { handshake: 2 * PATIENT.request, ..Limits::default() });
+    let silent: Vec<TcpStream> = (0..8).map(|_| TcpStream::connect(server.addr).unwrap()).collect();
+    // Their places are free a moment later.
+    let begun = Instant::now();
+    while place.client("a", server.addr).ping().is_err() {
+        assert!(begun.elapsed() < PATIENT.request, "nobody is served");
     }
-    // ...and a stranger without TLS is not served.
+    // A stranger without TLS is not served.
     let plain = Security::PlainText { host: host("a") };
     assert!(connect(server.addr, &host("w"), &plain, PATIENT.connect).is_err());
-    place.client("a", server.addr).ping().unwrap();
+    drop(silent);
 }
 
 #[test]
-fn the_number_of_connections_is_bounded() {
+fn a_host_with_many_connections_keeps_no_other_out() {
     let place = Place::new();
-    let server = place.serve(any_port(), Limits { connections: 2, ..Limits::default() });
+    let limits = Limits { connections: 4, grace: Duration::ZERO, ..Limits::default() };
+    let server = place.serve(any_port(), limits);
+    let mut b = place.client("b", server.addr);
+    b.ping().unwrap();
+    let mut many: Vec<_> = (0..12).map(|_| place.client("a", server.addr)).collect();
+    many.iter_mut().for_each(|a| a.ping().unwrap());
+    // Those that have lost their places come back by themselves.
+    many.iter_mut().for_each(|a| a.ping().unwrap());
+    b.ping().unwrap();
+    let mut another = place.client("b", server.addr);
+    another.ping().unwrap();
+}
+
+#[test]
+fn those_that_have_just_asked_keep_their_places() {
+    let place = Place::new();
+    let limits = Limits { connections: 2, grace: Duration::from_secs(3600), ..Limits::default() };
+    let server = place.serve(any_port(), limits);
     let (mut a, mut b) = (place.client("a", server.addr), place.client("b", server.addr));
     a.ping().unwrap();
     b.ping().unwrap();

@@ -1,6 +1,7 @@
 //! The connecting side.
 
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ninefold_model::HostName;
@@ -24,5 +25,5 @@ pub fn connect(addr: SocketAddr, expect: &HostName, security: &Security, timeout
         Ok(socket)
     };
     let socket = connect().map_err(|source| TransportError::Connect { addr, source })?;
-    handshake::as_client(socket, addr, expect, security, deadline)
+    handshake::as_client(Arc::new(socket), addr, expect, security, deadline)
 }

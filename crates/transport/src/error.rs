@@ -21,9 +21,6 @@ pub enum TransportError {
     /// The address could not be listened on.
     #[error("cannot listen on {addr}")]
     Bind { addr: SocketAddr, source: io::Error },
-    /// Taking the next connection failed. The listener is still good, unless it was closed.
-    #[error("cannot accept a connection")]
-    Accept { source: io::Error },
     /// The listener was closed by its handle.
     #[error("the listener is closed")]
     Closed,

@@ -1,11 +1,12 @@
 //! The handshake, bounded in time and bytes whatever the peer sends.
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use ninefold_listen::Within;
 use ninefold_model::HostName;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, Connection, ConnectionCommon, ServerConnection, SideData};
@@ -19,54 +20,16 @@ use crate::link::Link;
 /// Most bytes that a peer may send before it is trusted. A handshake with our certificates takes about 2 KiB.
 const BYTES: usize = 64 << 10;
 
-/// A socket with a deadline and a byte budget for what is received.
-struct Bounded<'a> {
-    socket: &'a TcpStream,
-    deadline: Instant,
-    budget: usize,
-}
-
-impl Bounded<'_> {
-    fn left(&self) -> io::Result<Duration> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
-    }
-}
-
-impl Read for Bounded<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        if self.budget == 0 {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "it sent too much before it was trusted"));
-        }
-        let n = buf.len().min(self.budget);
-        self.socket.set_read_timeout(Some(self.left()?))?;
-        let n = self.socket.read(&mut buf[..n])?;
-        self.budget -= n;
-        Ok(n)
-    }
-}
-
-impl Write for Bounded<'_> {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.socket.set_write_timeout(Some(self.left()?))?;
-        self.socket.write(buf)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// The connecting side.
 pub(crate) fn as_client(
-    socket: TcpStream,
+    socket: Arc<TcpStream>,
     addr: SocketAddr,
     expect: &HostName,
     security: &Security,
     deadline: Instant,
 ) -> Result<Link> {
     let fail = |e| TransportError::from_handshake(addr, e);
-    let mut bounded = Bounded { socket: &socket, deadline, budget: BYTES };
+    let mut bounded = Within::new(&*socket, deadline, BYTES);
     let (found, tls) = match security {
         Security::MutualTls(identity) => {
             let name = ServerName::try_from(expect.as_str().to_owned())
@@ -90,9 +53,14 @@ pub(crate) fn as_client(
 }
 
 /// The accepting side.
-pub(crate) fn as_server(socket: TcpStream, addr: SocketAddr, security: &Security, deadline: Instant) -> Result<Link> {
+pub(crate) fn as_server(
+    socket: Arc<TcpStream>,
+    addr: SocketAddr,
+    security: &Security,
+    deadline: Instant,
+) -> Result<Link> {
     let fail = |e| TransportError::from_handshake(addr, e);
-    let mut bounded = Bounded { socket: &socket, deadline, budget: BYTES };
+    let mut bounded = Within::new(&*socket, deadline, BYTES);
     let (peer, tls) = match security {
         Security::MutualTls(identity) => {
             let tls = |source| TransportError::Tls { addr, source };
@@ -123,8 +91,8 @@ pub(crate) fn as_server(socket: TcpStream, addr: SocketAddr, security: &Security
 /// Runs the TLS handshake to its end and gives the stream for the hello.
 fn agree<'a, 'b, C, S>(
     connection: &'a mut C,
-    bounded: &'a mut Bounded<'b>,
-) -> io::Result<rustls::Stream<'a, C, Bounded<'b>>>
+    bounded: &'a mut Within<'b, TcpStream>,
+) -> io::Result<rustls::Stream<'a, C, Within<'b, TcpStream>>>
 where
     C: Deref<Target = ConnectionCommon<S>> + DerefMut,
     S: SideData,
@@ -135,11 +103,11 @@ where
     Ok(rustls::Stream::new(connection, bounded))
 }
 
-fn finish(socket: TcpStream, addr: SocketAddr, peer: HostName, tls: Option<Connection>) -> Result<Link> {
+fn finish(socket: Arc<TcpStream>, addr: SocketAddr, peer: HostName, tls: Option<Connection>) -> Result<Link> {
     let unlimited = || {
         socket.set_read_timeout(None)?;
         socket.set_write_timeout(None)
     };
     unlimited().map_err(|source| TransportError::Broken { addr, source })?;
-    Ok(Link::new(Arc::new(socket), addr, peer, tls))
+    Ok(Link::new(socket, addr, peer, tls))
 }

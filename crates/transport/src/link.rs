@@ -35,11 +35,26 @@ struct Shared {
     peer: HostName,
     tls: Option<Mutex<Connection>>,
     last_received: AtomicU64,
+    /// Until when something must be read, a [`Moment`]; 0: no such time.
+    read_by: AtomicU64,
 }
 
 impl Shared {
     fn receive(&self, buf: &mut [u8]) -> io::Result<usize> {
-        let n = (&*self.socket).read(buf)?;
+        let by = self.read_by.load(Ordering::Acquire);
+        let n = if by == 0 {
+            (&*self.socket).read(buf)?
+        } else {
+            let left = by.saturating_sub(Moment::now().as_micros());
+            if left == 0 {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            self.socket.set_read_timeout(Some(Duration::from_micros(left)))?;
+            let late = |e: io::Error| {
+                if e.kind() == io::ErrorKind::WouldBlock { io::ErrorKind::TimedOut.into() } else { e }
+            };
+            (&*self.socket).read(buf).map_err(late)?
+        };
         if n > 0 {
             self.last_received.store(Moment::now().as_micros(), Ordering::Release);
         }
@@ -65,7 +80,14 @@ impl Link {
             tls.set_buffer_limit(Some(CHUNK * 2));
         }
         let last_received = AtomicU64::new(Moment::now().as_micros());
-        let shared = Arc::new(Shared { socket, addr, peer, tls: tls.map(Mutex::new), last_received });
+        let shared = Arc::new(Shared {
+            socket,
+            addr,
+            peer,
+            tls: tls.map(Mutex::new),
+            last_received,
+            read_by: AtomicU64::new(0),
+        });
         let open = Arc::new(Open(shared.socket.clone()));
         let room = |bytes| if shared.tls.is_some() { bytes } else { 0 };
         Self {
@@ -240,6 +262,12 @@ impl Write for LinkWriter {
     }
 }
 
+impl ninefold_listen::Connection for LinkHandle {
+    fn end(&self) {
+        self.shutdown();
+    }
+}
+
 /// What other threads may do with a [`Link`]. Holding one keeps nothing open.
 #[derive(Clone)]
 pub struct LinkHandle {
@@ -281,6 +309,15 @@ impl LinkHandle {
     /// How long a `read` waits at most before it fails with `WouldBlock`; `None`: for ever. Zero is refused.
     pub fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
         self.shared.socket.set_read_timeout(timeout)
+    }
+
+    /// All reads together end by then, however slowly the bytes come: a `read` past it fails with `TimedOut`, and decrypts
+    /// nothing more of what it has not got whole. `None`: they wait for ever, from the next one on.
+    pub fn set_read_deadline(&self, after: Option<Duration>) -> io::Result<()> {
+        let by = after
+            .map_or(0, |d| Moment::now().as_micros().saturating_add(u64::try_from(d.as_micros()).unwrap_or(u64::MAX)));
+        self.shared.read_by.store(by, Ordering::Release);
+        if after.is_none() { self.shared.socket.set_read_timeout(None) } else { Ok(()) }
     }
 
     /// How long a `write` waits at most for room before it fails with `WouldBlock`; `None`: for ever. Zero is refused.

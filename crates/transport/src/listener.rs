@@ -1,10 +1,10 @@
 //! The accepting side.
 
-use std::io;
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+
+use ninefold_listen::{Acceptor, Bounds, Guest, Origin};
 
 use crate::error::{Result, TransportError};
 use crate::identity::Security;
@@ -13,22 +13,25 @@ use crate::{handshake, socket};
 
 /// Connections that the kernel keeps ready for [`Listener::accept`].
 const BACKLOG: i32 = 128;
+/// Handshakes at a time, unless bound otherwise.
+const HANDSHAKES: usize = 64;
 
-/// A listening socket.
+/// A listening socket. It bounds the connections whose peer is not known yet: when there are too many, the one that has said
+/// nothing for longest loses its place to the next. Links are the caller's to bound.
 pub struct Listener {
-    inner: Arc<Inner>,
+    acceptor: Acceptor<TcpListener>,
     security: Arc<Security>,
     addr: SocketAddr,
 }
 
-struct Inner {
-    socket: TcpListener,
-    closed: AtomicBool,
-}
-
 impl Listener {
-    /// Listens on `addr`; port 0 lets the kernel choose, see [`Listener::local_addr`].
+    /// Listens on `addr`; port 0 lets the kernel choose, see [`Listener::local_addr`]. Up to 64 handshakes at a time.
     pub fn bind(addr: SocketAddr, security: Security) -> Result<Self> {
+        Self::bind_within(addr, security, Bounds::new(HANDSHAKES), &[])
+    }
+
+    /// The same with other bounds of the handshakes. Connections from a `known` address are served before strangers'.
+    pub fn bind_within(addr: SocketAddr, security: Security, bounds: Bounds, known: &[IpAddr]) -> Result<Self> {
         let bind = || {
             let socket = socket::new(addr)?;
             // A restarted process must not wait for the old one's connections to fade.
@@ -40,8 +43,9 @@ impl Listener {
             Ok((socket, addr))
         };
         let (socket, addr) = bind().map_err(|source| TransportError::Bind { addr, source })?;
-        let inner = Arc::new(Inner { socket, closed: AtomicBool::new(false) });
-        Ok(Self { inner, security: Arc::new(security), addr })
+        let known = known.iter().copied().map(Origin::of).collect();
+        let acceptor = Acceptor::new("handshakes", socket, bounds, known);
+        Ok(Self { acceptor, security: Arc::new(security), addr })
     }
 
     /// The address in use, with the port that the kernel chose.
@@ -50,74 +54,52 @@ impl Listener {
     }
 
     /// Waits for the next connection. Nothing has been read from it yet: run [`Incoming::handshake`] in a thread of
-    /// its own, so that a slow peer keeps nobody waiting.
+    /// its own, so that a slow peer keeps nobody waiting. Out of descriptors, connections are turned away until there are
+    /// some.
     ///
     /// # Errors
-    /// [`TransportError::Closed`] after [`ListenerHandle::close`]. [`TransportError::Accept`] when the process is out of
-    /// descriptors or memory: wait a little and go on.
+    /// [`TransportError::Closed`] after [`ListenerHandle::close`].
     pub fn accept(&self) -> Result<Incoming> {
-        loop {
-            let accepted = self.inner.socket.accept();
-            if self.inner.closed.load(Ordering::Acquire) {
-                return Err(TransportError::Closed);
-            }
-            match accepted {
-                Ok((socket, addr)) => {
-                    // A peer that is already gone again.
-                    if socket::prepare(&socket).is_err() {
-                        continue;
-                    }
-                    return Ok(Incoming { socket, addr, security: self.security.clone() });
-                }
-                // accept(2): errors of the connection, not of the listener.
-                Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
-                Err(source) => return Err(TransportError::Accept { source }),
-            }
-        }
+        let guest = self.acceptor.accept().ok_or(TransportError::Closed)?;
+        Ok(Incoming { guest, security: self.security.clone() })
     }
 
     /// A handle that can close the listener from another thread.
     pub fn handle(&self) -> ListenerHandle {
-        ListenerHandle { inner: self.inner.clone() }
+        ListenerHandle { acceptor: self.acceptor.clone() }
     }
 }
 
 /// Closes a [`Listener`] from any thread.
 #[derive(Clone)]
 pub struct ListenerHandle {
-    inner: Arc<Inner>,
+    acceptor: Acceptor<TcpListener>,
 }
 
 impl ListenerHandle {
-    /// Makes a waiting [`Listener::accept`] return, and every later one.
+    /// Makes a waiting [`Listener::accept`] return, and every later one, and ends the handshakes that are under way.
     pub fn close(&self) {
-        self.inner.closed.store(true, Ordering::Release);
-        // Linux: shutting down a listening socket wakes accept(2) with EINVAL.
-        let _ = rustix::net::shutdown(&self.inner.socket, rustix::net::Shutdown::Both);
+        self.acceptor.close();
     }
 }
 
-/// A connection that nobody has spoken on yet.
+/// A connection that nobody has spoken on yet. Its place among the handshakes is free when this is dropped.
 pub struct Incoming {
-    socket: TcpStream,
-    addr: SocketAddr,
+    guest: Guest<TcpListener>,
     security: Arc<Security>,
 }
 
 impl Incoming {
     /// Where it comes from.
     pub fn remote_addr(&self) -> SocketAddr {
-        self.addr
+        self.guest.peer
     }
 
     /// Finds out who the peer is, within `timeout`.
     pub fn handshake(self, timeout: Duration) -> Result<Link> {
-        let Self { socket, addr, security } = self;
-        handshake::as_server(socket, addr, &security, Instant::now() + timeout)
-    }
-
-    /// Turns it away without a word.
-    pub fn refuse(self) {
-        let _ = self.socket.shutdown(Shutdown::Both);
+        let Self { guest: Guest { stream, peer: addr, place: _place }, security } = self;
+        let deadline = Instant::now() + timeout;
+        socket::prepare(&stream).map_err(|source| TransportError::Broken { addr, source })?;
+        handshake::as_server(stream, addr, &security, deadline)
     }
 }

@@ -477,6 +477,61 @@ fn a_half_open_handshake_times_out_on_either_side() {
     }
 }
 
+/// What comes before the deadline is read; a byte at a time does not move it.
+#[test]
+fn a_read_deadline_is_for_all_reads_together() {
+    let certificates = Certificates::new();
+    for (server, client) in [(certificates.tls("a"), certificates.tls("b")), (plain("a"), plain("b"))] {
+        let (server, client) = pair(server, client);
+        let (handle, (mut reader, _keep)) = (server.handle(), server.split());
+        let (_keep, mut writer) = client.split();
+        let trickle = thread::spawn(move || {
+            while writer.write_all(b"x").and_then(|()| writer.flush()).is_ok() {
+                thread::sleep(Duration::from_millis(5));
+            }
+        });
+        handle.set_read_deadline(Some(Duration::from_millis(100))).unwrap();
+        let error = reader.read_exact(&mut vec![0; 1 << 20]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        handle.set_read_deadline(None).unwrap();
+        reader.read_exact(&mut [0; 100]).unwrap();
+        handle.shutdown();
+        trickle.join().unwrap();
+    }
+}
+
+#[test]
+fn strangers_keep_no_known_address_out() {
+    let bounds = ninefold_listen::Bounds { strangers: 2, ..ninefold_listen::Bounds::new(3) };
+    let known: std::net::IpAddr = "127.0.0.2".parse().unwrap();
+    let listener = Listener::bind_within(loopback(), plain("a"), bounds, &[known]).unwrap();
+    let addr = listener.local_addr();
+    let serving = thread::spawn(move || {
+        let mut links = Vec::new();
+        let mut judging = Vec::new();
+        while let Ok(incoming) = listener.accept() {
+            let from = incoming.remote_addr().ip();
+            let judge = thread::spawn(move || incoming.handshake(LONG));
+            if from == known {
+                links.push(judge.join().unwrap().map(|link| link.peer().clone()).map_err(|e| e.to_string()));
+                break;
+            }
+            judging.push(judge);
+        }
+        (links, judging.len())
+    });
+    // More strangers than have places; the known address comes right after them, without any delay.
+    let _strangers: Vec<_> = (0..3).map(|_| TcpStream::connect(addr).unwrap()).collect();
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::new(known, 0).into()).unwrap();
+    socket.connect(&addr.into()).unwrap();
+    let mut peer = TcpStream::from(socket);
+    peer.write_all(b"NFLD\x01\x01b").unwrap();
+    let (links, strangers) = serving.join().unwrap();
+    assert_eq!(links, [Ok(host("b"))]);
+    assert_eq!(strangers, 2, "the third was turned away");
+}
+
 #[test]
 fn nobody_listening_is_said() {
     let free = TcpListener::bind(loopback()).unwrap().local_addr().unwrap();

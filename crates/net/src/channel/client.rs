@@ -2,9 +2,10 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 
+use ninefold_listen::{Guest, Origin, Place};
 use rustix::event::PollFlags;
 
 /// Bytes that may wait for a client, beyond what its socket holds. A client that falls further behind is disconnected.
@@ -21,15 +22,17 @@ pub(super) enum Sent {
 
 pub(super) struct Client {
     stream: Arc<UnixStream>,
+    place: Place<Origin, Arc<UnixStream>>,
     outbox: VecDeque<u8>,
     slow: bool,
     connected: bool,
 }
 
 impl Client {
-    pub(super) fn new(stream: UnixStream) -> io::Result<Self> {
+    pub(super) fn new(guest: Guest<UnixListener>) -> io::Result<Self> {
+        let Guest { stream, place, .. } = guest;
         stream.set_nonblocking(true)?;
-        Ok(Self { stream: Arc::new(stream), outbox: VecDeque::with_capacity(OUTBOX), slow: false, connected: true })
+        Ok(Self { stream, place, outbox: VecDeque::with_capacity(OUTBOX), slow: false, connected: true })
     }
 
     pub(super) fn stream(&self) -> Arc<UnixStream> {
@@ -78,7 +81,11 @@ impl Client {
         }
         while !self.outbox.is_empty() {
             match (&*self.stream).write(self.outbox.as_slices().0) {
-                Ok(n) => drop(self.outbox.drain(..n)),
+                Ok(n) => {
+                    drop(self.outbox.drain(..n));
+                    // It was told something: whoever wants its place waits anew.
+                    self.place.idle();
+                }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Sent::Later,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => {
@@ -101,6 +108,7 @@ impl Client {
         input.truncate(start + *read.as_ref().unwrap_or(&0));
         match read {
             Ok(0) => self.disconnect(),
+            Ok(_) => self.place.idle(),
             Err(e) if !matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => self.disconnect(),
             _ => {}
         }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use ninefold_listen::descriptors;
 use ninefold_model::HostName;
 use ninefold_store::{Limits, Registers, Server};
 use ninefold_transport::{Identity, Listener, Security};
@@ -66,6 +67,19 @@ fn main() -> ExitCode {
     }
 }
 
+/// Descriptors that are not connections of known peers: handshakes, those that end, the store.
+const OTHER_DESCRIPTORS: u64 = 512;
+
+/// As many connections as are wished for, if this process may have so many.
+fn connections(wished: usize) -> usize {
+    let limit = descriptors::raise_limit();
+    let most = usize::try_from(limit.saturating_sub(OTHER_DESCRIPTORS).max(limit / 2)).unwrap_or(usize::MAX);
+    if most < wished {
+        tracing::warn!(limit, connections = most, "this process may open too few files for {wished} connections");
+    }
+    wished.min(most)
+}
+
 fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
     let security = match (arguments.security.identity, arguments.security.plain_text) {
         (Some(dir), _) => Security::MutualTls(Identity::load(dir)?),
@@ -78,7 +92,7 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
     let registers = Registers::open(&arguments.data)?;
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     let listener = Listener::bind(arguments.listen, security)?;
-    let limits = Limits { connections: arguments.max_connections, ..Limits::default() };
+    let limits = Limits { connections: connections(arguments.max_connections), ..Limits::default() };
     let server = Server::new(listener, registers, limits);
 
     let stop = server.handle();

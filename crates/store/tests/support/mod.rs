@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use ninefold_listen::Bounds;
 use ninefold_model::{HostName, VmName};
 use ninefold_store::{Limits, Registers, Server, ServerHandle, Timeouts, WitnessClient};
 use ninefold_transport::{Authority, Identity, Listener, Security, Validity};
@@ -61,7 +62,11 @@ impl Place {
     }
 
     pub fn serve_registers(&self, addr: SocketAddr, limits: Limits, registers: Registers) -> Served {
-        let server = Server::new(Listener::bind(addr, self.security("w")).unwrap(), registers, limits);
+        let server = Server::new(
+            Listener::bind_within(addr, self.security("w"), Bounds::new(4), &[]).unwrap(),
+            registers,
+            limits,
+        );
         let (addr, handle) = (server.local_addr(), server.handle());
         Served { addr, handle, thread: Some(std::thread::spawn(move || server.run().unwrap())) }
     }
