@@ -16,6 +16,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, PipeWriter};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -96,14 +97,16 @@ impl Custody {
         rustix::fs::ftruncate(&note, NOTE as u64)?;
         rustix::fs::fcntl_add_seals(&note, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         let (ended, alive) = io::pipe()?;
+        let place = run_dir.join(PLACE);
         let child = Command::new(program)
             .arg(KEEP.as_secs().to_string())
+            .arg(&place)
             .stdin(ram.as_fd().try_clone_to_owned()?)
             .stdout(note.try_clone()?)
             .stderr(ended)
             .current_dir("/")
             .spawn()?;
-        let custody = Self { note: note.into(), place: run_dir.join(PLACE), child, _alive: alive };
+        let custody = Self { note: note.into(), place, child, _alive: alive };
         let (pid, started) = (custody.child.id(), born(custody.child.id())?);
         // Whole or not at all.
         let new = custody.place.with_extension("new");
@@ -147,7 +150,7 @@ impl Kept {
         let pid: u32 = pid.parse().ok()?;
         let process = pidfd_open(Pid::from_raw(i32::try_from(pid).ok()?)?, PidfdFlags::empty()).ok()?;
         // From here on the number is this process's, or nobody's.
-        if born(pid).ok()?.to_string() != started || !is_ours(pid) {
+        if born(pid).ok()?.to_string() != started || !is_ours(pid, &place) {
             return None;
         }
         let open = |n: u32| OpenOptions::new().read(true).write(true).open(format!("/proc/{pid}/fd/{n}"));
@@ -183,10 +186,13 @@ fn born(pid: u32) -> io::Result<u64> {
     field.and_then(|f| f.parse().ok()).ok_or_else(|| io::Error::other("/proc/PID/stat cannot be read"))
 }
 
-fn is_ours(pid: u32) -> bool {
+/// Whether this process holds memory for a keeper of this run directory: a note from before the host's last boot may name another.
+fn is_ours(pid: u32, place: &Path) -> bool {
+    let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
     // A program that was replaced meanwhile shows as "NAME (deleted)".
     program.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.trim_end_matches(" (deleted)") == PROGRAM)
+        && command.split(|byte| *byte == 0).nth(2) == Some(place.as_os_str().as_bytes())
 }
 
 /// What the program does: holds its descriptors until its keeper has ended, and then for so long.

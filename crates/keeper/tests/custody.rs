@@ -76,6 +76,12 @@ fn another_process_of_the_same_number_is_left_alone() {
         assert!(Kept::find(dir.path()).is_none());
     }
     assert!(other.try_wait().unwrap().is_none(), "it lives");
+    // One that holds memory for another VM.
+    let theirs = tempfile::tempdir().unwrap();
+    std::fs::write(theirs.path().join("standby-memory"), &text).unwrap();
+    assert!(Kept::find(theirs.path()).is_none());
+    std::fs::write(&place, &text).unwrap();
+    assert_eq!(Kept::find(dir.path()).unwrap().note, NOTE, "that one goes on holding it");
     other.kill().unwrap();
     other.wait().unwrap();
 }

@@ -2,7 +2,11 @@
 
 mod fixture;
 
+use ninefold_lab::bench::plan::{Break, LARGE_MIB};
+use ninefold_lab::bench::rebind::{self, Rebind, RebindFigures};
+use ninefold_lab::bench::subject::Subject;
 use ninefold_lab::bench::{self, Options, volume};
+use ninefold_lab::{LabConfig, VmOptions};
 use serde_json::Value;
 
 #[test]
@@ -69,6 +73,31 @@ fn a_quick_run_writes_a_complete_report() {
         let lab = format!("{letter}{:x}", std::process::id());
         assert_eq!(fixture::traces(&lab), Vec::<String>::new(), "the labs are gone");
     }
+}
+
+/// With 0.25 and 8 GiB of guest memory. That a break costs what changed shows in what is sent, not in how long it takes.
+#[test]
+#[ignore = "takes a minute, and is a part of the run above"]
+fn a_break_costs_no_more_with_a_large_guest() {
+    let count = std::env::var("NINEFOLD_BREAKS").map_or(3, |n| n.parse().unwrap());
+    let mut all = Vec::new();
+    let mut taken_over = 0;
+    for (letter, memory_mib) in [('s', 256), ('t', LARGE_MIB)] {
+        let mut vm = VmOptions::new("bench".parse().unwrap());
+        vm.memory_mib = memory_mib;
+        let config = LabConfig::new(&format!("{letter}{:x}", std::process::id())).unwrap();
+        let mut subject = Subject::up(&config, &vm).unwrap();
+        for how in [Break::Cut300Ms, Break::BackupKeeperRestarted] {
+            for _ in 0..count {
+                let rebind = rebind::measure(&mut subject, how, memory_mib, &mut taken_over).unwrap();
+                println!("{rebind:?}");
+                all.push(rebind);
+            }
+        }
+    }
+    println!("{:#?}, and {taken_over} take-overs", RebindFigures::of(&all));
+    let whole = |r: &&Rebind| !r.continued || r.bytes > 100 << 20;
+    assert_eq!(all.iter().filter(whole).count(), 0, "{all:?}");
 }
 
 #[test]
