@@ -40,6 +40,6 @@ pub use error::{MachineError, Result};
 pub use machine::{Machine, MachineConfig, Ports, RunState, StepTimes};
 pub use memory::Memory;
 pub use process::Exit;
-pub use qmp::{Event, EventKind};
+pub use qmp::{Event, EventKind, Patience};
 pub use ram::{PageSize, Ram};
 pub use version::QemuVersion;

@@ -39,7 +39,7 @@ use crate::error::{MachineError, Result};
 use crate::memory::Memory;
 use crate::preload;
 use crate::process::{self, Child, Exit};
-use crate::qmp::{Event, Qmp};
+use crate::qmp::{Event, Patience, Qmp};
 use crate::ram::Ram;
 use crate::sys;
 use crate::version::QemuVersion;
@@ -256,6 +256,12 @@ impl Machine {
             pause_began: None,
         };
         Ok((machine, ports))
+    }
+
+    /// From now on no step is given up after a time, as long as QEMU lives: `patience` is asked instead. A step that takes long
+    /// may wait for a disk.
+    pub fn set_patience(&mut self, patience: Patience) {
+        self.qmp.set_patience(patience);
     }
 
     /// QEMU's process id. For display: signals go through [`Machine::kill`].

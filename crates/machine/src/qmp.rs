@@ -42,6 +42,13 @@ pub const FIRST_ID: u64 = 1000;
 /// How long an ordinary command may take.
 pub const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How often [`Patience`] is asked.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Asked again and again while QEMU lives and does not answer: the command, and how long ago it was sent. Whether to go on
+/// waiting.
+pub type Patience = Box<dyn FnMut(&str, Duration) -> bool + Send>;
+
 /// Something that QEMU said unasked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Event {
@@ -182,7 +189,6 @@ enum Message {
 }
 
 /// The client.
-#[derive(Debug)]
 pub struct Qmp {
     socket: UnixStream,
     input: Box<[u8]>,
@@ -193,8 +199,17 @@ pub struct Qmp {
     events: VecDeque<Event>,
     lost_events: u64,
     next_id: u64,
+    /// When the latest command was sent.
+    asked: Instant,
+    patience: Option<Patience>,
     closed: bool,
     broken: bool,
+}
+
+impl fmt::Debug for Qmp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Qmp").field("closed", &self.closed).field("broken", &self.broken).finish_non_exhaustive()
+    }
 }
 
 impl Qmp {
@@ -211,6 +226,8 @@ impl Qmp {
             events: VecDeque::with_capacity(MAX_EVENTS),
             lost_events: 0,
             next_id: FIRST_ID,
+            asked: Instant::now(),
+            patience: None,
             closed: false,
             broken: false,
         };
@@ -231,6 +248,11 @@ impl Qmp {
     /// with the answer to a command has been read already: call that once before waiting for this.
     pub fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+
+    /// From now on no answer is given up after a time: `patience` is asked instead.
+    pub fn set_patience(&mut self, patience: Patience) {
+        self.patience = Some(patience);
     }
 
     /// QEMU has closed the connection: it has ended or is about to.
@@ -390,7 +412,8 @@ impl Qmp {
         timeout: Duration,
     ) -> Result<()> {
         self.usable()?;
-        let deadline = Instant::now() + timeout;
+        self.asked = Instant::now();
+        let deadline = self.asked + timeout;
         let mut fd = fd;
         while !line.is_empty() {
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
@@ -411,7 +434,7 @@ impl Qmp {
                 }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
-                    if !self.wait(PollFlags::OUT, deadline)? {
+                    if !self.wait_patiently(PollFlags::OUT, deadline, command)? {
                         return Err(self.timed_out(command, Some(timeout)));
                     }
                 }
@@ -518,7 +541,7 @@ impl Qmp {
                 Err(Errno::AGAIN) => match deadline {
                     None => return Ok(None),
                     Some(deadline) => {
-                        if !self.wait(PollFlags::IN, deadline)? {
+                        if !self.wait_patiently(PollFlags::IN, deadline, command)? {
                             return Err(self.timed_out(command, None));
                         }
                     }
@@ -588,6 +611,19 @@ impl Qmp {
             }
             _ => None,
         }
+    }
+
+    /// Waits until the socket is ready; false at the deadline, or when there is no patience left.
+    fn wait_patiently(&mut self, flags: PollFlags, deadline: Instant, command: &str) -> Result<bool> {
+        let Some(mut patience) = self.patience.take() else { return self.wait(flags, deadline) };
+        let ready = loop {
+            match self.wait(flags, Instant::now() + LOOK) {
+                Ok(false) if patience(command, self.asked.elapsed()) => {}
+                other => break other,
+            }
+        };
+        self.patience = Some(patience);
+        ready
     }
 
     /// Waits until the socket is ready; false at the deadline.

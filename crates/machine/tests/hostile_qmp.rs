@@ -109,6 +109,29 @@ fn silence_is_a_timeout_and_ends_the_connections_use() {
     assert!(matches!(Qmp::connect(ours, SHORT), Err(MachineError::Timeout { .. })));
 }
 
+/// Who may be the only one that has the VM is waited for, as long as somebody says so.
+#[test]
+fn patience_waits_for_a_qemu_that_lives() {
+    let (mut qmp, mut theirs) = connected();
+    let (asked, looks) = std::sync::mpsc::channel();
+    qmp.set_patience(Box::new(move |command, waited| {
+        assert!(command != "stop" || waited >= SHORT);
+        asked.send(command.to_owned()).is_ok()
+    }));
+    let answer = std::thread::spawn(move || {
+        // It answers long after it was to have done so, when it has been asked about twice.
+        assert_eq!([looks.recv().unwrap(), looks.recv().unwrap()], ["stop", "stop"]);
+        writeln!(theirs, "{{\"return\": {{}}, \"id\": 1001}}").unwrap();
+        (theirs, looks)
+    });
+    qmp.execute_within::<serde_json::Value>("stop", None::<()>, None, SHORT).unwrap();
+    // Nobody wants it any more.
+    let (_theirs, looks) = answer.join().unwrap();
+    drop(looks);
+    let slow = qmp.execute_within::<serde_json::Value>("cont", None::<()>, None, SHORT);
+    assert!(matches!(slow, Err(MachineError::Timeout { .. })), "{slow:?}");
+}
+
 #[test]
 fn a_qemu_that_does_not_read_is_a_timeout() {
     let (mut qmp, _theirs) = connected();
