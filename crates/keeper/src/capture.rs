@@ -130,7 +130,11 @@ impl Capture {
         }
         outlets.hold_input();
         outlets.make_room();
-        machine.begin_pause()?;
+        // QEMU waits for the requests that are under way: none of them is to be kept waiting.
+        disks.pausing(true);
+        let begun = machine.begin_pause();
+        disks.pausing(false);
+        begun?;
         let stopped = Instant::now();
         tracker.scan(if self.early { &mut self.late } else { &mut self.dirty })?;
         let scanned = Instant::now();

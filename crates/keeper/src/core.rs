@@ -131,6 +131,8 @@ pub struct Core {
     final_epoch: Option<Epoch>,
     /// Output is held.
     holding: bool,
+    /// It need not be any more, but for what has to be on this host's disk first: see [`Disks::owed`].
+    opening: Option<Vec<(usize, u64)>>,
     /// The guest has powered itself off.
     off: bool,
     /// It is to be stopped as soon as the protocol has been heard out.
@@ -186,6 +188,7 @@ impl Core {
             former: None,
             final_epoch: None,
             holding: false,
+            opening: None,
             off: false,
             stop_due: false,
             committed: Epoch(0),
@@ -329,7 +332,7 @@ impl Core {
                 // Unless a log of its former life has still to be disowned.
                 if !self.holding {
                     self.let_volumes();
-                    self.parts.outlets.pass(&|| ());
+                    self.open_gate();
                 }
                 let _ = up.send(());
             }
@@ -357,6 +360,7 @@ impl Core {
                 self.off = true;
                 self.stop_when_off();
             }
+            Msg::Stuck { generation, step, waited } => self.stuck(generation, &step, waited),
             Msg::GuestFailed { generation, failure } => self.guest_failed(generation, failure),
             Msg::DumpProgress { generation, progress } => self.dump_progress(generation, progress),
             Msg::Dumped { generation, outcome } => self.dumped(generation, outcome),
@@ -508,6 +512,8 @@ impl Core {
             }
             Action::Hold => {
                 self.holding = true;
+                // What is still held waits for the backup with the rest.
+                self.opening = None;
                 self.at_work(|outlets, look| outlets.hold(look));
                 self.parts.disks.hold();
             }
@@ -522,7 +528,7 @@ impl Core {
             Action::OpenGate => {
                 self.holding = false;
                 self.let_volumes();
-                self.at_work(|outlets, look| outlets.pass(look));
+                self.open_gate();
                 // Or on those of this host alone: the witness has said that it may end without the others.
                 self.stop_due |= self.is_off_and_done();
             }
@@ -600,6 +606,7 @@ impl Core {
         self.link = None;
         self.final_epoch = None;
         self.holding = false;
+        self.opening = None;
         self.off = false;
         self.stop_due = false;
         self.stall.reset();

@@ -4,19 +4,20 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ninefold_model::spec::VolumeSpec;
+use ninefold_model::spec::{Acknowledge, VolumeSpec};
 use ninefold_model::{Epoch, Term};
+use ninefold_volume::budget::SOFT;
 use ninefold_volume::image::Image;
 use ninefold_volume::nbd::{Access, Handler, Server};
 use ninefold_volume::pool::Kind;
-use ninefold_volume::served::SOFT;
 use ninefold_volume::sums::{self, SUM};
-use ninefold_volume::{Batch, Format, Note, Pool, Served, Tools, VolumeError, fault};
+use ninefold_volume::{Batch, Budget, Format, Note, Pool, Served, Tools, VolumeError, fault};
 
+use crate::bell::Bell;
 use crate::config::KeeperConfig;
 use crate::error::{KeeperError, report};
 use crate::mixture::{Cause, Mixture};
@@ -25,6 +26,9 @@ use crate::snapshot::Unfinished;
 
 /// How long a backup may take to put an epoch on its disk, and a host to empty its queue before a session.
 const DISK_LIMIT: Duration = Duration::from_secs(10);
+
+/// How often what went through is made durable before a pause that does not hold it.
+const SYNCS: u32 = 3;
 
 /// One volume.
 #[derive(Debug)]
@@ -40,7 +44,14 @@ pub struct Disk {
 
 impl Disk {
     /// Opens the `n`th volume, and serves it; one that is not there is made, after a note of that in `made`.
-    fn open(pool: &Pool, run_dir: &Path, made: &Note, n: usize, spec: &VolumeSpec) -> Result<Self, KeeperError> {
+    fn open(
+        pool: &Pool,
+        budget: &Arc<Budget>,
+        run_dir: &Path,
+        made: &Note,
+        n: usize,
+        spec: &VolumeSpec,
+    ) -> Result<Self, KeeperError> {
         let name = spec.name.as_str().parse().map_err(VolumeError::Name)?;
         match pool.info(Kind::Volume, &name) {
             Err(VolumeError::NotFound { .. }) => {
@@ -57,7 +68,7 @@ impl Disk {
         if image.size() != spec.size {
             return Err(KeeperError::VolumeSize { name: name.to_string(), wanted: spec.size, found: image.size() });
         }
-        let served = Arc::new(Served::new(image, log, spec.acknowledge)?);
+        let served = Arc::new(Served::within(Arc::clone(budget), image, log, spec.acknowledge)?);
         let socket = socket(run_dir, n);
         // Left behind by a keeper that was killed; the lock on the run directory says that it is gone.
         let _ = std::fs::remove_file(&socket);
@@ -71,6 +82,12 @@ impl Disk {
 #[derive(Debug, Default)]
 pub struct Disks {
     all: Vec<Disk>,
+    /// What all of them hold.
+    budget: Arc<Budget>,
+    /// A pause is near: see [`Disks::brace`].
+    braced: AtomicBool,
+    /// Attempts to have what went through made durable before a pause.
+    syncs: AtomicU32,
     /// The session that may write here as a backup; 0 for none.
     session: AtomicU64,
     /// Held while a backup's session writes.
@@ -211,12 +228,13 @@ impl Disks {
         }
         let pool = Pool::open(&config.pool, Tools::default())?;
         let made = Note::at(config.pool.join(format!("made-{}", config.vm.name)));
-        let open = |(n, spec): (usize, &VolumeSpec)| Disk::open(&pool, &config.run_dir, &made, n, spec);
+        let budget = Arc::new(Budget::default());
+        let open = |(n, spec): (usize, &VolumeSpec)| Disk::open(&pool, &budget, &config.run_dir, &made, n, spec);
         let all = config.vm.volumes.iter().enumerate().map(open).collect::<Result<Vec<_>, _>>()?;
         let noted = made.found().is_some();
         let made = Mutex::new(if noted { Made::Noted(made) } else { Made::TakenAway(made) });
         let mixture = Mixture::of(all.iter().map(|d| d.mixture.clone()).collect(), restoring);
-        Ok(Self { all, made, mixture, ..Self::default() })
+        Ok(Self { all, budget, made, mixture, ..Self::default() })
     }
 
     pub fn is_empty(&self) -> bool {
@@ -322,7 +340,84 @@ impl Disks {
 
     /// Whether so much is held, of all volumes together, that a checkpoint is wanted: one has bounds.
     pub fn pressure(&self) -> bool {
-        self.all.iter().map(|d| d.served.held()).sum::<usize>() > SOFT
+        self.budget.held() > SOFT
+    }
+
+    /// What has to be on this host's disk before anybody is told of what the guest has done up to now: no other disk has it. Of
+    /// volumes whose acknowledgement means the disk; the VM is alone. Each by its place, with its [flush](Served::flush_soon).
+    pub fn owed(&self) -> Vec<(usize, u64)> {
+        let disk = |d: &Disk| d.spec.acknowledge == Acknowledge::Disk;
+        let all = self.all.iter().enumerate().filter(|(_, d)| disk(d));
+        all.filter_map(|(n, d)| Some((n, d.served.flush_soon()?))).collect()
+    }
+
+    /// What of it is still owed. A flush that failed is asked for again.
+    pub fn still_owed(&self, owed: &[(usize, u64)]) -> Vec<(usize, u64)> {
+        let still = |&(n, ticket): &(usize, u64)| {
+            let served = &self.all.get(n)?.served;
+            match served.flushed(ticket) {
+                Some(Ok(())) => None,
+                Some(Err(_)) => Some((n, served.flush_soon().unwrap_or(ticket))),
+                None => Some((n, ticket)),
+            }
+        };
+        owed.iter().filter_map(still).collect()
+    }
+
+    /// Bytes held, of all volumes together.
+    pub fn held(&self) -> usize {
+        self.budget.held()
+    }
+
+    /// See [`Budget::is_full`].
+    pub fn is_full(&self) -> bool {
+        self.budget.is_full()
+    }
+
+    /// See [`Budget::allows_pause`].
+    pub fn allows_pause(&self) -> bool {
+        self.budget.allows_pause()
+    }
+
+    /// A pause begins, or QEMU's `stop` has been answered: see [`Budget::pausing`].
+    pub fn pausing(&self, yes: bool) {
+        self.budget.pausing(yes);
+    }
+
+    /// See [`Served::brace`].
+    pub fn brace(&self, yes: bool) {
+        if self.braced.swap(yes, Ordering::SeqCst) != yes {
+            self.syncs.store(0, Ordering::SeqCst);
+            self.all.iter().for_each(|d| d.served.brace(yes));
+        }
+    }
+
+    /// Rings when the volumes may have become [calm](Self::calm).
+    pub fn ring_when_calm(&self, bell: &Bell) {
+        for disk in &self.all {
+            let bell = bell.clone();
+            disk.served.on_calm(Some(Box::new(move || bell.ring())));
+        }
+    }
+
+    /// Whether a pause that falls due now is short, as far as the disks go; they are [braced](Self::brace). In a pause with which
+    /// the volumes begin to be held, or are held already, nothing waits for a disk but what is under way there. If they are not,
+    /// `alone`, QEMU's flush is one of the disk: so what went through is made durable first, while the guest runs. On a disk that
+    /// takes long for that it is given up after a few times: the guest stands still for as long as the disk takes.
+    pub fn calm(&self, alone: bool) -> bool {
+        let calm = |flushed: bool| self.all.iter().all(|d| d.served.is_calm(flushed));
+        if !alone || calm(true) {
+            return calm(alone);
+        }
+        if self.all.iter().any(|d| d.served.is_busy()) {
+            return false;
+        }
+        if self.syncs.load(Ordering::SeqCst) >= SYNCS {
+            return calm(false);
+        }
+        self.syncs.fetch_add(1, Ordering::SeqCst);
+        self.all.iter().for_each(|d| d.served.sync_soon());
+        false
     }
 
     /// A backup's session begins: from now on it alone writes here, and nothing of an earlier one is left to be applied.
@@ -502,7 +597,7 @@ mod tests {
     fn one(dir: &Path) -> Disks {
         let pool = Pool::open(&dir.join("pool"), Tools::default()).unwrap();
         let spec = VolumeSpec::new("data".parse().unwrap(), 1 << 20);
-        let disk = Disk::open(&pool, dir, &Note::at(dir.join("made")), 0, &spec).unwrap();
+        let disk = Disk::open(&pool, &Arc::default(), dir, &Note::at(dir.join("made")), 0, &spec).unwrap();
         let mixture = Mixture::of(vec![disk.mixture.clone()], Note::at(dir.join("restoring")));
         Disks { all: vec![disk], mixture, ..Disks::default() }
     }

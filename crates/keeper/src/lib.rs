@@ -23,6 +23,7 @@ mod connector;
 mod core;
 mod cpu_clock;
 pub mod custody;
+mod disk_watch;
 pub mod disks;
 pub mod error;
 pub mod first_copy;

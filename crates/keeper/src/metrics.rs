@@ -78,6 +78,8 @@ pub struct Board {
     frames_stale: Gauge,
     volume_held: Family<VolumeLabel, Gauge>,
     volume_failed: Family<VolumeLabel, Gauge>,
+    volume_stalled: Family<VolumeLabel, Gauge<f64, AtomicU64>>,
+    writes_wait: Gauge,
     failovers: Counter,
     failover: Histogram,
     guest_failures: Family<FailureLabels, Counter>,
@@ -115,6 +117,8 @@ impl Board {
             frames_stale: Gauge::default(),
             volume_held: Family::default(),
             volume_failed: Family::default(),
+            volume_stalled: Family::default(),
+            writes_wait: Gauge::default(),
             failovers: Counter::default(),
             failover: seconds(),
             guest_failures: Family::default(),
@@ -166,6 +170,17 @@ impl Board {
             "ninefold_volume_failed",
             "1 while this host's image cannot be written or read",
             board.volume_failed.clone(),
+        );
+        r.register_with_unit(
+            "ninefold_volume_stalled",
+            "For how long this host's disk has not answered what it was asked longest ago",
+            Unit::Seconds,
+            board.volume_stalled.clone(),
+        );
+        r.register(
+            "ninefold_writes_wait",
+            "1 while as much of the guest's writes is held as may be, and further ones wait",
+            board.writes_wait.clone(),
         );
         r.register("ninefold_failovers", "Times this keeper took over", board.failovers.clone());
         r.register_with_unit(
@@ -226,10 +241,16 @@ impl Board {
     }
 
     /// How a volume is on this host.
-    pub fn volume(&self, name: &VolumeName, held: usize, failed: bool) {
+    pub fn volume(&self, name: &VolumeName, held: usize, failed: bool, stalled: Duration) {
         let label = VolumeLabel { volume: name.to_string() };
         self.volume_held.get_or_create(&label).set(i64::try_from(held).unwrap_or(i64::MAX));
         self.volume_failed.get_or_create(&label).set(failed.into());
+        self.volume_stalled.get_or_create(&label).set(stalled.as_secs_f64());
+    }
+
+    /// Whether the guest's writes wait for room.
+    pub fn writes_wait(&self, wait: bool) {
+        self.writes_wait.set(wait.into());
     }
 
     /// A checkpoint that is committed.

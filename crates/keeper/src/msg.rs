@@ -70,6 +70,12 @@ pub enum Msg {
         generation: u64,
     },
     /// The guest has stopped patting its watchdog, or has panicked. It stands still.
+    /// QEMU lives and has not answered this step for so long.
+    Stuck {
+        generation: u64,
+        step: String,
+        waited: Duration,
+    },
     GuestFailed {
         generation: u64,
         failure: Failure,

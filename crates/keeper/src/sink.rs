@@ -567,17 +567,25 @@ impl Sinks {
         self.recent.push_back((capture.epoch, runs));
     }
 
+    /// Whether all that are ready to join want one checkpoint alone: the volumes are not held for them.
+    pub fn only_once(&self) -> bool {
+        !self.all.iter().any(|s| matches!(s.stage, Stage::Ready { .. }) && s.once.is_none())
+    }
+
+    /// Before the checkpoint with which those join that are ready: asks `hold` for each of them whether it may. All output, and
+    /// what is done to the volumes, is held from then on. Who may not is left out.
+    pub fn hold(&mut self, mut hold: impl FnMut(Term) -> bool) {
+        self.all.retain(|s| !matches!(s.stage, Stage::Ready { .. }) || s.once.is_some() || hold(s.name));
+    }
+
     /// Lets those join that are ready; the guest stands still after the checkpoint that carries what they were
-    /// [missing](Self::gather). `hold` is asked for each of them whether it may: all output is held then.
-    pub fn join(&mut self, outlets: &Outlets, disks: &Disks, mut hold: impl FnMut(Term) -> bool) -> Vec<(Term, Join)> {
+    /// [missing](Self::gather).
+    pub fn join(&mut self, outlets: &Outlets, disks: &Disks) -> Vec<(Term, Join)> {
         let before = Epoch(self.taken.0 - 1);
         let mut joins = Vec::new();
-        self.all.retain_mut(|sink| {
+        for sink in &mut self.all {
             if !matches!(sink.stage, Stage::Ready { .. }) {
-                return true;
-            }
-            if sink.once.is_none() && !hold(sink.name) {
-                return false;
+                continue;
             }
             let (rest, queued) = std::mem::take(&mut sink.rest).join(disks);
             let join = Join { rest, queued, console: outlets.console_up_to(self.taken) };
@@ -587,8 +595,7 @@ impl Sinks {
             sink.stage = Stage::Joined;
             // What it holds before its first checkpoint does not count against it.
             (sink.acked, sink.before) = (before, before);
-            true
-        });
+        }
         joins
     }
 

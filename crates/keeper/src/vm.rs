@@ -13,11 +13,12 @@
 //! It waits in one `poll`: for the bell (commands, output that begins to wait), for QEMU's events, for QEMU's death.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use ninefold_machine::{EventKind, Machine, MachineError, Tracker};
+use ninefold_machine::{EventKind, Machine, MachineError, Patience, Tracker};
 use ninefold_model::health::Failure;
 use ninefold_model::spec::EpochPolicy;
 use ninefold_model::{Epoch, Term};
@@ -43,6 +44,9 @@ const IDLE: Duration = Duration::from_millis(100);
 const QUIET_SHARE: f64 = 0.35;
 /// How long the core may take to hold all output. It takes microseconds.
 const HOLD_LIMIT: Duration = Duration::from_secs(2);
+/// A QEMU that has not answered for so long is said to be stuck, and then again and again.
+const STUCK: Duration = Duration::from_secs(10);
+const TELL_STUCK: Duration = Duration::from_secs(1);
 /// A look after a shorter time than this says nothing.
 const QUIET_WINDOW: Duration = Duration::from_micros(100);
 
@@ -94,6 +98,8 @@ pub struct VmHandle {
     bell: Bell,
     /// Not joined by the core: it may have to wait for a QEMU that hangs.
     thread: Option<JoinHandle<()>>,
+    /// The thread waits for nothing any more.
+    killed: Arc<AtomicBool>,
 }
 
 impl VmHandle {
@@ -111,6 +117,7 @@ impl VmHandle {
 
 impl Drop for VmHandle {
     fn drop(&mut self) {
+        self.killed.store(true, Ordering::SeqCst);
         self.send(Command::Kill);
     }
 }
@@ -156,17 +163,21 @@ pub fn start(
     let Surroundings { outlets, disks, bell, core } = surroundings;
     let (commands, orders) = channel();
     let ring = bell.clone();
+    let killed = Arc::new(AtomicBool::new(false));
+    let given_up = Arc::clone(&killed);
     let thread = std::thread::Builder::new()
         .name("vm".into())
         .spawn(move || {
             let generation = watcher.generation();
-            let machine = match obtain() {
+            let mut machine = match obtain() {
                 Ok(machine) => machine,
                 Err(reason) => {
                     let _ = core.send(Msg::VmLost { generation, reason });
                     return;
                 }
             };
+            machine.set_patience(patience(generation, given_up, core.clone()));
+            disks.ring_when_calm(&bell);
             let cpu = CpuClock::of(machine.pid());
             let sinks = continued.map(|Continued { tracker, holder }| {
                 let mut sinks = Sinks::with(tracker, machine.memory(), bell.clone(), taken);
@@ -202,7 +213,20 @@ pub fn start(
             }
         })
         .map_err(KeeperError::Thread)?;
-    Ok(VmHandle { commands, bell: ring, thread: Some(thread) })
+    Ok(VmHandle { commands, bell: ring, thread: Some(thread), killed })
+}
+
+/// How the thread waits for a QEMU that does not answer: as long as the core does not give it up. A QEMU that lives may be the
+/// only one that has the VM, and may wait for a disk.
+fn patience(generation: u64, killed: Arc<AtomicBool>, core: Sender<Msg>) -> Patience {
+    let mut told = None;
+    Box::new(move |step, waited| {
+        if waited >= STUCK && told.is_none_or(|told: Instant| told.elapsed() >= TELL_STUCK) {
+            told = Some(Instant::now());
+            let _ = core.send(Msg::Stuck { generation, step: step.to_owned(), waited });
+        }
+        !killed.load(Ordering::SeqCst)
+    })
 }
 
 struct Vm {
@@ -337,7 +361,10 @@ impl Vm {
             Command::Health(order) => {
                 // It may stop the guest, or reset it.
                 self.outlets.make_room();
-                self.watcher.obey(order, &mut self.machine, self.paused).map_err(|e| report(&e))?;
+                self.disks.pausing(true);
+                let obeyed = self.watcher.obey(order, &mut self.machine, self.paused);
+                self.disks.pausing(false);
+                obeyed.map_err(|e| report(&e))?;
             }
             Command::Kill => return Ok(Flow::End),
         }
@@ -388,6 +415,7 @@ impl Vm {
             self.switched_off()?;
         }
         self.watcher.look(&mut self.machine)?;
+        self.disks.brace(self.sinks.as_ref().is_some_and(Sinks::any_ready));
         let Some(sinks) = &mut self.sinks else { return Ok(IDLE) };
         if self.watcher.busy() || self.last == Last::Taken || self.off != Off::No {
             return Ok(IDLE);
@@ -395,7 +423,12 @@ impl Vm {
         let (joined, ready) = (sinks.any_joined(), sinks.any_ready());
         let in_flight = sinks.in_flight();
         let mut wait = IDLE;
-        if self.last == Last::Wanted || (ready && in_flight < MAX_IN_FLIGHT) {
+        // A pause lets in what QEMU has outstanding, and must be short. The last one of a switchover helps, whatever is held.
+        let may_pause = self.last == Last::Wanted || self.disks.allows_pause();
+        let alone = !joined && sinks.only_once();
+        if !may_pause {
+            // What goes from memory makes room: nothing here can do more.
+        } else if self.last == Last::Wanted || (ready && in_flight < MAX_IN_FLIGHT && self.disks.calm(alone)) {
             if self.checkpoint()? {
                 return Ok(Duration::ZERO);
             }
@@ -494,6 +527,27 @@ impl Vm {
         let Some(mut capture) = sinks.spare(self.machine.memory()).map_err(|e| report(&e))? else { return Ok(false) };
         let last = self.last == Last::Wanted;
         let epoch = self.epoch.next();
+        if !last {
+            // All output is held before the guest stands still, and so is what it does to its volumes: whatever it, or QEMU,
+            // waits for at the disk is let go. The core answers at once.
+            let (core, generation) = (&self.core, self.generation);
+            sinks.hold(|session| {
+                let (held, answer) = sync_channel(1);
+                let _ = core.send(Msg::FirstCheckpoint { generation, session, epoch, held });
+                let held = answer.recv_timeout(HOLD_LIMIT).is_ok();
+                if !held {
+                    let reason = "output is not held in time".into();
+                    let _ = core.send(Msg::CannotReplicate { session, reason });
+                }
+                held
+            });
+            if !sinks.any_joined() && !sinks.any_ready() {
+                sinks.put_back(capture);
+                self.disks.go_through_if_alone();
+                self.drop_if_empty();
+                return Ok(false);
+            }
+        }
         self.epoch = epoch;
         let ran = self.resumed.elapsed();
         let joining = !last && sinks.gather();
@@ -510,20 +564,8 @@ impl Vm {
             .map_err(|e| report(&e))?;
         let seen = &capture.record;
         self.early_copy.learned(seen.dirty_pages, seen.early_pages, seen.again_pages);
-        // The guest must not run before all its output is held. The core answers at once.
-        let (core, generation) = (&self.core, self.generation);
-        let hold = |session| {
-            let (held, answer) = sync_channel(1);
-            let _ = core.send(Msg::FirstCheckpoint { generation, session, epoch, held });
-            let held = answer.recv_timeout(HOLD_LIMIT).is_ok();
-            if !held {
-                let reason = "output is not held in time".into();
-                let _ = core.send(Msg::CannotReplicate { session, reason });
-            }
-            held
-        };
         sinks.taken(&capture);
-        let joins = if joining { sinks.join(&self.outlets, &self.disks, hold) } else { Vec::new() };
+        let joins = if joining { sinks.join(&self.outlets, &self.disks) } else { Vec::new() };
         let nobody = !sinks.any_joined();
         // What the checkpoint has sealed is the guest's own again, if nobody is to have it: the core may have said so while the
         // checkpoint was taken.

@@ -90,8 +90,17 @@ pub enum EventKind {
     /// This host's image of a volume cannot be written, or not be read. A primary that is protected goes on; a backup is
     /// none until it can.
     VolumeFailed { volume: VolumeName, reason: String },
-    /// It can again.
+    /// Its disk has not answered for so long, and there is no error. A protected VM goes on from memory, and is handed over
+    /// when the disk goes on not to answer.
+    VolumeSlow { volume: VolumeName, stalled_ms: u64 },
+    /// It can again; it answers again.
     VolumeRecovered { volume: VolumeName },
+    /// So many bytes of the guest's writes are held, all that may be: further ones wait, and the guest with them.
+    WritesWait { held: u64, limit: u64 },
+    /// They go on.
+    WritesGoOn,
+    /// QEMU lives and has not answered for long. Unless another host has the VM, it is waited for.
+    Stuck { reason: String },
     /// The guest shut down or was stopped.
     Stopped { reason: String },
     /// The guest did not pat its watchdog in time, for the `count`th time within the policy's period; 0 for

@@ -4,6 +4,7 @@
 //! * [`log`]: what is on its way into an image and must survive a crash.
 //! * [`unsynced`]: what was written past that log, and may not be on the disk.
 //! * [`batch`]: what a guest does to a volume in one epoch. * [`overlay`]: what lies over an image.
+//! * [`budget`]: what volumes hold in memory, and how writes are slowed down by that.
 //! * [`frozen`]: a volume as it was at one moment, while the guest goes on.
 //! * [`sums`]: checksums of blocks, by which two hosts find out where their images differ.
 //! * [`image`]: what a volume's bytes are kept in. All formats behind one trait.
@@ -12,6 +13,7 @@
 //! * [`fault`]: how to make things go wrong on purpose. * [`error`]: what can.
 
 pub mod batch;
+pub mod budget;
 pub mod error;
 pub mod fault;
 pub mod frozen;
@@ -27,6 +29,7 @@ pub mod sums;
 pub mod unsynced;
 
 pub use batch::{Batch, Op};
+pub use budget::Budget;
 pub use error::{Refusal, VolumeError};
 pub use frozen::Frozen;
 pub use image::{Format, Image, Progress, Tools, open};

@@ -9,7 +9,9 @@
 //! ```
 //!
 //! * **Closed**: no VM of this host may write here; a QEMU that is being ended gets errors, a standby's may read.
-//! * **Through**: the VM is unprotected. A write is in the image when it is answered, a flush makes it durable.
+//! * **Through**: the VM is unprotected. A write is in the image when it is answered, a flush makes it durable. Not while there
+//!   is still something on its way into the image, nor while a pause is near ([`Served::brace`]): then a write goes into memory,
+//!   behind that, and the applier takes it into the image as soon as it can; a flush waits for that.
 //! * **Held**: the VM is protected. What the guest does is kept in memory and answered at once; an epoch's operations go to
 //!   the backup with its checkpoint and into the image when the backup has acknowledged them. A flush is answered at once
 //!   too: all that could tell anybody of it is output, and output waits for the same acknowledgement.
@@ -18,14 +20,17 @@
 //! takes over serves its QEMU at once, with what is committed and not yet applied in the overlay.
 //!
 //! Committed epochs go through the [write log](crate::log), so that a crash leaves the image, when it is opened again, as
-//! some epoch left it. An epoch is *durable* when it is in the log. While writes go through, the log is empty.
+//! some epoch left it. An epoch is *durable* when it is in the log: what had gone through before it is made durable first.
+//! While writes go through, the log is empty; what waits in memory then is an ordinary disk's cache, and does not go through
+//! the log.
 //!
-//! # Memory
+//! # Nobody waits for the disk
 //!
-//! What is held is bounded by the guest's own requests and time: over [`SOFT`] a checkpoint is asked for
-//! ([`Served::pressure`]) and every further byte is delayed, so that no more than about 50 MB/s come in on top of it. A
-//! delay never waits for anything but a clock: QEMU's `stop` waits for outstanding requests, and the checkpoint that
-//! would relieve the pressure waits for `stop`.
+//! QEMU's `stop` waits for outstanding requests and then flushes. On a disk that is slow, or hangs, that would be a pause
+//! without end. So every flush is the applier's to carry out: whoever waits for it is let go when the volume is held, since
+//! what he would tell of it is held too. A write in *held* goes into memory, and waits for a bounded time only ([`Budget`]). What
+//! is left is a write that goes through, and a read: [`Served::is_calm`] says that the first is not under way, and
+//! [`Served::stalled`] how long the disk has not answered.
 //!
 //! # Errors
 //!
@@ -42,6 +47,7 @@
 //! which is answered at once is true even if it concerns what had gone through before.
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -50,6 +56,7 @@ use ninefold_model::Epoch;
 use ninefold_model::spec::Acknowledge;
 
 use crate::batch::{Batch, Op};
+use crate::budget::{Budget, SOFT};
 use crate::error::VolumeError;
 use crate::fault;
 use crate::image::{Image, check_bounds};
@@ -59,10 +66,6 @@ use crate::overlay::Overlay;
 use crate::sums::BLOCK;
 use crate::unsynced::Unsynced;
 
-/// Held bytes over which a checkpoint is wanted and writes are slowed down.
-pub const SOFT: usize = 64 << 20;
-/// Seconds that a byte over [`SOFT`] is delayed: 50 MB/s.
-const DELAY: f64 = 20e-9;
 /// What is in the log is made durable in the image, and the log emptied, at least this often.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
 /// And when the log is so long, bytes.
@@ -77,6 +80,8 @@ pub const BACKLOG: usize = 256 << 20;
 const PIECE: u64 = 16 << 20;
 /// An error of a read, or of a write that went through, is told for so long.
 const TOLD: Duration = Duration::from_secs(10);
+/// So many bytes, written past the log and not durable, are flushed in no time.
+const FEW: usize = 1 << 20;
 /// An applier that failed waits this long.
 const RETRY: Duration = Duration::from_millis(250);
 
@@ -102,6 +107,9 @@ pub type OnDurable = Box<dyn Fn(Epoch) + Send>;
 /// What is done once.
 pub type WhenDurable = Box<dyn FnOnce() + Send>;
 
+/// Hears that a volume that was [braced](Served::brace) may have become calm.
+pub type OnCalm = Box<dyn Fn() + Send>;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     Closed,
@@ -114,6 +122,17 @@ struct Sealed {
     number: u64,
     batch: Arc<Batch>,
     committed: bool,
+    /// Of no epoch: it was written while the VM was alone, and needs no log.
+    plain: bool,
+}
+
+/// Who uses the disk.
+#[derive(Debug, Clone, Copy)]
+enum Use {
+    Applier,
+    PastTheLog,
+    Flush,
+    Read,
 }
 
 struct State {
@@ -138,6 +157,23 @@ struct State {
     hurry: bool,
     /// What was written to the image past the log, by a guest or a resync, and is not durable yet.
     unsynced: Unsynced,
+    /// How many bytes that is, about.
+    loose: usize,
+    /// Requests of the guest that go through and are under way.
+    direct: usize,
+    /// No more writes shall go through.
+    braced: bool,
+    /// Somebody wants what is not durable yet to be.
+    sync: bool,
+    /// Flushes of a guest that is alone: numbers of the last that was asked for and of the last that was carried out, what the
+    /// former wants in the image or the log, and those up to the second that failed, with why.
+    flush_asked: u64,
+    flush_done: u64,
+    flush_needs: u64,
+    flush_failed: Option<(RangeInclusive<u64>, Failure)>,
+    /// Since when each kind of use of the disk is under way.
+    at_work: [Option<Instant>; 4],
+    on_calm: Option<OnCalm>,
     /// A flush has failed: what is in the log has to be written into the image again.
     redo: bool,
     /// Somebody waits for the image.
@@ -179,6 +215,7 @@ struct Shared {
     /// Held during a flush. An error is reported to one of several that are under way at the same time (fsync(2)).
     flushing: Mutex<()>,
     acknowledge: Acknowledge,
+    budget: Arc<Budget>,
     state: Mutex<State>,
     /// For the applier: there is something to do.
     work: Condvar,
@@ -205,11 +242,25 @@ impl Served {
     /// # Errors
     /// No more threads.
     pub fn new(image: Box<dyn Image>, log: WriteLog, acknowledge: Acknowledge) -> Result<Self, VolumeError> {
+        Self::within(Arc::default(), image, log, acknowledge)
+    }
+
+    /// The same for one of several volumes of a VM, which share a budget.
+    ///
+    /// # Errors
+    /// No more threads.
+    pub fn within(
+        budget: Arc<Budget>,
+        image: Box<dyn Image>,
+        log: WriteLog,
+        acknowledge: Acknowledge,
+    ) -> Result<Self, VolumeError> {
         let size = image.size();
         let shared = Arc::new(Shared {
             image,
             flushing: Mutex::new(()),
             acknowledge,
+            budget,
             state: Mutex::new(State {
                 mode: Mode::Closed,
                 open: Batch::default(),
@@ -224,6 +275,16 @@ impl Served {
                 waiting: None,
                 hurry: false,
                 unsynced: Unsynced::unknown(size),
+                loose: 0,
+                direct: 0,
+                braced: false,
+                sync: false,
+                flush_asked: 0,
+                flush_done: 0,
+                flush_needs: 0,
+                flush_failed: None,
+                at_work: [None; 4],
+                on_calm: None,
                 redo: false,
                 settling: false,
                 gone: false,
@@ -254,9 +315,72 @@ impl Served {
         self.shared.acknowledge
     }
 
-    /// From now on what the guest does waits for its epoch. The guest is stopped, so that nothing is under way.
+    /// From now on what the guest does waits for its epoch, and so does all that it says. The guest may be running: what is
+    /// under way reaches the image before anything that comes after it, and who waits for a flush is let go.
     pub fn hold(&self) {
         self.shared.lock().mode = Mode::Held;
+        self.shared.done.notify_all();
+    }
+
+    /// A pause is near: no more writes go through, so that none is under way when it comes. Or it is over.
+    pub fn brace(&self, yes: bool) {
+        self.shared.lock().braced = yes;
+        self.shared.work.notify_one();
+    }
+
+    /// Has what went through made durable, without waiting for it.
+    pub fn sync_soon(&self) {
+        let mut state = self.shared.lock();
+        state.sync = state.unsynced.is_pending();
+        drop(state);
+        self.shared.work.notify_one();
+    }
+
+    /// Whether a pause would find no write under way to the disk, and, `flushed`, next to nothing that its flush would have to
+    /// wait for.
+    pub fn is_calm(&self, flushed: bool) -> bool {
+        let state = self.shared.lock();
+        let quick = || state.mode == Mode::Held || state.held + state.loose <= FEW;
+        state.direct == 0 && (!flushed || (quick() && !state.sync))
+    }
+
+    /// Whether something goes into the image of a VM that is alone, or is being made durable there.
+    pub fn is_busy(&self) -> bool {
+        let state = self.shared.lock();
+        state.sync || (state.mode == Mode::Through && !state.queue.is_empty())
+    }
+
+    /// Who hears that it may have become calm, from now on.
+    pub fn on_calm(&self, tell: Option<OnCalm>) {
+        self.shared.lock().on_calm = tell;
+    }
+
+    /// How long the disk has not answered what it was asked longest ago; none while it has nothing to do.
+    pub fn stalled(&self) -> Option<Duration> {
+        let oldest = self.shared.lock().at_work.iter().flatten().min().copied();
+        oldest.map(|since| since.elapsed())
+    }
+
+    /// Has all that the guest has done up to now made durable, without waiting for it: the VM is alone. [`Served::flushed`] tells of
+    /// it by this number; none if it is durable already.
+    pub fn flush_soon(&self) -> Option<u64> {
+        let mut state = self.shared.lock();
+        let missing = state.queue.iter().any(|s| s.plain || s.number > state.logged);
+        if state.mode == Mode::Closed || !(missing || !state.open.is_empty() || state.unsynced.is_pending()) {
+            return None;
+        }
+        if state.mode == Mode::Through {
+            state.seal_open(true);
+        }
+        let ticket = state.ask_flush();
+        drop(state);
+        self.shared.work.notify_one();
+        Some(ticket)
+    }
+
+    /// Whether what was asked for is done; none as long as it is not.
+    pub fn flushed(&self, ticket: u64) -> Option<Result<(), VolumeError>> {
+        self.shared.lock().flushed(ticket)
     }
 
     /// Ends the epoch that runs: what the guest has done since the last time is epoch `epoch`, and what it does from now on
@@ -272,7 +396,9 @@ impl Served {
         let batch = Arc::new(std::mem::take(&mut state.open));
         let number = state.number;
         state.number += 1;
-        state.queue.push_back(Sealed { epoch, number, batch: Arc::clone(&batch), committed: false });
+        state.queue.push_back(Sealed { epoch, number, batch: Arc::clone(&batch), committed: false, plain: false });
+        drop(state);
+        self.shared.done.notify_all();
         batch
     }
 
@@ -292,12 +418,8 @@ impl Served {
     pub fn go_through(&self) {
         let mut state = self.shared.lock();
         state.queue.iter_mut().for_each(|sealed| sealed.committed = true);
-        if !state.open.is_empty() {
-            let batch = Arc::new(std::mem::take(&mut state.open));
-            let (number, epoch) = (state.number, state.queue.back().map_or(Epoch(0), |s| s.epoch));
-            state.number += 1;
-            state.queue.push_back(Sealed { epoch, number, batch, committed: true });
-        }
+        let plain = state.mode == Mode::Through;
+        state.seal_open(plain);
         state.mode = Mode::Through;
         drop(state);
         self.shared.work.notify_one();
@@ -307,6 +429,10 @@ impl Served {
     /// writes no more. What is committed is still applied.
     pub fn discard(&self) {
         let mut state = self.shared.lock();
+        if state.mode == Mode::Through {
+            // Nobody else has it: what the VM did alone is the volume.
+            state.seal_open(true);
+        }
         state.open = Batch::default();
         state.queue.retain(|sealed| sealed.committed);
         state.overlay = Overlay::default();
@@ -314,9 +440,12 @@ impl Served {
         for sealed in queue.iter() {
             sealed.batch.ops().iter().for_each(|op| overlay.put(op, sealed.number));
         }
-        state.held = state.queue.iter().map(|s| s.batch.bytes()).sum();
+        let held = state.queue.iter().map(|s| s.batch.bytes()).sum();
+        let gone = std::mem::replace(&mut state.held, held).saturating_sub(held);
         state.mode = Mode::Closed;
         drop(state);
+        self.shared.budget.give(gone);
+        self.shared.budget.release();
         // Requests that wait here are nobody's any more.
         self.shared.done.notify_all();
     }
@@ -327,8 +456,9 @@ impl Served {
         let number = state.number;
         state.number += 1;
         state.held += batch.bytes();
+        self.shared.budget.take(batch.bytes());
         batch.ops().iter().for_each(|op| state.overlay.put(op, number));
-        state.queue.push_back(Sealed { epoch, number, batch: Arc::new(batch), committed: true });
+        state.queue.push_back(Sealed { epoch, number, batch: Arc::new(batch), committed: true, plain: false });
         state.waiting.get_or_insert_with(Instant::now);
         drop(state);
         self.shared.work.notify_one();
@@ -393,7 +523,9 @@ impl Served {
     pub fn settle(&self, limit: Duration) -> Result<(), VolumeError> {
         let under_way = |state: &State| state.mode != Mode::Through && state.under_way > 0;
         self.wait(limit, true, |state| {
-            state.log_used.is_none() && !state.queue.iter().any(|s| s.committed) && !under_way(state)
+            // What a failed flush has lost is not for this to mend.
+            let synced = !state.unsynced.is_pending() || state.unsynced.is_lost();
+            synced && state.log_used.is_none() && !state.queue.iter().any(|s| s.committed) && !under_way(state)
         })
     }
 
@@ -470,7 +602,7 @@ impl Served {
 
     /// Whether a checkpoint should be taken for the memory's sake.
     pub fn pressure(&self) -> bool {
-        self.shared.lock().held > SOFT
+        self.shared.budget.held() > SOFT
     }
 
     /// Bytes held.
@@ -531,7 +663,10 @@ impl Served {
         // What is taken from the overlay needs not be read; mostly it is all or nothing.
         let covered: usize = pieces.iter().map(|p| p.length).sum();
         if covered < into.len() {
-            shared.image.read(at, into).inspect_err(|error| shared.refuse(error))?;
+            shared.lock().begin(Use::Read);
+            let read = shared.image.read(at, into);
+            shared.lock().end(Use::Read);
+            read.inspect_err(|error| shared.refuse(error))?;
         }
         for piece in pieces {
             let place = &mut into[piece.at..piece.at + piece.length];
@@ -549,32 +684,45 @@ impl Served {
         let (start, end) = op.range();
         check_bounds(start, end - start, self.size())?;
         let mut state = shared.lock();
-        if state.mode == Mode::Held {
+        match state.mode {
+            Mode::Closed => return Err(not_ours()),
+            Mode::Through => {
+                state.served()?;
+                if let Some(failure) = &state.failure {
+                    return Err(unwritable(failure));
+                }
+            }
+            Mode::Held => {}
+        }
+        if !state.goes_through() {
             let number = state.number;
             state.overlay.put(&op, number);
             let before = state.open.bytes();
             state.open.push(op);
-            // What it costs, which for a discard is little, however much it is of.
             let cost = state.open.bytes() - before;
             state.held += cost;
-            if state.held > SOFT {
-                shared.delay(state, Duration::from_secs_f64(cost as f64 * DELAY));
+            let round = shared.budget.take_for_delay(cost);
+            let gone = state.gone;
+            let through = state.mode == Mode::Through;
+            drop(state);
+            if through {
+                shared.work.notify_one();
             }
-            return Ok(());
-        }
-        // What was held when the VM was protected comes first, and must not be written a second time over this.
-        while (!state.queue.is_empty() || state.log_used.is_some()) && !state.ending {
-            state.served()?;
-            if let Some(failure) = &state.failure {
-                let source = std::io::Error::other(failure.reason.clone());
-                return Err(VolumeError::Io { what: "the image cannot be written", source });
+            if !gone {
+                shared.budget.delay(cost, round);
             }
-            state = shared.done.wait(state).unwrap_or_else(PoisonError::into_inner);
+            return if through && durable { self.flush_through() } else { Ok(()) };
         }
+        state.direct += 1;
         drop(state);
         // A request without data can be long: piece by piece it ends soon when its client does.
         let pieces = shared.through(&op);
-        let done = pieces.and_then(|()| if durable { shared.flush() } else { Ok(()) });
+        state = shared.lock();
+        state.direct -= 1;
+        state.tell_calm();
+        drop(state);
+        shared.work.notify_one();
+        let done = pieces.and_then(|()| if durable { self.flush_through() } else { Ok(()) });
         // Who is not to write here any more is no sign of a disk that fails.
         let guests = || shared.lock().served().is_ok();
         done.inspect_err(|error| {
@@ -583,11 +731,46 @@ impl Served {
             }
         })
     }
+
+    /// Makes durable what a guest that is alone has written. Returns early when the volume is held.
+    fn flush_through(&self) -> Result<(), VolumeError> {
+        let shared = &*self.shared;
+        let mut state = shared.lock();
+        if state.mode != Mode::Through {
+            return if state.mode == Mode::Held { Ok(()) } else { Err(not_ours()) };
+        }
+        state.seal_open(true);
+        let mine = state.ask_flush();
+        shared.work.notify_one();
+        loop {
+            if let Some(done) = state.flushed(mine) {
+                return done;
+            }
+            if state.mode != Mode::Held {
+                state.served()?;
+            }
+            match (state.mode, &state.failure) {
+                // All that could tell anybody of this flush waits for the commit of what it is about.
+                (Mode::Held, _) => return Ok(()),
+                (Mode::Closed, _) => return Err(not_ours()),
+                (Mode::Through, Some(failure)) => return Err(unwritable(failure)),
+                (Mode::Through, None) if state.ending => return Err(not_ours()),
+                (Mode::Through, None) => {}
+            }
+            state = shared.done.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
 }
 
 fn not_ours() -> VolumeError {
     let source = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
     VolumeError::Io { what: "the VM is not this host's", source }
+}
+
+/// What the guest is told while the applier cannot go on.
+fn unwritable(failure: &Failure) -> VolumeError {
+    let kind = if failure.out_of_space { std::io::ErrorKind::StorageFull } else { std::io::ErrorKind::Other };
+    VolumeError::Io { what: "the image cannot be written", source: std::io::Error::new(kind, failure.reason.clone()) }
 }
 
 fn lost() -> VolumeError {
@@ -617,21 +800,10 @@ impl Handler for Served {
     }
 
     fn flush(&self) -> Result<(), VolumeError> {
-        let shared = &*self.shared;
-        let mut state = shared.lock();
-        if state.mode != Mode::Through {
+        if self.shared.lock().mode != Mode::Through {
             return Ok(());
         }
-        while !state.queue.is_empty() && state.failure.is_none() && !state.ending {
-            state.served()?;
-            state = shared.done.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        if let Some(failure) = &state.failure {
-            let source = std::io::Error::other(failure.reason.clone());
-            return Err(VolumeError::Io { what: "the image cannot be written", source });
-        }
-        drop(state);
-        shared.flush().inspect_err(|error| shared.refuse(error))
+        self.flush_through().inspect_err(|error| self.shared.refuse(error))
     }
 
     fn begins(&self) {
@@ -640,6 +812,7 @@ impl Handler for Served {
 
     fn ended(&self) {
         self.shared.lock().gone = true;
+        self.shared.budget.release();
         self.shared.done.notify_all();
     }
 }
@@ -654,10 +827,65 @@ impl Drop for Served {
         {
             tracing::error!("a volume's applier had panicked");
         }
+        // What could not be applied goes with it.
+        let held = std::mem::take(&mut self.shared.lock().held);
+        self.shared.budget.give(held);
     }
 }
 
 impl State {
+    /// Whether a write goes into the image at once: the VM is alone, nothing is on its way there, and no pause is near.
+    fn goes_through(&self) -> bool {
+        let empty = self.queue.is_empty() && self.open.is_empty() && self.log_used.is_none();
+        self.mode == Mode::Through && empty && !self.braced
+    }
+
+    /// Ends the open batch of a VM that is alone, which nobody else commits.
+    fn seal_open(&mut self, plain: bool) {
+        if !self.open.is_empty() {
+            let batch = Arc::new(std::mem::take(&mut self.open));
+            let (number, epoch) = (self.number, self.queue.back().map_or(Epoch(0), |s| s.epoch));
+            self.number += 1;
+            self.queue.push_back(Sealed { epoch, number, batch, committed: true, plain });
+        }
+    }
+
+    /// Asks for a flush of all that is sealed.
+    fn ask_flush(&mut self) -> u64 {
+        self.flush_asked += 1;
+        self.flush_needs = self.number - 1;
+        self.flush_asked
+    }
+
+    fn flushed(&self, ticket: u64) -> Option<Result<(), VolumeError>> {
+        let failed = self.flush_failed.as_ref().filter(|(which, _)| which.contains(&ticket));
+        (self.flush_done >= ticket).then(|| failed.map_or(Ok(()), |(_, failure)| Err(unwritable(failure))))
+    }
+
+    /// Whether a flush is asked for, and all that it is about is in the image or in the log.
+    fn wants_flush(&self) -> bool {
+        let missing = |s: &Sealed| s.number <= self.flush_needs && (s.plain || s.number > self.logged);
+        self.flush_asked > self.flush_done && !self.queue.iter().any(missing)
+    }
+
+    fn begin(&mut self, what: Use) {
+        self.at_work[what as usize].get_or_insert_with(Instant::now);
+    }
+
+    fn begin_anew(&mut self, what: Use) {
+        self.at_work[what as usize] = Some(Instant::now());
+    }
+
+    fn end(&mut self, what: Use) {
+        self.at_work[what as usize] = None;
+    }
+
+    fn tell_calm(&self) {
+        if let Some(tell) = self.on_calm.as_ref().filter(|_| self.braced && self.direct == 0) {
+            tell();
+        }
+    }
+
     /// Whether what goes through may still reach the image.
     fn served(&self) -> Result<(), VolumeError> {
         match self.mode {
@@ -742,17 +970,6 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Holds up the answer to a request, until its client has gone at the longest.
-    fn delay(&self, mut state: MutexGuard<'_, State>, time: Duration) {
-        let until = Instant::now() + time;
-        while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
-            if state.gone || state.mode != Mode::Held || state.ending {
-                return;
-            }
-            state = self.done.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-
     /// Writes what goes through into the image.
     fn through(&self, op: &Op) -> Result<(), VolumeError> {
         // The VM may have come to another host meanwhile, or its QEMU may have ended.
@@ -764,29 +981,43 @@ impl Shared {
         let (start, end) = op.range();
         let mut state = self.lock();
         may(&state)?;
+        if state.under_way == 0 {
+            state.begin_anew(Use::PastTheLog);
+        }
         state.under_way += 1;
+        state.loose = state.loose.saturating_add(usize::try_from(end - start).unwrap_or(usize::MAX));
         let begun = state.unsynced.begin(start, end);
         let marks = state.marks.clone();
         drop(state);
         let written = self.put(op, &marks);
         let mut state = self.lock();
         state.under_way -= 1;
+        if state.under_way == 0 {
+            state.end(Use::PastTheLog);
+        }
         state.unsynced.done(&begun, written.is_ok());
         state.written(op);
         drop(state);
         self.done.notify_all();
+        self.work.notify_one();
         written
     }
 
     /// Makes durable what is in the image.
     fn flush(&self) -> Result<(), VolumeError> {
         let _alone = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.lock().unsynced.flush_begins();
+        let mut state = self.lock();
+        state.unsynced.flush_begins();
+        let loose = std::mem::take(&mut state.loose);
+        state.begin(Use::Flush);
+        drop(state);
         let flushed = self.image.flush();
         let mut state = self.lock();
+        state.end(Use::Flush);
         match flushed {
             Ok(()) => state.unsynced.flushed(),
             Err(error) => {
+                state.loose = state.loose.saturating_add(loose);
                 state.unsynced.flush_failed();
                 state.redo = true;
                 return Err(error);
@@ -826,10 +1057,16 @@ struct Applier<'a> {
 enum Next {
     /// Into the log: these, up to this number and epoch.
     Log(Vec<Arc<Batch>>, u64, Epoch),
-    /// The oldest, which is in the log, into the image.
-    Apply(u64, Arc<Batch>),
+    /// The oldest, which is in the log or is plain, into the image.
+    Apply {
+        number: u64,
+        batch: Arc<Batch>,
+        plain: bool,
+    },
     /// The image is made durable, the log emptied.
     Flush,
+    /// What has gone past the log is made durable in the image.
+    Sync,
     Wait(Duration),
     End,
 }
@@ -838,7 +1075,13 @@ impl Applier<'_> {
     fn run(mut self) {
         let mut state = self.shared.lock();
         loop {
+            if state.mode == Mode::Through {
+                state.seal_open(true);
+            }
             let next = self.next(&state);
+            if !matches!(next, Next::Wait(_) | Next::End) {
+                state.begin(Use::Applier);
+            }
             match next {
                 Next::Log(batches, number, epoch) => {
                     state.log_used.get_or_insert_with(Instant::now);
@@ -867,10 +1110,14 @@ impl Applier<'_> {
                         state = self.shared.lock();
                     }
                 }
-                Next::Apply(number, batch) => {
+                Next::Apply { number, batch, plain } => {
                     let marks = state.marks.clone();
                     drop(state);
-                    let applied = batch.ops().iter().try_for_each(|op| self.shared.put(op, &marks));
+                    let applied = batch.ops().iter().try_for_each(|op| {
+                        // A disk that gets on does not hang, however much there is.
+                        self.shared.lock().begin_anew(Use::Applier);
+                        if plain { self.shared.past_the_log(op, |_| Ok(())) } else { self.shared.put(op, &marks) }
+                    });
                     let applied = applied.and_then(|()| point("apply.done"));
                     state = self.shared.lock();
                     // Before it leaves the queue: who looks at that first and then at what was marked misses nothing.
@@ -884,6 +1131,7 @@ impl Applier<'_> {
                     state.queue.pop_front();
                     state.overlay.remove(&batch, number);
                     state.held = state.held.saturating_sub(batch.bytes());
+                    self.shared.budget.give(batch.bytes());
                 }
                 Next::Flush => {
                     drop(state);
@@ -906,12 +1154,28 @@ impl Applier<'_> {
                     state.log_used = None;
                     state.settling = false;
                 }
+                Next::Sync => {
+                    let (asked, wanted) = (state.flush_asked, state.wants_flush());
+                    drop(state);
+                    let synced = self.shared.settle();
+                    state = self.shared.lock();
+                    if wanted {
+                        let failure = synced.as_ref().err().map(Failure::of);
+                        state.flush_failed = failure.map(|failure| (state.flush_done + 1..=asked, failure));
+                        state.flush_done = asked;
+                    }
+                    // What has been lost is told to whoever flushes, or rests on it.
+                    state.sync = false;
+                    state.settling &= state.log_used.is_some() || state.queue.iter().any(|s| s.committed);
+                }
                 Next::Wait(time) => {
                     state = self.shared.work.wait_timeout(state, time).unwrap_or_else(PoisonError::into_inner).0;
                     continue;
                 }
                 Next::End => return,
             }
+            state.end(Use::Applier);
+            state.tell_calm();
             self.shared.done.notify_all();
         }
     }
@@ -921,9 +1185,17 @@ impl Applier<'_> {
             // What is in the log is not lost; the rest goes with this process.
             return Next::End;
         }
+        if state.under_way > 0 || state.direct > 0 {
+            // What is under way must not land on what comes after it.
+            return Next::Wait(Duration::from_secs(3600));
+        }
         let settle = state.settling || state.ending || state.mode == Mode::Through;
-        let front = state.queue.front().filter(|s| s.committed && s.number <= state.logged);
-        let apply = front.map(|front| Next::Apply(front.number, Arc::clone(&front.batch)));
+        let front = state.queue.front().filter(|s| s.committed && (s.plain || s.number <= state.logged));
+        if front.is_some_and(|s| s.plain) && state.log_used.is_some() {
+            // It needs no log; but what is in there would be written over it after a crash.
+            return Next::Flush;
+        }
+        let apply = front.map(|s| Next::Apply { number: s.number, batch: Arc::clone(&s.batch), plain: s.plain });
         // What is in the log goes on into the image however much comes after it.
         let long = self.log.len() >= LONG_LOG;
         match apply {
@@ -933,8 +1205,8 @@ impl Applier<'_> {
         }
         let mut wait = Duration::from_secs(3600);
         let fresh: Vec<&Sealed> =
-            state.queue.iter().take_while(|s| s.committed).filter(|s| s.number > state.logged).collect();
-        if let Some(last) = fresh.last() {
+            state.queue.iter().take_while(|s| s.committed && !s.plain).filter(|s| s.number > state.logged).collect();
+        if !fresh.is_empty() {
             let bytes: usize = fresh.iter().map(|s| s.batch.bytes()).sum();
             let waited = state.waiting.map_or(GATHER, |since| since.elapsed());
             if state.hurry
@@ -943,8 +1215,17 @@ impl Applier<'_> {
                 || bytes >= GATHER_BYTES
                 || waited >= GATHER
             {
+                // As much as a slow disk takes in a moment: it must not look as if it hung.
+                let mut bytes = 0;
+                let some = fresh.iter().take_while(|s| {
+                    let before = bytes;
+                    bytes += s.batch.bytes();
+                    before < GATHER_BYTES
+                });
+                let some: Vec<_> = some.collect();
+                let Some(last) = some.last() else { return Next::Wait(GATHER) };
                 let (number, epoch) = (last.number, last.epoch);
-                return Next::Log(fresh.into_iter().map(|s| Arc::clone(&s.batch)).collect(), number, epoch);
+                return Next::Log(some.into_iter().map(|s| Arc::clone(&s.batch)).collect(), number, epoch);
             }
             wait = GATHER - waited;
         }
@@ -958,6 +1239,10 @@ impl Applier<'_> {
                 return Next::Flush;
             }
             wait = wait.min(FLUSH_EVERY - age);
+        }
+        let sync = state.unsynced.is_pending() && (state.sync || state.settling);
+        if sync || state.wants_flush() {
+            return Next::Sync;
         }
         if state.ending { Next::End } else { Next::Wait(wait.max(Duration::from_millis(1))) }
     }
@@ -977,6 +1262,7 @@ impl Applier<'_> {
     /// Notes a failure and waits before the next attempt.
     fn failed<'b>(&'b self, mut state: MutexGuard<'b, State>, error: &VolumeError) -> MutexGuard<'b, State> {
         let failure = Failure::of(error);
+        state.end(Use::Applier);
         if state.failure.as_ref() != Some(&failure) {
             tracing::error!(error = %failure.reason, "a volume cannot be written");
         }

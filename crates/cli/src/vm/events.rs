@@ -163,6 +163,14 @@ pub fn words(kind: &EventKind) -> String {
         EventKind::RestoreFailed { name, reason } => format!("no start from snapshot '{name}': {reason}"),
         EventKind::LogUnusable { reason } => format!("there is a log and the VM does not go on from it: {reason}"),
         EventKind::VolumeFailed { volume, reason } => format!("volume {volume} FAILS on this host: {reason}"),
+        EventKind::VolumeSlow { volume, stalled_ms } => {
+            format!("volume {volume} IS SLOW on this host: its disk has not answered for {stalled_ms} ms")
+        }
+        EventKind::WritesWait { held, limit } => {
+            format!("THE GUEST'S WRITES WAIT: {} are held, of {} at most", bytes(*held), bytes(*limit))
+        }
+        EventKind::WritesGoOn => "the guest's writes go on".into(),
+        EventKind::Stuck { reason } => format!("THE GUEST STANDS STILL: {reason}"),
         EventKind::VolumeRecovered { volume } => format!("volume {volume} works again on this host"),
         EventKind::Stopped { reason } => format!("the VM has stopped: {reason}"),
         EventKind::WatchdogFired { action, count } => format!("THE WATCHDOG FIRED{}: {action}", nth(*count)),

@@ -232,7 +232,7 @@ impl Core {
         self.machine = Some(standby::status(&machine, "as before the failover", "running"));
         // Open first: a console has no second chance for what it says at once.
         if !self.holding {
-            self.parts.outlets.pass(&|| ());
+            self.open_gate();
         }
         if let Err(error) = self.parts.outlets.attach(ports) {
             tracing::error!(%error, "the VM's sockets cannot be served");

@@ -21,6 +21,7 @@ impl Core {
         self.check_uplink();
         self.health_tick();
         self.check_log();
+        self.try_open_gate();
         self.check_volumes();
         self.check_survivors();
         self.parts.parking.expire();

@@ -125,7 +125,8 @@ impl Core {
         self.parts.parking.clear();
         // Its checkpoints count from 1. But a VM that is launched anew while output of its former life is held counts on, from well
         // behind that: what waits for its epochs must not be taken for older, nor the former life's for newer.
-        let counts_on = (self.holding || self.log.images_wait.is_some()) && continued.is_none();
+        let counts_on =
+            (self.holding || self.opening.is_some() || self.log.images_wait.is_some()) && continued.is_none();
         let newest = self.committed.max(self.log.durable).max(self.log.images_wait.unwrap_or_default());
         let taken = if counts_on { Epoch(newest.0 + IN_BETWEEN) } else { Epoch(0) };
         if !counts_on {
