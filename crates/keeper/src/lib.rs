@@ -1,6 +1,6 @@
 //! Keeps one VM on one host: machine, replica and net put together.
 //!
-//! * [`config`]: what a keeper is told · [`keeper`]: how it starts
+//! * [`config`]: what a keeper is told · [`keeper`]: how it starts · [`panics`]
 //! * [`core`]: the thread that owns the protocol and does what it says · [`msg`]: what the others tell it
 //! * [`vm`]: the thread that owns a running QEMU; [`bell`] wakes it · [`sink`]: those to whom it is copied ·
 //!   [`capture`]: one checkpoint, the pause path · [`overlay`], [`first_copy`]
@@ -37,6 +37,7 @@ mod mixture;
 pub mod msg;
 pub mod outlets;
 mod overlay;
+pub mod panics;
 pub mod parking;
 mod priority;
 pub mod recovery;

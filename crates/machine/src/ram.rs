@@ -109,6 +109,11 @@ impl Ram {
         .map_err(MachineError::os("mmap of guest memory"))?;
         let base = NonNull::new(base.cast()).ok_or(MachineError::Order { call: "mmap", reason: "null mapping" })?;
         let ram = Ram { fd, base, bytes, page_size };
+        // A keeper that fails ends by SIGABRT, and its end must not wait until gigabytes are in a core dump: while they are written
+        // its connections stay open and its QEMU lives. Nor is the guest's memory for whoever may read such a file.
+        // SAFETY: the mapping made above; its contents stay as they are.
+        unsafe { rustix::mm::madvise(ram.base.as_ptr().cast(), length, Advice::LinuxDontDump) }
+            .map_err(MachineError::os("madvise of guest memory"))?;
         if page_size == PageSize::Small && host::mechanism() == Ok(Mechanism::SoftDirty) {
             // Where the kernel joins pages of a file to a huge one, every mapping of it loses its soft-dirty bits. QEMU's
             // mapping refuses that, and so must this one.
@@ -166,5 +171,20 @@ impl Drop for Ram {
         if let Err(error) = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.bytes as usize) } {
             tracing::warn!(%error, "munmap of guest memory");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guest_memory_is_in_no_core_dump() {
+        let ram = Ram::create(1 << 20).unwrap();
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        // `dd`: proc_pid_smaps(5).
+        let mapping = maps.split(&format!("{:x}-", ram.base.as_ptr() as usize)).nth(1).unwrap();
+        let flags = mapping.lines().find(|line| line.starts_with("VmFlags:")).unwrap();
+        assert!(flags.split_whitespace().any(|flag| flag == "dd"), "{flags}");
     }
 }

@@ -5,6 +5,7 @@
 //! action is taken when the point is passed for the Nth time (the first, unless said otherwise):
 //!
 //! * `abort`: the process ends at once, as by SIGKILL: nothing is cleaned up, nothing flushed.
+//! * `panic`: the thread panics, as by a mistake in the program.
 //! * `fail`: the step fails with an I/O error, this time. `fail*K`: K times in a row.
 //!
 //! Without the variable a point costs one load and one branch. The points:
@@ -105,6 +106,7 @@ pub const POINTS: [&str; 39] = [
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Action {
     Abort,
+    Panic,
     Fail { times: u64 },
 }
 
@@ -124,7 +126,7 @@ pub struct Faults(Vec<Fault>);
 /// Why a text names no faults.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidFault {
-    #[error("'{0}' is not POINT[@N]=abort or POINT[@N]=fail[*K]")]
+    #[error("'{0}' is not POINT[@N]=abort, POINT[@N]=panic or POINT[@N]=fail[*K]")]
     Form(String),
     #[error("there is no fault point '{name}'; there are {}", POINTS.join(", "))]
     Point { name: String },
@@ -160,6 +162,7 @@ impl Faults {
             let passing = fault.passed.fetch_add(1, Ordering::SeqCst) + 1;
             match fault.action {
                 Action::Abort if passing == fault.first => std::process::abort(),
+                Action::Panic if passing == fault.first => panic!("fault point {name}, passing {passing}"),
                 Action::Fail { times } if (fault.first..fault.first.saturating_add(times)).contains(&passing) => {
                     return Err(io::Error::other(format!("fault point {name}, passing {passing}")));
                 }
@@ -193,6 +196,7 @@ fn parse(word: &str) -> Option<Fault> {
     };
     let action = match action.split_once('*') {
         None if action == "abort" => Action::Abort,
+        None if action == "panic" => Action::Panic,
         None if action == "fail" => Action::Fail { times: 1 },
         Some(("fail", times)) => Action::Fail { times: times.parse().ok()? },
         _ => return None,

@@ -24,6 +24,7 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    ninefold_keeper::panics::end_the_process();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
     let ended = KeeperConfig::load(&args.config).map_err(Into::into).and_then(ninefold_keeper::keeper::run);
