@@ -27,11 +27,11 @@ pub enum Question {
         id: ProposalId,
         expected: Option<Record>,
         new: Record,
+        /// It has been answered, by what proves nothing: not at once.
+        again: bool,
     },
     /// Read the record and answer the request that waits for it.
-    Start {
-        force: bool,
-    },
+    Start { force: bool },
     /// What was proposed is not wanted any more. A proposal on its way may win all the same.
     Cancel,
 }
@@ -69,20 +69,26 @@ impl Arbiter {
             if matches!(pending, Some(Question::Cancel)) {
                 pending = None;
             }
+            if let Some(Question::Propose { again, .. }) = &mut pending
+                && std::mem::take(again)
+            {
+                wait = LOOK_AGAIN;
+                continue;
+            }
             let answer = match &pending {
-                None | Some(Question::Cancel) => self.client.read(&self.vm).map(|r| r.map(Msg::WitnessHolds)),
+                None | Some(Question::Cancel) => self.client.read(&self.vm).map(Msg::WitnessHolds),
                 Some(Question::Start { force }) => {
                     let force = *force;
-                    self.client.read(&self.vm).map(|found| Some(Msg::StartFrom { found, force }))
+                    self.client.read(&self.vm).map(|found| Msg::StartFrom { found, force })
                 }
-                Some(Question::Propose { id, expected, new }) => {
+                Some(Question::Propose { id, expected, new, .. }) => {
                     let id = *id;
                     self.client.compare_and_swap(&self.vm, expected.as_ref(), new).map(|swap| {
                         let outcome = match swap {
                             Swap::Won(_) => Outcome::Won,
                             Swap::Lost(current) => Outcome::Lost(current),
                         };
-                        Some(Msg::WitnessAnswer { id, outcome })
+                        Msg::WitnessAnswer { id, outcome }
                     })
                 }
             };
@@ -91,9 +97,7 @@ impl Arbiter {
                 Ok(msg) => {
                     self.tell_reachable(None);
                     pending = None;
-                    if let Some(msg) = msg {
-                        let _ = self.core.send(msg);
-                    }
+                    let _ = self.core.send(msg);
                     None
                 }
                 Err(error @ WitnessError::Unreachable { .. }) => {
@@ -109,13 +113,15 @@ impl Arbiter {
             };
             if let Some(reason) = refused {
                 tracing::error!(%reason, "the witness refuses");
-                // What the witness will never do has not happened: that is a loss.
+                self.tell_reachable(None);
                 let _ = match pending.take() {
                     Some(Question::Propose { id, .. }) => {
-                        self.core.send(Msg::WitnessAnswer { id, outcome: Outcome::Lost(None) })
+                        self.core.send(Msg::WitnessAnswer { id, outcome: Outcome::Refused(reason) })
                     }
-                    Some(Question::Start { .. }) => self.core.send(Msg::StartFailed(reason)),
-                    Some(Question::Cancel) | None => Ok(()),
+                    Some(Question::Start { .. }) => {
+                        self.core.send(Msg::StartFailed(format!("the witness refuses: {reason}")))
+                    }
+                    Some(Question::Cancel) | None => self.core.send(Msg::WitnessRefuses { reason }),
                 };
             }
         }
@@ -126,5 +132,83 @@ impl Arbiter {
             self.reachable = error.is_none();
             let _ = self.core.send(Msg::Witness { error });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use ninefold_model::{HostName, Term};
+    use ninefold_store::{Limits, Registers, Server, ServerHandle, Timeouts};
+    use ninefold_transport::{Listener, Security};
+
+    use super::*;
+
+    /// Only so that a failure ends.
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    fn host(name: &str) -> HostName {
+        name.parse().unwrap()
+    }
+
+    /// A real witness that keeps at most so many VMs, and host a's arbiter.
+    fn arbiter(dir: &std::path::Path, vms: usize) -> (Sender<Question>, Receiver<Msg>, ServerHandle) {
+        let plain = |name| Security::PlainText { host: host(name) };
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), plain("w")).unwrap();
+        let server = Server::new(listener, Registers::open_limited(dir, vms).unwrap(), Limits::default());
+        let (addr, stop) = (server.local_addr(), server.handle());
+        thread::spawn(move || server.run());
+        let (core, heard) = channel();
+        let client = WitnessClient::new(addr, host("w"), plain("a"), Timeouts::default());
+        (start("db".parse().unwrap(), client, core).unwrap(), heard, stop)
+    }
+
+    fn hear<T>(heard: &Receiver<Msg>, mut wanted: impl FnMut(Msg) -> Option<T>) -> T {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if let Some(found) = wanted(heard.recv_timeout(left).expect("an answer")) {
+                return found;
+            }
+        }
+    }
+
+    fn answer(heard: &Receiver<Msg>) -> (ProposalId, Outcome) {
+        hear(heard, |msg| if let Msg::WitnessAnswer { id, outcome } = msg { Some((id, outcome)) } else { None })
+    }
+
+    fn propose(id: ProposalId, expected: Option<Record>, new: Record, again: bool) -> Question {
+        Question::Propose { id, expected, new, again }
+    }
+
+    /// What the witness answers reaches the core as what it is: no record is no loss to another, and a refusal is none either.
+    #[test]
+    fn each_answer_is_told_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ask, heard, stop) = arbiter(dir.path(), 0);
+        // Nobody has asked: it looks by itself.
+        hear(&heard, |msg| matches!(msg, Msg::WitnessHolds(None)).then_some(()));
+        let boot = Record::boot(host("a"));
+        ask.send(propose(1, None, boot.clone(), false)).unwrap();
+        let (id, outcome) = answer(&heard);
+        assert!(id == 1 && matches!(&outcome, Outcome::Refused(why) if why.contains("0 VMs")), "{outcome:?}");
+        // Its register is lost.
+        let later = Record { term: Term(8), ..boot.clone() };
+        for again in [false, true] {
+            ask.send(propose(2, Some(Record { term: Term(7), ..boot.clone() }), later.clone(), again)).unwrap();
+            assert_eq!(answer(&heard), (2, Outcome::Lost(None)));
+        }
+        // Not one that is not wanted any more, also when it was to be asked again.
+        ask.send(propose(3, Some(Record { term: Term(7), ..boot.clone() }), later, true)).unwrap();
+        ask.send(Question::Cancel).unwrap();
+        ask.send(Question::Start { force: true }).unwrap();
+        hear(&heard, |msg| match msg {
+            Msg::StartFrom { found: None, force: true } => Some(()),
+            Msg::WitnessAnswer { id, .. } => panic!("proposal {id} was not wanted any more"),
+            _ => None,
+        });
+        stop.stop();
+        hear(&heard, |msg| matches!(msg, Msg::Witness { error: Some(_) }).then_some(()));
     }
 }

@@ -16,6 +16,7 @@ mod backup;
 mod clock;
 mod health;
 mod log;
+mod prepare;
 mod primary;
 mod replica;
 mod requests;
@@ -36,7 +37,7 @@ use ninefold_model::status::{Counters, LogState, LogStatus, MachineStatus};
 use ninefold_model::{Backup, Epoch, HostName, Record as WitnessRecord, Term};
 use ninefold_net::announce::AnnouncePlan;
 use ninefold_replica::continuation::Reign;
-use ninefold_replica::protocol::{Action, Input, Outcome, Protocol, Wanted};
+use ninefold_replica::protocol::{Action, Input, Outcome, ProposalId, Protocol, Wanted};
 use ninefold_replica::stream::{Layout, Pass, PassKind, Ready, Record};
 use ninefold_transport::Link;
 use ninefold_transport::clock::Moment;
@@ -44,6 +45,7 @@ use ninefold_transport::clock::Moment;
 use self::backup::{BackupSide, Takeover};
 use self::health::HealthSide;
 use self::log::LogSide;
+use self::prepare::Preparing;
 use self::replica::Replica;
 use self::snapshot::SnapshotSide;
 use self::stall::StallSide;
@@ -98,12 +100,22 @@ pub struct Parts {
     pub parking: Arc<Parking>,
 }
 
+/// SIGTERM has come.
+struct Quitting {
+    since: Instant,
+    /// The VM was to be handed over.
+    asked: bool,
+}
+
 /// See the [module](self).
 pub struct Core {
     parts: Parts,
     protocol: Protocol,
     epochs: EpochPolicy,
+    /// Why the witness is of no use, while it is of none.
     witness_error: Option<String>,
+    /// What was last read of it, in case that it cannot be believed: what is read may be older than what is known here by now.
+    doubt: Option<String>,
     vm: Option<VmHandle>,
     /// Counts the VM's threads, so that a late word of an earlier one is not taken for the present one's.
     generation: u64,
@@ -120,6 +132,7 @@ pub struct Core {
     /// A peer that waits for its session to be opened.
     link: Option<Link>,
     log: LogSide,
+    preparing: Preparing,
     snapshot: SnapshotSide,
     /// The running sessions.
     replicas: Vec<Replica>,
@@ -153,7 +166,7 @@ pub struct Core {
     /// An announcement is due and has not been sent.
     announce: bool,
     start_reply: Option<Sender<Response>>,
-    quitting: Option<Instant>,
+    quitting: Option<Quitting>,
     counters: Counters,
     last_tick: Moment,
     stall: StallSide,
@@ -171,6 +184,7 @@ impl Core {
             protocol,
             epochs: parts.config.epochs,
             witness_error: None,
+            doubt: None,
             vm: None,
             generation: 0,
             reign: Reign { term: Term(0), generation: 0 },
@@ -181,6 +195,7 @@ impl Core {
             retry: None,
             link: None,
             log: LogSide::new(),
+            preparing: Preparing::default(),
             snapshot: SnapshotSide::default(),
             replicas: Vec::new(),
             survivors: None,
@@ -282,6 +297,29 @@ impl Core {
         self.off && self.log_has_the_last() && (!self.holding || backups_have_it())
     }
 
+    fn propose(&self, id: ProposalId, expected: Option<WitnessRecord>, new: WitnessRecord, again: bool) {
+        let _ = self.parts.arbiter.send(Question::Propose { id, expected, new, again });
+    }
+
+    /// What the witness answers cannot be believed, for this reason; or it can.
+    fn doubt_witness(&mut self, doubt: Option<String>) {
+        if self.witness_error != doubt {
+            self.event(match &doubt {
+                Some(reason) => EventKind::WitnessDoubted { reason: reason.clone() },
+                None => EventKind::WitnessReachable,
+            });
+            self.witness_error = doubt;
+        }
+    }
+
+    /// The same of what was read. Once may be a word that has been overtaken: not so the next, which was asked for later.
+    fn doubt_read(&mut self, doubt: Option<String>) {
+        let before = std::mem::replace(&mut self.doubt, doubt.clone());
+        if doubt.is_none() || before.is_some() {
+            self.doubt_witness(doubt);
+        }
+    }
+
     fn stop_when_off(&mut self) {
         if self.is_off_and_done() {
             self.input(Input::Stop { reason: SHUT_DOWN.into() });
@@ -298,13 +336,21 @@ impl Core {
                 if let Outcome::Lost(Some(record)) = &outcome {
                     self.taken_over_by(&record.primary, record.term);
                 }
+                if self.protocol.awaits(id) {
+                    let doubt = self.protocol.disbelieves_answer(&outcome);
+                    self.doubt_witness(doubt);
+                }
                 self.input(Input::Answer { id, outcome });
             }
-            Msg::WitnessHolds(record) => {
+            Msg::WitnessHolds(found) => {
+                let doubt = self.protocol.disbelieves(found.as_ref()).or_else(|| self.log_doubts(found.as_ref()));
+                self.doubt_read(doubt);
+                let Some(record) = found else { return };
                 self.record_seen(&record);
                 self.taken_over_by(&record.primary, record.term);
                 self.input(Input::Observed(record));
             }
+            Msg::WitnessRefuses { reason } => self.doubt_read(Some(format!("it refuses: {reason}"))),
             Msg::StartFrom { found, force } => self.start_from(found, force),
             Msg::StartFailed(reason) => {
                 self.restore_refused(&reason);
@@ -483,7 +529,13 @@ impl Core {
                 let ours = self.backup.as_ref().is_some_and(|b| b.session == session);
                 if let (true, Some(takeover)) = (ours, &mut self.takeover) {
                     takeover.loaded = Some(loaded);
+                    self.standby_ready();
                     self.try_resume();
+                }
+            }
+            Msg::StandbyWaits { session } => {
+                if self.backup.as_ref().is_some_and(|b| b.session == session) {
+                    self.standby_ready();
                 }
             }
             Msg::LoadFailed { session, reason } => self.load_failed(session, &reason),
@@ -494,10 +546,9 @@ impl Core {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Propose { id, expected, new } => {
-                let (before, after) = (expected.clone(), new.clone());
-                self.ask(before, &after, Question::Propose { id, expected, new });
-            }
+            Action::Prepare { id, new } => self.prepare(id, new),
+            Action::Propose { id, expected, new } => self.propose(id, expected, new, false),
+            Action::AskAgain { id, expected, new } => self.propose(id, expected, new, true),
             Action::Boot => {
                 self.drop_restore("the VM is booted");
                 self.health_boots();
@@ -544,8 +595,11 @@ impl Core {
             Action::SendBound { session, record, first } => self.bound(session, record.term, first),
             Action::SendRelinquish { session, reason } => {
                 let epoch = self.committed;
-                if let Some(replica) = self.replica(session) {
-                    let _ = replica.session.jobs.try_send(Job::Relinquish { epoch, reason });
+                let told =
+                    self.replica(session).map(|r| r.session.jobs.try_send(Job::Relinquish { epoch, reason }).is_ok());
+                // It learns of it by the end of the connection.
+                if told == Some(false) {
+                    self.lose_session(session, "the backup takes nothing more".into());
                 }
             }
             // Both are dealt with where the offer is.
@@ -580,6 +634,7 @@ impl Core {
 
     /// Ends whatever of the VM is here. Mute first: nothing may leave while the rest is taken down.
     fn stand_down(&mut self) {
+        self.give_up_preparing();
         let _ = self.parts.arbiter.send(Question::Cancel);
         self.parts.outlets.mute();
         self.parts.disks.discard();

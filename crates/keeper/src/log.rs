@@ -4,21 +4,21 @@
 //!   primary:  VM's thread ─► Round, Checkpoint ─┐                    ┌─► LogHolds ─► output may go
 //!                                               ├─► the log's thread ┤
 //!   backup:   receiver ─► Copy, Received ───────┘   (a folder beside)└─► Held ─► acknowledged
-//!   core ─► Stand (before each proposal to the witness), Reign, Remove
+//!   core ─► Told (before each proposal to the witness, and when it has won), Remove
 //! ```
 //!
 //! The thread outlives a change of role: a backup that takes over goes on with its log where it stands.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use ninefold_model::{Epoch, Term};
-use ninefold_replica::protocol::Standing;
+use ninefold_replica::protocol::{LogRole, Standing};
 use ninefold_replica::stream::{CheckpointAssembler, Hello, PageRun, PageSink};
 use ninefold_snapshot::log::{At, Committed, Found, Log, LogError, New, Options};
 use ninefold_snapshot::storage::{Directory, Storage};
@@ -58,10 +58,8 @@ pub enum LogJob {
     Settle,
     /// A checkpoint that a backup has received.
     Received(Box<Received>),
-    /// Note this, then say so.
-    Stand { ticket: u64, standing: Box<Standing> },
-    /// What follows is of this reign.
-    Reign(Term),
+    /// There is something in [`Told`].
+    Told,
     /// Say when all before this is done: which checkpoint the log ends with.
     Drain(SyncSender<Option<(Term, Epoch)>>),
     /// The VM has ended for good: say so when nothing could be gone on from any more.
@@ -125,14 +123,40 @@ pub struct LogHandle {
     pub jobs: SyncSender<Job>,
     /// Numbers the threads, so that a late word of an earlier one is not taken for the present one's.
     pub id: u64,
+    told: Arc<Mutex<Told>>,
     progress: Progress,
     _thread: JoinHandle<()>,
 }
 
+/// What the core has told the thread, which looks for it before each job: it is not lost when the queue is full.
+#[derive(Debug, Default)]
+struct Told {
+    /// To be noted, then said so by this number. The newest says all that those before it said.
+    note: Option<(u64, Standing)>,
+    /// What is given after this is of this reign.
+    reign: Option<Term>,
+}
+
 impl LogHandle {
-    /// Asks the thread something. One that has ended does not hear it: it has said why.
-    pub fn send(&self, job: LogJob) {
-        let _ = self.jobs.try_send(Job::Log(job));
+    /// Notes this, then says that the note of this number, and all before, are durable.
+    pub fn stand(&self, ticket: u64, standing: Standing) {
+        self.tell(|told| told.note = Some((ticket, standing)));
+    }
+
+    /// What is given from here on is of this reign.
+    pub fn reign(&self, reign: Term) {
+        self.tell(|told| told.reign = Some(reign));
+    }
+
+    fn tell(&self, what: impl FnOnce(&mut Told)) {
+        what(&mut self.told.lock().unwrap_or_else(PoisonError::into_inner));
+        // When there is no room the thread has still to come to another job. One that has ended has said why.
+        let _ = self.jobs.try_send(Job::Log(LogJob::Told));
+    }
+
+    /// Removes the log of a VM that has ended. `done` is dropped unanswered if it is not.
+    pub fn remove(&self, done: SyncSender<()>) {
+        let _ = self.jobs.try_send(Job::Log(LogJob::Remove(done)));
     }
 
     /// Whether the thread is at work, and then a number that is another whenever it has got on.
@@ -191,19 +215,21 @@ pub fn open(place: &Path) -> std::io::Result<Arc<dyn Storage>> {
 /// Starts the thread for a reign or session.
 pub fn start(id: u64, reign: Term, beginning: Beginning, settings: Settings) -> Result<LogHandle, KeeperError> {
     let (jobs, work) = sync_channel(JOBS);
-    let progress = Progress::default();
-    let its = progress.clone();
+    let (progress, told) = (Progress::default(), Arc::<Mutex<Told>>::default());
+    let (its, hears) = (progress.clone(), Arc::clone(&told));
     let run = move || {
         let core = settings.core.clone();
         let mut thread = LogThread {
             id,
             reign,
             settings,
+            told: hears,
             progress: its,
             health: Vec::new(),
             numbers: VecDeque::new(),
             runs: Vec::new(),
             operations: Vec::new(),
+            reigns: matches!(&beginning, Beginning::New { standing, .. } if matches!(standing.role, LogRole::Primary { .. })),
             unsure: false,
         };
         if let Err(reason) = thread.run(beginning, &work) {
@@ -211,11 +237,11 @@ pub fn start(id: u64, reign: Term, beginning: Beginning, settings: Settings) -> 
         }
         // What still comes is answered, so that nobody waits for it.
         while let Ok(job) = work.recv() {
-            thread.refuse(job);
+            LogThread::refuse(job);
         }
     };
     let thread = thread::Builder::new().name("log".into()).spawn(run).map_err(KeeperError::Thread)?;
-    Ok(LogHandle { jobs, id, progress, _thread: thread })
+    Ok(LogHandle { jobs, id, told, progress, _thread: thread })
 }
 
 struct LogThread {
@@ -228,7 +254,10 @@ struct LogThread {
     numbers: VecDeque<(u64, Vec<u64>)>,
     runs: Vec<PageRun>,
     operations: Vec<u8>,
+    told: Arc<Mutex<Told>>,
     progress: Progress,
+    /// The VM runs here: output may be let go that a log which fails has not. A backup's has all that it acknowledged.
+    reigns: bool,
     /// There may be a log that nobody has disowned.
     unsure: bool,
 }
@@ -273,6 +302,9 @@ impl LogThread {
         };
         while let Ok(job) = work.recv() {
             self.progress.at_work(true);
+            if let Err(error) = self.hear(&mut state) {
+                return Err(self.failed(Some(state), &error));
+            }
             state = match job {
                 Job::Log(LogJob::Remove(done)) => {
                     let storage = storage_of(&state);
@@ -284,14 +316,32 @@ impl LogThread {
                 }
                 job => match self.one(state, job) {
                     Ok(state) => state,
-                    Err((state, error)) => {
-                        let noted = !self.unsure && state.is_none_or(|state| disown(state, &error));
-                        return Err(format!("{}{}", if noted { NOTED } else { "" }, report(&error)));
-                    }
+                    Err((state, error)) => return Err(self.failed(state, &error)),
                 },
             };
             self.progress.at_work(false);
         }
+        Ok(())
+    }
+
+    /// Why there is no log any more; whether it says itself that it is behind, if it may come to be.
+    fn failed(&self, state: Option<State>, error: &LogError) -> String {
+        let noted = self.reigns && !self.unsure && state.is_none_or(|state| disown(state, error));
+        format!("{}{}", if noted { NOTED } else { "" }, report(error))
+    }
+
+    /// Does what the core has told.
+    fn hear(&mut self, state: &mut State) -> Result<(), LogError> {
+        let Told { note, reign } = std::mem::take(&mut *self.told.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Some(reign) = reign {
+            (self.reign, self.reigns) = (reign, true);
+        }
+        let Some((ticket, standing)) = note else { return Ok(()) };
+        match state {
+            State::New(new) => new.stand(&standing)?,
+            State::Log(running) => running.log.stand(&standing)?,
+        }
+        let _ = self.settings.core.send(Msg::Stood { id: self.id, ticket });
         Ok(())
     }
 
@@ -357,23 +407,6 @@ impl LogThread {
                     Err(error) => Err((Some(State::Log(running)), error)),
                 }
             }
-            (mut state, Job::Log(LogJob::Stand { ticket, standing })) => {
-                let noted = match &mut state {
-                    State::New(new) => new.stand(&standing),
-                    State::Log(running) => running.log.stand(&standing),
-                };
-                match noted {
-                    Ok(()) => {
-                        let _ = self.settings.core.send(Msg::Stood { id: self.id, ticket });
-                        Ok(state)
-                    }
-                    Err(error) => Err((Some(state), error)),
-                }
-            }
-            (state, Job::Log(LogJob::Reign(reign))) => {
-                self.reign = reign;
-                Ok(state)
-            }
             (state, Job::Log(LogJob::Drain(reply))) => {
                 let at = match &state {
                     State::New(_) => None,
@@ -388,13 +421,9 @@ impl LogThread {
     }
 
     /// Answers what waits for an answer.
-    fn refuse(&self, job: Job) {
-        match job {
-            Job::Log(LogJob::Stand { ticket, .. }) => {
-                let _ = self.settings.core.send(Msg::Stood { id: self.id, ticket });
-            }
-            Job::Log(LogJob::Drain(reply)) => drop(reply.send(None)),
-            _ => {}
+    fn refuse(job: Job) {
+        if let Job::Log(LogJob::Drain(reply)) = job {
+            let _ = reply.send(None);
         }
     }
 

@@ -36,7 +36,12 @@ pub enum Msg {
         id: ProposalId,
         outcome: Outcome,
     },
-    WitnessHolds(Record),
+    /// What it was read to hold.
+    WitnessHolds(Option<Record>),
+    /// It does not even let the record be read.
+    WitnessRefuses {
+        reason: String,
+    },
     /// The witness's record, for a VM that is to boot.
     StartFrom {
         found: Option<Record>,
@@ -259,6 +264,10 @@ pub enum Msg {
     PrimaryGone {
         session: Term,
         reason: String,
+    },
+    /// The last checkpoint is in memory, whole, and waits for the witness's word.
+    StandbyWaits {
+        session: Term,
     },
     /// The last checkpoint is in memory and its devices are loaded.
     Loaded {

@@ -12,6 +12,8 @@
 //! A QEMU that has loaded device state cannot wait for another one: so nothing is loaded before the witness has said that this
 //! host has the VM. That costs a take-over a millisecond or two; a standby that is not needed is [parked](crate::parking) for
 //! the next session, of the same primary or of the host that took over from it, which then sends only what differs.
+//! The witness is asked when the standby is whole: a host whose standby has died must not take the VM from a primary that
+//! perhaps lives.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -369,6 +371,8 @@ impl Standby {
             }
             return Ok(());
         };
+        alive(machine)?;
+        let _ = self.core.send(Msg::StandbyWaits { session });
         // Before the devices are loaded: what they write to memory then is in no checkpoint yet.
         let logged = log.is_some_and(|log| drained(&log) == Some((session, checkpoint.epoch)));
         let mut tracker = if logged { Some(machine.track().map_err(|e| report(&e))?) } else { None };

@@ -61,7 +61,10 @@ pub enum EventKind {
     TookOver { term: Term, epoch: Epoch, phases: FailoverPhases },
     /// The witness does not answer; what needs it waits.
     WitnessUnreachable { reason: String },
-    /// The witness answers again.
+    /// The witness answers, and its answers prove nothing: it has lost the VM's record, shows one that it had left behind, or
+    /// refuses. What needs it waits, as if it did not answer.
+    WitnessDoubted { reason: String },
+    /// The witness answers again, and can be believed.
     WitnessReachable,
     /// This host lost its role and has stopped its VM.
     StoodDown { term: Term, reason: String },
@@ -141,10 +144,9 @@ pub struct SnapshotFigures {
 pub struct FailoverPhases {
     /// From the last sign of life (or the closing of the connection) to suspicion.
     pub detect_us: u64,
-    /// From suspicion to the witness's answer.
+    /// From suspicion to the witness's answer. It is asked when the last checkpoint is whole in the standby's memory.
     pub arbitrate_us: u64,
-    /// Finishing the checkpoint and loading it into the standby QEMU: meanwhile, or after the answer if the VM has several
-    /// backups.
+    /// Finishing the checkpoint, and loading it into the standby QEMU after the witness's answer.
     pub load_us: u64,
     /// From loaded to running.
     pub resume_us: u64,

@@ -50,6 +50,7 @@ pub struct VmStatus {
     pub committed: Epoch,
     pub peer: Option<HostName>,
     pub epoch_policy: EpochPolicy,
+    /// It answers, and its answers can be believed.
     pub witness_reachable: bool,
     /// Of the first backup that is being copied to.
     pub sync: Option<SyncProgress>,

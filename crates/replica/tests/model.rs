@@ -14,6 +14,8 @@
 //!   never released is a loss that networks have); and no two hosts speak freely at the same time;
 //!   And a host that stood still, or that heard a backup late, while it was replaced, says nothing more at all. (One that was
 //!   replaced a moment ago and could not notice may say what was committed before: the keeper's clock bounds that.)
+//! * **L** a VM that is whole at a living host is not lost by an answer that proves nothing, nor won by a host that has given
+//!   it up;
 //! * **I4** a primary that calls itself protected has a session, and a backup that held a checkpoint of it.
 //!
 //! Time is not in the model, but what the keeper's clock shows is: a host may stand still, and finds that out before it does
@@ -55,6 +57,12 @@ enum Msg {
         /// What the register held then.
         held: Option<Flat>,
     },
+    /// An answer of a witness that has lost its register, or refuses.
+    Worthless {
+        to: usize,
+        id: ProposalId,
+        answer: Worthless,
+    },
     /// A session's messages are addressed to one incarnation of the backup: see the protocol's documentation.
     Offer {
         from: usize,
@@ -88,6 +96,14 @@ enum Msg {
         at: u32,
         session: Term,
     },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Worthless {
+    NoRecord,
+    /// It names a host that does not have the VM, in a term before all others.
+    Older,
+    Refused,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -128,6 +144,8 @@ struct Host {
     whole: Option<(Epoch, History)>,
     /// Of a logged VM.
     log: Option<Logging>,
+    /// What the log is to note before it is proposed.
+    noting: Option<(ProposalId, Record)>,
 }
 
 /// A log that is written.
@@ -172,6 +190,7 @@ struct World {
     takeovers: u8,
     protections: u8,
     disks: Vec<Option<OnDisk>>,
+    worthless: u8,
     power_losses: u8,
     recoveries: u8,
     violation: Option<&'static str>,
@@ -199,6 +218,12 @@ enum Step {
     Log(usize),
     /// The disk fails, and takes one more note or not.
     LogFails(usize, bool),
+    /// The log has noted what is to be proposed.
+    Noted(usize),
+    /// A backup cannot go on with the VM, or is told to end, before it has asked for it.
+    GiveUp(usize),
+    /// The witness answers a proposal, and has lost its register or will not do it.
+    Worthless(Msg, Worthless),
     PowerLoss,
     /// A standby tries to go on from its log.
     Recover(usize),
@@ -237,6 +262,7 @@ struct Replication {
     names: Vec<HostName>,
     logged: bool,
     power_losses: u8,
+    worthless: u8,
 }
 
 impl Replication {
@@ -257,6 +283,7 @@ impl Replication {
             names: vec!["a".parse().unwrap(), "b".parse().unwrap()],
             logged: false,
             power_losses: 0,
+            worthless: 0,
         }
     }
 
@@ -298,6 +325,7 @@ impl Replication {
             parts: BTreeSet::new(),
             whole: None,
             log: None,
+            noting: None,
         }
     }
 
@@ -372,16 +400,15 @@ impl Replication {
     fn act(&self, w: &mut World, host: usize, action: Action) {
         let h = w.hosts[host].as_mut().unwrap();
         match action {
-            Action::Propose { id, expected, new } => {
-                if let Some(log) = &mut h.log {
-                    log.standing.proposed = Some(new.clone());
-                    if let Some(role) = h.protocol.log_role() {
-                        log.standing.role = role;
-                    }
-                    if let Some(disk) = w.disks[host].as_mut().filter(|_| log.published) {
-                        disk.standing = log.standing.clone();
-                    }
+            Action::Prepare { id, new } => {
+                h.noting = Some((id, new));
+                if h.log.is_none() {
+                    self.noted(w, host);
                 }
+            }
+            // It is the same message.
+            Action::AskAgain { .. } => {}
+            Action::Propose { id, expected, new } => {
                 w.messages.insert(Msg::Propose {
                     from: host,
                     id,
@@ -496,6 +523,31 @@ impl Replication {
         }
     }
 
+    /// What is to be proposed is noted in the log, if there is one.
+    fn noted(&self, w: &mut World, host: usize) {
+        let h = w.hosts[host].as_mut().unwrap();
+        let Some((id, new)) = h.noting.take() else { return };
+        if let Some(log) = &mut h.log {
+            log.standing.proposed = Some(new);
+            if let Some(role) = h.protocol.log_role() {
+                log.standing.role = role;
+            }
+            if let Some(disk) = w.disks[host].as_mut().filter(|_| log.published) {
+                disk.standing = log.standing.clone();
+            }
+        }
+        self.input(w, host, Input::Prepared { id });
+    }
+
+    /// Somebody asks for the VM of another, and has it now. Whoever that is goes on with it, or can after a restart.
+    fn won(&self, w: &mut World, host: usize, id: ProposalId, new: &Record) {
+        let Some(h) = w.hosts[host].as_ref().filter(|h| h.incarnation == id / 1000) else { return };
+        let vouches = |disk: &OnDisk| disk.standing.vouches(new, &self.names[host]);
+        if !h.protocol.may_have_won() && h.vm.is_none() && !w.disks[host].as_ref().is_some_and(vouches) {
+            w.violation = Some("L: a VM is won by a host that has given it up");
+        }
+    }
+
     /// A logged primary's log gets checkpoints.
     fn logs(h: &Host) -> bool {
         h.vm.is_some() && h.log.is_some()
@@ -505,6 +557,9 @@ impl Replication {
         let h = w.hosts[host].as_mut().unwrap();
         let Some(role) = h.protocol.log_role() else { return };
         let epoch = Epoch(h.captured + 1);
+        if h.noting.is_some() {
+            return;
+        }
         h.log = Some(Logging { standing: Standing::new(role), queue: Vec::new(), published: false });
         w.disks[host] = None;
         self.input(w, host, Input::LogFirst { epoch });
@@ -583,9 +638,13 @@ impl Replication {
         match msg {
             Msg::Propose { from, id, expected, new } => {
                 let new = self.unflatten(new);
+                let expected = expected.map(|r| self.unflatten(r));
                 let current = w.witness.as_ref();
-                let won = current == expected.map(|r| self.unflatten(r)).as_ref() || current == Some(&new);
+                let won = current == expected.as_ref() || current == Some(&new);
                 if won {
+                    if current != Some(&new) && expected.is_some_and(|e| e.primary != new.primary) {
+                        self.won(w, from, id, &new);
+                    }
                     w.witness = Some(new);
                 }
                 let held = w.witness.as_ref().map(|r| self.flatten(r));
@@ -594,6 +653,22 @@ impl Replication {
             Msg::Answer { to, id, won, held } => {
                 let outcome = if won { Outcome::Won } else { Outcome::Lost(held.map(|r| self.unflatten(r))) };
                 self.input(w, to, Input::Answer { id, outcome });
+            }
+            Msg::Worthless { to, id, answer } => {
+                let outcome = match answer {
+                    Worthless::NoRecord => Outcome::Lost(None),
+                    Worthless::Older => {
+                        let primary = self.names[(to + 1) % self.names.len()].clone();
+                        Outcome::Lost(Some(Record { term: Term(0), primary, backups: Vec::new() }))
+                    }
+                    Worthless::Refused => Outcome::Refused(String::new()),
+                };
+                let is_whole = |w: &World| w.hosts[to].as_ref().is_some_and(|h| h.vm.is_some() || h.whole.is_some());
+                let before = is_whole(w);
+                self.input(w, to, Input::Answer { id, outcome });
+                if before && !is_whole(w) {
+                    w.violation = Some("L: a VM is ended by an answer that proves nothing");
+                }
             }
             Msg::Offer { from, to, session, .. } => {
                 self.input(w, to, Input::Offer { from: self.names[from].clone(), session });
@@ -688,6 +763,7 @@ impl Replication {
             takeovers: 0,
             protections: 0,
             disks: self.names.iter().map(|_| None).collect(),
+            worthless: 0,
             power_losses: 0,
             recoveries: 0,
             violation: None,
@@ -717,11 +793,22 @@ impl Replication {
         w
     }
 
-    /// Delivers what is in the network, each message once, until nothing comes of it.
+    /// Delivers what is in the network, each message once, and does what logs have to do, until nothing comes of it.
     fn quiesce(&self, w: &mut World, wanted: impl Fn(&Msg) -> bool) {
-        while let Some(msg) = w.messages.iter().find(|m| wanted(m)).cloned() {
-            w.messages.remove(&msg);
-            self.deliver(w, msg);
+        loop {
+            if let Some(msg) = w.messages.iter().find(|m| wanted(m)).cloned() {
+                w.messages.remove(&msg);
+                self.deliver(w, msg);
+                continue;
+            }
+            let queued = |h: &Host| h.log.as_ref().is_some_and(|log| !log.queue.is_empty());
+            if let Some(host) = w.hosts.iter().position(|h| h.as_ref().is_some_and(queued)) {
+                self.log(w, host);
+                continue;
+            }
+            let noting = |h: &Host| h.noting.is_some();
+            let Some(host) = w.hosts.iter().position(|h| h.as_ref().is_some_and(noting)) else { return };
+            self.noted(w, host);
         }
     }
 }
@@ -748,6 +835,13 @@ impl Model for Replication {
             }
             if h.log.as_ref().is_some_and(|log| !log.queue.is_empty()) {
                 steps.push(Step::Log(i));
+            }
+            if h.noting.is_some() {
+                steps.push(Step::Noted(i));
+            }
+            let asked = h.protocol.may_have_won() && h.noting.is_none();
+            if self.logged && h.whole.is_some() && h.vm.is_none() && !asked && w.crashes < self.crashes {
+                steps.push(Step::GiveUp(i));
             }
             if h.vm.is_none() && h.protocol.role() == Role::Standby && w.disks[i].is_some() {
                 steps.push(Step::Recover(i));
@@ -797,6 +891,11 @@ impl Model for Replication {
         }
         if w.power_losses < self.power_losses && w.hosts.iter().any(Option::is_some) {
             steps.push(Step::PowerLoss);
+        }
+        if w.worthless < self.worthless {
+            let proposals = w.messages.iter().filter(|m| matches!(m, Msg::Propose { .. }));
+            let answers = [Worthless::NoRecord, Worthless::Older, Worthless::Refused];
+            steps.extend(proposals.flat_map(|m| answers.map(|answer| Step::Worthless(m.clone(), answer))));
         }
         steps.extend(w.messages.iter().cloned().map(Step::Deliver));
     }
@@ -859,10 +958,25 @@ impl Model for Replication {
             Step::LogFails(i, noted) => {
                 w.crashes += 1;
                 w.hosts[i].as_mut().unwrap().log = None;
+                // There is nothing left to note it in.
+                self.noted(&mut w, i);
                 if let Some(disk) = w.disks[i].as_mut().filter(|_| noted) {
                     disk.standing.behind = true;
                 }
                 self.input(&mut w, i, Input::LogLost { noted });
+            }
+            Step::Noted(i) => self.noted(&mut w, i),
+            Step::GiveUp(i) => {
+                w.crashes += 1;
+                let h = w.hosts[i].as_mut().unwrap();
+                h.protocol.abandon();
+                self.act(&mut w, i, Action::StandDown);
+            }
+            Step::Worthless(msg, answer) => {
+                w.worthless += 1;
+                if let Msg::Propose { from, id, .. } = msg {
+                    w.messages.insert(Msg::Worthless { to: from, id, answer });
+                }
             }
             Step::PowerLoss => {
                 w.power_losses += 1;
@@ -969,6 +1083,22 @@ fn the_invariants_hold_with_one_backup_through_a_switchover() {
 }
 
 #[test]
+fn the_invariants_hold_while_the_witness_answers_what_proves_nothing() {
+    let model = Replication { worthless: 2, stages: &[Stage::AllBound], ..Replication::pair(Rules::ALL) };
+    explore(model, 500_000, &TAKEN_OVER);
+}
+
+/// A backup of a logged VM may take it over, and may find at any moment that it cannot.
+fn bound_and_logged(rules: Rules) -> Replication {
+    Replication { stages: &[Stage::AllBound], worthless: 1, max_term: 6, ..Replication::logged(rules, 2) }
+}
+
+#[test]
+fn the_invariants_hold_while_a_backup_gives_up() {
+    explore(bound_and_logged(Rules::ALL), 500_000, &["a backup takes over"]);
+}
+
+#[test]
 fn the_invariants_hold_while_a_second_backup_is_bound() {
     let stages = &[Stage::OneBound, Stage::OneBinding];
     explore(Replication::star(Rules::ALL, stages), 1_000_000, &["two backups are bound", "a backup takes over"]);
@@ -1021,6 +1151,7 @@ fn walk(model: &Replication, seed: u64, walks: usize, expected: &[&'static str])
             let fault = match choice {
                 Step::Crash(_) | Step::LoseMachine(_) | Step::Switchover(..) | Step::Unprotect(_) => true,
                 Step::PowerLoss | Step::LogFails(..) | Step::StandStill(_) => true,
+                Step::GiveUp(_) | Step::Worthless(..) => true,
                 Step::Suspect(host, session) => !Replication::is_gone(&world, host, session),
                 _ => false,
             };
@@ -1061,6 +1192,7 @@ fn long(model: Replication) -> Replication {
         crashes: 6,
         suspicions: 8,
         stalls: 8,
+        worthless: 6,
         switchovers: 4,
         max_term: 60,
         max_epochs: 30,
@@ -1190,4 +1322,21 @@ fn harm_is_found_when_a_host_goes_on_from_any_log() {
 #[test]
 fn harm_is_found_when_a_lost_log_is_left_as_it_is() {
     finds_harm(Replication::logged(Rules { disown_a_lost_log: false, ..Rules::ALL }, 1));
+}
+
+#[test]
+fn harm_is_found_when_an_answer_that_proves_nothing_ends_a_vm() {
+    let rules = Rules { end_only_for_another: false, ..Rules::ALL };
+    finds_harm(Replication { worthless: 1, ..Replication::pair(rules) });
+}
+
+#[test]
+fn harm_is_found_when_a_host_asks_before_it_has_noted_what() {
+    finds_harm(bound_and_logged(Rules { prepare_before_asking: false, ..Rules::ALL }));
+}
+
+#[test]
+fn harm_is_found_when_a_backup_claims_from_a_record_that_is_yet_to_come() {
+    let rules = Rules { claim_from_what_was: false, ..Rules::ALL };
+    finds_harm(Replication { emits: 0, suspicions: 1, crashes: 0, parts: 1, ..Replication::pair(rules) });
 }

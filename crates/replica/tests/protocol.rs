@@ -28,6 +28,17 @@ impl Host {
     }
 
     fn tell(&mut self, input: Input) -> Vec<Action> {
+        let mut out = self.only(input);
+        // It keeps no log: there is nothing to prepare.
+        while let Some(at) = out.iter().position(|a| matches!(a, Action::Prepare { .. })) {
+            let Action::Prepare { id, .. } = out.remove(at) else { unreachable!() };
+            out.splice(at..at, self.only(Input::Prepared { id }));
+        }
+        out
+    }
+
+    /// The same without preparing anything.
+    fn only(&mut self, input: Input) -> Vec<Action> {
         let mut out = Vec::new();
         self.protocol.handle(input, &mut out);
         for action in &out {
@@ -260,8 +271,8 @@ fn a_backup_claims_from_whichever_record_binds_it() {
     b.tell(Input::CheckpointHeld { session: Term(1), epoch: Epoch(1), first: true });
     b.tell(Input::CheckpointHeld { session: Term(1), epoch: Epoch(2), first: false });
     b.tell(Input::PrimaryLost { session: Term(1), reason: "silent".into() });
-    assert_eq!(b.asked.as_ref().unwrap().1.term, Term(3), "it was told nothing: its own binding is all it can guess");
-    // The record has changed and binds it still.
+    // It was told nothing, and claims from what never was: the witness shows it the record.
+    assert_eq!(b.asked.as_ref().unwrap().1.term, Term(2));
     b.lose(record.clone());
     let (won, out) = b.win();
     assert_eq!(won, record.alone(host("b")));
@@ -353,7 +364,7 @@ fn a_primary_is_alone_when_no_backup_can_take_over_any_more() {
     a.bind("b", 3);
     a.tell(Input::Part { reason: "once more".into() });
     let taken = a.protocol.term();
-    a.lose(Record::boot(host("b")));
+    a.lose(Record { term: taken.next(), primary: host("b"), backups: Vec::new() });
     assert!(!a.protocol.is_alone() && a.protocol.role() == Role::Standby && a.protocol.term() < taken);
 }
 
@@ -473,4 +484,120 @@ fn a_log_that_output_does_not_wait_for_is_disowned() {
     let (record, _) = a.win();
     assert_eq!(record.backups, [backup("b", session)]);
     assert!(a.asked.is_none());
+}
+
+/// Answers of a witness that is not the one that it was, or will not do what it is asked.
+fn worthless(older: Record) -> [Outcome; 3] {
+    [Outcome::Lost(None), Outcome::Lost(Some(older)), Outcome::Refused("it keeps too many VMs".into())]
+}
+
+/// A primary that is alone asks for another term, so that it can open a session. Whatever a witness answers that has lost its
+/// register or refuses, the VM goes on as it is, and the question is put again; a newer record that names another ends it.
+#[test]
+fn only_a_newer_record_that_names_another_ends_a_vm() {
+    let (mut a, b, c) = protected_twice();
+    a.lost(b);
+    a.lost(c);
+    while a.asked.is_some() {
+        a.win();
+    }
+    let own = Record { term: a.protocol.term(), primary: host("a"), backups: Vec::new() };
+    a.tell(Input::PeerAvailable { peer: host("b") });
+    let opened = a.protocol.sessions()[0].name;
+    a.lost(opened);
+    a.tell(Input::PeerAvailable { peer: host("b") });
+    let (id, new) = a.asked.clone().expect("it needs a term");
+    let older = Record { term: Term(1), primary: host("b"), backups: Vec::new() };
+    for outcome in worthless(older.clone()) {
+        assert!(a.protocol.disbelieves_answer(&outcome).is_some(), "{outcome:?}");
+        let again = Action::AskAgain { id, expected: Some(own.clone()), new: new.clone() };
+        assert_eq!(a.tell(Input::Answer { id, outcome }), [again]);
+        assert!(a.protocol.speaks_freely() && a.protocol.role() == Role::Primary);
+    }
+    // Nor does what is only read.
+    assert_eq!(a.tell(Input::Observed(older)), []);
+    // A record that names this host is not another's, whoever has written it.
+    let strange = Record { backups: vec![backup("c", Term(2))], ..new.clone() };
+    assert!(a.protocol.disbelieves(Some(&strange)).is_some() && a.protocol.disbelieves(Some(&own)).is_none());
+    assert!(matches!(
+        a.tell(Input::Answer { id, outcome: Outcome::Lost(Some(strange)) })[..],
+        [Action::AskAgain { .. }]
+    ));
+    let another = Record { primary: host("b"), ..new };
+    assert!(a.protocol.disbelieves(Some(&another)).is_none());
+    assert!(a.tell(Input::Answer { id, outcome: Outcome::Lost(Some(another)) }).contains(&Action::StandDown));
+}
+
+/// The same while a backup was lost and may have the VM: output waits, and the answer that counts is waited for.
+#[test]
+fn a_primary_waits_for_an_answer_that_proves_something() {
+    let (mut a, b, _) = protected_twice();
+    a.lost(b);
+    let (id, _) = a.asked.clone().unwrap();
+    for outcome in worthless(Record::boot(host("c"))) {
+        assert!(matches!(a.tell(Input::Answer { id, outcome })[..], [Action::AskAgain { .. }]));
+        assert!(!a.protocol.speaks_freely());
+    }
+    assert_eq!(a.win().1.iter().filter(|a| matches!(a, Action::StandDown)).count(), 0);
+}
+
+fn claiming() -> Host {
+    let mut b = Host::new("b");
+    b.tell(Input::Offer { from: host("a"), session: Term(4) });
+    b.tell(Input::CheckpointHeld { session: Term(4), epoch: Epoch(1), first: true });
+    b.tell(Input::PrimaryLost { session: Term(4), reason: "silent".into() });
+    b
+}
+
+#[test]
+fn a_backup_that_claims_waits_for_an_answer_that_proves_something() {
+    let mut b = claiming();
+    let (id, new) = b.asked.clone().unwrap();
+    for outcome in worthless(Record { term: Term(3), primary: host("a"), backups: Vec::new() }) {
+        let out = b.tell(Input::Answer { id, outcome });
+        assert!(matches!(&out[..], [Action::AskAgain { new: again, .. }] if *again == new), "{out:?}");
+    }
+    assert!(b.win().1.contains(&Action::ResumeFrom { epoch: Epoch(1) }));
+    // A record that can be believed and does not bind this host is an answer.
+    let mut b = claiming();
+    assert!(b.lose(Record { term: Term(4), primary: host("a"), backups: Vec::new() }).contains(&Action::StandDown));
+}
+
+/// Nothing waits yet where a VM is to be booted; one that is loaded does.
+#[test]
+fn a_start_says_what_the_witness_answers() {
+    for (found, from) in [(None, "it refuses"), (Some(Record::boot(host("a"))), "it has no record")] {
+        let mut a = Host::new("a");
+        a.tell(Input::Start { found: found.clone(), force: false });
+        let (id, _) = a.asked.clone().unwrap();
+        let outcome = if found.is_none() { Outcome::Refused("full".into()) } else { Outcome::Lost(None) };
+        let out = a.tell(Input::Answer { id, outcome });
+        assert!(matches!(&out[..], [Action::Refuse { reason }] if reason.contains(from)), "{out:?}");
+        assert_eq!((a.protocol.role(), a.protocol.awaits_witness()), (Role::Standby, false));
+    }
+    let mut a = Host::new("a");
+    a.tell(Input::StartLoaded { found: Some(Record::boot(host("a"))), force: false });
+    let (id, _) = a.asked.clone().unwrap();
+    assert!(matches!(a.tell(Input::Answer { id, outcome: Outcome::Lost(None) })[..], [Action::AskAgain { .. }]));
+    assert!(a.win().1.contains(&Action::ResumeFrom { epoch: Epoch(0) }));
+}
+
+/// What is being noted in the log when a host gives up is not proposed when the note is there.
+#[test]
+fn who_has_given_up_proposes_nothing() {
+    let mut b = Host::new("b");
+    b.tell(Input::Offer { from: host("a"), session: Term(4) });
+    b.tell(Input::CheckpointHeld { session: Term(4), epoch: Epoch(1), first: true });
+    let out = b.only(Input::PrimaryLost { session: Term(4), reason: "silent".into() });
+    let Some(&Action::Prepare { id, .. }) = out.iter().find(|a| matches!(a, Action::Prepare { .. })) else {
+        panic!("{out:?}")
+    };
+    assert!(b.asked.is_none() && !b.protocol.may_have_won(), "{out:?}");
+    b.protocol.abandon();
+    assert_eq!(b.only(Input::Prepared { id }), []);
+    // It is asked for once.
+    let mut b = claiming();
+    let (id, _) = b.asked.clone().unwrap();
+    assert!(b.protocol.may_have_won());
+    assert_eq!(b.only(Input::Prepared { id }), []);
 }

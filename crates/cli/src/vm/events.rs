@@ -136,6 +136,7 @@ pub fn words(kind: &EventKind) -> String {
             ms(p.resume_us)
         ),
         EventKind::WitnessUnreachable { reason } => format!("the witness does not answer: {reason}"),
+        EventKind::WitnessDoubted { reason } => format!("the witness cannot be believed: {reason}"),
         EventKind::WitnessReachable => "the witness answers again".into(),
         EventKind::BackupLost { backup: Some(backup), reason } => format!("backup {backup} lost: {reason}"),
         EventKind::BackupLost { backup: None, reason } => format!("backup lost: {reason}"),

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use ninefold_model::event::{EventKind, FailoverPhases};
 use ninefold_model::health::Watchdog;
+use ninefold_model::status::Role;
 use ninefold_model::{Epoch, HostName, SnapshotName, Term};
 use ninefold_net::announce::AnnouncePlan;
 use ninefold_replica::protocol::{Action, Input};
@@ -19,7 +20,6 @@ use super::survivors::Survivors;
 use crate::capture::micros;
 use crate::error;
 use crate::health;
-use crate::log::LogJob;
 use crate::standby::{self, Accepted, Loaded, Verdict};
 use crate::vm::{Continued, Holder};
 
@@ -41,12 +41,14 @@ pub(super) struct BackupSide {
     pub(super) verdict: SyncSender<Verdict>,
 }
 
-/// A takeover in progress: it needs the witness's word and the loaded standby, in whichever order they come.
+/// A takeover in progress: it needs the witness's word and the loaded standby. The witness is asked when the standby is ready.
 pub(super) struct Takeover {
     pub(super) suspected: Instant,
     pub(super) detect_us: u64,
     pub(super) won: Option<(Epoch, u64)>,
     pub(super) loaded: Option<Box<Loaded>>,
+    /// The last checkpoint is in the standby's memory, whole.
+    pub(super) ready: bool,
     pub(super) origin: Origin,
 }
 
@@ -138,8 +140,14 @@ impl Core {
             // connection until this host has the VM or knows that it will not.
             backup.handle.shutdown();
         }
-        self.takeover =
-            Some(Takeover { suspected: Instant::now(), detect_us, won: None, loaded: None, origin: Origin::Primary });
+        self.takeover = Some(Takeover {
+            suspected: Instant::now(),
+            detect_us,
+            won: None,
+            loaded: None,
+            ready: false,
+            origin: Origin::Primary,
+        });
         self.input(Input::PrimaryLost { session, reason });
     }
 
@@ -169,10 +177,12 @@ impl Core {
             standby::refuse(&mut backup.writer, &refusal);
         }
         self.event(EventKind::Refused { peer: format!("session {session}"), reason: refusal.clone() });
-        if self.takeover.is_some() {
+        // The witness may have given this host the VM.
+        if self.takeover.is_some() && (self.protocol.may_have_won() || self.protocol.role() == Role::Primary) {
             self.event(EventKind::Lost { reason: format!("the checkpoint cannot be loaded: {refusal}") });
         }
-        // Without a standby there is nothing to claim the VM with, whatever checkpoint is held: the primary goes on.
+        // Without a standby there is nothing to claim the VM with, whatever checkpoint is held: what was not asked of the
+        // witness will not be, and the primary goes on.
         self.reset_protocol();
     }
 
@@ -208,7 +218,7 @@ impl Core {
         // What is committed and not yet in the images lies over them.
         if matches!(&continued, Some(Continued { holder: Holder::Log(_), .. })) {
             if let Some(handle) = &self.log.handle {
-                handle.send(LogJob::Reign(term));
+                handle.reign(term);
             }
             self.log_first(Epoch(1));
         } else {

@@ -38,9 +38,9 @@ impl Core {
             let but = self.protocol.sessions().iter().map(|s| s.backup.clone()).collect();
             self.parts.connector.ask(Wish { but, first: self.holders(), last: self.former.clone() });
         }
-        if let Some(since) = self.quitting
-            && since.elapsed() > QUIT_LIMIT
-        {
+        // A VM that has become this host's meanwhile.
+        self.hand_over_and_quit();
+        if self.quitting.as_ref().is_some_and(|q| q.since.elapsed() > QUIT_LIMIT) {
             self.done = true;
         }
         self.counters.frames_held = 0;

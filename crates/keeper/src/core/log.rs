@@ -3,7 +3,6 @@
 //! Nothing is proposed to the witness before the log has noted it: a host that finds the record that it proposed knows that it
 //! had won it, and that it let nothing go since that is not in the log.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
@@ -19,7 +18,7 @@ use super::Core;
 use super::backup::{Origin, Takeover};
 use crate::arbiter::Question;
 use crate::error;
-use crate::log::{self, Beginning, LogHandle, LogJob, NOTED, Settings};
+use crate::log::{self, Beginning, LogHandle, NOTED, Settings};
 use crate::mixture::Cause;
 use crate::recovery::{self, News, Place, Recovery};
 use crate::resync::Rest;
@@ -44,7 +43,7 @@ pub(super) struct LogSide {
     /// Numbers threads and attempts.
     last_id: u64,
     pub(super) state: LogState,
-    standing: Option<Standing>,
+    pub(super) standing: Option<Standing>,
     /// Where the thread of this number stands, and since when that is known.
     at_work: Option<(u64, u64, Instant)>,
     /// A log has failed and not noted it, and is to be disowned: it would be gone on from with the images as they were in this
@@ -53,9 +52,6 @@ pub(super) struct LogSide {
     /// The newest epoch that is durable.
     pub(super) durable: Epoch,
     last: LogStatus,
-    /// What is to be asked when its note is durable.
-    unasked: VecDeque<(u64, Question)>,
-    tickets: u64,
     recovery: Option<Recovery>,
     /// The record that the log being loaded speaks of.
     vouched: Option<Record>,
@@ -80,8 +76,6 @@ impl LogSide {
             images_wait: None,
             durable: Epoch(0),
             last: LogStatus { state: LogState::Off, epoch: Epoch(0), commit_bytes: 0, bytes: 0, commit_us: 0 },
-            unasked: VecDeque::new(),
-            tickets: 0,
             recovery: None,
             vouched: None,
             parting: None,
@@ -125,7 +119,7 @@ impl LogSide {
         }
     }
 
-    fn is_mine(&self, id: u64) -> bool {
+    pub(super) fn is_mine(&self, id: u64) -> bool {
         self.handle.as_ref().is_some_and(|h| h.id == id)
     }
 }
@@ -151,46 +145,6 @@ impl Core {
             let state = if recovering { LogState::Recovering } else { self.log.state };
             LogStatus { state, epoch: self.log.durable, ..self.log.last }
         })
-    }
-
-    /// Asks the witness, when the log has noted what.
-    pub(super) fn ask(&mut self, expected: Option<Record>, new: &Record, question: Question) {
-        let Some(standing) = self.log.standing.as_mut().filter(|_| self.log.handle.is_some()) else {
-            let _ = self.parts.arbiter.send(question);
-            return;
-        };
-        if let (Role::Primary, Some(record)) = (self.protocol.role(), expected) {
-            standing.role = LogRole::Primary { record };
-        }
-        standing.proposed = Some(new.clone());
-        self.log.tickets += 1;
-        let (ticket, standing) = (self.log.tickets, Box::new(standing.clone()));
-        if self.log.state == LogState::Copying && self.protocol.role() == Role::Primary {
-            // It is no log yet, and when it becomes one it has this note: nobody waits for a thread that is busy copying.
-            let _ = self.parts.arbiter.send(question);
-        } else {
-            self.log.unasked.push_back((ticket, question));
-        }
-        if let Some(handle) = &self.log.handle {
-            handle.send(LogJob::Stand { ticket, standing });
-        }
-    }
-
-    pub(super) fn stood(&mut self, id: u64, ticket: u64) {
-        if self.log.is_mine(id) {
-            while self.log.unasked.front().is_some_and(|(of, _)| *of <= ticket) {
-                if let Some((_, question)) = self.log.unasked.pop_front() {
-                    let _ = self.parts.arbiter.send(question);
-                }
-            }
-        }
-    }
-
-    /// The log will note nothing any more; it speaks of no record that comes from here on.
-    fn ask_all(&mut self) {
-        while let Some((_, question)) = self.log.unasked.pop_front() {
-            let _ = self.parts.arbiter.send(question);
-        }
     }
 
     /// The VM's record, its memory and what runs it, for a log that begins here.
@@ -308,7 +262,6 @@ impl Core {
 
     /// Lets go of the log; its files stay.
     pub(super) fn drop_log(&mut self) {
-        self.ask_all();
         self.log.handle = None;
         self.log.standing = None;
         self.log.state = LogState::Off;
@@ -318,7 +271,7 @@ impl Core {
     pub(super) fn remove_log(&mut self) {
         if let Some((handle, was_on)) = self.log.parting.take() {
             let (done, removed) = sync_channel(1);
-            handle.send(LogJob::Remove(done));
+            handle.remove(done);
             // Who is told that the VM has stopped may switch off this host. There is nothing to wait for if it was no log yet.
             match if was_on { removed.recv_timeout(REMOVE_LIMIT) } else { Ok(()) } {
                 Ok(()) => {}
@@ -435,6 +388,8 @@ impl Core {
                 if was_on && (self.holds_for_log() || !noted) {
                     self.input(Input::LogLost { noted });
                 }
+                // It speaks of no record that comes from here on, and need not.
+                self.noted();
                 self.command(Command::RemoveSink { session: LOG, comes_back: false });
                 self.set_pace();
                 // Not when it is being launched anew.
@@ -447,7 +402,11 @@ impl Core {
                     self.load_failed(session, &format!("the log: {reason}"));
                 }
             }
-            Role::Standby => {}
+            // The VM was to go on from it. What is on the disk is as good as it was, and is looked at again.
+            Role::Standby => {
+                self.reset_protocol();
+                self.log_after_loss();
+            }
         }
     }
 
@@ -565,6 +524,7 @@ impl Core {
                     detect_us,
                     won: None,
                     loaded: Some(loaded),
+                    ready: true,
                     origin: Origin::Log,
                 });
                 self.input(Input::Recover { standing, epoch, record });
@@ -578,11 +538,24 @@ impl Core {
         }
     }
 
+    /// Why this is not what the witness held, if there is a log here that waits to be gone on from.
+    pub(super) fn log_doubts(&self, held: Option<&Record>) -> Option<String> {
+        let (standing, _) = self.log.recovery.as_ref().and_then(|r| r.found.as_ref())?;
+        let known = standing.known_term();
+        match held {
+            None => Some(format!("it has no record of the VM, of which there is a log of term {known} here")),
+            Some(r) if r.term < known => {
+                Some(format!("it names {} in term {}, and the log here is of term {known}", r.primary, r.term))
+            }
+            Some(_) => None,
+        }
+    }
+
     /// The witness holds this. If the log speaks of it, the VM is this host's to go on with.
     pub(super) fn record_seen(&mut self, record: &Record) {
         let Some(recovery) = &mut self.log.recovery else { return };
         let Some((standing, epoch)) = recovery.found.clone() else { return };
-        if recovery.is_going() {
+        if recovery.is_going() || record.term < standing.known_term() {
             return;
         }
         if standing.vouches(record, &self.parts.config.host) {

@@ -8,8 +8,8 @@ use ninefold_model::spec::Protection;
 use ninefold_model::status::{BackupState, BackupStatus, ProtectionState, Role, VmStatus};
 use ninefold_replica::protocol::{Action, Input, Phase, Wanted};
 
-use super::Core;
 use super::replica::Replica;
+use super::{Core, Quitting};
 use crate::arbiter::Question;
 use crate::health::watcher::Order;
 use crate::vm::Command;
@@ -184,13 +184,26 @@ impl Core {
     }
 
     pub(super) fn quit(&mut self) {
-        self.quitting = Some(Instant::now());
-        let bound = self.protocol.protection() == Some(ProtectionState::Protected);
-        // Without the witness nobody can take it: the guest would only stand still until the end.
-        if bound && self.witness_error.is_none() {
-            self.input(Input::Switchover { to: None, reason: "the keeper was told to end".into() });
-        } else {
+        if self.quitting.is_some() {
+            return;
+        }
+        self.quitting = Some(Quitting { since: Instant::now(), asked: false });
+        // What has been asked for may be this host's already, and nobody else could go on with it.
+        if !self.protocol.may_have_won() && !self.hand_over_and_quit() {
             self.done = true;
         }
+    }
+
+    /// A keeper that is to end hands its VM over when it can, once; answers whether it does.
+    pub(super) fn hand_over_and_quit(&mut self) -> bool {
+        let bound = self.protocol.protection() == Some(ProtectionState::Protected);
+        let Some(quitting) = self.quitting.as_mut().filter(|q| !q.asked) else { return false };
+        // Without the witness nobody can take it: the guest would only stand still until the end.
+        if !bound || self.witness_error.is_some() {
+            return false;
+        }
+        quitting.asked = true;
+        self.input(Input::Switchover { to: None, reason: "the keeper was told to end".into() });
+        true
     }
 }

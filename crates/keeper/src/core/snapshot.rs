@@ -212,7 +212,8 @@ impl Core {
                 job.progress.doing = SnapshotStep::Loading;
                 let origin = Origin::Snapshot { name };
                 let suspected = Instant::now();
-                self.takeover = Some(Takeover { suspected, detect_us: 0, won: None, loaded: Some(loaded), origin });
+                self.takeover =
+                    Some(Takeover { suspected, detect_us: 0, won: None, loaded: Some(loaded), ready: true, origin });
                 self.input(Input::StartLoaded { found, force });
             }
         }

@@ -4,7 +4,7 @@ use ninefold_model::event::EventKind;
 use ninefold_model::{Epoch, HostName, Record, Term};
 
 use super::primary::Primary;
-use super::{Action, Outcome, Protocol, State};
+use super::{Action, Proposal, Protocol, Rules, State};
 
 /// A backup in one session.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -22,21 +22,28 @@ impl Backup {
         record.primary == self.primary && record.binds(me, self.session)
     }
 
-    /// The record to claim from first. A primary that had no time to tell has most likely bound us and nobody else; if it
-    /// has not, the witness shows what it holds.
-    fn expected(&self, me: &HostName) -> Record {
+    /// The record to claim from first. Who was told of none claims from one that never was, since no record binds a session in
+    /// the session's own term: so the witness shows what it holds. Not from the record that most likely comes: if the primary
+    /// has not won it yet, a claim that was lost, and whose host has given up, would win by being repeated late.
+    fn expected(&self, me: &HostName, rules: Rules) -> Record {
+        let term = if rules.claim_from_what_was { self.session } else { self.session.next() };
         self.told.clone().unwrap_or_else(|| Record {
-            term: self.session.next(),
+            term,
             primary: self.primary.clone(),
             backups: vec![ninefold_model::Backup { host: me.clone(), session: self.session }],
         })
     }
 
+    /// The newest term that the witness has held: it named the primary in that of the session before the session was accepted.
+    pub(super) fn known_term(&self) -> Term {
+        self.told.as_ref().map_or(self.session, |r| r.term)
+    }
+
     /// Whether `record`, which the witness holds, means that this session will never be claimed from.
     pub(super) fn is_void(&self, me: &HostName, record: &Record) -> bool {
-        let newest = self.told.as_ref().map_or(self.session, |r| r.term);
         let was_bound = self.told.is_some();
-        record.term > newest && (record.primary != self.primary || (was_bound && !record.binds(me, self.session)))
+        record.term > self.known_term()
+            && (record.primary != self.primary || (was_bound && !record.binds(me, self.session)))
     }
 }
 
@@ -106,7 +113,7 @@ impl Protocol {
             return;
         };
         out.push(Action::Emit(EventKind::PrimaryLost { reason, epoch }));
-        let expected = backup.expected(&self.me);
+        let expected = backup.expected(&self.me, self.rules);
         if !self.rules.win_before_resuming {
             out.push(Action::ResumeFrom { epoch });
             self.state = State::Primary(Primary::alone(expected.alone(self.me.clone())));
@@ -117,31 +124,31 @@ impl Protocol {
 
     fn claim(&mut self, expected: Record, backup: Backup, epoch: Epoch, out: &mut Vec<Action>) {
         let new = expected.alone(self.me.clone());
-        let proposal = self.next_proposal();
-        out.push(Action::Propose { id: proposal, expected: Some(expected), new: new.clone() });
-        self.state = State::Claiming { proposal, new, backup, epoch };
+        let proposal = Proposal::begin(self.next_proposal(), Some(expected), new, self.rules, out);
+        self.state = State::Claiming { proposal, backup, epoch };
     }
 
-    pub(super) fn claim_answered(&mut self, outcome: Outcome, out: &mut Vec<Action>) {
-        let State::Claiming { new, backup, epoch, .. } = &self.state else {
+    /// `lost`: what the witness holds instead of what was proposed.
+    pub(super) fn claim_answered(&mut self, lost: Option<Option<Record>>, out: &mut Vec<Action>) {
+        let State::Claiming { proposal, backup, epoch } = &self.state else {
             return;
         };
-        match outcome {
-            Outcome::Won => {
-                let (record, epoch) = (new.clone(), *epoch);
+        match lost {
+            None => {
+                let (record, epoch) = (proposal.new.clone(), *epoch);
                 out.push(Action::ResumeFrom { epoch });
                 self.state = State::Primary(Primary::alone(record));
             }
             // The record has changed and we may claim all the same: the primary has bound or lost another backup. Each
             // such loss is a change that somebody else has won, so this comes to an end.
-            Outcome::Lost(Some(current))
+            Some(Some(current))
                 if backup.may_claim(&self.me, &current)
                     || (!self.rules.claim_own_session && current.primary == backup.primary) =>
             {
                 let (backup, epoch) = (backup.clone(), *epoch);
                 self.claim(current, backup, epoch, out);
             }
-            Outcome::Lost(current) => {
+            Some(current) => {
                 let term = current.map_or(Term(0), |r| r.term);
                 self.stand_down(term, "the witness did not grant the take-over", out);
             }

@@ -31,6 +31,10 @@
 //! record binds with whom it should bind, and proposes what differs, all at once: whoever was lost goes, whoever holds a
 //! first checkpoint comes. A lost proposal means that another host has the VM: this one stands down.
 //!
+//! **What an answer proves.** Only a record that is newer than all that this host knows, and that names another, ends what is
+//! here. A witness that knows nothing of the VM, shows a term that it had left behind, or refuses has lost what it knew or is
+//! none: its answer is said and asked for again, as if it had not come ([`Protocol::disbelieves`]).
+//!
 //! **Sessions are terms.** A replication session is named by a term at which its primary was the primary, and a term names at
 //! most one session: a primary that has used its term takes a new one before it opens another session. A record binds
 //! pairs of host and session. So whatever record a backup sees, it can tell whether it may take over from it: it may if the
@@ -60,12 +64,14 @@
 //! * a backup counts from its first checkpoint on, not only when the witness has answered;
 //! * a primary that loses a session after it asked for the binding wins the witness before it releases more;
 //! * a backup wins the witness before it resumes;
-//! * a backup claims only from a record that binds the session in which it holds its checkpoint;
+//! * a backup claims only from a record that binds the session in which it holds its checkpoint, and that it has seen;
 //! * a backup acknowledges only whole checkpoints, in order, and none once it has begun to claim;
 //! * a primary in doubt releases nothing until it knows that it has not been replaced;
 //! * a session has a term of its own;
 //! * a log that counts is waited for;
-//! * a host goes on only from a log that vouches for the record, and notes in it what it proposes.
+//! * a host goes on only from a log that vouches for the record, and notes in it what it proposes;
+//! * only a newer record that names another ends a VM;
+//! * what this host proposes is noted in its log first, and who has given up meanwhile proposes nothing.
 //!
 //! Proposals to the witness are answered exactly once from this machine's point of view: the shell repeats an
 //! unanswered one until it has an answer, which is safe (see [`Record`]).
@@ -113,6 +119,8 @@ pub enum Input {
     Start { found: Option<Record>, force: bool },
     /// The same for a VM that is not booted: it is loaded from a snapshot.
     StartLoaded { found: Option<Record>, force: bool },
+    /// What has to come before proposal `id` is done: see [`Action::Prepare`].
+    Prepared { id: ProposalId },
     /// The witness answered proposal `id`.
     Answer { id: ProposalId, outcome: Outcome },
     /// The owner asks for a level of protection.
@@ -170,11 +178,18 @@ pub enum Outcome {
     Won,
     /// The register holds something else.
     Lost(Option<Record>),
+    /// The witness will not do it, for this reason, and has changed nothing.
+    Refused(String),
 }
 
 /// What the shell is to do, in order.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
+    /// Note in this host's log, if it keeps one, that `new` is about to be proposed, then say [`Input::Prepared`]. A shell that
+    /// cannot go on with the VM any more never says it, and gives up: then nothing is proposed.
+    Prepare { id: ProposalId, new: Record },
+    /// Ask the witness once more: what it has answered proves nothing. After a while, with what was prepared.
+    AskAgain { id: ProposalId, expected: Option<Record>, new: Record },
     /// Ask the witness to replace `expected` by `new`; repeat until answered.
     Propose { id: ProposalId, expected: Option<Record>, new: Record },
     /// Boot the VM from its image; output passes at once.
@@ -233,6 +248,9 @@ pub struct Rules {
     pub wait_for_log: bool,
     pub only_vouched_logs: bool,
     pub disown_a_lost_log: bool,
+    pub end_only_for_another: bool,
+    pub prepare_before_asking: bool,
+    pub claim_from_what_was: bool,
 }
 
 impl Rules {
@@ -252,6 +270,9 @@ impl Rules {
         wait_for_log: true,
         only_vouched_logs: true,
         disown_a_lost_log: true,
+        end_only_for_another: true,
+        prepare_before_asking: true,
+        claim_from_what_was: true,
     };
 }
 
@@ -267,19 +288,50 @@ pub struct Protocol {
     state: State,
 }
 
+/// What the witness is asked for, or is about to be.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Proposal {
+    id: ProposalId,
+    expected: Option<Record>,
+    new: Record,
+    /// It is prepared, and may have reached the witness.
+    sent: bool,
+}
+
+impl Proposal {
+    /// Begins one: it is to be prepared.
+    fn begin(id: ProposalId, expected: Option<Record>, new: Record, rules: Rules, out: &mut Vec<Action>) -> Self {
+        out.push(Action::Prepare { id, new: new.clone() });
+        let mut proposal = Self { id, expected, new, sent: false };
+        if !rules.prepare_before_asking {
+            proposal.send(out);
+        }
+        proposal
+    }
+
+    fn send(&mut self, out: &mut Vec<Action>) {
+        self.sent = true;
+        let Self { id, expected, new, .. } = self.clone();
+        out.push(Action::Propose { id, expected, new });
+    }
+
+    fn ask_again(&self, out: &mut Vec<Action>) {
+        let Self { id, expected, new, .. } = self.clone();
+        out.push(Action::AskAgain { id, expected, new });
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum State {
     Standby,
     /// From nothing, or from what is loaded.
     Starting {
-        proposal: ProposalId,
-        new: Record,
+        proposal: Proposal,
         from: Option<Epoch>,
     },
     Backup(Backup),
     Claiming {
-        proposal: ProposalId,
-        new: Record,
+        proposal: Proposal,
         backup: Backup,
         epoch: Epoch,
     },
@@ -335,7 +387,7 @@ impl Protocol {
     pub fn term(&self) -> Term {
         match &self.state {
             State::Standby => Term(0),
-            State::Starting { new, .. } | State::Claiming { new, .. } => new.term,
+            State::Starting { proposal, .. } | State::Claiming { proposal, .. } => proposal.new.term,
             State::Backup(b) => b.session,
             State::Primary(p) => p.record.term,
         }
@@ -418,6 +470,7 @@ impl Protocol {
         match input {
             Input::Start { found, force } => self.start(found, force, None, out),
             Input::StartLoaded { found, force } => self.start(found, force, Some(Epoch(0)), out),
+            Input::Prepared { id } => self.prepared(id, out),
             Input::Answer { id, outcome } => self.answer(id, outcome, out),
             Input::Want(wanted) => self.want(wanted, out),
             Input::Offer { from, session } => self.offer(from, session, out),
@@ -448,11 +501,81 @@ impl Protocol {
         matches!(&self.state, State::Primary(p) if p.handover.is_some())
     }
 
-    /// The record that a primary has asked the witness for and has no answer to.
+    /// The record that a primary has asked the witness for, or is about to, and has no answer to.
     pub fn proposed(&self) -> Option<&Record> {
         match &self.state {
             State::Primary(p) => p.pending.as_ref().map(|pending| &pending.new),
             _ => None,
+        }
+    }
+
+    /// Whether the VM may be this host's without its knowing yet: it has asked the witness for it. Who gives up then leaves a VM
+    /// that perhaps nobody has.
+    pub fn may_have_won(&self) -> bool {
+        match &self.state {
+            State::Starting { proposal, from: Some(_) } | State::Claiming { proposal, .. } => proposal.sent,
+            _ => false,
+        }
+    }
+
+    /// Whether an answer to this proposal is one to what this host wants now.
+    pub fn awaits(&self, id: ProposalId) -> bool {
+        let proposal = match &self.state {
+            State::Starting { proposal, .. } | State::Claiming { proposal, .. } => Some(proposal),
+            State::Primary(p) => p.pending.as_ref(),
+            State::Standby | State::Backup(_) => None,
+        };
+        proposal.is_some_and(|p| p.id == id)
+    }
+
+    /// What this host is about to ask for, or has asked for.
+    fn proposal(&mut self) -> Option<&mut Proposal> {
+        match &mut self.state {
+            State::Starting { proposal, .. } | State::Claiming { proposal, .. } => Some(proposal),
+            State::Primary(p) => p.pending.as_mut(),
+            State::Standby | State::Backup(_) => None,
+        }
+    }
+
+    fn prepared(&mut self, id: ProposalId, out: &mut Vec<Action>) {
+        if let Some(proposal) = self.proposal().filter(|p| p.id == id && !p.sent) {
+            proposal.send(out);
+        }
+    }
+
+    /// The newest term that the register has held, as this host knows.
+    fn known_term(&self) -> Option<Term> {
+        match &self.state {
+            State::Standby => None,
+            State::Starting { proposal, .. } => proposal.expected.as_ref().map(|r| r.term),
+            State::Backup(b) | State::Claiming { backup: b, .. } => Some(b.known_term()),
+            State::Primary(p) => Some(p.record.term),
+        }
+    }
+
+    /// Why nothing follows from it if this is what the witness holds; `None` if it can be believed. Terms only grow and records
+    /// are not forgotten: a witness that shows less than it held is not the one that it was.
+    pub fn disbelieves(&self, found: Option<&Record>) -> Option<String> {
+        let known = self.known_term()?;
+        let Some(found) = found else {
+            return Some(format!("it has no record of the VM, which was in term {known}"));
+        };
+        if found.term < known {
+            return Some(format!("it names {} in term {}, and was in term {known}", found.primary, found.term));
+        }
+        let State::Primary(p) = &self.state else { return None };
+        let ours = *found == p.record || p.pending.as_ref().is_some_and(|pending| pending.new == *found);
+        let another = found.primary != self.me && found.term > known;
+        (!ours && !another)
+            .then(|| format!("it names {} in term {} by a record that was never won", found.primary, found.term))
+    }
+
+    /// The same of its answer to what this host has proposed.
+    pub fn disbelieves_answer(&self, outcome: &Outcome) -> Option<String> {
+        match outcome {
+            Outcome::Won => None,
+            Outcome::Lost(found) => self.disbelieves(found.as_ref()),
+            Outcome::Refused(reason) => Some(format!("it refuses: {reason}")),
         }
     }
 
@@ -476,17 +599,15 @@ impl Protocol {
             return;
         }
         let new = record.alone(self.me.clone());
-        let proposal = self.next_proposal();
-        out.push(Action::Propose { id: proposal, expected: Some(record), new: new.clone() });
-        self.state = State::Starting { proposal, new, from: Some(epoch) };
+        let proposal = Proposal::begin(self.next_proposal(), Some(record), new, self.rules, out);
+        self.state = State::Starting { proposal, from: Some(epoch) };
     }
 
     fn start(&mut self, found: Option<Record>, force: bool, from: Option<Epoch>, out: &mut Vec<Action>) {
         match self.may_start(found.as_ref(), force) {
             Ok(new) => {
-                let proposal = self.next_proposal();
-                out.push(Action::Propose { id: proposal, expected: found, new: new.clone() });
-                self.state = State::Starting { proposal, new, from };
+                let proposal = Proposal::begin(self.next_proposal(), found, new, self.rules, out);
+                self.state = State::Starting { proposal, from };
             }
             Err(reason) => out.push(Action::Refuse { reason }),
         }
@@ -516,10 +637,27 @@ impl Protocol {
     }
 
     fn answer(&mut self, id: ProposalId, outcome: Outcome, out: &mut Vec<Action>) {
+        let doubt = self.disbelieves_answer(&outcome).filter(|_| self.rules.end_only_for_another);
+        let Some(proposal) = self.proposal().filter(|p| p.id == id).map(|p| p.clone()) else { return };
+        if let Some(reason) = doubt {
+            // Nothing is here yet that would be worth waiting.
+            if let State::Starting { from: None, .. } = &self.state {
+                out.push(Action::Refuse { reason: format!("the witness cannot be believed: {reason}") });
+                self.state = State::Standby;
+            } else {
+                proposal.ask_again(out);
+            }
+            return;
+        }
+        let current = match outcome {
+            Outcome::Won => None,
+            Outcome::Lost(current) => Some(current),
+            Outcome::Refused(_) => Some(None),
+        };
         match &self.state {
-            State::Starting { proposal, new, from } if *proposal == id => match outcome {
-                Outcome::Won => {
-                    let (record, from) = (new.clone(), *from);
+            State::Starting { proposal, from } => match current {
+                None => {
+                    let (record, from) = (proposal.new.clone(), *from);
                     if let Some(epoch) = from {
                         out.push(Action::ResumeFrom { epoch });
                     } else {
@@ -528,18 +666,18 @@ impl Protocol {
                     }
                     self.state = State::Primary(Primary::alone(record));
                 }
-                Outcome::Lost(current) if from.is_some() => {
+                Some(current) if from.is_some() => {
                     let term = current.map_or(Term(0), |r| r.term);
                     self.stand_down(term, "another host has the VM", out);
                 }
-                Outcome::Lost(_) => {
+                Some(_) => {
                     out.push(Action::Refuse { reason: "another host was faster".into() });
                     self.state = State::Standby;
                 }
             },
-            State::Claiming { proposal, .. } if *proposal == id => self.claim_answered(outcome, out),
-            State::Primary(_) => self.primary_answer(id, outcome, out),
-            _ => {}
+            State::Claiming { .. } => self.claim_answered(current, out),
+            State::Primary(_) => self.primary_answer(current, out),
+            State::Standby | State::Backup(_) => {}
         }
     }
 

@@ -6,7 +6,7 @@ use ninefold_model::status::ProtectionState;
 use ninefold_model::{Backup, Epoch, HostName, Record, Term};
 
 use super::session::{End, Phase, Session};
-use super::{Action, Outcome, ProposalId, Protocol, Rules, State, Wanted};
+use super::{Action, Proposal, ProposalId, Protocol, Rules, State, Wanted};
 
 /// A primary: the record under which it acts, and its sessions.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -16,7 +16,7 @@ pub(super) struct Primary {
     /// No session has borne the name `record.term` yet.
     unused: bool,
     /// The proposal whose answer is awaited.
-    pub(super) pending: Option<Pending>,
+    pub(super) pending: Option<Proposal>,
     pub(super) sessions: Vec<Session>,
     /// A peer with which a session is to be opened when there is a term for it.
     opening: Option<HostName>,
@@ -48,12 +48,6 @@ impl Log {
     fn allows(&self) -> Epoch {
         self.held.unwrap_or(Epoch(self.first.0.saturating_sub(1)))
     }
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Pending {
-    id: ProposalId,
-    pub(super) new: Record,
 }
 
 /// A switchover in progress.
@@ -377,15 +371,15 @@ impl Protocol {
         }
     }
 
-    pub(super) fn primary_answer(&mut self, id: ProposalId, outcome: Outcome, out: &mut Vec<Action>) {
+    /// `lost`: what the witness holds instead of what was proposed.
+    pub(super) fn primary_answer(&mut self, lost: Option<Option<Record>>, out: &mut Vec<Action>) {
         let State::Primary(p) = &mut self.state else {
             return;
         };
-        let Some(Pending { new, .. }) = p.pending.take_if(|pending| pending.id == id) else {
+        let Some(Proposal { id, new, .. }) = p.pending.take() else {
             return;
         };
-        if let Outcome::Lost(current) = outcome {
-            // Only the host that a record names proposes it, and we have one proposal at a time: it is another host's.
+        if let Some(current) = lost {
             let term = current.map_or(Term(0), |r| r.term);
             self.stand_down(term, "the witness names another primary", out);
             return;
@@ -505,7 +499,7 @@ impl Protocol {
 
     /// Asks the witness for what differs, or for a new term if that is all that is needed.
     fn propose(&mut self, out: &mut Vec<Action>) {
-        let id = self.last_proposal + 1;
+        let (id, rules) = (self.last_proposal + 1, self.rules);
         let State::Primary(p) = &mut self.state else {
             return;
         };
@@ -517,8 +511,7 @@ impl Protocol {
             return;
         }
         let new = p.record.bound(backups);
-        out.push(Action::Propose { id, expected: Some(p.record.clone()), new: new.clone() });
-        p.pending = Some(Pending { id, new });
+        p.pending = Some(Proposal::begin(id, Some(p.record.clone()), new, rules, out));
         self.last_proposal = id;
     }
 }

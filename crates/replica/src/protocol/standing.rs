@@ -35,6 +35,14 @@ impl Standing {
         Self { role, proposed: None, behind: false }
     }
 
+    /// A term that the witness has held.
+    pub fn known_term(&self) -> Term {
+        match &self.role {
+            LogRole::Primary { record } => record.term,
+            LogRole::Backup { session, .. } => *session,
+        }
+    }
+
     /// Whether nothing that was let go under `record` is missing in the log, so that `me` may go on from it once it has won the
     /// record that follows.
     pub fn vouches(&self, record: &Record, me: &HostName) -> bool {
