@@ -21,11 +21,13 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
 
+use ninefold_model::name::MAX_NAME;
 use ninefold_model::{HostName, Record, VmName};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 
 use crate::old::OldRecord;
 use crate::register::{self, Refusal, Verdict};
+use crate::wire::MAX_FRAME;
 use crate::witness::Swap;
 
 /// Most VMs that one witness keeps.
@@ -126,7 +128,10 @@ impl Registers {
         let mut records = BTreeMap::new();
         for (vm, json) in load(&db).map_err(database)? {
             let name = vm.parse().map_err(|e: ninefold_model::InvalidName| bad(&vm, e.to_string()))?;
-            records.insert(name, serde_json::from_slice(&json).map_err(|e| bad(&vm, e.to_string()))?);
+            let record: Record = serde_json::from_slice(&json).map_err(|e| bad(&vm, e.to_string()))?;
+            // No proposal that does not hold is stored: something else wrote it.
+            record.check().map_err(|e| bad(&vm, e.to_string()))?;
+            records.insert(name, record);
         }
         let memory: Memory = Arc::new(RwLock::new(records));
         let (queue, proposals) = sync_channel(BATCH);
@@ -267,13 +272,17 @@ fn convert(db: &Database, records: &[(String, Record)]) -> Result<(), redb::Erro
     Ok(())
 }
 
+/// All records as they are stored, each cut off where it is longer than any can be.
 fn load(db: &Database) -> Result<Vec<(String, Vec<u8>)>, redb::Error> {
     let transaction = db.begin_read()?;
     let table = transaction.open_table(RECORDS)?;
     let mut records = Vec::new();
     for entry in table.iter()? {
         let (vm, json) = entry?;
-        records.push((vm.value().to_owned(), json.value().to_owned()));
+        let (vm, json) = (vm.value(), json.value());
+        // Neither is a name then, nor JSON.
+        let vm: String = vm.chars().take(MAX_NAME + 1).collect();
+        records.push((vm, json[..json.len().min(MAX_FRAME)].to_vec()));
     }
     Ok(records)
 }

@@ -254,6 +254,29 @@ fn a_file_of_the_format_before_is_taken_over() {
     assert!(matches!(Registers::open(place.data()), Err(OpenError::Format { found: 3, .. })));
 }
 
+/// A file that something else has written to: what no witness stores is an error, by name, and not somebody's record.
+#[test]
+fn a_file_with_impossible_records_is_refused() {
+    let long = format!("{{\"term\":7,\"primary\":\"a\",\"backups\":[]{}}}", " ".repeat(1 << 20));
+    for bad in [
+        r#"{"term":7,"primary":"a","backups":[{"host":"a","session":1}]}"#,
+        r#"{"term":7,"primary":"a","backups":[{"host":"b","session":7}]}"#,
+        r#"{"term":7,"primary":"a","backups":[{"host":"b","session":1},{"host":"b","session":2}]}"#,
+        &long,
+    ] {
+        let place = Place::new();
+        drop(Registers::open(place.data()).unwrap());
+        let db = redb::Database::open(place.data().join(FILE)).unwrap();
+        let transaction = db.begin_write().unwrap();
+        let table = redb::TableDefinition::<&str, &[u8]>::new("records");
+        transaction.open_table(table).unwrap().insert("db", bad.as_bytes()).unwrap();
+        transaction.commit().unwrap();
+        drop(db);
+        let opened = Registers::open(place.data()).map(drop);
+        assert!(matches!(&opened, Err(OpenError::Record { vm, .. }) if vm == "db"), "{opened:?}");
+    }
+}
+
 /// As many as there are places for handshakes, and more; the limit for a handshake is far longer than the client waits.
 #[test]
 fn strangers_and_half_open_connections_keep_nobody_out() {
