@@ -9,8 +9,13 @@ use ninefold_model::spec::{EpochPolicy, VmSpec};
 use ninefold_replica::stream::record::MAX_VOLUMES;
 use serde::{Deserialize, Serialize};
 
+use crate::small_file;
+
 /// A host's storage pool, where nothing else is said.
 pub const DEFAULT_POOL: &str = "/var/lib/ninefold/pool";
+
+/// Longest configuration, bytes.
+const MAX_CONFIG: u64 = 1 << 20;
 
 /// What a keeper is told at its start.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -121,7 +126,7 @@ impl KeeperConfig {
     /// Reads and checks a configuration file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let at = || path.to_owned();
-        let text = std::fs::read(path).map_err(|source| ConfigError::Read { path: at(), source })?;
+        let text = small_file::read(path, MAX_CONFIG).map_err(|source| ConfigError::Read { path: at(), source })?;
         let mut config: Self =
             serde_json::from_slice(&text).map_err(|source| ConfigError::Parse { path: at(), source })?;
         config.image_record.get_or_insert_with(|| path.with_extension("image.json"));

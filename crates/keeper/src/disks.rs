@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use ninefold_model::spec::{Acknowledge, VolumeSpec};
 use ninefold_model::{Epoch, Term};
+use ninefold_volume::batch::MAX_MEMORY;
 use ninefold_volume::budget::SOFT;
 use ninefold_volume::image::Image;
 use ninefold_volume::nbd::{Access, Handler, Server};
@@ -476,8 +477,13 @@ impl Disks {
     /// # Errors
     /// Operations that make no sense.
     pub fn parse(&self, mut take: impl FnMut(u16) -> Vec<u8>) -> Result<Vec<Batch>, String> {
+        // Together they have the room that one has.
+        let mut room = MAX_MEMORY;
         let parse = |(n, d): (u16, &Disk)| {
-            Batch::parse(take(n), d.spec.size).map_err(|e| format!("volume {}: {e}", d.spec.name))
+            let batch = Batch::parse_within(take(n), d.spec.size, room);
+            let batch = batch.map_err(|e| format!("volume {}: {e}", d.spec.name))?;
+            room -= batch.bytes();
+            Ok(batch)
         };
         fault::point("receive.epoch").map_err(|e| e.to_string())?;
         (0u16..).zip(&self.all).map(parse).collect()

@@ -46,6 +46,7 @@ pub mod resync;
 mod server;
 pub mod session;
 pub mod sink;
+mod small_file;
 pub mod snapshot;
 pub mod standby;
 pub mod vm;

@@ -114,11 +114,10 @@ fn look(config: &KeeperConfig, disks: &Disks) -> Result<Option<Found>, String> {
         return Ok(None);
     }
     let storage = log::open(&place).map_err(|e| format!("{}: {e}", place.display()))?;
-    let found = match Found::look(storage) {
+    let found = match Found::look_if(storage, &|hello| check(hello, config)) {
         Err(LogError::None) => return Ok(None),
         other => other.map_err(|e| report(&e))?,
     };
-    check(found.hello(), config)?;
     if let Some(volume) = disks.made() {
         return Err(format!(
             "the volume {} was not in the pool (is its file system mounted?): an empty one has been made in its place",

@@ -179,6 +179,9 @@ impl Standby {
             Some((RefuseCode::Protocol, "a session is named by its term and has one connection".into()))
         } else if hello.spec.nics != self.config.vm.nics {
             Some((RefuseCode::CannotBuild, "the VM's network interfaces are configured otherwise here".into()))
+        } else if let Some(what) = other_machine(&hello.spec, &self.config.vm) {
+            // A QEMU of that size would be built before the two are compared.
+            Some((RefuseCode::CannotBuild, format!("the VM's {what} is configured otherwise here")))
         } else if hello.spec.non_volatile != self.config.vm.non_volatile {
             Some((RefuseCode::CannotBuild, "the VM is non-volatile otherwise here".into()))
         } else if hello.spec.volumes != self.config.vm.volumes {
@@ -443,6 +446,16 @@ impl Standby {
     }
 }
 
+/// What of the machine itself differs.
+fn other_machine(theirs: &VmSpec, ours: &VmSpec) -> Option<&'static str> {
+    let differs = [
+        (theirs.memory_mib != ours.memory_mib, "memory"),
+        (theirs.vcpus != ours.vcpus, "number of vCPUs"),
+        (theirs.arch != ours.arch, "architecture"),
+    ];
+    differs.iter().find(|(differs, _)| *differs).map(|(_, what)| *what)
+}
+
 /// The history of a session's checkpoints. The log of a non-volatile VM begins with a whole copy.
 fn begin(hello: &Hello, first: Epoch) -> Option<History> {
     hello.reign.filter(|_| hello.spec.non_volatile.is_none()).map(|reign| History::begin(reign, first))
@@ -627,5 +640,24 @@ impl PageSink for Sink {
 
     fn read(&mut self, block: u16, page: u64, into: &mut [u8; PAGE_SIZE]) -> io::Result<()> {
         self.memory.read_run(PageRun { block, first: page, count: 1 }, into).map_err(io::Error::other)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_machine_is_not_built() {
+        let ours: VmSpec =
+            serde_json::from_str(r#"{"name":"db","memory_mib":256,"boot":"volume","volumes":[]}"#).unwrap();
+        assert_eq!(other_machine(&ours, &ours), None);
+        let huge = VmSpec { memory_mib: 16 << 20, ..ours.clone() };
+        assert_eq!(other_machine(&huge, &ours), Some("memory"));
+        let many = VmSpec { vcpus: u16::MAX, ..ours.clone() };
+        assert_eq!(other_machine(&many, &ours), Some("number of vCPUs"));
+        // Wishes that may differ for a while.
+        let alone = VmSpec { protection: Protection::None, backups: 2, ..ours.clone() };
+        assert_eq!(other_machine(&alone, &ours), None);
     }
 }

@@ -292,3 +292,33 @@ fn make_fuzz_seeds() {
         }
     }
 }
+
+/// What is kept for each page must not be for the sender to say: a `Hello` of a VM of 256 MiB with RAM blocks of 16 TiB.
+#[test]
+fn a_hello_of_more_memory_than_the_vm_has_is_refused() {
+    let hello = |total: u64, volumes: usize| {
+        let volumes: Vec<_> =
+            (0..volumes).map(|n| serde_json::json!({ "name": format!("v{n}"), "size": 512 })).collect();
+        serde_json::to_vec(&serde_json::json!({
+            "session": 1, "vm": "db", "from": "a", "term": 1, "qemu": "", "accel": "tcg",
+            "spec": { "name": "db", "memory_mib": 256, "boot": "volume", "volumes": volumes },
+            "epoch_policy": { "fixed": { "ms": 1 } },
+            "layout": [{ "name": "ram", "used": 0, "total": total }],
+        }))
+        .unwrap()
+    };
+    let read = |json: &[u8]| {
+        let mut stream = vec![1, 0, 0, 0];
+        stream.extend_from_slice(&(json.len() as u32).to_le_bytes());
+        let mut crc = crc32fast::Hasher::new();
+        crc.update(&stream);
+        crc.update(json);
+        stream.extend_from_slice(&crc.finalize().to_le_bytes());
+        stream.extend_from_slice(json);
+        RecordReader::new(&stream[..]).next_record().map(|frame| assert!(frame.is_some()))
+    };
+    read(&hello((256 << 20) + (1 << 30), 64)).unwrap();
+    for bad in [hello((256 << 20) + (1 << 30) + 4096, 0), hello(1 << 44, 0), hello(4096, 65)] {
+        assert!(matches!(read(&bad), Err(StreamError::Malformed { record: "Hello", .. })));
+    }
+}

@@ -17,6 +17,12 @@ pub const MAX_WRITE: usize = 1 << 20;
 /// Operations of one record of the stream, at most. Bytes.
 pub const MAX_PIECE: usize = 2 << 20;
 
+/// What the operations of a checkpoint may take in memory, bytes. That of one whose guest writes sectors, one by one, takes two
+/// thirds of it when it is as long as a checkpoint may be.
+pub const MAX_MEMORY: usize = 1 << 30;
+/// What an operation takes beside its data, about: itself, twice while the list grows, and its place in the overlay.
+const OVERHEAD: usize = 192;
+
 const WRITE: u8 = 1;
 const ZERO: u8 = 2;
 const WRITE_HEAD: usize = 13;
@@ -116,6 +122,10 @@ pub enum BatchError {
     Cut,
     #[error("{0} is no operation on a volume")]
     Unknown(u8),
+    #[error("an operation on no bytes at byte {at}")]
+    Empty { at: u64 },
+    #[error("the operations of a checkpoint take more than {room} bytes")]
+    TooMany { room: usize },
     #[error("an operation reaches from byte {at} over {length} bytes in a volume of {size}")]
     OutOfBounds { at: u64, length: u64, size: u64 },
 }
@@ -174,11 +184,20 @@ impl Batch {
         if scratch.is_empty() { Ok(()) } else { send(scratch) }
     }
 
-    /// Reads operations on a volume of `size` bytes.
+    /// Reads operations on a volume of `size` bytes, which take at most [`MAX_MEMORY`].
     ///
     /// # Errors
     /// See [`BatchError`]. Nothing of the batch is to be used then.
     pub fn parse(bytes: Vec<u8>, size: u64) -> Result<Self, BatchError> {
+        Self::parse_within(bytes, size, MAX_MEMORY)
+    }
+
+    /// The same with at most so many bytes of memory: see [`Batch::bytes`]. A peer that writes its operations small makes a
+    /// receiver take many times what it sends.
+    ///
+    /// # Errors
+    /// As [`Batch::parse`].
+    pub fn parse_within(bytes: Vec<u8>, size: u64, room: usize) -> Result<Self, BatchError> {
         let all = Data::from(bytes);
         let mut batch = Self::default();
         let mut at = 0;
@@ -190,7 +209,13 @@ impl Batch {
                 length: end.saturating_sub(start),
                 size,
             })?;
+            if start == end {
+                return Err(BatchError::Empty { at: start });
+            }
             batch.push(op);
+            if batch.bytes > room {
+                return Err(BatchError::TooMany { room });
+            }
             at += used;
         }
         Ok(batch)
@@ -208,7 +233,7 @@ impl FromIterator<Op> for Batch {
 /// What an operation takes in memory.
 fn cost(op: &Op) -> usize {
     let data = if let Op::Write { data, .. } = op { data.len() } else { 0 };
-    data + 2 * size_of::<Op>()
+    data + OVERHEAD
 }
 
 /// Appends a write; `data` is at most [`MAX_WRITE`] long.

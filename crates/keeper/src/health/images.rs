@@ -11,6 +11,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use ninefold_model::spec::Boot;
 use serde::{Deserialize, Serialize};
 
+use crate::small_file;
+
+/// Longest record, bytes: two images with their paths and command lines.
+const MAX_RECORD: u64 = 64 << 10;
+
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct OnDisk {
@@ -42,7 +47,7 @@ impl Images {
     /// # Errors
     /// It cannot be read, or is none.
     pub fn open(path: PathBuf, configured: Boot) -> Result<Self, ImageError> {
-        let text = match fs::read(&path) {
+        let text = match small_file::read(&path, MAX_RECORD) {
             Ok(text) => Some(text),
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Err(source) => return Err(ImageError::Io { what: "read", path, source }),

@@ -233,6 +233,26 @@ fn one() -> u8 {
     1
 }
 
+/// Bytes that a VM's RAM blocks may have beside the guest's memory: firmware, video memory, tables.
+pub const MAX_OTHER_MEMORY: u64 = 1 << 30;
+
+impl Hello {
+    /// Whether a VM can be what it says: whoever reads it keeps something for each page and each volume.
+    ///
+    /// # Errors
+    /// What it cannot be.
+    pub fn check(&self) -> Result<(), &'static str> {
+        let memory = self.spec.memory_mib.saturating_mul(1 << 20).saturating_add(MAX_OTHER_MEMORY);
+        if self.layout.total_pages().saturating_mul(PAGE_SIZE as u64) > memory {
+            return Err("its RAM blocks are larger than the VM's memory");
+        }
+        if self.spec.volumes.len() > usize::from(MAX_VOLUMES) {
+            return Err("it has too many volumes");
+        }
+        Ok(())
+    }
+}
+
 /// The backup's answer to a `Hello` that it takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Welcome {
@@ -662,8 +682,9 @@ impl<'a> Record<'a> {
         let mut fields = Fields { record: kind.name(), rest: payload };
         let record = match kind {
             Kind::Hello => {
-                let hello = serde_json::from_slice(payload)
+                let hello: Box<Hello> = serde_json::from_slice(payload)
                     .map_err(|_| fields.bad("it is not the JSON of a Hello of this version"))?;
+                hello.check().map_err(|what| fields.bad(what))?;
                 fields.rest = &[];
                 Record::Hello(hello)
             }

@@ -19,6 +19,9 @@ pub enum LogError {
     /// A file is not as it was written. All files are left as they are.
     #[error("the log is damaged: {file}: {what}")]
     Damaged { file: String, what: String },
+    /// It is not the log of the VM that is asked for.
+    #[error("{0}")]
+    Refused(String),
     /// A sync failed earlier: what was written then may be lost, so nothing more is appended.
     #[error("the log cannot go on: {0}")]
     Spoilt(String),

@@ -11,6 +11,8 @@ pub(super) const FILE: &str = "head.json";
 const NEW: &str = "head.new";
 /// The version of a log's files.
 pub(super) const FORMAT: u32 = 1;
+/// Commits and segments of a log are never so many.
+pub(super) const MAX_NUMBER: u64 = 1 << 60;
 /// A longer file is not ours, bytes.
 const MAX: u64 = 2 << 20;
 
@@ -76,7 +78,12 @@ impl Head {
         if format != FORMAT {
             return Err(LogError::Version(format, FORMAT));
         }
-        serde_json::from_slice(line).map_err(|e| damaged(e.to_string()))
+        let head: Self = serde_json::from_slice(line).map_err(|e| damaged(e.to_string()))?;
+        if [head.base, head.first, head.durable].into_iter().any(|number| number > MAX_NUMBER) {
+            return Err(damaged("it counts further than anybody can".into()));
+        }
+        head.hello.check().map_err(|what| damaged(what.into()))?;
+        Ok(head)
     }
 
     /// Takes the place of the one before, in one step. Durable when this returns.

@@ -47,7 +47,17 @@ impl Found {
     /// # Errors
     /// `None`: there is none. `Version`, `Damaged`, `Storage`: there is one, and it cannot be used; its files are as they were.
     pub fn look(storage: Arc<dyn Storage>) -> Result<Self, LogError> {
+        Self::look_if(storage, &|_| Ok(()))
+    }
+
+    /// The same for a log of a VM that `suits`, which is asked before more is read, and memory taken, than the head: a bit or two
+    /// for each page that the VM is said to have.
+    ///
+    /// # Errors
+    /// As [`Found::look`]; `Refused`: what `suits` says.
+    pub fn look_if(storage: Arc<dyn Storage>, suits: &dyn Fn(&Hello) -> Result<(), String>) -> Result<Self, LogError> {
         let head = Head::load(&*storage)?;
+        suits(&head.hello).map_err(LogError::Refused)?;
         let standing = StandingFile::load(&*storage)?;
         let base = Base::open(&*storage, &head.hello.layout)?;
         let mut covered = Covered::new(&head.hello.layout);

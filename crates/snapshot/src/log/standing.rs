@@ -5,7 +5,7 @@
 use ninefold_replica::protocol::Standing;
 
 use super::error::LogError;
-use super::head::read_all;
+use super::head::{MAX_NUMBER, read_all};
 use crate::storage::{Storage, StorageFile};
 
 pub(super) const FILE: &str = "standing";
@@ -102,5 +102,5 @@ fn slot(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let length = u32::from_le_bytes(*head[8..].first_chunk()?);
     let sum = u32::from_le_bytes(*head[12..].first_chunk()?);
     let text = rest.get(..length as usize)?;
-    (checksum(&head[..12], text) == sum && number > 0).then_some((number, text))
+    (checksum(&head[..12], text) == sum && (1..=MAX_NUMBER).contains(&number)).then_some((number, text))
 }
