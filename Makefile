@@ -61,7 +61,7 @@ bench: root ## Measure protected against unprotected; results in target/bench
 	@$(MAKE) guest
 	$(target)/release/ninefold bench
 
-fuzz: ## Fuzz the readers of streams and snapshots for FUZZ_SECONDS each (needs g++)
+fuzz: ## Fuzz the readers of streams, snapshots, logs and operations on volumes for FUZZ_SECONDS each (needs g++)
 	fuzz/run $(FUZZ_SECONDS)
 
 clean: ## Remove what was built here (not the cache with the guest)
