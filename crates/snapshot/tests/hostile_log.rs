@@ -83,7 +83,7 @@ fn numbers_that_nobody_counts_to_are_damage() {
 fn a_head_cannot_ask_for_memory() {
     let dir = tempfile::tempdir().unwrap();
     make(dir.path());
-    let pages = 1u64 << 32;
+    let pages = 1u64 << 31;
     // Files with holes.
     for (file, each) in [("memory", PAGE_SIZE as u64), ("sums", 4)] {
         let file = std::fs::File::options().write(true).open(dir.path().join(file)).unwrap();
