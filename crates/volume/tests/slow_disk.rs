@@ -164,7 +164,7 @@ fn a_flush_that_is_under_way_is_let_go_when_the_volume_is_held() {
     let (disk, served) = alone();
     write(&served, 0, 1);
     disk.hang("flush");
-    let (thread, flushed) = beside(&served, |served| Handler::flush(served));
+    let (thread, flushed) = beside(&served, Handler::flush);
     disk.wait_hanging();
     assert!(flushed.try_recv().is_err(), "alone, a flush is a flush");
     served.hold();
@@ -198,7 +198,7 @@ fn a_write_does_not_wait_for_what_is_on_its_way() {
 fn a_flush_of_a_guest_that_is_alone_waits_for_what_is_on_its_way() {
     let (disk, served) = with_backlog();
     write(&served, 0, 3);
-    let (thread, flushed) = beside(&served, |served| Handler::flush(served));
+    let (thread, flushed) = beside(&served, Handler::flush);
     disk.wait_hanging();
     assert!(flushed.try_recv().is_err());
     disk.go_on();
