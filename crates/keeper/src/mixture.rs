@@ -124,11 +124,17 @@ impl Mixture {
             return Ok(());
         }
         state.says = None;
-        for note in state.notes.iter().chain(&state.restoring) {
-            note.remove().map_err(|e| format!("{}: {e}", note.path().display()))?;
+        let removed = state
+            .notes
+            .iter()
+            .chain(&state.restoring)
+            .try_for_each(|note| note.remove().map_err(|e| format!("{}: {e}", note.path().display())));
+        match &removed {
+            Ok(()) => state.noted = false,
+            // The next checkpoint claims it again.
+            Err(_) => state.claimed = None,
         }
-        state.noted = false;
-        Ok(())
+        removed
     }
 }
 

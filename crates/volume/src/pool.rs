@@ -234,7 +234,8 @@ impl Pool {
         // The bytes of an adopted device stay: with what is on its way there, unless it is gone.
         if kind == Kind::Volume && self.record(kind, name).is_ok_and(|record| record.device.is_some()) {
             match self.recover(name) {
-                Err(VolumeError::File { .. } | VolumeError::NotAnImage { .. }) | Ok(()) => {}
+                Err(VolumeError::File { .. } | VolumeError::NotAnImage { .. } | VolumeError::NotADevice { .. })
+                | Ok(()) => {}
                 Err(error) => return Err(error),
             }
         }

@@ -84,6 +84,9 @@ const TOLD: Duration = Duration::from_secs(10);
 const FEW: usize = 1 << 20;
 /// An applier that failed waits this long.
 const RETRY: Duration = Duration::from_millis(250);
+const NOT_AS_WRITTEN: &str = "the image is not on the disk as it was written";
+/// A flush that has been under way for so long is one of a slow disk: no pause should have to wait for it.
+const LONG_FLUSH: Duration = Duration::from_millis(50);
 
 /// Hears of writes to the image: who keeps what is written over, before; who copies what is written, after. What is read while a
 /// write is under way may be either content.
@@ -137,6 +140,8 @@ enum Use {
 
 struct State {
     mode: Mode,
+    /// The VM has gone from here, and nothing has been received since.
+    left: bool,
     open: Batch,
     /// The number that the open batch will have.
     number: u64,
@@ -263,6 +268,7 @@ impl Served {
             budget,
             state: Mutex::new(State {
                 mode: Mode::Closed,
+                left: false,
                 open: Batch::default(),
                 number: 1,
                 queue: VecDeque::new(),
@@ -347,7 +353,8 @@ impl Served {
     /// Whether something goes into the image of a VM that is alone, or is being made durable there.
     pub fn is_busy(&self) -> bool {
         let state = self.shared.lock();
-        state.sync || (state.mode == Mode::Through && !state.queue.is_empty())
+        let flushes = || state.at_work[Use::Flush as usize].is_some_and(|since| since.elapsed() >= LONG_FLUSH);
+        state.sync || (state.mode == Mode::Through && (!state.queue.is_empty() || flushes()))
     }
 
     /// Who hears that it may have become calm, from now on.
@@ -366,7 +373,8 @@ impl Served {
     pub fn flush_soon(&self) -> Option<u64> {
         let mut state = self.shared.lock();
         let missing = state.queue.iter().any(|s| s.plain || s.number > state.logged);
-        if state.mode == Mode::Closed || !(missing || !state.open.is_empty() || state.unsynced.is_pending()) {
+        let unsure = state.unsynced.is_pending() || state.unsynced.is_lost();
+        if state.mode == Mode::Closed || !(missing || !state.open.is_empty() || unsure) {
             return None;
         }
         if state.mode == Mode::Through {
@@ -421,6 +429,10 @@ impl Served {
         let plain = state.mode == Mode::Through;
         state.seal_open(plain);
         state.mode = Mode::Through;
+        if state.unsynced.is_lost() {
+            // No order has to be kept any more: what could not go on goes on.
+            state.failure = None;
+        }
         drop(state);
         self.shared.work.notify_one();
     }
@@ -442,7 +454,7 @@ impl Served {
         }
         let held = state.queue.iter().map(|s| s.batch.bytes()).sum();
         let gone = std::mem::replace(&mut state.held, held).saturating_sub(held);
-        state.mode = Mode::Closed;
+        (state.mode, state.left) = (Mode::Closed, true);
         drop(state);
         self.shared.budget.give(gone);
         self.shared.budget.release();
@@ -455,6 +467,7 @@ impl Served {
         let mut state = self.shared.lock();
         let number = state.number;
         state.number += 1;
+        state.left = false;
         state.held += batch.bytes();
         self.shared.budget.take(batch.bytes());
         batch.ops().iter().for_each(|op| state.overlay.put(op, number));
@@ -775,7 +788,12 @@ fn unwritable(failure: &Failure) -> VolumeError {
 
 fn lost() -> VolumeError {
     let source = std::io::Error::other("a flush has failed, and what it lost has not been written again");
-    VolumeError::Io { what: "the image is not on the disk as it was written", source }
+    VolumeError::Io { what: NOT_AS_WRITTEN, source }
+}
+
+/// Whether a flush has succeeded, and only what an earlier one lost is missing.
+fn is_lost_alone(error: &VolumeError) -> bool {
+    matches!(error, VolumeError::Io { what, .. } if *what == NOT_AS_WRITTEN)
 }
 
 fn not_on_disk(why: String) -> VolumeError {
@@ -838,6 +856,15 @@ impl State {
     fn goes_through(&self) -> bool {
         let empty = self.queue.is_empty() && self.open.is_empty() && self.log_used.is_none();
         self.mode == Mode::Through && empty && !self.braced
+    }
+
+    /// Whether nobody rests on what becomes durable here: the VM is alone, or has gone and no session has begun since.
+    fn is_alone(&self) -> bool {
+        match self.mode {
+            Mode::Through => true,
+            Mode::Held => false,
+            Mode::Closed => self.left,
+        }
     }
 
     /// Ends the open batch of a VM that is alone, which nobody else commits.
@@ -953,7 +980,11 @@ impl Image for Again<'_> {
 
     /// Fails as well if somebody else's flush has failed since the writing began.
     fn flush(&self) -> Result<(), VolumeError> {
-        self.0.flush()?;
+        match self.0.flush() {
+            // What was lost is not in the log, which can go all the same: what it has is durable.
+            Err(error) if !is_lost_alone(&error) => return Err(error),
+            _ => {}
+        }
         if self.0.lock().redo { Err(lost()) } else { Ok(()) }
     }
 }
@@ -1019,7 +1050,8 @@ impl Shared {
             Err(error) => {
                 state.loose = state.loose.saturating_add(loose);
                 state.unsynced.flush_failed();
-                state.redo = true;
+                // What the log has can be written again.
+                state.redo |= state.log_used.is_some();
                 return Err(error);
             }
         }
@@ -1091,7 +1123,19 @@ impl Applier<'_> {
                     let logged = settled.and_then(|()| self.log.append(batches.iter().map(|batch| &**batch)));
                     state = self.shared.lock();
                     if let Err(error) = logged {
-                        state = self.failed(state, &error);
+                        if is_lost_alone(&error) && state.is_alone() {
+                            // The image is no state of the volume as it is: no order could be kept. To write on is the only
+                            // way to mend it.
+                            let logged = state.logged;
+                            let due = state.queue.iter_mut().filter(|s| s.committed && s.number > logged);
+                            due.for_each(|s| s.plain = true);
+                            if self.log.is_empty() {
+                                state.log_used = None;
+                            }
+                            state.end(Use::Applier);
+                        } else {
+                            state = self.failed(state, &error);
+                        }
                         continue;
                     }
                     state.failure = None;
@@ -1161,7 +1205,10 @@ impl Applier<'_> {
                     state = self.shared.lock();
                     if wanted {
                         let failure = synced.as_ref().err().map(Failure::of);
-                        state.flush_failed = failure.map(|failure| (state.flush_done + 1..=asked, failure));
+                        // One that failed before is not forgotten by another that fails: who asked for it may not have looked yet.
+                        let first =
+                            state.flush_failed.as_ref().map_or(state.flush_done + 1, |(which, _)| *which.start());
+                        state.flush_failed = failure.map(|failure| (first..=asked, failure));
                         state.flush_done = asked;
                     }
                     // What has been lost is told to whoever flushes, or rests on it.

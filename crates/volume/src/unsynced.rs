@@ -65,12 +65,12 @@ impl Ranges {
         start < end && self.0.range(..end).next_back().is_some_and(|(_, to)| *to > start)
     }
 
-    /// Makes it larger until it has few ranges.
-    fn widen(&mut self) {
+    /// Makes it larger until it has few ranges, but not larger than an image of `size` bytes.
+    fn widen(&mut self, size: u64) {
         let mut grain = COARSE;
         while self.0.len() > MOST {
             let all = std::mem::take(&mut self.0);
-            let up = |end: u64| end.checked_next_multiple_of(grain).unwrap_or(u64::MAX);
+            let up = |end: u64| end.checked_next_multiple_of(grain).unwrap_or(u64::MAX).min(size);
             all.into_iter().for_each(|(start, end)| self.put(start - start % grain, up(end)));
             grain = grain.saturating_mul(2);
         }
@@ -85,8 +85,10 @@ impl Ranges {
 }
 
 /// See the [module](self). Bounded: what it knows is rounded to the safe side.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Unsynced {
+    /// The image's size, bytes: what is behind its end nobody could write again.
+    size: u64,
     /// Written, or perhaps, since the last flush began.
     pending: Ranges,
     /// Written for certain since then.
@@ -107,9 +109,15 @@ pub struct Begun {
 }
 
 impl Unsynced {
+    /// For an image of `size` bytes of which all is on the disk.
+    fn nothing(size: u64) -> Self {
+        let none = Ranges::default;
+        Self { size, pending: none(), whole: none(), flushing: (none(), none()), lost: none(), failures: 0 }
+    }
+
     /// For an image of `size` bytes of which nobody knows what an earlier process has left in the cache.
     pub fn unknown(size: u64) -> Self {
-        let mut this = Self::default();
+        let mut this = Self::nothing(size);
         this.pending.put(0, size);
         this
     }
@@ -117,7 +125,7 @@ impl Unsynced {
     /// Bytes from `start` to the one before `end` are about to be written.
     pub fn begin(&mut self, start: u64, end: u64) -> Begun {
         self.pending.put(start, end);
-        self.pending.widen();
+        self.pending.widen(self.size);
         Begun { start, end, failures: self.failures }
     }
 
@@ -127,10 +135,10 @@ impl Unsynced {
         if failures != self.failures {
             // A flush has failed meanwhile, and may have taken this with it.
             self.lost.put(start, end);
-            self.lost.widen();
+            self.lost.widen(self.size);
         }
         self.pending.put(start, end);
-        self.pending.widen();
+        self.pending.widen(self.size);
         if whole && failures == self.failures {
             self.whole.put(start, end);
             self.whole.narrow();
@@ -148,7 +156,7 @@ impl Unsynced {
     pub fn flushed(&mut self) {
         let (_, whole) = std::mem::take(&mut self.flushing);
         self.lost.remove_all(&whole);
-        self.lost.widen();
+        self.lost.widen(self.size);
     }
 
     /// The flush that had begun has failed.
@@ -157,14 +165,14 @@ impl Unsynced {
         self.lost.put_all(&pending);
         // What came while it was under way may have gone with it.
         self.lost.put_all(&self.pending);
-        self.lost.widen();
+        self.lost.widen(self.size);
         self.whole = Ranges::default();
         self.failures += 1;
     }
 
-    /// Whether a flush has something to do.
+    /// Whether a flush has something to do, or one that is under way has not yet done it.
     pub fn is_pending(&self) -> bool {
-        !self.pending.is_empty()
+        !self.pending.is_empty() || !self.flushing.0.is_empty()
     }
 
     /// Whether something is lost: a flush that succeeds is not enough then.
@@ -246,7 +254,7 @@ mod tests {
         #[test]
         fn what_is_not_lost_is_on_the_disk(steps in prop::collection::vec(step(), 0..60)) {
             let mut kernel = Kernel { cache: vec![0; SIZE], dirty: vec![false; SIZE], disk: vec![0; SIZE] };
-            let mut known = Unsynced::default();
+            let mut known = Unsynced::nothing(SIZE as u64);
             let mut slow: Vec<(usize, Begun)> = Vec::new();
             let mut flush: Option<(usize, bool)> = None;
             for (n, step) in (1u64..).zip(steps) {
@@ -297,13 +305,15 @@ mod tests {
                         || known.is_lost_in(at as u64, at as u64 + 1);
                     prop_assert!(unsure || kernel.disk[at] == kernel.cache[at], "byte {}", at);
                 }
+                let sure = !known.is_pending() && !known.is_lost();
+                prop_assert!(!sure || kernel.disk == kernel.cache, "also while a flush is under way");
             }
         }
     }
 
     #[test]
     fn what_is_lost_is_lost_until_it_is_written_again_and_flushed() {
-        let mut known = Unsynced::default();
+        let mut known = Unsynced::nothing(1 << 20);
         let write = |known: &mut Unsynced, start, end| {
             let begun = known.begin(start, end);
             known.done(&begun, true);
@@ -328,7 +338,9 @@ mod tests {
 
     #[test]
     fn it_is_bounded() {
-        let mut known = Unsynced::default();
+        // Where the rounding would go past the end.
+        let size = 200_000 * 1024 - 512;
+        let mut known = Unsynced::nothing(size);
         for n in 0..200_000u64 {
             let begun = known.begin(n * 1024, n * 1024 + 512);
             known.done(&begun, true);
@@ -338,6 +350,6 @@ mod tests {
         known.flush_failed();
         assert!(known.lost.0.len() <= MOST);
         assert!((0..200_000u64).all(|n| known.is_lost_in(n * 1024, n * 1024 + 1)), "more rather than less");
-        assert!(!known.is_lost_in(1 << 40, 1 << 41));
+        assert!(!known.is_lost_in(size, 1 << 41), "nobody could write that again");
     }
 }

@@ -292,7 +292,10 @@ fn serve(
             ended.store(true, Ordering::SeqCst);
             handler.ended();
         };
-        std::thread::Builder::new().name("nbd-watch".into()).spawn_scoped(scope, watch)?;
+        std::thread::Builder::new()
+            .name("nbd-watch".into())
+            .spawn_scoped(scope, watch)
+            .inspect_err(|_| handler.ended())?;
         // Whatever becomes of this one: the other thread is to end.
         let _hangup = Hangup(stream);
         transmit(stream, &mut reader, size, access, handler, &ended)
