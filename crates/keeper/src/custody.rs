@@ -126,7 +126,12 @@ impl Custody {
 
 impl Drop for Custody {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.place);
+        // Unless it is a later one's by now.
+        let pid = self.child.id().to_string();
+        let names_it = |text: String| text.split_once(' ').is_some_and(|(named, _)| named == pid);
+        if fs::read_to_string(&self.place).is_ok_and(names_it) {
+            let _ = fs::remove_file(&self.place);
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

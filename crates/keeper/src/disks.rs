@@ -4,9 +4,9 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ninefold_model::spec::{Acknowledge, VolumeSpec};
 use ninefold_model::{Epoch, Term};
@@ -20,6 +20,7 @@ use ninefold_volume::{Batch, Budget, Format, Note, Pool, Served, Tools, VolumeEr
 
 use crate::bell::Bell;
 use crate::config::KeeperConfig;
+use crate::disk_watch::SLOW;
 use crate::error::{KeeperError, report};
 use crate::mixture::{Cause, Mixture};
 use crate::resync;
@@ -30,6 +31,8 @@ const DISK_LIMIT: Duration = Duration::from_secs(10);
 
 /// How often what went through is made durable before a pause that does not hold it.
 const SYNCS: u32 = 3;
+/// How long a pause is put off because the disks are busy.
+const CALM_LIMIT: Duration = Duration::from_secs(10);
 
 /// One volume.
 #[derive(Debug)]
@@ -85,8 +88,8 @@ pub struct Disks {
     all: Vec<Disk>,
     /// What all of them hold.
     budget: Arc<Budget>,
-    /// A pause is near: see [`Disks::brace`].
-    braced: AtomicBool,
+    /// Since when a pause is near: see [`Disks::brace`].
+    braced: Mutex<Option<Instant>>,
     /// Attempts to have what went through made durable before a pause.
     syncs: AtomicU32,
     /// The session that may write here as a backup; 0 for none.
@@ -387,7 +390,9 @@ impl Disks {
 
     /// See [`Served::brace`].
     pub fn brace(&self, yes: bool) {
-        if self.braced.swap(yes, Ordering::SeqCst) != yes {
+        let mut since = self.braced.lock().unwrap_or_else(PoisonError::into_inner);
+        if since.is_some() != yes {
+            *since = yes.then(Instant::now);
             self.syncs.store(0, Ordering::SeqCst);
             self.all.iter().for_each(|d| d.served.brace(yes));
         }
@@ -404,14 +409,19 @@ impl Disks {
     /// Whether a pause that falls due now is short, as far as the disks go; they are [braced](Self::brace). In a pause with which
     /// the volumes begin to be held, or are held already, nothing waits for a disk but what is under way there. If they are not,
     /// `alone`, QEMU's flush is one of the disk: so what went through is made durable first, while the guest runs. On a disk that
-    /// takes long for that it is given up after a few times: the guest stands still for as long as the disk takes.
+    /// takes long for that it is given up after a few times, and after [`CALM_LIMIT`] if a guest that writes all the time leaves no
+    /// time for it: the guest stands still for as long as the disk takes. A disk that does not answer is waited for.
     pub fn calm(&self, alone: bool) -> bool {
         let calm = |flushed: bool| self.all.iter().all(|d| d.served.is_calm(flushed));
         if !alone || calm(true) {
             return calm(alone);
         }
         if self.all.iter().any(|d| d.served.is_busy()) {
-            return false;
+            let since = *self.braced.lock().unwrap_or_else(PoisonError::into_inner);
+            let answers = |d: &Disk| d.served.stalled().is_none_or(|time| time < SLOW);
+            return since.is_some_and(|since| since.elapsed() >= CALM_LIMIT)
+                && self.all.iter().all(answers)
+                && calm(false);
         }
         if self.syncs.load(Ordering::SeqCst) >= SYNCS {
             return calm(false);

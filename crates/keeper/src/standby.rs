@@ -378,11 +378,11 @@ impl Standby {
         let _ = self.core.send(Msg::StandbyWaits { session });
         // Before the devices are loaded: what they write to memory then is in no checkpoint yet.
         let logged = log.is_some_and(|log| drained(&log) == Some((session, checkpoint.epoch)));
-        let mut tracker = if logged { Some(machine.track().map_err(|e| report(&e))?) } else { None };
-        if several && history.is_some() {
+        let mut tracker = None;
+        if logged || (several && history.is_some()) {
             match machine.track() {
                 Ok(begun) => tracker = Some(begun),
-                // The VM can be taken over all the same. The others will have to be copied to.
+                // The VM can be taken over all the same. The others, and a log, will have to be copied to.
                 Err(error) => tracing::warn!(error = %report(&error), "what the guest writes cannot be followed"),
             }
         }
@@ -424,6 +424,11 @@ impl Standby {
     /// blocks are QEMU's own, and have gone with it; what that keeper held of the volumes has gone, too.
     fn goes_on_with_memory(&self, hello: &Hello, kept: Kept) -> Option<(StandbyMachine, Base)> {
         let Note { reign, epoch } = kept.note;
+        // Memory may have some pages of the checkpoint after that, and only the primary that took it sends those again. To a host
+        // that has taken over from an earlier one that checkpoint never was.
+        if hello.reign != Some(reign) {
+            return None;
+        }
         let mut base = History::begin(reign, epoch).base(hello.origin.as_ref()?)?;
         let bytes = hello.spec.memory_mib.checked_mul(1 << 20)?;
         let built = kept.memory(bytes).map_err(|e| report(&e)).and_then(|ram| {

@@ -580,6 +580,34 @@ fn a_start_says_what_the_witness_answers() {
     let (id, _) = a.asked.clone().unwrap();
     assert!(matches!(a.tell(Input::Answer { id, outcome: Outcome::Lost(None) })[..], [Action::AskAgain { .. }]));
     assert!(a.win().1.contains(&Action::ResumeFrom { epoch: Epoch(0) }));
+    // A VM of which the witness has no record, and wants none: nothing has been changed by asking, and nothing will be.
+    let mut a = Host::new("a");
+    a.tell(Input::StartLoaded { found: None, force: false });
+    let (id, _) = a.asked.clone().unwrap();
+    let out = a.tell(Input::Answer { id, outcome: Outcome::Refused("full".into()) });
+    assert!(matches!(&out[..], [Action::StandDown, Action::Emit(EventKind::StoodDown { .. })]), "{out:?}");
+    assert_eq!((a.protocol.role(), a.protocol.awaits_witness()), (Role::Standby, false));
+}
+
+/// A backup that still waits for its disk before it asks is of no use to a primary that has gone on without it, and no hindrance.
+#[test]
+fn a_claim_that_was_not_sent_ends_when_nothing_can_come_of_it() {
+    let mut b = Host::new("b");
+    b.tell(Input::Offer { from: host("a"), session: Term(4) });
+    b.tell(Input::CheckpointHeld { session: Term(4), epoch: Epoch(1), first: true });
+    let told = Record { term: Term(5), primary: host("a"), backups: vec![backup("b", Term(4))] };
+    b.tell(Input::BoundNotice { session: Term(4), record: told.clone() });
+    b.only(Input::PrimaryLost { session: Term(4), reason: "silent".into() });
+    assert_eq!(b.only(Input::Observed(told)), [], "it may still claim");
+    let alone = Record { term: Term(6), primary: host("a"), backups: Vec::new() };
+    assert_eq!(b.only(Input::Observed(alone.clone()))[0], Action::StandDown);
+    assert!(
+        b.only(Input::Offer { from: host("a"), session: Term(6) })
+            .contains(&Action::AcceptSession { session: Term(6) })
+    );
+    // One that was sent waits for its answer, whatever is read meanwhile.
+    let mut b = claiming();
+    assert_eq!(b.only(Input::Observed(Record { term: Term(60), ..alone })), []);
 }
 
 /// What is being noted in the log when a host gives up is not proposed when the note is there.

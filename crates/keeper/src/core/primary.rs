@@ -99,7 +99,9 @@ impl Core {
 
     /// The witness holds a record that binds this session, since now when it is the first.
     pub(super) fn bound(&mut self, session: Term, term: Term, first: bool) {
-        self.retry = None;
+        if first {
+            self.retry = None;
+        }
         let Some(replica) = self.replica(session) else { return };
         let _ = replica.session.jobs.try_send(Job::Bound { term });
         if first {

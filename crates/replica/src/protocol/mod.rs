@@ -640,6 +640,11 @@ impl Protocol {
         let doubt = self.disbelieves_answer(&outcome).filter(|_| self.rules.end_only_for_another);
         let Some(proposal) = self.proposal().filter(|p| p.id == id).map(|p| p.clone()) else { return };
         if let Some(reason) = doubt {
+            // What is loaded from a snapshot is still in that.
+            let refused = proposal.expected.is_none() && matches!(outcome, Outcome::Refused(_));
+            if matches!(&self.state, State::Starting { from: Some(_), .. }) && refused {
+                return self.stand_down(Term(0), &format!("the witness cannot be believed: {reason}"), out);
+            }
             // Nothing is here yet that would be worth waiting.
             if let State::Starting { from: None, .. } = &self.state {
                 out.push(Action::Refuse { reason: format!("the witness cannot be believed: {reason}") });
@@ -687,6 +692,8 @@ impl Protocol {
         let obsolete = match &self.state {
             State::Primary(p) => record.term > p.record.term && record.primary != self.me,
             State::Backup(b) => b.is_void(&self.me, record),
+            // Nothing has been asked yet, and nothing can come of it.
+            State::Claiming { proposal, backup, .. } => !proposal.sent && backup.is_void(&self.me, record),
             _ => false,
         };
         if obsolete {
