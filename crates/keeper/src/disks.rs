@@ -16,7 +16,7 @@ use ninefold_volume::image::Image;
 use ninefold_volume::nbd::{Access, Handler, Server};
 use ninefold_volume::pool::Kind;
 use ninefold_volume::sums::{self, SUM};
-use ninefold_volume::{Batch, Budget, Format, Note, Pool, Served, Tools, VolumeError, fault};
+use ninefold_volume::{Batch, Budget, Format, Note, Pool, Served, Tools, VolumeError, VolumeName, fault};
 
 use crate::bell::Bell;
 use crate::config::KeeperConfig;
@@ -69,16 +69,34 @@ impl Disk {
             other => drop(other?),
         }
         let (image, log) = pool.open_logged(&name)?;
+        let lost = pool.lost(&name);
         if image.size() != spec.size {
             return Err(KeeperError::VolumeSize { name: name.to_string(), wanted: spec.size, found: image.size() });
         }
-        let served = Arc::new(Served::within(Arc::clone(budget), image, log, spec.acknowledge)?);
+        let served = Served::within(Arc::clone(budget), image, log, spec.acknowledge, Some(lost))?;
+        if served.is_lost(0, served.size()) {
+            write_again(&name, &served);
+        }
+        let served = Arc::new(served);
         let socket = socket(run_dir, n);
         // Left behind by a keeper that was killed; the lock on the run directory says that it is gone.
         let _ = std::fs::remove_file(&socket);
         let handler: Arc<dyn Handler> = Arc::clone(&served) as Arc<dyn Handler>;
         let server = Server::listen(&socket, name.as_str(), Access::ReadWrite, handler)?;
         Ok(Disk { spec: spec.clone(), served, _server: server, socket, mixture: pool.mixture(&name) })
+    }
+}
+
+/// An earlier keeper's flush has failed: sees to it that the disk has what is read here. What it cannot mend stays lost, and a resync
+/// or the guest may write it yet.
+fn write_again(name: &VolumeName, served: &Served) {
+    tracing::warn!(volume = %name, "a flush has failed before: the volume is written again, which takes a while");
+    match served.write_again() {
+        Ok(()) => tracing::info!(volume = %name, "the volume is written again"),
+        Err(error) => {
+            let error = report(&error);
+            tracing::error!(volume = %name, %error, "the volume cannot be written again: its flushes fail");
+        }
     }
 }
 
@@ -692,6 +710,23 @@ mod tests {
         // From here on an epoch is whole or not there.
         disks.put(Term(6), Epoch(2), vec![Batch::default()]).unwrap();
         assert_eq!(disks.mixture().found(), None);
+    }
+
+    /// An earlier keeper's flush has failed, and the disk works again: a VM that starts here can flush.
+    #[test]
+    fn what_an_earlier_keeper_lost_is_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let disks = one(dir.path());
+        disks.go_through();
+        write(&disks, 1).unwrap();
+        drop(disks);
+        let lost = Pool::open(&dir.path().join("pool"), Tools::default()).unwrap().lost(&"data".parse().unwrap());
+        lost.write().unwrap();
+        let disks = one(dir.path());
+        assert!(!lost.is_there() && !disks.is_lost());
+        assert_eq!(first(&disks), 1);
+        disks.go_through();
+        write(&disks, 2).unwrap();
     }
 
     /// That a volume has been made is noted until it is used, and before a log counts that is durable.

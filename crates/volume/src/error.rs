@@ -92,6 +92,9 @@ pub enum Refusal {
     /// Neither what it was nor what it was to become.
     #[error("it is a mixture: {by} was cut off")]
     Mixture { by: String },
+    /// What is read may not be what its disk has.
+    #[error("a flush of it has failed: what is read may not be what its disk has ({} says so)", .note.display())]
+    Lost { note: PathBuf },
     #[error("it is exported to a file outside the pool")]
     IntoPool,
 }

@@ -48,6 +48,11 @@ pub trait Image: Send + Sync + Debug {
 
     /// Makes everything written so far durable: it is there after a loss of power.
     fn flush(&self) -> Result<(), VolumeError>;
+
+    /// Whether it has structures beside the volume's bytes. Who writes all of these again does not write the structures again.
+    fn has_structures(&self) -> bool {
+        false
+    }
 }
 
 /// How an image is laid out.

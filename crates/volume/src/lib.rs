@@ -2,7 +2,7 @@
 //!
 //! * [`served`]: a volume as a keeper serves it: its image, and over it what is not committed.
 //! * [`log`]: what is on its way into an image and must survive a crash.
-//! * [`unsynced`]: what was written past that log, and may not be on the disk.
+//! * [`unsynced`]: what was written past that log, and may not be on the disk. * [`lost`]: the note that this is so.
 //! * [`batch`]: what a guest does to a volume in one epoch. * [`overlay`]: what lies over an image.
 //! * [`budget`]: what volumes hold in memory, and how writes are slowed down by that.
 //! * [`frozen`]: a volume as it was at one moment, while the guest goes on.
@@ -19,6 +19,7 @@ pub mod fault;
 pub mod frozen;
 pub mod image;
 pub mod log;
+pub mod lost;
 pub mod nbd;
 pub mod note;
 pub mod overlay;
@@ -34,6 +35,7 @@ pub use error::{Refusal, VolumeError};
 pub use frozen::Frozen;
 pub use image::{Format, Image, Progress, Tools, open};
 pub use log::WriteLog;
+pub use lost::Lost;
 pub use note::Note;
 pub use pool::{Pool, VolumeName};
 pub use served::Served;

@@ -5,6 +5,7 @@
 //!                     image.raw     or image.qcow2; neither for an adopted block device
 //!                     log           what is on its way into the image: see `log`
 //!                     mixture       a note that the image is being overwritten, and by what
+//!                     lost          a note that a flush of the image has failed: see `lost`
 //!   POOL/images/NAME/…              a golden image: the same, never written
 //!   POOL/volumes/.new-…  .gone-…    half-made or half-removed: swept away at the next open
 //! ```
@@ -29,6 +30,7 @@ use crate::error::{Refusal, VolumeError};
 use crate::image::qcow2::regular;
 use crate::image::{Format, Image, Lock, RawFile, Tools, holder};
 use crate::log::WriteLog;
+use crate::lost::Lost;
 use crate::note::Note;
 
 pub use convert::{FileFormat, Import};
@@ -38,6 +40,8 @@ pub use resize::CutOff;
 
 /// Sizes are multiples of this, bytes: a sector, the least that a guest's disk can have.
 pub const SECTOR: u64 = 512;
+/// The file name of a volume's [`Lost`].
+const LOST: &str = "lost";
 /// Largest volume, bytes (64 TiB).
 pub const MAX_SIZE: u64 = 64 << 40;
 
@@ -193,7 +197,7 @@ impl Pool {
         };
         // Whoever has the image has the log.
         let mut log = WriteLog::open(&self.log_path(name))?;
-        let epochs = log.recover(&*image)?;
+        let epochs = log.recover(&self.lost(name).over(&*image))?;
         if epochs > 0 {
             tracing::info!(volume = %name, epochs, "the image was brought up to date from its write log");
         }
@@ -212,6 +216,11 @@ impl Pool {
     /// overwrites a volume makes it before and removes it when he is done.
     pub fn mixture(&self, name: &VolumeName) -> Note {
         Note::at(self.directory(Kind::Volume, name).join("mixture"))
+    }
+
+    /// The note in a volume that a flush of its image has failed.
+    pub fn lost(&self, name: &VolumeName) -> Lost {
+        Lost::at(self.directory(Kind::Volume, name).join(LOST))
     }
 
     fn log_path(&self, name: &VolumeName) -> PathBuf {

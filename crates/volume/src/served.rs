@@ -41,7 +41,7 @@
 //! After a flush that failed the kernel may forget what it could not write, and the next flush may succeed nevertheless
 //! (fsync(2)). So, whoever asked for it, the applier then writes all that is in the log into the image again; and what was
 //! written past the log is [lost](crate::unsynced) until it is written again: a resync does so, and until then no flush of the
-//! guest's succeeds and nothing that rests on it counts as durable.
+//! guest's succeeds and nothing that rests on it counts as durable. A [note](crate::lost) tells the next process of it.
 //!
 //! What is in the image and not in the log is made durable before the log gets an epoch that follows it. So a guest's flush
 //! which is answered at once is true even if it concerns what had gone through before.
@@ -61,6 +61,7 @@ use crate::error::VolumeError;
 use crate::fault;
 use crate::image::{Image, check_bounds};
 use crate::log::{self, WriteLog};
+use crate::lost::Lost;
 use crate::nbd::Handler;
 use crate::overlay::Overlay;
 use crate::sums::BLOCK;
@@ -218,7 +219,7 @@ impl Failure {
 struct Shared {
     image: Box<dyn Image>,
     /// Held during a flush. An error is reported to one of several that are under way at the same time (fsync(2)).
-    flushing: Mutex<()>,
+    flushing: Mutex<Noted>,
     acknowledge: Acknowledge,
     budget: Arc<Budget>,
     state: Mutex<State>,
@@ -226,6 +227,55 @@ struct Shared {
     work: Condvar,
     /// For those who wait for the queue to become shorter.
     done: Condvar,
+}
+
+/// The note that something is lost.
+struct Noted {
+    /// None for an image that is gone with this process.
+    note: Option<Lost>,
+    /// It is there for certain.
+    is_there: bool,
+    /// It may be there.
+    may_be: bool,
+    /// That it can be neither written nor removed has been said.
+    said: bool,
+}
+
+impl Noted {
+    fn of(note: Option<Lost>) -> Self {
+        let is_there = note.as_ref().is_some_and(Lost::is_there);
+        // One of another kernel says nothing of what this one's cache loses from now on.
+        let is_true = note.as_ref().is_some_and(Lost::is_true);
+        Self { note, is_there: is_true, may_be: is_there, said: false }
+    }
+
+    /// Something is lost, or about to be. If that cannot be noted it is tried again at each flush; a process that ends before knows
+    /// alone.
+    fn write(&mut self) {
+        let Some(note) = self.note.as_ref().filter(|_| !self.is_there) else { return };
+        self.may_be = true;
+        match note.write() {
+            Ok(()) => (self.is_there, self.said) = (true, false),
+            Err(error) => self.say(&error, "that a flush has failed cannot be noted"),
+        }
+    }
+
+    /// Nothing is lost. A note that cannot be removed makes the next process believe the opposite, which is safe.
+    fn remove(&mut self) {
+        let Some(note) = self.note.as_ref().filter(|_| self.may_be) else { return };
+        self.is_there = false;
+        match note.remove() {
+            Ok(()) => (self.may_be, self.said) = (false, false),
+            Err(error) => self.say(&error, "the note that a flush has failed cannot be removed"),
+        }
+    }
+
+    fn say(&mut self, error: &VolumeError, what: &str) {
+        if !std::mem::replace(&mut self.said, true) {
+            let reason = Failure::of(error).reason;
+            tracing::error!(%reason, "{what}");
+        }
+    }
 }
 
 /// See the [module](self). Dropping it applies what is committed, makes it durable and ends the applier; an image that
@@ -247,10 +297,10 @@ impl Served {
     /// # Errors
     /// No more threads.
     pub fn new(image: Box<dyn Image>, log: WriteLog, acknowledge: Acknowledge) -> Result<Self, VolumeError> {
-        Self::within(Arc::default(), image, log, acknowledge)
+        Self::within(Arc::default(), image, log, acknowledge, None)
     }
 
-    /// The same for one of several volumes of a VM, which share a budget.
+    /// The same for one of several volumes of a VM, which share a budget, with the note of what is lost in it.
     ///
     /// # Errors
     /// No more threads.
@@ -259,11 +309,16 @@ impl Served {
         image: Box<dyn Image>,
         log: WriteLog,
         acknowledge: Acknowledge,
+        lost: Option<Lost>,
     ) -> Result<Self, VolumeError> {
         let size = image.size();
+        let unsynced = match &lost {
+            Some(lost) if lost.is_true() => Unsynced::lost(size, image.has_structures()),
+            _ => Unsynced::unknown(size),
+        };
         let shared = Arc::new(Shared {
             image,
-            flushing: Mutex::new(()),
+            flushing: Mutex::new(Noted::of(lost)),
             acknowledge,
             budget,
             state: Mutex::new(State {
@@ -280,7 +335,7 @@ impl Served {
                 log_used: None,
                 waiting: None,
                 hurry: false,
-                unsynced: Unsynced::unknown(size),
+                unsynced,
                 loose: 0,
                 direct: 0,
                 braced: false,
@@ -603,6 +658,33 @@ impl Served {
     /// The image itself, while it is no VM's.
     pub fn image_of_nobody(&self) -> &dyn Image {
         &*self.shared
+    }
+
+    /// Writes what is [lost](Served::is_lost) again as it is read, and makes that durable: what is read and what the disk has are the
+    /// same then. What of it the kernel has forgotten altogether reads as it was before. Nobody else writes meanwhile.
+    ///
+    /// # Errors
+    /// Those of the image; it is lost as before then. `Io` if the image has [structures](Image::has_structures).
+    pub fn write_again(&self) -> Result<(), VolumeError> {
+        if self.shared.image.has_structures() {
+            return Err(lost());
+        }
+        let (size, mut at) = (self.size(), 0);
+        let mut bytes = vec![0; usize::try_from(PIECE.min(size)).unwrap_or(0)];
+        while at < size {
+            let length = PIECE.min(size - at);
+            if self.is_lost(at, length) {
+                let piece = &mut bytes[..usize::try_from(length).unwrap_or(0)];
+                self.shared.image.read(at, piece)?;
+                if piece.iter().any(|b| *b != 0) {
+                    Image::write(&*self.shared, at, piece)?;
+                } else {
+                    Image::zero(&*self.shared, at, length, true)?;
+                }
+            }
+            at += length;
+        }
+        self.shared.flush()
     }
 
     /// Makes durable what is in the image.
@@ -1036,7 +1118,7 @@ impl Shared {
 
     /// Makes durable what is in the image.
     fn flush(&self) -> Result<(), VolumeError> {
-        let _alone = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut noted = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.lock();
         state.unsynced.flush_begins();
         let loose = std::mem::take(&mut state.loose);
@@ -1044,18 +1126,35 @@ impl Shared {
         drop(state);
         let flushed = self.image.flush();
         let mut state = self.lock();
-        state.end(Use::Flush);
-        match flushed {
-            Ok(()) => state.unsynced.flushed(),
+        if flushed.is_err() && state.unsynced.is_at_stake() {
+            // Before anybody hears of it.
+            drop(state);
+            noted.write();
+            state = self.lock();
+        }
+        let result = match flushed {
+            Ok(()) => {
+                state.unsynced.flushed();
+                if state.unsynced.is_lost() { Err(lost()) } else { Ok(()) }
+            }
             Err(error) => {
                 state.loose = state.loose.saturating_add(loose);
                 state.unsynced.flush_failed();
                 // What the log has can be written again.
                 state.redo |= state.log_used.is_some();
-                return Err(error);
+                Err(error)
             }
+        };
+        let (is_lost, is_safe) = (state.unsynced.is_lost(), state.unsynced.is_safe());
+        drop(state);
+        // Nothing becomes lost meanwhile, unless a write is under way that was before a flush failed: then it is not safe.
+        if is_lost {
+            noted.write();
+        } else if is_safe && result.is_ok() {
+            noted.remove();
         }
-        if state.unsynced.is_lost() { Err(lost()) } else { Ok(()) }
+        self.lock().end(Use::Flush);
+        result
     }
 
     /// The same, if there is anything that was written past the log.

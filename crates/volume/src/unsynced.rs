@@ -8,6 +8,9 @@
 //!   begin ──► pending ──done──► pending, whole ──flush──► (durable: not lost any more)
 //!                                              └─failed─► lost
 //! ```
+//!
+//! Of an image that has [structures](crate::image::Image::has_structures) an earlier process may have lost some: that the volume's
+//! bytes are written again does not mend those. In the process that saw the flush fail QEMU knows itself what it may not believe.
 
 use std::collections::BTreeMap;
 
@@ -97,6 +100,11 @@ pub struct Unsynced {
     flushing: (Ranges, Ranges),
     lost: Ranges,
     failures: u64,
+    /// Writes that have begun and are not done, and those of them that were under way when a flush failed.
+    open: u64,
+    open_at_failure: u64,
+    /// That something is written again is not enough.
+    for_good: bool,
 }
 
 /// A write that has begun.
@@ -112,7 +120,17 @@ impl Unsynced {
     /// For an image of `size` bytes of which all is on the disk.
     fn nothing(size: u64) -> Self {
         let none = Ranges::default;
-        Self { size, pending: none(), whole: none(), flushing: (none(), none()), lost: none(), failures: 0 }
+        Self {
+            size,
+            pending: none(),
+            whole: none(),
+            flushing: (none(), none()),
+            lost: none(),
+            failures: 0,
+            open: 0,
+            open_at_failure: 0,
+            for_good: false,
+        }
     }
 
     /// For an image of `size` bytes of which nobody knows what an earlier process has left in the cache.
@@ -122,17 +140,28 @@ impl Unsynced {
         this
     }
 
+    /// For an image of `size` bytes in which an earlier process has lost something, nobody knows where; `for_good` if it may be
+    /// something else than the volume's bytes.
+    pub fn lost(size: u64, for_good: bool) -> Self {
+        let mut this = Self { for_good, ..Self::unknown(size) };
+        this.lost.put(0, size);
+        this
+    }
+
     /// Bytes from `start` to the one before `end` are about to be written.
     pub fn begin(&mut self, start: u64, end: u64) -> Begun {
         self.pending.put(start, end);
         self.pending.widen(self.size);
+        self.open += 1;
         Begun { start, end, failures: self.failures }
     }
 
     /// They have been, all of them if `whole`.
     pub fn done(&mut self, begun: &Begun, whole: bool) {
         let Begun { start, end, failures } = *begun;
+        self.open = self.open.saturating_sub(1);
         if failures != self.failures {
+            self.open_at_failure = self.open_at_failure.saturating_sub(1);
             // A flush has failed meanwhile, and may have taken this with it.
             self.lost.put(start, end);
             self.lost.widen(self.size);
@@ -155,8 +184,10 @@ impl Unsynced {
     /// The flush that had begun has succeeded.
     pub fn flushed(&mut self) {
         let (_, whole) = std::mem::take(&mut self.flushing);
-        self.lost.remove_all(&whole);
-        self.lost.widen(self.size);
+        if !self.for_good {
+            self.lost.remove_all(&whole);
+            self.lost.widen(self.size);
+        }
     }
 
     /// The flush that had begun has failed.
@@ -168,6 +199,7 @@ impl Unsynced {
         self.lost.widen(self.size);
         self.whole = Ranges::default();
         self.failures += 1;
+        self.open_at_failure = self.open;
     }
 
     /// Whether a flush has something to do, or one that is under way has not yet done it.
@@ -178,6 +210,16 @@ impl Unsynced {
     /// Whether something is lost: a flush that succeeds is not enough then.
     pub fn is_lost(&self) -> bool {
         !self.lost.is_empty()
+    }
+
+    /// Whether the flush that has begun would lose something if it failed now.
+    pub fn is_at_stake(&self) -> bool {
+        self.open > 0 || !self.pending.is_empty() || !self.flushing.0.is_empty()
+    }
+
+    /// Whether nothing is lost, nor can be before another flush fails.
+    pub fn is_safe(&self) -> bool {
+        self.lost.is_empty() && self.open_at_failure == 0
     }
 
     /// Whether something of these bytes is lost.
@@ -258,6 +300,7 @@ mod tests {
             let mut slow: Vec<(usize, Begun)> = Vec::new();
             let mut flush: Option<(usize, bool)> = None;
             for (n, step) in (1u64..).zip(steps) {
+                let (safe, failures) = (known.is_safe(), known.failures);
                 let write = |kernel: &mut Kernel, start: usize, end: usize| {
                     kernel.cache[start..end].fill(n);
                     kernel.dirty[start..end].fill(true);
@@ -299,6 +342,7 @@ mod tests {
                     Some((left, good)) => Some((left - 1, good)),
                     None => None,
                 };
+                prop_assert!(!known.is_lost() || !safe || known.failures > failures, "lost without a flush that failed");
                 for at in 0..SIZE {
                     let unsure = known.pending.touches(at as u64, at as u64 + 1)
                         || known.flushing.0.touches(at as u64, at as u64 + 1)
@@ -334,6 +378,30 @@ mod tests {
         assert!(known.is_lost());
         flush(&mut known, true);
         assert!(!known.is_lost() && !known.is_pending());
+    }
+
+    #[test]
+    fn what_an_earlier_process_lost_is_all_of_it() {
+        let mut known = Unsynced::lost(200, false);
+        known.flush_begins();
+        known.flushed();
+        assert!(known.is_lost_in(0, 1) && known.is_lost_in(199, 200) && !known.is_safe());
+        let begun = known.begin(0, 200);
+        known.done(&begun, true);
+        known.flush_begins();
+        known.flushed();
+        assert!(!known.is_lost() && known.is_safe());
+    }
+
+    /// The structures that lead to what was written may be lost, too.
+    #[test]
+    fn what_lies_in_structures_cannot_be_written_again() {
+        let mut known = Unsynced::lost(200, true);
+        let begun = known.begin(0, 200);
+        known.done(&begun, true);
+        known.flush_begins();
+        known.flushed();
+        assert!(known.is_lost());
     }
 
     #[test]

@@ -148,6 +148,9 @@ fn every_step_may_be_the_last_and_may_fail() {
             let what = format!("{point}@{passing}=fail");
             assert_eq!(run(dir.path(), &what), None, "{what}");
             check_end(dir.path(), &what);
+            // A sync of the image that failed outside of a keeper is told to the next one.
+            let lost = pool(dir.path()).unwrap().lost(&name("kept")).is_true();
+            assert_eq!(lost, what == "pool.resized@1=fail", "{what}");
         }
     }
 }

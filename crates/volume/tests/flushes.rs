@@ -8,7 +8,7 @@ use std::time::Duration;
 use ninefold_model::Epoch;
 use ninefold_model::spec::Acknowledge;
 use ninefold_volume::nbd::Handler;
-use ninefold_volume::{Batch, Image, Op, Served, VolumeError, WriteLog};
+use ninefold_volume::{Batch, Image, Lost, Op, Served, VolumeError, WriteLog};
 
 const SIZE: usize = 1 << 16;
 /// Far longer than anything here takes.
@@ -25,15 +25,21 @@ struct Inner {
     disk: Mutex<Vec<u8>>,
     /// So many flushes fail from now on.
     failing: AtomicU64,
+    structures: bool,
 }
 
 impl Disk {
     fn new() -> Self {
+        Self::with(false)
+    }
+
+    fn with(structures: bool) -> Self {
         Self(Arc::new(Inner {
             cache: Mutex::new(vec![0; SIZE]),
             dirty: Mutex::default(),
             disk: Mutex::new(vec![0; SIZE]),
             failing: AtomicU64::new(0),
+            structures,
         }))
     }
 
@@ -74,10 +80,33 @@ impl Image for Disk {
         dirty.into_iter().for_each(|at| disk[at] = cache[at]);
         Ok(())
     }
+    fn has_structures(&self) -> bool {
+        self.0.structures
+    }
 }
 
 fn serve(disk: &Disk, log: WriteLog) -> Served {
     Served::new(Box::new(disk.clone()), log, Acknowledge::Disk).unwrap()
+}
+
+/// A keeper's, which may be started anew.
+fn noted(disk: &Disk, lost: &Lost) -> Served {
+    let log = WriteLog::in_memory().unwrap();
+    Served::within(Arc::default(), Box::new(disk.clone()), log, Acknowledge::Disk, Some(lost.clone())).unwrap()
+}
+
+/// A resync whose flush fails, and the end of its keeper.
+fn lose(disk: &Disk, lost: &Lost) {
+    let served = noted(disk, lost);
+    served.settle_resync().unwrap();
+    served.apply(&batch(0, 5)).unwrap();
+    served.apply(&batch(8192, 6)).unwrap();
+    assert!(!lost.is_there());
+    disk.fail(1);
+    served.settle_resync().unwrap_err();
+    assert!(lost.is_true(), "it is noted when it is told");
+    drop(served);
+    assert_eq!((disk.disk()[0], disk.disk()[8192]), (0, 0));
 }
 
 fn write(served: &Served, at: u64, byte: u8) {
@@ -274,4 +303,139 @@ fn a_guest_that_stays_can_write_again_what_was_lost() {
     Handler::flush(&served).unwrap();
     assert_eq!((disk.disk()[0], disk.disk()[4096]), (3, 2));
     assert!(served.flushed(owed).is_some() && served.flush_soon().is_none());
+}
+
+/// The next process finds in the cache what the disk does not have. It believes none of it, until a resync has written all of it again.
+#[test]
+fn what_an_earlier_process_lost_is_not_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, lost) = (Disk::new(), Lost::at(dir.path().join("lost")));
+    lose(&disk, &lost);
+    let served = noted(&disk, &lost);
+    let mut found = [0];
+    served.read_image(0, &mut found).unwrap();
+    assert_eq!(found, [5], "it would compare as equal");
+    let mut bits = [0];
+    served.put_lost(0, &mut bits);
+    assert_eq!(bits, [1], "and differs");
+    served.settle_resync().unwrap_err();
+    served.apply(&batch(0, 5)).unwrap();
+    served.settle_resync().unwrap_err();
+    assert!(lost.is_true(), "as long as anything is lost");
+    let all: Batch = [Op::Write { at: 0, data: disk.0.cache.lock().unwrap().clone().into() }].into_iter().collect();
+    served.apply(&all).unwrap();
+    served.settle_resync().unwrap();
+    assert!(!lost.is_there() && !served.is_lost(0, SIZE as u64));
+    assert_eq!(disk.disk(), *disk.0.cache.lock().unwrap());
+    // The next one has no reason not to.
+    drop(served);
+    assert!(!noted(&disk, &lost).is_lost(0, SIZE as u64));
+}
+
+/// For a VM that is alone nobody writes all of it: what is read is made what the disk has.
+#[test]
+fn what_an_earlier_process_lost_is_written_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, lost) = (Disk::new(), Lost::at(dir.path().join("lost")));
+    lose(&disk, &lost);
+    // Zeros may be lost as well.
+    disk.0.disk.lock().unwrap()[1024] = 9;
+    let served = noted(&disk, &lost);
+    disk.fail(1);
+    served.write_again().unwrap_err();
+    assert!(served.is_lost(0, SIZE as u64) && lost.is_true());
+    served.write_again().unwrap();
+    assert!(!served.is_lost(0, SIZE as u64) && !lost.is_there());
+    let found = disk.disk();
+    assert_eq!((found[0], found[1024], found[8192]), (5, 0, 6));
+    served.go_through();
+    Handler::flush(&served).unwrap();
+}
+
+/// After a restart of the host there is nothing in a cache but what the disk has.
+#[test]
+fn another_kernel_reads_what_the_disk_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, lost) = (Disk::new(), Lost::at(dir.path().join("lost")));
+    lose(&disk, &lost);
+    *disk.0.cache.lock().unwrap() = disk.disk();
+    std::fs::write(lost.path(), "01234567-89ab-cdef-0123-456789abcdef").unwrap();
+    let served = noted(&disk, &lost);
+    assert!(!served.is_lost(0, SIZE as u64));
+    // But what this one loses is noted as this one's.
+    served.apply(&batch(0, 5)).unwrap();
+    disk.fail(1);
+    served.settle_resync().unwrap_err();
+    assert!(lost.is_true());
+    // This kernel's cache is gone, too.
+    drop(served);
+    std::fs::write(lost.path(), "01234567-89ab-cdef-0123-456789abcdef").unwrap();
+    noted(&disk, &lost).settle_resync().unwrap();
+    assert!(!lost.is_there());
+}
+
+/// What lies in an image's own structures is not written again with the volume's bytes.
+#[test]
+fn structures_are_not_written_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, lost) = (Disk::with(true), Lost::at(dir.path().join("lost")));
+    lose(&disk, &lost);
+    let served = noted(&disk, &lost);
+    served.write_again().unwrap_err();
+    let all: Batch = [Op::Write { at: 0, data: vec![1; SIZE].into() }].into_iter().collect();
+    served.apply(&all).unwrap();
+    served.settle_resync().unwrap_err();
+    assert!(lost.is_true());
+}
+
+/// A note that cannot be written is written when that can be done; until then the process knows, and tells.
+#[test]
+fn a_note_that_cannot_be_written_is_tried_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("away");
+    let (disk, lost) = (Disk::new(), Lost::at(folder.join("lost")));
+    let served = noted(&disk, &lost);
+    served.apply(&batch(0, 5)).unwrap();
+    disk.fail(1);
+    served.settle_resync().unwrap_err();
+    assert!(!lost.is_there());
+    std::fs::create_dir(&folder).unwrap();
+    served.settle_resync().unwrap_err();
+    assert!(lost.is_true());
+}
+
+/// The first flush of an image after a crash is that of what its log holds, and may be the one that tells what was lost before.
+#[test]
+fn a_flush_that_fails_while_a_log_is_played_is_noted() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, lost) = (Disk::new(), Lost::at(dir.path().join("lost")));
+    let mut log = WriteLog::in_memory().unwrap();
+    log.append([&batch(4096, 1)]).unwrap();
+    Image::write(&disk, 0, &[5; 512]).unwrap();
+    disk.fail(1);
+    log.recover(&lost.over(&disk)).unwrap_err();
+    assert!(lost.is_true());
+    log.recover(&lost.over(&disk)).unwrap();
+    assert_eq!((disk.disk()[0], disk.disk()[4096]), (0, 1), "the log does not know of the rest");
+    assert!(noted(&disk, &lost).is_lost(0, 512));
+}
+
+/// A write that was under way while a flush failed may be lost when everything else has been written again.
+#[test]
+fn a_note_stays_while_something_may_yet_be_lost() {
+    let mut known = ninefold_volume::unsynced::Unsynced::unknown(512);
+    let slow = known.begin(0, 512);
+    known.flush_begins();
+    known.flushed();
+    known.flush_begins();
+    assert!(known.is_at_stake());
+    known.flush_failed();
+    assert!(!known.is_safe());
+    known.done(&slow, true);
+    assert!(known.is_lost() && !known.is_safe());
+    let again = known.begin(0, 512);
+    known.done(&again, true);
+    known.flush_begins();
+    known.flushed();
+    assert!(known.is_safe());
 }

@@ -488,3 +488,23 @@ fn a_mixture_is_not_exported() {
     pool.mixture(&name("disk")).remove().unwrap();
     pool.export(Kind::Volume, &name("disk"), &target, FileFormat::Raw, &mut go_on).unwrap();
 }
+
+/// What is read may be what the disk does not have.
+#[test]
+fn what_a_failed_flush_lost_is_not_exported() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = pool(dir.path());
+    pool.create(&name("disk"), MIB, Format::Raw).unwrap();
+    let lost = pool.lost(&name("disk"));
+    lost.write().unwrap();
+    let target = dir.path().join("out");
+    let refused = pool.export(Kind::Volume, &name("disk"), &target, FileFormat::Raw, &mut go_on).unwrap_err();
+    let names_it = |note: &Path| note == lost.path();
+    assert!(
+        matches!(&refused, VolumeError::Refused { why: Refusal::Lost { note }, .. } if names_it(note)),
+        "{refused}"
+    );
+    assert!(!target.exists());
+    lost.remove().unwrap();
+    pool.export(Kind::Volume, &name("disk"), &target, FileFormat::Raw, &mut go_on).unwrap();
+}

@@ -112,7 +112,7 @@ impl Image for Disk {
 
 fn serve(disk: &Disk, budget: &Arc<Budget>, acknowledge: Acknowledge) -> Arc<Served> {
     let log = WriteLog::in_memory().unwrap();
-    let served = Served::within(Arc::clone(budget), Box::new(disk.clone()), log, acknowledge).unwrap();
+    let served = Served::within(Arc::clone(budget), Box::new(disk.clone()), log, acknowledge, None).unwrap();
     served.go_through();
     Arc::new(served)
 }

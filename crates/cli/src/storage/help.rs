@@ -66,6 +66,10 @@ fn refusal(why: &Refusal) -> &'static str {
         Refusal::Mixture { .. } => {
             "it becomes whole when its VM is protected here again, or a snapshot of it is restored; see docs/volumes.md, 'Mixtures'"
         }
+        Refusal::Lost { .. } => {
+            "start its keeper, which writes it again, or start this host anew; to export what can be read, remove that file. See \
+             docs/volumes.md, 'Lost bytes'"
+        }
         Refusal::IntoPool => "`ninefold image clone` makes a further volume of an image",
     }
 }

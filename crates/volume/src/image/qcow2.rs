@@ -91,6 +91,10 @@ impl Image for Qcow2 {
     fn flush(&self) -> Result<(), VolumeError> {
         self.client.flush()
     }
+
+    fn has_structures(&self) -> bool {
+        true
+    }
 }
 
 /// Opens the regular file at `path` and locks it.

@@ -154,7 +154,7 @@ impl Pool {
     ///
     /// # Errors
     /// `NotFound`, `Busy`, `File` (also if `target` is there already), `Tool`, `Cancelled`; `Refused` if `target` is in the
-    /// pool, or the volume a [mixture](Pool::mixture).
+    /// pool, or the volume a [mixture](Pool::mixture), or something of it [lost](Pool::lost).
     pub fn export(
         &self,
         kind: Kind,
@@ -169,6 +169,11 @@ impl Pool {
                 return Err(kind.refused(name, Refusal::Mixture { by }));
             }
             self.recover(name)?;
+            // After that: it flushes.
+            let lost = self.lost(name);
+            if lost.is_true() {
+                return Err(kind.refused(name, Refusal::Lost { note: lost.path().into() }));
+            }
         }
         let path = self.image_path(kind, name, &record);
         let _held = Lock::Shared.take(self.look(&path, &record)?, &path)?;

@@ -3,11 +3,12 @@
 use std::ops::Range;
 use std::path::Path;
 
-use super::{Kind, Pool, VolumeName, check_size};
+use super::{Kind, LOST, Pool, VolumeName, check_size};
 use crate::error::{Refusal, VolumeError};
 use crate::fault;
 use crate::image::qcow2::{lock, utf8};
 use crate::image::{Format, Image, Lock, RawFile};
+use crate::lost::Lost;
 
 /// Bytes looked at at a time.
 const STEP: u64 = 1 << 20;
@@ -75,17 +76,24 @@ impl Pool {
     /// Gives an image that nobody has open another size, durably.
     pub(super) fn set_image_size(&self, path: &Path, format: Format, size: u64) -> Result<(), VolumeError> {
         let failed = |source| VolumeError::File { what: "cannot resize", path: path.into(), source };
+        // Such a sync also says what became of what a keeper had written before it ended.
+        let unsynced = |source| {
+            if let Err(error) = Lost::at(path.with_file_name(LOST)).write() {
+                tracing::error!(%error, "that a flush has failed cannot be noted");
+            }
+            failed(source)
+        };
         match format {
             Format::Raw => {
                 let image = RawFile::open(path)?;
                 fault::point("pool.resize").and_then(|()| image.file().set_len(size)).map_err(failed)?;
-                fault::point("pool.resized").and_then(|()| image.file().sync_all()).map_err(failed)
+                fault::point("pool.resized").and_then(|()| image.file().sync_all()).map_err(unsynced)
             }
             Format::Qcow2 => {
                 let held = lock(path, Lock::Exclusive)?;
                 let bytes = size.to_string();
                 self.tools.img(["resize", "-q", "-f", "qcow2", "--shrink", "--", utf8(path)?, &bytes])?;
-                held.sync_all().map_err(failed)
+                held.sync_all().map_err(unsynced)
             }
         }
     }
