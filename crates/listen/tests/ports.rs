@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread;
 use std::time::Duration;
@@ -73,6 +73,16 @@ fn idle_connections_keep_nobody_out() {
     }
 }
 
+/// Waits until each descriptor up to the limit is in use again: a port that has just turned somebody away gives one back, and then
+/// takes another in reserve.
+fn until_none_is_free(limit: i32) {
+    let is_open = |fd: i32| {
+        // SAFETY: it is only asked about; that it may be none, or another's, is what is asked.
+        rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(fd) }).is_ok()
+    };
+    until("taking a descriptor in reserve", || (0..limit).all(is_open));
+}
+
 /// The other port may just have had the one descriptor that was free.
 fn local_is_turned_away(port: &Acceptor<UnixListener>) {
     until("turning away", || match port.try_accept() {
@@ -128,6 +138,7 @@ fn it_survives_the_lack_of_descriptors() {
         assert!(is_ended(&mut client));
         told.push(client);
     }
+    until_none_is_free(64);
     rustix::net::connect(&local, &rustix::net::SocketAddrUnix::new(&path).unwrap()).unwrap();
     local_is_turned_away(&unix);
     let mut local = UnixStream::from(local);
