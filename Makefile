@@ -42,7 +42,7 @@ demo: root ## Show the main job: VMs that survive their hosts, and a loss of pow
 	@$(MAKE) guest
 	$(target)/release/ninefold demo
 
-test: root ## Install what is missing, then run every check and test (under 20 minutes)
+test: root ## Install what is missing, then run every check and test (about 40 minutes on two cores)
 	@$(MAKE) guest
 	@scripts/test
 
