@@ -85,6 +85,7 @@ const TOLD: Duration = Duration::from_secs(10);
 const FEW: usize = 1 << 20;
 /// An applier that failed waits this long.
 const RETRY: Duration = Duration::from_millis(250);
+/// What fails when a flush has succeeded, and what an earlier one lost is still missing.
 const NOT_AS_WRITTEN: &str = "the image is not on the disk as it was written";
 /// A flush that has been under way for so long is one of a slow disk: no pause should have to wait for it.
 const LONG_FLUSH: Duration = Duration::from_millis(50);

@@ -248,10 +248,9 @@ fn what_an_earlier_process_left_in_the_cache_is_made_durable() {
     assert_eq!(disk.disk()[0], 5);
 }
 
-/// A primary whose disk has lost something before it was protected: it hands the VM over, and is no dead end then. What was
-/// committed goes into the image, and a resync mends it.
-#[test]
-fn a_host_that_has_lost_something_can_be_resynced_when_the_vm_has_gone() {
+/// A guest that is alone loses a write at 0 to a flush that fails. Then it is protected, and an epoch with a write at 4096 is
+/// committed, which the applier has found that it cannot take into the log.
+fn protected_on_a_disk_that_has_lost_something() -> (Disk, Served) {
     let disk = Disk::new();
     let served = serve(&disk, WriteLog::in_memory().unwrap());
     served.go_through();
@@ -263,7 +262,19 @@ fn a_host_that_has_lost_something_can_be_resynced_when_the_vm_has_gone() {
     write(&served, 4096, 2);
     served.seal(Epoch(1));
     served.commit(Epoch(1));
-    until_stuck(&served);
+    let begun = std::time::Instant::now();
+    while served.stuck().is_none() {
+        assert!(begun.elapsed() < LIMIT, "what was lost does not hold up the log");
+        std::thread::yield_now();
+    }
+    (disk, served)
+}
+
+/// A primary whose disk has lost something before it was protected: it hands the VM over, and is no dead end then. What was
+/// committed goes into the image, and a resync mends it.
+#[test]
+fn a_host_that_has_lost_something_can_be_resynced_when_the_vm_has_gone() {
+    let (disk, served) = protected_on_a_disk_that_has_lost_something();
     served.discard();
     served.settle(LIMIT).unwrap();
     assert!(served.is_lost(0, 1) && !served.is_lost(4096, 512));
@@ -272,30 +283,10 @@ fn a_host_that_has_lost_something_can_be_resynced_when_the_vm_has_gone() {
     assert_eq!((disk.disk()[0], disk.disk()[4096]), (1, 2));
 }
 
-/// Waits until the applier has found that it cannot go on.
-fn until_stuck(served: &Served) {
-    let begun = std::time::Instant::now();
-    while served.stuck().is_none() {
-        assert!(begun.elapsed() < LIMIT, "what was lost does not hold up the log");
-        std::thread::yield_now();
-    }
-}
-
 /// The same if the VM stays, alone: its guest can write again what was lost.
 #[test]
 fn a_guest_that_stays_can_write_again_what_was_lost() {
-    let disk = Disk::new();
-    let served = serve(&disk, WriteLog::in_memory().unwrap());
-    served.go_through();
-    Handler::flush(&served).unwrap();
-    write(&served, 0, 1);
-    disk.fail(1);
-    Handler::flush(&served).unwrap_err();
-    served.hold();
-    write(&served, 4096, 2);
-    served.seal(Epoch(1));
-    served.commit(Epoch(1));
-    until_stuck(&served);
+    let (disk, served) = protected_on_a_disk_that_has_lost_something();
     served.go_through();
     // What was answered from memory is owed as long as something is lost.
     let owed = served.flush_soon().expect("the disk does not have it");
