@@ -64,7 +64,6 @@ use crate::msg::Msg;
 use crate::outlets::Outlets;
 use crate::parking::Parking;
 use crate::priority;
-use crate::session::Job;
 use crate::sink;
 use crate::vm::{Command, VmHandle};
 
@@ -595,11 +594,8 @@ impl Core {
             Action::SendBound { session, record, first } => self.bound(session, record.term, first),
             Action::SendRelinquish { session, reason } => {
                 let epoch = self.committed;
-                let told =
-                    self.replica(session).map(|r| r.session.jobs.try_send(Job::Relinquish { epoch, reason }).is_ok());
-                // It learns of it by the end of the connection.
-                if told == Some(false) {
-                    self.lose_session(session, "the backup takes nothing more".into());
+                if let Some(replica) = self.replica(session) {
+                    replica.session.relinquish(epoch, reason);
                 }
             }
             // Both are dealt with where the offer is.

@@ -4,7 +4,8 @@
 //! * [`core`]: the thread that owns the protocol and does what it says · [`msg`]: what the others tell it
 //! * [`vm`]: the thread that owns a running QEMU; [`bell`] wakes it · [`sink`]: those to whom it is copied ·
 //!   [`capture`]: one checkpoint, the pause path · [`overlay`], [`first_copy`]
-//! * [`session`]: a primary's connection to its backup · [`connector`]: finding one
+//! * [`session`]: a primary's connection to its backup · [`connector`]: finding one · [`aside`]: what threads are told beside
+//!   their queues
 //! * [`standby`]: a backup's side, [`refusals`] of those that knock · [`parking`]: one that was not needed
 //! * [`log`]: a non-volatile VM's checkpoints on disk · [`recovery`]: going on from them
 //! * [`snapshot`]: taking one, and starting from one
@@ -16,6 +17,7 @@
 
 pub mod api;
 mod arbiter;
+mod aside;
 pub mod bell;
 pub mod capture;
 pub mod config;

@@ -4,16 +4,16 @@
 //!   primary:  VM's thread ─► Round, Checkpoint ─┐                    ┌─► LogHolds ─► output may go
 //!                                               ├─► the log's thread ┤
 //!   backup:   receiver ─► Copy, Received ───────┘   (a folder beside)└─► Held ─► acknowledged
-//!   core ─► Told (before each proposal to the witness, and when it has won), Remove
+//!   core ─► told aside (before each proposal to the witness, when it has won, when the VM has ended)
 //! ```
 //!
 //! The thread outlives a change of role: a backup that takes over goes on with its log where it stands.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,7 @@ use ninefold_snapshot::log::{At, Committed, Found, Log, LogError, New, Options};
 use ninefold_snapshot::storage::{Directory, Storage};
 use ninefold_volume::Batch;
 
+use crate::aside::Aside;
 use crate::bell::Bell;
 use crate::capture::{Join, Taken, micros};
 use crate::config::KeeperConfig;
@@ -58,12 +59,8 @@ pub enum LogJob {
     Settle,
     /// A checkpoint that a backup has received.
     Received(Box<Received>),
-    /// There is something in [`Told`].
-    Told,
     /// Say when all before this is done: which checkpoint the log ends with.
     Drain(SyncSender<Option<(Term, Epoch)>>),
-    /// The VM has ended for good: say so when nothing could be gone on from any more.
-    Remove(SyncSender<()>),
 }
 
 /// A checkpoint as a backup has it before it is applied.
@@ -123,18 +120,20 @@ pub struct LogHandle {
     pub jobs: SyncSender<Job>,
     /// Numbers the threads, so that a late word of an earlier one is not taken for the present one's.
     pub id: u64,
-    told: Arc<Mutex<Told>>,
+    told: Arc<Aside<Told>>,
     progress: Progress,
     _thread: JoinHandle<()>,
 }
 
-/// What the core has told the thread, which looks for it before each job: it is not lost when the queue is full.
+/// What the core has told the thread.
 #[derive(Debug, Default)]
 struct Told {
     /// To be noted, then said so by this number. The newest says all that those before it said.
     note: Option<(u64, Standing)>,
     /// What is given after this is of this reign.
     reign: Option<Term>,
+    /// The VM has ended for good: say so when nothing could be gone on from any more.
+    remove: Option<SyncSender<()>>,
 }
 
 impl LogHandle {
@@ -149,14 +148,12 @@ impl LogHandle {
     }
 
     fn tell(&self, what: impl FnOnce(&mut Told)) {
-        what(&mut self.told.lock().unwrap_or_else(PoisonError::into_inner));
-        // When there is no room the thread has still to come to another job. One that has ended has said why.
-        let _ = self.jobs.try_send(Job::Log(LogJob::Told));
+        self.told.tell(&self.jobs, what);
     }
 
-    /// Removes the log of a VM that has ended. `done` is dropped unanswered if it is not.
+    /// Removes the log of a VM that has ended, whatever else waits for the thread. `done` is dropped unanswered if it is not.
     pub fn remove(&self, done: SyncSender<()>) {
-        let _ = self.jobs.try_send(Job::Log(LogJob::Remove(done)));
+        self.tell(|told| told.remove = Some(done));
     }
 
     /// Whether the thread is at work, and then a number that is another whenever it has got on.
@@ -215,7 +212,7 @@ pub fn open(place: &Path) -> std::io::Result<Arc<dyn Storage>> {
 /// Starts the thread for a reign or session.
 pub fn start(id: u64, reign: Term, beginning: Beginning, settings: Settings) -> Result<LogHandle, KeeperError> {
     let (jobs, work) = sync_channel(JOBS);
-    let (progress, told) = (Progress::default(), Arc::<Mutex<Told>>::default());
+    let (progress, told) = (Progress::default(), Arc::<Aside<Told>>::default());
     let (its, hears) = (progress.clone(), Arc::clone(&told));
     let run = move || {
         let core = settings.core.clone();
@@ -223,7 +220,7 @@ pub fn start(id: u64, reign: Term, beginning: Beginning, settings: Settings) -> 
             id,
             reign,
             settings,
-            told: hears,
+            told: Arc::clone(&hears),
             progress: its,
             health: Vec::new(),
             numbers: VecDeque::new(),
@@ -237,6 +234,7 @@ pub fn start(id: u64, reign: Term, beginning: Beginning, settings: Settings) -> 
         }
         // What still comes is answered, so that nobody waits for it.
         while let Ok(job) = work.recv() {
+            drop(hears.hear(&job));
             LogThread::refuse(job);
         }
     };
@@ -254,7 +252,7 @@ struct LogThread {
     numbers: VecDeque<(u64, Vec<u64>)>,
     runs: Vec<PageRun>,
     operations: Vec<u8>,
-    told: Arc<Mutex<Told>>,
+    told: Arc<Aside<Told>>,
     progress: Progress,
     /// The VM runs here: output may be let go that a log which fails has not. A backup's has all that it acknowledged.
     reigns: bool,
@@ -302,11 +300,10 @@ impl LogThread {
         };
         while let Ok(job) = work.recv() {
             self.progress.at_work(true);
-            if let Err(error) = self.hear(&mut state) {
-                return Err(self.failed(Some(state), &error));
-            }
-            state = match job {
-                Job::Log(LogJob::Remove(done)) => {
+            match self.hear(&job, &mut state) {
+                Ok(None) => {}
+                Ok(Some(done)) => {
+                    LogThread::refuse(job);
                     let storage = storage_of(&state);
                     Found::remove(&*storage).map_err(|e| report(&e))?;
                     let _ = done.send(());
@@ -314,10 +311,11 @@ impl LogThread {
                     drop(state);
                     return Found::remove(&*storage).map_err(|e| report(&e));
                 }
-                job => match self.one(state, job) {
-                    Ok(state) => state,
-                    Err((state, error)) => return Err(self.failed(state, &error)),
-                },
+                Err(error) => return Err(self.failed(Some(state), &error)),
+            }
+            state = match self.one(state, job) {
+                Ok(state) => state,
+                Err((state, error)) => return Err(self.failed(state, &error)),
             };
             self.progress.at_work(false);
         }
@@ -330,19 +328,19 @@ impl LogThread {
         format!("{}{}", if noted { NOTED } else { "" }, report(error))
     }
 
-    /// Does what the core has told.
-    fn hear(&mut self, state: &mut State) -> Result<(), LogError> {
-        let Told { note, reign } = std::mem::take(&mut *self.told.lock().unwrap_or_else(PoisonError::into_inner));
+    /// Does what the core has told. Answers whom to tell that the log is removed, if it is to be.
+    fn hear(&mut self, before: &Job, state: &mut State) -> Result<Option<SyncSender<()>>, LogError> {
+        let Told { note, reign, remove } = self.told.hear(before);
         if let Some(reign) = reign {
             (self.reign, self.reigns) = (reign, true);
         }
-        let Some((ticket, standing)) = note else { return Ok(()) };
+        let Some((ticket, standing)) = note.filter(|_| remove.is_none()) else { return Ok(remove) };
         match state {
             State::New(new) => new.stand(&standing)?,
             State::Log(running) => running.log.stand(&standing)?,
         }
         let _ = self.settings.core.send(Msg::Stood { id: self.id, ticket });
-        Ok(())
+        Ok(None)
     }
 
     fn one(&mut self, state: State, job: Job) -> Result<State, (Option<State>, LogError)> {

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use ninefold_machine::{PAGE_SIZE, PageRun};
 use ninefold_model::control::CheckpointRecord;
 use ninefold_model::{Epoch, Term};
+use ninefold_replica::pacing::MAX_IN_FLIGHT;
 use ninefold_replica::stream::record::MAX_VOLUMES;
 use ninefold_replica::stream::{
     self, Heartbeat, Hello, Mode, ModeChooser, PageEncoder, Pass, PassKind, PassWriter, Preamble, Ready, Record,
@@ -18,6 +19,7 @@ use ninefold_replica::stream::{
 use ninefold_transport::clock::Moment;
 use ninefold_transport::{Link, LinkHandle, LinkReader, LinkWriter};
 
+use crate::aside::Aside;
 use crate::bell::Bell;
 use crate::capture::{Join, Taken};
 use crate::disks::Disks;
@@ -30,8 +32,10 @@ use crate::resync::{self, Answer};
 
 /// Heartbeats whose time is remembered. An answer to an older one would come too late to say anything.
 const BEATS: usize = 64;
-/// Checkpoints and control records that may wait for the sender.
+/// Jobs that may wait for the sender. What the core has to say to the backup takes the place of one, see [`Aside`].
 const JOBS: usize = 8;
+/// The last two rounds of the initial copy, the checkpoints that may be unacknowledged with a switchover's last, what is told.
+const _: () = assert!(JOBS > 2 + MAX_IN_FLIGHT as usize + 1 + 1);
 /// The part of the guest's memory for which the sender keeps a copy of what the backup holds, so that only changes
 /// need to be sent: at most half, and no more than is written.
 const SHADOW_SHARE: u64 = 2;
@@ -68,17 +72,8 @@ pub enum Job {
         taken: Arc<Taken>,
         join: Option<Box<Join>>,
     },
-    Bound {
-        term: Term,
-    },
-    Relinquish {
-        epoch: Epoch,
-        reason: String,
-    },
-    /// The session ends on purpose: what the backup holds is of no use to the next one.
-    Bye {
-        reason: &'static str,
-    },
+    /// It has been told something beside its queue.
+    Told,
     /// For a log alone.
     Log(LogJob),
 }
@@ -90,10 +85,42 @@ pub struct Session {
     pub handle: LinkHandle,
     /// The backup's answers to checksums, for the one who copies the volumes.
     pub comparison: Option<Receiver<Answer>>,
+    told: Arc<Aside<Told>>,
     finish: bool,
 }
 
+/// What the core has told the sender.
+#[derive(Debug, Default)]
+struct Told {
+    /// The witness has bound the backup: the newest says all that those before it said.
+    bound: Option<Term>,
+    last: LastWords,
+}
+
+/// What the backup hears when all that was given to the sender before has been sent.
+#[derive(Debug, Default)]
+struct LastWords {
+    relinquish: Option<(Epoch, String)>,
+    bye: Option<&'static str>,
+}
+
 impl Session {
+    /// The witness holds a record of this term that binds the backup: it is told so soon.
+    pub fn bound(&self, term: Term) {
+        self.told.tell(&self.jobs, |told| told.bound = Some(term));
+    }
+
+    /// The backup may take the VM over, which is at `epoch`: it hears it behind all that was given to the sender before.
+    pub fn relinquish(&self, epoch: Epoch, reason: String) {
+        self.told.tell(&self.jobs, |told| told.last.relinquish = Some((epoch, reason)));
+    }
+
+    /// The session ends on purpose: what the backup holds is of no use to the next one. It hears it behind all that was given to
+    /// the sender before.
+    pub fn bye(&self, reason: &'static str) {
+        self.told.tell(&self.jobs, |told| told.last.bye = Some(reason));
+    }
+
     /// Ends the session once what is queued has been sent.
     pub fn finish(mut self) {
         self.finish = true;
@@ -132,6 +159,7 @@ pub fn open(link: Link, hello: Hello, settings: Settings, core: Sender<Msg>) -> 
     let choice = Arc::new(Choice::default());
     let on_the_way = Arc::new(OnTheWay::default());
     let (answers, comparison) = channel();
+    let told = Arc::new(Aside::default());
     let (core2, handle2) = (core.clone(), handle.clone());
     let sender = SenderThread {
         name,
@@ -146,6 +174,8 @@ pub fn open(link: Link, hello: Hello, settings: Settings, core: Sender<Msg>) -> 
         settings,
         beats: 0,
         core: core.clone(),
+        told: Arc::clone(&told),
+        last: LastWords::default(),
     };
     spawn("send", move || {
         let reason = sender.run(&hello, &work).map_or_else(|e| report(&e), |()| "closed".into());
@@ -157,7 +187,7 @@ pub fn open(link: Link, hello: Hello, settings: Settings, core: Sender<Msg>) -> 
             .map_or_else(|e| e, |()| "the backup closed the connection".into());
         let _ = core.send(Msg::SessionEnded { session: name, reason });
     })?;
-    Ok(Session { name, jobs, handle, comparison: Some(comparison), finish: false })
+    Ok(Session { name, jobs, handle, comparison: Some(comparison), told, finish: false })
 }
 
 fn spawn(name: &str, f: impl FnOnce() + Send + 'static) -> Result<(), KeeperError> {
@@ -276,6 +306,8 @@ struct SenderThread {
     settings: Settings,
     beats: u64,
     core: Sender<Msg>,
+    told: Arc<Aside<Told>>,
+    last: LastWords,
 }
 
 impl SenderThread {
@@ -285,7 +317,18 @@ impl SenderThread {
         self.out.write_all(&Preamble::OURS.to_bytes()).map_err(StreamError::Io)?;
         self.record(&Record::Hello(Box::new(hello.clone())))?;
         loop {
-            match work.recv_timeout(self.settings.heartbeat) {
+            let job = match work.try_recv() {
+                Err(TryRecvError::Empty) => {
+                    self.last_words()?;
+                    work.recv_timeout(self.settings.heartbeat)
+                }
+                Ok(job) => Ok(job),
+                Err(TryRecvError::Disconnected) => Err(RecvTimeoutError::Disconnected),
+            };
+            if let Ok(job) = &job {
+                self.hear(job)?;
+            }
+            match job {
                 Ok(Job::Round { round, pieces }) => self.round(round, &pieces)?,
                 Ok(Job::Sums { volume, first, sums }) => {
                     self.record(&Record::VolumeSums { session: self.name.0, volume, first, sums: &sums })?;
@@ -299,20 +342,35 @@ impl SenderThread {
                     let (session, epoch, resumed) = (self.name, taken.epoch, taken.resumed);
                     let _ = self.core.send(Msg::Sent { session, epoch, resumed, record });
                 }
-                Ok(Job::Bound { term }) => {
-                    self.term = term;
-                    self.record(&Record::Bound { session: self.name.0, term })?;
-                }
-                Ok(Job::Relinquish { epoch, reason }) => {
-                    self.record(&Record::Relinquish { session: self.name.0, epoch, reason: &reason })?;
-                }
-                Ok(Job::Bye { reason }) => self.record(&Record::Bye { reason })?,
-                // Not for a backup.
-                Ok(Job::Log(_)) => {}
+                // Heard already, or not for a backup.
+                Ok(Job::Told | Job::Log(_)) => {}
                 Err(RecvTimeoutError::Timeout) => self.beat()?,
-                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                Err(RecvTimeoutError::Disconnected) => return self.last_words(),
             }
         }
+    }
+
+    /// Does what the core has told, but for what is to be said last.
+    fn hear(&mut self, before: &Job) -> Result<(), StreamError> {
+        let Told { bound, last } = self.told.hear(before);
+        self.last = LastWords {
+            relinquish: last.relinquish.or(self.last.relinquish.take()),
+            bye: last.bye.or(self.last.bye.take()),
+        };
+        if let Some(term) = bound {
+            self.term = term;
+            self.record(&Record::Bound { session: self.name.0, term })?;
+        }
+        Ok(())
+    }
+
+    /// Nothing waits: says what is to be said last.
+    fn last_words(&mut self) -> Result<(), StreamError> {
+        let LastWords { relinquish, bye } = std::mem::take(&mut self.last);
+        if let Some((epoch, reason)) = relinquish {
+            self.record(&Record::Relinquish { session: self.name.0, epoch, reason: &reason })?;
+        }
+        bye.map_or(Ok(()), |reason| self.record(&Record::Bye { reason }))
     }
 
     fn record(&mut self, record: &Record<'_>) -> Result<(), StreamError> {

@@ -624,10 +624,11 @@ impl Sinks {
                 continue;
             }
             let sink = self.all.remove(at);
-            if given.is_err() {
+            if let Err(error) = given {
                 // Its session is over, as its keeper learns by this at the latest.
                 self.remember_left(&sink, memory);
-                lost(sink.name, gone());
+                let full = matches!(error, TrySendError::Full(_));
+                lost(sink.name, if full { "the sender has no room for a checkpoint".into() } else { gone() });
             }
         }
     }

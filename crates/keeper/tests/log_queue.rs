@@ -78,3 +78,22 @@ fn a_note_is_noted_at_once() {
         assert_eq!(noted, ticket);
     }
 }
+
+/// However often something is noted, checkpoints find room; and a log is removed though its thread has much to do.
+#[test]
+fn what_is_told_takes_no_room_from_checkpoints() {
+    let dir = tempfile::tempdir().unwrap();
+    let (handle, heard, standing) = begin(dir.path());
+    assert!(matches!(heard.recv_timeout(LIMIT).unwrap(), Msg::LogBegun { id: ID }));
+    let (pieces, taken) = sync_channel(1);
+    handle.jobs.send(Job::Round { round: Epoch(1), pieces: taken }).unwrap();
+    for ticket in 1..=1000 {
+        handle.stand(ticket, standing.clone());
+    }
+    handle.jobs.try_send(Job::Log(LogJob::Settle)).expect("there is room");
+    while handle.jobs.try_send(Job::Log(LogJob::Settle)).is_ok() {}
+    let (done, removed) = sync_channel(1);
+    handle.remove(done);
+    drop(pieces);
+    removed.recv_timeout(LIMIT).expect("the log is removed");
+}

@@ -22,7 +22,7 @@ use crate::config::KeeperConfig;
 use crate::error;
 use crate::msg::Msg;
 use crate::resync::{self, Rest};
-use crate::session::{Job, Settings};
+use crate::session::Settings;
 use crate::standby;
 use crate::vm::{self, Command};
 
@@ -103,7 +103,7 @@ impl Core {
             self.retry = None;
         }
         let Some(replica) = self.replica(session) else { return };
-        let _ = replica.session.jobs.try_send(Job::Bound { term });
+        replica.session.bound(term);
         if first {
             let event = EventKind::Protected {
                 term,
@@ -246,7 +246,7 @@ impl Core {
     /// Closes a session on purpose: the witness has released its backup.
     pub(super) fn part_session(&mut self, session: Term) {
         let Some(replica) = self.close_session(session) else { return };
-        let _ = replica.session.jobs.try_send(Job::Bye { reason: "the session has ended" });
+        replica.session.bye("the session has ended");
         replica.session.finish();
     }
 

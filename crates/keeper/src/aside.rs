@@ -1,0 +1,84 @@
+//! What a thread is told beside its queue.
+//!
+//! A queue has a bound, and who is slow lets it fill. What is told here takes one place in it at most, however often something is
+//! told, and is not lost when there is none: the thread looks here before each job, and a full queue brings it to another one.
+
+use std::sync::mpsc::SyncSender;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::session::Job;
+
+/// See the [module](self).
+#[derive(Debug, Default)]
+pub struct Aside<T>(Mutex<State<T>>);
+
+#[derive(Debug, Default)]
+struct State<T> {
+    told: T,
+    /// A [`Job::Told`] is in the queue.
+    woken: bool,
+}
+
+impl<T: Default> Aside<T> {
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes what the thread behind `jobs` is told, and wakes it. Waits for nothing. A thread that has ended has said why.
+    pub fn tell(&self, jobs: &SyncSender<Job>, what: impl FnOnce(&mut T)) {
+        let mut state = self.lock();
+        what(&mut state.told);
+        state.woken = state.woken || jobs.try_send(Job::Told).is_ok();
+    }
+
+    /// Takes what has been told. To be called before each job is done, with that job.
+    pub fn hear(&self, before: &Job) -> T {
+        let mut state = self.lock();
+        state.woken &= !matches!(before, Job::Told);
+        std::mem::take(&mut state.told)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::sync_channel;
+
+    use ninefold_model::Epoch;
+
+    use super::*;
+
+    fn other() -> Job {
+        Job::Volumes { round: Epoch(1), pieces: sync_channel(0).1 }
+    }
+
+    #[test]
+    fn however_often_something_is_told_it_takes_one_place() {
+        let (jobs, work) = sync_channel(3);
+        let aside = Aside::<Option<u32>>::default();
+        for n in 0..100 {
+            aside.tell(&jobs, |told| *told = Some(n));
+        }
+        jobs.try_send(other()).unwrap();
+        jobs.try_send(other()).unwrap();
+        assert_eq!(aside.hear(&work.recv().unwrap()), Some(99));
+        // What is told now comes with the next job, and wakes for itself.
+        aside.tell(&jobs, |told| *told = Some(100));
+        assert_eq!(aside.hear(&work.recv().unwrap()), Some(100));
+        aside.tell(&jobs, |told| *told = Some(101));
+        assert_eq!(aside.hear(&work.recv().unwrap()), Some(101));
+        assert!(matches!(work.try_recv(), Ok(Job::Told)) && work.try_recv().is_err());
+    }
+
+    #[test]
+    fn what_is_told_while_there_is_no_room_comes_with_the_next_job() {
+        let (jobs, work) = sync_channel(1);
+        let aside = Aside::<Option<u32>>::default();
+        jobs.try_send(other()).unwrap();
+        aside.tell(&jobs, |told| *told = Some(1));
+        assert_eq!(aside.hear(&work.recv().unwrap()), Some(1));
+        aside.tell(&jobs, |told| *told = Some(2));
+        let woken = work.try_recv().unwrap();
+        assert!(matches!(woken, Job::Told));
+        assert_eq!(aside.hear(&woken), Some(2));
+    }
+}
