@@ -1,12 +1,12 @@
 //! Everything through which a VM speaks: its NICs, its console, its guest-agent channel. They share their epochs and are
 //! held, released and muted together.
 
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use ninefold_machine::Ports;
 use ninefold_model::Epoch;
 use ninefold_model::status::Counters;
+use ninefold_net::addresses::{TOLD, Told};
 use ninefold_net::channel::{ChannelConfig, ChannelKind};
 use ninefold_net::port::PortConfig;
 use ninefold_net::wake::Wake;
@@ -23,7 +23,7 @@ const INPUT_LOOK: Duration = Duration::from_micros(30);
 pub const CONSOLE: u8 = 0;
 /// See [`CONSOLE`].
 pub const AGENT: u8 = 1;
-/// Not a channel of the guest: the addresses that were learnt from its frames, one a line, for announcements.
+/// Not a channel of the guest: the addresses of each NIC that were learnt from frames, one a line, for announcements.
 pub const ADDRESSES: u8 = 2;
 /// Nor this: what a backup must know to go on watching the guest's health, as JSON.
 pub const HEALTH: u8 = 3;
@@ -186,19 +186,31 @@ impl Outlets {
         self.console.clear_history();
     }
 
-    /// The guest's addresses, one a line.
-    pub fn addresses(&self) -> String {
-        let all = self.nics.iter().flat_map(NetPort::addresses);
-        all.map(|a| format!("{a}\n")).collect()
+    /// Grows when the guest's addresses change. Does not allocate.
+    pub fn address_changes(&self) -> u64 {
+        self.nics.iter().map(NetPort::address_changes).sum()
     }
 
-    /// Takes over the addresses that a primary has learnt. What makes no sense is passed over.
-    pub fn learn(&self, lines: &[u8]) {
-        let lines = String::from_utf8_lossy(lines);
-        let all: Vec<IpAddr> = lines.lines().filter_map(|l| l.parse().ok()).collect();
-        if !all.is_empty() {
-            self.nics.iter().for_each(|n| n.learn(&all));
+    /// Writes down the guest's addresses, NIC by NIC, for [`Outlets::learn`].
+    pub fn addresses(&self, lines: &mut String) {
+        lines.clear();
+        lines.push_str(TOLD);
+        for (n, nic) in self.nics.iter().enumerate() {
+            nic.tell_addresses(n, lines);
         }
+    }
+
+    /// Takes over the addresses that a primary has learnt, if it says any, in place of those that are known. What makes no
+    /// sense is passed over.
+    pub fn learn(&self, lines: &[u8]) {
+        if let Some(told) = Told::parse(lines) {
+            self.nics.iter().enumerate().for_each(|(n, nic)| nic.learn_addresses(n, &told));
+        }
+    }
+
+    /// Forgets the guest's addresses. After a restore or a recovery nobody knows who has them by now: the guest has to speak first.
+    pub fn forget_addresses(&self) {
+        self.nics.iter().for_each(NetPort::forget_addresses);
     }
 
     /// Adds the frame counters to `c`.

@@ -27,7 +27,7 @@ use crate::health::told;
 use crate::log;
 use crate::mixture::Cause;
 use crate::msg::Msg;
-use crate::outlets::{ADDRESSES, CONSOLE, HEALTH, Outlets};
+use crate::outlets::{CONSOLE, HEALTH, Outlets};
 use crate::standby::{self, Loaded};
 
 /// What the thread tells the core.
@@ -179,7 +179,7 @@ fn load(found: Found, config: &KeeperConfig, place: &Place) -> Result<News, Stri
     let said = |channel: u8| held.output.get(usize::from(channel)).map_or(&[][..], Vec::as_slice);
     outlets.forget();
     outlets.heard(said(CONSOLE));
-    outlets.learn(said(ADDRESSES));
+    outlets.forget_addresses();
     // Before the devices are loaded: what they write to memory then is in no checkpoint yet.
     let tracker = machine.track().map_err(|e| report(&e))?;
     machine.load(&held.device_state).map_err(|e| report(&e))?;

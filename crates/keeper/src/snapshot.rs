@@ -41,7 +41,7 @@ use crate::health::told;
 use crate::log;
 use crate::mixture::Cause;
 use crate::msg::Msg;
-use crate::outlets::{ADDRESSES, CONSOLE, HEALTH};
+use crate::outlets::{CONSOLE, HEALTH};
 use crate::parking::Parked;
 use crate::recovery::Place;
 use crate::session::{Job, translate};
@@ -320,7 +320,7 @@ fn loaded(
     still()?;
     into.outlets.forget();
     into.outlets.heard(said(CONSOLE));
-    into.outlets.learn(said(ADDRESSES));
+    into.outlets.forget_addresses();
     machine.load(&state.device_state).map_err(|e| report(&e))?;
     let load_us = micros(begun.elapsed());
     Ok(Loaded { machine, ports, epoch: Epoch(0), health: hello.health, load_us, tracker: None, history: None })

@@ -198,6 +198,7 @@ pub fn start(
                 orders,
                 pacer: Pacer::new(policy),
                 early_copy: EarlyCopy::default(),
+                addresses_told: 0,
                 cpu,
                 look: None,
                 quiet: false,
@@ -240,6 +241,8 @@ struct Vm {
     orders: Receiver<Command>,
     pacer: Pacer,
     early_copy: EarlyCopy,
+    /// The changes of the guest's addresses up to which the sinks know them.
+    addresses_told: u64,
     cpu: Option<CpuClock>,
     /// QEMU's CPU time at the last look.
     look: Option<(Instant, Duration)>,
@@ -592,8 +595,10 @@ impl Vm {
         self.resumed = capture.resumed;
         self.look = None;
         self.quiet = false;
-        if joining || epoch.0.is_multiple_of(64) {
-            capture.addresses = self.outlets.addresses();
+        let changes = self.outlets.address_changes();
+        if joining || changes != self.addresses_told || epoch.0.is_multiple_of(64) {
+            self.outlets.addresses(&mut capture.addresses);
+            self.addresses_told = changes;
         }
         // A failure of the guest may be in it.
         self.take_events()?;

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use ninefold_model::spec::Mac;
 
+use crate::vlan::Vlan;
+
 /// The shortest Ethernet frame, without its checksum.
 const SHORTEST: usize = 60;
 
@@ -50,9 +52,10 @@ fn arp_frame(
 /// Bytes of a neighbour advertisement with one link-layer address option: Ethernet 14, IPv6 40, message 24, option 8.
 const ADVERTISEMENT: usize = 86;
 
-/// An unsolicited neighbour advertisement (RFC 4861, sections 4.4 and 7.2.6) to all nodes, with the override flag.
+/// An unsolicited neighbour advertisement (RFC 4861, sections 4.4 and 7.2.6) to all nodes, with the override flag. A `router` has
+/// to say that it is one: hosts drop their routes through a neighbour that says that it is none (section 7.2.5).
 #[must_use]
-pub fn neighbour_advertisement(mac: Mac, address: Ipv6Addr) -> [u8; ADVERTISEMENT] {
+pub fn neighbour_advertisement(mac: Mac, address: Ipv6Addr, router: bool) -> [u8; ADVERTISEMENT] {
     let mut frame = [0; ADVERTISEMENT];
     // ff02::1 on Ethernet: RFC 2464, section 7.
     frame[..6].copy_from_slice(&[0x33, 0x33, 0, 0, 0, 1]);
@@ -64,7 +67,7 @@ pub fn neighbour_advertisement(mac: Mac, address: Ipv6Addr) -> [u8; ADVERTISEMEN
     frame[22..38].copy_from_slice(&address.octets());
     frame[38..54].copy_from_slice(&all_nodes.octets());
     frame[54] = 136;
-    frame[58] = 0x20;
+    frame[58] = 0x20 | if router { 0x80 } else { 0 };
     frame[62..78].copy_from_slice(&address.octets());
     // Target link-layer address, in units of 8 bytes.
     frame[78..80].copy_from_slice(&[2, 1]);
@@ -86,14 +89,28 @@ fn icmpv6_checksum(source: &Ipv6Addr, destination: &Ipv6Addr, message: &[u8]) ->
     !(sum as u16)
 }
 
-/// Hands all that one announcement consists of to `sink`, frame by frame: a reverse ARP request, and one frame for each
-/// address.
-pub fn frames(mac: Mac, addresses: &[IpAddr], mut sink: impl FnMut(&[u8])) {
+/// An address that is announced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Announced {
+    /// Where it is announced.
+    pub vlan: Vlan,
+    /// The address.
+    pub address: IpAddr,
+    /// Whether the guest says of itself that it is an IPv6 router there.
+    pub router: bool,
+}
+
+/// Hands all that one announcement consists of to `sink`, frame by frame: a reverse ARP request in each VLAN where the guest has an
+/// address, and without one, since switches may learn in each VLAN apart; and one frame for each address.
+pub fn frames(mac: Mac, addresses: &[Announced], mut sink: impl FnMut(&[u8])) {
     sink(&rarp(mac));
-    for address in addresses {
+    for (n, Announced { vlan, address, router }) in addresses.iter().enumerate() {
+        if *vlan != Vlan::default() && addresses[..n].iter().all(|a| a.vlan != *vlan) {
+            vlan.tag(&rarp(mac), &mut sink);
+        }
         match address {
-            IpAddr::V4(v4) => sink(&gratuitous_arp(mac, *v4)),
-            IpAddr::V6(v6) => sink(&neighbour_advertisement(mac, *v6)),
+            IpAddr::V4(v4) => vlan.tag(&gratuitous_arp(mac, *v4), &mut sink),
+            IpAddr::V6(v6) => vlan.tag(&neighbour_advertisement(mac, *v6, *router), &mut sink),
         }
     }
 }
@@ -173,7 +190,7 @@ mod tests {
              fe80000000000000505400fffe123456 ff020000000000000000000000000001
              88 00 {checksum} 20000000 fe80000000000000505400fffe123456 02 01 525400123456"
         ));
-        let frame = neighbour_advertisement(MAC, "fe80::5054:ff:fe12:3456".parse().unwrap());
+        let frame = neighbour_advertisement(MAC, "fe80::5054:ff:fe12:3456".parse().unwrap(), false);
         assert_eq!(frame.to_vec(), want);
     }
 

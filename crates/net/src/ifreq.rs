@@ -34,7 +34,8 @@ impl Request {
 
     fn issue(&mut self, fd: impl AsFd, request: libc::c_ulong) -> io::Result<()> {
         // SAFETY: the descriptor is open for the call, and every request issued in this module takes a pointer to an
-        // `ifreq`, which the kernel reads and writes within its size.
+        // `ifreq`, which the kernel reads and writes within its size; `has_link` alone puts a pointer into it, to what outlives
+        // the call.
         let rc = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), request as _, &raw mut self.0) };
         if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
@@ -76,6 +77,19 @@ pub(crate) fn flags(control: &OwnedFd, name: &str) -> io::Result<libc::c_int> {
     let mut request = Request::new(name)?;
     request.issue(control, libc::SIOCGIFFLAGS as _)?;
     Ok(libc::c_int::from(request.flags()))
+}
+
+/// `SIOCETHTOOL` with `ETHTOOL_GLINK` (linux/ethtool.h): whether the interface is up and has a carrier, as of now. (Its flags say
+/// so up to a second later.)
+pub(crate) fn has_link(control: &OwnedFd, name: &str) -> io::Result<bool> {
+    const ETHTOOL_GLINK: u32 = 0xa;
+    // `struct ethtool_value`: command, answer.
+    let mut value = [ETHTOOL_GLINK, 0];
+    let mut request = Request::new(name)?;
+    request.0.ifr_ifru.ifru_data = value.as_mut_ptr().cast();
+    // The kernel reads and writes the two words behind this pointer, which outlive the call.
+    request.issue(control, libc::SIOCETHTOOL as _)?;
+    Ok(value[1] != 0)
 }
 
 /// `SIOCSIFFLAGS`: sets `IFF_UP`.

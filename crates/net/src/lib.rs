@@ -18,11 +18,13 @@
 //! * [`channel`]: one console's or guest agent's relay between QEMU's socket and its clients
 //! * [`tap`]: TAP devices and the state of uplinks
 //! * [`frame`]: QEMU's framing of Ethernet frames on a byte stream
-//! * [`snoop`]: learns the guest's addresses from its own frames
+//! * [`snoop`]: what a frame says about who has an address; [`vlan`]: its VLAN tags
+//! * [`addresses`]: which addresses the guest has on a NIC
 //! * [`announce`]: tells switches and peers the VM's new place
 //! * [`urgency`]: which frames somebody waits for
 //! * [`wake`]: how the checkpoint thread hears that output waits
 
+pub mod addresses;
 pub mod announce;
 pub mod channel;
 pub mod frame;
@@ -34,6 +36,7 @@ mod socket;
 pub mod tap;
 mod unread;
 pub mod urgency;
+pub mod vlan;
 pub mod wake;
 
 pub use channel::ByteChannel;

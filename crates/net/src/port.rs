@@ -23,7 +23,6 @@ mod incoming;
 mod outgoing;
 
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -36,9 +35,10 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 pub use counters::PortCounters;
 
-use crate::announce;
+use crate::addresses::{Addresses, Told};
+use crate::announce::{self, Announced};
 use crate::gate::{Gate, Limits, Mode};
-use crate::snoop::Snooper;
+use crate::snoop;
 use crate::tap::Tap;
 use crate::wake::Wake;
 use counters::Tally;
@@ -106,7 +106,6 @@ struct Drained {
 
 struct Egress {
     batch: Batch,
-    snooper: Snooper,
 }
 
 struct Shared {
@@ -116,6 +115,8 @@ struct Shared {
     tally: Tally,
     outgoing: Mutex<Outgoing>,
     egress: Mutex<Egress>,
+    /// The guest's. Locked for a moment only, and no other lock is taken meanwhile.
+    addresses: Mutex<Addresses>,
     /// How many threads wait for `egress`.
     waiting: AtomicUsize,
     /// Rings when QEMU's socket or the mode changed, or when the thread is to end.
@@ -151,7 +152,8 @@ impl NetPort {
             wake,
             tally: Tally::default(),
             outgoing: Mutex::new(Outgoing::new(Gate::new(Mode::Mute, config.limits))),
-            egress: Mutex::new(Egress { batch: Batch::new(), snooper: Snooper::new(config.mac) }),
+            egress: Mutex::new(Egress { batch: Batch::new() }),
+            addresses: Mutex::default(),
             waiting: AtomicUsize::new(0),
             bell,
             stop: AtomicBool::new(false),
@@ -314,34 +316,46 @@ impl NetPort {
         self.shared.tally.read()
     }
 
-    /// Sends one announcement of the guest's place, if the gate is not mute and `still_ours` says yes. Returns how many
-    /// frames were sent. When to announce: [`AnnouncePlan`](crate::announce::AnnouncePlan).
+    /// Sends one announcement of the guest's place, if the gate is not mute, the TAP's link is up and `still_ours` says yes. Returns
+    /// how many frames were sent. When to announce: [`AnnouncePlan`](crate::announce::AnnouncePlan).
     pub fn announce(&self, still_ours: &dyn Fn() -> bool) -> usize {
-        let egress = self.shared.egress();
+        let _egress = self.shared.egress();
         let mut sent = 0;
         // Muting sets the mode, then waits for `egress`: so the mode read here holds until the frames are out.
-        if self.mode() == Mode::Mute || !still_ours() {
+        if self.mode() == Mode::Mute || !self.shared.tap.has_link() || !still_ours() {
             return 0;
         }
-        announce::frames(self.shared.mac, egress.snooper.addresses(), |frame| {
+        announce::frames(self.shared.mac, &self.addresses(), |frame| {
             sent += usize::from(self.shared.tap.write(frame).is_ok());
         });
         sent
     }
 
-    /// The guest's addresses as learnt from its frames. The backup hears none of them: they go along with the
-    /// checkpoints, see [`NetPort::learn`].
+    /// The guest's addresses on this NIC, as learnt from its frames and others'.
     #[must_use]
-    pub fn addresses(&self) -> Vec<IpAddr> {
-        self.shared.egress().snooper.addresses().to_vec()
+    pub fn addresses(&self) -> Vec<Announced> {
+        lock(&self.shared.addresses).announced(Instant::now())
     }
 
-    /// Adds addresses that another host has learnt, the most recent first.
-    pub fn learn(&self, addresses: &[IpAddr]) {
-        let mut egress = self.shared.egress();
-        for address in addresses.iter().rev() {
-            egress.snooper.learn(*address);
-        }
+    /// Grows when these change. Does not allocate and hardly waits.
+    #[must_use]
+    pub fn address_changes(&self) -> u64 {
+        lock(&self.shared.addresses).changes()
+    }
+
+    /// Appends the addresses for a backup, which hears none of them, as those of NIC number `nic`.
+    pub fn tell_addresses(&self, nic: usize, lines: &mut String) {
+        lock(&self.shared.addresses).tell(nic, Instant::now(), lines);
+    }
+
+    /// Takes over what the host that ran the VM has told of NIC number `nic`.
+    pub fn learn_addresses(&self, nic: usize, told: &Told<'_>) {
+        lock(&self.shared.addresses).replace(nic, told, Instant::now());
+    }
+
+    /// Forgets the guest's addresses: it is another life of it, which has not spoken yet.
+    pub fn forget_addresses(&self) {
+        lock(&self.shared.addresses).clear();
     }
 }
 
@@ -417,7 +431,7 @@ impl Shared {
     /// Writes a batch of what may leave. False: there was none, or it was not to be written.
     fn write_batch(&self, still_ours: &dyn Fn() -> bool, released: &mut Released) -> bool {
         let mut egress = self.egress();
-        let Egress { batch, snooper } = &mut *egress;
+        let batch = &mut egress.batch;
         let may_leave = lock(&self.outgoing).gate.may_leave();
         if may_leave == 0 {
             return false;
@@ -432,7 +446,7 @@ impl Shared {
         self.tally.gate(&outgoing.gate);
         drop(outgoing);
         for frame in batch.frames() {
-            snooper.see(frame);
+            self.guest_sends(frame);
             if self.tap.write(frame).is_ok() {
                 released.frames += 1;
                 released.bytes += frame.len() as u64;
@@ -442,6 +456,21 @@ impl Shared {
             }
         }
         true
+    }
+
+    /// A frame from the guest goes to the network.
+    fn guest_sends(&self, frame: &[u8]) {
+        if snoop::sender(frame) == Some(self.mac) {
+            snoop::words(frame, |vlan, word| lock(&self.addresses).guest_said(vlan, word, Instant::now()));
+        }
+    }
+
+    /// A frame for the guest has come from the network.
+    fn network_sends(&self, frame: &[u8]) {
+        self.tally.came(frame);
+        if snoop::sender(frame) != Some(self.mac) {
+            snoop::words(frame, |vlan, word| lock(&self.addresses).other_said(vlan, word, Instant::now()));
+        }
     }
 
     /// The port's thread.
@@ -491,7 +520,7 @@ impl Shared {
             }
             if tap.intersects(PollFlags::IN | PollFlags::ERR) || qemu_now.contains(PollFlags::OUT) {
                 let to = qemu.as_deref().filter(|_| !mute);
-                if let Err(e) = incoming.pump(&self.tap, to, &self.tally) {
+                if let Err(e) = incoming.pump(&self.tap, to, &self.tally, &|frame| self.network_sends(frame)) {
                     tracing::error!(tap = self.tap.name(), error = %e, "the TAP device does not read");
                     tap_failed = true;
                 }

@@ -94,6 +94,12 @@ impl Tap {
         &self.name
     }
 
+    /// Whether the interface is up and has a carrier now. False when it is gone.
+    #[must_use]
+    pub fn has_link(&self) -> bool {
+        ifreq::control().and_then(|control| ifreq::has_link(&control, &self.name)).unwrap_or(false)
+    }
+
     /// Reads one frame. A frame longer than `buf` is cut.
     ///
     /// # Errors

@@ -4,12 +4,13 @@ mod testbed;
 
 use std::cell::{Cell, RefCell};
 use std::io::{ErrorKind, Write};
-use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 
 use ninefold_model::Epoch;
+use ninefold_model::spec::Mac;
+use ninefold_net::addresses::{TOLD, Told};
 use ninefold_net::gate::Limits;
 use ninefold_net::port::{BATCH_FRAMES, PortConfig};
 use ninefold_net::tap::TapError;
@@ -217,18 +218,93 @@ fn who_opens_a_full_gate_looks_at_its_clock_before_every_batch() {
 #[test]
 fn announcements_name_the_addresses_heard_and_learnt() {
     let mut bed = bed(Limits::default());
-    bed.port.learn(&["10.0.0.9".parse().unwrap()]);
+    let told = format!("{TOLD}0 - 5 host 10.0.0.9\n1 - 5 host 10.0.0.8\n0 8100:5 6 router fe80::7\n");
+    bed.port.learn_addresses(0, &Told::parse(told.as_bytes()).unwrap());
     bed.port.open(&|| ());
     let arp = announce::gratuitous_arp(GUEST, [10, 0, 0, 7].into());
     bed.qemu.say(&arp);
     assert_eq!(observe(&bed.observer), arp);
-    until("learning", || bed.port.addresses().len() == 2);
-    let want: [IpAddr; 2] = ["10.0.0.7".parse().unwrap(), "10.0.0.9".parse().unwrap()];
-    assert_eq!(bed.port.addresses(), want);
-    assert_eq!(bed.port.announce(&|| true), 3);
+    until("learning", || bed.port.addresses().len() == 3);
+    assert_eq!(bed.port.announce(&|| true), 5);
     assert_eq!(observe(&bed.observer), announce::rarp(GUEST));
     assert_eq!(observe(&bed.observer), arp);
     assert_eq!(observe(&bed.observer), announce::gratuitous_arp(GUEST, [10, 0, 0, 9].into()));
+    let tagged = |frame: &[u8]| [&frame[..12], &[0x81, 0, 0, 5], &frame[12..]].concat();
+    assert_eq!(observe(&bed.observer), tagged(&announce::rarp(GUEST)));
+    let router = announce::neighbour_advertisement(GUEST, "fe80::7".parse().unwrap(), true);
+    assert_eq!(observe(&bed.observer), tagged(&router));
+}
+
+/// What the port sends when it announces: the IPv4 addresses and their owners.
+fn announced(bed: &Bed) -> Vec<(Mac, [u8; 4])> {
+    let sent = bed.port.announce(&|| true);
+    let frames = (0..sent).map(|_| observe(&bed.observer));
+    let arp = frames.filter(|f| f[12..14] == [8, 6]);
+    arp.map(|f| (Mac(f[22..28].try_into().unwrap()), f[28..32].try_into().unwrap())).collect()
+}
+
+#[test]
+fn two_nics_on_one_bridge_announce_each_its_own() {
+    let mut bed = bed(Limits::default());
+    let other = Mac([0x52, 0x54, 0, 0, 0, 0x11]);
+    let tap = Tap::open("vm1", Some("br0")).unwrap();
+    let (qemu, ours) = socket_pair().unwrap();
+    let second = NetPort::start(PortConfig::new(other), tap, Some(ours), Arc::new(|| ())).unwrap();
+    let mut its_qemu = Qemu::new(qemu);
+    bed.port.open(&|| ());
+    second.open(&|| ());
+    let [first_arp, second_arp] =
+        [(GUEST, 7), (other, 8)].map(|(mac, last)| announce::gratuitous_arp(mac, [10, 0, 0, last].into()));
+    bed.qemu.say(&first_arp);
+    assert_eq!(observe(&bed.observer), first_arp);
+    its_qemu.say(&second_arp);
+    assert_eq!(observe(&bed.observer), second_arp);
+    assert_eq!(announced(&bed), [(GUEST, [10, 0, 0, 7])]);
+
+    // What a backup is told is as much.
+    let mut lines = TOLD.to_owned();
+    bed.port.tell_addresses(0, &mut lines);
+    second.tell_addresses(1, &mut lines);
+    bed.port.forget_addresses();
+    bed.port.learn_addresses(0, &Told::parse(lines.as_bytes()).unwrap());
+    assert_eq!(announced(&bed), [(GUEST, [10, 0, 0, 7])]);
+
+    // The guest moves an address from one NIC to the other.
+    let moved = announce::gratuitous_arp(other, [10, 0, 0, 7].into());
+    let before = bed.port.address_changes();
+    its_qemu.say(&moved);
+    assert_eq!(observe(&bed.observer), moved);
+    until("the first NIC hears it", || bed.port.address_changes() > before);
+    assert_eq!(announced(&bed), []);
+    assert_eq!(second.announce(&|| true), 3);
+}
+
+#[test]
+fn what_another_station_has_now_is_not_announced() {
+    let mut bed = bed(Limits::default());
+    bed.port.open(&|| ());
+    for last in [7, 8] {
+        bed.qemu.say(&announce::gratuitous_arp(GUEST, [10, 0, 0, last].into()));
+        observe(&bed.observer);
+    }
+    until("learning", || bed.port.addresses().len() == 2);
+    let stranger = Mac([0x52, 0x54, 0, 0, 0, 0x99]);
+    bed.observer.write(&announce::gratuitous_arp(stranger, [10, 0, 0, 7].into())).unwrap();
+    until("forgetting", || bed.port.addresses().len() == 1);
+    assert_eq!(announced(&bed), [(GUEST, [10, 0, 0, 8])]);
+}
+
+#[test]
+fn a_nic_without_a_link_announces_nothing() {
+    let bed = bed(Limits::default());
+    bed.port.open(&|| ());
+    assert_eq!(bed.port.announce(&|| true), 1);
+    bed._net.ip(&["link", "set", "vm0", "carrier", "off"]);
+    assert_eq!(bed.port.announce(&|| true), 0, "no carrier");
+    bed._net.ip(&["link", "set", "vm0", "carrier", "on"]);
+    assert_eq!(bed.port.announce(&|| true), 1);
+    bed._net.ip(&["link", "set", "vm0", "down"]);
+    assert_eq!(bed.port.announce(&|| true), 0, "down");
 }
 
 #[test]

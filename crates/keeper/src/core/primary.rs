@@ -163,6 +163,7 @@ impl Core {
         let parked = self.parts.parking.take();
         // What a log has of it is of its former life.
         self.log_ends("the VM is booted anew");
+        self.parts.outlets.forget_addresses();
         let obtain = Box::new(move || {
             // It may still write to the volumes.
             let _ = former.map(JoinHandle::join);

@@ -1,4 +1,6 @@
-//! What a VM without NICs speaks through, for tests that run no whole keeper.
+//! What a VM speaks through, for tests that run no whole keeper.
+
+#![allow(dead_code, reason = "each test file uses what it needs")]
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,10 +11,15 @@ use ninefold_model::spec::VmSpec;
 
 /// Console and agent of a VM without NICs.
 pub fn open(dir: &Path, spec: &VmSpec) -> Outlets {
+    with_nics(dir, &VmSpec { nics: Vec::new(), ..spec.clone() })
+}
+
+/// The same with the NICs, for which their bridges have to be there.
+pub fn with_nics(dir: &Path, spec: &VmSpec) -> Outlets {
     let nowhere = "127.0.0.1:0".parse().unwrap();
     let config = KeeperConfig {
         host: "a".parse().unwrap(),
-        vm: VmSpec { nics: Vec::new(), ..spec.clone() },
+        vm: spec.clone(),
         qemu: "qemu-system-x86_64".into(),
         run_dir: dir.to_owned(),
         pool: Default::default(),

@@ -59,17 +59,23 @@ impl Incoming {
         self.sent < self.end
     }
 
-    /// Reads the TAP until it is empty and sends to QEMU what it takes; with no QEMU, drops it.
+    /// Reads the TAP until it is empty and sends to QEMU what it takes, after `look` has seen it; with no QEMU, drops it.
     ///
     /// # Errors
     /// The TAP cannot be read.
-    pub(super) fn pump(&mut self, tap: &Tap, qemu: Option<&OwnedFd>, tally: &Tally) -> io::Result<()> {
+    pub(super) fn pump(
+        &mut self,
+        tap: &Tap,
+        qemu: Option<&OwnedFd>,
+        tally: &Tally,
+        look: &dyn Fn(&[u8]),
+    ) -> io::Result<()> {
         let Some(qemu) = qemu else {
             return self.ignore(tap, tally);
         };
         // A bound, so that a flood from the network does not keep the guest's frames waiting.
         for _ in 0..16 {
-            let read = self.fill(tap, tally)?;
+            let read = self.fill(tap, tally, look)?;
             self.send(qemu, tally);
             if read < READS {
                 break;
@@ -109,7 +115,7 @@ impl Incoming {
     }
 
     /// Reads up to [`READS`] frames; returns how many there were.
-    fn fill(&mut self, tap: &Tap, tally: &Tally) -> io::Result<usize> {
+    fn fill(&mut self, tap: &Tap, tally: &Tally, look: &dyn Fn(&[u8])) -> io::Result<usize> {
         for read in 0..READS {
             if self.buf.len() - self.end < LENGTH + MAX_FRAME && self.sent > 0 {
                 self.buf.copy_within(self.sent..self.end, 0);
@@ -122,7 +128,7 @@ impl Incoming {
             match tap.read(to) {
                 Ok(_) if full => tally.dropped_in(1),
                 Ok(n) => {
-                    tally.came(&to[..n]);
+                    look(&to[..n]);
                     self.buf[self.end..self.end + LENGTH].copy_from_slice(&(n as u32).to_be_bytes());
                     self.end += LENGTH + n;
                 }
