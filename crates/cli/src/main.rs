@@ -22,7 +22,6 @@ mod vm;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
 
 use crate::output::Output;
 
@@ -68,8 +67,7 @@ enum Noun {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("error"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    ninefold_logging::stderr::begin("error");
     let output = Output::new(args.json);
     let done = match args.noun {
         Noun::Lab(args) => lab::run(args, &output),

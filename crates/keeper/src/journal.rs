@@ -1,31 +1,33 @@
 //! What happened and what was measured, for whoever asks: bounded histories of events and checkpoints.
+//!
+//! * [`history`]: which events are kept, and which are folded
+
+pub mod history;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use history::{History, Noted};
+use ninefold_logging::stderr::FOLDED;
 use ninefold_model::HostName;
 use ninefold_model::control::CheckpointRecord;
 use ninefold_model::event::{Event, EventKind};
 use ninefold_model::status::PauseSummary;
 use ninefold_transport::clock::monotonic_us;
 
-/// Events kept.
-const EVENTS: usize = 4096;
 /// Checkpoints kept: 200 s at 25 ms.
 const CHECKPOINTS: usize = 8192;
 
 /// The histories. Shared by the threads that write and those that answer questions.
 #[derive(Debug, Clone)]
 pub struct Journal {
-    host: HostName,
     inner: Arc<(Mutex<Inner>, Condvar)>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
-    events: VecDeque<Event>,
-    last_event: u64,
+    events: History,
     checkpoints: VecDeque<CheckpointRecord>,
     last_checkpoint: u64,
 }
@@ -36,33 +38,30 @@ fn lock(m: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
 
 impl Journal {
     pub fn new(host: HostName) -> Self {
-        Self { host, inner: Arc::default() }
+        let inner = Inner { events: History::new(host), checkpoints: VecDeque::new(), last_checkpoint: 0 };
+        Self { inner: Arc::new((Mutex::new(inner), Condvar::new())) }
     }
 
-    /// Notes an event, and logs it.
+    /// Notes an event, and logs it unless it only repeats others.
     pub fn event(&self, kind: EventKind) {
         let unix_us =
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_micros()).unwrap_or(0));
-        let mut inner = lock(&self.inner.0);
-        inner.last_event += 1;
-        let event =
-            Event { seq: inner.last_event, unix_us, monotonic_us: monotonic_us(), host: self.host.clone(), kind };
-        tracing::info!(event = %serde_json::to_string(&event).unwrap_or_default());
-        if inner.events.len() == EVENTS {
-            inner.events.pop_front();
-        }
-        inner.events.push_back(event);
-        drop(inner);
+        let noted = lock(&self.inner.0).events.note(kind, unix_us, monotonic_us());
         self.inner.1.notify_all();
+        if let Noted::New { event, closed } = noted {
+            for event in closed.iter().chain([&event]) {
+                tracing::info!(target: FOLDED, event = %serde_json::to_string(event).unwrap_or_default());
+            }
+        }
     }
 
-    /// Events with a number above `after`; waits up to `wait` until there is one.
+    /// Events with a number above `after`, and folded ones to which something was added since; waits up to `wait` until there is one.
     pub fn events(&self, after: u64, wait: Duration) -> Vec<Event> {
         let until = Instant::now() + wait.min(Duration::from_secs(3600));
         let mut inner = lock(&self.inner.0);
         loop {
-            if inner.last_event > after {
-                return inner.events.iter().filter(|e| e.seq > after).cloned().collect();
+            if inner.events.last() > after {
+                return inner.events.since(after);
             }
             let Some(rest) = until.checked_duration_since(Instant::now()) else { return Vec::new() };
             inner = self.inner.1.wait_timeout(inner, rest).unwrap_or_else(PoisonError::into_inner).0;

@@ -6,7 +6,7 @@
 //!   [`capture`]: one checkpoint, the pause path · [`overlay`], [`first_copy`]
 //! * [`session`]: a primary's connection to its backup · [`connector`]: finding one · [`aside`]: what threads are told beside
 //!   their queues
-//! * [`standby`]: a backup's side, [`refusals`] of those that knock · [`parking`]: one that was not needed
+//! * [`standby`]: a backup's side · [`parking`]: one that was not needed
 //! * [`log`]: a non-volatile VM's checkpoints on disk · [`recovery`]: going on from them
 //! * [`snapshot`]: taking one, and starting from one
 //! * [`arbiter`]: asking the witness
@@ -43,7 +43,6 @@ pub mod panics;
 pub mod parking;
 mod priority;
 pub mod recovery;
-pub mod refusals;
 pub mod resync;
 mod server;
 pub mod session;

@@ -16,9 +16,9 @@
 //! perhaps lives.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ninefold_listen::{Bounds, Place, Register, Standing};
@@ -48,7 +48,6 @@ use crate::msg::Msg;
 use crate::outlets::{ADDRESSES, CONSOLE, HEALTH, Outlets};
 use crate::parking::{Parked, Parking, StandbyMachine};
 use crate::priority;
-use crate::refusals::Refusals;
 use crate::resync;
 use crate::session::Job;
 
@@ -109,20 +108,15 @@ pub struct Standby {
     pub core: Sender<Msg>,
 }
 
-/// The hosts that are connected, and what was told of those that were refused.
+/// The hosts that are connected.
 pub struct Door {
     hosts: Register<HostName, LinkHandle>,
-    /// Refusals of those that are no host of ours, and of those that are: the former must not hide the latter.
-    strangers: Mutex<Refusals>,
-    peers: Mutex<Refusals>,
 }
 
 impl Door {
     /// Nobody is there.
     pub fn new(bounds: Bounds) -> Self {
-        let refusals = |each| Mutex::new(Refusals::new(each, Instant::now()));
-        let (strangers, peers) = (refusals(Duration::from_secs(1)), refusals(Duration::from_millis(500)));
-        Self { hosts: Register::new(bounds), strangers, peers }
+        Self { hosts: Register::new(bounds) }
     }
 }
 
@@ -130,25 +124,20 @@ impl Standby {
     /// Serves one incoming connection from handshake to end.
     pub fn serve(self, incoming: Incoming, door: &Door) {
         let from = incoming.remote_addr();
-        let refused = |among: &Mutex<Refusals>, peer: String, reason| {
-            let told = among.lock().unwrap_or_else(PoisonError::into_inner).tell(reason, Instant::now());
-            if let Some(reason) = told {
-                let _ = self.core.send(Msg::RefusedPeer { peer, reason });
-            }
-        };
+        // The journal folds those of a stranger who knocks for ever.
+        let refused = |peer: String, reason| drop(self.core.send(Msg::RefusedPeer { peer, reason }));
         let link = match incoming.handshake(HANDSHAKE_LIMIT) {
             Ok(link) => link,
-            Err(error) => return refused(&door.strangers, from.to_string(), report(&error)),
+            Err(error) => return refused(from.to_string(), report(&error)),
         };
         let peer = link.peer().clone();
         let ours = self.config.peers.iter().any(|p| p.host == peer);
-        let (standing, among) =
-            if ours { (Standing::Known, &door.peers) } else { (Standing::Stranger, &door.strangers) };
+        let standing = if ours { Standing::Known } else { Standing::Stranger };
         let Some(place) = door.hosts.enter(peer.clone(), standing, link.handle()) else {
-            return refused(among, peer.to_string(), "it has too many connections".into());
+            return refused(peer.to_string(), "it has too many connections".into());
         };
         if let Err(reason) = self.session(link, &place) {
-            refused(among, peer.to_string(), reason);
+            refused(peer.to_string(), reason);
         }
     }
 

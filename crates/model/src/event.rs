@@ -8,18 +8,45 @@ use crate::health::WatchdogAction;
 use crate::spec::Boot;
 use crate::{Epoch, HostName, SnapshotName, Term, VolumeName};
 
-/// One event with its time and place.
+/// One event with its time and place. One that happens again and again is folded: it is told as it was the last time, with how
+/// often it was and when it was first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Event {
-    /// Counts up from 1 in each keeper.
+    /// Counts up from 1 in each keeper. Of a folded event it is the last one's, so that whoever follows sees it again.
     pub seq: u64,
     /// When, microseconds since the Unix epoch. For people: nothing is decided by it.
     pub unix_us: u64,
     /// When, microseconds of CLOCK_MONOTONIC: comparable between processes on one machine.
     pub monotonic_us: u64,
     pub host: HostName,
+    /// How many events this stands for: 1, unless it is folded.
+    #[serde(default = "one")]
+    pub count: u64,
+    /// When the first of them was. None unless it is folded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first: Option<Moment>,
     #[serde(flatten)]
     pub kind: EventKind,
+}
+
+impl Event {
+    /// When it was first; if it was once, when it was.
+    pub fn first(&self) -> Moment {
+        self.first.unwrap_or(Moment { seq: self.seq, unix_us: self.unix_us, monotonic_us: self.monotonic_us })
+    }
+}
+
+/// An older keeper folds nothing.
+fn one() -> u64 {
+    1
+}
+
+/// When an event was; the fields as in [`Event`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moment {
+    pub seq: u64,
+    pub unix_us: u64,
+    pub monotonic_us: u64,
 }
 
 /// The kinds of event.

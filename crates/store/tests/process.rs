@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
@@ -141,4 +143,31 @@ fn a_witness_that_stands_still_is_unreachable_in_time() {
     // Whether the first attempt was carried out or not, repeating it wins.
     let mut client = place.client("a", process.addr);
     assert_eq!(client.compare_and_swap(&vm("db"), None, &boot).unwrap(), Swap::Won(boot));
+}
+
+#[test]
+fn a_stranger_who_knocks_for_ever_does_not_fill_the_log() {
+    let place = Place::new();
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let mut witness = Command::new(env!("CARGO_BIN_EXE_ninefold-witness"))
+        .args(["--listen", "127.0.0.1:0", "--plain-text", "w", "--data"])
+        .arg(place.data())
+        .stdout(Stdio::piped())
+        .stderr(log.reopen().unwrap())
+        .spawn()
+        .unwrap();
+    let mut first = String::new();
+    BufReader::new(witness.stdout.take().unwrap()).read_line(&mut first).unwrap();
+    let addr = first.trim().strip_prefix("listening on ").unwrap();
+    for _ in 0..300 {
+        let mut stranger = TcpStream::connect(addr).unwrap();
+        // It may be closed already.
+        let _ = stranger.write_all(b"GET / HTTP/1.1\r\n\r\n");
+        let _ = stranger.read(&mut [0; 1]);
+    }
+    assert!(Command::new("kill").arg(witness.id().to_string()).status().unwrap().success());
+    assert!(witness.wait().unwrap().success());
+    let text = std::fs::read_to_string(log.path()).unwrap();
+    let lines = text.lines().filter(|l| l.contains("turned away")).count();
+    assert!((1..=20).contains(&lines), "{lines} lines:\n{text}");
 }

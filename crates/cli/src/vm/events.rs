@@ -1,20 +1,23 @@
 //! `ninefold vm events`, and waiting for one.
 
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use ninefold_model::event::{Event, EventKind};
 
 use super::keepers::{Keepers, Where};
+use super::repeats::Repeats;
 use crate::error::CliError;
-use crate::output::{Output, bytes, ms, say};
+use crate::output::{Output, bytes, count, ms, say};
 
 /// One long poll of a keeper.
 const POLL: Duration = Duration::from_secs(5);
 /// Before a keeper that is not there is asked again.
 const RETRY: Duration = Duration::from_millis(100);
+/// Between two looks for repeated events that have not been told yet.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Show what happened to a VM, from all of its keepers, in order of time
 #[derive(Debug, Args)]
@@ -22,7 +25,9 @@ const RETRY: Duration = Duration::from_millis(100);
     ninefold vm events\n  \
     ninefold vm events --follow\n  \
     ninefold vm events --json | jq 'select(.event == \"took_over\").phases'\n\n\
-    With --json: one event a line. A keeper that was killed takes its events with it.")]
+    What happens again and again is one event that says how often it was, when first and when last.\n\n\
+    With --json: one event a line; of a folded one `count`, `first`, and in `seq` and the times the last. A keeper that was killed \
+    takes its events with it.")]
 pub struct EventsArgs {
     #[command(flatten)]
     at: Where,
@@ -47,7 +52,7 @@ pub fn run(args: &EventsArgs, output: &Output) -> Result<(), CliError> {
     if args.follow {
         events.retain(|e| e.monotonic_us <= now);
     }
-    events.sort_by_key(|e| (e.monotonic_us, e.seq));
+    events.sort_by_key(|e| (e.first().monotonic_us, e.first().seq));
     for event in &events {
         output.line(event, || line(event))?;
     }
@@ -57,10 +62,17 @@ pub fn run(args: &EventsArgs, output: &Output) -> Result<(), CliError> {
         }
         return Ok(());
     }
-    for event in follow(&keepers, now) {
-        output.line(&event, || line(&event))?;
+    let (events, mut repeats, begun) = (follow(&keepers, now), Repeats::default(), Instant::now());
+    loop {
+        let new = match events.recv_timeout(LOOK) {
+            Ok(event) => repeats.take(event, begun.elapsed()),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => return Ok(()),
+        };
+        for event in repeats.due(begun.elapsed()).into_iter().chain(new) {
+            output.line(&event, || again(&event))?;
+        }
     }
-    Ok(())
 }
 
 /// All events after this moment (microseconds of CLOCK_MONOTONIC), as they come, also across the keepers' deaths and
@@ -100,16 +112,34 @@ pub fn now_us() -> u64 {
     now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1000
 }
 
-/// An event for people.
-pub fn line(event: &Event) -> String {
-    let second = event.unix_us / 1_000_000 % 86_400;
-    let (h, m, s, us) = (second / 3600, second / 60 % 60, second % 60, event.unix_us % 1_000_000);
-    format!("{h:02}:{m:02}:{s:02}.{:03}  {:<8}  {}", us / 1000, event.host, words(&event.kind))
+/// An event for people, at the time when it was first.
+fn line(event: &Event) -> String {
+    let times = match event.count {
+        1 => String::new(),
+        n => format!(" ({} times until {})", count(n), clock(event.unix_us)),
+    };
+    format!("{}  {:<8}  {}{times}", clock(event.first().unix_us), event.host, words(&event.kind))
+}
+
+/// An event for people who follow, at the time when it was last.
+fn again(event: &Event) -> String {
+    let times = match event.first {
+        None => String::new(),
+        Some(first) => format!(" ({} times since {})", count(event.count), clock(first.unix_us)),
+    };
+    format!("{}  {:<8}  {}{times}", clock(event.unix_us), event.host, words(&event.kind))
+}
+
+/// The time of day (UTC) of a moment in microseconds since the Unix epoch.
+fn clock(unix_us: u64) -> String {
+    let second = unix_us / 1_000_000 % 86_400;
+    let (h, m, s, us) = (second / 3600, second / 60 % 60, second % 60, unix_us % 1_000_000);
+    format!("{h:02}:{m:02}:{s:02}.{:03}", us / 1000)
 }
 
 /// Which of the failures that count it is.
-fn nth(count: u32) -> String {
-    if count == 0 { String::new() } else { format!(" (number {count})") }
+fn nth(n: u32) -> String {
+    if n == 0 { String::new() } else { format!(" (number {n})") }
 }
 
 /// What happened, in words.
@@ -190,5 +220,28 @@ pub fn words(kind: &EventKind) -> String {
         EventKind::FellBack { image, reason } => {
             format!("FELL BACK to the committed image from {}: {reason}", super::trial::name(image))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ninefold_model::event::Moment;
+
+    use super::*;
+
+    #[test]
+    fn what_repeats_itself_says_how_often() {
+        let hours = |h: u64| h * 3_600_000_000;
+        let kind = EventKind::Refused { peer: "10.0.0.7:1".into(), reason: "no".into() };
+        let host = "b".parse().unwrap();
+        let mut event = Event { seq: 9, unix_us: hours(18), monotonic_us: 0, host, count: 1, first: None, kind };
+        assert_eq!(line(&event), "18:00:00.000  b         refused 10.0.0.7:1: no");
+        assert_eq!(line(&event), again(&event));
+        event.count = 4711;
+        event.first = Some(Moment { seq: 1, unix_us: hours(10), monotonic_us: 0 });
+        assert_eq!(line(&event), "10:00:00.000  b         refused 10.0.0.7:1: no (4,711 times until 18:00:00.000)");
+        assert_eq!(again(&event), "18:00:00.000  b         refused 10.0.0.7:1: no (4,711 times since 10:00:00.000)");
+        let json = serde_json::to_value(&event).unwrap();
+        assert_eq!((&json["count"], &json["first"]["unix_us"]), (&4711.into(), &hours(10).into()));
     }
 }

@@ -1,6 +1,6 @@
 //! `ninefold vm`: a fault-tolerant VM.
 //!
-//! * [`keepers`]: who is asked · [`status`], [`events`], [`checkpoints`]: looking
+//! * [`keepers`]: who is asked · [`status`], [`events`] ([`repeats`]), [`checkpoints`]: looking
 //! * [`trial`], [`dump`]: images on trial; the guest's memory into a file
 //! * [`control`]: start, stop, protect, switch over … · [`console`]: its serial console
 
@@ -10,6 +10,7 @@ mod control;
 mod dump;
 mod events;
 pub mod keepers;
+mod repeats;
 mod snapshot;
 mod status;
 mod trial;

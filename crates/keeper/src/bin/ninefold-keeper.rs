@@ -5,7 +5,6 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use ninefold_keeper::config::KeeperConfig;
-use tracing_subscriber::EnvFilter;
 
 /// Keeps one VM on this host: runs it as its primary, or holds its checkpoints as its backup.
 ///
@@ -25,8 +24,7 @@ struct Args {
 fn main() -> ExitCode {
     let args = Args::parse();
     ninefold_keeper::panics::end_the_process();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
+    ninefold_logging::stderr::begin("info");
     let ended = KeeperConfig::load(&args.config).map_err(Into::into).and_then(ninefold_keeper::keeper::run);
     match ended {
         Ok(()) => ExitCode::SUCCESS,

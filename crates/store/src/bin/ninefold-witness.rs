@@ -12,7 +12,6 @@ use ninefold_store::{Limits, Registers, Server};
 use ninefold_transport::{Identity, Listener, Security};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use tracing_subscriber::EnvFilter;
 
 const AFTER_HELP: &str = "\
 Example, with a directory that holds ca.pem, cert.pem and key.pem of host w:
@@ -51,8 +50,7 @@ struct SecurityArguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    ninefold_logging::stderr::begin("info");
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
