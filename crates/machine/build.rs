@@ -1,4 +1,4 @@
-//! Compiles `preload/userfaultfd.rs` to a shared library of its own with the compiler that builds this crate, so that
+//! Compiles `preload/userfaultfd.rs` and its module to a shared library of its own with the compiler that builds this crate, so that
 //! it can be embedded. No C compiler is involved beyond the linker that rustc uses anyway.
 
 use std::env;
@@ -7,7 +7,7 @@ use std::process::Command;
 
 fn main() {
     let source = "preload/userfaultfd.rs";
-    println!("cargo::rerun-if-changed={source}");
+    println!("cargo::rerun-if-changed=preload");
     println!("cargo::rerun-if-changed=build.rs");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("userfaultfd.so");
     let status = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))

@@ -1,18 +1,21 @@
 //! Loaded into QEMU by LD_PRELOAD: creates a userfaultfd of QEMU's own address space and hands it to the keeper.
 //!
 //! A userfaultfd always belongs to the memory of the process that creates it (userfaultfd(2)), and stock QEMU makes none
-//! that others can use; this is the one system call that must run inside. Everything else is done by the keeper on the
-//! descriptor it receives. No libc is linked, so the library loads under any C library.
+//! that others can use; this system call must run inside. Everything else is done by the keeper on the descriptor it
+//! receives. No libc is linked, so the library loads under any C library. Under KVM it also keeps the guest's clocks going:
+//! [`kvm_clock`].
 //!
 //! The socket's number is in the environment as `NINEFOLD_UFFD_SOCKET`. One message is sent: two native 32-bit
-//! integers, errno (0 on success) and the sender's process id, with the descriptor as SCM_RIGHTS on success. The socket
-//! stays open: when QEMU is started through a wrapper script, the script's interpreter sends a message too, and the
+//! integers, errno (0 on success) and the sender's process id, and a native 64-bit one, the address of
+//! [`kvm_clock::CONTROL`]; with the descriptor as SCM_RIGHTS on success. The socket stays open: when QEMU is started through a wrapper script, the script's interpreter sends a message too, and the
 //! keeper uses the last one.
 //!
 //! `NINEFOLD_LOCK_MEMORY=1` (for tracking by soft-dirty bits): all memory of the process is locked as it comes to be used,
 //! and the kernel makes no transparent huge pages of it. No option of QEMU 7.2 does the first without filling all memory
 //! at once, and both must come before QEMU maps anything. Whether it worked is for the keeper to see, in `/proc`.
 #![no_std]
+
+mod kvm_clock;
 
 use core::arch::asm;
 
@@ -146,8 +149,9 @@ unsafe extern "C" fn start(_argc: i32, _argv: *const *const u8, envp: *const *co
     let fd = create();
     // SAFETY: getpid takes no pointers.
     let pid = unsafe { syscall(SYS_GETPID, 0, 0, 0, 0) } as i32;
-    let text = [if fd < 0 { -fd as i32 } else { 0 }, pid];
-    let iov = Iovec { base: text.as_ptr().cast(), len: 8 };
+    let control = &raw const kvm_clock::CONTROL as u64;
+    let text = [if fd < 0 { -fd as i32 } else { 0 }, pid, control as i32, (control >> 32) as i32];
+    let iov = Iovec { base: text.as_ptr().cast(), len: 16 };
     let control = Control { len: 20, level: 1, kind: 1, fd: fd as i32, padding: 0 };
     let message = Msghdr {
         name: 0,

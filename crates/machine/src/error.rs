@@ -68,6 +68,9 @@ pub enum MachineError {
     /// The saved devices were not accepted.
     #[error("device state refused: {reason}")]
     Load { reason: String },
+    /// Where QEMU keeps the guest's clock is not known: the guest loses the time in which it stands still.
+    #[error("the guest's clock cannot be kept: {reason}")]
+    Clock { reason: String },
     /// A step was called out of order.
     #[error("{call} is not possible now: {reason}")]
     Order { call: &'static str, reason: &'static str },

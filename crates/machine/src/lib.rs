@@ -1,6 +1,7 @@
 //! One QEMU process, as the keeper (its parent) needs it.
 //!
 //! * [`machine`]: ties the rest together: launch, pause, save, load, resume
+//! * `clock`: the guest's time goes on while it stands still
 //! * [`command_line`]: QEMU's arguments as typed data
 //! * [`process`]: the child process: dies with the keeper, its death is an event
 //! * [`qmp`]: the control socket (QEMU Machine Protocol)
@@ -17,6 +18,7 @@
 
 pub mod accel;
 pub mod blocks;
+mod clock;
 pub mod command_line;
 pub mod device_state;
 pub mod dirty;

@@ -32,6 +32,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::blocks;
+use crate::clock::{self, GuestClock};
 use crate::command_line::{self, Descriptors, LaunchOptions};
 use crate::device_state::{self, StateFile};
 use crate::dirty::{Mechanism, PagemapScan, SoftDirty, Tracker, host};
@@ -149,6 +150,11 @@ pub struct Machine {
     locked: Result<(), String>,
     /// The tracker at work has a copy.
     tracker: Arc<()>,
+    clock: GuestClock,
+    /// The guest has not run yet.
+    unborn: bool,
+    /// The guest has been loaded and has not run yet.
+    loaded: bool,
     state: StateFile,
     pause_commands: Vec<u8>,
     phase: Phase,
@@ -213,7 +219,11 @@ impl Machine {
 
         let (qmp, version) = Qmp::connect(qmp, START_TIMEOUT).map_err(|error| explain(&child, error))?;
         version.check()?;
-        let uffd = preload::receive(&uffd, child.pid())
+        let (uffd, kvm_clock) = match preload::receive(&uffd, child.pid()) {
+            Ok(received) => (received.uffd, received.kvm_clock.filter(|_| config.accel == Accel::Kvm)),
+            Err(error) => (Err(error), None),
+        };
+        let uffd = uffd
             .and_then(|fd| {
                 sys::uffd_api(fd.as_fd(), sys::UFFD_FEATURES).map_err(|source| MachineError::Userfaultfd {
                     reason: format!(
@@ -241,6 +251,9 @@ impl Machine {
         )
         .into_bytes();
         let machine = Machine {
+            clock: GuestClock::new(child.pid(), kvm_clock),
+            unborn: !config.incoming,
+            loaded: false,
             qmp,
             child,
             version,
@@ -376,6 +389,7 @@ impl Machine {
         if self.phase != Phase::Idle {
             return Err(MachineError::Order { call: "begin_pause", reason: "a pause is under way" });
         }
+        let running = self.clock_step(|clock, process| clock.read(process))?;
         let began = Instant::now();
         self.times = StepTimes::default();
         self.pause_began = Some(began);
@@ -385,7 +399,8 @@ impl Machine {
         self.times.stop_us = micros(began);
         // Also when `stop` was refused: the save has been sent.
         self.phase = Phase::Saving;
-        stopped.map_err(|error| explain(&self.child, error))
+        stopped.map_err(|error| explain(&self.child, error))?;
+        self.clock_step(|clock, process| clock.stopped(process, running))
     }
 
     /// Waits until the devices are saved; the state's size in bytes.
@@ -420,7 +435,7 @@ impl Machine {
         self.state.read(out)
     }
 
-    /// Lets the guest go on after a pause.
+    /// Lets the guest go on after a pause. Its clocks show as if it had run all the time.
     ///
     /// # Errors
     /// As [`Machine::begin_pause`].
@@ -429,6 +444,7 @@ impl Machine {
             return Err(MachineError::Order { call: "resume", reason: "the save is not finished" });
         }
         let began = Instant::now();
+        self.clock_step(GuestClock::go_on)?;
         let sent = self.qmp.send(CONT, "cont").and_then(|()| self.qmp.reply(ID_CONT, "cont", STEP_TIMEOUT));
         self.times.cont_us = micros(began);
         if let Some(pause) = self.pause_began.take() {
@@ -457,31 +473,81 @@ impl Machine {
                 MachineError::Load { reason: format!("QEMU ended ({status}): {stderr}") }
             }
             other => other,
-        })
+        })?;
+        let found = self.clock.find_loaded(self.memory.process(), state);
+        self.say_if_lost(found);
+        self.loaded = true;
+        Ok(())
     }
 
-    /// Lets the guest run: after launch, or after [`Machine::load`].
+    /// Lets the guest run: after launch, or after [`Machine::load`]. One that runs already goes on.
     ///
     /// # Errors
     /// As [`Machine::begin_pause`].
     pub fn start(&mut self) -> Result<()> {
-        self.cont()
+        self.start_after(Duration::ZERO)
     }
 
-    /// `cont`, outside of a checkpoint's pause.
+    /// As [`Machine::start`]. A guest that was loaded is given `gap`: its clocks show so much more than they did in the state.
+    ///
+    /// # Errors
+    /// As [`Machine::begin_pause`].
+    pub fn start_after(&mut self, gap: Duration) -> Result<()> {
+        if std::mem::take(&mut self.loaded) {
+            let gap = u64::try_from(gap.as_nanos()).unwrap_or(u64::MAX);
+            self.clock_step(|clock, process| clock.begin(process, gap))?;
+            return self.no_answer("cont");
+        }
+        let before = clock::now();
+        self.no_answer("cont")?;
+        if std::mem::take(&mut self.unborn) {
+            let found = self.clock.find_started(self.memory.process(), before, clock::now());
+            self.say_if_lost(found);
+        }
+        Ok(())
+    }
+
+    /// Whether the guest's clocks go on while a checkpoint is taken. When not, the log has said why.
+    pub fn keeps_time(&self) -> bool {
+        self.clock.found()
+    }
+
+    fn say_if_lost(&self, found: Result<()>) {
+        if let Err(error) = found {
+            tracing::warn!(pid = self.child.pid(), %error, "the guest's clock loses the time of every pause");
+        }
+    }
+
+    /// `cont` after [`Machine::stop`]: for the guest no time has passed.
     ///
     /// # Errors
     /// As [`Machine::begin_pause`].
     pub fn cont(&mut self) -> Result<()> {
+        self.clock_step(GuestClock::forget)?;
         self.no_answer("cont")
     }
 
-    /// `stop`, outside of a checkpoint's pause.
+    /// `cont` after [`Machine::stop`]: the guest's clocks show as if it had run all the time.
+    ///
+    /// # Errors
+    /// As [`Machine::begin_pause`].
+    pub fn cont_in_time(&mut self) -> Result<()> {
+        self.clock_step(GuestClock::go_on)?;
+        self.no_answer("cont")
+    }
+
+    /// `stop`, outside of a checkpoint's pause. Then [`Machine::cont`] or [`Machine::cont_in_time`].
     ///
     /// # Errors
     /// As [`Machine::begin_pause`].
     pub fn stop(&mut self) -> Result<()> {
-        self.no_answer("stop")
+        let running = self.clock_step(|clock, process| clock.read(process))?;
+        self.no_answer("stop")?;
+        self.clock_step(|clock, process| clock.stopped(process, running))
+    }
+
+    fn clock_step<T>(&mut self, step: impl FnOnce(&mut GuestClock, &File) -> Result<T>) -> Result<T> {
+        step(&mut self.clock, self.memory.process()).map_err(|error| explain(&self.child, error))
     }
 
     /// Resets the guest, as by its reset button.

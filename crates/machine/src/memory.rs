@@ -60,6 +60,11 @@ impl Memory {
         self.addresses[index]
     }
 
+    /// All of QEMU's memory: `/proc/PID/mem`.
+    pub(crate) fn process(&self) -> &File {
+        &self.process
+    }
+
     /// Copies the pages of `run` to `out`, which has exactly their size. Does not allocate. A guest that runs may tear
     /// pages; the next scan reports them.
     ///

@@ -1,4 +1,4 @@
-//! The library that is preloaded into QEMU (source: `preload/userfaultfd.rs`), and what it sends.
+//! The library that is preloaded into QEMU (sources: `preload/`), and what it sends.
 
 use std::fs::File;
 use std::io::{IoSliceMut, Write};
@@ -27,13 +27,21 @@ pub(crate) fn library() -> Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// Takes the userfaultfd that process `pid` sent; the last one, when a wrapper script sent one before QEMU was executed.
-/// To be called when QEMU has greeted: all messages are there by then.
-pub(crate) fn receive(socket: &UnixStream, pid: u32) -> Result<OwnedFd> {
+/// What the library sent.
+pub(crate) struct Received {
+    /// QEMU's userfaultfd, or why there is none.
+    pub uffd: Result<OwnedFd>,
+    /// Where in QEMU the library's words for kvmclock are (`preload/kvm_clock.rs`).
+    pub kvm_clock: Option<u64>,
+}
+
+/// Takes what the library has sent from process `pid`; the last message, when a wrapper script sent one before QEMU was
+/// executed. To be called when QEMU has greeted: all messages are there by then.
+pub(crate) fn receive(socket: &UnixStream, pid: u32) -> Result<Received> {
     let refused = |reason: String| MachineError::Userfaultfd { reason };
     let mut found = None;
     loop {
-        let mut text = [0_u8; 8];
+        let mut text = [0_u8; 16];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
@@ -51,20 +59,23 @@ pub(crate) fn receive(socket: &UnixStream, pid: u32) -> Result<OwnedFd> {
         if message.bytes != text.len() {
             return Err(refused(format!("a message of {} bytes", message.bytes)));
         }
-        let [errno, sender] = [0, 4].map(|at| i32::from_ne_bytes([text[at], text[at + 1], text[at + 2], text[at + 3]]));
-        if u32::try_from(sender) == Ok(pid) {
-            found = Some((errno, fd));
+        let word = |at: usize| u32::from_ne_bytes([text[at], text[at + 1], text[at + 2], text[at + 3]]);
+        let (errno, sender) = (word(0).cast_signed(), word(4));
+        if sender == pid {
+            found = Some((errno, fd, u64::from(word(8)) | u64::from(word(12)) << 32));
         }
     }
-    match found {
-        Some((0, Some(fd))) => Ok(fd),
-        Some((0, None)) => Err(refused("the message had no descriptor".into())),
-        Some((errno, _)) => Err(refused(format!(
+    let kvm_clock = found.as_ref().map(|(_, _, address)| *address);
+    let uffd = match found {
+        Some((0, Some(fd), _)) => Ok(fd),
+        Some((0, None, _)) => Err(refused("the message had no descriptor".into())),
+        Some((errno, _, _)) => Err(refused(format!(
             "{} (CAP_SYS_PTRACE, vm.unprivileged_userfaultfd=1 or access to /dev/userfaultfd is needed)",
             std::io::Error::from_raw_os_error(errno)
         ))),
         None => Err(refused("the preloaded library did not run (is QEMU statically linked?)".into())),
-    }
+    };
+    Ok(Received { uffd, kvm_clock })
 }
 
 /// The environment for an inherited library. `lock`: it is to lock QEMU's memory and keep huge pages away.
