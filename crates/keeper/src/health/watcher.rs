@@ -132,7 +132,7 @@ impl Watcher {
                     Err(error) => self.no_dump(report(&error)),
                 }
                 if ran && self.dump.is_none() {
-                    machine.cont()?;
+                    machine.cont_in_time()?;
                 }
             }
         }
@@ -163,7 +163,7 @@ impl Watcher {
         if std::mem::take(&mut self.reset) {
             self.obey(Order::Reset, machine, still)?;
         } else if ran && !still {
-            machine.cont()?;
+            machine.cont_in_time()?;
         }
         Ok(())
     }
