@@ -136,7 +136,7 @@ impl Capture {
         disks.pausing(false);
         begun?;
         let stopped = Instant::now();
-        tracker.scan(if self.early { &mut self.late } else { &mut self.dirty })?;
+        tracker.scan_stopped(if self.early { &mut self.late } else { &mut self.dirty })?;
         let scanned = Instant::now();
         if self.early {
             self.copy_late(machine.memory())?;

@@ -28,6 +28,7 @@ use crate::log;
 use crate::mixture::Cause;
 use crate::msg::Msg;
 use crate::outlets::{CONSOLE, HEALTH, Outlets};
+use crate::priority;
 use crate::standby::{self, Loaded};
 
 /// What the thread tells the core.
@@ -181,7 +182,7 @@ fn load(found: Found, config: &KeeperConfig, place: &Place) -> Result<News, Stri
     outlets.heard(said(CONSOLE));
     outlets.forget_addresses();
     // Before the devices are loaded: what they write to memory then is in no checkpoint yet.
-    let tracker = machine.track().map_err(|e| report(&e))?;
+    let tracker = machine.track_with(priority::raise).map_err(|e| report(&e))?;
     machine.load(&held.device_state).map_err(|e| report(&e))?;
     let now = Hello {
         from: config.host.clone(),

@@ -34,6 +34,7 @@ use crate::disks::Disks;
 use crate::error::report;
 use crate::first_copy;
 use crate::outlets::Outlets;
+use crate::priority;
 use crate::resync::Rest;
 use crate::session::{Job, Piece};
 
@@ -295,7 +296,7 @@ impl Sinks {
     /// # Errors
     /// The memory cannot be tracked.
     pub fn new(machine: &mut Machine, bell: Bell, taken: Epoch) -> Result<Self, MachineError> {
-        let tracker = machine.track()?;
+        let tracker = machine.track_with(priority::raise)?;
         Ok(Self::with(tracker, machine.memory(), bell, taken))
     }
 

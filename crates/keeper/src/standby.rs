@@ -369,7 +369,7 @@ impl Standby {
         let logged = log.is_some_and(|log| drained(&log) == Some((session, checkpoint.epoch)));
         let mut tracker = None;
         if logged || (several && history.is_some()) {
-            match machine.track() {
+            match machine.track_with(priority::raise) {
                 Ok(begun) => tracker = Some(begun),
                 // The VM can be taken over all the same. The others, and a log, will have to be copied to.
                 Err(error) => tracing::warn!(error = %report(&error), "what the guest writes cannot be followed"),

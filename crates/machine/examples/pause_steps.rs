@@ -1,7 +1,7 @@
-//! Measures the steps of a pause: `pause_steps QEMU ACCEL VCPUS PAGES ROUNDS EPOCH_MS [QEMU ARGUMENTS...]`.
+//! Measures the steps of a pause: `pause_steps QEMU ACCEL VCPUS MEMORY_MIB POPULATED_MIB PAGES ROUNDS EPOCH_MS [QEMU ARGUMENTS...]`.
 //!
-//! The guest is the test guest (`NINEFOLD_CACHE`, see guest/README.md); PAGES are dirtied in each epoch by a shell loop in
-//! it when not 0. Prints one line: medians and 99th percentiles in microseconds.
+//! The guest is the test guest (`NINEFOLD_CACHE`, see guest/README.md). It fills POPULATED_MIB of its memory once; PAGES are
+//! dirtied in each epoch by a shell loop in it when not 0. Prints one line: medians and 99th percentiles in microseconds.
 
 use std::error::Error;
 use std::io::{Read, Write};
@@ -37,6 +37,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let qemu = PathBuf::from(next("QEMU")?);
     let accel = if next("ACCEL")? == "kvm" { Accel::Kvm } else { Accel::Tcg };
     let vcpus: u16 = next("VCPUS")?.parse()?;
+    let memory_mib: u64 = next("MEMORY_MIB")?.parse()?;
+    let populated_mib: u64 = next("POPULATED_MIB")?.parse()?;
     let pages: u64 = next("PAGES")?.parse()?;
     let rounds: usize = next("ROUNDS")?.parse()?;
     let epoch = Duration::from_millis(next("EPOCH_MS")?.parse()?);
@@ -48,7 +50,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             name: "measure".parse()?,
             arch: Arch::X86_64,
             vcpus,
-            memory_mib: 256,
+            memory_mib,
             accel: AccelChoice::Auto,
             boot: Boot::Linux {
                 kernel: guest.join("vmlinuz"),
@@ -67,12 +69,20 @@ fn main() -> Result<(), Box<dyn Error>> {
         volumes: Vec::new(),
         extra_args: args.map(Into::into).collect(),
     };
-    let (mut machine, ports) = Machine::launch(&config, Arc::new(Ram::create(256 << 20)?))?;
+    let (mut machine, ports) = Machine::launch(&config, Arc::new(Ram::create(memory_mib << 20)?))?;
     let console: OwnedFd = ports.console;
     let mut console = UnixStream::from(console);
     console.set_nonblocking(false)?;
     machine.start()?;
     await_text(&mut console, "ninefold-guest: ready")?;
+    if populated_mib > 0 {
+        writeln!(
+            console,
+            "mkdir /run/full; mount -t tmpfs -o size={populated_mib}m none /run/full; \
+             dd if=/dev/zero of=/run/full/x bs=1M count={populated_mib} 2>/dev/null; echo fil\\led"
+        )?;
+        await_text(&mut console, "filled")?;
+    }
     if pages > 0 {
         // A buffer of that many pages is overwritten again and again.
         let count = pages * 4096;
@@ -92,7 +102,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         dirty.clear();
         machine.begin_pause()?;
         let scan = Instant::now();
-        tracker.scan(&mut dirty)?;
+        tracker.scan_stopped(&mut dirty)?;
         let scan = scan.elapsed();
         let copy = Instant::now();
         memory.read_runs(dirty.runs(), &mut copied)?;
@@ -109,8 +119,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         all.sort_unstable();
         format!("{name} {}/{}/{}", all[all.len() / 2], all[all.len() * 99 / 100], all[all.len() - 1])
     };
+    let hot = tracker.regions().map_or_else(String::new, |(all, hot)| format!(", {hot} of {all} regions scanned"));
     println!(
-        "{} {} {} {} {} {} {} state {} (p50/p99/max)",
+        "{} {} {} {} {} {} {} state {}{hot} (p50/p99/max)",
         summary("pause", &|r| r.0.pause_us),
         summary("stop", &|r| r.0.stop_us),
         summary("save", &|r| r.0.save_us),

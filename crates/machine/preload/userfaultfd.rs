@@ -1,4 +1,4 @@
-//! Loaded into QEMU by LD_PRELOAD: creates a userfaultfd of QEMU's own address space and hands it to the keeper.
+//! Loaded into QEMU by LD_PRELOAD: creates two userfaultfds of QEMU's own address space and hands them to the keeper.
 //!
 //! A userfaultfd always belongs to the memory of the process that creates it (userfaultfd(2)), and stock QEMU makes none
 //! that others can use; this system call must run inside. Everything else is done by the keeper on the descriptor it
@@ -7,7 +7,8 @@
 //!
 //! The socket's number is in the environment as `NINEFOLD_UFFD_SOCKET`. One message is sent: two native 32-bit
 //! integers, errno (0 on success) and the sender's process id, and a native 64-bit one, the address of
-//! [`kvm_clock::CONTROL`]; with the descriptor as SCM_RIGHTS on success. The socket stays open: when QEMU is started through a wrapper script, the script's interpreter sends a message too, and the
+//! [`kvm_clock::CONTROL`]; with the descriptors as SCM_RIGHTS on success. The socket stays open: when QEMU is started
+//! through a wrapper script, the script's interpreter sends a message too, and the
 //! keeper uses the last one.
 //!
 //! `NINEFOLD_LOCK_MEMORY=1` (for tracking by soft-dirty bits): all memory of the process is locked as it comes to be used,
@@ -75,14 +76,13 @@ struct Msghdr {
     flags: usize,
 }
 
-/// A cmsghdr (cmsg(3)) with one descriptor. `len` counts the descriptor, not the padding behind it.
+/// A cmsghdr (cmsg(3)) with two descriptors.
 #[repr(C)]
 struct Control {
     len: usize,
     level: i32,
     kind: i32,
-    fd: i32,
-    padding: i32,
+    fds: [i32; 2],
 }
 
 /// The number behind `key` (which ends in '=') in the environment.
@@ -146,28 +146,31 @@ unsafe extern "C" fn start(_argc: i32, _argv: *const *const u8, envp: *const *co
         }
     }
     let Some(socket) = socket else { return };
-    let fd = create();
+    let fds = [create(), create()];
+    let failed = fds.into_iter().find(|fd| *fd < 0);
     // SAFETY: getpid takes no pointers.
     let pid = unsafe { syscall(SYS_GETPID, 0, 0, 0, 0) } as i32;
     let control = &raw const kvm_clock::CONTROL as u64;
-    let text = [if fd < 0 { -fd as i32 } else { 0 }, pid, control as i32, (control >> 32) as i32];
+    let text = [failed.map_or(0, |error| -error as i32), pid, control as i32, (control >> 32) as i32];
     let iov = Iovec { base: text.as_ptr().cast(), len: 16 };
-    let control = Control { len: 20, level: 1, kind: 1, fd: fd as i32, padding: 0 };
+    let control = Control { len: 24, level: 1, kind: 1, fds: fds.map(|fd| fd as i32) };
     let message = Msghdr {
         name: 0,
         namelen: 0,
         iov: &iov,
         iovlen: 1,
-        control: if fd < 0 { core::ptr::null() } else { &control },
-        controllen: if fd < 0 { 0 } else { 24 },
+        control: if failed.is_some() { core::ptr::null() } else { &control },
+        controllen: if failed.is_some() { 0 } else { 24 },
         flags: 0,
     };
-    // SAFETY: all that the message points to lives until the call returns. The descriptor is ours to close: the
-    // keeper's copy keeps the userfaultfd alive.
+    // SAFETY: all that the message points to lives until the call returns. The descriptors are ours to close: the
+    // keeper's copies keep the userfaultfds alive.
     unsafe {
         syscall(SYS_SENDMSG, socket, &raw const message as usize, MSG_NOSIGNAL, 0);
-        if fd >= 0 {
-            syscall(SYS_CLOSE, fd as usize, 0, 0, 0);
+        for fd in fds {
+            if fd >= 0 {
+                syscall(SYS_CLOSE, fd as usize, 0, 0, 0);
+            }
         }
     }
 }

@@ -16,7 +16,9 @@ mod mappings;
 mod page_map;
 mod page_set;
 mod pagemap_scan;
+mod regions;
 mod soft_dirty;
+mod traps;
 
 use std::fmt;
 
@@ -25,6 +27,7 @@ use crate::error::{MachineError, Result};
 
 pub use page_map::PageMap;
 pub use pagemap_scan::PagemapScan;
+pub(crate) use pagemap_scan::Userfaultfds;
 pub use soft_dirty::SoftDirty;
 
 /// `count` pages of one block, from page `first` on.
@@ -153,9 +156,31 @@ impl Tracker {
     /// # Errors
     /// `DirtySetFull`: what is in `out` is right, the rest stays dirty. `Io` when QEMU is gone.
     pub fn scan(&mut self, out: &mut DirtySet) -> Result<u64> {
+        self.scan_which(out, false)
+    }
+
+    /// As [`Tracker::scan`], of a guest that stands still and goes on doing so until this returns (its vCPUs and devices are
+    /// stopped). What is watched how is then fitted to what the guest writes.
+    ///
+    /// # Errors
+    /// As [`Tracker::scan`].
+    pub fn scan_stopped(&mut self, out: &mut DirtySet) -> Result<u64> {
+        self.scan_which(out, true)
+    }
+
+    fn scan_which(&mut self, out: &mut DirtySet, stopped: bool) -> Result<u64> {
         match self {
-            Tracker::PagemapScan(tracker) => tracker.scan(out),
+            Tracker::PagemapScan(tracker) => tracker.scan(out, stopped),
             Tracker::SoftDirty(tracker) => tracker.scan(out),
+        }
+    }
+
+    /// How many regions the guest's memory is divided into, and how many of them are scanned each time; None if it is scanned
+    /// as a whole.
+    pub fn regions(&self) -> Option<(u64, u64)> {
+        match self {
+            Tracker::PagemapScan(tracker) => tracker.regions(),
+            Tracker::SoftDirty(_) => None,
         }
     }
 }

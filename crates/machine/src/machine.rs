@@ -35,14 +35,13 @@ use crate::blocks;
 use crate::clock::{self, GuestClock};
 use crate::command_line::{self, Descriptors, LaunchOptions};
 use crate::device_state::{self, StateFile};
-use crate::dirty::{Mechanism, PagemapScan, SoftDirty, Tracker, host};
+use crate::dirty::{Mechanism, PagemapScan, SoftDirty, Tracker, Userfaultfds, host};
 use crate::error::{MachineError, Result};
 use crate::memory::Memory;
 use crate::preload;
 use crate::process::{self, Child, Exit};
 use crate::qmp::{Event, Patience, Qmp};
 use crate::ram::Ram;
-use crate::sys;
 use crate::version::QemuVersion;
 
 /// How long QEMU may take to start; reading a large initrd from a cold disk is part of it.
@@ -144,8 +143,8 @@ pub struct Machine {
     version: QemuVersion,
     accel: Accel,
     memory: Arc<Memory>,
-    /// The userfaultfd, or why there is none.
-    uffd: Result<Arc<OwnedFd>, String>,
+    /// The userfaultfds, or why there are none.
+    uffds: Result<Arc<Userfaultfds>, String>,
     /// Whether QEMU was started with its memory locked, for soft-dirty bits, or why not.
     locked: Result<(), String>,
     /// The tracker at work has a copy.
@@ -219,20 +218,11 @@ impl Machine {
 
         let (qmp, version) = Qmp::connect(qmp, START_TIMEOUT).map_err(|error| explain(&child, error))?;
         version.check()?;
-        let (uffd, kvm_clock) = match preload::receive(&uffd, child.pid()) {
-            Ok(received) => (received.uffd, received.kvm_clock.filter(|_| config.accel == Accel::Kvm)),
+        let (uffds, kvm_clock) = match preload::receive(&uffd, child.pid()) {
+            Ok(received) => (received.uffds, received.kvm_clock.filter(|_| config.accel == Accel::Kvm)),
             Err(error) => (Err(error), None),
         };
-        let uffd = uffd
-            .and_then(|fd| {
-                sys::uffd_api(fd.as_fd(), sys::UFFD_FEATURES).map_err(|source| MachineError::Userfaultfd {
-                    reason: format!(
-                        "this kernel has no asynchronous write protection ({source}); 6.7 or newer is needed"
-                    ),
-                })?;
-                Ok(Arc::new(fd))
-            })
-            .map_err(|error| error.to_string());
+        let uffds = uffds.and_then(Userfaultfds::new).map(Arc::new).map_err(|error| error.to_string());
         let mut qmp = qmp;
         let mut placed = prepare(&mut qmp).map_err(|error| explain(&child, error))?;
         if placed.iter().any(|p| p.address == 0) {
@@ -259,7 +249,7 @@ impl Machine {
             version,
             accel: config.accel,
             memory,
-            uffd,
+            uffds,
             locked,
             tracker: Arc::default(),
             state,
@@ -331,6 +321,15 @@ impl Machine {
     /// # Errors
     /// `Kernel` when this host cannot, `Untrackable` or `Blocked` when this VM cannot be protected.
     pub fn track(&mut self) -> Result<Tracker> {
+        self.track_with(|| {})
+    }
+
+    /// As [`Machine::track`]. The guest waits at times for a thread of the tracker, which calls `begin` first: to raise its
+    /// priority, for instance.
+    ///
+    /// # Errors
+    /// As [`Machine::track`].
+    pub fn track_with(&mut self, begin: fn()) -> Result<Tracker> {
         let info: MigrationInfo = self.command("query-migrate", None::<()>)?;
         if !info.blocked_reasons.is_empty() {
             return Err(MachineError::Blocked { reasons: info.blocked_reasons });
@@ -339,11 +338,11 @@ impl Machine {
             return Err(MachineError::Order { call: "track", reason: "another tracker is at work" });
         }
         let (memory, slot) = (Arc::clone(&self.memory), Arc::clone(&self.tracker));
-        let tracker = match (&self.uffd, &self.locked) {
-            (Ok(uffd), _) => {
+        let tracker = match (&self.uffds, &self.locked) {
+            (Ok(uffds), _) => {
                 let pagemap = File::open(format!("/proc/{}/pagemap", self.child.pid()))
                     .map_err(MachineError::io("opening QEMU's pagemap"))?;
-                Tracker::PagemapScan(PagemapScan::start(Arc::clone(uffd), pagemap, memory, slot)?)
+                Tracker::PagemapScan(PagemapScan::start(Arc::clone(uffds), pagemap, memory, slot, begin)?)
             }
             (Err(_), Ok(())) => {
                 let pidfd = self.child.pidfd().try_clone_to_owned().map_err(MachineError::io("QEMU's descriptor"))?;
@@ -359,7 +358,7 @@ impl Machine {
 
     /// What [`Machine::track`] goes by here; None when it cannot.
     pub fn mechanism(&self) -> Option<Mechanism> {
-        match (&self.uffd, &self.locked) {
+        match (&self.uffds, &self.locked) {
             (Ok(_), _) => Some(Mechanism::PagemapScan),
             (Err(_), Ok(())) => Some(Mechanism::SoftDirty),
             (Err(_), Err(_)) => None,

@@ -29,8 +29,8 @@ pub(crate) fn library() -> Result<OwnedFd> {
 
 /// What the library sent.
 pub(crate) struct Received {
-    /// QEMU's userfaultfd, or why there is none.
-    pub uffd: Result<OwnedFd>,
+    /// QEMU's two userfaultfds, or why there are none.
+    pub uffds: Result<[OwnedFd; 2]>,
     /// Where in QEMU the library's words for kvmclock are (`preload/kvm_clock.rs`).
     pub kvm_clock: Option<u64>,
 }
@@ -42,7 +42,7 @@ pub(crate) fn receive(socket: &UnixStream, pid: u32) -> Result<Received> {
     let mut found = None;
     loop {
         let mut text = [0_u8; 16];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
         let message = match recvmsg(socket.as_fd(), &mut [IoSliceMut::new(&mut text)], &mut control, flags) {
@@ -52,8 +52,8 @@ pub(crate) fn receive(socket: &UnixStream, pid: u32) -> Result<Received> {
             Err(Errno::INTR) => continue,
             Err(error) => return Err(MachineError::os("receiving the userfaultfd")(error)),
         };
-        let fd = control.drain().find_map(|m| match m {
-            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        let fds = control.drain().find_map(|m| match m {
+            RecvAncillaryMessage::ScmRights(mut fds) => Some([fds.next()?, fds.next()?]),
             _ => None,
         });
         if message.bytes != text.len() {
@@ -62,20 +62,20 @@ pub(crate) fn receive(socket: &UnixStream, pid: u32) -> Result<Received> {
         let word = |at: usize| u32::from_ne_bytes([text[at], text[at + 1], text[at + 2], text[at + 3]]);
         let (errno, sender) = (word(0).cast_signed(), word(4));
         if sender == pid {
-            found = Some((errno, fd, u64::from(word(8)) | u64::from(word(12)) << 32));
+            found = Some((errno, fds, u64::from(word(8)) | u64::from(word(12)) << 32));
         }
     }
     let kvm_clock = found.as_ref().map(|(_, _, address)| *address);
-    let uffd = match found {
-        Some((0, Some(fd), _)) => Ok(fd),
-        Some((0, None, _)) => Err(refused("the message had no descriptor".into())),
+    let uffds = match found {
+        Some((0, Some(fds), _)) => Ok(fds),
+        Some((0, None, _)) => Err(refused("the message had no descriptors".into())),
         Some((errno, _, _)) => Err(refused(format!(
             "{} (CAP_SYS_PTRACE, vm.unprivileged_userfaultfd=1 or access to /dev/userfaultfd is needed)",
             std::io::Error::from_raw_os_error(errno)
         ))),
         None => Err(refused("the preloaded library did not run (is QEMU statically linked?)".into())),
     };
-    Ok(Received { uffd, kvm_clock })
+    Ok(Received { uffds, kvm_clock })
 }
 
 /// The environment for an inherited library. `lock`: it is to lock QEMU's memory and keep huge pages away.

@@ -64,12 +64,14 @@ pub(crate) struct PageRegion {
 const UFFDIO_API: u64 = ioc(3, 0xaa, 0x3f, size_of::<UffdioApi>());
 const UFFDIO_REGISTER: u64 = ioc(3, 0xaa, 0, size_of::<UffdioRegister>());
 const UFFDIO_UNREGISTER: u64 = ioc(2, 0xaa, 1, size_of::<UffdioRange>());
+const UFFDIO_WAKE: u64 = ioc(2, 0xaa, 2, size_of::<UffdioRange>());
 const UFFDIO_WRITEPROTECT: u64 = ioc(3, 0xaa, 6, size_of::<UffdioWriteprotect>());
 const PAGEMAP_SCAN: u64 = ioc(3, b'f', 16, size_of::<PmScanArg>());
 
 const _: () = {
     assert!(size_of::<PmScanArg>() == 96 && size_of::<PageRegion>() == 24);
     assert!(UFFDIO_API == 0xc018_aa3f && UFFDIO_REGISTER == 0xc020_aa00);
+    assert!(size_of::<Trap>() == 32 && UFFDIO_WAKE == 0x8010_aa02);
     assert!(UFFDIO_UNREGISTER == 0x8010_aa01 && UFFDIO_WRITEPROTECT == 0xc018_aa06);
     assert!(PAGEMAP_SCAN == 0xc060_6610);
 };
@@ -78,6 +80,8 @@ const UFFD_API: u64 = 0xaa;
 const UFFDIO_REGISTER_MODE_WP: u64 = 1 << 1;
 const UFFDIO_WRITEPROTECT_MODE_WP: u64 = 1 << 0;
 
+/// Write protection.
+const UFFD_FEATURE_PAGEFAULT_FLAG_WP: u64 = 1 << 0;
 /// Write protection of shared memory and huge pages.
 pub(crate) const UFFD_FEATURE_WP_HUGETLBFS_SHMEM: u64 = 1 << 12;
 /// Pages not there yet are protected too.
@@ -87,6 +91,31 @@ pub(crate) const UFFD_FEATURE_WP_ASYNC: u64 = 1 << 15;
 /// What tracking needs.
 pub(crate) const UFFD_FEATURES: u64 =
     UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_ASYNC;
+
+/// What trapping needs: the first write to a protected page waits until it is answered (Linux 5.19).
+pub(crate) const UFFD_FEATURES_OF_TRAPS: u64 =
+    UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED;
+
+const UFFD_EVENT_PAGEFAULT: u8 = 0x12;
+const UFFD_PAGEFAULT_FLAG_WP: u64 = 1 << 1;
+
+/// `struct uffd_msg` of a page fault.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Trap {
+    event: u8,
+    reserved: [u8; 7],
+    flags: u64,
+    address: u64,
+    feature: u64,
+}
+
+impl Trap {
+    /// The address of a write to a protected page, if it is one.
+    pub(crate) fn write_to(&self) -> Option<u64> {
+        (self.event == UFFD_EVENT_PAGEFAULT && self.flags & UFFD_PAGEFAULT_FLAG_WP != 0).then_some(self.address)
+    }
+}
 
 const PM_SCAN_WP_MATCHING: u64 = 1 << 0;
 const PM_SCAN_CHECK_WPASYNC: u64 = 1 << 1;
@@ -138,7 +167,11 @@ pub(crate) fn uffd_unregister(uffd: BorrowedFd<'_>, start: u64, len: u64) -> io:
 
 /// UFFDIO_WRITEPROTECT: from now on writes to the range are noted, also to pages that are not there yet.
 pub(crate) fn uffd_protect(uffd: BorrowedFd<'_>, start: u64, len: u64) -> io::Result<()> {
-    let mut protect = UffdioWriteprotect { range: UffdioRange { start, len }, mode: UFFDIO_WRITEPROTECT_MODE_WP };
+    write_protect(uffd, start, len, UFFDIO_WRITEPROTECT_MODE_WP)
+}
+
+fn write_protect(uffd: BorrowedFd<'_>, start: u64, len: u64, mode: u64) -> io::Result<()> {
+    let mut protect = UffdioWriteprotect { range: UffdioRange { start, len }, mode };
     loop {
         // SAFETY: the structure of this request.
         match unsafe { ioctl(uffd, UFFDIO_WRITEPROTECT, &mut protect) } {
@@ -146,6 +179,29 @@ pub(crate) fn uffd_protect(uffd: BorrowedFd<'_>, start: u64, len: u64) -> io::Re
             Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => std::thread::yield_now(),
             other => return other.map(drop),
         }
+    }
+}
+
+/// UFFDIO_WRITEPROTECT without protection: the range can be written, and who waits for that goes on.
+pub(crate) fn uffd_open(uffd: BorrowedFd<'_>, start: u64, len: u64) -> io::Result<()> {
+    write_protect(uffd, start, len, 0)
+}
+
+/// UFFDIO_WAKE: who is trapped in the range tries again.
+pub(crate) fn uffd_wake(uffd: BorrowedFd<'_>, start: u64, len: u64) -> io::Result<()> {
+    let mut range = UffdioRange { start, len };
+    // SAFETY: the structure of this request.
+    unsafe { ioctl(uffd, UFFDIO_WAKE, &mut range) }.map(drop)
+}
+
+/// Trapped writes that wait for an answer, as read(2) of the descriptor gives them; how many. `WouldBlock` when there are
+/// none.
+pub(crate) fn uffd_read(uffd: BorrowedFd<'_>, out: &mut [Trap]) -> io::Result<usize> {
+    // SAFETY: the kernel writes whole messages, integers only, into the slice.
+    let read = unsafe { libc::read(uffd.as_raw_fd(), out.as_mut_ptr().cast(), size_of_val(out)) };
+    match usize::try_from(read) {
+        Ok(bytes) => Ok(bytes / size_of::<Trap>()),
+        Err(_) => Err(io::Error::last_os_error()),
     }
 }
 

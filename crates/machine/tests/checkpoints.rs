@@ -6,7 +6,7 @@ use std::path::Path;
 
 use guest::COUNTER;
 use guest::protected::{Protected, tracking_is_exact};
-use ninefold_machine::{DirtySet, MachineError, PageSize, Ram, RunState};
+use ninefold_machine::{DirtySet, MachineError, Mechanism, PageSize, Ram, RunState};
 use ninefold_model::spec::Accel;
 
 fn on_all(vcpus: u16) {
@@ -25,6 +25,38 @@ fn one_vcpu() {
 #[test]
 fn two_vcpus() {
     on_all(2);
+}
+
+/// The guest writes in one place, then in another, and comes back: what it leaves is no longer scanned, and nothing that it
+/// writes is missed while regions change.
+#[test]
+fn memory_that_the_guest_leaves_alone_is_not_scanned() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = guest::boot_sector(dir.path());
+    for accel in guest::accels() {
+        let mut vm = Protected::start(&guest::config(Path::new("qemu-system-x86_64"), accel, 2, &image));
+        if vm.tracker.mechanism() != Mechanism::PagemapScan {
+            eprintln!("skipped: this kernel has no PAGEMAP_SCAN");
+            return;
+        }
+        let memory = vm.machine.memory().clone();
+        guest::await_boot(&memory, 2);
+        for place in [0_u32, 16 << 20, 0] {
+            guest::write_where(&memory, place);
+            // What was written before has become cold after 100 checkpoints.
+            for round in 0..140 {
+                if round % 5 == 0 {
+                    vm.copy();
+                }
+                guest::await_count(&memory, COUNTER, 20);
+                vm.pause(&format!("{accel}, at {place}, round {round}"));
+                vm.machine.resume().unwrap();
+            }
+            let (all, hot) = vm.tracker.regions().unwrap();
+            assert_eq!(all, guest::MEMORY_MIB / 2);
+            assert!((4..=7).contains(&hot), "at {place}: {hot} of {all} regions are scanned");
+        }
+    }
 }
 
 /// The machine type is pinned, so that a host can be upgraded to another QEMU, and back.

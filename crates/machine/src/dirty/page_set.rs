@@ -60,6 +60,11 @@ impl PageSet {
         each_word(first, end.min(self.pages), |word, mask| self.words[word] &= !mask);
     }
 
+    /// Whether a page is in it.
+    pub(super) fn contains(&self, page: u64) -> bool {
+        page < self.pages && self.words[(page / 64) as usize] & (1 << (page % 64)) != 0
+    }
+
     /// The first page at or behind `from` that is in the set (`invert` is 0) or is not (`!0`).
     fn next(&self, from: u64, invert: u64) -> Option<u64> {
         if from >= self.pages {

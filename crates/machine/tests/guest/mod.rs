@@ -1,6 +1,6 @@
 //! A guest of one boot sector and what tests need around it.
 //!
-//! It counts at [`COUNTER`] and, per count, writes one random word to one of 2,048 pages above 1 MiB. The other vCPUs,
+//! It counts at [`COUNTER`] and, per count, writes one random word to one of 2,048 pages above 1 MiB, or where [`WHERE`] says. The other vCPUs,
 //! if any, count at [`OTHER_COUNTER`] and write to 64 pages from 128 KiB on.
 #![allow(dead_code, reason = "each test file uses a part")]
 
@@ -9,6 +9,7 @@ pub mod timed;
 
 use std::arch::global_asm;
 use std::io::Write as _;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,6 +21,9 @@ use ninefold_model::spec::{Accel, AccelChoice, Arch, Boot, Nic, Protection, VmSp
 pub const COUNTER: u64 = 0x500;
 /// The same for the others.
 pub const OTHER_COUNTER: u64 = 0x510;
+/// The bytes behind 1 MiB where those pages begin: 0 after a boot. In the page of the counters, which is written all the time
+/// anyway.
+pub const WHERE: u64 = 0x520;
 /// Guest memory, MiB.
 pub const MEMORY_MIB: u64 = 32;
 
@@ -89,6 +93,7 @@ nf_flat:
     movl %ebx, %ecx
     shrl $20, %ecx
     andl $0xffc, %ecx
+    addl 0x520, %eax
     movl %ebx, 0x100000(%eax,%ecx)
     movl $200, %ecx
 5:  loop 5b
@@ -222,6 +227,12 @@ pub fn word(memory: &Memory, address: u64) -> u32 {
     memory.read_run(PageRun { block: 0, first: address / PAGE_SIZE, count: 1 }, &mut page).unwrap();
     let at = (address % PAGE_SIZE) as usize;
     u32::from_le_bytes(page[at..at + 4].try_into().unwrap())
+}
+
+/// Where the first vCPU is to write from now on: see [`WHERE`].
+pub fn write_where(memory: &Memory, place: u32) {
+    let file = std::fs::File::from(memory.ram().as_fd().try_clone_to_owned().unwrap());
+    std::os::unix::fs::FileExt::write_all_at(&file, &place.to_le_bytes(), WHERE).unwrap();
 }
 
 /// Waits until the guest has counted `by` further.

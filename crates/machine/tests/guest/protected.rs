@@ -35,8 +35,12 @@ impl Protected {
 
     /// Takes what is dirty; the guest may run.
     pub fn copy(&mut self) -> u64 {
+        self.copy_which(Tracker::scan)
+    }
+
+    fn copy_which(&mut self, scan: fn(&mut Tracker, &mut DirtySet) -> ninefold_machine::Result<u64>) -> u64 {
         self.dirty.clear();
-        let pages = self.tracker.scan(&mut self.dirty).unwrap();
+        let pages = scan(&mut self.tracker, &mut self.dirty).unwrap();
         assert_eq!(pages, self.dirty.pages());
         self.shadow.take(self.machine.memory(), self.dirty.runs());
         pages
@@ -45,7 +49,7 @@ impl Protected {
     /// One checkpoint; the guest stands still afterwards.
     pub fn pause(&mut self, when: &str) -> u64 {
         self.machine.begin_pause().unwrap();
-        let pages = self.copy();
+        let pages = self.copy_which(Tracker::scan_stopped);
         self.machine.finish_save().unwrap();
         self.machine.state_into(&mut self.state).unwrap();
         let memory = self.machine.memory().clone();
