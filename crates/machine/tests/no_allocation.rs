@@ -50,7 +50,7 @@ fn a_pause_allocates_nothing() {
             dirty.clear();
             let before = ALLOCATIONS.with(Cell::get);
             machine.begin_pause().unwrap();
-            tracker.scan(&mut dirty).unwrap();
+            tracker.scan_stopped(&mut dirty).unwrap();
             let read = memory.read_runs(dirty.runs(), &mut pages).unwrap();
             machine.finish_save().unwrap();
             machine.state_into(&mut state).unwrap();
