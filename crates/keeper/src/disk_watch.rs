@@ -23,20 +23,21 @@ pub const FAILS: Duration = Duration::from_secs(1);
 pub const SLOW: Duration = Duration::from_secs(2);
 /// One that has answered for so long is slow no more.
 pub const CALM: Duration = Duration::from_secs(5);
-/// One that has not answered for so long hangs. A log's disk is given the same time.
+/// One that has neither answered for so long, nor got on with what it was asked, hangs. A log's disk is given the same time.
 pub const HANGS: Duration = Duration::from_secs(10);
 /// So many bytes held: the guest is slowed down to 50 MB/s or less.
 const CROWDED: usize = SOFT + (HARD - SOFT) / 2;
 /// A host that has held so many for so long is left.
 pub const CROWDED_FOR: Duration = Duration::from_secs(10);
-/// Not by a VM that has come to it less than this before: if the disks of both hosts are slow, nothing is won.
+/// A disk that is slow or hangs is not left by a VM that has come to it less than this before: if those of both hosts are slow,
+/// nothing is won.
 pub const SETTLED: Duration = Duration::from_secs(60);
 
 /// How a volume is when it is looked at.
 #[derive(Debug, Clone, Default)]
 pub struct Look {
     pub failure: Option<Failure>,
-    /// For how long its disk has not answered.
+    /// For how long its disk has not answered, nor got on.
     pub stalled: Option<Duration>,
 }
 
@@ -83,7 +84,7 @@ impl DiskWatch {
         }
     }
 
-    /// How things are now. `primary_for`: how long the VM has been here, if it is. Answers why it should go to another host, if it
+    /// How things are now. `primary_for`: how long ago the VM has come here, if it is here; for ever if it was booted here. Answers why it should go to another host, if it
     /// should.
     pub fn look(
         &mut self,
@@ -126,11 +127,12 @@ impl DiskWatch {
         if self.not_before.is_some_and(|at| now < at) {
             return None;
         }
-        let hangs = looks.iter().filter_map(|l| l.stalled).max().filter(|time| *time >= HANGS);
+        let settled = primary_for >= SETTLED;
+        let hangs = looks.iter().filter_map(|l| l.stalled).max().filter(|time| *time >= HANGS && settled);
         match (bad.filter(|_| fails), hangs) {
             (Some(failure), _) => Some(format!("a volume fails here: {}", failure.reason)),
             (None, Some(time)) => Some(format!("a disk has not answered here for {} s", time.as_secs())),
-            (None, None) if crowded && primary_for >= SETTLED => {
+            (None, None) if crowded && settled => {
                 Some(format!("the disks here are slower than the guest: {} MiB are held", held >> 20))
             }
             (None, None) => None,
@@ -229,6 +231,16 @@ mod tests {
         assert_eq!(bench.after(SECOND, &Look::default(), CROWDED + 1), (vec![], None), "the time begins anew");
         // Who is not the primary leaves nothing.
         assert_eq!(bench.0.look(bench.1, &[stalled(60)], HARD, None, &mut said), None);
+    }
+
+    /// If the disks of both hosts hang, the VM does not change its host every ten seconds.
+    #[test]
+    fn a_disk_that_hangs_is_not_left_by_a_vm_that_has_just_come() {
+        let (mut bench, mut said) = (Bench::new(), Vec::new());
+        let mut leave = |here: Duration| bench.0.look(bench.1, &[stalled(30)], 0, Some(here), &mut said);
+        assert_eq!(leave(SETTLED.saturating_sub(SECOND)), None);
+        assert!(leave(SETTLED).is_some());
+        assert_eq!(said, [Said::Slow(0, SECOND * 30)], "it is said all the same");
     }
 
     #[test]

@@ -573,6 +573,11 @@ impl Disks {
         self.all.iter().zip(numbers).all(|(d, number)| d.served.is_durable(*number))
     }
 
+    /// A number that is another whenever a disk has got on with a flush.
+    pub fn got_on(&self) -> u64 {
+        self.iter().map(|disk| disk.served.got_on()).fold(0, u64::wrapping_add)
+    }
+
     /// Makes durable what is in the images.
     ///
     /// # Errors

@@ -12,7 +12,7 @@
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -23,6 +23,7 @@ use ninefold_replica::stream::{CheckpointAssembler, Hello, PageRun, PageSink};
 use ninefold_snapshot::log::{At, Committed, Found, Log, LogError, New, Options};
 use ninefold_snapshot::storage::{Directory, Storage};
 use ninefold_volume::Batch;
+use ninefold_volume::served::STEP;
 
 use crate::aside::Aside;
 use crate::bell::Bell;
@@ -41,8 +42,8 @@ const JOBS: usize = 64;
 const FOLD_LIMIT: Duration = Duration::from_secs(10);
 /// How often it is looked whether the images have what the folder waits for.
 const FOLD_LOOK: Duration = Duration::from_millis(20);
-/// What is copied is made durable piece by piece: after so many bytes.
-const SYNC_AFTER: usize = 64 << 20;
+/// What is copied is made durable piece by piece: after so many bytes, so that a slow disk is seen to get on.
+const SYNC_AFTER: usize = STEP as usize;
 /// Pages of a checkpoint between two signs of progress.
 const PAGES_AT_A_TIME: u32 = 2048;
 /// A folder that failed tries again.
@@ -122,6 +123,7 @@ pub struct LogHandle {
     pub id: u64,
     told: Arc<Aside<Told>>,
     progress: Progress,
+    disks: Arc<Disks>,
     _thread: JoinHandle<()>,
 }
 
@@ -158,25 +160,42 @@ impl LogHandle {
 
     /// Whether the thread is at work, and then a number that is another whenever it has got on.
     pub fn at_work(&self) -> Option<u64> {
-        let number = self.progress.0.load(Ordering::Relaxed);
-        (number % 2 == 1).then_some(number)
+        self.progress.now(|| self.disks.got_on())
     }
 }
 
 /// Whether the thread is at work, which its disk may never let it end: an odd number while it is, another whenever it has got
 /// on.
 #[derive(Debug, Clone, Default)]
-struct Progress(Arc<AtomicU64>);
+struct Progress(Arc<Steps>);
+
+#[derive(Debug, Default)]
+struct Steps {
+    number: AtomicU64,
+    /// It waits for a flush of the volumes' images: what their disks do is what it does.
+    syncs: AtomicBool,
+}
 
 impl Progress {
     fn at_work(&self, at_work: bool) {
-        if at_work != (self.0.load(Ordering::Relaxed) % 2 == 1) {
-            self.0.fetch_add(1, Ordering::Relaxed);
+        if at_work != (self.0.number.load(Ordering::Relaxed) % 2 == 1) {
+            self.0.number.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     fn made(&self) {
-        self.0.fetch_add(2, Ordering::Relaxed);
+        self.0.number.fetch_add(2, Ordering::Relaxed);
+    }
+
+    fn syncs(&self, yes: bool) {
+        self.0.syncs.store(yes, Ordering::Relaxed);
+    }
+
+    /// None while it is not at work.
+    fn now(&self, disks: impl FnOnce() -> u64) -> Option<u64> {
+        let number = self.0.number.load(Ordering::Relaxed);
+        let disks = if self.0.syncs.load(Ordering::Relaxed) { disks() } else { 0 };
+        (number % 2 == 1).then(|| number.wrapping_add(disks))
     }
 }
 
@@ -214,6 +233,7 @@ pub fn start(id: u64, reign: Term, beginning: Beginning, settings: Settings) -> 
     let (jobs, work) = sync_channel(JOBS);
     let (progress, told) = (Progress::default(), Arc::<Aside<Told>>::default());
     let (its, hears) = (progress.clone(), Arc::clone(&told));
+    let disks = Arc::clone(&settings.disks);
     let run = move || {
         let core = settings.core.clone();
         let mut thread = LogThread {
@@ -239,7 +259,7 @@ pub fn start(id: u64, reign: Term, beginning: Beginning, settings: Settings) -> 
         }
     };
     let thread = thread::Builder::new().name("log".into()).spawn(run).map_err(KeeperError::Thread)?;
-    Ok(LogHandle { jobs, id, told, progress, _thread: thread })
+    Ok(LogHandle { jobs, id, told, progress, disks, _thread: thread })
 }
 
 struct LogThread {
@@ -461,7 +481,10 @@ impl LogThread {
 
     fn sync_images(&self) -> Result<(), LogError> {
         let failed = |why| LogError::Target { what: "the volumes cannot be synced".into(), source: io(why) };
-        self.settings.disks.sync_images().map_err(failed)?;
+        self.progress.syncs(true);
+        let synced = self.settings.disks.sync_images();
+        self.progress.syncs(false);
+        synced.map_err(failed)?;
         self.progress.made();
         Ok(())
     }
@@ -531,6 +554,11 @@ impl LogThread {
             for batch in batches {
                 batch.each_piece(&mut self.operations, |piece| {
                     offset = commit.volume_writes(volume as u16, offset, piece)?;
+                    unsynced += piece.len();
+                    if unsynced >= SYNC_AFTER {
+                        commit.sync()?;
+                        unsynced = 0;
+                    }
                     self.progress.made();
                     Ok::<_, LogError>(())
                 })?;
@@ -680,4 +708,27 @@ fn write_received(
 
 fn io(why: String) -> std::io::Error {
     std::io::Error::other(why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A thread that waits for a flush of gigabytes gets on as long as the disks do; one that waits for its own disk does not.
+    #[test]
+    fn who_waits_for_a_flush_of_the_images_gets_on_with_it() {
+        let progress = Progress::default();
+        assert_eq!(progress.now(|| 1), None, "it has nothing to do");
+        progress.at_work(true);
+        let now = progress.now(|| 1);
+        assert!(now.is_some() && progress.now(|| 2) == now);
+        progress.syncs(true);
+        assert_ne!(progress.now(|| 3), progress.now(|| 4));
+        progress.syncs(false);
+        assert_eq!(progress.now(|| 5), now);
+        progress.made();
+        assert_ne!(progress.now(|| 5), now);
+        progress.at_work(false);
+        assert_eq!(progress.now(|| 5), None);
+    }
 }

@@ -35,7 +35,7 @@ use crate::session::Job;
 /// Blocks whose checksums are asked about at once: 8 MiB. A backup that computes them must not look dead.
 const ASKED: u64 = 128;
 /// Questions that may be unanswered.
-const QUESTIONS: usize = 3;
+pub const QUESTIONS: usize = 3;
 /// For one answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// Blocks in one piece of a round: 1 MiB.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,13 +11,16 @@ use ninefold_machine::{PAGE_SIZE, PageRun};
 use ninefold_model::control::CheckpointRecord;
 use ninefold_model::{Epoch, Term};
 use ninefold_replica::pacing::MAX_IN_FLIGHT;
-use ninefold_replica::stream::record::MAX_VOLUMES;
+use ninefold_replica::stream::record::{MAX_VOLUME_WRITES, MAX_VOLUMES};
 use ninefold_replica::stream::{
     self, Heartbeat, Hello, Mode, ModeChooser, PageEncoder, Pass, PassKind, PassWriter, Preamble, Ready, Record,
     RecordReader, Sample, StreamError, write_record,
 };
 use ninefold_transport::clock::Moment;
 use ninefold_transport::{Link, LinkHandle, LinkReader, LinkWriter};
+use ninefold_volume::batch::MAX_MEMORY;
+use ninefold_volume::budget::{OUTSTANDING, STILL};
+use ninefold_volume::sums::BLOCK;
 
 use crate::aside::Aside;
 use crate::bell::Bell;
@@ -39,6 +42,15 @@ const _: () = assert!(JOBS > 2 + MAX_IN_FLIGHT as usize + 1 + 1);
 /// The part of the guest's memory for which the sender keeps a copy of what the backup holds, so that only changes
 /// need to be sent: at most half, and no more than is written.
 const SHADOW_SHARE: u64 = 2;
+/// What the first checkpoint brings of what the copy of the volumes has left, bytes. More goes in a round of its own before.
+const REST: u64 = 32 << 20;
+/// For the operations' heads, of which less is counted than a long one has.
+const HEADS: u64 = 8 << 20;
+/// A first checkpoint has all that is held and what is left: that is taken, on the wire and when it is parsed.
+const _: () = {
+    let most = (STILL + OUTSTANDING) as u64 + REST + HEADS;
+    assert!(most <= MAX_VOLUME_WRITES && most <= MAX_MEMORY as u64);
+};
 /// For one write to the connection.
 const WRITE_LIMIT: Duration = Duration::from_secs(5);
 
@@ -158,7 +170,7 @@ pub fn open(link: Link, hello: Hello, settings: Settings, core: Sender<Msg>) -> 
     let encoder = PageEncoder::new(&hello.layout).with_shadow(pages * PAGE_SIZE / SHADOW_SHARE);
     let choice = Arc::new(Choice::default());
     let on_the_way = Arc::new(OnTheWay::default());
-    let (answers, comparison) = channel();
+    let (answers, comparison) = sync_channel(resync::QUESTIONS);
     let told = Arc::new(Aside::default());
     let (core2, handle2) = (core.clone(), handle.clone());
     let sender = SenderThread {
@@ -176,6 +188,7 @@ pub fn open(link: Link, hello: Hello, settings: Settings, core: Sender<Msg>) -> 
         core: core.clone(),
         told: Arc::clone(&told),
         last: LastWords::default(),
+        round: Epoch(0),
     };
     spawn("send", move || {
         let reason = sender.run(&hello, &work).map_or_else(|e| report(&e), |()| "closed".into());
@@ -308,6 +321,8 @@ struct SenderThread {
     core: Sender<Msg>,
     told: Arc<Aside<Told>>,
     last: LastWords,
+    /// The newest round of the initial copy.
+    round: Epoch,
 }
 
 impl SenderThread {
@@ -329,7 +344,7 @@ impl SenderThread {
                 self.hear(job)?;
             }
             match job {
-                Ok(Job::Round { round, pieces }) => self.round(round, &pieces)?,
+                Ok(Job::Round { round, pieces }) => self.copy(round, &pieces)?,
                 Ok(Job::Sums { volume, first, sums }) => {
                     self.record(&Record::VolumeSums { session: self.name.0, volume, first, sums: &sums })?;
                 }
@@ -390,6 +405,7 @@ impl SenderThread {
     }
 
     fn volumes(&mut self, round: Epoch, pieces: &Receiver<(u16, Vec<u8>)>) -> Result<(), StreamError> {
+        self.round = round;
         let pass = Pass { session: self.name.0, kind: PassKind::Sync, epoch: round };
         let mut totals = PassWriter::begin(&mut self.out, &mut self.scratch, pass, self.term)?.pause();
         let mut offsets = [0; MAX_VOLUMES as usize];
@@ -410,7 +426,8 @@ impl SenderThread {
         Ok(())
     }
 
-    fn round(&mut self, round: Epoch, pieces: &Receiver<Piece>) -> Result<(), StreamError> {
+    fn copy(&mut self, round: Epoch, pieces: &Receiver<Piece>) -> Result<(), StreamError> {
+        self.round = round;
         let pass = Pass { session: self.name.0, kind: PassKind::Sync, epoch: round };
         // Whole pages: the copies kept for patches are for pages that are written often.
         self.encoder.set_mode(Mode::Raw);
@@ -424,8 +441,34 @@ impl SenderThread {
         Ok(())
     }
 
+    /// Sends what is left of the volumes' copy as a round. While memory was copied, the guest may have written any amount.
+    fn rest(&mut self, rest: &[Vec<u64>]) -> Result<(), StreamError> {
+        self.round = self.round.next();
+        let pass = Pass { session: self.name.0, kind: PassKind::Sync, epoch: self.round };
+        let mut pass = PassWriter::begin(&mut self.out, &mut self.scratch, pass, self.term)?;
+        let disks = Arc::clone(&self.settings.disks);
+        for ((volume, disk), blocks) in (0u16..).zip(disks.iter()).zip(rest) {
+            let mut offset = 0;
+            for some in blocks.chunks(16) {
+                self.operations.clear();
+                resync::encode(&disk.served, some, &mut self.operations)
+                    .map_err(|e| StreamError::Volume(std::io::Error::other(report(&e))))?;
+                offset = pass.volume_writes(volume, offset, &self.operations)?;
+            }
+        }
+        pass.end()?;
+        Ok(())
+    }
+
     /// Sends a checkpoint; answers its record with what it took.
     fn checkpoint(&mut self, capture: &Taken, join: Option<&Join>) -> Result<CheckpointRecord, StreamError> {
+        // The images are as they were at the checkpoint, but for what comes with it.
+        let left = join.map_or(&[][..], |join| &join.rest);
+        let apart = left.iter().map(|blocks| blocks.len() as u64 * BLOCK).sum::<u64>() > REST;
+        if apart {
+            self.rest(left)?;
+        }
+        let left = if apart { &[][..] } else { left };
         let pass = Pass { session: self.name.0, kind: PassKind::Checkpoint, epoch: capture.epoch };
         let begun = Instant::now();
         let mut volume_bytes = 0;
@@ -442,7 +485,7 @@ impl SenderThread {
             let volume = number as u16;
             let mut offset = 0;
             // First what the copy left, then what the guest did to the volume and is perhaps not in it yet.
-            let rest = join.and_then(|j| j.rest.get(number)).into_iter().flat_map(|all| all.chunks(16));
+            let rest = left.get(number).into_iter().flat_map(|all| all.chunks(16));
             for blocks in rest {
                 self.operations.clear();
                 resync::encode(&disk.served, blocks, &mut self.operations)
@@ -481,7 +524,7 @@ fn read(
     reader: LinkReader,
     choice: &Choice,
     on_the_way: &OnTheWay,
-    answers: &Sender<Answer>,
+    answers: &SyncSender<Answer>,
     core: &Sender<Msg>,
 ) -> Result<(), String> {
     priority::raise();
@@ -503,9 +546,11 @@ fn read(
                 (beat.session, Msg::PeerBeat { session: name, up: beat.uplink, echo })
             }
             Record::VolumeDiffers { session, volume, first, bits } if session == name.0 => {
-                // A copy that has ended wants no answers.
-                let _ = answers.send(Answer { volume, first, bits: bits.to_vec() });
-                continue;
+                match answers.try_send(Answer { volume, first, bits: bits.to_vec() }) {
+                    // A copy that has ended wants no answers.
+                    Ok(()) | Err(TrySendError::Disconnected(_)) => continue,
+                    Err(TrySendError::Full(_)) => return Err("the backup answers what it was not asked".into()),
+                }
             }
             Record::Refuse { reason, .. } => return Err(format!("the backup refuses: {reason}")),
             Record::Bye { reason } => return Err(format!("the backup left: {reason}")),

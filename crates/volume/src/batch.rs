@@ -17,8 +17,7 @@ pub const MAX_WRITE: usize = 1 << 20;
 /// Operations of one record of the stream, at most. Bytes.
 pub const MAX_PIECE: usize = 2 << 20;
 
-/// What the operations of a checkpoint may take in memory, bytes. That of one whose guest writes sectors, one by one, takes two
-/// thirds of it when it is as long as a checkpoint may be.
+/// What the operations of a checkpoint may take in memory, bytes: more than all that a primary may hold, by the same count.
 pub const MAX_MEMORY: usize = 1 << 30;
 /// What an operation takes beside its data, about: itself, twice while the list grows, and its place in the overlay.
 const OVERHEAD: usize = 192;
@@ -329,6 +328,7 @@ mod tests {
                 wire.extend_from_slice(piece);
                 Ok(())
             }).unwrap();
+            prop_assert!(wire.len() <= batch.bytes(), "what is counted bounds what is sent");
             let back = Batch::parse(wire, SIZE).unwrap();
             prop_assert!(play(&batch) == play(&back));
         }

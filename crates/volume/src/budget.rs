@@ -10,8 +10,8 @@
 //! * At [`HARD`] a write waits until something has gone. Reads do, too, that come behind it: the guest stands still, and its host
 //!   keeps its memory.
 //! * **A pause waits for nobody**: QEMU's `stop` waits for the requests that are under way, so those are let in at once while one
-//!   begins ([`Budget::pausing`]). That is at most what QEMU has outstanding; when [`STILL`] is reached by it no further pause
-//!   may fall due ([`Budget::allows_pause`]).
+//!   begins ([`Budget::pausing`]). That is at most what QEMU has outstanding, less than [`OUTSTANDING`]; when [`STILL`] is reached
+//!   by it no further pause may fall due ([`Budget::allows_pause`]).
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,6 +22,8 @@ pub const SOFT: usize = 64 << 20;
 pub const HARD: usize = 512 << 20;
 /// Held bytes from which on no pause falls due.
 pub const STILL: usize = HARD + (128 << 20);
+/// What one pause lets in, bytes, at most: a queue of 256 requests of a MiB.
+pub const OUTSTANDING: usize = 256 << 20;
 /// Half-way between [`SOFT`] and [`HARD`] a byte is delayed for so long, seconds: 50 MB/s.
 const DELAY: f64 = 20e-9;
 /// One write is delayed for at most so long, below [`HARD`].

@@ -74,7 +74,10 @@ impl Shared {
     fn save(&self, state: &mut State, block: u64) -> Result<(), String> {
         let mut content = vec![0; self.length(block)];
         self.served.read_image(block * BLOCK, &mut content).map_err(|e| e.to_string())?;
-        self.saved.write_all_at(&content, block * BLOCK).map_err(|e| e.to_string())?;
+        // What was never written there reads as zeros: a discard of much that was empty takes no room.
+        if content.iter().any(|byte| *byte != 0) {
+            self.saved.write_all_at(&content, block * BLOCK).map_err(|e| e.to_string())?;
+        }
         set(&mut state.saved, block);
         Ok(())
     }
@@ -111,8 +114,11 @@ impl Frozen {
             source: error.into(),
         })?;
         let words = blocks(served.size()).div_ceil(64) as usize;
+        let saved = File::from(saved);
+        let failed = |source| VolumeError::File { what: "cannot make a file in", path: dir.into(), source };
+        saved.set_len(served.size()).map_err(failed)?;
         let state = State { done: vec![0; words], saved: vec![0; words], over: Overlay::default(), failure: None };
-        let shared = Arc::new(Shared { served: Arc::clone(&served), saved: saved.into(), state: Mutex::new(state) });
+        let shared = Arc::new(Shared { served: Arc::clone(&served), saved, state: Mutex::new(state) });
         let mark = Arc::clone(&shared) as Arc<dyn Mark>;
         Ok(Self { served, shared, mark })
     }

@@ -15,8 +15,10 @@ mod lock;
 pub(crate) mod qcow2;
 mod raw;
 mod tools;
+mod write_out;
 
 use std::fmt::{self, Debug};
+use std::ops::Range;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -26,7 +28,7 @@ use crate::error::VolumeError;
 pub use lock::{Lock, Locked, holder};
 pub use qcow2::Qcow2;
 pub use raw::RawFile;
-pub(crate) use tools::{INPUT, short};
+pub(crate) use tools::{ADDRESS_SPACE, INPUT, short};
 pub use tools::{Progress, Tools};
 
 /// The bytes of a volume, addressed from 0. All calls block; they may come from several threads at a time.
@@ -48,6 +50,17 @@ pub trait Image: Send + Sync + Debug {
 
     /// Makes everything written so far durable: it is there after a loss of power.
     fn flush(&self) -> Result<(), VolumeError>;
+
+    /// Writes out what the cache still has of these pieces, one after the other, so that a flush which follows has little left to
+    /// do; calls `progress` after each of them. An error means what one of a flush means.
+    fn write_out(
+        &self,
+        pieces: &mut dyn Iterator<Item = Range<u64>>,
+        progress: &mut dyn FnMut(),
+    ) -> Result<(), VolumeError> {
+        let _ = (pieces, progress);
+        Ok(())
+    }
 
     /// Whether it has structures beside the volume's bytes. Who writes all of these again does not write the structures again.
     fn has_structures(&self) -> bool {

@@ -25,6 +25,7 @@ pub mod note;
 pub mod overlay;
 pub mod pool;
 mod random;
+mod ranges;
 pub mod served;
 pub mod sums;
 pub mod unsynced;

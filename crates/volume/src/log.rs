@@ -41,6 +41,7 @@ use crate::fault;
 use crate::image::Image;
 use crate::overlay::Overlay;
 use crate::random;
+use crate::served::STEP;
 
 const MAGIC: [u8; 4] = *b"9LOG";
 const HEAD: usize = 32;
@@ -98,17 +99,31 @@ impl WriteLog {
         self.length
     }
 
-    /// Appends epochs and makes them durable, all of them or none.
+    /// Appends epochs and makes them durable, all of them or none. Calls `progress` whenever the disk has taken another
+    /// [`STEP`] of it.
     ///
     /// # Errors
     /// `Io`; the log is as before then, and the same can be tried again.
-    pub fn append<'a>(&mut self, epochs: impl IntoIterator<Item = &'a Batch>) -> Result<(), VolumeError> {
+    pub fn append<'a>(
+        &mut self,
+        epochs: impl IntoIterator<Item = &'a Batch>,
+        progress: &mut dyn FnMut(),
+    ) -> Result<(), VolumeError> {
         if self.is_empty() {
             (self.generation, self.next) = (random::number().map_err(unwritable)?, 1);
         }
-        let (mut at, mut next) = (self.length, self.next);
+        let (mut at, mut next, mut synced) = (self.length, self.next, self.length);
         for batch in epochs {
-            at = self.append_one(batch, next, at).map_err(unwritable)?;
+            let mut put = |this: &File, at: u64| {
+                if at - synced >= STEP {
+                    fault::point("log.sync")?;
+                    this.sync_data()?;
+                    synced = at;
+                    progress();
+                }
+                Ok(at)
+            };
+            at = self.append_one(batch, next, at, &mut put).map_err(unwritable)?;
             next += 1;
         }
         fault::point("log.sync").map_err(unwritable)?;
@@ -117,20 +132,26 @@ impl WriteLog {
         fault::point("log.synced").map_err(unwritable)
     }
 
-    /// Writes the records of one epoch from `at` on; where they end.
-    fn append_one(&mut self, batch: &Batch, number: u64, mut at: u64) -> io::Result<u64> {
+    /// Writes the records of one epoch from `at` on, and calls `after` with where each ends; where the last does.
+    fn append_one(
+        &mut self,
+        batch: &Batch,
+        number: u64,
+        mut at: u64,
+        after: &mut dyn FnMut(&File, u64) -> io::Result<u64>,
+    ) -> io::Result<u64> {
         let Self { file, generation, operations, record, .. } = self;
         // One piece is kept back: the last one is marked as such.
         record.clear();
         batch.each_piece(operations, |piece| {
-            at = put(file, record, false, at)?;
+            at = put(file, record, false, at).and_then(|at| after(file, at))?;
             begin(record, *generation, number, piece);
             Ok::<_, io::Error>(())
         })?;
         if record.is_empty() {
             begin(record, *generation, number, &[]);
         }
-        put(file, record, true, at)
+        put(file, record, true, at).and_then(|at| after(file, at))
     }
 
     /// Makes it empty, durably.

@@ -64,6 +64,7 @@ use crate::log::{self, WriteLog};
 use crate::lost::Lost;
 use crate::nbd::Handler;
 use crate::overlay::Overlay;
+use crate::ranges::Ranges;
 use crate::sums::BLOCK;
 use crate::unsynced::Unsynced;
 
@@ -87,6 +88,9 @@ const FEW: usize = 1 << 20;
 const RETRY: Duration = Duration::from_millis(250);
 /// What fails when a flush has succeeded, and what an earlier one lost is still missing.
 const NOT_AS_WRITTEN: &str = "the image is not on the disk as it was written";
+/// So many bytes, in so many places, are written out at a time: a disk that needs longer than a moment for it is a slow one.
+pub const STEP: u64 = 8 << 20;
+const FEW_PLACES: usize = 256;
 /// A flush that has been under way for so long is one of a slow disk: no pause should have to wait for it.
 const LONG_FLUSH: Duration = Duration::from_millis(50);
 
@@ -140,6 +144,30 @@ enum Use {
     Read,
 }
 
+/// Uses of one kind that are under way.
+#[derive(Debug, Clone, Copy, Default)]
+struct AtWork {
+    count: usize,
+    /// When the first of them began, or the disk last got on with one.
+    since: Option<Instant>,
+}
+
+impl AtWork {
+    fn begin(&mut self) {
+        self.count += 1;
+        self.since.get_or_insert_with(Instant::now);
+    }
+
+    fn gets_on(&mut self) {
+        self.since = (self.count > 0).then(Instant::now);
+    }
+
+    fn end(&mut self) {
+        self.count = self.count.saturating_sub(1);
+        self.gets_on();
+    }
+}
+
 struct State {
     mode: Mode,
     /// The VM has gone from here, and nothing has been received since.
@@ -178,9 +206,15 @@ struct State {
     flush_done: u64,
     flush_needs: u64,
     flush_failed: Option<(RangeInclusive<u64>, Failure)>,
-    /// Since when each kind of use of the disk is under way.
-    at_work: [Option<Instant>; 4],
+    /// Which kinds of use of the disk are under way.
+    at_work: [AtWork; 4],
+    /// How often the disk has got on with what it was asked.
+    got_on: u64,
+    /// What was written to the image and not flushed, whoever wrote it.
+    dirty: Ranges,
     on_calm: Option<OnCalm>,
+    /// Since when a flush is under way.
+    flushing: Option<Instant>,
     /// A flush has failed: what is in the log has to be written into the image again.
     redo: bool,
     /// Somebody waits for the image.
@@ -313,6 +347,9 @@ impl Served {
         lost: Option<Lost>,
     ) -> Result<Self, VolumeError> {
         let size = image.size();
+        // An earlier process may have left it in the cache.
+        let mut all = Ranges::default();
+        all.put(0, size);
         let unsynced = match &lost {
             Some(lost) if lost.is_true() => Unsynced::lost(size, image.has_structures()),
             _ => Unsynced::unknown(size),
@@ -345,8 +382,11 @@ impl Served {
                 flush_done: 0,
                 flush_needs: 0,
                 flush_failed: None,
-                at_work: [None; 4],
+                at_work: [AtWork::default(); 4],
+                got_on: 0,
+                dirty: all,
                 on_calm: None,
+                flushing: None,
                 redo: false,
                 settling: false,
                 gone: false,
@@ -409,7 +449,7 @@ impl Served {
     /// Whether something goes into the image of a VM that is alone, or is being made durable there.
     pub fn is_busy(&self) -> bool {
         let state = self.shared.lock();
-        let flushes = || state.at_work[Use::Flush as usize].is_some_and(|since| since.elapsed() >= LONG_FLUSH);
+        let flushes = || state.flushing.is_some_and(|since| since.elapsed() >= LONG_FLUSH);
         state.sync || (state.mode == Mode::Through && (!state.queue.is_empty() || flushes()))
     }
 
@@ -418,10 +458,15 @@ impl Served {
         self.shared.lock().on_calm = tell;
     }
 
-    /// How long the disk has not answered what it was asked longest ago; none while it has nothing to do.
+    /// How long the disk has not answered what it was asked longest ago, nor got on with it; none while it has nothing to do.
     pub fn stalled(&self) -> Option<Duration> {
-        let oldest = self.shared.lock().at_work.iter().flatten().min().copied();
+        let oldest = self.shared.lock().at_work.iter().filter_map(|work| work.since).min();
         oldest.map(|since| since.elapsed())
+    }
+
+    /// A number that is another whenever the disk has got on with a flush, whoever waits for it.
+    pub fn got_on(&self) -> u64 {
+        self.shared.lock().got_on
     }
 
     /// Has all that the guest has done up to now made durable, without waiting for it: the VM is alone. [`Served::flushed`] tells of
@@ -979,15 +1024,18 @@ impl State {
     }
 
     fn begin(&mut self, what: Use) {
-        self.at_work[what as usize].get_or_insert_with(Instant::now);
-    }
-
-    fn begin_anew(&mut self, what: Use) {
-        self.at_work[what as usize] = Some(Instant::now());
+        self.at_work[what as usize].begin();
     }
 
     fn end(&mut self, what: Use) {
-        self.at_work[what as usize] = None;
+        self.at_work[what as usize].end();
+    }
+
+    /// The disk has taken something: whoever writes or flushes may still have to wait, and it does not hang. What is read may come
+    /// from the cache, and proves nothing.
+    fn gets_on(&mut self) {
+        self.got_on += 1;
+        [Use::Applier, Use::PastTheLog, Use::Flush].into_iter().for_each(|what| self.at_work[what as usize].gets_on());
     }
 
     fn tell_calm(&self) {
@@ -1044,6 +1092,13 @@ impl Image for Shared {
 #[derive(Debug)]
 struct Again<'a>(&'a Shared);
 
+impl Again<'_> {
+    fn wrote(&self, at: u64, length: u64) {
+        self.0.dirties(at, at.saturating_add(length));
+        self.0.lock().at_work[Use::Applier as usize].gets_on();
+    }
+}
+
 impl Image for Again<'_> {
     fn size(&self) -> u64 {
         self.0.image.size()
@@ -1054,11 +1109,15 @@ impl Image for Again<'_> {
     }
 
     fn write(&self, at: u64, bytes: &[u8]) -> Result<(), VolumeError> {
-        self.0.image.write(at, bytes)
+        let written = self.0.image.write(at, bytes);
+        self.wrote(at, bytes.len() as u64);
+        written
     }
 
     fn zero(&self, at: u64, length: u64, unmap: bool) -> Result<(), VolumeError> {
-        self.0.image.zero(at, length, unmap)
+        let written = self.0.image.zero(at, length, unmap);
+        self.wrote(at, length);
+        written
     }
 
     /// Fails as well if somebody else's flush has failed since the writing began.
@@ -1095,9 +1154,7 @@ impl Shared {
         let (start, end) = op.range();
         let mut state = self.lock();
         may(&state)?;
-        if state.under_way == 0 {
-            state.begin_anew(Use::PastTheLog);
-        }
+        state.begin(Use::PastTheLog);
         state.under_way += 1;
         state.loose = state.loose.saturating_add(usize::try_from(end - start).unwrap_or(usize::MAX));
         let begun = state.unsynced.begin(start, end);
@@ -1106,9 +1163,7 @@ impl Shared {
         let written = self.put(op, &marks);
         let mut state = self.lock();
         state.under_way -= 1;
-        if state.under_way == 0 {
-            state.end(Use::PastTheLog);
-        }
+        state.end(Use::PastTheLog);
         state.unsynced.done(&begun, written.is_ok());
         state.written(op);
         drop(state);
@@ -1123,9 +1178,13 @@ impl Shared {
         let mut state = self.lock();
         state.unsynced.flush_begins();
         let loose = std::mem::take(&mut state.loose);
+        let dirty = std::mem::take(&mut state.dirty);
         state.begin(Use::Flush);
+        state.flushing = Some(Instant::now());
         drop(state);
-        let flushed = self.image.flush();
+        // First what may be much, in steps: so the disk is seen to get on, however much there is.
+        let written_out = self.image.write_out(&mut dirty.steps(STEP, FEW_PLACES), &mut || self.lock().gets_on());
+        let flushed = written_out.and_then(|()| self.image.flush());
         let mut state = self.lock();
         if flushed.is_err() && state.unsynced.is_at_stake() {
             // Before anybody hears of it.
@@ -1141,6 +1200,8 @@ impl Shared {
             Err(error) => {
                 state.loose = state.loose.saturating_add(loose);
                 state.unsynced.flush_failed();
+                state.dirty.put_all(&dirty);
+                state.dirty.widen(self.image.size());
                 // What the log has can be written again.
                 state.redo |= state.log_used.is_some();
                 Err(error)
@@ -1154,7 +1215,10 @@ impl Shared {
         } else if is_safe && result.is_ok() {
             noted.remove();
         }
-        self.lock().end(Use::Flush);
+        let mut state = self.lock();
+        state.end(Use::Flush);
+        state.flushing = None;
+        drop(state);
         result
     }
 
@@ -1170,7 +1234,16 @@ impl Shared {
     fn put(&self, op: &Op, marks: &[Arc<dyn Mark>]) -> Result<(), VolumeError> {
         let (start, end) = op.range();
         marks.iter().for_each(|m| m.before(start, end - start));
-        log::apply(op, &*self.image)
+        let written = log::apply(op, &*self.image);
+        self.dirties(start, end);
+        written
+    }
+
+    /// These bytes have been written into the image, or a part of them.
+    fn dirties(&self, start: u64, end: u64) {
+        let mut state = self.lock();
+        state.dirty.put(start, end);
+        state.dirty.widen(self.image.size());
     }
 
     /// Notes what the guest is refused.
@@ -1220,7 +1293,9 @@ impl Applier<'_> {
                     drop(state);
                     // What follows rests on what was written past the log: that is to be durable first.
                     let settled = self.shared.settle();
-                    let logged = settled.and_then(|()| self.log.append(batches.iter().map(|batch| &**batch)));
+                    let mut gets_on = || self.shared.lock().gets_on();
+                    let all = batches.iter().map(|batch| &**batch);
+                    let logged = settled.and_then(|()| self.log.append(all, &mut gets_on));
                     state = self.shared.lock();
                     if let Err(error) = logged {
                         if is_lost_alone(&error) && state.is_alone() {
@@ -1257,10 +1332,12 @@ impl Applier<'_> {
                 Next::Apply { number, batch, plain } => {
                     let marks = state.marks.clone();
                     drop(state);
-                    let applied = batch.ops().iter().try_for_each(|op| {
+                    // A discard can be long: who saves what it takes away (see [`Mark::before`]) reads no more than a piece of it at once.
+                    let pieces = batch.ops().iter().flat_map(|op| op.pieces(PIECE));
+                    let applied = pieces.into_iter().try_for_each(|op| {
                         // A disk that gets on does not hang, however much there is.
-                        self.shared.lock().begin_anew(Use::Applier);
-                        if plain { self.shared.past_the_log(op, |_| Ok(())) } else { self.shared.put(op, &marks) }
+                        self.shared.lock().at_work[Use::Applier as usize].gets_on();
+                        if plain { self.shared.past_the_log(&op, |_| Ok(())) } else { self.shared.put(&op, &marks) }
                     });
                     let applied = applied.and_then(|()| point("apply.done"));
                     state = self.shared.lock();

@@ -12,80 +12,7 @@
 //! Of an image that has [structures](crate::image::Image::has_structures) an earlier process may have lost some: that the volume's
 //! bytes are written again does not mend those. In the process that saw the flush fail QEMU knows itself what it may not believe.
 
-use std::collections::BTreeMap;
-
-/// How many ranges a set has at most.
-const MOST: usize = 16 << 10;
-/// To what the bounds of ranges are rounded first when a set has too many, bytes.
-const COARSE: u64 = 64 << 10;
-
-/// A set of bytes.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-struct Ranges(BTreeMap<u64, u64>);
-
-impl Ranges {
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    fn put(&mut self, start: u64, end: u64) {
-        if start >= end {
-            return;
-        }
-        let (mut first, mut last) = (start, end);
-        // Those that touch it become one with it.
-        while let Some((&at, &to)) = self.0.range(..=last).next_back().filter(|(_, to)| **to >= first) {
-            self.0.remove(&at);
-            (first, last) = (first.min(at), last.max(to));
-        }
-        self.0.insert(first, last);
-    }
-
-    fn remove(&mut self, start: u64, end: u64) {
-        if start >= end {
-            return;
-        }
-        while let Some((&at, &to)) = self.0.range(..end).next_back().filter(|(_, to)| **to > start) {
-            self.0.remove(&at);
-            if to > end {
-                self.0.insert(end, to);
-            }
-            if at < start {
-                self.0.insert(at, start);
-            }
-        }
-    }
-
-    fn put_all(&mut self, others: &Ranges) {
-        others.0.iter().for_each(|(&start, &end)| self.put(start, end));
-    }
-
-    fn remove_all(&mut self, others: &Ranges) {
-        others.0.iter().for_each(|(&start, &end)| self.remove(start, end));
-    }
-
-    fn touches(&self, start: u64, end: u64) -> bool {
-        start < end && self.0.range(..end).next_back().is_some_and(|(_, to)| *to > start)
-    }
-
-    /// Makes it larger until it has few ranges, but not larger than an image of `size` bytes.
-    fn widen(&mut self, size: u64) {
-        let mut grain = COARSE;
-        while self.0.len() > MOST {
-            let all = std::mem::take(&mut self.0);
-            let up = |end: u64| end.checked_next_multiple_of(grain).unwrap_or(u64::MAX).min(size);
-            all.into_iter().for_each(|(start, end)| self.put(start - start % grain, up(end)));
-            grain = grain.saturating_mul(2);
-        }
-    }
-
-    /// Makes it smaller until it has few ranges.
-    fn narrow(&mut self) {
-        while self.0.len() > MOST {
-            self.0.pop_first();
-        }
-    }
-}
+use crate::ranges::Ranges;
 
 /// See the [module](self). Bounded: what it knows is rounded to the safe side.
 #[derive(Debug)]
@@ -233,12 +160,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::ranges::MOST;
 
     const SIZE: usize = 48;
-
-    fn bytes(ranges: &Ranges) -> Vec<bool> {
-        (0..SIZE as u64).map(|at| ranges.touches(at, at + 1)).collect()
-    }
 
     /// What a kernel does, at its worst: a failed flush takes everything that is dirty for written.
     #[derive(Default)]
@@ -278,20 +202,6 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn ranges_are_sets(ops in prop::collection::vec((any::<bool>(), 0..SIZE as u64, 0..16u64), 0..40)) {
-            let mut truth = vec![false; SIZE];
-            let mut ranges = Ranges::default();
-            for (put, start, length) in ops {
-                let end = (start + length).min(SIZE as u64);
-                if put { ranges.put(start, end) } else { ranges.remove(start, end) }
-                truth[start as usize..end as usize].fill(put);
-                prop_assert_eq!(bytes(&ranges), &truth[..]);
-                let runs = truth.iter().zip(std::iter::once(&false).chain(&truth)).filter(|(now, before)| **now && !**before);
-                prop_assert_eq!(ranges.0.len(), runs.count(), "ranges that touch are one");
-            }
-        }
-
         /// Whatever happens: when nothing is lost and nothing pending, the disk has what was written.
         #[test]
         fn what_is_not_lost_is_on_the_disk(steps in prop::collection::vec(step(), 0..60)) {
@@ -413,10 +323,10 @@ mod tests {
             let begun = known.begin(n * 1024, n * 1024 + 512);
             known.done(&begun, true);
         }
-        assert!(known.pending.0.len() <= MOST && known.whole.0.len() <= MOST);
+        assert!(known.pending.len() <= MOST && known.whole.len() <= MOST);
         known.flush_begins();
         known.flush_failed();
-        assert!(known.lost.0.len() <= MOST);
+        assert!(known.lost.len() <= MOST);
         assert!((0..200_000u64).all(|n| known.is_lost_in(n * 1024, n * 1024 + 1)), "more rather than less");
         assert!(!known.is_lost_in(size, 1 << 41), "nobody could write that again");
     }

@@ -64,7 +64,7 @@ fn life(dir: &Path) {
     // Two processes: one leaves something in the log, the next finds it.
     let log = dir.join("pool/volumes/kept/log");
     let mut left = twice(|| WriteLog::open(&log));
-    twice(|| left.append([&batch(1)]));
+    twice(|| left.append([&batch(1)], &mut || ()));
     drop(left);
     let (image, log) = twice(|| pool.open_logged(&name("kept")));
     let served = Served::new(image, log, Acknowledge::Disk).unwrap();

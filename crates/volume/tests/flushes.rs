@@ -401,7 +401,7 @@ fn a_flush_that_fails_while_a_log_is_played_is_noted() {
     let dir = tempfile::tempdir().unwrap();
     let (disk, lost) = (Disk::new(), Lost::at(dir.path().join("lost")));
     let mut log = WriteLog::in_memory().unwrap();
-    log.append([&batch(4096, 1)]).unwrap();
+    log.append([&batch(4096, 1)], &mut || ()).unwrap();
     Image::write(&disk, 0, &[5; 512]).unwrap();
     disk.fail(1);
     log.recover(&lost.over(&disk)).unwrap_err();

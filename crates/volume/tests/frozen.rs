@@ -159,3 +159,69 @@ proptest! {
         prop_assert!(all == vm.truth);
     }
 }
+
+/// An empty image that notes how much is made zero at once, and how much was read in between.
+#[derive(Debug, Default, Clone)]
+struct Empty(Arc<Mutex<Vec<u64>>>);
+
+impl Image for Empty {
+    fn size(&self) -> u64 {
+        1 << 28
+    }
+
+    fn read(&self, _: u64, into: &mut [u8]) -> Result<(), VolumeError> {
+        into.fill(0);
+        self.0.lock().unwrap().push(into.len() as u64);
+        Ok(())
+    }
+
+    fn write(&self, _: u64, _: &[u8]) -> Result<(), VolumeError> {
+        Ok(())
+    }
+
+    fn zero(&self, _: u64, _: u64, _: bool) -> Result<(), VolumeError> {
+        // What was read before it.
+        self.0.lock().unwrap().clear();
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), VolumeError> {
+        Ok(())
+    }
+}
+
+/// What a discard takes away is saved piece by piece, however long it is: in between the disk is seen to get on, and others have
+/// their turn.
+#[test]
+fn a_long_discard_is_saved_piece_by_piece() {
+    const PIECE: u64 = 16 << 20;
+    let image = Empty::default();
+    let dir = tempfile::tempdir().unwrap();
+    let log = WriteLog::in_memory().unwrap();
+    let served = Arc::new(Served::new(Box::new(image.clone()), log, Acknowledge::Memory).unwrap());
+    served.go_through();
+    served.hold();
+    let frozen = Frozen::new(Arc::clone(&served), dir.path()).unwrap();
+    frozen.freeze(&[]);
+    // One that looks when a piece has been saved, before it goes.
+    #[derive(Debug)]
+    struct Longest(Empty, Mutex<u64>);
+    impl ninefold_volume::served::Mark for Longest {
+        fn before(&self, _: u64, _: u64) {
+            let read = self.0.0.lock().unwrap().iter().sum::<u64>();
+            let mut longest = self.1.lock().unwrap();
+            *longest = read.max(*longest);
+        }
+    }
+    let longest = Arc::new(Longest(image.clone(), Mutex::new(0)));
+    served.add_mark(Arc::clone(&longest) as Arc<dyn ninefold_volume::served::Mark>);
+    Handler::zero(&*served, 0, image.size(), true, false).unwrap();
+    served.seal(Epoch(1));
+    served.commit(Epoch(1));
+    served.settle(std::time::Duration::from_secs(60)).unwrap();
+    assert_eq!(*longest.1.lock().unwrap(), PIECE);
+    // It was empty: nothing had to be written for that.
+    let mut block = Vec::new();
+    frozen.block(0, &mut block).unwrap();
+    assert!(block.iter().all(|byte| *byte == 0));
+}

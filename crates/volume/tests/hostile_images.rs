@@ -168,6 +168,44 @@ fn programs_that_read_a_strangers_image_are_bounded() {
     }
 }
 
+/// What QEMU keeps in memory of a file's clusters grows with its length. A long one is given that, and is not called damaged if it
+/// is not enough.
+#[test]
+fn a_long_image_is_given_the_memory_that_it_needs() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    let told = dir.path().join("told");
+    let record = format!("[ $1 = check ] && ulimit -v >> {}", text(&told));
+    let given = || std::fs::read_to_string(&told).unwrap().lines().last().unwrap().parse::<u64>().unwrap() << 10;
+    qemu_img(&["create", "-q", "-f", "qcow2", text(&source), "8T"]);
+    let lengthen = |length: u64| {
+        std::fs::File::options().write(true).open(&source).unwrap().set_len(length).unwrap();
+    };
+    // Empty, as it is made: all of it is really done.
+    import(&pool(dir.path(), &record), &source, FileFormat::Qcow2).unwrap();
+    assert!(given() >= 1 << 30);
+    pool(dir.path(), "").remove(Kind::Volume, &name("disk")).unwrap();
+    // As long as one that is full, and a QEMU that finds even that too little.
+    lengthen(8 << 40);
+    let complain = "echo 'qemu-img: Check failed: Cannot allocate memory' >&2; exit 1";
+    let little = pool(dir.path(), &format!("{record} && {{ {complain}; }}"));
+    let Err(VolumeError::Tool { report, .. }) = import(&little, &source, FileFormat::Qcow2) else {
+        panic!("no reason")
+    };
+    assert!(report.contains("Cannot allocate memory"), "{report}");
+    assert!(given() >= (1 << 30) + (8 << 40 >> 16) * 2, "{}", given());
+    // In clusters so small that nobody has the memory.
+    std::fs::remove_file(&source).unwrap();
+    qemu_img(&["create", "-q", "-f", "qcow2", "-o", "cluster_size=512", text(&source), "1G"]);
+    lengthen(8 << 40);
+    // QEMU would take long to find out how much of it there is.
+    let measured = pool(dir.path(), r#"[ $1 = measure ] && { echo '{ "required": 1 }'; exit; }"#);
+    let Err(VolumeError::Tool { report, .. }) = import(&measured, &source, FileFormat::Qcow2) else {
+        panic!("no reason")
+    };
+    assert!(report.contains("MiB of memory"), "{report}");
+}
+
 /// Puts `record` in the place of a volume's, with one field changed.
 fn forge(pool: &Pool, change: impl FnOnce(&mut serde_json::Value)) -> PathBuf {
     let path = pool.root().join("volumes/disk/volume.json");

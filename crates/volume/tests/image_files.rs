@@ -64,6 +64,26 @@ fn both_formats_hold_what_was_written() {
     }
 }
 
+/// What was written is written out piece by piece before it is flushed.
+#[test]
+fn a_cache_is_written_out_in_pieces() {
+    let dir = tempfile::tempdir().unwrap();
+    for format in [Format::Raw, Format::Qcow2] {
+        let image = open(&make(dir.path(), format), format, &Tools::default()).unwrap();
+        let size = image.size();
+        image.write(0, &vec![7; size as usize]).unwrap();
+        let mut steps = 0;
+        let mut pieces = (0..size).step_by(1 << 20).map(|at| at..size.min(at + (1 << 20)));
+        let expected = pieces.clone().count();
+        image.write_out(&mut pieces, &mut || steps += 1).unwrap();
+        // Of a qcow2 file the pieces are those of the file.
+        let least = if format == Format::Raw { expected } else { 1 };
+        assert!(steps >= least, "{format}: {steps} of {expected}");
+        image.flush().unwrap();
+        image.write_out(&mut std::iter::empty(), &mut || panic!("there is nothing to be done")).unwrap();
+    }
+}
+
 #[test]
 fn unmapped_bytes_take_no_room() {
     let dir = tempfile::tempdir().unwrap();

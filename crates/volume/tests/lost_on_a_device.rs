@@ -107,7 +107,7 @@ fn a_flush_that_fails_when_a_volume_is_opened_is_noted() {
     pool.adopt(&name, &device.device).unwrap();
     open.write_all_at(&vec![7; SIZE as usize], 0).unwrap();
     let epoch: Batch = [Op::Write { at: 0, data: vec![8; 512].into() }].into_iter().collect();
-    WriteLog::open(&dir.path().join("pool/volumes/data/log")).unwrap().append([&epoch]).unwrap();
+    WriteLog::open(&dir.path().join("pool/volumes/data/log")).unwrap().append([&epoch], &mut || ()).unwrap();
 
     pool.open_logged(&name).unwrap_err();
     assert!(pool.lost(&name).is_true());

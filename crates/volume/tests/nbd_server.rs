@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
 
 use ninefold_volume::nbd::proto::{Command, Request};
 use ninefold_volume::nbd::{Access, Client, Handler, Server};
@@ -162,6 +163,37 @@ fn a_second_client_is_refused_and_a_successor_is_served() {
     Client::connect(server.path(), "disk").unwrap();
     let unknown = Client::connect(server.path(), "other").unwrap_err().to_string();
     assert!(unknown.contains("no such export"), "{unknown}");
+}
+
+/// Connections that say nothing keep neither QEMU out nor who transmits already.
+#[test]
+fn idle_clients_keep_nobody_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let (server, _) = serve(dir.path(), Access::ReadWrite);
+    let connect = || UnixStream::connect(server.path()).unwrap();
+    let before: Vec<_> = (0..20).map(|_| connect()).collect();
+    // A place that was given away this moment is nobody else's for the next 50 ms.
+    let enter = || {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            match Client::connect(server.path(), "disk") {
+                Ok(client) => return client,
+                Err(error) => assert!(Instant::now() < deadline, "{error}"),
+            }
+        }
+    };
+    let client = enter();
+    client.write(0, &[7; 512]).unwrap();
+    let after: Vec<_> = (0..20).map(|_| connect()).collect();
+    // Each of them has been served or turned away: nobody waits in the kernel's queue any more.
+    for mut idle in after.into_iter().chain(before) {
+        let _ = idle.read(&mut [0; 18]);
+    }
+    let mut content = [0; 512];
+    client.read(0, &mut content).unwrap();
+    assert_eq!(content, [7; 512]);
+    drop(client);
+    enter();
 }
 
 #[test]

@@ -419,7 +419,7 @@ fn an_adopted_device_is_a_volume() {
 fn leave_in_log(pool: &Pool, volume: &str, at: u64, bytes: &[u8]) {
     let batch: Batch = [Op::Write { at, data: bytes.to_vec().into() }].into_iter().collect();
     let log = pool.root().join("volumes").join(volume).join("log");
-    WriteLog::open(&log).unwrap().append([&batch]).unwrap();
+    WriteLog::open(&log).unwrap().append([&batch], &mut || ()).unwrap();
 }
 
 /// Nobody looks at an image without what a crash left on its way there.

@@ -1,16 +1,18 @@
 //! A served volume on a disk that is slow, or that hangs without an error: what waits for it, and what does not.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ninefold_model::Epoch;
 use ninefold_model::spec::Acknowledge;
 use ninefold_volume::budget::{HARD, SOFT};
 use ninefold_volume::nbd::Handler;
-use ninefold_volume::{Budget, Image, Served, VolumeError, WriteLog};
+use ninefold_volume::served::STEP;
+use ninefold_volume::{Batch, Budget, Image, Op, Served, VolumeError, WriteLog};
 
 /// What is looked at; beyond that the image is zeros.
 const SIZE: usize = 4096;
@@ -36,12 +38,14 @@ struct State {
     hangs: BTreeSet<&'static str>,
     /// How many hang.
     hanging: usize,
+    /// So many are let go on nevertheless.
+    passes: usize,
 }
 
 impl Default for State {
     fn default() -> Self {
         let (now, durable) = (vec![0; SIZE], vec![0; SIZE]);
-        Self { size: SIZE as u64, now, durable, hangs: BTreeSet::new(), hanging: 0 }
+        Self { size: SIZE as u64, now, durable, hangs: BTreeSet::new(), hanging: 0, passes: 0 }
     }
 }
 
@@ -55,6 +59,15 @@ impl Disk {
         self.0.changed.notify_all();
     }
 
+    /// Lets one that hangs go on, and waits until another does.
+    fn pass(&self) {
+        let mut state = self.0.state.lock().unwrap();
+        state.passes = 1;
+        self.0.changed.notify_all();
+        state = self.0.changed.wait_timeout_while(state, LIMIT, |s| s.passes > 0 || s.hanging == 0).unwrap().0;
+        assert!(state.passes == 0 && state.hanging > 0, "nothing goes on");
+    }
+
     /// Until something hangs.
     fn wait_hanging(&self) {
         let state = self.0.state.lock().unwrap();
@@ -66,7 +79,8 @@ impl Disk {
         let mut state = self.0.state.lock().unwrap();
         state.hanging += 1;
         self.0.changed.notify_all();
-        state = self.0.changed.wait_while(state, |s| s.hangs.contains(what)).unwrap();
+        state = self.0.changed.wait_while(state, |s| s.hangs.contains(what) && s.passes == 0).unwrap();
+        state.passes = state.passes.saturating_sub(1);
         state.hanging -= 1;
     }
 
@@ -100,6 +114,18 @@ impl Image for Disk {
 
     fn zero(&self, at: u64, length: u64, _: bool) -> Result<(), VolumeError> {
         self.write(at, &vec![0; length as usize])
+    }
+
+    fn write_out(
+        &self,
+        pieces: &mut dyn Iterator<Item = Range<u64>>,
+        progress: &mut dyn FnMut(),
+    ) -> Result<(), VolumeError> {
+        for _ in pieces {
+            self.step("write-out");
+            progress();
+        }
+        Ok(())
     }
 
     fn flush(&self) -> Result<(), VolumeError> {
@@ -406,4 +432,56 @@ fn the_end_of_the_vm_ends_what_waits() {
     assert!(done.recv_timeout(LIMIT).unwrap().is_err(), "the next one is refused");
     thread.join().unwrap();
     assert_eq!(budget.held(), 0);
+}
+
+/// A sound disk may need long for all that is to be flushed. As long as it gets on it does not hang, whoever waits for it.
+#[test]
+fn a_disk_that_gets_on_does_not_hang() {
+    const SIZE: u64 = 64 << 20;
+    let (disk, served) = alone();
+    disk.0.state.lock().unwrap().size = SIZE;
+    // One of another size than the image had when it was opened.
+    let served = {
+        drop(served);
+        serve(&disk, &Arc::default(), Acknowledge::Memory)
+    };
+    disk.hang("write-out");
+    let ticket = served.flush_soon().unwrap();
+    disk.wait_hanging();
+    let mut hung_on = Vec::new();
+    for _ in 1..SIZE / STEP {
+        let hung = served.stalled().unwrap();
+        while served.stalled().unwrap() < hung + Duration::from_millis(20) {
+            thread::yield_now();
+        }
+        let before = Instant::now();
+        disk.pass();
+        // Since it got on, which was after that.
+        let stalled = served.stalled().unwrap();
+        hung_on.extend((stalled > before.elapsed()).then_some(stalled));
+    }
+    disk.go_on();
+    while served.flushed(ticket).is_none() {
+        thread::yield_now();
+    }
+    served.flushed(ticket).unwrap().unwrap();
+    assert!(hung_on.is_empty(), "{hung_on:?}");
+}
+
+/// A backup whose disk takes its time acknowledges late, and says so when it takes too long; what came is not lost by that.
+#[test]
+fn a_backup_acknowledges_what_its_disk_has() {
+    let disk = Disk::default();
+    let log = WriteLog::in_memory().unwrap();
+    let served = Served::new(Box::new(disk.clone()), log, Acknowledge::Disk).unwrap();
+    disk.hang("flush");
+    let batch: Batch = [Op::Write { at: 0, data: vec![7; 16].into() }].into_iter().collect();
+    served.receive(Epoch(1), batch);
+    disk.wait_hanging();
+    let late = served.wait_acknowledge(Epoch(1), Duration::from_millis(1)).map_err(|e| e.to_string());
+    disk.go_on();
+    served.wait_acknowledge(Epoch(1), LIMIT).unwrap();
+    assert!(late.is_err(), "it acknowledges what its disk does not have");
+    served.settle(LIMIT).unwrap();
+    assert_eq!(disk.durable(0), 7);
 }

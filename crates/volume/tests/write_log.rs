@@ -109,7 +109,7 @@ proptest! {
         let mut ends = vec![0];
         for some in epochs.chunks(group) {
             for batch in some {
-                log.append([batch]).unwrap();
+                log.append([batch], &mut || ()).unwrap();
                 ends.push(log.len());
             }
         }
@@ -135,7 +135,7 @@ proptest! {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         let mut log = WriteLog::open(&path).unwrap();
-        log.append(&epochs).unwrap();
+        log.append(&epochs, &mut || ()).unwrap();
         let disk = Disk::new();
         disk.left.store(after, Ordering::SeqCst);
         let failed = log.recover(&disk).is_err();
@@ -148,7 +148,7 @@ proptest! {
         prop_assert!(disk.content() == states(&epochs)[epochs.len()]);
         prop_assert_eq!(disk.flushed.load(Ordering::SeqCst), 1, "durable before the log is emptied");
         // It is as new.
-        log.append(&epochs[..1]).unwrap();
+        log.append(&epochs[..1], &mut || ()).unwrap();
         let disk = Disk::new();
         prop_assert_eq!(WriteLog::open(&path).unwrap().recover(&disk).unwrap(), 1);
         prop_assert!(disk.content() == states(&epochs)[1]);
@@ -165,9 +165,9 @@ fn a_long_epoch_is_whole_or_not_there() {
     let long = |byte: u8| -> Batch {
         (0..640).map(|n| Op::Write { at: 0, data: vec![byte ^ n as u8; SIZE].into() }).collect()
     };
-    log.append([&long(1)]).unwrap();
+    log.append([&long(1)], &mut || ()).unwrap();
     let first = log.len();
-    log.append([&long(7)]).unwrap();
+    log.append([&long(7)], &mut || ()).unwrap();
     let whole = std::fs::read(&path).unwrap();
     assert!(whole.len() > 10 << 20);
     for (length, last) in [(whole.len(), 7), (whole.len() - 1, 1), (first as usize + (3 << 20), 1)] {
@@ -178,6 +178,20 @@ fn a_long_epoch_is_whole_or_not_there() {
     }
 }
 
+/// However long an epoch is, no single sync of it is: who watches the disk sees that it gets on.
+#[test]
+fn a_long_epoch_is_synced_in_steps() {
+    let mut log = WriteLog::in_memory().unwrap();
+    let long: Batch = (0..4096).map(|_| Op::Write { at: 0, data: vec![7; SIZE].into() }).collect();
+    let mut steps = 0;
+    log.append([&long], &mut || steps += 1).unwrap();
+    let (length, step) = (log.len(), ninefold_volume::served::STEP);
+    assert!(length > 3 * step, "{length}");
+    // One more record may be written before a sync.
+    assert!(steps >= length / (step + (2 << 20)) - 1, "{steps} for {length} bytes");
+    assert_eq!(log.recover(&Disk::new()).unwrap(), 1);
+}
+
 /// What an older log left on the disk is not taken for the newer one's.
 #[test]
 fn what_an_earlier_log_left_is_not_taken() {
@@ -185,10 +199,10 @@ fn what_an_earlier_log_left_is_not_taken() {
     let path = dir.path().join("log");
     let write = |byte: u8| -> Batch { [Op::Write { at: 0, data: vec![byte; 16].into() }].into_iter().collect() };
     let mut log = WriteLog::open(&path).unwrap();
-    log.append([&write(1), &write(2)]).unwrap();
+    log.append([&write(1), &write(2)], &mut || ()).unwrap();
     let old = std::fs::read(&path).unwrap();
     log.clear().unwrap();
-    log.append([&write(3)]).unwrap();
+    log.append([&write(3)], &mut || ()).unwrap();
     let new = std::fs::read(&path).unwrap();
     // As if the file had never been cut: the old second epoch follows the new first one.
     std::fs::write(&path, [&new[..], &old[new.len()..]].concat()).unwrap();
@@ -204,7 +218,7 @@ fn a_log_that_is_not_the_images_is_refused() {
     let path = dir.path().join("log");
     let beyond: Batch = [Op::Write { at: SIZE as u64 - 1, data: vec![1; 2].into() }].into_iter().collect();
     let mut log = WriteLog::open(&path).unwrap();
-    log.append([&beyond]).unwrap();
+    log.append([&beyond], &mut || ()).unwrap();
     let disk = Disk::new();
     assert!(matches!(log.recover(&disk), Err(VolumeError::Damaged { .. })));
     assert_eq!(disk.content(), Disk::new().content());

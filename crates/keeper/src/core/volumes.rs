@@ -50,7 +50,9 @@ impl Core {
         let here = self.vm.is_some().then(|| self.volumes.here.unwrap_or(now));
         self.volumes.here = here;
         let (held, mut said) = (disks.held(), Vec::new());
-        let leave = self.volumes.watch.look(now, &looks, held, here.map(|since| now - since), &mut said);
+        // One that was booted here has left no other host's disk.
+        let here_for = here.map(|since| if self.former.is_some() { now - since } else { Duration::MAX });
+        let leave = self.volumes.watch.look(now, &looks, held, here_for, &mut said);
         let name = |n: usize| disks.iter().nth(n).map(|d| d.spec.name.clone());
         for said in said {
             let event = match said {

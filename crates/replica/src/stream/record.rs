@@ -25,8 +25,8 @@ pub const MAX_DEVICE_STATE: u64 = 64 << 20;
 /// Bytes of channel output of one checkpoint, at most.
 pub const MAX_OUTPUT: u64 = 16 << 20;
 
-/// Bytes of volume writes of one checkpoint, at most.
-pub const MAX_VOLUME_WRITES: u64 = 512 << 20;
+/// Bytes of volume writes of one checkpoint, at most. More than a primary's budget lets it have.
+pub const MAX_VOLUME_WRITES: u64 = 1 << 30;
 /// Volumes of a VM, at most.
 pub const MAX_VOLUMES: u16 = 64;
 /// Longest `Pad`, bytes.

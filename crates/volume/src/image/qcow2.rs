@@ -1,6 +1,7 @@
 //! A qcow2 image, read and written by QEMU's own code.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::Output;
@@ -13,13 +14,22 @@ use serde_json::json;
 
 use super::daemon::Daemon;
 use super::tools::short;
-use super::{Image, Lock, Locked, Progress, Tools};
+use super::write_out::write_out;
+use super::{ADDRESS_SPACE, Image, Lock, Locked, Progress, Tools};
 use crate::error::VolumeError;
 use crate::nbd::Client;
 
 /// How often, and after which pause, an image is tried that a dying storage daemon has locked.
 const DYING_TRIES: u32 = 100;
 const DYING_PAUSE: Duration = Duration::from_millis(20);
+
+/// Address space of a check, bytes, at most: enough for a file as long as any is taken, in clusters of 64 KiB.
+const MOST_MEMORY: u64 = 4 << 30;
+/// What QEMU says of an image that is too large for it.
+const OUT_OF_BOUNDS: [&str; 2] = ["Cannot allocate memory", "File too large"];
+/// The file is written out in pieces of so many bytes, and in no more than so many.
+const PIECE: u64 = 8 << 20;
+const MOST_PIECES: u64 = 4096;
 
 /// An open qcow2 image, locked for this process alone: a storage daemon and the connection to it. If the daemon dies,
 /// every call fails from then on; open the image again.
@@ -28,7 +38,7 @@ pub struct Qcow2 {
     // Fields are dropped in this order: the connection says good-bye, the daemon goes, and only then the lock.
     client: Client,
     daemon: Daemon,
-    _lock: Locked,
+    lock: Locked,
 }
 
 impl Qcow2 {
@@ -49,7 +59,7 @@ impl Qcow2 {
                 Err(VolumeError::Busy { .. }) => std::thread::sleep(DYING_PAUSE),
                 Err(VolumeError::Tool { report, .. }) if is_locked(&report) => std::thread::sleep(DYING_PAUSE),
                 Err(error) => return Err(error),
-                Ok((client, daemon)) => return Ok(Qcow2 { client, daemon, _lock: lock }),
+                Ok((client, daemon)) => return Ok(Qcow2 { client, daemon, lock }),
             }
         }
         Err(VolumeError::Busy { path: path.into(), holder: None })
@@ -86,6 +96,27 @@ impl Image for Qcow2 {
 
     fn zero(&self, at: u64, length: u64, unmap: bool) -> Result<(), VolumeError> {
         self.client.zero(at, length, unmap)
+    }
+
+    /// Where in the file the volume's bytes are only QEMU knows: so all of the file is written out, piece by piece.
+    fn write_out(
+        &self,
+        pieces: &mut dyn Iterator<Item = Range<u64>>,
+        progress: &mut dyn FnMut(),
+    ) -> Result<(), VolumeError> {
+        if pieces.next().is_none() {
+            return Ok(());
+        }
+        let failed = |source| VolumeError::Io { what: "cannot write out the image", source };
+        let length = self.lock.metadata().map_err(failed)?.len();
+        let step = (length / MOST_PIECES).max(PIECE);
+        let mut at = 0;
+        while at < length {
+            write_out(&self.lock, &(at..length.min(at + step)))?;
+            progress();
+            at += step;
+        }
+        Ok(())
     }
 
     fn flush(&self) -> Result<(), VolumeError> {
@@ -152,9 +183,34 @@ pub(crate) fn check(path: &Path, tools: &Tools) -> Result<(), VolumeError> {
     judge(path, tools, &tools.run(check_args(utf8(path)?))?)
 }
 
-/// The same for an image of which nothing is known.
+/// The same for an image of which nothing is known, with as much memory as its size needs.
 pub(crate) fn check_strange(path: &Path, tools: &Tools, progress: &mut Progress<'_>) -> Result<(), VolumeError> {
-    judge(path, tools, &tools.examine(check_args(utf8(path)?), progress)?)
+    let file = regular(path)?;
+    let failed = |source| VolumeError::File { what: "cannot read", path: path.into(), source };
+    let length = file.metadata().map_err(failed)?.len();
+    let mut head = [0; HEAD];
+    let got = file.read_at(&mut head, 0).map_err(failed)?;
+    let memory = memory_of_check(&head[..got], length);
+    if memory > MOST_MEMORY {
+        let report = format!("a check of it needs {} MiB of memory, {} are given", memory >> 20, MOST_MEMORY >> 20);
+        return Err(tools.failed(report.as_bytes()));
+    }
+    judge(path, tools, &tools.examine(check_args(utf8(path)?), memory, progress)?)
+}
+
+/// Bytes of a qcow2 header that say how large the clusters and the entries of the refcount table are.
+const HEAD: usize = 100;
+
+/// The address space that a check of a qcow2 file of `length` bytes takes, bytes: the usual, and a counter for each cluster
+/// of the file, which QEMU keeps in memory. What the header gets wrong is for QEMU to say.
+/// Source: QEMU docs/interop/qcow2.txt, "Header"; block/qcow2-refcount.c, "calculate_refcounts".
+fn memory_of_check(head: &[u8], length: u64) -> u64 {
+    let field = |at: usize| head.get(at..at + 4).and_then(|b| b.first_chunk()).map_or(0, |b| u32::from_be_bytes(*b));
+    // 64 KiB and 16 bits are what images mostly have; an old header does not say the latter.
+    let cluster_bits = if (9..=21).contains(&field(20)) { field(20) } else { 16 };
+    let order = if field(4) >= 3 { field(96).min(6) } else { 4 };
+    let clusters = (length >> cluster_bits) + 1;
+    ADDRESS_SPACE + (clusters << order).div_ceil(8)
 }
 
 fn check_args(path: &str) -> [&str; 6] {
@@ -171,7 +227,38 @@ fn judge(path: &Path, tools: &Tools, output: &Output) -> Result<(), VolumeError>
             report.corruptions, report.check_errors
         )),
         (Some(_), _) if is_locked(&short(&output.stderr)) => Err(VolumeError::Busy { path: path.into(), holder: None }),
+        // It could not be looked at to its end: strerror(3) of ENOMEM, and of EFBIG for more clusters than QEMU can count.
+        (Some(1), Err(_)) if OUT_OF_BOUNDS.iter().any(|why| short(&output.stderr).contains(why)) => {
+            Err(tools.failed(&output.stderr))
+        }
         (Some(_), _) => damaged(short(&output.stderr)),
         (None, _) => Err(tools.failed(&output.stderr)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_check_is_given_what_the_files_length_needs() {
+        let head = |version: u32, cluster_bits: u32, order: u32| {
+            let mut head = [0; HEAD];
+            head[4..8].copy_from_slice(&version.to_be_bytes());
+            head[20..24].copy_from_slice(&cluster_bits.to_be_bytes());
+            head[96..].copy_from_slice(&order.to_be_bytes());
+            head
+        };
+        let (tib, mib) = (1u64 << 40, 1u64 << 20);
+        let over = |head: &[u8], length| (memory_of_check(head, length) - ADDRESS_SPACE) / mib;
+        assert_eq!(over(&head(3, 16, 4), 8 * tib), 256);
+        assert_eq!(over(&head(3, 12, 4), 8 * tib), 4096);
+        assert_eq!(over(&head(3, 16, 6), 8 * tib), 1024);
+        assert_eq!(over(&head(2, 16, 0), 8 * tib), 256, "an old one has 16 bits");
+        assert_eq!(over(&[], 8 * tib), 256);
+        // What makes no sense costs no more than what does.
+        assert_eq!(over(&head(3, 200, 4), 8 * tib), 256);
+        assert!(memory_of_check(&head(3, 9, u32::MAX), 68 * tib) > MOST_MEMORY);
+        assert!(memory_of_check(&head(3, 16, 4), 68 * tib) <= MOST_MEMORY, "the longest file that is taken");
     }
 }

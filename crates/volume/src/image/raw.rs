@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom, fallocate, fcntl_getfl, fcntl_setfl, seek};
 use rustix::io::Errno;
 
+use super::write_out::write_out;
 use super::{Image, Lock, Locked, check_bounds};
 use crate::error::VolumeError;
 
@@ -168,6 +170,18 @@ impl Image for RawFile {
             self.write(at, &ZEROS[..count as usize])?;
             at += count;
             left -= count;
+        }
+        Ok(())
+    }
+
+    fn write_out(
+        &self,
+        pieces: &mut dyn Iterator<Item = Range<u64>>,
+        progress: &mut dyn FnMut(),
+    ) -> Result<(), VolumeError> {
+        for piece in pieces {
+            write_out(&self.file, &piece)?;
+            progress();
         }
         Ok(())
     }

@@ -7,6 +7,7 @@ use std::ops::ControlFlow;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdout, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -23,9 +24,13 @@ pub type Progress<'a> = dyn FnMut(f64) -> ControlFlow<()> + 'a;
 const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// Address space of a program that reads a stranger's image, bytes: what it takes would otherwise be for the image to say.
-const ADDRESS_SPACE: u64 = 1 << 30;
+pub(crate) const ADDRESS_SPACE: u64 = 1 << 30;
 /// What a program may say of a stranger's image, bytes.
 const MAX_REPORT: u64 = 1 << 20;
+/// The longest line that is read, bytes.
+const MAX_LINE: u64 = 4 << 10;
+/// How long a program that is read line by line may say nothing.
+const PATIENCE: Duration = Duration::from_secs(600);
 /// Of what a program complains, bytes that are read.
 const MAX_COMPLAINT: u64 = 64 << 10;
 
@@ -71,15 +76,65 @@ impl Tools {
         if output.status.success() { Ok(output.stdout) } else { Err(self.failed(&output.stderr)) }
     }
 
-    /// Runs qemu-img on a stranger's image to its end, whatever its status: with little memory, a short answer and a progress that
-    /// may end it.
+    /// Runs qemu-img and hands out what it says line by line, until that wants no more; whether it did.
+    ///
+    /// # Errors
+    /// `Tool`, also if it says nothing for [`PATIENCE`].
+    pub(crate) fn lines<I: AsRef<OsStr>>(
+        &self,
+        args: impl IntoIterator<Item = I>,
+        mut each: impl FnMut(&[u8]) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, VolumeError> {
+        let mut why = None;
+        let ended = self.attend(self.command(args), |out| {
+            let (mut line, mut buffer, mut heard) = (Vec::new(), [0; 16 << 10], Instant::now());
+            loop {
+                match poll(&mut [PollFd::new(&*out, PollFlags::IN)], Some(&TICK)) {
+                    Ok(0) | Err(Errno::INTR) if heard.elapsed() < PATIENCE => continue,
+                    Ok(0) | Err(Errno::INTR) => {
+                        why = Some("it says nothing");
+                        return ControlFlow::Break(());
+                    }
+                    _ => {}
+                }
+                let Ok(count @ 1..) = out.read(&mut buffer) else {
+                    return if line.is_empty() { ControlFlow::Continue(()) } else { each(&line) };
+                };
+                heard = Instant::now();
+                for byte in &buffer[..count] {
+                    match byte {
+                        b'\n' => {
+                            each(&line)?;
+                            line.clear();
+                        }
+                        _ if line.len() as u64 >= MAX_LINE => {
+                            why = Some("it says more than anybody would read");
+                            return ControlFlow::Break(());
+                        }
+                        _ => line.push(*byte),
+                    }
+                }
+            }
+        });
+        match (ended, why) {
+            (_, Some(why)) => Err(self.failed(why.as_bytes())),
+            (Err(VolumeError::Cancelled), None) => Ok(ControlFlow::Break(())),
+            (Err(error), None) => Err(error),
+            (Ok((status, _)), None) if status.success() => Ok(ControlFlow::Continue(())),
+            (Ok((_, stderr)), None) => Err(self.failed(&stderr)),
+        }
+    }
+
+    /// Runs qemu-img on a stranger's image to its end, whatever its status: with `memory` bytes of address space, a short answer and a
+    /// progress that may end it.
     pub(crate) fn examine<I: AsRef<OsStr>>(
         &self,
         args: impl IntoIterator<Item = I>,
+        memory: u64,
         progress: &mut Progress<'_>,
     ) -> Result<Output, VolumeError> {
         let mut command = self.command(args);
-        limit_memory(&mut command);
+        limit_memory(&mut command, memory);
         let mut stdout = Vec::new();
         let (status, stderr) = self.attend(command, |out| {
             let mut buffer = [0; 16 << 10];
@@ -114,7 +169,7 @@ impl Tools {
         if let Some(input) = input {
             command.stdin(input);
         }
-        limit_memory(&mut command);
+        limit_memory(&mut command, ADDRESS_SPACE);
         let (status, said) = self.attend(command, |out| read_progress(out, progress))?;
         if status.success() { Ok(()) } else { Err(self.failed(&said)) }
     }
@@ -152,10 +207,10 @@ impl Tools {
     }
 }
 
-/// See [`ADDRESS_SPACE`].
-fn limit_memory(command: &mut Command) {
-    let prepare = || {
-        let most = Some(ADDRESS_SPACE);
+/// Gives a program so many bytes of address space.
+fn limit_memory(command: &mut Command, bytes: u64) {
+    let prepare = move || {
+        let most = Some(bytes);
         Ok(setrlimit(Resource::As, Rlimit { current: most, maximum: most })?)
     };
     // SAFETY: `prepare` makes only a system call, no allocation and no locks, as is right after a fork.

@@ -11,11 +11,12 @@
 //! While a client transmits, a second thread waits for the end of its connection and tells the [`Handler`] at once: what a QEMU
 //! that has died was waiting for must not keep its successor out. Requests of it that have not begun are not carried out.
 //!
+//! Who connects and says nothing keeps nobody out: [`ninefold_listen`].
+//!
 //! A connection's thread carries out its requests in order and answers them in order. A write is handed over as an
 //! owned buffer; a handler that keeps it copies nothing. Replies to plain writes are gathered while further whole writes
 //! are already in the buffer, and sent with one call.
 
-use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
@@ -26,6 +27,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use ninefold_listen::{Acceptor, Bounds, Guest};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use tracing::{debug, warn};
@@ -36,7 +38,7 @@ use crate::error::VolumeError;
 
 /// How long a client waits for the one before it to go.
 pub const CLAIM_WAIT: Duration = Duration::from_secs(1);
-/// Connections at a time, of which all but one can only haggle. One more is closed at once.
+/// Connections at a time, of which all but one can only haggle. One more gets the place of the one that has done so for longest.
 const MAX_CONNECTIONS: usize = 8;
 /// A client that haggles has to say something in this time.
 const HAGGLE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -71,10 +73,9 @@ pub trait Handler: Send + Sync + 'static {
 
 /// A server. Dropping it closes its connections, waits for its threads (and so for a handler that is at work) and removes
 /// the socket.
-#[derive(Debug)]
 pub struct Server {
     path: PathBuf,
-    listener: Arc<UnixListener>,
+    acceptor: Acceptor<UnixListener>,
     shared: Arc<Shared>,
     accept: Option<JoinHandle<()>>,
 }
@@ -89,9 +90,8 @@ struct Shared {
 struct State {
     closing: bool,
     taken: bool,
-    next: u64,
-    /// The connections, for closing them.
-    streams: BTreeMap<u64, UnixStream>,
+    /// Connections that have a thread.
+    served: usize,
 }
 
 impl Shared {
@@ -125,13 +125,26 @@ impl Drop for Claim {
     }
 }
 
-/// A connection's entry in the list, also when its thread panics in the handler.
-struct Entry(Arc<Shared>, u64);
+/// A connection that counts, also when its thread panics in the handler.
+struct Entry(Arc<Shared>);
+
+impl Entry {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.lock().served += 1;
+        Self(Arc::clone(shared))
+    }
+}
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.0.lock().streams.remove(&self.1);
+        self.0.lock().served -= 1;
         self.0.changed.notify_all();
+    }
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").field("path", &self.path).finish_non_exhaustive()
     }
 }
 
@@ -142,19 +155,16 @@ impl Server {
     /// `Io`: the socket cannot be made, or a thread cannot be started.
     pub fn listen(path: &Path, name: &str, access: Access, handler: Arc<dyn Handler>) -> Result<Server, VolumeError> {
         let failed = |source| VolumeError::Io { what: "cannot serve NBD", source };
-        let listener = Arc::new(UnixListener::bind(path).map_err(failed)?);
+        let listener = UnixListener::bind(path).map_err(failed)?;
+        let acceptor = Acceptor::new("nbd", listener, Bounds::new(MAX_CONNECTIONS), Vec::new());
         let shared = Arc::new(Shared::default());
-        let mut server = Server {
-            path: path.to_owned(),
-            listener: Arc::clone(&listener),
-            shared: Arc::clone(&shared),
-            accept: None,
-        };
+        let mut server =
+            Server { path: path.to_owned(), acceptor: acceptor.clone(), shared: Arc::clone(&shared), accept: None };
         std::fs::set_permissions(path, PermissionsExt::from_mode(0o600)).map_err(failed)?;
         let name: Arc<str> = name.into();
         let accept = std::thread::Builder::new()
             .name("nbd-accept".into())
-            .spawn(move || accept(&listener, &shared, &name, access, &handler))
+            .spawn(move || accept(&acceptor, &shared, &name, access, &handler))
             .map_err(failed)?;
         server.accept = Some(accept);
         Ok(server)
@@ -173,67 +183,42 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let mut state = self.shared.lock();
-        state.closing = true;
-        for stream in state.streams.values() {
-            let _ = stream.shutdown(Shutdown::Both);
-        }
-        drop(state);
+        self.shared.lock().closing = true;
         self.shared.changed.notify_all();
-        let _ = rustix::net::shutdown(&*self.listener, rustix::net::Shutdown::Both);
+        self.acceptor.close();
         if let Some(thread) = self.accept.take() {
             let _ = thread.join();
         }
+        let state = self.shared.lock();
+        drop(self.shared.changed.wait_while(state, |state| state.served > 0).unwrap_or_else(PoisonError::into_inner));
         let _ = std::fs::remove_file(&self.path);
     }
 }
 
-fn accept(listener: &UnixListener, shared: &Arc<Shared>, name: &Arc<str>, access: Access, handler: &Arc<dyn Handler>) {
-    let mut threads: Vec<JoinHandle<()>> = Vec::new();
-    loop {
-        let stream = match listener.accept() {
-            Ok((stream, _)) => stream,
-            Err(_) if shared.lock().closing => break,
-            Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted) => continue,
-            Err(error) => {
-                // Out of descriptors or memory: that may pass.
-                warn!(%error, "cannot accept an NBD connection");
-                let state = shared.lock();
-                let _ = shared.changed.wait_timeout(state, Duration::from_millis(100));
-                continue;
-            }
-        };
-        threads.retain(|thread| !thread.is_finished());
-        let mut state = shared.lock();
-        if state.closing {
-            break;
-        }
-        if state.streams.len() >= MAX_CONNECTIONS {
-            warn!("an NBD connection too many");
-            continue;
-        }
-        let Ok(copy) = stream.try_clone() else { continue };
-        let number = state.next;
-        state.next += 1;
-        state.streams.insert(number, copy);
-        drop(state);
-        let entry = Entry(Arc::clone(shared), number);
-        let (name, handler) = (Arc::clone(name), Arc::clone(handler));
-        let thread = std::thread::Builder::new().name("nbd".into()).spawn(move || {
-            match serve(&stream, &entry.0, &name, access, &*handler) {
-                Ok(()) => debug!("an NBD client has gone"),
-                Err(error) => warn!(%error, "an NBD client was disconnected"),
-            }
-            let _ = stream.shutdown(Shutdown::Both);
-        });
-        match thread {
-            Ok(thread) => threads.push(thread),
-            Err(error) => warn!(%error, "cannot start a thread for an NBD connection"),
+fn accept(
+    acceptor: &Acceptor<UnixListener>,
+    shared: &Arc<Shared>,
+    name: &Arc<str>,
+    access: Access,
+    handler: &Arc<dyn Handler>,
+) {
+    while let Some(guest) = acceptor.accept() {
+        let (entry, name, handler) = (Entry::new(shared), Arc::clone(name), Arc::clone(handler));
+        let serve = move || connection(entry, &name, access, handler, guest);
+        if let Err(error) = std::thread::Builder::new().name("nbd".into()).spawn(serve) {
+            warn!(%error, "cannot start a thread for an NBD connection");
         }
     }
-    for thread in threads {
-        let _ = thread.join();
+}
+
+/// Who waits for the entry to go finds all the rest gone, too: arguments are dropped from the last to the first.
+#[expect(clippy::needless_pass_by_value, reason = "they go here, in this order")]
+fn connection(entry: Entry, name: &str, access: Access, handler: Arc<dyn Handler>, guest: Guest<UnixListener>) {
+    match serve(&guest, &entry.0, name, access, &*handler) {
+        Ok(()) => debug!("an NBD client has gone"),
+        Err(error) => warn!(%error, "an NBD client was disconnected"),
     }
+    let _ = guest.stream.shutdown(Shutdown::Both);
 }
 
 /// Why a connection was ended by us.
@@ -246,12 +231,13 @@ enum Ended {
 }
 
 fn serve(
-    stream: &UnixStream,
+    guest: &Guest<UnixListener>,
     shared: &Arc<Shared>,
     name: &str,
     access: Access,
     handler: &dyn Handler,
 ) -> Result<(), Ended> {
+    let stream = &*guest.stream;
     stream.set_read_timeout(Some(HAGGLE_TIMEOUT))?;
     stream.set_write_timeout(Some(HAGGLE_TIMEOUT))?;
     let size = handler.size();
@@ -272,7 +258,17 @@ fn serve(
         let head = OptionHead::parse(&head)?;
         let mut data = vec![0; head.length as usize];
         reader.read_exact(&mut data)?;
-        let claim = if negotiation.begins(head.option, &data) { shared.claim() } else { None };
+        let claim = if negotiation.begins(head.option, &data) {
+            // Who transmits, or is about to, loses its place to nobody.
+            guest.place.busy();
+            let claim = shared.claim();
+            if claim.is_none() {
+                guest.place.idle();
+            }
+            claim
+        } else {
+            None
+        };
         out.clear();
         let step = negotiation.answer(head.option, &data, claim.is_none(), &mut out);
         (&*stream).write_all(&out)?;

@@ -15,7 +15,7 @@ use super::record::{Record, size_of, sync};
 use super::{Kind, MAX_SIZE, Pool, VolumeName, check_size};
 use crate::error::{Refusal, VolumeError};
 use crate::image::qcow2::{check, check_strange, lock, utf8};
-use crate::image::{Format, INPUT, Lock, Progress, UnknownFormat, short};
+use crate::image::{ADDRESS_SPACE, Format, INPUT, Lock, Progress, UnknownFormat, short};
 use crate::random;
 
 /// Longest file that is imported, bytes: the largest volume with what a format has beside.
@@ -212,7 +212,11 @@ impl Pool {
     ) -> Result<u64, VolumeError> {
         let path = utf8(&copy.path)?;
         let damaged = |report: &str| copy.named(VolumeError::Damaged { path: copy.of.clone(), report: report.into() });
-        let told = self.tools.examine(["info", "-f", format.as_str(), "--output=json", "--", path], progress)?;
+        let told = self.tools.examine(
+            ["info", "-f", format.as_str(), "--output=json", "--", path],
+            ADDRESS_SPACE,
+            progress,
+        )?;
         if !told.status.success() {
             return Err(damaged(&short(&told.stderr)));
         }
@@ -243,7 +247,7 @@ impl Pool {
     ) -> Result<(), VolumeError> {
         // Of a raw image it would count the holes, too.
         let args = ["measure", "-f", format.as_str(), "-O", "qcow2", "--output=json", "--", utf8(&copy.path)?];
-        let told = self.tools.examine(args, progress)?;
+        let told = self.tools.examine(args, ADDRESS_SPACE, progress)?;
         let report = || VolumeError::Damaged { path: copy.of.clone(), report: short(&told.stderr) };
         let needs: Value = serde_json::from_slice(&told.stdout).map_err(|_| copy.named(report()))?;
         let needs = needs["required"].as_u64().ok_or_else(|| copy.named(report()))?;

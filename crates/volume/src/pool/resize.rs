@@ -1,6 +1,6 @@
 //! Growing and shrinking volumes, while nobody has them open.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::path::Path;
 
 use super::{Kind, LOST, Pool, VolumeName, check_size};
@@ -106,23 +106,51 @@ impl Pool {
             scan(&image, from, |at| image.next_data(at))
         } else {
             let image = self.open_volume(name)?;
-            let data = self.mapped(&self.image_path(Kind::Volume, name, &record), from)?;
-            scan(&*image, from, |at| Ok(data.iter().find(|extent| extent.end > at).map(|extent| extent.start.max(at))))
+            let mut found = Ok(None);
+            self.mapped(&self.image_path(Kind::Volume, name, &record), from, |extent| {
+                let data = extent.start.max(from)..extent.end;
+                found = scan(&*image, data.start, |at| Ok((at < data.end).then_some(at)));
+                if matches!(found, Ok(None)) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            })?;
+            found
         }
     }
 
-    /// What of a qcow2 image, from `from` on, may differ from zero: a large image is mostly empty.
-    fn mapped(&self, path: &Path, from: u64) -> Result<Vec<Range<u64>>, VolumeError> {
+    /// Hands out what of a qcow2 image, from `from` on, may differ from zero, until that wants no more: a large image is mostly
+    /// empty, and one that is not has any number of such pieces.
+    fn mapped(
+        &self,
+        path: &Path,
+        from: u64,
+        mut each: impl FnMut(Range<u64>) -> ControlFlow<()>,
+    ) -> Result<(), VolumeError> {
         let offset = format!("--start-offset={from}");
+        let mut wrong = None;
         // -U: our own storage daemon has it open.
-        let text = self.tools.img(["map", "-U", "-f", "qcow2", "--output=json", &offset, "--", utf8(path)?])?;
-        let report = |error: serde_json::Error| VolumeError::Damaged { path: path.into(), report: error.to_string() };
-        let extents: Vec<Extent> = serde_json::from_slice(&text).map_err(report)?;
-        Ok(extents.iter().filter(|e| !e.zero).map(|e| e.start..e.start.saturating_add(e.length)).collect())
+        let args = ["map", "-U", "-f", "qcow2", "--output=json", &offset, "--", utf8(path)?];
+        let _ = self.tools.lines(args, |line| match extent(line) {
+            Ok(Some(extent)) if !extent.zero => each(extent.start..extent.start.saturating_add(extent.length)),
+            Ok(_) => ControlFlow::Continue(()),
+            Err(error) => {
+                wrong = Some(error);
+                ControlFlow::Break(())
+            }
+        })?;
+        let damaged = |error: serde_json::Error| VolumeError::Damaged { path: path.into(), report: error.to_string() };
+        wrong.map_or(Ok(()), |error| Err(damaged(error)))
     }
 }
 
-/// A line of qemu-img(1), "map".
+/// One line of qemu-img(1), "map": it writes an array with an element on each.
+fn extent(line: &[u8]) -> serde_json::Result<Option<Extent>> {
+    let line = line.trim_ascii();
+    let line = line.strip_prefix(b"[").unwrap_or(line);
+    let line = line.strip_suffix(b"]").unwrap_or(line);
+    let line = line.strip_suffix(b",").unwrap_or(line).trim_ascii();
+    if line.is_empty() { Ok(None) } else { serde_json::from_slice(line).map(Some) }
+}
+
+/// An element of it.
 #[derive(serde::Deserialize)]
 struct Extent {
     start: u64,
