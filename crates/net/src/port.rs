@@ -215,9 +215,12 @@ impl NetPort {
     /// the guest is stopped or reset.
     ///
     /// QEMU drops what it has not got rid of then, but not its count of how much of a frame is written: after half of one
-    /// (a write of up to 36 KiB is whole or not at all, that of a longer frame may stop in between) the next begins in its
+    /// (a write of up to 36,000 bytes is whole or not at all, that of a longer frame may stop in between) the next begins in its
     /// middle, and QEMU aborts if that one is shorter (`net/stream.c`: `send_index`; `net/net.c`:
     /// `net_vm_change_state_handler`).
+    ///
+    /// Nobody can call this before a guest resets itself. What its NIC has not got rid of is dropped then, whole frames: those of a
+    /// guest whose MTU is 35,000 or less. One with a larger MTU may end its own QEMU in this way, as it may in others.
     ///
     /// Does not allocate and waits for no I/O, as [`NetPort::drain_and_close`].
     pub fn make_room(&self) {

@@ -518,3 +518,25 @@ fn a_frame_that_was_written_in_part_can_be_written_to_its_end() {
     port.announce(&asked);
     assert_eq!(outcome.get(), Some((0, long.len())), "of a frame that QEMU has begun to write");
 }
+
+/// What QEMU writes of a frame of up to 36,000 bytes is all of it or nothing: so a guest that resets itself at any time leaves no half of one,
+/// though nobody makes room before.
+#[test]
+fn a_short_frame_is_written_whole_or_not_at_all() {
+    for length in [60, 1514, 9014, 36_000] {
+        let (ours, _theirs) = ninefold_net::socket_pair().unwrap();
+        let socket = UnixStream::from(ours);
+        socket.set_nonblocking(true).unwrap();
+        let message = vec![7; length];
+        let mut written = 0;
+        loop {
+            match (&socket).write(&message) {
+                Ok(n) => assert_eq!(n, length, "after {written} of them"),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                Err(e) => panic!("{e}"),
+            }
+            written += 1;
+        }
+        assert!(written > 0);
+    }
+}
