@@ -44,6 +44,21 @@
 //! | `pool.resized` | to make that durable |
 //! | `pool.remove` | to take an object's name away |
 //! | `pool.clear` | to remove what it had |
+//! | `storage.directory` | to make the directory of a checkpoint log, or that it is there durable |
+//! | `storage.create` | to make a file of it |
+//! | `storage.write` | to write to one |
+//! | `storage.zero` | to make a part of one zero |
+//! | `storage.cut` | to give one another length |
+//! | `storage.sync-file` | to make what was written to one durable |
+//! | `storage.rename` | to give one the name of another |
+//! | `storage.remove` | to remove one |
+//! | `storage.sync` | to make the names durable |
+//! | `snapshot.draft` | to make the hidden file of a snapshot |
+//! | `snapshot.lock` | to lock it |
+//! | `snapshot.sync` | to make it durable |
+//! | `snapshot.publish` | to give it its name |
+//! | `snapshot.remove` | to remove a snapshot |
+//! | `snapshot.name` | to make a name, or that it is gone, durable |
 //! | `resync.answer` | (backup) to compare the primary's checksums |
 //! | `resync.apply` | (backup) to write a piece of a resync into the image |
 //! | `resync.ask` | (primary) to ask for a comparison |
@@ -61,7 +76,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub const VARIABLE: &str = "NINEFOLD_FAULTS";
 
 /// The points, as in the table of this module.
-pub const POINTS: [&str; 39] = [
+pub const POINTS: [&str; 54] = [
     "log.write",
     "log.sync",
     "log.synced",
@@ -94,6 +109,21 @@ pub const POINTS: [&str; 39] = [
     "pool.resized",
     "pool.remove",
     "pool.clear",
+    "storage.directory",
+    "storage.create",
+    "storage.write",
+    "storage.zero",
+    "storage.cut",
+    "storage.sync-file",
+    "storage.rename",
+    "storage.remove",
+    "storage.sync",
+    "snapshot.draft",
+    "snapshot.lock",
+    "snapshot.sync",
+    "snapshot.publish",
+    "snapshot.remove",
+    "snapshot.name",
     "resync.answer",
     "resync.apply",
     "resync.ask",
