@@ -118,3 +118,24 @@ fn a_backlog_on_a_disk_that_hangs_is_no_reason_to_lose_the_vm() {
     nothing_is_lost(&s);
     s.finish();
 }
+
+/// An acknowledgement means the disk, and the backup's disk hangs: output waits for some seconds, then the VM goes on alone, and is
+/// protected again when that disk answers.
+#[test]
+fn a_backup_whose_disk_hangs_is_left_until_it_answers() {
+    let mut begin = begin(Protection::FaultTolerant);
+    begin.vm.volumes[0].acknowledge = Acknowledge::Disk;
+    let s = Scenario::with("slowbackup", begin);
+    s.expect(0, "a", "protection", protected);
+    let _console = keep_writing(&s);
+    s.expect_writes(100);
+    let mark = s.events.mark();
+    s.lab.freeze_disk("b").unwrap();
+    s.expect(mark, "a", "loss of the backup", |e| matches!(e, EventKind::Unprotected { .. }));
+    s.expect_writes(100);
+    s.lab.thaw_disk("b").unwrap();
+    s.expect(mark, "a", "protection", protected);
+    s.expect_writes(100);
+    nothing_is_lost(&s);
+    s.finish();
+}
