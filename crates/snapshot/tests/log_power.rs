@@ -10,10 +10,11 @@ use std::sync::Arc;
 use disk::{Disk, Fate};
 use guest::{Deed, Guest, Loading, VOLUME, act, at, deed, hello};
 use ninefold_model::{Record, Term};
+use ninefold_replica::continuation::Reign;
 use ninefold_replica::protocol::{LogRole, Standing};
-use ninefold_replica::stream::PageRun;
 use ninefold_replica::stream::page::PAGE_SIZE;
-use ninefold_snapshot::log::{Commit, Folder, Found, Log, LogError, New, Options};
+use ninefold_replica::stream::{Hello, PageRun};
+use ninefold_snapshot::log::{At, Commit, Folder, Found, Log, LogError, New, Options};
 use ninefold_snapshot::storage::{Storage, StorageFile};
 use ninefold_volume::{Batch, Op};
 use proptest::prelude::*;
@@ -32,6 +33,9 @@ enum Act {
     /// All of them do, and are synced.
     Flush,
     Stand(u64),
+    /// The host is a backup that was away: the first deeds happened elsewhere and come in parts, the last with the first checkpoint of
+    /// another session.
+    GoOn(Vec<Deed>, Deed),
 }
 
 fn acts() -> impl Strategy<Value = Vec<Act>> {
@@ -42,6 +46,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         2 => (1..3usize).prop_map(Act::Apply),
         2 => Just(Act::Flush),
         1 => (6..9u64).prop_map(Act::Stand),
+        2 => (prop::collection::vec(deed(), 0..3), deed()).prop_map(|(missed, first)| Act::GoOn(missed, first)),
     ];
     prop::collection::vec(act, 4..16)
 }
@@ -51,7 +56,11 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
 struct Known {
     /// The guest at each commit, from 1 on; the last one may not be acknowledged.
     guests: Vec<Guest>,
+    /// Which checkpoint each of them is; none for parts of one.
+    ats: Vec<Option<At>>,
     acknowledged: usize,
+    /// The log is to be another session's, and has no checkpoint of that yet.
+    going_on: bool,
     publishing: bool,
     published: bool,
     /// What was noted, and what was being noted.
@@ -69,12 +78,21 @@ struct Host {
     operations: Vec<u8>,
     /// Committed operations that the image has not.
     queue: Vec<Vec<u8>>,
+    session: u64,
     known: Known,
 }
 
 fn primary(term: u64) -> Standing {
     let record = Record { term: Term(term), primary: "host-a".parse().unwrap(), backups: Vec::new() };
     Standing::new(LogRole::Primary { record })
+}
+
+fn backup(session: u64) -> Standing {
+    Standing::new(LogRole::Backup { session: Term(session), primary: "host-b".parse().unwrap() })
+}
+
+fn reign(session: u64) -> Reign {
+    Reign { term: Term(session), generation: 1 }
 }
 
 /// The pages of a set with their contents.
@@ -147,6 +165,7 @@ impl Host {
         let dirty = first.touches.iter().map(|t| (t.0, t.1)).collect();
         image.sync().map_err(|source| LogError::Target { what: "sync".into(), source })?;
         known.guests.push(guest.clone());
+        known.ats.push(Some(at(1)));
         write(new.first(at(1))?, guest, &dirty, &operations)?;
         known.publishing = true;
         let log = new.publish()?;
@@ -161,6 +180,7 @@ impl Host {
             dirty: BTreeSet::new(),
             operations: Vec::new(),
             queue: vec![operations],
+            session: 5,
             known: known.clone(),
         })
     }
@@ -174,12 +194,13 @@ impl Host {
             Act::Commit(deed) => {
                 self.happens(deed);
                 let number = self.log.last() + 1;
-                self.known.guests.truncate(self.known.acknowledged);
-                self.known.guests.push(self.guest.clone());
-                let commit = match self.log.begin(at(number)) {
+                let at = self.at(number);
+                self.tries(Some(at));
+                let commit = match self.log.begin(at) {
                     // Nothing is folded while the volume's operations are not in its image.
                     Err(LogError::TooLong { .. }) => {
                         self.known.guests.pop();
+                        self.known.ats.pop();
                         return Ok(());
                     }
                     other => other?,
@@ -191,7 +212,8 @@ impl Host {
             }
             Act::GiveUp(deed) => {
                 self.happens(deed);
-                let mut commit = match self.log.begin(at(self.log.last() + 1)) {
+                let at = self.at(self.log.last() + 1);
+                let mut commit = match self.log.begin(at) {
                     Err(LogError::TooLong { .. }) => return Ok(()),
                     other => other?,
                 };
@@ -216,7 +238,57 @@ impl Host {
                 self.log.stand(&primary(*term))?;
                 self.known.standings.remove(0);
             }
+            // One part that is too much for the log would end it.
+            Act::GoOn(..) if self.log.length() > OPTIONS.limit / 4 => {}
+            Act::GoOn(missed, first) => self.go_on(missed, first)?,
         }
+        Ok(())
+    }
+
+    fn at(&self, number: u64) -> At {
+        At { session: Term(self.session), term: Term(5 + self.session), ..at(number) }
+    }
+
+    /// A commit is about to be made.
+    fn tries(&mut self, at: Option<At>) {
+        self.known.guests.truncate(self.known.acknowledged);
+        self.known.ats.truncate(self.known.acknowledged);
+        self.known.guests.push(self.guest.clone());
+        self.known.ats.push(at);
+    }
+
+    fn go_on(&mut self, missed: &[Deed], first: &Deed) -> Result<(), LogError> {
+        // Nothing of the former session is left to be applied. It is not durable.
+        self.apply(usize::MAX)?;
+        self.session += 1;
+        let standing = backup(self.session);
+        let (done, going) = (self.known.standings.len() - 1, std::mem::replace(&mut self.known.going_on, true));
+        assert!(!going);
+        self.known.standings.drain(..done);
+        self.known.standings.push(standing.clone());
+        let hello = Hello { term: Term(self.session), reign: Some(reign(self.session)), ..hello() };
+        self.log.go_on(hello, &standing)?;
+        self.known.standings.remove(0);
+        for deed in missed {
+            self.happens(deed);
+            let (runs, bytes) = gather(&self.guest, &std::mem::take(&mut self.dirty));
+            self.tries(None);
+            self.log.part(Term(5 + self.session), &runs, &bytes)?;
+            self.known.acknowledged += 1;
+            // A resync: past the log.
+            play(&*self.image, &std::mem::take(&mut self.operations))?;
+        }
+        self.image.sync().map_err(|source| LogError::Target { what: "sync".into(), source })?;
+        self.happens(first);
+        let number = self.log.last() + 1;
+        let at = self.at(number);
+        self.tries(Some(at));
+        write(self.log.begin(at)?, &self.guest, &self.dirty, &self.operations)?;
+        self.log.shared().images_hold(number - 1);
+        self.known.acknowledged += 1;
+        self.known.going_on = false;
+        self.dirty.clear();
+        self.queue.push(std::mem::take(&mut self.operations));
         Ok(())
     }
 
@@ -240,7 +312,7 @@ impl Host {
         let before = disk.contents();
         let found = match Found::look(Arc::clone(&storage)) {
             Err(LogError::None) => {
-                assert!(!known.published, "a published log is gone");
+                assert!(!known.published || known.going_on, "a published log is gone");
                 return Ok(None);
             }
             Err(error) if disk.is_off() => return Err(error),
@@ -250,13 +322,19 @@ impl Host {
         assert!(known.publishing, "there is a log before it was published");
         let last = found.last();
         let number = last.number as usize;
-        assert!(number >= known.acknowledged.max(1), "commit {number} after {} were acknowledged", known.acknowledged);
+        // What is for another session counts when that has a checkpoint.
+        let parts = known.ats[..known.acknowledged].iter().rev().take_while(|at| at.is_none()).count();
+        let least = known.acknowledged - parts;
+        assert!(number >= least.max(1), "commit {number} after {least} were acknowledged");
         let truth = known.guests.get(number - 1).unwrap_or_else(|| panic!("commit {number} was never made"));
-        assert_eq!(last.at, at(last.number));
+        assert_eq!(Some(last.at), known.ats[number - 1], "a part is taken for a checkpoint");
         assert!(known.standings.contains(found.standing()));
         assert!(found.hello() == &hello());
 
         let standing = found.standing().clone();
+        if let LogRole::Backup { session, .. } = standing.role {
+            assert_eq!((session, found.reign()), (last.at.session, Some(reign(session.0))));
+        }
         let recovered = found.recover()?;
         let image = disk.open(IMAGE).unwrap();
         let mut memory = Loading::new();
@@ -274,12 +352,14 @@ impl Host {
 
         let known = Known {
             guests: known.guests[..number].to_vec(),
+            ats: known.ats[..number].to_vec(),
             acknowledged: number,
+            going_on: false,
             publishing: true,
             published: true,
             standings: vec![standing],
         };
-        let log = recovered.resume(hello(), OPTIONS)?;
+        let log = recovered.resume(Hello { reign: Some(reign(last.at.session.0)), ..hello() }, OPTIONS)?;
         let folder = log.folder()?;
         Ok(Some(Host {
             log,
@@ -289,6 +369,7 @@ impl Host {
             dirty: BTreeSet::new(),
             operations: Vec::new(),
             queue: Vec::new(),
+            session: last.at.session.0,
             known,
         }))
     }

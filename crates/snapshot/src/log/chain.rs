@@ -4,6 +4,7 @@ use std::io::{self, Read};
 use std::sync::Arc;
 
 use ninefold_model::{Epoch, Term};
+use ninefold_replica::continuation::Reign;
 use ninefold_replica::stream::header::{HEADER_LEN, PREAMBLE_LEN};
 use ninefold_replica::stream::record::Kind;
 use ninefold_replica::stream::{CheckpointAssembler, Fed, Mark, PageSink, Record, RecordReader, StreamError};
@@ -29,6 +30,8 @@ pub(super) struct Extent {
     pub end: u64,
     /// There is something behind it that is no commit.
     pub torn: bool,
+    /// Whose checkpoints it has, as its `Hello` says.
+    pub reign: Option<Reign>,
 }
 
 /// The retained segments of a log, in order.
@@ -100,6 +103,7 @@ impl Chain<'_> {
             name: &name,
             expected,
             end: 0,
+            reign: None,
             assembler: CheckpointAssembler::new(
                 self.head.session(),
                 self.head.hello.term,
@@ -114,7 +118,7 @@ impl Chain<'_> {
             Ok(()) => {}
             Err(Stop::Failed(error)) => return Err(error),
             Err(Stop::Bad(what)) => {
-                let Walk { expected, end, .. } = walk;
+                let (expected, end) = (walk.expected, walk.end);
                 // What was written after it shows that it had been durable.
                 if let Some(later) = self.later_mark(&*file, &name, end, length, expected)? {
                     let what = format!("commit {expected} at byte {end}: {what} (commit {} is there)", later - 1);
@@ -125,7 +129,7 @@ impl Chain<'_> {
             }
         }
         let last = (walk.expected > expected).then(|| walk.expected - 1);
-        Ok(Extent { number, last, end: walk.end, torn })
+        Ok(Extent { number, last, end: walk.end, torn, reign: walk.reign })
     }
 
     /// A mark behind `from` which says that commit `expected` is durable.
@@ -181,6 +185,7 @@ struct Walk<'a> {
     expected: u64,
     /// Where the last whole one ends.
     end: u64,
+    reign: Option<Reign>,
     assembler: CheckpointAssembler,
 }
 
@@ -199,6 +204,7 @@ impl Walk<'_> {
             Some(frame) => match frame.record {
                 Record::Hello(hello) if hello.vm == self.head.hello.vm && hello.layout == self.head.hello.layout => {
                     at += frame.wire_len as u64;
+                    self.reign = hello.reign;
                 }
                 _ => return Err(bad("it begins with something else than this VM's Hello")),
             },

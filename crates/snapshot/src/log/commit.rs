@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ninefold_model::Epoch;
+use ninefold_model::{Epoch, Term};
 use ninefold_replica::protocol::Standing;
 use ninefold_replica::stream::{
     EncodeStats, Hello, Mark, ModeChooser, PageEncoder, PageRun, Pass, PassKind, PassWriter, Sample, StreamError,
@@ -11,6 +11,7 @@ use ninefold_replica::stream::{
 
 use super::error::LogError;
 use super::fold::{Folder, Shared};
+use super::head::{FORMAT, Head};
 use super::segment::Segment;
 use super::standing::StandingFile;
 use super::{At, Committed, Options};
@@ -67,6 +68,43 @@ impl Log {
     /// Bytes of all segments.
     pub fn length(&self) -> u64 {
         self.shared.closed_bytes() + self.segment.bytes()
+    }
+
+    /// Goes on with this log as that of a backup in another session, which is sent what has changed since the last commit: in
+    /// [parts](Log::part) first, then in a commit, which makes it a log of that session. From here on it is one of no
+    /// session: until then nobody goes on from it. To be called before anything of that is written to the volumes' images; they have to
+    /// be durable, with all that was written past the log, before the commit is made.
+    ///
+    /// # Errors
+    /// `Layout`: its memory is another. `Spoilt`, `Storage`, `Stream`: it is of no use any more.
+    pub fn go_on(&mut self, hello: Hello, standing: &Standing) -> Result<(), LogError> {
+        if let Some(why) = &self.spoilt {
+            return Err(LogError::Spoilt(why.clone()));
+        }
+        self.hello.layout.same_as(&hello.layout)?;
+        // First: the record that it speaks of from now on binds a session in which nothing has been acknowledged.
+        self.standing.write(standing)?;
+        let volumes = self.last + 1;
+        self.shared.change_head(&*self.storage, |head| Head { format: FORMAT, volumes, ..head })?;
+        self.hello = hello;
+        // The new one says what the VM is now. One without a commit is begun again.
+        let number = self.segment.number + u64::from(!self.fresh);
+        let next = Segment::create(&self.storage, number, &self.hello)?;
+        let former = std::mem::replace(&mut self.segment, next);
+        if !std::mem::replace(&mut self.fresh, true) {
+            self.shared.close(former.number, self.last, former.bytes());
+        }
+        Ok(())
+    }
+
+    /// Makes durable some of the pages that a session's first checkpoint rests on. What ends with such a part is no log.
+    ///
+    /// # Errors
+    /// As [`Log::begin`] and [`Commit::finish`].
+    pub fn part(&mut self, term: Term, runs: &[PageRun], bytes: &[u8]) -> Result<(), LogError> {
+        let mut commit = self.begin(At::part(term))?;
+        commit.pages(runs, bytes)?;
+        commit.finish().map(drop)
     }
 
     /// Notes on what terms this host stands with the witness; durable when this returns. To be done before each proposal.

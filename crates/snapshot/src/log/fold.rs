@@ -15,6 +15,8 @@ use crate::storage::Storage;
 pub struct Shared {
     state: Mutex<State>,
     changed: Condvar,
+    /// Held by who replaces the head: the folder, and the writer when it goes on with the log for another session.
+    head: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -41,7 +43,22 @@ impl Shared {
     /// For a log whose last commit is `last`. `images` is as for [`Shared::images_hold`]; `u64::MAX` for a VM without volumes.
     pub(super) fn new(last: u64, images: u64) -> Arc<Self> {
         let state = State { closed: Vec::new(), last, images, failure: None, ending: false };
-        Arc::new(Self { state: Mutex::new(state), changed: Condvar::new() })
+        Arc::new(Self { state: Mutex::new(state), changed: Condvar::new(), head: Mutex::default() })
+    }
+
+    /// Replaces the head by what `change` makes of it; answers that. Durable when this returns.
+    ///
+    /// # Errors
+    /// `Damaged`, `Storage`: the one before is still there.
+    pub(super) fn change_head(
+        &self,
+        storage: &dyn Storage,
+        change: impl FnOnce(Head) -> Head,
+    ) -> Result<Head, LogError> {
+        let _one = self.head.lock().unwrap_or_else(PoisonError::into_inner);
+        let head = change(Head::load(storage)?);
+        head.store(storage)?;
+        Ok(head)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -153,9 +170,12 @@ impl Folder {
             return Err(LogError::damaged(name(due.number), what));
         }
         self.base.sync()?;
-        let head = Head { base: due.last, first: due.number + 1, durable, ..self.head.clone() };
-        head.store(&*self.storage)?;
-        self.head = head;
+        self.head = self.shared.change_head(&*self.storage, |head| Head {
+            base: due.last,
+            first: due.number + 1,
+            durable,
+            ..head
+        })?;
         // From here on nobody needs it; what a crash leaves behind is swept away later.
         self.shared.lock().closed.remove(0);
         self.shared.changed.notify_all();

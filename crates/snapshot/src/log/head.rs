@@ -9,8 +9,10 @@ use crate::storage::{Storage, StorageFile};
 
 pub(super) const FILE: &str = "head.json";
 const NEW: &str = "head.new";
-/// The version of a log's files.
-pub(super) const FORMAT: u32 = 1;
+/// The version of a log's files: with [`Head::volumes`]. One without it is of the version before, which any release reads.
+pub(super) const FORMAT: u32 = 2;
+/// The oldest version.
+pub(super) const OLDEST: u32 = 1;
 /// Commits and segments of a log are never so many.
 pub(super) const MAX_NUMBER: u64 = 1 << 60;
 /// A longer file is not ours, bytes.
@@ -30,8 +32,16 @@ pub(super) struct Head {
     pub first: u64,
     /// A commit that was durable when this was written: if it is missing, so is a segment.
     pub durable: u64,
+    /// Operations on volumes are played from this commit on. What those before it did is in the images, and newer content over
+    /// it: they had been made equal to another host's. 0: all of them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub volumes: u64,
     /// The VM and its memory, as they were when the log was made.
     pub hello: Hello,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 mod hex {
@@ -75,11 +85,11 @@ impl Head {
             format: u32,
         }
         let Version { format } = serde_json::from_slice(line).map_err(|e| damaged(e.to_string()))?;
-        if format != FORMAT {
+        if !(OLDEST..=FORMAT).contains(&format) {
             return Err(LogError::Version(format, FORMAT));
         }
         let head: Self = serde_json::from_slice(line).map_err(|e| damaged(e.to_string()))?;
-        if [head.base, head.first, head.durable].into_iter().any(|number| number > MAX_NUMBER) {
+        if [head.base, head.first, head.durable, head.volumes].into_iter().any(|number| number > MAX_NUMBER) {
             return Err(damaged("it counts further than anybody can".into()));
         }
         head.hello.check().map_err(|what| damaged(what.into()))?;

@@ -67,6 +67,13 @@ pub struct At {
     pub term: Term,
 }
 
+impl At {
+    /// Of some of the pages that a session's first checkpoint rests on: it is of no session itself.
+    fn part(term: Term) -> Self {
+        Self { session: Term(0), epoch: Epoch(0), term }
+    }
+}
+
 /// A commit that is durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Committed {

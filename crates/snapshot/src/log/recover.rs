@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use ninefold_model::HostName;
-use ninefold_replica::protocol::Standing;
+use ninefold_replica::continuation::Reign;
+use ninefold_replica::protocol::{LogRole, Standing};
 use ninefold_replica::stream::record::MAX_VOLUMES;
 use ninefold_replica::stream::{CheckpointAssembler, Hello, ModeChooser, PageEncoder, PageRun, PageSink};
 
@@ -67,7 +68,11 @@ impl Found {
             output = said(assembler);
             cover(&mut covered, assembler)
         })?;
-        let last = last.ok_or_else(|| LogError::damaged(name(head.first), "it has no commit"))?;
+        let last: Committed = last.ok_or_else(|| LogError::damaged(name(head.first), "it has no commit"))?;
+        // A backup's in which nothing of its session is whole yet: see `Log::go_on`. One that has taken over has a later term.
+        if matches!(standing.standing.role, LogRole::Backup { session, .. } if last.at.session < session) {
+            return Err(LogError::None);
+        }
         Ok(Self { storage, head, base, standing, extents, covered, last, output })
     }
 
@@ -89,6 +94,22 @@ impl Found {
     /// The last commit.
     pub fn last(&self) -> Committed {
         self.last
+    }
+
+    /// Whose checkpoint the last commit is, if a backup was told.
+    pub fn reign(&self) -> Option<Reign> {
+        self.extents.iter().rev().find(|e| e.last.is_some()).and_then(|e| e.reign)
+    }
+
+    /// As [`Log::go_on`], with a log that another process has written.
+    ///
+    /// # Errors
+    /// As [`Log::go_on`].
+    pub fn go_on(self, hello: Hello, standing: &Standing, options: Options) -> Result<Log, LogError> {
+        // The images need not have all of it: it is a log of no session before anything else is done.
+        let mut log = self.recover()?.resume(hello.clone(), options)?;
+        log.go_on(hello, standing)?;
+        Ok(log)
     }
 
     /// What the guest said on a channel in the last commit.
@@ -163,7 +184,7 @@ impl Recovered {
         Chain { storage: &self.0.storage, head: &self.0.head }.read(sink, &mut |committed, assembler| {
             for volume in 0..MAX_VOLUMES {
                 let operations = assembler.take_volume_writes(volume);
-                if operations.is_empty() {
+                if operations.is_empty() || committed.number < self.0.head.volumes {
                     continue;
                 }
                 if usize::from(volume) >= count {
@@ -184,7 +205,7 @@ impl Recovered {
         held.ok_or_else(|| LogError::damaged(name(self.0.head.first), "its last commit is gone"))
     }
 
-    /// Goes on with this log: the guest's memory has to be as [`Recovered::load`] made it, and the volumes' images hold
+    /// Goes on with this log after [`Recovered::load`]: the guest's memory has to be as [`Recovered::load`] made it, and the volumes' images hold
     /// all operations durably. `hello` describes the VM as it runs now.
     ///
     /// # Errors
