@@ -34,7 +34,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use ninefold_model::spec::Protection;
 use ninefold_model::status::{ProtectionState, Role};
 use ninefold_model::{Backup, Epoch, HostName, Record, Term};
-use ninefold_replica::protocol::{Action, Input, Outcome, Phase, ProposalId, Protocol, Rules, Standing, Wanted};
+use ninefold_replica::protocol::{
+    Action, Input, LogRole, Outcome, Phase, ProposalId, Protocol, Rules, Standing, Wanted,
+};
 use stateright::{Checker, Expectation, HasDiscoveries, Model, Property};
 
 type Output = u8;
@@ -163,6 +165,8 @@ struct Logging {
 struct OnDisk {
     standing: Standing,
     held: (Epoch, History),
+    /// A session goes on with it, and may have written some of what came after `held` to it and to the volumes.
+    behind: bool,
 }
 
 impl Host {
@@ -493,8 +497,12 @@ impl Replication {
                 h.whole = None;
                 h.log = None;
                 if let Some(role) = h.protocol.log_role().filter(|_| self.logged) {
-                    w.disks[host] = None;
                     let standing = Standing::new(role);
+                    // Of a former backup's it goes on with what is there.
+                    w.disks[host] = w.disks[host]
+                        .take()
+                        .filter(|d| matches!(d.standing.role, LogRole::Backup { .. }))
+                        .map(|disk| OnDisk { standing: standing.clone(), behind: true, ..disk });
                     h.log = Some(Logging { standing, queue: Vec::new(), published: false });
                 }
             }
@@ -577,7 +585,7 @@ impl Replication {
         let Some(log) = h.log.as_mut().filter(|log| !log.queue.is_empty()) else { return };
         let (epoch, history, first) = log.queue.remove(0);
         log.published = true;
-        w.disks[host] = Some(OnDisk { standing: log.standing.clone(), held: (epoch, history) });
+        w.disks[host] = Some(OnDisk { standing: log.standing.clone(), held: (epoch, history), behind: false });
         let input = match h.protocol.backing() {
             Some(session) => Input::CheckpointHeld { session, epoch, first },
             None => Input::LogHolds { epoch },
@@ -595,6 +603,8 @@ impl Replication {
         let h = w.hosts[host].as_mut().unwrap();
         if !h.protocol.awaits_witness() {
             (h.whole, h.log) = (None, None);
+        } else if disk.behind {
+            w.violation = Some("I2: a host goes on from a log that is a mixture");
         }
     }
 
