@@ -636,6 +636,7 @@ impl Core {
         self.parts.disks.discard();
         self.drop_snapshot();
         self.drop_restore("the witness did not grant the VM");
+        self.keep_log();
         self.log.part();
         self.drop_log();
         self.announcing = None;

@@ -7,9 +7,17 @@
 //!   core ─► told aside (before each proposal to the witness, when it has won, when the VM has ended)
 //! ```
 //!
-//! The thread outlives a change of role: a backup that takes over goes on with its log where it stands.
+//! The thread outlives a change of role: a backup that takes over goes on with its log where it stands. And it outlives a backup's
+//! session: one that begins soon after the former, with a standby that is left from that, goes on with its log as well:
+//!
+//! ```text
+//!   Session ─┬─► Behind: the log as it was, of no session ── Copy: parts of what changed ──┐
+//!            │                                                                             ├─ first checkpoint ──► Log
+//!            └─► New: a base that is filled ── Copy: all memory ───────────────────────────┘
+//! ```
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,8 +26,9 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use ninefold_model::{Epoch, Term};
+use ninefold_replica::continuation::Reign;
 use ninefold_replica::protocol::{LogRole, Standing};
-use ninefold_replica::stream::{CheckpointAssembler, Hello, PageRun, PageSink};
+use ninefold_replica::stream::{CheckpointAssembler, Hello, PAGE_SIZE, PageRun, PageSink};
 use ninefold_snapshot::log::{At, Committed, Found, Log, LogError, New, Options};
 use ninefold_snapshot::storage::{Directory, Storage};
 use ninefold_volume::Batch;
@@ -46,6 +55,8 @@ const FOLD_LOOK: Duration = Duration::from_millis(20);
 const SYNC_AFTER: usize = STEP as usize;
 /// Pages of a checkpoint between two signs of progress.
 const PAGES_AT_A_TIME: u32 = 2048;
+/// Pages of what a session copies to a log that is gone on with, in one part of it, bytes.
+const PART: usize = 8 << 20;
 /// A folder that failed tries again.
 const FOLD_RETRY: Duration = Duration::from_secs(1);
 /// Channels of a checkpoint but for the guest's health.
@@ -54,14 +65,35 @@ const CHANNELS: u8 = HEALTH;
 /// What the thread is asked beside what every sink is.
 #[derive(Debug)]
 pub enum LogJob {
+    /// A backup's session begins. Whatever comes from an earlier one is ignored from here on.
+    Session(Box<Opening>),
     /// Pages of a backup's initial copy.
-    Copy { block: u16, first: u64, bytes: Vec<u8> },
+    Copy { session: Term, block: u16, first: u64, bytes: Vec<u8> },
     /// What was copied so far is to be durable soon.
-    Settle,
+    Settle(Term),
     /// A checkpoint that a backup has received.
     Received(Box<Received>),
     /// Say when all before this is done: which checkpoint the log ends with.
     Drain(SyncSender<Option<(Term, Epoch)>>),
+}
+
+/// How a backup's session begins.
+#[derive(Debug)]
+pub struct Opening {
+    pub hello: Hello,
+    /// What is left of a former session, if anything is.
+    pub left: Option<Left>,
+    /// Whether the log is gone on with. Otherwise another has begun, to which all of memory has to come.
+    pub reply: SyncSender<bool>,
+}
+
+/// With which checkpoint a log has to end, to be gone on with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Left {
+    /// The thread's own with the one that is in memory.
+    Here { session: Term, epoch: Epoch },
+    /// That of a former keeper with one of these: all that was written since the first of them is sent.
+    OnDisk { reign: Reign, epochs: RangeInclusive<Epoch> },
 }
 
 /// A checkpoint as a backup has it before it is applied.
@@ -82,6 +114,11 @@ pub struct Received {
 }
 
 impl Received {
+    /// The operations on each volume.
+    pub fn volumes(&self) -> &[Batch] {
+        &self.volumes
+    }
+
     /// Copies what an assembler holds, before it is put into memory.
     ///
     /// # Errors
@@ -111,6 +148,8 @@ impl Received {
 pub enum Beginning {
     /// Anew; what is there is removed.
     New { hello: Box<Hello>, standing: Standing },
+    /// With a backup's session: see [`LogJob::Session`].
+    Awaited,
     /// Where it ends, with what it says last of the guest's health.
     Continued { log: Box<Log>, health: Vec<u8> },
 }
@@ -246,6 +285,8 @@ pub fn start(id: u64, reign: Term, beginning: Beginning, settings: Settings) -> 
             numbers: VecDeque::new(),
             runs: Vec::new(),
             operations: Vec::new(),
+            session: Term(0),
+            amiss: false,
             reigns: matches!(&beginning, Beginning::New { standing, .. } if matches!(standing.role, LogRole::Primary { .. })),
             unsure: false,
         };
@@ -265,6 +306,10 @@ pub fn start(id: u64, reign: Term, beginning: Beginning, settings: Settings) -> 
 struct LogThread {
     id: u64,
     reign: Term,
+    /// A backup's session.
+    session: Term,
+    /// A checkpoint is in the log and not on the volumes.
+    amiss: bool,
     settings: Settings,
     /// The newest word of the guest's health. Checkpoints bring it when it changes, but each commit has to have it.
     health: Vec<u8>,
@@ -282,12 +327,23 @@ struct LogThread {
 
 /// A log that may still be on its way.
 enum State {
+    Nothing,
     New(Box<New>),
+    /// One that is gone on with, and what of the session's copy is not yet in it.
+    Behind(Box<Running>, Part),
     Log(Box<Running>),
+}
+
+/// Pages, each once, and their contents.
+#[derive(Default)]
+struct Part {
+    runs: Vec<PageRun>,
+    bytes: Vec<u8>,
 }
 
 struct Running {
     log: Log,
+    /// The checkpoint with which it ends.
     at: Option<(Term, Epoch)>,
     folder: Option<JoinHandle<()>>,
 }
@@ -313,6 +369,7 @@ impl LogThread {
                 let _ = self.settings.core.send(Msg::LogBegun { id: self.id });
                 State::New(Box::new(new))
             }
+            Beginning::Awaited => State::Nothing,
             Beginning::Continued { log, health } => {
                 self.health = health;
                 State::Log(Box::new(self.running(*log, None)?))
@@ -324,7 +381,10 @@ impl LogThread {
                 Ok(None) => {}
                 Ok(Some(done)) => {
                     LogThread::refuse(job);
-                    let storage = storage_of(&state);
+                    let storage = match storage_of(&state) {
+                        Some(storage) => storage,
+                        None => open(&self.settings.place).map_err(|e| format!("the log's directory: {e}"))?,
+                    };
                     Found::remove(&*storage).map_err(|e| report(&e))?;
                     let _ = done.send(());
                     // The folder may have written something meanwhile. The storage stays locked until it is empty.
@@ -333,9 +393,12 @@ impl LogThread {
                 }
                 Err(error) => return Err(self.failed(Some(state), &error)),
             }
-            state = match self.one(state, job) {
-                Ok(state) => state,
-                Err((state, error)) => return Err(self.failed(state, &error)),
+            state = match job {
+                Job::Log(LogJob::Session(opening)) => self.session(state, *opening)?,
+                job => match self.one(state, job) {
+                    Ok(state) => state,
+                    Err((state, error)) => return Err(self.failed(state, &error)),
+                },
             };
             self.progress.at_work(false);
         }
@@ -348,6 +411,66 @@ impl LogThread {
         format!("{}{}", if noted { NOTED } else { "" }, report(error))
     }
 
+    /// A backup's session: goes on with the log, if it is what is left, or begins another.
+    fn session(&mut self, state: State, Opening { hello, left, reply }: Opening) -> Result<State, String> {
+        if hello.term < self.session {
+            return Ok(state);
+        }
+        self.session = hello.term;
+        let role = LogRole::Backup { session: hello.term, primary: hello.from.clone() };
+        let standing = Standing::new(role);
+        self.health = serde_json::to_vec(&hello.health).map_err(|e| e.to_string())?;
+        let former = match (state, left) {
+            (State::Log(running) | State::Behind(running, _), Some(Left::Here { session, epoch }))
+                if running.at == Some((session, epoch)) && !self.amiss =>
+            {
+                let mut running = running;
+                running.log.go_on(hello.clone(), &standing).map(|()| running).map_err(|e| report(&e))
+            }
+            (State::Nothing, Some(Left::OnDisk { reign, epochs })) => self.on_disk(&hello, &standing, reign, &epochs),
+            _ => Err("it does not end with what is left of the standby".into()),
+        };
+        self.numbers.clear();
+        let state = match former {
+            Ok(running) => {
+                let _ = reply.send(true);
+                State::Behind(running, Part::default())
+            }
+            Err(why) => {
+                tracing::debug!(%why, "another log is begun");
+                self.amiss = false;
+                let _ = reply.send(false);
+                let storage = open(&self.settings.place).map_err(|e| format!("the log's directory: {e}"))?;
+                let new = New::create(storage, hello, &standing, Options::default()).map_err(|e| report(&e))?;
+                State::New(Box::new(new))
+            }
+        };
+        Ok(state)
+    }
+
+    /// The log that a former keeper has left here.
+    fn on_disk(
+        &self,
+        hello: &Hello,
+        standing: &Standing,
+        reign: Reign,
+        epochs: &RangeInclusive<Epoch>,
+    ) -> Result<Box<Running>, String> {
+        let storage = open(&self.settings.place).map_err(|e| format!("the log's directory: {e}"))?;
+        let same = |theirs: &Hello| match (theirs.vm == hello.vm, theirs.layout.same_as(&hello.layout)) {
+            (true, Ok(())) => Ok(()),
+            _ => Err("it is of another VM".to_owned()),
+        };
+        let found = Found::look_if(storage, &same).map_err(|e| report(&e))?;
+        let At { session, epoch, .. } = found.last().at;
+        let was = |role: &LogRole| matches!(role, LogRole::Backup { session: its, .. } if *its == session);
+        if !was(&found.standing().role) || found.reign() != Some(reign) || !epochs.contains(&epoch) {
+            return Err(format!("it ends with checkpoint {epoch} of session {session}"));
+        }
+        let log = found.go_on(hello.clone(), standing, Options::default()).map_err(|e| report(&e))?;
+        self.running(log, Some((session, epoch))).map(Box::new)
+    }
+
     /// Does what the core has told. Answers whom to tell that the log is removed, if it is to be.
     fn hear(&mut self, before: &Job, state: &mut State) -> Result<Option<SyncSender<()>>, LogError> {
         let Told { note, reign, remove } = self.told.hear(before);
@@ -356,29 +479,67 @@ impl LogThread {
         }
         let Some((ticket, standing)) = note.filter(|_| remove.is_none()) else { return Ok(remove) };
         match state {
+            // Whoever has no log speaks for nothing.
+            State::Nothing => {}
             State::New(new) => new.stand(&standing)?,
-            State::Log(running) => running.log.stand(&standing)?,
+            State::Log(running) | State::Behind(running, _) => running.log.stand(&standing)?,
         }
         let _ = self.settings.core.send(Msg::Stood { id: self.id, ticket });
         Ok(None)
     }
 
     fn one(&mut self, state: State, job: Job) -> Result<State, (Option<State>, LogError)> {
+        match &job {
+            Job::Log(LogJob::Copy { session, .. } | LogJob::Settle(session)) if *session != self.session => {
+                return Ok(state);
+            }
+            Job::Log(LogJob::Received(received)) if received.session != self.session => return Ok(state),
+            _ => {}
+        }
         match (state, job) {
             (State::New(mut new), Job::Round { pieces, .. }) => match self.round(&mut new, &pieces) {
                 Ok(()) => Ok(State::New(new)),
                 Err(error) => Err((None, error)),
             },
-            (State::New(mut new), Job::Log(LogJob::Copy { block, first, bytes })) => {
+            (State::New(mut new), Job::Log(LogJob::Copy { block, first, bytes, .. })) => {
                 match new.write(block, first, &bytes) {
                     Ok(()) => Ok(State::New(new)),
                     Err(source) => Err((None, LogError::Target { what: "the log's base".into(), source })),
                 }
             }
-            (State::New(new), Job::Log(LogJob::Settle)) => match new.sync() {
+            (State::New(new), Job::Log(LogJob::Settle(_))) => match new.sync() {
                 Ok(()) => Ok(State::New(new)),
                 Err(error) => Err((None, error)),
             },
+            (State::Behind(mut running, mut part), Job::Log(LogJob::Copy { block, first, bytes, .. })) => {
+                // It ends with no checkpoint any more.
+                running.at = None;
+                let count = u32::try_from(bytes.len() / PAGE_SIZE).unwrap_or(u32::MAX);
+                part.runs.push(PageRun { block, first, count });
+                part.bytes.extend_from_slice(&bytes);
+                let full = part.bytes.len() >= PART;
+                match if full { self.part(&mut running, &mut part) } else { Ok(()) } {
+                    Ok(()) => Ok(State::Behind(running, part)),
+                    Err(error) => Err((Some(State::Log(running)), error)),
+                }
+            }
+            // A page may come again in the next round.
+            (State::Behind(mut running, mut part), Job::Log(LogJob::Settle(_))) => {
+                match self.part(&mut running, &mut part) {
+                    Ok(()) => Ok(State::Behind(running, part)),
+                    Err(error) => Err((Some(State::Log(running)), error)),
+                }
+            }
+            (State::Behind(mut running, part), Job::Log(LogJob::Received(received))) => {
+                self.heard(&received.health);
+                match self.caught_up(&mut running, part, &received) {
+                    Ok(committed) => {
+                        running.at = Some((received.session, received.epoch));
+                        self.held(running, &committed, *received, true)
+                    }
+                    Err(error) => Err((Some(State::Log(running)), error)),
+                }
+            }
             (State::New(new), Job::Checkpoint { taken, join }) => {
                 let begun = Instant::now();
                 let running = self.first(new, |this, new| {
@@ -427,7 +588,7 @@ impl LogThread {
             }
             (state, Job::Log(LogJob::Drain(reply))) => {
                 let at = match &state {
-                    State::New(_) => None,
+                    State::Nothing | State::New(_) | State::Behind(..) => None,
                     State::Log(running) => running.at,
                 };
                 let _ = reply.send(at);
@@ -443,6 +604,30 @@ impl LogThread {
         if let Job::Log(LogJob::Drain(reply)) = job {
             let _ = reply.send(None);
         }
+    }
+
+    /// Makes a part of a session's copy durable.
+    fn part(&mut self, running: &mut Running, part: &mut Part) -> Result<(), LogError> {
+        if part.runs.is_empty() {
+            return Ok(());
+        }
+        self.wait_for_room(&running.log);
+        running.log.part(self.session, &part.runs, &part.bytes)?;
+        self.progress.made();
+        part.runs.clear();
+        part.bytes.clear();
+        Ok(())
+    }
+
+    /// The first checkpoint of a session in a log that is gone on with.
+    fn caught_up(&mut self, running: &mut Running, mut part: Part, received: &Received) -> Result<Committed, LogError> {
+        self.part(running, &mut part)?;
+        // What a resync has written past the log is durable before a checkpoint that rests on it can be.
+        self.sync_images()?;
+        self.wait_for_room(&running.log);
+        let committed = write_received(running.log.begin(at_of(received))?, received, &self.health)?;
+        running.log.shared().images_hold(committed.number - 1);
+        Ok(committed)
     }
 
     fn running(&self, log: Log, at: Option<(Term, Epoch)>) -> Result<Running, String> {
@@ -609,6 +794,7 @@ impl LogThread {
             // The session is over, or a disk is broken: the core knows or will see it. The log is whole.
             Err(reason) => {
                 tracing::warn!(%reason, "a checkpoint is in the log and not on the volumes");
+                self.amiss = true;
                 Ok(State::Log(running))
             }
         }
@@ -664,18 +850,19 @@ pub const NOTED: &str = "noted: ";
 /// Notes in a log that fails that it is behind; answers whether it is noted, or whether there is no log that could be believed.
 fn disown(state: State, error: &LogError) -> bool {
     match state {
-        State::New(_) => true,
-        State::Log(mut running) => {
+        State::Nothing | State::New(_) => true,
+        State::Log(mut running) | State::Behind(mut running, _) => {
             tracing::error!(error = %report(error), "the log cannot go on");
             running.log.disown().is_ok()
         }
     }
 }
 
-fn storage_of(state: &State) -> Arc<dyn Storage> {
+fn storage_of(state: &State) -> Option<Arc<dyn Storage>> {
     match state {
-        State::New(new) => new.storage(),
-        State::Log(running) => running.log.storage(),
+        State::Nothing => None,
+        State::New(new) => Some(new.storage()),
+        State::Log(running) | State::Behind(running, _) => Some(running.log.storage()),
     }
 }
 

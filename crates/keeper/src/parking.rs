@@ -13,8 +13,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ninefold_machine::{Machine, Ports};
-use ninefold_model::Term;
 use ninefold_model::spec::VmSpec;
+use ninefold_model::{Epoch, Term};
 use ninefold_replica::continuation::History;
 use ninefold_replica::stream::Layout;
 
@@ -30,6 +30,8 @@ pub struct Parked {
     pub standby: StandbyMachine,
     /// Its last checkpoint is in memory, whole.
     pub history: History,
+    /// Of a non-volatile VM: this host's log ends with that, too, as of this session.
+    pub logged: Option<(Term, Epoch)>,
 }
 
 /// A QEMU that waits for the state of a VM.

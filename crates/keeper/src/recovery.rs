@@ -196,6 +196,7 @@ fn load(found: Found, config: &KeeperConfig, place: &Place) -> Result<News, Stri
     let log = recovered.resume(now, Options::default()).map_err(|e| report(&e))?;
     let epoch = held.committed.at.epoch;
     let load_us = micros(begun.elapsed());
-    let loaded = Loaded { machine, ports, epoch, health: health_then, load_us, tracker: Some(tracker), history: None };
+    let tracker = Some(tracker);
+    let loaded = Loaded { machine, ports, epoch, health: health_then, load_us, tracker, history: None, logged: true };
     Ok(News::Loaded { loaded: Box::new(loaded), log: Box::new(log), health })
 }

@@ -323,7 +323,8 @@ fn loaded(
     into.outlets.forget_addresses();
     machine.load(&state.device_state).map_err(|e| report(&e))?;
     let load_us = micros(begun.elapsed());
-    Ok(Loaded { machine, ports, epoch: Epoch(0), health: hello.health, load_us, tracker: None, history: None })
+    let epoch = Epoch(0);
+    Ok(Loaded { machine, ports, epoch, health: hello.health, load_us, tracker: None, history: None, logged: false })
 }
 
 /// Removes the log of the VM's former life, if there is one. Durable when this returns.

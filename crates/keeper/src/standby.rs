@@ -43,7 +43,7 @@ use crate::disks::Disks;
 use crate::error::report;
 use crate::health::images::Images;
 use crate::health::told;
-use crate::log::{LogJob, Received};
+use crate::log::{Left, LogJob, Opening, Received};
 use crate::msg::Msg;
 use crate::outlets::{ADDRESSES, CONSOLE, HEALTH, Outlets};
 use crate::parking::{Parked, Parking, StandbyMachine};
@@ -74,6 +74,8 @@ pub struct Loaded {
     pub tracker: Option<Tracker>,
     /// Of the checkpoints that other backups hold, too.
     pub history: Option<History>,
+    /// This host's log ends with the checkpoint, and whatever is written since is tracked.
+    pub logged: bool,
 }
 
 /// What becomes of a standby whose primary is gone.
@@ -251,13 +253,12 @@ impl Standby {
         }
         let mut health = hello.health.clone();
         self.keep(&health);
-        let (mut standby, mut base, former) = match parked.and_then(|p| self.goes_on(hello, *p)) {
-            Some((parked, base)) => (parked.standby, Some(base), Some(parked.history)),
-            None => match self.parking.take_kept().and_then(|kept| self.goes_on_with_memory(hello, kept)) {
-                // Its QEMU has nothing of its own yet: nothing to go back to.
-                Some((standby, base)) => (standby, Some(base), None),
-                None => (build(&self.config, hello, self.disks.sockets(), None)?, None, None),
-            },
+        let (mut standby, mut base, former) = match self.left(hello, parked, log.as_ref()) {
+            Some((standby, base, former)) => (standby, Some(base), former),
+            None => {
+                opens(log.as_ref(), hello, None)?;
+                (build(&self.config, hello, self.disks.sockets(), None)?, None, None)
+            }
         };
         if let Some(base) = &mut base {
             // What a failed flush has lost nobody knows but the images: they are compared.
@@ -304,25 +305,26 @@ impl Standby {
                 Ok(Fed::Whole(pass)) => {
                     priority::raise();
                     sink.log = None;
-                    if let Some(log) = &log {
+                    let first = std::mem::take(&mut first);
+                    let touched = |batches: &[_]| if history.is_some() { resync::touched(batches) } else { Vec::new() };
+                    let blocks = if let Some(log) = &log {
                         // Acknowledged, and on its way to the volumes, when it is durable.
-                        if let Some(received) = Received::of(session, &mut assembler, &self.disks)? {
+                        let received = Received::of(session, &mut assembler, &self.disks)?;
+                        let blocks = received.as_ref().map(|r| touched(r.volumes())).unwrap_or_default();
+                        if let Some(received) = received {
                             let job = Job::Log(LogJob::Received(Box::new(received)));
                             log.send(job).map_err(|_| "the log has ended".to_owned())?;
                         }
-                        if let Err(error) = assembler.commit(&mut sink) {
-                            break report(&error);
-                        }
-                        self.learn(&assembler, &mut health);
-                        continue;
-                    }
-                    // Not acknowledged when it fails: this host is no backup for that epoch. It holds the one before.
-                    let batches = self.disks.parse(|v| assembler.take_volume_writes(v))?;
-                    let blocks = if history.is_some() { resync::touched(&batches) } else { Vec::new() };
-                    self.disks.put(session, pass.epoch, batches)?;
-                    // Acknowledged before it is applied: from here on it is whole, whatever becomes of the primary.
-                    let first = std::mem::take(&mut first);
-                    let _ = self.core.send(Msg::Held { session, epoch: pass.epoch, first });
+                        blocks
+                    } else {
+                        // Not acknowledged when it fails: this host is no backup for that epoch. It holds the one before.
+                        let batches = self.disks.parse(|v| assembler.take_volume_writes(v))?;
+                        let blocks = touched(&batches);
+                        self.disks.put(session, pass.epoch, batches)?;
+                        // Acknowledged before it is applied: from here on it is whole, whatever becomes of the primary.
+                        let _ = self.core.send(Msg::Held { session, epoch: pass.epoch, first });
+                        blocks
+                    };
                     history = if first { begin(hello, pass.epoch) } else { history };
                     if let (false, Some(history), Some(pending)) = (first, &mut history, assembler.pending()) {
                         history.record(pass.epoch, pending.pages().chain(pending.zeros()), blocks.into_iter());
@@ -338,7 +340,7 @@ impl Standby {
                     self.disks.settle_resync()?;
                     debug_assert_eq!(pass.kind, PassKind::Sync);
                     if let Some(log) = &log {
-                        let _ = log.send(Job::Log(LogJob::Settle));
+                        let _ = log.send(Job::Log(LogJob::Settle(session)));
                     }
                     let _ = self.core.send(Msg::Synced { session, round: pass.epoch });
                 }
@@ -356,17 +358,18 @@ impl Standby {
         let several = hello.spec.backups > 1;
         let Some(checkpoint) = assembler.checkpoint() else {
             // Memory and volumes are as the former session left them, unless something was copied to them.
-            if let Some(history) = former.filter(|_| !sink.touched && !parted)
+            if let Some((history, logged)) = former.filter(|_| !sink.touched && !parted)
                 && sentence(&verdict, machine)? == Some(Verdict::Park)
             {
-                place.park(Parked { history, standby });
+                place.park(Parked { history, logged, standby });
             }
             return Ok(());
         };
         alive(machine)?;
         let _ = self.core.send(Msg::StandbyWaits { session });
         // Before the devices are loaded: what they write to memory then is in no checkpoint yet.
-        let logged = log.is_some_and(|log| drained(&log) == Some((session, checkpoint.epoch)));
+        let here = (session, checkpoint.epoch);
+        let logged = log.as_ref().is_some_and(|log| drained(log) == Some(here));
         let mut tracker = None;
         if logged || (several && history.is_some()) {
             match machine.track_with(priority::raise) {
@@ -380,21 +383,46 @@ impl Standby {
             Some(Verdict::Load) => {}
             Some(Verdict::Park) => {
                 drop(tracker);
-                if let Some(history) = history.filter(|_| !parted) {
-                    place.park(Parked { history, standby });
+                if let Some(history) = history.filter(|_| !parted && (logged || log.is_none())) {
+                    place.park(Parked { history, logged: logged.then_some(here), standby });
                 }
                 return Ok(());
             }
             None => return Ok(()),
         }
         let history = history.filter(|_| several && tracker.is_some());
+        let logged = logged && tracker.is_some();
         let begun = Instant::now();
         machine.load(checkpoint.device_state).map_err(|e| report(&e))?;
         load_us += micros(begun.elapsed());
         let StandbyMachine { machine, ports, .. } = standby;
-        let loaded = Loaded { machine, ports, epoch: checkpoint.epoch, health, load_us, tracker, history };
+        let loaded = Loaded { machine, ports, epoch: checkpoint.epoch, health, load_us, tracker, history, logged };
         let _ = self.core.send(Msg::Loaded { session, loaded: Box::new(loaded) });
         Ok(())
+    }
+
+    /// What is left here of a former session, if this one's primary can go on from that: the standby, and the log of a
+    /// non-volatile VM with it.
+    fn left(
+        &self,
+        hello: &Hello,
+        parked: Option<Box<Parked>>,
+        log: Option<&SyncSender<Job>>,
+    ) -> Option<(StandbyMachine, Base, Option<Former>)> {
+        if let Some((parked, base)) = parked.and_then(|p| self.goes_on(hello, *p)) {
+            let Parked { standby, history, logged } = parked;
+            let left = logged.map(|(session, epoch)| Left::Here { session, epoch });
+            let goes_on = opens(log, hello, left).ok()?;
+            return goes_on.recv().unwrap_or(log.is_none()).then_some((standby, base, Some((history, logged))));
+        }
+        let kept = self.parking.take_kept()?;
+        // Memory and log need not be of the same checkpoint: of both it is known what was written since.
+        let origin = hello.origin.as_ref()?;
+        let left = Left::OnDisk { reign: kept.note.reign, epochs: origin.since..=origin.epoch };
+        let goes_on = opens(log, hello, Some(left)).ok()?;
+        // Its QEMU has nothing of its own yet: nothing to go back to.
+        let (standby, base) = self.goes_on_with_memory(hello, kept)?;
+        goes_on.recv().unwrap_or(log.is_none()).then_some((standby, base, None))
     }
 
     /// The standby that is left from the former session, if this one's primary has gone on from what it holds. One that
@@ -450,9 +478,25 @@ fn other_machine(theirs: &VmSpec, ours: &VmSpec) -> Option<&'static str> {
     differs.iter().find(|(differs, _)| *differs).map(|(_, what)| *what)
 }
 
-/// The history of a session's checkpoints. The log of a non-volatile VM begins with a whole copy.
+/// What a standby held before this session, and the log with it: see [`Parked`].
+type Former = (History, Option<(Term, Epoch)>);
+
+/// A session begins for the log, if there is one, with what is left. The answer says whether it goes on with that.
+///
+/// # Errors
+/// The log's thread has ended.
+fn opens(log: Option<&SyncSender<Job>>, hello: &Hello, left: Option<Left>) -> Result<Receiver<bool>, String> {
+    let (reply, answer) = sync_channel(1);
+    if let Some(log) = log {
+        let opening = Opening { hello: hello.clone(), left, reply };
+        log.send(Job::Log(LogJob::Session(Box::new(opening)))).map_err(|_| "the log has ended".to_owned())?;
+    }
+    Ok(answer)
+}
+
+/// The history of a session's checkpoints.
 fn begin(hello: &Hello, first: Epoch) -> Option<History> {
-    hello.reign.filter(|_| hello.spec.non_volatile.is_none()).map(|reign| History::begin(reign, first))
+    hello.reign.map(|reign| History::begin(reign, first))
 }
 
 /// What is built for `hello` here: the devices are the primary's; files are where they are on this host. The owner's wish for
@@ -490,15 +534,10 @@ fn build(
     left: Option<Ram>,
 ) -> Result<StandbyMachine, String> {
     let ram = left.map_or_else(|| memory(hello), Ok)?;
-    // The log of a non-volatile VM begins with a whole copy.
-    let kept = hello
-        .spec
-        .non_volatile
-        .is_none()
-        .then(|| custody::program().and_then(|program| Custody::begin(&program, &ram, &config.run_dir)));
-    let custody = kept.and_then(|begun| {
-        begun.inspect_err(|error| tracing::warn!(%error, "this standby's memory ends with its keeper")).ok()
-    });
+    let custody = custody::program()
+        .and_then(|program| Custody::begin(&program, &ram, &config.run_dir))
+        .inspect_err(|error| tracing::warn!(%error, "this standby's memory ends with its keeper"))
+        .ok();
     let (machine, ports, layout) = launch_on(ram, config, hello, volumes)?;
     Ok(StandbyMachine { machine, ports, layout, spec: built(config, hello), custody })
 }
@@ -619,7 +658,7 @@ pub struct Sink {
 impl PageSink for Sink {
     fn write(&mut self, block: u16, first: u64, data: &[u8]) -> io::Result<()> {
         if let Some(log) = &self.log {
-            let job = Job::Log(LogJob::Copy { block, first, bytes: data.to_vec() });
+            let job = Job::Log(LogJob::Copy { session: self.session, block, first, bytes: data.to_vec() });
             log.send(job).map_err(|_| io::Error::other("the log has ended"))?;
         }
         self.touched = true;

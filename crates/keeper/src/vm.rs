@@ -126,16 +126,10 @@ impl Drop for VmHandle {
 #[derive(Debug)]
 pub struct Continued {
     pub tracker: Tracker,
-    pub holder: Holder,
-}
-
-/// Who has it.
-#[derive(Debug)]
-pub enum Holder {
-    /// This host's log: it gets every checkpoint from the first on.
-    Log(SyncSender<Job>),
-    /// Backups that did not take over. They come later, and are sent what was written since.
-    Survivors,
+    /// This host's log has it: it gets every checkpoint from the first on.
+    pub log: Option<SyncSender<Job>>,
+    /// Backups that did not take over have it. They come later, and are sent what was written since.
+    pub survivors: bool,
 }
 
 /// How the thread comes by its QEMU.
@@ -179,11 +173,13 @@ pub fn start(
             machine.set_patience(patience(generation, given_up, core.clone()));
             disks.ring_when_calm(&bell);
             let cpu = CpuClock::of(machine.pid());
-            let sinks = continued.map(|Continued { tracker, holder }| {
+            let sinks = continued.map(|Continued { tracker, log, survivors }| {
                 let mut sinks = Sinks::with(tracker, machine.memory(), bell.clone(), taken);
-                match holder {
-                    Holder::Log(jobs) => sinks.add_joined(sink::LOG, jobs),
-                    Holder::Survivors => sinks.remember(machine.memory()),
+                if let Some(jobs) = log {
+                    sinks.add_joined(sink::LOG, jobs);
+                }
+                if survivors {
+                    sinks.remember(machine.memory());
                 }
                 sinks
             });

@@ -58,7 +58,7 @@ fn a_note_is_not_lost_when_the_queue_is_full() {
     // It waits for the end of this round.
     let (pieces, taken) = sync_channel(1);
     handle.jobs.send(Job::Round { round: Epoch(1), pieces: taken }).unwrap();
-    while handle.jobs.try_send(Job::Log(LogJob::Settle)).is_ok() {}
+    while handle.jobs.try_send(Job::Log(LogJob::Settle(Term(5)))).is_ok() {}
     for ticket in 1..=3 {
         handle.stand(ticket, standing.clone());
     }
@@ -90,8 +90,8 @@ fn what_is_told_takes_no_room_from_checkpoints() {
     for ticket in 1..=1000 {
         handle.stand(ticket, standing.clone());
     }
-    handle.jobs.try_send(Job::Log(LogJob::Settle)).expect("there is room");
-    while handle.jobs.try_send(Job::Log(LogJob::Settle)).is_ok() {}
+    handle.jobs.try_send(Job::Log(LogJob::Settle(Term(5)))).expect("there is room");
+    while handle.jobs.try_send(Job::Log(LogJob::Settle(Term(5)))).is_ok() {}
     let (done, removed) = sync_channel(1);
     handle.remove(done);
     drop(pieces);

@@ -33,7 +33,7 @@ use ninefold_keeper::msg::Msg;
 use ninefold_keeper::resync::Rest;
 use ninefold_keeper::session::Job;
 use ninefold_keeper::sink::{Basis, Held};
-use ninefold_keeper::vm::{self, Command, Continued, Holder, Surroundings, VmHandle};
+use ninefold_keeper::vm::{self, Command, Continued, Surroundings, VmHandle};
 use ninefold_machine::{Memory, PAGE_SIZE, PageRun};
 use ninefold_model::spec::EpochPolicy;
 use ninefold_model::{Epoch, Term};
@@ -358,7 +358,7 @@ fn a_sink_that_holds_what_the_vm_was_resumed_from_is_sent_what_differs() {
     thread::spawn(move || core(inbox, seen, refused));
     let watcher = Watcher::new(GENERATION, Dumps::new(dir.path(), "vm"), Told::default(), tell.clone());
     let surroundings = Surroundings { outlets, disks: Arc::default(), bell: bell.clone(), core: tell };
-    let continued = Continued { tracker, holder: Holder::Survivors };
+    let continued = Continued { tracker, log: None, survivors: true };
     let obtain = Box::new(move || Ok(machine));
     let handle =
         vm::start(watcher, obtain, EpochPolicy::Fixed { ms: 5 }, Some(continued), Epoch(0), surroundings).unwrap();

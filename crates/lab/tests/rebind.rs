@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use ninefold_lab::boot::redis;
 use ninefold_lab::faults::Cut;
 use ninefold_lab::ledger::await_answer;
-use ninefold_lab::topology::{CLIENT, Network};
+use ninefold_lab::topology::{CLIENT, Network, WITNESS};
 use ninefold_lab::{EventWatch, Lab, LabConfig, Ledger, LedgerOptions};
 use ninefold_model::control::Request;
 use ninefold_model::event::{Event, EventKind};
-use ninefold_model::spec::VolumeSpec;
+use ninefold_model::spec::{NonVolatile, VolumeSpec};
 use ninefold_model::status::{ProtectionState, Role};
 use support::workload::{memory_is_sound, work};
 use support::{LIMIT, wait_until};
@@ -30,10 +30,18 @@ struct Pair {
 
 impl Pair {
     fn start(volumes: Vec<VolumeSpec>, mib: u32) -> Self {
+        Self::with(volumes, mib, false)
+    }
+
+    /// A non-volatile VM's hosts have disks that forget what was not synced.
+    fn with(volumes: Vec<VolumeSpec>, mib: u32, non_volatile: bool) -> Self {
         support::programs::build();
-        let lab = Lab::up(&LabConfig::new(&format!("r{}", std::process::id() % 100_000)).unwrap()).unwrap();
+        let mut config = LabConfig::new(&format!("r{}", std::process::id() % 100_000)).unwrap();
+        config.disks = non_volatile;
+        let lab = Lab::up(&config).unwrap();
         let mut vm = ninefold_lab::VmOptions::new("vm".parse().unwrap());
         vm.volumes = volumes;
+        vm.non_volatile = non_volatile.then(NonVolatile::default);
         lab.configure_vm(&vm).unwrap();
         lab.start_witness().unwrap();
         HOSTS.iter().for_each(|host| lab.start_keeper(host).unwrap());
@@ -102,6 +110,36 @@ impl Pair {
         (bytes, continued)
     }
 
+    /// Cuts until the primary has kept the VM so many times.
+    fn cuts(&mut self, times: u32) {
+        let mut bound_again = 0;
+        for _ in 0..20 {
+            if let Some((bytes, continued, _)) = self.cut() {
+                assert!(continued && bytes < 64 << 20, "{bytes} bytes, continued: {continued}");
+                bound_again += 1;
+            }
+            if bound_again == times {
+                return;
+            }
+        }
+        panic!("the primary kept the VM in {bound_again} of 20 cuts");
+    }
+
+    /// The power of everything goes, and the primary does not come back before its backup has gone on from what it has on disk.
+    fn power_loss(&mut self) {
+        let (mark, primary, backup) = (self.events.mark(), self.primary.clone(), self.backup());
+        self.lab.power_loss().unwrap();
+        self.lab.restart_host(WITNESS).unwrap();
+        self.lab.start_witness().unwrap();
+        self.lab.restart_host(backup).unwrap();
+        let recovered = |e: &Event| matches!(e.kind, EventKind::Recovered { .. });
+        let event = self.events.wait_for(mark, Instant::now() + LIMIT, recovered).expect("the VM goes on");
+        assert_eq!(event.host.as_str(), backup);
+        memory_is_sound(&self.lab);
+        self.lab.restart_host(&primary).unwrap();
+        self.protected();
+    }
+
     /// Whether a process holds a standby's memory on this host.
     fn memory_is_held(&self, host: &str) -> bool {
         let processes = self.lab.processes(host).unwrap().list().unwrap();
@@ -143,17 +181,21 @@ impl Drop for Pair {
 #[test]
 fn after_a_short_cut_a_backup_is_sent_what_changed() {
     let mut pair = Pair::start(vec![VolumeSpec::new("data".parse().unwrap(), 96 << 20)], 8);
-    let mut bound_again = 0;
-    for _ in 0..20 {
-        if let Some((bytes, continued, _)) = pair.cut() {
-            assert!(continued && bytes < 64 << 20, "{bytes} bytes, continued: {continued}");
-            bound_again += 1;
-        }
-        if bound_again == 3 {
-            return pair.finish();
-        }
-    }
-    panic!("the primary kept the VM in {bound_again} of 20 cuts");
+    pair.cuts(3);
+    pair.finish();
+}
+
+/// Its log goes on, too, and is as good as one that has begun anew.
+#[test]
+fn after_a_short_break_the_backup_of_a_non_volatile_vm_is_sent_what_changed() {
+    let mut pair = Pair::with(vec![VolumeSpec::new("data".parse().unwrap(), 96 << 20)], 8, true);
+    pair.cuts(2);
+    pair.power_loss();
+    assert!(pair.restart().1);
+    pair.cuts(1);
+    assert!(pair.restart().1);
+    pair.power_loss();
+    pair.finish();
 }
 
 #[test]

@@ -21,7 +21,7 @@ use crate::capture::micros;
 use crate::error;
 use crate::health;
 use crate::standby::{self, Accepted, Loaded, Verdict};
-use crate::vm::{Continued, Holder};
+use crate::vm::Continued;
 
 /// A session in which this host is the backup.
 pub(super) struct BackupSide {
@@ -77,6 +77,7 @@ impl Core {
                     self.taken_over_by(&hello.from, hello.term);
                     self.parts.parking.announce(session);
                     self.park_backup();
+                    self.keep_log();
                     self.drop_backup();
                     self.parts.outlets.forget();
                     self.committed = Epoch(0);
@@ -198,7 +199,7 @@ impl Core {
         };
         let Some(Takeover { loaded: Some(loaded), origin, suspected, .. }) = self.takeover.take() else { return };
         // The checkpoint that was held when the claim began, or a whole one that came right after it.
-        let Loaded { mut machine, ports, epoch: held, health, load_us, tracker, history } = *loaded;
+        let Loaded { mut machine, ports, epoch: held, health, load_us, tracker, history, logged } = *loaded;
         let watchdog = match &self.backup {
             Some(backup) => backup.watchdog.clone(),
             None => self.parts.config.vm.watchdog.clone(),
@@ -206,17 +207,15 @@ impl Core {
         let epoch = held.max(epoch);
         let began = Instant::now();
         let term = self.protocol.term();
-        let holder = match (&history, &self.log.handle) {
-            (Some(_), _) => Some(Holder::Survivors),
-            (None, Some(log)) => Some(Holder::Log(log.jobs.clone())),
-            (None, None) => None,
-        };
-        let continued = tracker.zip(holder).map(|(tracker, holder)| Continued { tracker, holder });
+        let log = self.log.handle.as_ref().filter(|_| logged).map(|log| log.jobs.clone());
+        let survivors = history.is_some();
+        let continued =
+            tracker.filter(|_| log.is_some() || survivors).map(|tracker| Continued { tracker, log, survivors });
         self.parts.disks.used();
         // Before the guest runs, and before anything is let through.
         let survivors = history.map(|h| Survivors::of(h, Arc::clone(&self.parts.disks)));
         // What is committed and not yet in the images lies over them.
-        if matches!(&continued, Some(Continued { holder: Holder::Log(_), .. })) {
+        if continued.as_ref().is_some_and(|c| c.log.is_some()) {
             if let Some(handle) = &self.log.handle {
                 handle.reign(term);
             }

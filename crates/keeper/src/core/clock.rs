@@ -25,6 +25,7 @@ impl Core {
         self.check_volumes();
         self.check_survivors();
         self.parts.parking.expire();
+        self.log.expire_kept();
         if let Some((since, plan)) = &mut self.announcing {
             self.announce |= plan.due(since.elapsed());
             if plan.next().is_none() {

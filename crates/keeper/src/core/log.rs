@@ -20,6 +20,7 @@ use crate::arbiter::Question;
 use crate::error;
 use crate::log::{self, Beginning, LogHandle, NOTED, Settings};
 use crate::mixture::Cause;
+use crate::parking::KEEP;
 use crate::recovery::{self, News, Place, Recovery};
 use crate::resync::Rest;
 use crate::sink::LOG;
@@ -40,6 +41,8 @@ const REMOVE_LIMIT: Duration = Duration::from_secs(2);
 /// See the [module](self).
 pub(super) struct LogSide {
     pub(super) handle: Option<LogHandle>,
+    /// That of a backup's former session, for as long as its standby: the next one may go on with it. It has the directory.
+    pub(super) kept: Option<(LogHandle, Instant)>,
     /// Numbers threads and attempts.
     last_id: u64,
     pub(super) state: LogState,
@@ -69,6 +72,7 @@ impl LogSide {
     pub(super) fn new() -> Self {
         Self {
             handle: None,
+            kept: None,
             last_id: 0,
             state: LogState::Off,
             standing: None,
@@ -89,6 +93,10 @@ impl LogSide {
     pub(super) fn part(&mut self) {
         let was_on = self.state == LogState::On;
         self.parting = self.handle.take().map(|handle| (handle, was_on));
+    }
+
+    pub(super) fn expire_kept(&mut self) {
+        self.kept.take_if(|(_, since)| since.elapsed() > KEEP);
     }
 
     fn next_id(&mut self) -> u64 {
@@ -155,21 +163,24 @@ impl Core {
     }
 
     fn start_log(&mut self, reign: Term, beginning: Beginning, standing: Standing) {
+        self.log.kept = None;
         let id = self.log.next_id();
         let parts = &self.parts;
         let settings = Settings::of(&parts.config, Arc::clone(&parts.disks), parts.bell.clone(), parts.core.clone());
         match log::start(id, reign, beginning, settings) {
-            Ok(handle) => {
-                self.log.handle = Some(handle);
-                self.log.standing = Some(standing);
-                self.log.durable = Epoch(0);
-                self.log.state = LogState::Copying;
-            }
+            Ok(handle) => self.log_is(handle, standing),
             Err(error) => {
                 self.log.again_later();
                 tracing::error!(error = %error::report(&error), "the log cannot be kept");
             }
         }
+    }
+
+    fn log_is(&mut self, handle: LogHandle, standing: Standing) {
+        self.log.handle = Some(handle);
+        self.log.standing = Some(standing);
+        self.log.durable = Epoch(0);
+        self.log.state = LogState::Copying;
     }
 
     /// A primary whose VM is not logged begins a log.
@@ -203,7 +214,7 @@ impl Core {
                     && !self.done
                     && self.log.look.is_some_and(|at| now >= at) =>
             {
-                self.log.look = None;
+                (self.log.look, self.log.kept) = (None, None);
                 let id = self.log.next_id();
                 let parts = &self.parts;
                 let started = recovery::start(
@@ -247,7 +258,15 @@ impl Core {
         }
     }
 
-    /// A backup's log begins with its session.
+    /// A backup's session is over: the next one may go on with its log.
+    pub(super) fn keep_log(&mut self) {
+        let backup = self.log.standing.as_ref().is_some_and(|s| matches!(s.role, LogRole::Backup { .. }));
+        if self.backup.is_some() && backup {
+            self.log.kept = self.log.handle.take().map(|handle| (handle, Instant::now()));
+        }
+    }
+
+    /// A backup's log begins with its session, or goes on.
     pub(super) fn log_session(&mut self, hello: &Hello) {
         self.not_started("another host has the VM".into());
         self.log.recovery = None;
@@ -255,8 +274,10 @@ impl Core {
         if self.non_volatile().is_some() {
             let role = LogRole::Backup { session: hello.term, primary: hello.from.clone() };
             let standing = Standing::new(role);
-            let beginning = Beginning::New { hello: Box::new(hello.clone()), standing: standing.clone() };
-            self.start_log(hello.term, beginning, standing);
+            match self.log.kept.take() {
+                Some((handle, _)) => self.log_is(handle, standing),
+                None => self.start_log(hello.term, Beginning::Awaited, standing),
+            }
         }
     }
 
@@ -363,6 +384,7 @@ impl Core {
     }
 
     pub(super) fn log_failed(&mut self, id: u64, reason: &str) {
+        self.log.kept.take_if(|(kept, _)| kept.id == id);
         if !self.log.is_mine(id) {
             return;
         }

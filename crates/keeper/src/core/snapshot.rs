@@ -141,6 +141,7 @@ impl Core {
         };
         // Its QEMU has the volumes open.
         let former = parts.parking.take();
+        self.log.kept = None;
         let started = snapshot::load(id, name, clone, Arc::clone(&parts.config), into, former, parts.core.clone());
         match (started, &mut self.snapshot.job) {
             (Ok(wanted), Some(job)) => job.wanted = Some(wanted),
