@@ -197,6 +197,7 @@ fn load(found: Found, config: &KeeperConfig, place: &Place) -> Result<News, Stri
     let epoch = held.committed.at.epoch;
     let load_us = micros(begun.elapsed());
     let tracker = Some(tracker);
-    let loaded = Loaded { machine, ports, epoch, health: health_then, load_us, tracker, history: None, logged: true };
+    let (history, logged, stopped) = (None, true, None);
+    let loaded = Loaded { machine, ports, epoch, health: health_then, load_us, tracker, history, logged, stopped };
     Ok(News::Loaded { loaded: Box::new(loaded), log: Box::new(log), health })
 }

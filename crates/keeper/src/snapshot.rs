@@ -323,8 +323,9 @@ fn loaded(
     into.outlets.forget_addresses();
     machine.load(&state.device_state).map_err(|e| report(&e))?;
     let load_us = micros(begun.elapsed());
-    let epoch = Epoch(0);
-    Ok(Loaded { machine, ports, epoch, health: hello.health, load_us, tracker: None, history: None, logged: false })
+    let (epoch, health) = (Epoch(0), hello.health);
+    let (tracker, history, logged, stopped) = (None, None, false, None);
+    Ok(Loaded { machine, ports, epoch, health, load_us, tracker, history, logged, stopped })
 }
 
 /// Removes the log of the VM's former life, if there is one. Durable when this returns.

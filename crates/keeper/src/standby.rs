@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use ninefold_listen::{Bounds, Place, Register, Standing};
 use ninefold_machine::{Machine, MachineConfig, Memory, PageRun, Ports, Ram, Tracker};
 use ninefold_model::health::Health;
-use ninefold_model::spec::{Protection, VmSpec};
+use ninefold_model::spec::{ClockGap, Protection, VmSpec};
 use ninefold_model::status::MachineStatus;
 use ninefold_model::{Epoch, HostName, Term};
 use ninefold_replica::continuation::{Base, History};
@@ -76,6 +76,9 @@ pub struct Loaded {
     pub history: Option<History>,
     /// This host's log ends with the checkpoint, and whatever is written since is tracked.
     pub logged: bool,
+    /// When it stood still, by this host's clock and at the latest, and what becomes of the time since. Nothing of what comes from
+    /// a disk: hours may lie between.
+    pub stopped: Option<(Instant, ClockGap)>,
 }
 
 /// What becomes of a standby whose primary is gone.
@@ -272,6 +275,8 @@ impl Standby {
         let mut history = None;
         let mut assembler = CheckpointAssembler::new(session.0, session, standby.layout.clone(), 1);
         let (mut relinquished, mut parted, mut first) = (false, false, true);
+        // When the checkpoint that is coming, and the last whole one, began to come: their guest stood still before that.
+        let (mut coming, mut stopped) = (None, None);
         let gone = loop {
             // A host that cannot run the VM must not count as its backup. The primary's heartbeats bring us here often.
             alive(machine)?;
@@ -298,12 +303,14 @@ impl Standby {
                     parted = true;
                     break format!("the primary left: {reason}");
                 }
+                Record::Begin { pass, .. } if pass.kind == PassKind::Checkpoint => coming = Some(Instant::now()),
                 Record::Heartbeat(beat) if beat.session == session.0 => echo.store(beat.time_us, Ordering::Relaxed),
                 _ => {}
             }
             match assembler.feed(&frame, &mut sink) {
                 Ok(Fed::Whole(pass)) => {
                     priority::raise();
+                    stopped = coming.take();
                     sink.log = None;
                     let first = std::mem::take(&mut first);
                     let touched = |batches: &[_]| if history.is_some() { resync::touched(batches) } else { Vec::new() };
@@ -396,7 +403,9 @@ impl Standby {
         machine.load(checkpoint.device_state).map_err(|e| report(&e))?;
         load_us += micros(begun.elapsed());
         let StandbyMachine { machine, ports, .. } = standby;
-        let loaded = Loaded { machine, ports, epoch: checkpoint.epoch, health, load_us, tracker, history, logged };
+        let stopped = stopped.map(|stopped| (stopped, hello.spec.clock_gap));
+        let epoch = checkpoint.epoch;
+        let loaded = Loaded { machine, ports, epoch, health, load_us, tracker, history, logged, stopped };
         let _ = self.core.send(Msg::Loaded { session, loaded: Box::new(loaded) });
         Ok(())
     }
@@ -499,11 +508,11 @@ fn begin(hello: &Hello, first: Epoch) -> Option<History> {
     hello.reign.map(|reign| History::begin(reign, first))
 }
 
-/// What is built for `hello` here: the devices are the primary's; files are where they are on this host. The owner's wish for
-/// protection may change and is no part of a machine.
+/// What is built for `hello` here: the devices are the primary's; files are where they are on this host. The owner's wishes for
+/// protection and the clock may change and are no part of a machine.
 fn built(config: &KeeperConfig, hello: &Hello) -> VmSpec {
     let boot = hello.health.image().unwrap_or(&config.vm.boot).clone();
-    VmSpec { boot, protection: Protection::default(), ..hello.spec.clone() }
+    VmSpec { boot, protection: Protection::default(), clock_gap: ClockGap::default(), ..hello.spec.clone() }
 }
 
 /// All of the blocks but the first, the guest's memory.

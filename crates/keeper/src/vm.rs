@@ -415,6 +415,9 @@ impl Vm {
         }
         self.watcher.look(&mut self.machine)?;
         self.disks.brace(self.sinks.as_ref().is_some_and(Sinks::any_ready));
+        if self.sinks.is_none() && self.machine.owes_time() && self.resumed.elapsed() >= IDLE {
+            self.catch_up()?;
+        }
         let Some(sinks) = &mut self.sinks else { return Ok(IDLE) };
         if self.watcher.busy() || self.last == Last::Taken || self.off != Off::No {
             return Ok(IDLE);
@@ -443,6 +446,20 @@ impl Vm {
             Copied::Something => Duration::ZERO,
             Copied::NoRoom => wait,
         })
+    }
+
+    /// Gives a guest of which no checkpoints are taken a part of the time that it has lost: in a pause of its own.
+    fn catch_up(&mut self) -> Result<(), String> {
+        if self.watcher.busy() || self.paused || self.off != Off::No || !self.disks.allows_pause() {
+            return Ok(());
+        }
+        self.outlets.make_room();
+        self.disks.pausing(true);
+        let stopped = self.machine.stop();
+        self.disks.pausing(false);
+        stopped.and_then(|()| self.machine.cont_in_time()).map_err(|e| report(&e))?;
+        self.resumed = Instant::now();
+        self.events()
     }
 
     /// The guest has powered itself off: takes what it did last to those that have joined, and tells the core.

@@ -12,7 +12,7 @@ use ninefold_model::control::Request;
 use ninefold_model::event::{Event, EventKind};
 use ninefold_model::health::Watchdog;
 use ninefold_model::spec::{
-    AccelChoice, Acknowledge, Boot, EpochPolicy, Mac, Nic, NonVolatile, Protection, VmSpec, VolumeSpec,
+    AccelChoice, Acknowledge, Boot, ClockGap, EpochPolicy, Mac, Nic, NonVolatile, Protection, VmSpec, VolumeSpec,
 };
 use ninefold_model::{HostName, InvalidName, VmName};
 use ninefold_transport::{Authority, Validity};
@@ -55,6 +55,8 @@ pub struct VmOptions {
     /// Backups at once. The lab needs as many hosts more.
     pub backups: u8,
     pub watchdog: Option<Watchdog>,
+    /// What becomes of the time in which it ran nowhere.
+    pub clock_gap: ClockGap,
     /// What it starts from, if not the test guest.
     pub boot: Option<Boot>,
     /// It survives a loss of power.
@@ -82,6 +84,7 @@ impl VmOptions {
             backups: 1,
             watchdog: None,
             boot: None,
+            clock_gap: ClockGap::default(),
             non_volatile: None,
             epochs: EpochPolicy::default(),
             timing: Timing::default(),
@@ -122,6 +125,7 @@ impl VmOptions {
             protection: self.protection,
             backups: self.backups,
             watchdog: self.watchdog.clone(),
+            clock_gap: self.clock_gap,
             non_volatile: self.non_volatile,
         })
     }

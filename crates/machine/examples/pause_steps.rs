@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ninefold_machine::{DirtySet, Machine, MachineConfig, Ram, StepTimes};
-use ninefold_model::spec::{Accel, AccelChoice, Arch, Boot, Nic, Protection, VmSpec};
+use ninefold_model::spec::{Accel, AccelChoice, Arch, Boot, ClockGap, Nic, Protection, VmSpec};
 
 /// One checkpoint: QEMU's steps, scan and copy in microseconds, pages.
 type Row = (StepTimes, u64, u64, u64);
@@ -62,6 +62,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             protection: Protection::None,
             backups: 1,
             watchdog: None,
+            clock_gap: ClockGap::default(),
             non_volatile: None,
         },
         accel,

@@ -211,7 +211,7 @@ pub fn display(args: &[OsString]) -> String {
 mod tests {
     use super::*;
     use ninefold_model::health::{Watchdog, WatchdogAction};
-    use ninefold_model::spec::{AccelChoice, Arch, Nic, Protection, VolumeSpec};
+    use ninefold_model::spec::{AccelChoice, Arch, ClockGap, Nic, Protection, VolumeSpec};
 
     fn spec(boot: Boot) -> VmSpec {
         VmSpec {
@@ -226,6 +226,7 @@ mod tests {
             protection: Protection::None,
             backups: 1,
             watchdog: None,
+            clock_gap: ClockGap::default(),
             non_volatile: None,
         }
     }

@@ -27,7 +27,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ninefold_model::spec::{Accel, VmSpec};
+use ninefold_model::spec::{Accel, ClockGap, VmSpec};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -484,17 +484,22 @@ impl Machine {
     /// # Errors
     /// As [`Machine::begin_pause`].
     pub fn start(&mut self) -> Result<()> {
-        self.start_after(Duration::ZERO)
+        self.start_after(Duration::ZERO, ClockGap::Lost)
     }
 
-    /// As [`Machine::start`]. A guest that was loaded is given `gap`: its clocks show so much more than they did in the state.
+    /// As [`Machine::start`]. `gap` is the time since a guest that was loaded stood still.
     ///
     /// # Errors
     /// As [`Machine::begin_pause`].
-    pub fn start_after(&mut self, gap: Duration) -> Result<()> {
+    pub fn start_after(&mut self, gap: Duration, choice: ClockGap) -> Result<()> {
         if std::mem::take(&mut self.loaded) {
-            let gap = u64::try_from(gap.as_nanos()).unwrap_or(u64::MAX);
-            self.clock_step(|clock, process| clock.begin(process, gap))?;
+            let (gap, slewed) = match choice {
+                ClockGap::Lost => (0, false),
+                ClockGap::AtOnce | ClockGap::Slewed => {
+                    (u64::try_from(gap.as_nanos()).unwrap_or(u64::MAX), choice == ClockGap::Slewed)
+                }
+            };
+            self.clock_step(|clock, process| clock.begin(process, gap, slewed))?;
             return self.no_answer("cont");
         }
         let before = clock::now();
@@ -509,6 +514,11 @@ impl Machine {
     /// Whether the guest's clocks go on while a checkpoint is taken. When not, the log has said why.
     pub fn keeps_time(&self) -> bool {
         self.clock.found()
+    }
+
+    /// Whether the guest is to be given more of a gap that is slewed: in each pause it is given a part.
+    pub fn owes_time(&self) -> bool {
+        self.clock.owes()
     }
 
     fn say_if_lost(&self, found: Result<()>) {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use guest::Shadow;
 use guest::timed::{self, Watch, host_seconds, host_tsc};
 use ninefold_machine::{Machine, MachineConfig};
-use ninefold_model::spec::Accel;
+use ninefold_model::spec::{Accel, ClockGap};
 
 /// Parts per million. In two seconds, 5,000 are 10 ms: a guest that other programs keep from running may look like that. Without
 /// anything done for them, clocks lose some 300,000 here.
@@ -122,7 +122,7 @@ fn a_gap_is_given_back() {
         let mut watch = watch.unwrap();
         watch.moved(&standby.memory().clone());
         let gap = stopped.elapsed();
-        standby.start_after(gap).unwrap();
+        standby.start_after(gap, ClockGap::AtOnce).unwrap();
         assert!(standby.keeps_time(), "{what}");
         // Also a pause that follows takes the gap for given.
         pause(&mut standby);

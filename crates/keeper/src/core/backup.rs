@@ -199,7 +199,7 @@ impl Core {
         };
         let Some(Takeover { loaded: Some(loaded), origin, suspected, .. }) = self.takeover.take() else { return };
         // The checkpoint that was held when the claim began, or a whole one that came right after it.
-        let Loaded { mut machine, ports, epoch: held, health, load_us, tracker, history, logged } = *loaded;
+        let Loaded { mut machine, ports, epoch: held, health, load_us, tracker, history, logged, stopped } = *loaded;
         let watchdog = match &self.backup {
             Some(backup) => backup.watchdog.clone(),
             None => self.parts.config.vm.watchdog.clone(),
@@ -225,7 +225,10 @@ impl Core {
             self.drop_log();
             self.parts.disks.go_through();
         }
-        let started = machine.start();
+        let started = match stopped {
+            Some((stopped, choice)) => machine.start_after(stopped.elapsed(), choice),
+            None => machine.start(),
+        };
         if let Err(error) = started.and_then(|()| {
             standby::layout(&machine)
                 .map(|l| self.layout = Some(l))

@@ -91,8 +91,9 @@ impl GuestClock {
         target.map_or(Ok(()), |target| place.write(process, target))
     }
 
-    /// To be called before `cont` of a guest whose state was loaded: it gets `gap` nanoseconds more than it had seen.
-    pub(crate) fn begin(&mut self, process: &File, gap: u64) -> Result<()> {
+    /// To be called before `cont` of a guest whose state was loaded: it gets `gap` nanoseconds more than it had seen, at once or,
+    /// when it is `slewed`, in the pauses to come.
+    pub(crate) fn begin(&mut self, process: &File, gap: u64, slewed: bool) -> Result<()> {
         if let Some(kvm) = &mut self.kvm {
             kvm.begin(process, gap)?;
         }
@@ -100,12 +101,17 @@ impl GuestClock {
         let still = place.read(process)?;
         let now = now();
         let gap = timeline::span(gap, self.early, now);
-        place.write(process, self.timeline.begin(still, now, gap))
+        place.write(process, self.timeline.begin(still, now, gap, slewed && self.kvm.is_none()))
+    }
+
+    /// Whether the guest has not been given all of a gap yet: it is given a part of it in each pause.
+    pub(crate) fn owes(&self) -> bool {
+        self.timeline.owes()
     }
 
     /// The guest has stood still and is not given that time.
     pub(crate) fn forget(&mut self, process: &File) -> Result<()> {
-        self.timeline = Timeline::default();
+        self.timeline.forget();
         self.kvm.as_mut().map_or(Ok(()), |kvm| kvm.keep(process, false))
     }
 }

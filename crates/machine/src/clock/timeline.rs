@@ -32,14 +32,21 @@ pub(super) struct Timeline {
     offsets: Option<Reading>,
     /// What the guest has seen when it was stopped. None when it stood still before.
     still: Option<Reading>,
+    /// A gap, as far as the guest has not been given it yet.
+    owed: Reading,
+    /// Of the host's clock, when the guest was last given some of it.
+    given: i64,
 }
+
+/// A gap that is slewed is given back by so much of the time that passes.
+const SLEW: i64 = 20;
 
 impl Timeline {
     /// QEMU had `before` when it was told to stop the guest and has `still` now.
     pub(super) fn stopped(&mut self, before: Reading, still: Reading) {
         if before == still {
             // Somebody else has stopped it, and says when it goes on. That time is not ours to give.
-            *self = Timeline::default();
+            self.forget();
             return;
         }
         // QEMU makes its offset to the TSC larger when that has begun anew, after a suspension of the host.
@@ -50,15 +57,40 @@ impl Timeline {
     /// The pause ends at `now`: what to write. Never less than the guest has seen. None when the guest stood still before.
     pub(super) fn go_on(&mut self, now: Reading) -> Option<Reading> {
         let (still, offsets) = (self.still.take()?, self.offsets?);
-        let target = offsets.plus(now).at_least(still);
+        let target = offsets.plus(now).plus(self.due(now)).at_least(still);
         self.offsets = Some(target.minus(now));
         Some(target)
     }
 
-    /// A guest that has seen `still` in another QEMU begins to run at `now`, `gap` later: what to write.
-    pub(super) fn begin(&mut self, still: Reading, now: Reading, gap: Reading) -> Reading {
-        let target = still.plus(gap).at_least(still);
-        *self = Timeline { offsets: Some(target.minus(now)), still: None };
+    /// What is due of the gap.
+    fn due(&mut self, now: Reading) -> Reading {
+        if !self.owes() {
+            return Reading::default();
+        }
+        let part = (now.clock.saturating_sub(self.given) / SLEW).clamp(0, self.owed.clock);
+        let ticks = i128::from(self.owed.ticks) * i128::from(part) / i128::from(self.owed.clock);
+        let part = Reading { clock: part, ticks: i64::try_from(ticks).unwrap_or(0) };
+        self.owed = self.owed.minus(part);
+        self.given = now.clock;
+        part
+    }
+
+    /// Whether a part of a gap is still to be given.
+    pub(super) fn owes(&self) -> bool {
+        self.owed.clock > 0
+    }
+
+    /// The guest has stood still and is not given that time.
+    pub(super) fn forget(&mut self) {
+        (self.offsets, self.still) = (None, None);
+    }
+
+    /// A guest that has seen `still` in another QEMU begins to run at `now`, `gap` later, which it is given at once or is owed:
+    /// what to write.
+    pub(super) fn begin(&mut self, still: Reading, now: Reading, gap: Reading, slewed: bool) -> Reading {
+        let (given, owed) = if slewed { (Reading::default(), gap) } else { (gap, Reading::default()) };
+        let target = still.plus(given).at_least(still);
+        *self = Timeline { offsets: Some(target.minus(now)), still: None, owed, given: now.clock };
         target
     }
 }
@@ -192,8 +224,8 @@ mod tests {
         assert_eq!(gap, Reading { clock: 500_000_000, ticks: 1_500_000_000 });
         let still = Reading { clock: 40, ticks: 90 };
         let mut timeline = Timeline::default();
-        assert_eq!(timeline.begin(still, at(10), gap), still.plus(gap));
-        assert_eq!(timeline.begin(still, at(10), span(0, at(0), at(5))), still);
+        assert_eq!(timeline.begin(still, at(10), gap, false), still.plus(gap));
+        assert_eq!(timeline.begin(still, at(10), span(0, at(0), at(5)), false), still);
         // The next pause gives back what QEMU took to start.
         let mut qemu = Qemu { numbers: still, runs: false };
         qemu.cont(at(1010));
@@ -202,6 +234,30 @@ mod tests {
         assert_eq!(timeline.go_on(at(4010)).unwrap().clock, 40 + 4000);
         // Clocks that cannot be measured by each other give no ticks, and no step back.
         assert_eq!(span(1000, at(5), at(5)), Reading { clock: 1000, ticks: 0 });
+    }
+
+    #[test]
+    fn a_gap_that_is_slewed_is_given_back_little_by_little_and_as_a_whole() {
+        let (ms, still) = (1_000_000, Reading { clock: 40, ticks: 90 });
+        let gap = span(300 * ms as u64, at(0), at(1000 * ms));
+        let mut timeline = Timeline::default();
+        let mut qemu = Qemu { numbers: timeline.begin(still, at(0), gap, true), runs: false };
+        assert_eq!(qemu.numbers, still);
+        let mut time = 0;
+        while timeline.owes() {
+            let began = time;
+            qemu.cont(at(time));
+            time += 90 * ms;
+            let (before, seen) = qemu.stop(at(time));
+            timeline.stopped(before, seen);
+            time += 10 * ms;
+            let target = timeline.go_on(at(time)).unwrap();
+            let faster = target.minus(qemu.numbers).clock - 10 * ms;
+            assert!((0..=5 * ms).contains(&faster), "{faster} ns in {} ns", time - began);
+            qemu.numbers = target;
+        }
+        assert_eq!(time, 20 * 300 * ms);
+        assert_eq!(qemu.numbers, still.plus(gap).plus(at(time)).minus(at(0)));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ninefold_machine::{Machine, MachineConfig, Memory, PAGE_SIZE, PageRun, Ports, Ram};
-use ninefold_model::spec::{Accel, AccelChoice, Arch, Boot, Nic, Protection, VmSpec};
+use ninefold_model::spec::{Accel, AccelChoice, Arch, Boot, ClockGap, Nic, Protection, VmSpec};
 
 /// Physical address of the first vCPU's 32-bit count.
 pub const COUNTER: u64 = 0x500;
@@ -169,6 +169,7 @@ pub fn config(qemu: &Path, accel: Accel, vcpus: u16, image: &Path) -> MachineCon
             protection: Protection::None,
             backups: 1,
             watchdog: None,
+            clock_gap: ClockGap::default(),
             non_volatile: None,
         },
         accel,
