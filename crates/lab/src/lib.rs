@@ -7,7 +7,7 @@
 //! * [`lab`]: up, down, attach; processes of a host. [`config`]: what to make. [`topology`]: names and addresses
 //! * [`faults`]: kill, freeze, cut, and their opposites. [`power`]: the loss of power. [`disks`]: which forget what was not
 //!   synced then
-//! * [`guest`]: what runs in the VM
+//! * [`guest`]: what runs in the VM. [`guest_clock`]: what time it is there
 //! * [`boot`]: the witness, keepers and the VM. [`watch`]: their events, as they come
 //! * [`observer`]: who spoke for the VM on the public network
 //! * [`ledger`]: clients that check every acknowledged write or transaction
@@ -28,6 +28,7 @@ pub mod disks;
 pub mod error;
 pub mod faults;
 pub mod guest;
+pub mod guest_clock;
 pub mod lab;
 pub mod ledger;
 pub mod link;
