@@ -60,6 +60,10 @@ fn a_quick_run_writes_a_complete_report() {
             json.pointer(field)
         );
     }
+    for load in ["unprotected", "idle", "dirty_100", "redis"] {
+        let ppm = json.pointer(&format!("/clock_ppm/{load}")).and_then(Value::as_f64);
+        assert!(ppm.is_some_and(|ppm| ppm != 0.0), "{load}: {ppm:?}");
+    }
     for field in ["/accel", "/qemu", "/machine/kernel"] {
         assert!(json.pointer(field).and_then(Value::as_str).is_some_and(|v| !v.is_empty()), "{field}");
     }

@@ -7,9 +7,10 @@
 //! * [`plan`]: what is measured, in which order · [`runner`]: doing it
 //! * [`subject`]: the VM and its lab · [`redis`], [`workload`]: what the client asks of it
 //! * [`rebind`]: breaks in a VM's protection
-//! * [`volume`]: the same for work on volumes, and resyncs · [`pace`]: how far a run is
+//! * [`volume`]: the same for work on volumes, and resyncs · [`clock`]: the guest's clock · [`pace`]: how far a run is
 //! * [`results`]: `ft.json` · [`table`]: `ft.md` · [`plots`]: the SVGs
 
+pub mod clock;
 pub mod pace;
 pub mod plan;
 pub mod plots;

@@ -10,6 +10,8 @@ use std::time::Duration;
 use ninefold_model::spec::EpochPolicy;
 use serde::{Deserialize, Serialize};
 
+use super::clock::ClockLoad;
+
 /// The longest adaptive epoch, milliseconds.
 const ADAPTIVE_MAX_MS: u32 = 100;
 
@@ -241,6 +243,10 @@ pub enum Stage {
     Pauses {
         load: PauseLoad,
     },
+    /// How well the guest's clock keeps time.
+    Clock {
+        load: ClockLoad,
+    },
     /// Take the primary away and wait until the VM is protected again.
     Lose {
         how: Loss,
@@ -271,6 +277,7 @@ impl fmt::Display for Stage {
             Stage::Policies { mode, measure } => write!(f, "epochs {mode}: {measure}"),
             Stage::Pauses { load: PauseLoad::Idle } => f.write_str("pauses, idle guest"),
             Stage::Pauses { load: PauseLoad::Dirty2000 } => f.write_str("pauses, 2,000 dirty pages"),
+            Stage::Clock { load } => write!(f, "the guest's clock: {load}"),
             Stage::Lose { how } => write!(f, "failover: {how}"),
             Stage::Rebind { large: false, how } => write!(f, "a break: {how}"),
             Stage::Rebind { large: true, how } => write!(f, "a break, {LARGE_MIB} MiB: {how}"),
@@ -298,6 +305,8 @@ pub struct Plan {
     /// Of one measurement in a round of the policies or of TLS.
     pub short_sample_ms: u32,
     pub pauses_ms: u32,
+    /// Of each look at the guest's clock.
+    pub clock_ms: u32,
     pub kills: u32,
     pub freezes: u32,
     pub switchovers: u32,
@@ -315,6 +324,7 @@ impl Plan {
             sample_ms: 2000,
             short_sample_ms: 1200,
             pauses_ms: 12_000,
+            clock_ms: 20_000,
             kills: 30,
             freezes: 6,
             switchovers: 6,
@@ -331,6 +341,7 @@ impl Plan {
             sample_ms: 600,
             short_sample_ms: 600,
             pauses_ms: 3000,
+            clock_ms: 4000,
             kills: 6,
             freezes: 1,
             switchovers: 1,
@@ -363,6 +374,7 @@ impl Plan {
             }
         }
         all.extend([PauseLoad::Idle, PauseLoad::Dirty2000].map(|load| Stage::Pauses { load }));
+        all.extend(ClockLoad::ALL.map(|load| Stage::Clock { load }));
         let losses =
             [(Loss::QemuKilled, self.kills), (Loss::HostFrozen, self.freezes), (Loss::Switchover, self.switchovers)];
         for (how, count) in losses {
@@ -401,6 +413,7 @@ impl Plan {
         let ms = match stage {
             Stage::Compare { .. } => self.sample_ms,
             Stage::Pauses { .. } => self.pauses_ms,
+            Stage::Clock { .. } => self.clock_ms,
             _ => self.short_sample_ms,
         };
         Duration::from_millis(ms.into())

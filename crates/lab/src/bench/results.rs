@@ -7,6 +7,7 @@ use ninefold_model::event::{EventKind, FailoverPhases};
 use ninefold_model::spec::Accel;
 use serde::{Deserialize, Serialize};
 
+use super::clock::ClockFigures;
 use super::plan::{Loss, Measure, Mode, PauseLoad, Plan};
 use super::rebind::{Rebind, RebindFigures};
 use super::spread::Spread;
@@ -21,6 +22,9 @@ pub struct Report {
     pub ping_us: PingFigures,
     /// Whole pauses at 25 ms epochs (longer ones if the guest cannot dirty 2,000 pages in 25 ms).
     pub pause_us: PauseFigures,
+    /// How much faster than the host's the guest's clock is, parts per million.
+    #[serde(default)]
+    pub clock_ppm: ClockFigures,
     /// QEMU killed: from the kill to the guest running on the other host.
     pub failover_ms: Quantiles,
     /// From the end of a break in protection until it was back.

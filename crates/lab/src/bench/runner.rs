@@ -12,6 +12,7 @@ use ninefold_model::status::MachineStatus;
 use ninefold_transport::clock::monotonic_us;
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::clock::{self, ClockFigures};
 use super::pace::{Pace, Progress};
 use super::plan::{
     Command, LARGE_MIB, Loss, MIDDLE_RANGE, Measure, Mode, PIPELINED, PauseLoad, Plan, RANGES, Stage, warm_up,
@@ -73,6 +74,7 @@ pub fn run(options: &Options, tell: &mut dyn FnMut(&Progress)) -> Result<Report,
         work: HashMap::new(),
         samples: HashMap::new(),
         pauses: Vec::new(),
+        clock_ppm: ClockFigures::default(),
         losses: Vec::new(),
         breaks: Vec::new(),
         taken_over: [0; 2],
@@ -101,6 +103,7 @@ struct Run {
     work: HashMap<(Mode, Measure), f64>,
     samples: HashMap<Stage, Vec<Sample>>,
     pauses: Vec<PauseSeries>,
+    clock_ppm: ClockFigures,
     losses: Vec<Failover>,
     breaks: Vec<Rebind>,
     /// How often a backup that was cut off took the VM over: the small one, the large one.
@@ -158,6 +161,12 @@ impl Run {
                 self.samples.entry(stage).or_default().push(sample);
             }
             Stage::Pauses { load } => self.pauses(load, time)?,
+            Stage::Clock { load } => {
+                let range = MIDDLE_RANGE;
+                let rate = self.work.get(&(Mode::Adaptive, Measure::SetPipelined { range })).copied();
+                let ppm = clock::measure(self.main()?, load, time, rate.unwrap_or_default())?;
+                self.clock_ppm.set(load, ppm);
+            }
             Stage::Lose { how } => self.lose(how)?,
         }
         Ok(())
@@ -358,6 +367,7 @@ impl Run {
                 protected_p99: pings[1].rtt_us.p99,
             },
             pause_us,
+            clock_ppm: self.clock_ppm,
             failover_ms: failovers.killed_ms,
             rebind_ms: RebindFigures::of(&self.breaks),
             breaks: self.breaks,

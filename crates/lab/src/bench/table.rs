@@ -86,6 +86,12 @@ fn headline(out: &mut String, r: &Report) -> std::fmt::Result {
     writeln!(out, "| redis SET, pipelined: protected / unprotected | {:.2} | 0.85 |", r.ratios.redis_set_pipelined)?;
     writeln!(out, "| pause, idle guest, p50 | {:.2} ms | 2 ms |", ms(r.pause_us.idle.p50))?;
     writeln!(out, "| pause, 2,000 dirty pages, p50 | {:.2} ms | 4 ms |", ms(r.pause_us.dirty_2000.p50))?;
+    let c = &r.clock_ppm;
+    writeln!(
+        out,
+        "| the guest's clock, idle / dirtying 100 MB/s / SET pipelined (unprotected) | {:.0} / {:.0} / {:.0} ({:.0}) ppm | 50 ppm |",
+        c.idle, c.dirty_100, c.redis, c.unprotected
+    )?;
     let f = &r.failovers;
     writeln!(out, "| failover, QEMU killed, p50 / max | {} | 100 ms |", p50_max(&f.killed_ms))?;
     writeln!(out, "| failover, host frozen, p50 / max | {} | 500 ms |", p50_max(&f.frozen_ms))?;
