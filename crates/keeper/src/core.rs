@@ -245,7 +245,11 @@ impl Core {
                 self.take(msg);
             }
         }
+        let over = self.protocol.is_alone();
         self.stand_down();
+        if over {
+            self.parts.disks.are_over();
+        }
         self.parts.parking.clear();
     }
 
@@ -618,9 +622,15 @@ impl Core {
             }
             Action::Emit(event) => {
                 match &event {
-                    EventKind::Stopped { .. } => self.remove_log(),
-                    // Of its host's memory. What is in the log is still there.
-                    EventKind::Lost { .. } => self.log_after_loss(),
+                    EventKind::Stopped { .. } => {
+                        self.parts.disks.are_over();
+                        self.remove_log();
+                    }
+                    // Of its host's memory. What is in the log is still there, and on the disks.
+                    EventKind::Lost { .. } => {
+                        self.parts.disks.are_over();
+                        self.log_after_loss();
+                    }
                     _ => {}
                 }
                 self.event(event);

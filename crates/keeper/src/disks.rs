@@ -24,6 +24,7 @@ use crate::disk_watch::SLOW;
 use crate::error::{KeeperError, report};
 use crate::mixture::{Cause, Mixture};
 use crate::resync;
+use crate::sink::LOG;
 use crate::snapshot::Unfinished;
 
 /// How long a backup may take to put an epoch on its disk, and a host to empty its queue before a session.
@@ -77,6 +78,7 @@ impl Disk {
         if served.is_lost(0, served.size()) {
             write_again(&name, &served);
         }
+        served.keep_behind(pool.behind(&name));
         let served = Arc::new(served);
         let socket = socket(run_dir, n);
         // Left behind by a keeper that was killed; the lock on the run directory says that it is gone.
@@ -280,6 +282,27 @@ impl Disks {
         &self.mixture
     }
 
+    /// The name of a volume whose image may be behind what clients were told, with when that was; as a note says that an
+    /// earlier keeper has left.
+    pub fn behind(&self) -> Option<(&str, String)> {
+        self.all.iter().find_map(|d| Some((d.spec.name.as_str(), d.served.found_behind()?.chars().take(64).collect())))
+    }
+
+    /// The VM's volumes are about to be held for this session: what clients will be told then is in memory first. Has that
+    /// noted in them, without waiting for it; [`Disks::calm`] does.
+    pub fn falls_behind(&self, session: Term) {
+        if self.all.iter().all(|d| matches!(d.served.behind_noted(), Ok(true))) {
+            return;
+        }
+        let since = if session == LOG { "while it was logged".into() } else { in_session(session) };
+        self.all.iter().for_each(|d| d.served.falls_behind(&since));
+    }
+
+    /// The VM has ended for good. See [`Served::is_over`].
+    pub fn are_over(&self) {
+        self.all.iter().for_each(|d| d.served.is_over());
+    }
+
     /// Where QEMU finds them.
     pub fn sockets(&self) -> Vec<PathBuf> {
         self.all.iter().map(|d| d.socket.clone()).collect()
@@ -429,7 +452,17 @@ impl Disks {
     /// `alone`, QEMU's flush is one of the disk: so what went through is made durable first, while the guest runs. On a disk that
     /// takes long for that it is given up after a few times, and after [`CALM_LIMIT`] if a guest that writes all the time leaves no
     /// time for it: the guest stands still for as long as the disk takes. A disk that does not answer is waited for.
+    ///
+    /// Volumes that begin to be held have it [noted](Self::falls_behind) first; but a disk that fails or is slow does not keep the
+    /// VM from a backup, to which it could be handed.
     pub fn calm(&self, alone: bool) -> bool {
+        let not_noted = |d: &Disk| matches!(d.served.behind_noted(), Ok(false));
+        if !alone && self.all.iter().any(not_noted) {
+            let since = *self.braced.lock().unwrap_or_else(PoisonError::into_inner);
+            if since.is_some_and(|since| since.elapsed() < SLOW) {
+                return false;
+            }
+        }
         let calm = |flushed: bool| self.all.iter().all(|d| d.served.is_calm(flushed));
         if !alone || calm(true) {
             return calm(alone);
@@ -526,6 +559,7 @@ impl Disks {
     pub fn put(&self, session: Term, epoch: Epoch, batches: Vec<Batch>) -> Result<(), String> {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         self.check(session)?;
+        self.note_behind(session)?;
         self.settle_resync()?;
         for (disk, batch) in self.all.iter().zip(batches) {
             disk.served.receive(epoch, batch);
@@ -538,6 +572,17 @@ impl Disks {
         }
         self.whole_when_durable(epoch);
         Ok(())
+    }
+
+    /// A backup acknowledges what is in its memory: a client may then be told of it. Where an acknowledgement means the disk, the disk
+    /// has it.
+    fn note_behind(&self, session: Term) -> Result<(), String> {
+        let by_memory = |d: &&Disk| d.spec.acknowledge == Acknowledge::Memory;
+        let missing = |d: &&Disk| !matches!(d.served.behind_noted(), Ok(true));
+        let unnoted: Vec<_> = self.all.iter().filter(by_memory).filter(missing).collect();
+        unnoted.iter().for_each(|d| d.served.falls_behind(&in_session(session)));
+        let wait = |d: &Disk| d.served.wait_behind_noted(DISK_LIMIT);
+        unnoted.into_iter().try_for_each(|d| wait(d).map_err(|e| format!("volume {}: {}", d.spec.name, report(&e))))
     }
 
     /// Once this epoch of a session is durable in all volumes, they are no mixture any more. Nobody waits for that.
@@ -622,6 +667,10 @@ impl Disks {
     }
 }
 
+fn in_session(session: Term) -> String {
+    format!("in session {session}")
+}
+
 /// A Unix socket's path has at most 107 bytes: the directory of the VM's other sockets is short enough.
 fn socket(run_dir: &Path, n: usize) -> PathBuf {
     run_dir.join(format!("volume-{n}.sock"))
@@ -634,8 +683,12 @@ mod tests {
     use super::*;
 
     fn one(dir: &Path) -> Disks {
+        with(dir, Acknowledge::Memory)
+    }
+
+    fn with(dir: &Path, acknowledge: Acknowledge) -> Disks {
         let pool = Pool::open(&dir.join("pool"), Tools::default()).unwrap();
-        let spec = VolumeSpec::new("data".parse().unwrap(), 1 << 20);
+        let spec = VolumeSpec { acknowledge, ..VolumeSpec::new("data".parse().unwrap(), 1 << 20) };
         let disk = Disk::open(&pool, &Arc::default(), dir, &Note::at(dir.join("made")), 0, &spec).unwrap();
         let mixture = Mixture::of(vec![disk.mixture.clone()], Note::at(dir.join("restoring")));
         Disks { all: vec![disk], mixture, ..Disks::default() }
@@ -715,6 +768,44 @@ mod tests {
         // From here on an epoch is whole or not there.
         disks.put(Term(6), Epoch(2), vec![Batch::default()]).unwrap();
         assert_eq!(disks.mixture().found(), None);
+    }
+
+    /// A pause with which volumes begin to be held does not fall due before it is noted that they fall behind.
+    #[test]
+    fn a_volume_is_held_when_it_is_noted_that_it_falls_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let disks = one(dir.path());
+        disks.go_through();
+        disks.brace(true);
+        assert!(!disks.calm(false), "nobody has noted it");
+        assert!(disks.calm(true), "a snapshot holds nothing");
+        disks.falls_behind(Term(5));
+        while !disks.calm(false) {
+            std::thread::yield_now();
+        }
+        drop(disks);
+        assert_eq!(one(dir.path()).behind(), Some(("data", "in session 5".into())));
+    }
+
+    /// What a backup acknowledges by its memory a client may be told, and then the power of both hosts goes.
+    #[test]
+    fn a_backup_that_acknowledges_by_its_memory_notes_that_it_is_behind() {
+        for (acknowledge, behind) in
+            [(Acknowledge::Memory, Some(("data", "in session 5".to_owned()))), (Acknowledge::Disk, None)]
+        {
+            let dir = tempfile::tempdir().unwrap();
+            let disks = with(dir.path(), acknowledge);
+            disks.enter(Term(5)).unwrap();
+            assert!(!disks.all[0].served.behind_noted().unwrap());
+            disks.put(Term(5), Epoch(1), vec![Batch::default()]).unwrap();
+            drop(disks);
+            let disks = with(dir.path(), acknowledge);
+            assert_eq!(disks.behind(), behind);
+            // It becomes a backup again.
+            disks.enter(Term(6)).unwrap();
+            disks.put(Term(6), Epoch(1), vec![Batch::default()]).unwrap();
+            assert_eq!(disks.behind(), None);
+        }
     }
 
     /// An earlier keeper's flush has failed, and the disk works again: a VM that starts here can flush.

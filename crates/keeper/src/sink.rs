@@ -570,7 +570,12 @@ impl Sinks {
 
     /// Whether all that are ready to join want one checkpoint alone: the volumes are not held for them.
     pub fn only_once(&self) -> bool {
-        !self.all.iter().any(|s| matches!(s.stage, Stage::Ready { .. }) && s.once.is_none())
+        self.joins_next().is_none()
+    }
+
+    /// The first that is ready to join, and for which the volumes are to be held.
+    pub fn joins_next(&self) -> Option<Term> {
+        self.all.iter().find(|s| matches!(s.stage, Stage::Ready { .. }) && s.once.is_none()).map(|s| s.name)
     }
 
     /// Before the checkpoint with which those join that are ready: asks `hold` for each of them whether it may. All output, and

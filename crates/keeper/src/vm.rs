@@ -422,6 +422,9 @@ impl Vm {
         if self.watcher.busy() || self.last == Last::Taken || self.off != Off::No {
             return Ok(IDLE);
         }
+        if let Some(name) = sinks.joins_next() {
+            self.disks.falls_behind(name);
+        }
         let (joined, ready) = (sinks.any_joined(), sinks.any_ready());
         let in_flight = sinks.in_flight();
         let mut wait = IDLE;

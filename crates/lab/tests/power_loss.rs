@@ -380,3 +380,36 @@ fn a_host_without_its_volume_leaves_the_vm_to_the_other() {
     scenario.expect_writes(WRITES);
     scenario.finish();
 }
+
+/// With `acknowledge: memory` the backup is lost, and then the power of all: this host's disk may not have what clients were told.
+/// A plain start there does not go back silently.
+#[test]
+fn a_plain_start_does_not_go_back_silently() {
+    let mut begin = Beginning { disks: true, ..Beginning::default() };
+    begin.vm.volumes = vec![VolumeSpec::new(support::disks::name("data"), 96 << 20)];
+    // As if the disk took its time to get all of it: the note stays.
+    begin.faults = "note.remove=fail*1000000".into();
+    let scenario = Scenario::with("goesback", begin);
+    scenario.expect_writes(WRITES);
+    let note = |host: &str| scenario.lab.pool_dir(host).join("volumes/data/behind");
+    assert!(note("a").exists() && note("b").exists());
+    let mark = scenario.events.mark();
+    scenario.lab.kill_host("b").unwrap();
+    scenario.expect(mark, "a", "unprotected", |k| matches!(k, EventKind::Unprotected { .. }));
+    power_off(&scenario, &ALL);
+    // The other stays away: protected again, the VM would be behind again.
+    power_on(&scenario, &["a", WITNESS]);
+    let start = |force| scenario.lab.ask("a", &Request::Start { force });
+    // Until the witness answers it is refused for that.
+    wait_until("a refusal", || {
+        start(false).unwrap_err().to_string().contains("may be behind what clients were told in session")
+    });
+    start(true).unwrap();
+    scenario.await_guest();
+    wait_until("the end of the note", || !note("a").exists());
+    // What it was about is over.
+    scenario.lab.kill_keeper("a").unwrap();
+    scenario.lab.start_keeper("a").unwrap();
+    wait_until("the witness", || start(false).is_ok());
+    scenario.await_guest();
+}

@@ -3,6 +3,7 @@
 //! * [`served`]: a volume as a keeper serves it: its image, and over it what is not committed.
 //! * [`log`]: what is on its way into an image and must survive a crash.
 //! * [`unsynced`]: what was written past that log, and may not be on the disk. * [`lost`]: the note that this is so.
+//! * [`behind`]: the note that clients may have been told what an image has not.
 //! * [`batch`]: what a guest does to a volume in one epoch. * [`overlay`]: what lies over an image.
 //! * [`budget`]: what volumes hold in memory, and how writes are slowed down by that.
 //! * [`frozen`]: a volume as it was at one moment, while the guest goes on.
@@ -13,6 +14,7 @@
 //! * [`fault`]: how to make things go wrong on purpose. * [`error`]: what can.
 
 pub mod batch;
+pub mod behind;
 pub mod budget;
 pub mod error;
 pub mod fault;

@@ -6,6 +6,7 @@
 //!                     log           what is on its way into the image: see `log`
 //!                     mixture       a note that the image is being overwritten, and by what
 //!                     lost          a note that a flush of the image has failed: see `lost`
+//!                     behind        a note that clients may have been told what the image has not: see `behind`
 //!   POOL/images/NAME/…              a golden image: the same, never written
 //!   POOL/volumes/.new-…  .gone-…    half-made or half-removed: swept away at the next open
 //! ```
@@ -221,6 +222,11 @@ impl Pool {
     /// The note in a volume that a flush of its image has failed.
     pub fn lost(&self, name: &VolumeName) -> Lost {
         Lost::at(self.directory(Kind::Volume, name).join(LOST))
+    }
+
+    /// The [note](crate::behind) in a volume that its image may be behind what clients were told.
+    pub fn behind(&self, name: &VolumeName) -> Note {
+        Note::at(self.directory(Kind::Volume, name).join("behind"))
     }
 
     fn log_path(&self, name: &VolumeName) -> PathBuf {

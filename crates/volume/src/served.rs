@@ -56,6 +56,7 @@ use ninefold_model::Epoch;
 use ninefold_model::spec::Acknowledge;
 
 use crate::batch::{Batch, Op};
+use crate::behind::{Behind, Due};
 use crate::budget::{Budget, SOFT};
 use crate::error::VolumeError;
 use crate::fault;
@@ -63,6 +64,7 @@ use crate::image::{Image, check_bounds};
 use crate::log::{self, WriteLog};
 use crate::lost::Lost;
 use crate::nbd::Handler;
+use crate::note::Note;
 use crate::overlay::Overlay;
 use crate::ranges::Ranges;
 use crate::sums::BLOCK;
@@ -227,6 +229,8 @@ struct State {
     on_durable: Option<OnDurable>,
     /// What is to be done when the batches of these numbers are durable.
     when_durable: Vec<(u64, WhenDurable)>,
+    /// The note that clients may have been told what the image has not.
+    behind: Behind,
     ending: bool,
 }
 
@@ -394,6 +398,7 @@ impl Served {
                 marks: Vec::new(),
                 on_durable: None,
                 when_durable: Vec::new(),
+                behind: Behind::default(),
                 ending: false,
             }),
             work: Condvar::new(),
@@ -405,6 +410,61 @@ impl Served {
             .spawn(move || Applier { shared: &its, log }.run())
             .map_err(|source| VolumeError::Io { what: "cannot start a thread for a volume", source })?;
         Ok(Self { shared, applier: Some(applier) })
+    }
+
+    /// The [note](crate::behind) that the image may be behind what clients were told. To be given before anybody uses the volume.
+    pub fn keep_behind(&self, note: Note) {
+        self.shared.lock().behind = Behind::of(note);
+    }
+
+    /// When clients were told what the image may not have, as an earlier process has noted; none if the VM has been here since.
+    pub fn found_behind(&self) -> Option<String> {
+        self.shared.lock().behind.found().map(str::to_owned)
+    }
+
+    /// Somebody is about to be told what is in memory alone: has that noted, without waiting for it. `since` when, for a person.
+    pub fn falls_behind(&self, since: &str) {
+        self.shared.lock().behind.want(since);
+        self.shared.work.notify_one();
+    }
+
+    /// Whether it has been [asked for](Self::falls_behind) and is noted, durably. With an error when it cannot be: the last attempt has failed, and there will be others.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn behind_noted(&self) -> Result<bool, VolumeError> {
+        let state = self.shared.lock();
+        match (state.behind.is_noted(), state.behind.has_failed()) {
+            (false, true) => Err(not_noted("its disk does not take it")),
+            (noted, _) => Ok(noted),
+        }
+    }
+
+    /// Waits until that is noted, or until `limit`.
+    ///
+    /// # Errors
+    /// `Io`: it cannot be, or takes too long.
+    pub fn wait_behind_noted(&self, limit: Duration) -> Result<(), VolumeError> {
+        let until = Instant::now() + limit;
+        loop {
+            let state = self.shared.lock();
+            if state.behind.is_noted() {
+                return Ok(());
+            }
+            if state.behind.has_failed() {
+                return Err(not_noted("its disk does not take it"));
+            }
+            let left = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero());
+            let Some(left) = left else { return Err(not_noted("it takes too long")) };
+            drop(self.shared.done.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+
+    /// The VM has ended here for good, and nobody else goes on with it: when all that is committed is in the image, nothing is
+    /// missing there that anybody was told.
+    pub fn is_over(&self) {
+        self.shared.lock().behind.over(true);
+        self.shared.work.notify_one();
     }
 
     /// Its size, bytes.
@@ -420,8 +480,13 @@ impl Served {
     /// From now on what the guest does waits for its epoch, and so does all that it says. The guest may be running: what is
     /// under way reaches the image before anything that comes after it, and who waits for a flush is let go.
     pub fn hold(&self) {
-        self.shared.lock().mode = Mode::Held;
+        let mut state = self.shared.lock();
+        state.mode = Mode::Held;
+        // It is, or is about to be: who holds the volume has seen to it.
+        state.behind.want("");
+        drop(state);
         self.shared.done.notify_all();
+        self.shared.work.notify_one();
     }
 
     /// A pause is near: no more writes go through, so that none is under way when it comes. Or it is over.
@@ -530,6 +595,7 @@ impl Served {
         let plain = state.mode == Mode::Through;
         state.seal_open(plain);
         state.mode = Mode::Through;
+        state.behind.over(false);
         if state.unsynced.is_lost() {
             // No order has to be kept any more: what could not go on goes on.
             state.failure = None;
@@ -556,6 +622,7 @@ impl Served {
         let held = state.queue.iter().map(|s| s.batch.bytes()).sum();
         let gone = std::mem::replace(&mut state.held, held).saturating_sub(held);
         (state.mode, state.left) = (Mode::Closed, true);
+        state.behind.part();
         drop(state);
         self.shared.budget.give(gone);
         self.shared.budget.release();
@@ -924,6 +991,11 @@ fn is_lost_alone(error: &VolumeError) -> bool {
     matches!(error, VolumeError::Io { what, .. } if *what == NOT_AS_WRITTEN)
 }
 
+fn not_noted(why: &str) -> VolumeError {
+    let source = std::io::Error::other(why);
+    VolumeError::Io { what: "that the image may be behind cannot be noted", source }
+}
+
 fn not_on_disk(why: String) -> VolumeError {
     VolumeError::Io { what: "writes are not on the disk", source: std::io::Error::other(why) }
 }
@@ -993,6 +1065,11 @@ impl State {
             Mode::Held => false,
             Mode::Closed => self.left,
         }
+    }
+
+    /// Whether the image has all that may reach it.
+    fn has_all(&self) -> bool {
+        self.mode != Mode::Held && self.queue.is_empty() && self.open.is_empty() && self.log_used.is_none()
     }
 
     /// Ends the open batch of a VM that is alone, which nobody else commits.
@@ -1272,6 +1349,10 @@ enum Next {
     Flush,
     /// What has gone past the log is made durable in the image.
     Sync,
+    /// That the image may be behind is noted.
+    NoteBehind,
+    /// It is not, if what is in it is durable: the note goes.
+    CaughtUp,
     Wait(Duration),
     End,
 }
@@ -1392,6 +1473,18 @@ impl Applier<'_> {
                     state.sync = false;
                     state.settling &= state.log_used.is_some() || state.queue.iter().any(|s| s.committed);
                 }
+                Next::NoteBehind => state = self.note_behind(state, true),
+                Next::CaughtUp => {
+                    drop(state);
+                    let settled = self.shared.settle();
+                    state = self.shared.lock();
+                    // Somebody may have begun to hold the volume meanwhile.
+                    if settled.is_err() {
+                        state.behind.done(false, &Err(std::io::ErrorKind::Other.into()));
+                    } else if state.behind.due(state.has_all(), state.ending) == Due::Remove {
+                        state = self.note_behind(state, false);
+                    }
+                }
                 Next::Wait(time) => {
                     state = self.shared.work.wait_timeout(state, time).unwrap_or_else(PoisonError::into_inner).0;
                     continue;
@@ -1409,9 +1502,18 @@ impl Applier<'_> {
             // What is in the log is not lost; the rest goes with this process.
             return Next::End;
         }
+        // Before all else: it is waited for, and rests on nothing.
+        let behind = state.behind.due(state.has_all(), state.ending);
+        if behind == Due::Write {
+            return Next::NoteBehind;
+        }
+        let mut wait = match behind {
+            Due::In(left) => left,
+            _ => Duration::from_secs(3600),
+        };
         if state.under_way > 0 || state.direct > 0 {
             // What is under way must not land on what comes after it.
-            return Next::Wait(Duration::from_secs(3600));
+            return Next::Wait(wait);
         }
         let settle = state.settling || state.ending || state.mode == Mode::Through;
         let front = state.queue.front().filter(|s| s.committed && (s.plain || s.number <= state.logged));
@@ -1427,7 +1529,6 @@ impl Applier<'_> {
             None if long && state.log_used.is_some() => return Next::Flush,
             _ => {}
         }
-        let mut wait = Duration::from_secs(3600);
         let fresh: Vec<&Sealed> =
             state.queue.iter().take_while(|s| s.committed && !s.plain).filter(|s| s.number > state.logged).collect();
         if !fresh.is_empty() {
@@ -1468,7 +1569,28 @@ impl Applier<'_> {
         if sync || state.wants_flush() {
             return Next::Sync;
         }
+        if behind == Due::Remove && !state.braced {
+            return Next::CaughtUp;
+        }
         if state.ending { Next::End } else { Next::Wait(wait.max(Duration::from_millis(1))) }
+    }
+
+    /// Writes the note that the image may be behind, or removes it.
+    fn note_behind<'b>(&'b self, mut state: MutexGuard<'b, State>, write: bool) -> MutexGuard<'b, State> {
+        let (Some(note), text) = (state.behind.note(), state.behind.text()) else { return state };
+        state.behind.begins();
+        let failed_before = state.behind.has_failed();
+        drop(state);
+        let done = if write { note.write(&text) } else { note.remove() };
+        if let Err(error) = done.as_ref()
+            && !failed_before
+        {
+            let what = if write { "written" } else { "removed" };
+            tracing::error!(%error, "the note that a volume may be behind what clients were told cannot be {what}");
+        }
+        state = self.shared.lock();
+        state.behind.done(write, &done);
+        state
     }
 
     /// Makes the image durable and empties the log; answers whether it had to write all of it again.

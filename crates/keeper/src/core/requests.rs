@@ -175,9 +175,26 @@ impl Core {
         }
     }
 
+    /// Whether the VM would go back here, behind what its clients were told; who asked to start it is told so.
+    pub(super) fn is_behind(&mut self) -> bool {
+        let Some((volume, when)) = self.parts.disks.behind() else { return false };
+        let reason = format!(
+            "volume {volume} may be behind what clients were told {when}: it was not all on this host's disk when the VM ended here"
+        );
+        self.refuse_start(
+            reason,
+            "start it on the VM's other host then, if that has its disks: they may have more; `--force` starts it here,              without what is missing",
+        );
+        true
+    }
+
     pub(super) fn start_failed(&mut self, reason: String) {
+        self.refuse_start(reason, "`ninefold vm status` and `ninefold doctor` show more");
+    }
+
+    fn refuse_start(&mut self, reason: String, help: &str) {
         if let Some(reply) = self.start_reply.take() {
-            let help = Some("`ninefold vm status` and `ninefold doctor` show more".into());
+            let help = Some(help.into());
             let _ = reply.send(Response::Error { message: reason, help, try_host: None });
             self.not_here();
         }
