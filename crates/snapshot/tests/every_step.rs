@@ -32,7 +32,8 @@ fn standing() -> Standing {
 
 /// What the guest does before commit `n`: pages of noise, now and then one that becomes zero.
 fn deed(n: u64) -> Deed {
-    let touches = (0..3).map(|i| (0, (n * 3 + i) % 24, (i != 1 || n % 2 == 0).then_some((false, n + i + 1)))).collect();
+    let touches =
+        (0..3).map(|i| (0, (n * 3 + i) % 24, (i != 1 || n.is_multiple_of(2)).then_some((false, n + i + 1)))).collect();
     Deed { touches, state: n.to_le_bytes().to_vec(), ..Deed::default() }
 }
 
