@@ -141,6 +141,16 @@ impl Lab {
         control(&self.disk_dir(host), "thaw", FITHAW, 0)
     }
 
+    /// All that a host asks of its disk fails with I/O errors, until the host has lost its power and has it back
+    /// ([`Lab::kill_host`], [`Lab::restart_host`]). What was not synced is gone.
+    ///
+    /// # Errors
+    /// No disk of its own.
+    pub fn break_disk(&self, host: &str) -> Result<(), LabError> {
+        self.own_disk(host)?;
+        control(&self.disk_dir(host), "break", EXT4_IOC_SHUTDOWN, EXT4_GOING_FLAGS_NOLOGFLUSH)
+    }
+
     /// A host's disk writes at most so much a second, bytes (at least 1).
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use crate::error::LabError;
 use crate::lab::Lab;
 use crate::link;
 use crate::netns::{in_netns, io_in_netns};
-use crate::programs::{KEEPER, QEMU};
+use crate::programs::{KEEPER, MEMORY, QEMU};
 use crate::topology::{BRIDGE, Network, Topology};
 
 /// How a cable is cut.
@@ -31,6 +31,11 @@ impl Lab {
     /// Kills a host's keeper and waits until it is dead.
     pub fn kill_keeper(&self, host: &str) -> Result<(), LabError> {
         self.kill_one(host, KEEPER)
+    }
+
+    /// Kills the process that holds the memory of a host's standby, and waits until it is dead.
+    pub fn kill_memory(&self, host: &str) -> Result<(), LabError> {
+        self.kill_one(host, MEMORY)
     }
 
     fn kill_one(&self, host: &str, program: &str) -> Result<(), LabError> {

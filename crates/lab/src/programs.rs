@@ -6,6 +6,8 @@ use crate::error::LabError;
 
 /// The program `ninefold-keeper`.
 pub const KEEPER: &str = "ninefold-keeper";
+/// The program `ninefold-memory`, which a backup's keeper starts.
+pub const MEMORY: &str = "ninefold-memory";
 /// The program `ninefold-witness`.
 pub const WITNESS_PROGRAM: &str = "ninefold-witness";
 /// What every QEMU's name begins with.

@@ -54,6 +54,7 @@ enum Vm {
     PostgresMemory,
     PostgresDisk,
     PostgresNonVolatile,
+    RedisTwoBackups,
 }
 
 impl From<Vm> for Subject {
@@ -64,6 +65,7 @@ impl From<Vm> for Subject {
             Vm::PostgresMemory => Self::PostgresMemory,
             Vm::PostgresDisk => Self::PostgresDisk,
             Vm::PostgresNonVolatile => Self::PostgresNonVolatile,
+            Vm::RedisTwoBackups => Self::RedisTwoBackups,
         }
     }
 }

@@ -23,6 +23,10 @@ pub enum Fault {
     KillHost {
         host: HostName,
     },
+    /// The process is killed that holds the memory of a host's standby, so that it outlives its keeper.
+    KillMemory {
+        host: HostName,
+    },
     /// All processes of a host stand still.
     Freeze {
         host: HostName,
@@ -44,6 +48,10 @@ pub enum Fault {
     },
     /// A host's disk has no room left.
     FullDisk {
+        host: HostName,
+    },
+    /// A host's disk gives I/O errors, whatever it is asked. At the end the host loses its power, and gets it back with a disk that works.
+    BrokenDisk {
         host: HostName,
     },
     /// A host's disk does not answer. The host may be the witness's.
@@ -81,6 +89,8 @@ pub enum Away {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Resource {
     Processes(HostName),
+    /// The process that holds a standby's memory.
+    Custodian(HostName),
     Cable(HostName, bool),
     Disk(String),
     Witness,
@@ -97,12 +107,14 @@ pub enum Kind {
     KillQemu,
     KillKeeper,
     KillHost,
+    KillMemory,
     Freeze,
     Cut,
     Blackhole,
     Witness,
     SlowDisk,
     FullDisk,
+    BrokenDisk,
     HungDisk,
     Processor,
     Memory,
@@ -111,16 +123,18 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 14] = [
+    pub const ALL: [Kind; 16] = [
         Kind::KillQemu,
         Kind::KillKeeper,
         Kind::KillHost,
+        Kind::KillMemory,
         Kind::Freeze,
         Kind::Cut,
         Kind::Blackhole,
         Kind::Witness,
         Kind::SlowDisk,
         Kind::FullDisk,
+        Kind::BrokenDisk,
         Kind::HungDisk,
         Kind::Processor,
         Kind::Memory,
@@ -130,12 +144,12 @@ impl Kind {
 
     /// Needs hosts with disks of their own.
     pub fn needs_disk(self) -> bool {
-        matches!(self, Kind::SlowDisk | Kind::FullDisk | Kind::HungDisk)
+        matches!(self, Kind::SlowDisk | Kind::FullDisk | Kind::BrokenDisk | Kind::HungDisk)
     }
 
     /// Takes the VM's state from a host's memory.
     pub fn kills(self) -> bool {
-        matches!(self, Kind::KillQemu | Kind::KillKeeper | Kind::KillHost)
+        matches!(self, Kind::KillQemu | Kind::KillKeeper | Kind::KillHost | Kind::BrokenDisk)
     }
 }
 
@@ -145,12 +159,14 @@ impl fmt::Display for Kind {
             Kind::KillQemu => "QEMU killed",
             Kind::KillKeeper => "keeper killed",
             Kind::KillHost => "host without power",
+            Kind::KillMemory => "holder of standby's memory killed",
             Kind::Freeze => "host frozen",
             Kind::Cut => "cable without carrier",
             Kind::Blackhole => "cable that drops everything",
             Kind::Witness => "witness away",
             Kind::SlowDisk => "slow disk",
             Kind::FullDisk => "full disk",
+            Kind::BrokenDisk => "disk with I/O errors",
             Kind::HungDisk => "hung disk",
             Kind::Processor => "processors busy",
             Kind::Memory => "memory busy",
@@ -166,12 +182,14 @@ impl Fault {
             Fault::KillQemu { .. } => Kind::KillQemu,
             Fault::KillKeeper { .. } => Kind::KillKeeper,
             Fault::KillHost { .. } => Kind::KillHost,
+            Fault::KillMemory { .. } => Kind::KillMemory,
             Fault::Freeze { .. } => Kind::Freeze,
             Fault::Cut { how: Cut::Carrier, .. } => Kind::Cut,
             Fault::Cut { how: Cut::Blackhole, .. } => Kind::Blackhole,
             Fault::Witness { .. } => Kind::Witness,
             Fault::SlowDisk { .. } => Kind::SlowDisk,
             Fault::FullDisk { .. } => Kind::FullDisk,
+            Fault::BrokenDisk { .. } => Kind::BrokenDisk,
             Fault::HungDisk { .. } => Kind::HungDisk,
             Fault::Processor { .. } => Kind::Processor,
             Fault::Memory { .. } => Kind::Memory,
@@ -180,13 +198,29 @@ impl Fault {
         }
     }
 
-    /// What it takes for itself.
-    pub fn resource(&self) -> Resource {
+    /// Another thing that it takes for itself.
+    fn also(&self) -> Option<Resource> {
+        match self {
+            Fault::BrokenDisk { host } => Some(Resource::Disk(host.to_string())),
+            _ => None,
+        }
+    }
+
+    /// What both take for themselves.
+    pub fn shares(&self, other: &Self) -> Option<Resource> {
+        let of = |fault: &Self| [Some(fault.resource()), fault.also()].into_iter().flatten();
+        of(self).find(|ours| of(other).any(|theirs| theirs == *ours))
+    }
+
+    /// What it takes for itself in the first place.
+    fn resource(&self) -> Resource {
         match self {
             Fault::KillQemu { host }
             | Fault::KillKeeper { host }
             | Fault::KillHost { host }
+            | Fault::BrokenDisk { host }
             | Fault::Freeze { host } => Resource::Processes(host.clone()),
+            Fault::KillMemory { host } => Resource::Custodian(host.clone()),
             Fault::Cut { host, network, .. } => Resource::Cable(host.clone(), *network == Network::Public),
             // A witness whose disk hangs cannot be killed or frozen.
             Fault::HungDisk { host } if host.as_str() == WITNESS => Resource::Witness,
@@ -208,6 +242,7 @@ impl fmt::Display for Fault {
             Fault::KillQemu { host } => write!(f, "QEMU of {host} is killed"),
             Fault::KillKeeper { host } => write!(f, "keeper of {host} is killed"),
             Fault::KillHost { host } => write!(f, "host {host} loses its power"),
+            Fault::KillMemory { host } => write!(f, "holder of the memory of {host}'s standby is killed"),
             Fault::Freeze { host } => write!(f, "host {host} freezes"),
             Fault::Cut { host, network, how } => {
                 let network = if *network == Network::Public { "public" } else { "replication" };
@@ -220,6 +255,7 @@ impl fmt::Display for Fault {
             Fault::Witness { how: Away::Unpowered } => write!(f, "witness loses its power"),
             Fault::SlowDisk { host, kib_per_s } => write!(f, "disk of {host} writes {kib_per_s} KiB/s"),
             Fault::FullDisk { host } => write!(f, "disk of {host} is full"),
+            Fault::BrokenDisk { host } => write!(f, "disk of {host} gives I/O errors"),
             Fault::HungDisk { host } => write!(f, "disk of {host} hangs"),
             Fault::Processor { threads } => write!(f, "{threads} threads calculate"),
             Fault::Memory { mib } => write!(f, "{mib} MiB of memory are written"),

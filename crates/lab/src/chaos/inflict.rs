@@ -99,6 +99,11 @@ impl Ground<'_> {
                 hold(self.kill(host, |h| lab.kill_host(h)));
                 lab.restart_host(host.as_str())
             }
+            // Not everybody has one. While its keeper lives nobody needs it.
+            Fault::KillMemory { host } => {
+                hold(lab.kill_memory(host.as_str()));
+                Ok(())
+            }
             Fault::Freeze { host } => {
                 hold(lab.freeze(host.as_str()));
                 lab.thaw(host.as_str())
@@ -130,6 +135,11 @@ impl Ground<'_> {
             Fault::FullDisk { host } => {
                 hold(lab.fill_disk(host.as_str()));
                 lab.clear_disk(host.as_str())
+            }
+            Fault::BrokenDisk { host } => {
+                hold(lab.break_disk(host.as_str()));
+                self.kill(host, |h| lab.kill_host(h))?;
+                lab.restart_host(host.as_str())
             }
             Fault::HungDisk { host } => {
                 hold(lab.freeze_disk(host.as_str()));

@@ -17,6 +17,10 @@
 //!   holders       {a}               {a, b}             {b}       {b}
 //! ```
 //!
+//! What a standby's memory is to the process that keeps it beyond its keeper's death (`ninefold-memory`) counts for nothing here: no
+//! host goes on with it. It spares a copy when that host is a backup again of the primary that took its checkpoints; whoever kills it takes
+//! no state from anybody.
+//!
 //! A loss is legitimate if there was a moment without a holder. Only a kill or the loss of a log makes one, so it is
 //! looked for there. What the witness held at a kill is read *after* it: a dead primary changes no record, so what is then found is what
 //! was there, or what a living backup has made of it. A backup that has taken over meanwhile was a holder, and is found to be one.

@@ -39,7 +39,7 @@ const STAGE_S: u64 = 300;
 /// What a script is made for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scope {
-    /// The hosts where the VM may live.
+    /// The hosts where a VM may live: each takes as many of them as it needs, from the first on.
     pub hosts: Vec<HostName>,
     pub witness: HostName,
     /// The VMs that take turns; not empty.
@@ -64,24 +64,37 @@ pub enum Subject {
     PostgresDisk,
     /// PostgreSQL in a non-volatile VM.
     PostgresNonVolatile,
+    /// redis in memory, with two backups.
+    RedisTwoBackups,
 }
 
 impl Subject {
-    pub const ALL: [Subject; 5] = [
+    pub const ALL: [Subject; 6] = [
         Subject::Redis,
         Subject::PostgresDisk,
         Subject::RedisNonVolatile,
         Subject::PostgresMemory,
         Subject::PostgresNonVolatile,
+        Subject::RedisTwoBackups,
     ];
 
     pub fn is_postgres(self) -> bool {
-        !matches!(self, Subject::Redis | Subject::RedisNonVolatile)
+        !matches!(self, Subject::Redis | Subject::RedisNonVolatile | Subject::RedisTwoBackups)
+    }
+
+    /// How many backups it has.
+    pub fn backups(self) -> u8 {
+        if self == Subject::RedisTwoBackups { 2 } else { 1 }
+    }
+
+    /// The hosts that it needs.
+    pub fn hosts(self) -> usize {
+        usize::from(self.backups()) + 1
     }
 
     /// It has volumes, one of them to be overwritten.
     pub fn has_volumes(self) -> bool {
-        self != Subject::Redis
+        !matches!(self, Subject::Redis | Subject::RedisTwoBackups)
     }
 
     /// Each host keeps a log of it.
@@ -98,6 +111,7 @@ impl std::fmt::Display for Subject {
             Subject::PostgresMemory => "PostgreSQL, acknowledged in memory",
             Subject::PostgresDisk => "PostgreSQL, acknowledged on disk",
             Subject::PostgresNonVolatile => "PostgreSQL, non-volatile",
+            Subject::RedisTwoBackups => "redis, two backups",
         })
     }
 }
@@ -146,8 +160,9 @@ impl Burst {
         let mut dice = Dice::new(seed, number + 1);
         // Two or three are the rule.
         let count = *dice.pick(&[1, 2, 2, 2, 3, 3, 3, MAX_FAULTS]);
-        // A volatile VM whose hosts are both killed is gone, which is legitimate and shows nothing: rarely, then.
-        let most_kills = if subject.is_non_volatile() || dice.one_in(8) { MAX_FAULTS } else { 1 };
+        // A volatile VM whose hosts are all killed is gone, which is legitimate and shows nothing: rarely, then.
+        let rarely = subject.is_non_volatile() || dice.one_in(8);
+        let most_kills = if rarely { MAX_FAULTS } else { subject.backups().into() };
         let mut faults: Vec<Planned> = Vec::new();
         // One that finds no room is left out; the bound makes the end sure.
         for _ in 0..count * 8 {
@@ -173,7 +188,7 @@ impl Burst {
 }
 
 fn fits(new: &Planned, others: &[Planned]) -> bool {
-    let same = |f: &&Planned| f.fault.resource() == new.fault.resource();
+    let same = |f: &&Planned| f.fault.shares(&new.fault).is_some();
     let at_once = |at: u64| others.iter().filter(|f| f.begin_ms <= at && at < f.end_ms).count();
     // The number at a time grows where one begins.
     let begins = others.iter().map(|f| f.begin_ms).filter(|at| (new.begin_ms..new.end_ms).contains(at));
@@ -191,12 +206,14 @@ fn draw(dice: &mut Dice, subject: Subject, scope: &Scope) -> (Fault, u64) {
         if kind == Kind::Writes && !subject.has_volumes() {
             continue;
         }
-        let host = dice.pick(&scope.hosts).clone();
+        let hosts = &scope.hosts[..subject.hosts().min(scope.hosts.len())];
+        let host = dice.pick(hosts).clone();
         return match kind {
             // Its keeper starts another by itself: there is nothing to be mended.
             Kind::KillQemu => (Fault::KillQemu { host }, 1),
             Kind::KillKeeper => (Fault::KillKeeper { host }, dice.spread(20, 4000)),
             Kind::KillHost => (Fault::KillHost { host }, dice.spread(100, 4000)),
+            Kind::KillMemory => (Fault::KillMemory { host }, 1),
             Kind::Freeze => (Fault::Freeze { host }, dice.spread(10, 3000)),
             Kind::Cut | Kind::Blackhole => {
                 let network = *dice.pick(&[Network::Replication, Network::Replication, Network::Public]);
@@ -214,6 +231,7 @@ fn draw(dice: &mut Dice, subject: Subject, scope: &Scope) -> (Fault, u64) {
                 (Fault::SlowDisk { host, kib_per_s }, dice.spread(500, longest))
             }
             Kind::FullDisk => (Fault::FullDisk { host }, dice.spread(200, 6000)),
+            Kind::BrokenDisk => (Fault::BrokenDisk { host }, dice.spread(100, 6000)),
             Kind::HungDisk => {
                 let host = if dice.one_in(4) { scope.witness.clone() } else { host };
                 // Longer than 10 s: then a log is given up.
@@ -277,9 +295,8 @@ impl Script {
 /// What two faults must not have at the same time.
 pub fn clashes(burst: &Burst) -> Option<(Resource, &Planned, &Planned)> {
     burst.faults.iter().enumerate().find_map(|(i, one)| {
-        let other =
-            burst.faults[i + 1..].iter().find(|f| f.fault.resource() == one.fault.resource() && f.overlaps(one, 0));
-        other.map(|other| (one.fault.resource(), one, other))
+        let shared = |f: &Planned| one.fault.shares(&f.fault).filter(|_| f.overlaps(one, 0));
+        burst.faults[i + 1..].iter().find_map(|other| shared(other).map(|resource| (resource, one, other)))
     })
 }
 
@@ -293,7 +310,7 @@ mod tests {
 
     fn scope(disks: bool) -> Scope {
         Scope {
-            hosts: ["a", "b"].map(|h| h.parse().unwrap()).to_vec(),
+            hosts: ["a", "b", "c"].map(|h| h.parse().unwrap()).to_vec(),
             witness: "w".parse().unwrap(),
             subjects: Subject::ALL.to_vec(),
             disks,
@@ -315,6 +332,25 @@ mod tests {
                 prop_assert!(burst.faults.iter().all(|f| f.begin_ms < f.end_ms));
                 prop_assert!(burst.faults.is_sorted_by_key(|f| f.begin_ms));
                 prop_assert!(clashes(burst).is_none(), "{:?}", burst);
+                // A disk that is to be broken, and a host that is to die of it, have nothing else done to them meanwhile.
+                for (i, one) in burst.faults.iter().enumerate() {
+                    let Fault::BrokenDisk { host } = &one.fault else { continue };
+                    let others = burst.faults.iter().enumerate().filter(|(j, f)| *j != i && f.overlaps(one, 0));
+                    for (_, other) in others {
+                        let on_it = match &other.fault {
+                            Fault::KillQemu { host: h }
+                            | Fault::KillKeeper { host: h }
+                            | Fault::KillHost { host: h }
+                            | Fault::Freeze { host: h }
+                            | Fault::SlowDisk { host: h, .. }
+                            | Fault::FullDisk { host: h }
+                            | Fault::BrokenDisk { host: h }
+                            | Fault::HungDisk { host: h } => h == host,
+                            _ => false,
+                        };
+                        prop_assert!(!on_it, "{:?}", burst);
+                    }
+                }
                 for at in 0..burst.end_ms() {
                     let at_once = burst.faults.iter().filter(|f| f.begin_ms <= at && at < f.end_ms).count();
                     prop_assert!(at_once <= MAX_AT_ONCE);
@@ -334,6 +370,18 @@ mod tests {
         let overlapping =
             |b: &&&Burst| b.faults.iter().enumerate().any(|(i, f)| b.faults[i + 1..].iter().any(|g| f.overlaps(g, 0)));
         assert!(bursts.iter().filter(overlapping).count() > bursts.len() / 4);
+    }
+
+    /// A third host has something done to it only where the VM has it.
+    #[test]
+    fn a_vm_has_as_many_hosts_as_it_needs() {
+        let script = Script::new(4, 4 * 3600, &scope(true));
+        // The last may be a short one.
+        for stage in script.stages.iter().filter(|s| s.bursts.len() > 10) {
+            let faults = stage.bursts.iter().flat_map(|b| &b.faults);
+            let third = faults.filter(|f| serde_json::to_value(&f.fault).unwrap()["host"] == "c").count();
+            assert_eq!(third > 0, stage.subject.hosts() > 2, "{}", stage.subject);
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ninefold_model::InvalidName;
+use ninefold_model::{HostName, InvalidName};
 
 use super::plan::{Burst, Scope, Script, Subject};
 use super::report::{ChaosReport, Violation};
@@ -75,7 +75,7 @@ pub fn run(options: &ChaosOptions, hear: &mut dyn FnMut(ChaosStep<'_>)) -> Resul
     lab.disks = disks::supported();
     let failed = |e: InvalidName| LabError::Name { name: WITNESS.into(), reason: e.to_string() };
     let scope = Scope {
-        hosts: lab.hosts.clone(),
+        hosts: enough(&lab.hosts, &options.subjects)?,
         witness: WITNESS.parse().map_err(failed)?,
         subjects: options.subjects.clone(),
         disks: lab.disks,
@@ -91,7 +91,8 @@ pub fn run(options: &ChaosOptions, hear: &mut dyn FnMut(ChaosStep<'_>)) -> Resul
         slow_disks: scope.slow_disks,
         ..ChaosReport::default()
     };
-    let mut runner = Runner { options, lab, hear, report: &mut report, of: script.bursts() };
+    let hosts = scope.hosts;
+    let mut runner = Runner { options, lab, hosts, hear, report: &mut report, of: script.bursts() };
     for stage in &script.stages {
         if !runner.stage(stage.subject, &stage.bursts)? {
             break;
@@ -102,9 +103,24 @@ pub fn run(options: &ChaosOptions, hear: &mut dyn FnMut(ChaosStep<'_>)) -> Resul
     Ok(report)
 }
 
+/// These hosts, and as many more as the VM needs that needs most.
+fn enough(hosts: &[HostName], subjects: &[Subject]) -> Result<Vec<HostName>, LabError> {
+    let failed = |e: InvalidName| LabError::Name { name: "host".into(), reason: e.to_string() };
+    let mut all = hosts.to_vec();
+    let wanted = subjects.iter().map(|s| s.hosts()).max().unwrap_or(0);
+    for name in ["a", "b", "c", "d"] {
+        if all.len() < wanted && !all.iter().any(|h| h.as_str() == name) {
+            all.push(name.parse().map_err(failed)?);
+        }
+    }
+    Ok(all)
+}
+
 struct Runner<'a> {
     options: &'a ChaosOptions,
     lab: LabConfig,
+    /// Those that the VM of a stage takes its own from.
+    hosts: Vec<HostName>,
     hear: &'a mut dyn FnMut(ChaosStep<'_>),
     report: &'a mut ChaosReport,
     of: u64,
@@ -125,7 +141,9 @@ impl Runner<'_> {
                 None => {
                     (self.hear)(ChaosStep::Booting { subject });
                     *self.report.subjects.entry(subject.to_string()).or_default() += 1;
-                    Scene::begin(&self.lab, subject, options.seed, &options.keep, &options.stop)?
+                    let hosts = self.hosts.iter().take(subject.hosts()).cloned().collect();
+                    let lab = LabConfig { hosts, ..self.lab.clone() };
+                    Scene::begin(&lab, subject, options.seed, &options.keep, &options.stop)?
                 }
             };
             (self.hear)(ChaosStep::Burst { burst, of: self.of });

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use ninefold_model::event::EventKind;
 use ninefold_model::spec::{Acknowledge, NonVolatile, VolumeSpec};
-use ninefold_model::status::{LogState, ProtectionState, Role, VmStatus};
+use ninefold_model::status::{BackupState, LogState, ProtectionState, Role, VmStatus};
 use ninefold_model::{InvalidName, VmName};
 use serde::Serialize;
 
@@ -338,6 +338,8 @@ impl<'a> Scene<'a> {
         let [primary] = primaries[..] else { return false };
         all.len() == statuses.len()
             && primary.protection == Some(ProtectionState::Protected)
+            && primary.backups.iter().filter(|b| b.state == BackupState::Bound).count()
+                == usize::from(self.subject.backups())
             && all.iter().all(|s| s.witness_reachable && s.volumes.iter().all(|v| v.failure.is_none()))
             && (!self.subject.is_non_volatile() || primary.log.is_some_and(|l| l.state == LogState::On))
     }
@@ -453,7 +455,7 @@ fn options(subject: Subject) -> Result<VmOptions, LabError> {
     let name: VmName =
         "vm".parse().map_err(|e: InvalidName| LabError::Name { name: "vm".into(), reason: e.to_string() })?;
     let mut vm = match subject {
-        Subject::Redis | Subject::RedisNonVolatile => VmOptions::new(name),
+        Subject::Redis | Subject::RedisNonVolatile | Subject::RedisTwoBackups => VmOptions::new(name),
         Subject::PostgresDisk => VmOptions::postgres(name, Acknowledge::Disk)?,
         Subject::PostgresMemory | Subject::PostgresNonVolatile => VmOptions::postgres(name, Acknowledge::Memory)?,
     };
@@ -463,6 +465,7 @@ fn options(subject: Subject) -> Result<VmOptions, LabError> {
         vm.volumes.push(VolumeSpec::new(scratch, SCRATCH_MIB << 20));
     }
     vm.non_volatile = subject.is_non_volatile().then(NonVolatile::default);
+    vm.backups = subject.backups();
     vm.patience = Duration::from_secs(300);
     Ok(vm)
 }
