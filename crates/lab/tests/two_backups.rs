@@ -8,11 +8,11 @@ use std::time::Instant;
 
 use ninefold_lab::boot::redis;
 use ninefold_lab::ledger::await_answer;
-use ninefold_lab::topology::CLIENT;
+use ninefold_lab::topology::{CLIENT, WITNESS};
 use ninefold_lab::{EventWatch, Lab, LabConfig, Ledger, LedgerOptions, Observer};
 use ninefold_model::control::Request;
 use ninefold_model::event::{Event, EventKind};
-use ninefold_model::spec::VolumeSpec;
+use ninefold_model::spec::{NonVolatile, VolumeSpec};
 use ninefold_model::status::{BackupState, ProtectionState, Role, VmStatus};
 use support::workload::{memory_is_sound, work};
 use support::{LIMIT, wait_until};
@@ -31,13 +31,20 @@ struct Trio {
 
 impl Trio {
     fn start(volumes: Vec<VolumeSpec>) -> Self {
+        Self::with(volumes, false)
+    }
+
+    /// A non-volatile VM's hosts have disks that forget what was not synced.
+    fn with(volumes: Vec<VolumeSpec>, non_volatile: bool) -> Self {
         support::programs::build();
         let mut config = LabConfig::new(&format!("t{}", std::process::id() % 100_000)).unwrap();
         config.hosts = HOSTS.map(|h| h.parse().unwrap()).into();
+        config.disks = non_volatile;
         let lab = Lab::up(&config).unwrap();
         let mut vm = ninefold_lab::VmOptions::new("vm".parse().unwrap());
         vm.timing.failure_timeout_ms = 500;
         vm.backups = 2;
+        vm.non_volatile = non_volatile.then(NonVolatile::default);
         let volume = volumes.first().map(|v| v.name.to_string());
         vm.volumes = volumes;
         lab.configure_vm(&vm).unwrap();
@@ -205,4 +212,32 @@ fn two_hosts_are_lost_one_after_the_other() {
 #[test]
 fn two_hosts_are_lost_one_after_the_other_and_the_volume_stays() {
     one_after_the_other(vec![VolumeSpec::new("data".parse().unwrap(), 96 << 20)], 24);
+}
+
+/// The backup that did not take over goes on with its log, and that is as good as any: it is all that comes back.
+#[test]
+fn the_other_backup_of_a_non_volatile_vm_goes_on_with_its_log() {
+    let mut trio = Trio::with(vec![VolumeSpec::new("data".parse().unwrap(), 96 << 20)], true);
+    work(&trio.lab, "checksum mib=2");
+    let (mark, first) = (trio.events.mark(), trio.primary.clone());
+    trio.lab.kill_host(&first).unwrap();
+    trio.taken_over(mark);
+    let survivor = trio.bound(1).pop_first().unwrap();
+    assert!(trio.copied(mark, &survivor).1, "it is copied to");
+    memory_is_sound(&trio.lab);
+
+    let (mark, second) = (trio.events.mark(), trio.primary.clone());
+    trio.lab.power_loss().unwrap();
+    trio.lab.restart_host(WITNESS).unwrap();
+    trio.lab.start_witness().unwrap();
+    trio.lab.restart_host(&survivor).unwrap();
+    let recovered = |k: &EventKind| matches!(k, EventKind::Recovered { .. });
+    let event = trio.events.wait_for(mark, Instant::now() + LIMIT, |e| recovered(&e.kind)).expect("the VM goes on");
+    assert_eq!(event.host.as_str(), survivor);
+    trio.primary = survivor;
+    memory_is_sound(&trio.lab);
+    trio.lab.restart_host(&first).unwrap();
+    trio.lab.restart_host(&second).unwrap();
+    trio.bound(2);
+    trio.finish();
 }
