@@ -4,6 +4,7 @@ mod fixture;
 
 use std::time::{Duration, Instant};
 
+use ninefold_lab::bench::clock::{self, ClockLoad};
 use ninefold_lab::bench::plan::Mode;
 use ninefold_lab::bench::subject::Subject;
 use ninefold_lab::guest_clock::{GuestClock, Offset};
@@ -64,4 +65,17 @@ fn a_protected_guests_clock_keeps_time_wherever_it_runs() {
     assert!(apart(&taken, &before).abs() < 100.0, "{} ms", apart(&taken, &before));
     assert_eq!(clock.steps_back, 0);
     s.lab.thaw(&frozen).unwrap();
+}
+
+/// For docs/guides/guests.md. On a machine that does nothing else.
+#[test]
+#[ignore = "a measurement"]
+fn how_well_a_guests_clock_keeps_time() {
+    for vcpus in [1, 4] {
+        let mut s = subject(vcpus, ClockGap::AtOnce);
+        for load in ClockLoad::ALL {
+            let ppm = clock::measure(&mut s, load, Duration::from_secs(12), 30_000.0).unwrap();
+            println!("{vcpus} vCPUs, {load}: {ppm:.1} ppm");
+        }
+    }
 }
