@@ -38,8 +38,12 @@ pub enum CliError {
     SeveralLabs(Vec<String>),
     #[error("lab '{lab}' has no VM")]
     NoVm { lab: String },
-    #[error("no keeper answers: {}", .0.join("; "))]
-    NoKeeper(Vec<String>),
+    #[error("no keeper answers: {}", .errors.join("; "))]
+    NoKeeper {
+        errors: Vec<String>,
+        /// They were looked for in a lab.
+        in_lab: bool,
+    },
     /// Keepers answer, and none of them is the VM's primary.
     #[error("the VM does not run on {}", .hosts.join(" or on "))]
     NotRunning {
@@ -50,7 +54,13 @@ pub enum CliError {
     },
     #[error("the VM runs on {host} already")]
     Running { host: String },
-    #[error("host '{host}' has no keeper of this VM")]
+    #[error("the VM stays on {host}: {reason}")]
+    Stayed { host: String, reason: String },
+    #[error("the VM has ended on {host}: {reason}")]
+    Ended { host: String, reason: String },
+    #[error("the keeper on {host} was started anew meanwhile")]
+    Restarted { host: String },
+    #[error("no keeper of host '{host}' is known here")]
     NoSuchHost { host: String, hosts: Vec<String> },
     #[error("{what} did not happen within {seconds} s")]
     TimedOut { what: String, seconds: u64 },
@@ -114,11 +124,14 @@ impl CliError {
             Self::NoSnapshot(_) => "`ninefold vm events` shows what happened, `ninefold snapshot list` what there is",
             Self::FileFormat { .. } => "say it with --file-format: raw, qcow2, vmdk, vdi or vhdx",
             Self::Keeper(ApiError::Refused { help, .. }) => return help.clone(),
-            Self::Keeper(_) => "start the keeper (in a lab: `ninefold lab restart HOST`) and see its log",
+            Self::Keeper(_) => "start the keeper (in a lab: `ninefold lab restart HOST`), and look at its log",
             Self::NoLab => "`ninefold lab up` makes one; or name a keeper's directory with --run-dir",
             Self::SeveralLabs(_) => "choose one with --lab NAME (`--name NAME` in `ninefold lab`)",
             Self::NoVm { .. } => "it was made without one: `ninefold lab down`, then `ninefold lab up`",
-            Self::NoKeeper(_) => {
+            Self::NoKeeper { in_lab: false, .. } => {
+                "is it running, and is this its run directory (`run_dir` in its configuration)?"
+            }
+            Self::NoKeeper { in_lab: true, .. } => {
                 "is its host down or frozen? `ninefold lab status` shows it; `ninefold lab restart HOST` starts a keeper"
             }
             Self::NotRunning { peer: Some(peer), role: Role::Backup, .. } => {
@@ -126,8 +139,15 @@ impl CliError {
             }
             Self::NotRunning { .. } => "`ninefold vm status` shows the roles; `ninefold vm start --host HOST` boots it",
             Self::Running { .. } => "`ninefold vm stop` ends it, `ninefold vm switchover` moves it",
-            Self::NoSuchHost { hosts, .. } => return Some(format!("hosts: {}", hosts.join(", "))),
-            Self::TimedOut { .. } => "`ninefold vm events` and `ninefold vm status` show what the keepers are at",
+            Self::NoSuchHost { hosts, .. } => {
+                let hosts = hosts.join(", ");
+                return Some(format!(
+                    "hosts that can be asked from here: {hosts}. The keeper on another machine is asked there"
+                ));
+            }
+            Self::Stayed { .. } | Self::Ended { .. } | Self::Restarted { .. } | Self::TimedOut { .. } => {
+                "`ninefold vm events` and `ninefold vm status` show what the keepers are at"
+            }
             Self::FellBack(_) => "`ninefold vm console` shows what it said, `ninefold vm events` what happened",
             Self::NoKernel => "give one with --kernel, or --boot-sector",
             Self::OldKeeper { .. } => "switch over, then upgrade that keeper",

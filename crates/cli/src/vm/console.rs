@@ -137,6 +137,7 @@ impl Console {
                         CliError::Io { what: format!("connect to the console at {}", keeper.host), source: error }
                     }
                 },
+                Err(error) if self.keepers.is_elsewhere(&error) => return Err(error),
                 Err(error) => error,
             };
             if Instant::now() > deadline {

@@ -10,6 +10,7 @@ use ninefold_model::status::{ProtectionState, Role, VmStatus};
 use serde::Serialize;
 
 use super::events::{follow, now_us, words};
+use super::handover::{End, Handover};
 use super::keepers::{Keeper, Keepers, Where};
 use crate::error::CliError;
 use crate::output::Output;
@@ -17,6 +18,8 @@ use crate::progress;
 
 /// How long a first copy may take: memory of any sensible size at the speed of a poor link.
 const SYNC_LIMIT: Duration = Duration::from_secs(600);
+/// Between two looks at a keeper's status.
+const EVERY: Duration = Duration::from_millis(50);
 /// How long anything else may take.
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -135,8 +138,7 @@ pub fn start(args: &StartArgs, output: &Output) -> Result<(), CliError> {
         Some(host) => keepers.of_host(host)?.clone(),
         None => {
             let place = reports.iter().position(|r| r.status.is_some());
-            let all_silent = || CliError::NoKeeper(reports.iter().filter_map(|r| r.error.clone()).collect());
-            keepers.all[place.ok_or_else(all_silent)?].clone()
+            keepers.all[place.ok_or_else(|| keepers.silent(&reports))?].clone()
         }
     };
     let since = now_us();
@@ -198,14 +200,33 @@ pub fn switchover(args: &SwitchoverArgs, output: &Output) -> Result<(), CliError
     let since = now_us();
     keeper.client.command(&Request::Switchover)?;
     let bar = progress::spinner("the VM is handed over");
-    let from = keeper.host.clone();
-    let taken = await_event(&keepers, since, LIMIT, "the hand-over", |e| {
-        matches!(e.kind, EventKind::TookOver { .. }) && e.host.as_str() != from
-    });
+    let end = await_handover(&keepers, &keeper, since);
     bar.finish_and_clear();
-    let event = taken?;
-    let host = event.host.to_string();
-    tell(output, "switchover", &host, Some(event), "")
+    match end? {
+        End::Taken(event) => tell(output, "switchover", &event.host.to_string(), Some(*event), ""),
+        End::Moved { to } => {
+            tell(output, "switchover", &to, None, &format!("has the VM now, says host {}", keeper.host))
+        }
+        End::Stayed { reason } => Err(CliError::Stayed { host: keeper.host, reason }),
+        End::Ended { reason } => Err(CliError::Ended { host: keeper.host, reason }),
+    }
+}
+
+fn await_handover(keepers: &Keepers, keeper: &Keeper, since_us: u64) -> Result<End, CliError> {
+    let events = follow(keepers, since_us);
+    let mut handover = Handover::new(&keeper.host, keepers.hosts());
+    let deadline = Instant::now() + LIMIT;
+    while Instant::now() < deadline {
+        let end = match events.recv_timeout(EVERY) {
+            Ok(event) => handover.event(&event),
+            // A keeper that is gone will tell nothing more; another may.
+            Err(_) => keeper.client.status().ok().and_then(|status| handover.status(&status)),
+        };
+        if let Some(end) = end {
+            return Ok(end);
+        }
+    }
+    handover.at_last().ok_or_else(|| timed_out("the hand-over", LIMIT))
 }
 
 pub fn epochs(args: &EpochsArgs, output: &Output) -> Result<(), CliError> {
@@ -269,11 +290,11 @@ fn until_protected(keepers: &Keepers, since_us: u64, bar: &indicatif::ProgressBa
                 }
             }
             Some(_) => {}
-            None => {
-                if let Ok((_, status)) = keepers.primary() {
-                    progress::sync(bar, status.sync.as_ref());
-                }
-            }
+            None => match keepers.primary() {
+                Ok((_, status)) => progress::sync(bar, status.sync.as_ref()),
+                Err(error) if keepers.is_elsewhere(&error) => return Err(error),
+                Err(_) => {}
+            },
         }
     }
     Err(timed_out("protection", SYNC_LIMIT))
@@ -300,9 +321,14 @@ pub(super) fn await_event(
 ) -> Result<Event, CliError> {
     let events = follow(keepers, since_us);
     let deadline = Instant::now() + limit;
-    while let Ok(event) = events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-        if wanted(&event) {
-            return Ok(event);
+    while Instant::now() < deadline {
+        match events.recv_timeout(EVERY) {
+            Ok(event) if wanted(&event) => return Ok(event),
+            Ok(_) => {}
+            Err(_) => match keepers.primary() {
+                Err(error) if keepers.is_elsewhere(&error) => return Err(error),
+                _ => {}
+            },
         }
     }
     Err(timed_out(what, limit))

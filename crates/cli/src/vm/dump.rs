@@ -35,7 +35,7 @@ pub fn run(args: &DumpArgs, output: &Output) -> Result<(), CliError> {
     let since = now_us();
     keeper.client.command(&Request::Dump)?;
     let bar = progress::spinner("memory is written");
-    let events = follow(&keepers, since);
+    let events = follow(&keeper.only(), since);
     let end = loop {
         match events.recv_timeout(EVERY) {
             Ok(event) => match &event.kind {

@@ -45,10 +45,10 @@ pub fn run(args: &EventsArgs, output: &Output) -> Result<(), CliError> {
     for (keeper, _) in keepers.all.iter().zip(&reports).filter(|(_, r)| r.status.is_some()) {
         events.extend(keeper.client.events(0, Duration::ZERO)?);
     }
-    let errors: Vec<_> = reports.into_iter().filter_map(|r| r.error).collect();
-    if errors.len() == keepers.all.len() && !args.follow {
-        return Err(CliError::NoKeeper(errors));
+    if reports.iter().all(|r| r.status.is_none()) && !args.follow {
+        return Err(keepers.silent(&reports));
     }
+    let errors: Vec<_> = reports.into_iter().filter_map(|r| r.error).collect();
     if args.follow {
         events.retain(|e| e.monotonic_us <= now);
     }

@@ -34,11 +34,16 @@ impl Where {
             return Keepers::of_lab(&crate::lab::attach(self.lab.as_deref())?);
         }
         let all = self.run_dir.iter().map(|dir| {
-            // Its own configuration may lie elsewhere; until it answers, the directory stands for the host.
+            // Its own configuration may lie elsewhere; if it does not answer, the directory stands for the host.
             let host = dir.display().to_string();
             Keeper { host, client: Client::new(dir), run_dir: dir.clone() }
         });
-        Ok(Keepers { all: all.collect() })
+        let mut keepers = Keepers { all: all.collect(), in_lab: false };
+        let hosts: Vec<_> = keepers.ask_all().into_iter().map(|r| r.host).collect();
+        for (keeper, host) in keepers.all.iter_mut().zip(hosts) {
+            keeper.host = host;
+        }
+        Ok(keepers)
     }
 }
 
@@ -52,6 +57,11 @@ pub struct Keeper {
 }
 
 impl Keeper {
+    /// This one alone, as for what happens on its host and nowhere else.
+    pub fn only(&self) -> Keepers {
+        Keepers { all: vec![self.clone()], in_lab: false }
+    }
+
     pub fn console(&self) -> PathBuf {
         KeeperConfig::console_socket(&self.run_dir)
     }
@@ -94,6 +104,7 @@ impl HostReport {
 #[derive(Debug, Clone)]
 pub struct Keepers {
     pub all: Vec<Keeper>,
+    in_lab: bool,
 }
 
 impl Keepers {
@@ -109,7 +120,7 @@ impl Keepers {
         if all.is_empty() {
             return Err(CliError::NoVm { lab: lab.name().to_owned() });
         }
-        Ok(Self { all })
+        Ok(Self { all, in_lab: true })
     }
 
     /// Asks all of them at once. One that does not answer in time is reported so.
@@ -164,7 +175,7 @@ impl Keepers {
         let mut others: Vec<_> = claims.collect();
         others.sort_by_key(|(_, s)| s.role != Role::Backup);
         let Some((_, status)) = others.first() else {
-            return Err(CliError::NoKeeper(reports.into_iter().filter_map(|r| r.error).collect()));
+            return Err(self.silent(&reports));
         };
         Err(CliError::NotRunning {
             hosts: others.iter().map(|(_, s)| s.host.to_string()).collect(),
@@ -173,20 +184,61 @@ impl Keepers {
         })
     }
 
-    /// The keeper of a host.
+    /// None of them answers.
+    pub fn silent(&self, reports: &[HostReport]) -> CliError {
+        let errors = reports.iter().filter_map(|r| r.error.clone()).collect();
+        CliError::NoKeeper { errors, in_lab: self.in_lab }
+    }
+
+    /// The hosts that can be asked.
+    pub fn hosts(&self) -> Vec<String> {
+        self.all.iter().map(|k| k.host.clone()).collect()
+    }
+
+    /// Whether the VM has gone to a host whose keeper is not one of these, as [`Keepers::primary`] says: who waits here for what
+    /// happens to it would wait in vain.
+    pub fn is_elsewhere(&self, error: &CliError) -> bool {
+        match error {
+            CliError::NotRunning { role: Role::Backup, peer: Some(peer), .. } => {
+                self.all.iter().all(|k| k.host != *peer)
+            }
+            _ => false,
+        }
+    }
+
     /// The first host whose keeper answers.
     pub fn first(&self) -> Result<&Keeper, CliError> {
         let reports = self.ask_all();
         let answers = self.all.iter().zip(&reports).find(|(_, report)| report.status.is_some());
-        answers
-            .map(|(keeper, _)| keeper)
-            .ok_or_else(|| CliError::NoKeeper(reports.iter().filter_map(|r| r.error.clone()).collect()))
+        answers.map(|(keeper, _)| keeper).ok_or_else(|| self.silent(&reports))
     }
 
+    /// The keeper of a host.
     pub fn of_host(&self, host: &str) -> Result<&Keeper, CliError> {
-        self.all.iter().find(|k| k.host == host).ok_or_else(|| CliError::NoSuchHost {
-            host: host.to_owned(),
-            hosts: self.all.iter().map(|k| k.host.clone()).collect(),
-        })
+        self.all
+            .iter()
+            .find(|k| k.host == host)
+            .ok_or_else(|| CliError::NoSuchHost { host: host.to_owned(), hosts: self.hosts() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vm_may_have_gone_where_nobody_is_asked() {
+        let run_dir = PathBuf::from("/run/ninefold/db");
+        let a = Keeper { host: "a".into(), client: Client::new(&run_dir), run_dir };
+        let mut keepers = a.only();
+        let said = |role, peer: Option<&str>| CliError::NotRunning {
+            hosts: vec!["a".into()],
+            role,
+            peer: peer.map(str::to_owned),
+        };
+        assert!(keepers.is_elsewhere(&said(Role::Backup, Some("b"))));
+        assert!(!keepers.is_elsewhere(&said(Role::Standby, None)), "it may come back");
+        keepers.all.push(Keeper { host: "b".into(), ..a });
+        assert!(!keepers.is_elsewhere(&said(Role::Backup, Some("b"))), "it is asked");
     }
 }

@@ -2,13 +2,14 @@
 //!
 //! * [`keepers`]: who is asked · [`status`], [`events`] ([`repeats`]), [`checkpoints`]: looking
 //! * [`trial`], [`dump`]: images on trial; the guest's memory into a file
-//! * [`control`]: start, stop, protect, switch over … · [`console`]: its serial console
+//! * [`control`] ([`handover`]): start, stop, protect, switch over … · [`console`]: its serial console
 
 mod checkpoints;
 mod console;
 mod control;
 mod dump;
 mod events;
+mod handover;
 pub mod keepers;
 mod repeats;
 mod snapshot;

@@ -10,7 +10,7 @@ use ninefold_model::event::{Event, EventKind};
 
 use super::control::tell;
 use super::events::{follow, now_us};
-use super::keepers::{Keeper, Keepers, Where};
+use super::keepers::{Keeper, Where};
 use crate::error::CliError;
 use crate::output::Output;
 use crate::progress;
@@ -66,7 +66,7 @@ pub fn take(args: &SnapshotArgs, output: &Output) -> Result<(), CliError> {
     let keepers = args.at.keepers()?;
     let (keeper, _) = keepers.primary()?;
     let request = Request::Snapshot { name: args.name.clone(), parent: args.parent.clone() };
-    wait(&keepers, &keeper, &request, "snapshot", output, |event| match &event.kind {
+    wait(&keeper, &request, "snapshot", output, |event| match &event.kind {
         EventKind::SnapshotTaken { name, .. } if *name == args.name => Some(Ok(())),
         EventKind::SnapshotFailed { name, reason } if *name == args.name => Some(Err(reason.clone())),
         _ => None,
@@ -80,7 +80,7 @@ pub fn restore(args: &RestoreArgs, output: &Output) -> Result<(), CliError> {
         None => keepers.first()?.clone(),
     };
     let request = Request::Restore { name: args.name.clone(), force: args.force, clone: args.clone };
-    wait(&keepers, &keeper, &request, "restore", output, |event| match &event.kind {
+    wait(&keeper, &request, "restore", output, |event| match &event.kind {
         EventKind::Restored { name, .. } if *name == args.name => Some(Ok(())),
         EventKind::RestoreFailed { name, reason } if *name == args.name => Some(Err(reason.clone())),
         _ => None,
@@ -89,7 +89,6 @@ pub fn restore(args: &RestoreArgs, output: &Output) -> Result<(), CliError> {
 
 /// Asks, and waits with a bar until an event tells the end.
 fn wait(
-    keepers: &Keepers,
     keeper: &Keeper,
     request: &Request,
     what: &'static str,
@@ -97,18 +96,21 @@ fn wait(
     end: impl Fn(&Event) -> Option<Result<(), String>>,
 ) -> Result<(), CliError> {
     let since = now_us();
+    let pid = keeper.client.status()?.pid;
     keeper.client.command(request)?;
     let bar: ProgressBar = progress::spinner("memory is copied");
-    let events = follow(keepers, since);
+    // All of it happens on that host; only its keeper is asked, and need be.
+    let events = follow(&keeper.only(), since);
     let done = loop {
         match events.recv_timeout(EVERY) {
-            Ok(event) if event.host.as_str() == keeper.host => match end(&event) {
+            Ok(event) => match end(&event) {
                 Some(Ok(())) => break tell(output, what, &keeper.host, Some(event), ""),
                 Some(Err(reason)) => break Err(CliError::NoSnapshot(reason)),
                 None => {}
             },
-            Ok(_) => {}
             Err(_) => match keeper.client.status() {
+                // The one that was asked has taken its events with it.
+                Ok(status) if status.pid != pid => break Err(CliError::Restarted { host: keeper.host.clone() }),
                 Ok(status) => progress::snapshot(&bar, status.snapshot.as_ref()),
                 Err(error) => break Err(error.into()),
             },

@@ -49,7 +49,7 @@ pub fn run(args: &StatusArgs, output: &Output) -> Result<(), CliError> {
     if !args.watch {
         let shown = look(&keepers);
         if shown.vm.is_none() {
-            return Err(CliError::NoKeeper(shown.hosts.into_iter().filter_map(|r| r.error).collect()));
+            return Err(keepers.silent(&shown.hosts));
         }
         return output.show(&shown, || tell(&shown));
     }
@@ -143,7 +143,12 @@ fn tell(shown: &Shown) -> String {
             }
             text
         }
-        _ => format!("VM '{name}' runs on no host that answers\n"),
+        _ => match shown.hosts.iter().filter_map(|r| r.status.as_ref()).find(|s| s.role == Role::Backup) {
+            Some(VmStatus { host, peer: Some(peer), .. }) => {
+                format!("VM '{name}' runs on host {peer}, says its backup on host {host}: ask there for more\n")
+            }
+            _ => format!("VM '{name}' runs on no host that answers\n"),
+        },
     };
     let recovers = |s: &&VmStatus| s.log.as_ref().is_some_and(|log| log.state == LogState::Recovering);
     for s in shown.hosts.iter().filter_map(|r| r.status.as_ref()).filter(recovers) {

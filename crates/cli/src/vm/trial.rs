@@ -176,7 +176,11 @@ fn end(keepers: &Keepers, since: u64, args: &TrialArgs, bar: &ProgressBar) -> Re
                 _ => continue,
             }
         }
-        let Ok((keeper, status)) = keepers.primary() else { continue };
+        let (keeper, status) = match keepers.primary() {
+            Ok(found) => found,
+            Err(error) if keepers.is_elsewhere(&error) => return Err(error),
+            Err(_) => continue,
+        };
         let trial = status.health.and_then(|h| h.trial).filter(runs);
         progress::trial(bar, trial.as_ref());
         if let (Some(Probe(address)), Some(_)) = (args.probe, trial)

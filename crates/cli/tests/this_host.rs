@@ -1,0 +1,80 @@
+//! Every verb of `ninefold vm` with nothing but the keeper of this host, as an operator has it: the other host's cannot be asked.
+//! Real VMs; needs root and the test guest.
+
+mod fixture;
+
+use std::io::Write;
+use std::process::Stdio;
+
+use fixture::{LabName, fails, json, ninefold, ok, programs};
+use ninefold_lab::record::lab_dir;
+
+#[test]
+fn every_verb_needs_only_the_keeper_of_this_host() {
+    programs();
+    let lab = LabName::new();
+    let name = lab.name();
+    json(&["lab", "up", "--name", name]);
+    let dirs = ["a", "b"].map(|host| lab_dir(name).join(host).to_str().unwrap().to_owned());
+    let [a, b] = &dirs;
+    let at = |dir: &str, verb: &[&str]| json(&[&["vm"], verb, &["--run-dir", dir]].concat());
+    let on_a = |verb: &[&str]| at(a, verb);
+
+    // Looking. Hosts are named, not their directories.
+    let status = on_a(&["status"]);
+    assert_eq!((&status["primary"], &status["hosts"][0]["host"]), (&"a".into(), &"a".into()), "{status:#}");
+    let told = ok(&["vm", "status", "--run-dir", a]);
+    assert!(told.contains("runs on host a: protected by host b") && !told.contains(a.as_str()), "{told}");
+    let told = ok(&["vm", "status", "--run-dir", b]);
+    assert!(told.contains("runs on host a, says its backup on host b"), "{told}");
+    assert!(ok(&["vm", "events", "--run-dir", a]).contains("protected by host b"));
+    assert_eq!(on_a(&["checkpoints", "--last", "1"])["host"], "a");
+
+    // What changes the VM where it is.
+    assert_eq!(on_a(&["epochs", "fixed", "--ms", "30"])["host"], "a");
+    assert_eq!(on_a(&["protect"])["host"], "a");
+    assert_eq!(on_a(&["reset"])["host"], "a");
+    assert_eq!(on_a(&["snapshot", "monday"])["event"]["event"], "snapshot_taken");
+    assert_eq!(on_a(&["dump"])["event"]["event"], "dumped");
+    assert_eq!(on_a(&["unprotect"])["host"], "a");
+    assert_eq!(on_a(&["protect"])["event"]["event"], "protected");
+    let mut console = ninefold(&["vm", "console", "--run-dir", a, "--linger", "0"]);
+    let mut console = console.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    console.stdin.take().unwrap().write_all(b"\n").unwrap();
+    assert!(console.wait().unwrap().success());
+
+    // Handed over, and back.
+    let moved = on_a(&["switchover"]);
+    assert_eq!(moved["host"], "b", "{moved:#}");
+    for verb in [&["stop"][..], &["switchover"], &["console"], &["dump"], &["snapshot", "x"]] {
+        let said = fails(&[&["vm"], verb, &["--run-dir", a]].concat(), 1);
+        assert!(said.contains("does not run on a\nhelp: it is the backup of b"), "{verb:?}: {said}");
+    }
+    assert_eq!(at(b, &["protect"])["host"], "b");
+    let moved = at(b, &["switchover"]);
+    assert_eq!(moved["host"], "a", "{moved:#}");
+
+    // A trial may only be ended while there is one (`tests/health.rs` has some).
+    for verb in ["commit-image", "fall-back"] {
+        assert!(fails(&["vm", verb, "--run-dir", a], 1).contains("no image is on trial"));
+    }
+
+    // Ended, and begun in each way.
+    assert_eq!(on_a(&["stop"])["host"], "a");
+    let said = fails(&["vm", "restore", "tuesday", "--run-dir", a], 1);
+    assert!(said.contains("tuesday"), "{said}");
+    let said = fails(&["vm", "start", "--host", "b", "--run-dir", a], 1);
+    assert!(
+        said.contains("no keeper of host 'b' is known here\nhelp: hosts that can be asked from here: a."),
+        "{said}"
+    );
+    let restored = on_a(&["restore", "monday", "--host", "a"]);
+    assert_eq!((&restored["host"], &restored["event"]["event"]), (&"a".into(), &"restored".into()), "{restored:#}");
+    let said = fails(&["vm", "start", "--run-dir", a], 1);
+    assert!(said.contains("runs on a already"), "{said}");
+    on_a(&["stop"]);
+    assert_eq!(on_a(&["start", "--host", "a"])["event"]["event"], "protected");
+    on_a(&["stop"]);
+    json(&["lab", "down", "--name", name]);
+    assert_eq!(lab.traces(), Vec::<String>::new());
+}
