@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use ninefold_model::HostName;
 
+use crate::dates::{self, Dates, Second};
+
 /// The result of this crate's calls.
 pub type Result<T> = std::result::Result<T, TransportError>;
 
@@ -34,8 +36,8 @@ pub enum TransportError {
     #[error("the connection to {addr} broke during the handshake")]
     Broken { addr: SocketAddr, source: io::Error },
     /// TLS refused the peer, or the peer refused us.
-    #[error("no trusted connection with {addr}")]
-    Tls { addr: SocketAddr, source: rustls::Error },
+    #[error("no trusted connection with {addr}: {reason}")]
+    Tls { addr: SocketAddr, reason: String },
     /// Another host answered than the one expected.
     #[error("{addr} is host {found}, not {expected}")]
     WrongHost { addr: SocketAddr, expected: HostName, found: HostName },
@@ -45,12 +47,13 @@ pub enum TransportError {
 }
 
 impl TransportError {
-    /// Sorts what the handshake's I/O reports: a time-out, a verdict of TLS, or a broken connection.
-    pub(crate) fn from_handshake(addr: SocketAddr, error: io::Error) -> Self {
+    /// Sorts what the handshake's I/O reports: a time-out, a verdict of TLS, or a broken connection. `own` are the dates of this
+    /// host's certificate.
+    pub(crate) fn from_handshake(addr: SocketAddr, own: Option<&Dates>, error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Self::Timeout { addr },
             io::ErrorKind::InvalidData => match error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) {
-                Some(tls) => Self::Tls { addr, source: tls.clone() },
+                Some(tls) => Self::Tls { addr, reason: dates::explain(tls, own, Second::now()) },
                 None => Self::Protocol { addr, reason: error.to_string() },
             },
             _ => Self::Broken { addr, source: error },

@@ -28,13 +28,13 @@ pub(crate) fn as_client(
     security: &Security,
     deadline: Instant,
 ) -> Result<Link> {
-    let fail = |e| TransportError::from_handshake(addr, e);
+    let fail = |e| TransportError::from_handshake(addr, security.dates(), e);
     let mut bounded = Within::new(&*socket, deadline, BYTES);
     let (found, tls) = match security {
         Security::MutualTls(identity) => {
             let name = ServerName::try_from(expect.as_str().to_owned())
                 .map_err(|_| TransportError::Protocol { addr, reason: format!("{expect} is no DNS name") })?;
-            let tls = |source| TransportError::Tls { addr, source };
+            let tls = |e: rustls::Error| TransportError::Tls { addr, reason: e.to_string() };
             let mut connection = ClientConnection::new(identity.client().clone(), name).map_err(tls)?;
             let mut stream = agree(&mut connection, &mut bounded).map_err(fail)?;
             hello::send(&mut stream, identity.host()).map_err(fail)?;
@@ -59,11 +59,11 @@ pub(crate) fn as_server(
     security: &Security,
     deadline: Instant,
 ) -> Result<Link> {
-    let fail = |e| TransportError::from_handshake(addr, e);
+    let fail = |e| TransportError::from_handshake(addr, security.dates(), e);
     let mut bounded = Within::new(&*socket, deadline, BYTES);
     let (peer, tls) = match security {
         Security::MutualTls(identity) => {
-            let tls = |source| TransportError::Tls { addr, source };
+            let tls = |e: rustls::Error| TransportError::Tls { addr, reason: e.to_string() };
             let mut connection = ServerConnection::new(identity.server().clone()).map_err(tls)?;
             agree(&mut connection, &mut bounded).map_err(fail)?;
             let certificate = connection.peer_certificates().and_then(|chain| chain.first());

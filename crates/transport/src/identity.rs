@@ -10,6 +10,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use crate::crypto;
+use crate::dates::Dates;
 use crate::error::{Result, TransportError};
 
 /// The authority that both sides trust, PEM.
@@ -31,6 +32,8 @@ pub enum Cipher {
 #[derive(Clone)]
 pub struct Identity {
     host: HostName,
+    /// None if they cannot be read.
+    dates: Option<Dates>,
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
 }
@@ -55,9 +58,10 @@ impl Identity {
         }
         let chain = certificates(&cert_path)?;
         let host = crypto::certified_host(&chain[0]).map_err(|e| unfit(&cert_path, e))?;
+        let dates = Dates::of(&chain[0]);
         let key = PrivateKeyDer::from_pem_file(&key_path).map_err(|e| unfit(&key_path, pem_reason(e)))?;
         let (client, server) = crypto::configs(roots, chain, key, cipher).map_err(|e| unfit(&cert_path, e))?;
-        Ok(Self { host, client, server })
+        Ok(Self { host, dates, client, server })
     }
 
     /// The host that the certificate names.
@@ -99,6 +103,14 @@ impl Security {
         match self {
             Self::MutualTls(identity) => identity.host(),
             Self::PlainText { host } => host,
+        }
+    }
+
+    /// From when to when this host's certificate is good.
+    pub(crate) fn dates(&self) -> Option<&Dates> {
+        match self {
+            Self::MutualTls(identity) => identity.dates.as_ref(),
+            Self::PlainText { .. } => None,
         }
     }
 }

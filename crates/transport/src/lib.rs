@@ -29,6 +29,7 @@ pub mod authority;
 pub mod clock;
 pub mod connect;
 mod crypto;
+mod dates;
 pub mod error;
 mod handshake;
 mod hello;

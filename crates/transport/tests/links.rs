@@ -332,11 +332,24 @@ fn an_expired_certificate_is_refused_on_either_side() {
     let expired = Security::MutualTls(Identity::load(certificates.issue("old", past)).unwrap());
     let (server, client) = meet(expired.clone(), certificates.tls("b"), "old");
     assert!(server.is_err());
-    assert!(matches!(client, Err(TransportError::Tls { .. })), "{:?}", client.err());
+    let (says, clock) = (|e: Option<TransportError>| e.unwrap().to_string(), "this host's clock says ");
+    let told = says(client.err());
+    assert!(told.contains("its certificate was valid until ") && told.contains(clock), "{told}");
+    // The other side is told, and knows when its own certificate is valid.
+    let told = says(server.err());
+    assert!(told.contains("valid from ") && told.contains(clock) && told.contains("renew it"), "{told}");
     let (server, client) = meet(certificates.tls("a"), expired, "a");
     assert!(matches!(server, Err(TransportError::Tls { .. })), "{:?}", server.err());
     // The client's own handshake had succeeded: it must learn of the refusal all the same.
-    assert!(client.is_err());
+    let told = says(client.err());
+    assert!(told.contains("valid from ") && told.contains(clock), "{told}");
+
+    // A host whose clock is behind finds certificates that are not valid yet.
+    let future = Validity { not_before: now + day, not_after: now + 3 * day };
+    let young = Security::MutualTls(Identity::load(certificates.issue("young", future)).unwrap());
+    let (_, client) = meet(young, certificates.tls("b"), "young");
+    let told = says(client.err());
+    assert!(told.contains("its certificate is valid from ") && told.contains(clock), "{told}");
 }
 
 #[test]

@@ -68,8 +68,10 @@ impl Dumps {
         if free < needed {
             return Err(DumpError::Full { dir: self.dir.clone(), free: free >> 20, needed: needed >> 20 });
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis());
-        let path = self.dir.join(format!("{}-{now:015}.{DRAFT}", self.vm));
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(0));
+        let newest = self.all(EXTENSION)?.last().and_then(|path| self.number(path));
+        let number = next(newest, now);
+        let path = self.dir.join(format!("{}-{number:015}.{DRAFT}", self.vm));
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
         let file = file.map_err(self.failed("make", &path))?;
         Ok(Draft { file, path, dumps: self.clone(), done: false })
@@ -80,18 +82,19 @@ impl Dumps {
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
-    /// Files of this VM, oldest first: their names have the time.
+    /// The number in a file's name, if it is one of this VM's.
+    fn number(&self, path: &Path) -> Option<u64> {
+        let number = path.file_stem()?.to_str()?.strip_prefix(&self.vm)?.strip_prefix('-')?;
+        number.bytes().all(|b| b.is_ascii_digit()).then(|| number.parse().ok())?
+    }
+
+    /// Files of this VM, oldest first.
     fn all(&self, extension: &str) -> Result<Vec<PathBuf>, DumpError> {
         let entries = fs::read_dir(&self.dir).map_err(self.failed("read", &self.dir))?;
-        let ours = |path: &PathBuf| {
-            let stem =
-                path.file_stem().and_then(|s| s.to_str()).and_then(|s| s.strip_prefix(&self.vm)?.strip_prefix('-'));
-            path.extension().is_some_and(|e| e == extension)
-                && stem.is_some_and(|s| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit()))
-        };
-        let mut found: Vec<_> = entries.flatten().map(|e| e.path()).filter(ours).collect();
+        let found = entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == extension));
+        let mut found: Vec<_> = found.filter_map(|p| Some((self.number(&p)?, p))).collect();
         found.sort();
-        Ok(found)
+        Ok(found.into_iter().map(|(_, path)| path).collect())
     }
 
     fn prune(&self, keep: u32) -> Result<(), DumpError> {
@@ -102,6 +105,12 @@ impl Dumps {
         }
         Ok(())
     }
+}
+
+/// A dump's number: the time in milliseconds, unless the clock has been set back behind the newest dump. What is newer has the
+/// higher number in any case.
+fn next(newest: Option<u64>, now_ms: u64) -> u64 {
+    newest.map_or(now_ms, |newest| now_ms.max(newest.saturating_add(1)))
 }
 
 impl Draft {
@@ -130,13 +139,10 @@ impl Drop for Draft {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
-    use std::time::Duration;
 
     use super::*;
 
     fn dump(dumps: &Dumps, keep: u32) -> PathBuf {
-        // Two in one millisecond would have one name; a guest does not fail that often.
-        std::thread::sleep(Duration::from_millis(2));
         let mut draft = dumps.begin(1 << 20, keep).unwrap();
         draft.file.write_all(b"memory").unwrap();
         let (path, bytes) = draft.finish(keep).unwrap();
@@ -152,6 +158,23 @@ mod tests {
         let made: Vec<_> = (0..5).map(|_| dump(&ours, 3)).collect();
         assert_eq!(ours.all(EXTENSION).unwrap(), made[2..]);
         assert!(theirs.exists(), "another VM's");
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_makes_no_dump_old() {
+        let dir = tempfile::tempdir().unwrap();
+        let dumps = Dumps::new(dir.path(), "vm");
+        // Made when the clock was years ahead: with as many digits, and with more.
+        for future in [999_999_999_999_998_u64, 1_000_000_000_000_007] {
+            let before = dir.path().join(format!("vm-{future:015}.core"));
+            fs::write(&before, "before").unwrap();
+            let (one, two) = (dump(&dumps, 2), dump(&dumps, 2));
+            assert!(
+                !before.exists() && one.exists() && two.exists(),
+                "the newest are kept, not those with the highest date"
+            );
+        }
+        assert_eq!([next(None, 7), next(Some(3), 7), next(Some(7), 7), next(Some(u64::MAX), 7)], [7, 7, 8, u64::MAX]);
     }
 
     #[test]
