@@ -16,6 +16,11 @@ pub fn spinner(text: &str) -> ProgressBar {
     bar
 }
 
+/// Says something beside a bar, on the standard error: also where that is no terminal and shows no bar.
+pub fn note(bar: &ProgressBar, text: &str) {
+    bar.suspend(|| eprintln!("ninefold: {text}"));
+}
+
 /// A bar for what tells its progress in parts of 1: see [`part`].
 pub fn parts(text: &str) -> ProgressBar {
     let bar = spinner(text);

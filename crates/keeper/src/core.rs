@@ -126,6 +126,8 @@ pub struct Core {
     looking: bool,
     /// Why none of the other hosts became a backup when they were last asked.
     no_peer: Option<String>,
+    /// The VM that ends has never run: its boot has failed.
+    unborn: bool,
     /// When the last session failed before it protected, and how long to wait after that.
     retry: Option<(Instant, Duration)>,
     /// A peer that waits for its session to be opened.
@@ -191,6 +193,7 @@ impl Core {
             layout: None,
             looking: false,
             no_peer: None,
+            unborn: false,
             retry: None,
             link: None,
             log: LogSide::new(),
@@ -400,8 +403,11 @@ impl Core {
             Msg::VmLost { generation, reason } => {
                 let ours = self.vm.is_some() && generation == self.generation;
                 if ours && !self.trial_lost(&reason) {
+                    // Until its owner has been told that it runs it has not lived.
+                    self.unborn = self.start_reply.is_some();
                     self.start_failed(reason.clone());
                     self.input(Input::MachineLost { reason });
+                    self.unborn = false;
                 }
             }
             Msg::VmShutdown { generation } if generation != self.generation => {}
@@ -633,7 +639,10 @@ impl Core {
                     }
                     _ => {}
                 }
-                self.event(event);
+                match event {
+                    EventKind::Lost { reason } if self.unborn => self.event(EventKind::StartFailed { reason }),
+                    event => self.event(event),
+                }
             }
         }
     }

@@ -51,3 +51,4 @@ mod small_file;
 pub mod snapshot;
 pub mod standby;
 pub mod vm;
+pub mod zones;

@@ -59,7 +59,11 @@ struct Remembered {
 /// # Errors
 /// When QEMU or the kernel file is not there. A KVM that does not work is an answer, not an error.
 pub fn probe(kernel: &Path, qemu: &Path, cache_dir: &Path) -> Result<AccelReport> {
-    let meta = std::fs::metadata(kernel).map_err(MachineError::io("the kernel to probe with"))?;
+    let meta = std::fs::metadata(kernel).map_err(|source| MachineError::File {
+        what: "cannot read the kernel to probe with,",
+        path: kernel.into(),
+        source,
+    })?;
     let host = rustix::system::uname();
     let key = Key {
         host_kernel: host.release().to_string_lossy().into_owned(),

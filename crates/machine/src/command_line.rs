@@ -47,6 +47,26 @@ pub struct LaunchOptions {
 /// queues per device in each checkpoint, used or not: 28 KiB and half a millisecond of pause for each device.
 const LEGACY: &str = "disable-modern=on,disable-legacy=off";
 
+/// Slots of the machine's PCI bus for what a VM may choose: of 32, the chipset has two, the serial ports and the random
+/// numbers one each. (`tests/slots.rs` tries it.)
+const SLOTS: usize = 28;
+
+/// Whether the bus has room for a VM's devices.
+///
+/// # Errors
+/// What is too much, in words.
+pub fn check_slots(spec: &VmSpec) -> Result<(), String> {
+    let watchdog = usize::from(spec.watchdog.as_ref().is_some_and(|w| w.device == WatchdogDevice::I6300esb));
+    let (nics, volumes) = (spec.nics.len(), spec.volumes.len());
+    if nics + volumes + watchdog <= SLOTS {
+        return Ok(());
+    }
+    let and = if watchdog > 0 { " and an i6300esb watchdog" } else { "" };
+    Err(format!(
+        "vm: it has {nics} NICs and {volumes} volumes{and}, and its PCI bus has {SLOTS} slots for them, one for each"
+    ))
+}
+
 /// The arguments for `spec`.
 ///
 /// # Errors

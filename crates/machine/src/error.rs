@@ -26,6 +26,16 @@ pub enum MachineError {
         #[source]
         source: io::Error,
     },
+    /// A file cannot be used.
+    #[error("{what} {path}")]
+    File {
+        /// What could not be done.
+        what: &'static str,
+        /// The file.
+        path: std::path::PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// QEMU ended. `stderr` is the end of what it said.
     #[error("QEMU ended ({status}){}{stderr}", if stderr.is_empty() { "" } else { ": " })]
     Exited { status: String, stderr: String },

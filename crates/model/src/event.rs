@@ -95,6 +95,8 @@ pub enum EventKind {
     WitnessReachable,
     /// This host lost its role and has stopped its VM.
     StoodDown { term: Term, reason: String },
+    /// The VM could not be booted here: its QEMU did not come up. Nothing is lost.
+    StartFailed { reason: String },
     /// The VM ended with this host and no backup could take over.
     Lost { reason: String },
     /// The VM's role is being handed over on purpose.

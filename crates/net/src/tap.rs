@@ -15,7 +15,7 @@ pub enum TapError {
     #[error("cannot open /dev/net/tun (root and the tun module are needed)")]
     Device(#[source] io::Error),
     /// Usually: not root, the name is taken, or it is not a name.
-    #[error("cannot make TAP device '{name}'")]
+    #[error("cannot make TAP device '{name}'{}", taken(.source))]
     Create {
         /// The TAP's name as asked for.
         name: String,
@@ -46,6 +46,16 @@ pub enum TapError {
         /// What the kernel said.
         source: io::Error,
     },
+}
+
+/// Why the kernel says that a name is busy.
+fn taken(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EBUSY) => {
+            ": an interface of this name is in use, by another VM perhaps whose name begins with the same 9 characters"
+        }
+        _ => "",
+    }
 }
 
 /// A TAP device: an Ethernet interface whose other end is this object. One read or write is one frame. The interface is

@@ -31,6 +31,9 @@ pub enum VolumeError {
     /// It is not what can hold a volume.
     #[error("{path} cannot be a volume's image: {why}")]
     NotAnImage { path: PathBuf, why: &'static str },
+    /// Its content is hidden from QEMU without a key.
+    #[error("{path} is encrypted")]
+    Encrypted { path: PathBuf },
     /// The image's own structures are broken.
     #[error("{path} is damaged: {report}")]
     Damaged { path: PathBuf, report: String },

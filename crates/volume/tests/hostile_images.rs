@@ -265,3 +265,14 @@ fn what_is_no_file_is_not_read() {
     }
     assert!(matches!(RawFile::open(dir.path()), Err(VolumeError::NotAnImage { .. })));
 }
+
+#[test]
+fn an_encrypted_image_is_called_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = Pool::open(&dir.path().join("pool"), Tools::default()).unwrap();
+    let image = dir.path().join("secret.qcow2");
+    let options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10";
+    qemu_img(&["create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=abc", "-o", options, text(&image), "1M"]);
+    let refused = import(&pool, &image, FileFormat::Qcow2);
+    assert!(matches!(&refused, Err(VolumeError::Encrypted { path }) if *path == image), "{refused:?}");
+}

@@ -27,6 +27,10 @@ pub fn help(root: &Path, error: &VolumeError) -> Option<String> {
             "is it the format that --file-format or the name's ending says? `qemu-img check` tells more about the file"
         }
         VolumeError::NotADevice { .. } => "what is adopted is a whole disk, partition or logical volume: see `lsblk`",
+        VolumeError::Encrypted { .. } => {
+            "write a plain one with `qemu-img convert`, given its key (--object secret,…); what is to be encrypted is encrypted in the \
+             guest, or below the pool"
+        }
         VolumeError::NotAnImage { .. } => {
             "a disk image is a regular file; a device is taken by `ninefold volume adopt`"
         }

@@ -9,6 +9,7 @@ use ninefold_model::spec::{EpochPolicy, Protection};
 use ninefold_model::status::{ProtectionState, Role, VmStatus};
 use serde::Serialize;
 
+use super::awaited::Awaited;
 use super::events::{follow, now_us, words};
 use super::handover::{End, Handover};
 use super::keepers::{Keeper, Keepers, Where};
@@ -149,7 +150,7 @@ pub fn start(args: &StartArgs, output: &Output) -> Result<(), CliError> {
     let wanted = keeper.client.status()?.wanted;
     let mut event = None;
     if wanted == Protection::FaultTolerant && !args.no_wait {
-        event = Some(await_protection(&keepers, since)?);
+        event = Some(await_protection(&keepers, since, output)?);
     }
     tell(output, "start", &keeper.host, event, "the VM runs")
 }
@@ -181,7 +182,7 @@ pub fn protect(args: &ProtectArgs, output: &Output) -> Result<(), CliError> {
     if args.no_wait {
         return tell(output, "protect", &keeper.host, None, "the VM will be protected as soon as a host allows");
     }
-    let event = await_protection(&keepers, since)?;
+    let event = await_protection(&keepers, since, output)?;
     tell(output, "protect", &keeper.host, Some(event), "")
 }
 
@@ -264,18 +265,35 @@ pub(super) fn tell(
 }
 
 /// Waits, with a bar, until the VM is protected, wherever it runs by then.
-fn await_protection(keepers: &Keepers, since_us: u64) -> Result<Event, CliError> {
+fn await_protection(keepers: &Keepers, since_us: u64, output: &Output) -> Result<Event, CliError> {
     let bar = progress::spinner("the backup gets ready");
-    let done = until_protected(keepers, since_us, &bar);
+    // A program reads one object from the standard error, if any; the reason is in that.
+    let tell = |why: &str| match output.is_json() {
+        true => {}
+        false => progress::note(&bar, &format!("waiting for protection: {why}")),
+    };
+    let done = until_protected(keepers, since_us, &bar, tell);
     bar.finish_and_clear();
     done
 }
 
-fn until_protected(keepers: &Keepers, since_us: u64, bar: &indicatif::ProgressBar) -> Result<Event, CliError> {
+fn until_protected(
+    keepers: &Keepers,
+    since_us: u64,
+    bar: &indicatif::ProgressBar,
+    tell: impl Fn(&str),
+) -> Result<Event, CliError> {
     let events = follow(keepers, since_us);
     let deadline = Instant::now() + SYNC_LIMIT;
+    let mut awaited = Awaited::default();
     while Instant::now() < deadline {
         let event = events.recv_timeout(Duration::from_millis(100)).ok();
+        if let Some(event) = &event {
+            awaited.event(event);
+        }
+        if let Some(why) = awaited.news() {
+            tell(why);
+        }
         match event.as_ref().map(|e| &e.kind) {
             Some(EventKind::Lost { .. } | EventKind::Stopped { .. }) => {
                 let hosts = event.into_iter().map(|e| e.host.to_string()).collect();
@@ -291,13 +309,17 @@ fn until_protected(keepers: &Keepers, since_us: u64, bar: &indicatif::ProgressBa
             }
             Some(_) => {}
             None => match keepers.primary() {
-                Ok((_, status)) => progress::sync(bar, status.sync.as_ref()),
+                Ok((_, status)) => {
+                    awaited.status(&status);
+                    progress::sync(bar, status.sync.as_ref());
+                }
                 Err(error) if keepers.is_elsewhere(&error) => return Err(error),
                 Err(_) => {}
             },
         }
     }
-    Err(timed_out("protection", SYNC_LIMIT))
+    let what = awaited.why().map_or_else(|| "protection".into(), |why| format!("protection ({why})"));
+    Err(timed_out(&what, SYNC_LIMIT))
 }
 
 /// Waits until a keeper says what is wanted of it. No event says this in every case.

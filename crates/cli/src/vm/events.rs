@@ -171,6 +171,7 @@ pub fn words(kind: &EventKind) -> String {
         EventKind::BackupLost { backup: Some(backup), reason } => format!("backup {backup} lost: {reason}"),
         EventKind::BackupLost { backup: None, reason } => format!("backup lost: {reason}"),
         EventKind::StoodDown { term, reason } => format!("stood down (term {term}): {reason}"),
+        EventKind::StartFailed { reason } => format!("the VM could not be booted: {reason}"),
         EventKind::Lost { reason } => format!("THE VM IS LOST: {reason}"),
         EventKind::SwitchoverStarted { to, reason } => format!("hands the VM to host {to}: {reason}"),
         EventKind::Refused { peer, reason } => format!("refused {peer}: {reason}"),

@@ -2,8 +2,9 @@
 //!
 //! * [`keepers`]: who is asked · [`status`], [`events`] ([`repeats`]), [`checkpoints`]: looking
 //! * [`trial`], [`dump`]: images on trial; the guest's memory into a file
-//! * [`control`] ([`handover`]): start, stop, protect, switch over … · [`console`]: its serial console
+//! * [`control`] ([`handover`], [`awaited`]): start, stop, protect, switch over … · [`console`]: its serial console
 
+mod awaited;
 mod checkpoints;
 mod console;
 mod control;

@@ -628,7 +628,9 @@ impl Protocol {
             Some(r) => {
                 let hosts: Vec<&str> = r.backups.iter().map(|b| b.host.as_str()).collect();
                 let holder = match &hosts[..] {
-                    [] => format!("{} runs it", r.primary),
+                    [] => {
+                        format!("{} had it last: it runs there, or has ended there and starts there again", r.primary)
+                    }
                     hosts => format!("{} runs it or {} may take it over", r.primary, hosts.join(" or ")),
                 };
                 Err(format!("the witness says that {holder} (term {})", r.term))

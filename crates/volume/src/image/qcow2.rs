@@ -231,6 +231,10 @@ fn judge(path: &Path, tools: &Tools, output: &Output) -> Result<(), VolumeError>
         (Some(1), Err(_)) if OUT_OF_BOUNDS.iter().any(|why| short(&output.stderr).contains(why)) => {
             Err(tools.failed(&output.stderr))
         }
+        // QEMU's option for the key, which it says it lacks.
+        (Some(_), _) if short(&output.stderr).contains("key-secret") => {
+            Err(VolumeError::Encrypted { path: path.into() })
+        }
         (Some(_), _) => damaged(short(&output.stderr)),
         (None, _) => Err(tools.failed(&output.stderr)),
     }

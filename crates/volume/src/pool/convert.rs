@@ -222,6 +222,9 @@ impl Pool {
         }
         let info: Value = serde_json::from_slice(&told.stdout).map_err(|_| damaged("qemu-img cannot describe it"))?;
         let leads_on = |what: &'static str| Err(kind.refused(name, Refusal::LeadsOn { path: copy.of.clone(), what }));
+        if info["encrypted"] == true {
+            return Err(VolumeError::Encrypted { path: copy.of.clone() });
+        }
         if info.get("backing-filename").is_some() || info.get("full-backing-filename").is_some() {
             return leads_on("a backing file");
         }
@@ -277,6 +280,7 @@ impl OwnCopy {
             VolumeError::Damaged { report, .. } => {
                 VolumeError::Damaged { path: self.of.clone(), report: known(report) }
             }
+            VolumeError::Encrypted { .. } => VolumeError::Encrypted { path: self.of.clone() },
             VolumeError::Tool { program, report } => VolumeError::Tool { program, report: known(report) },
             other => other,
         }
