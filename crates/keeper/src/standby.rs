@@ -18,7 +18,8 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TrySendError, sync_channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use ninefold_listen::{Bounds, Place, Register, Standing};
@@ -39,6 +40,7 @@ use ninefold_transport::{Incoming, Link, LinkHandle, LinkReader, LinkWriter, Sec
 use crate::capture::micros;
 use crate::config::KeeperConfig;
 use crate::custody::{self, Custody, Kept, Note};
+use crate::disk_watch::SLOW;
 use crate::disks::Disks;
 use crate::error::report;
 use crate::health::images::Images;
@@ -57,6 +59,8 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often a standby that waits for the witness's word is looked after.
 const LOOK: Duration = Duration::from_millis(20);
+/// How often a log's queue that is full is looked at.
+const LOOK_AT_LOG: Duration = Duration::from_millis(1);
 /// For one small write to the primary.
 const WRITE_LIMIT: Duration = Duration::from_millis(100);
 
@@ -376,7 +380,7 @@ impl Standby {
         let _ = self.core.send(Msg::StandbyWaits { session });
         // Before the devices are loaded: what they write to memory then is in no checkpoint yet.
         let here = (session, checkpoint.epoch);
-        let logged = log.as_ref().is_some_and(|log| drained(log) == Some(here));
+        let logged = log.as_ref().is_some_and(|log| drained(log, SLOW) == Some(here));
         let mut tracker = None;
         if logged || (several && history.is_some()) {
             match machine.track_with(priority::raise) {
@@ -585,11 +589,21 @@ fn launch_on(
     Ok((machine, ports, layout))
 }
 
-/// With which checkpoint a log ends, once it has all that it was given.
-fn drained(log: &SyncSender<Job>) -> Option<(Term, Epoch)> {
+/// With which checkpoint a log ends, once it has all that it was given. None if its disk has not taken that within `limit`: the VM goes
+/// on without this log then, which is disowned.
+fn drained(log: &SyncSender<Job>, limit: Duration) -> Option<(Term, Epoch)> {
+    let deadline = Instant::now() + limit;
     let (reply, answer) = sync_channel(1);
-    log.send(Job::Log(LogJob::Drain(reply))).ok()?;
-    answer.recv().ok()?
+    let mut job = Job::Log(LogJob::Drain(reply));
+    // A queue that is full is one of a disk that is slow, too.
+    while let Err(refused) = log.try_send(job) {
+        match refused {
+            TrySendError::Full(again) if Instant::now() < deadline => job = again,
+            _ => return None,
+        }
+        thread::sleep(LOOK_AT_LOG);
+    }
+    answer.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()?
 }
 
 /// What becomes of the standby; nothing if it is of no use any more.
@@ -701,5 +715,27 @@ mod tests {
         // Wishes that may differ for a while.
         let alone = VmSpec { protection: Protection::None, backups: 2, ..ours.clone() };
         assert_eq!(other_machine(&alone, &ours), None);
+    }
+
+    /// A take-over goes on without a log whose disk does not answer, whether the log has room for the question or not.
+    #[test]
+    fn a_log_that_hangs_is_not_waited_for() {
+        let limit = Duration::from_millis(20);
+        let (log, work) = sync_channel(1);
+        assert_eq!(drained(&log, limit), None);
+        assert!(matches!(work.try_recv(), Ok(Job::Log(LogJob::Drain(_)))), "it is asked");
+        let (other, _answer) = sync_channel(1);
+        log.send(Job::Log(LogJob::Drain(other))).unwrap();
+        assert_eq!(drained(&log, limit), None);
+        // One that has ended says so at once; one that answers is heard.
+        let at = Some((Term(3), Epoch(7)));
+        let answers = thread::spawn(move || {
+            let _full = work.recv();
+            let Ok(Job::Log(LogJob::Drain(reply))) = work.recv() else { panic!("no question") };
+            reply.send(at).unwrap();
+        });
+        assert_eq!(drained(&log, Duration::from_secs(60)), at);
+        answers.join().unwrap();
+        assert_eq!(drained(&log, Duration::from_secs(60)), None);
     }
 }

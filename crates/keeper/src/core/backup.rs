@@ -222,8 +222,12 @@ impl Core {
             self.log_first(Epoch(1));
         } else {
             // A log that does not end with this checkpoint is of no use: another is begun.
-            self.drop_log();
-            self.parts.disks.go_through();
+            self.leave_log();
+            match (self.holding, self.log.images_wait) {
+                (true, _) => {}
+                (false, Some(_)) => self.parts.disks.hold(),
+                (false, None) => self.parts.disks.go_through(),
+            }
         }
         let started = match stopped {
             Some((stopped, choice)) => machine.start_after(stopped.elapsed(), choice),

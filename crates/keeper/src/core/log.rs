@@ -288,6 +288,18 @@ impl Core {
         self.log.state = LogState::Off;
     }
 
+    /// This host has taken the VM over, and goes on without the log that it kept as a backup: that does not end with the checkpoint, or
+    /// its disk does not answer. It would be believed after a loss of power, since it has noted what was asked for: nothing is let
+    /// go before it is disowned.
+    pub(super) fn leave_log(&mut self) {
+        if self.log.handle.is_some() {
+            self.log.state = LogState::On;
+            // Of the VM's epochs here, which begin anew.
+            self.log.durable = Epoch(0);
+            self.log_ends("it does not end with the checkpoint that the VM goes on from");
+        }
+    }
+
     /// The VM has ended for good: so does its log.
     pub(super) fn remove_log(&mut self) {
         if let Some((handle, was_on)) = self.log.parting.take() {
