@@ -54,6 +54,33 @@ fn a_backup_that_is_told_to_end_claims_nothing() {
     s.finish();
 }
 
+/// The same, and the primary is dead: nobody else could go on. The keeper takes the VM over first, and ends when nobody takes it from
+/// there; what it said is in its log.
+#[test]
+fn a_backup_that_is_told_to_end_goes_on_for_a_primary_that_is_dead() {
+    let mut begin = Beginning { disks: true, ..Beginning::default() };
+    begin.vm.protection = Protection::FaultTolerant;
+    begin.vm.non_volatile = Some(NonVolatile::default());
+    let s = Scenario::with("lastone", begin);
+    s.expect(0, "a", "protected", protected);
+    s.expect_writes(WRITES);
+    let pid = s.lab.keeper("b").unwrap().status().unwrap().pid;
+    let mark = s.events.mark();
+    s.lab.freeze_disk("b").unwrap();
+    s.lab.kill_host("a").unwrap();
+    s.expect(mark, "b", "primary lost", |k| matches!(k, EventKind::PrimaryLost { .. }));
+    kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::TERM).unwrap();
+    s.lab.thaw_disk("b").unwrap();
+    s.expect(mark, "b", "took over", |k| matches!(k, EventKind::TookOver { .. }));
+    let socket = KeeperConfig::control_socket(&s.lab.run_dir("b"));
+    wait_until("end of the keeper", || !socket.exists());
+    // Its interfaces are there until the process has ended.
+    wait_until("a keeper", || s.lab.start_keeper("b").is_ok());
+    s.expect(mark, "b", "recovered", |k| matches!(k, EventKind::Recovered { .. }));
+    s.expect_writes(WRITES);
+    s.finish();
+}
+
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {

@@ -9,7 +9,7 @@ use ninefold_model::status::{BackupState, BackupStatus, ProtectionState, Role, V
 use ninefold_replica::protocol::{Action, Input, Phase, Wanted};
 
 use super::replica::Replica;
-use super::{Core, Quitting};
+use super::{Core, QUIT_LIMIT, Quitting};
 use crate::arbiter::Question;
 use crate::health::watcher::Order;
 use crate::vm::Command;
@@ -205,8 +205,13 @@ impl Core {
             return;
         }
         self.quitting = Some(Quitting { since: Instant::now(), asked: false });
-        // What has been asked for may be this host's already, and nobody else could go on with it.
-        if !self.protocol.may_have_won() && !self.hand_over_and_quit() {
+        // What has been asked for may be this host's already, and nobody else could go on with it. Nor could anybody, perhaps, with
+        // what is about to be asked for: if the primary lives, the witness shows that soon.
+        if self.protocol.may_have_won() || self.protocol.claims() {
+            tracing::warn!(
+                "told to end while the VM comes here: that comes first, if it is decided within {QUIT_LIMIT:?}"
+            );
+        } else if !self.hand_over_and_quit() {
             self.done = true;
         }
     }

@@ -518,6 +518,11 @@ impl Protocol {
         }
     }
 
+    /// Whether a backup here has lost its primary, and asks the witness for the VM or is about to. The primary may be dead.
+    pub fn claims(&self) -> bool {
+        matches!(self.state, State::Claiming { .. })
+    }
+
     /// Whether an answer to this proposal is one to what this host wants now.
     pub fn awaits(&self, id: ProposalId) -> bool {
         let proposal = match &self.state {
