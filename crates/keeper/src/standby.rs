@@ -376,7 +376,8 @@ impl Standby {
             }
             return Ok(());
         };
-        alive(machine)?;
+        // One that does not answer could not load either, and then its host does not ask for the VM: others may hold it, too.
+        machine.query_status().map_err(|e| format!("the standby does not answer: {}", report(&e)))?;
         let _ = self.core.send(Msg::StandbyWaits { session });
         // Before the devices are loaded: what they write to memory then is in no checkpoint yet.
         let here = (session, checkpoint.epoch);

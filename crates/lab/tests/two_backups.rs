@@ -14,6 +14,7 @@ use ninefold_model::control::Request;
 use ninefold_model::event::{Event, EventKind};
 use ninefold_model::spec::{NonVolatile, VolumeSpec};
 use ninefold_model::status::{BackupState, ProtectionState, Role, VmStatus};
+use rustix::process::{Pid, Signal, kill_process};
 use support::workload::{memory_is_sound, work};
 use support::{LIMIT, wait_until};
 
@@ -238,6 +239,34 @@ fn the_other_backup_of_a_non_volatile_vm_goes_on_with_its_log() {
     memory_is_sound(&trio.lab);
     trio.lab.restart_host(&first).unwrap();
     trio.lab.restart_host(&second).unwrap();
+    trio.bound(2);
+    trio.finish();
+}
+
+fn signal(pid: u32, signal: Signal) {
+    kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal).unwrap();
+}
+
+/// The standby of the backup that asks first does not answer: it could not load the VM. So its host does not ask, and the other has
+/// the VM.
+#[test]
+fn a_backup_whose_standby_hangs_leaves_the_vm_to_the_other() {
+    let mut trio = Trio::start(Vec::new());
+    let pids = |host| {
+        let status = trio.status(host).unwrap();
+        (status.pid, status.machine.unwrap().pid)
+    };
+    let (b, c) = (pids("b").1, pids("c").0);
+    let mark = trio.events.mark();
+    signal(b, Signal::STOP);
+    // It hears of the primary's end after the other.
+    signal(c, Signal::STOP);
+    trio.lab.kill_qemu("a").unwrap();
+    let is_lost = |e: &Event| e.host.as_str() == "b" && matches!(e.kind, EventKind::PrimaryLost { .. });
+    trio.events.wait_for(mark, Instant::now() + LIMIT, is_lost).expect("the loss of the primary");
+    signal(c, Signal::CONT);
+    trio.taken_over(mark);
+    assert_eq!(trio.primary, "c");
     trio.bound(2);
     trio.finish();
 }
