@@ -186,6 +186,9 @@ impl KeeperConfig {
         if let Some(twice) = names.windows(2).find(|w| w[0] == w[1]) {
             return Err(format!("volume {} is given twice", twice[0]));
         }
+        if let Some((one, other)) = self.vm.same_serials() {
+            return Err(format!("the volumes {one} and {other} have the same serial number: rename one of them"));
+        }
         Ok(())
     }
 

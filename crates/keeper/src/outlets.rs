@@ -213,6 +213,11 @@ impl Outlets {
         self.nics.iter().for_each(NetPort::forget_addresses);
     }
 
+    /// The interfaces, by number, whose Ethernet address another station has been heard to use.
+    pub fn twins(&self) -> impl Iterator<Item = usize> {
+        self.nics.iter().enumerate().filter(|(_, nic)| nic.take_twin()).map(|(n, _)| n)
+    }
+
     /// Adds the frame counters to `c`.
     pub fn count(&self, c: &mut Counters) {
         for n in self.nics.iter().map(NetPort::counters) {

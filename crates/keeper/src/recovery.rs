@@ -22,6 +22,7 @@ use crate::capture::micros;
 use crate::config::KeeperConfig;
 use crate::disks::Disks;
 use crate::error::{KeeperError, report};
+use crate::generation::Generation;
 use crate::health::images::Images;
 use crate::health::told;
 use crate::log;
@@ -160,6 +161,8 @@ fn load(found: Found, config: &KeeperConfig, place: &Place) -> Result<News, Stri
     let health = found.output(HEALTH).to_vec();
     hello.health = told::heard(&health).unwrap_or(hello.health);
     images.keep(hello.health.committed.as_ref()).map_err(|e| report(&e))?;
+    // The guest is to know that it has been put back: others may have seen what it does not remember.
+    hello.generation = Some(Generation::of(config).renew().map_err(|e| format!("the VM's generation id: {e}"))?);
     // First the QEMU: if it cannot be built here nothing has been touched.
     let (mut machine, ports, layout) = standby::launch(config, &hello, disks.sockets())?;
     let recovered = found.recover().map_err(|e| report(&e))?;

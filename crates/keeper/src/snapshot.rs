@@ -22,6 +22,7 @@ use ninefold_machine::QemuVersion;
 use ninefold_machine::command_line::{CPU, MACHINE};
 use ninefold_machine::version::{NEWEST_TESTED, OLDEST};
 use ninefold_model::event::SnapshotFigures;
+use ninefold_model::health::Health;
 use ninefold_model::spec::{Accel, AccelChoice, Arch, VmSpec};
 use ninefold_model::status::{SnapshotProgress, SnapshotStep};
 use ninefold_model::{Epoch, SnapshotName, Term};
@@ -37,7 +38,9 @@ use crate::capture::micros;
 use crate::config::KeeperConfig;
 use crate::disks::Disks;
 use crate::error::{KeeperError, report};
+use crate::generation::Generation;
 use crate::health::told;
+use crate::launch::launch;
 use crate::log;
 use crate::mixture::Cause;
 use crate::msg::Msg;
@@ -235,8 +238,48 @@ pub fn load(
     Ok(Wanted(ours))
 }
 
-/// Whether this host's VM can be what the snapshot is of.
-fn check(snapshot: &Snapshot, clone: bool, config: &KeeperConfig) -> Result<(), String> {
+/// How a VM begins from a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Start {
+    /// It goes on where the other was, with its memory.
+    Memory,
+    /// It boots from the other's disks: a guest that goes on keeps the Ethernet addresses that it has in its memory.
+    Disks,
+}
+
+/// How `ours` can begin from a snapshot of `theirs`.
+///
+/// # Errors
+/// It cannot be what the snapshot is of.
+fn beginning(theirs: &VmSpec, ours: &VmSpec, clone: bool) -> Result<Start, String> {
+    let macs = |spec: &VmSpec| spec.nics.iter().map(|n| n.mac).collect::<Vec<_>>();
+    let sizes = |spec: &VmSpec| spec.volumes.iter().map(|v| v.size).collect::<Vec<_>>();
+    let (their_macs, our_macs) = (macs(theirs), macs(ours));
+    let own = clone && their_macs != our_macs;
+    if own && let Some(shared) = our_macs.iter().find(|mac| their_macs.contains(mac)) {
+        return Err(format!(
+            "the clone has the Ethernet address {shared} of the snapshot's VM, and others of its own: give it all of them, and it goes on \
+             where the other was, or none, and it boots from its disks"
+        ));
+    }
+    let differs = [
+        (theirs.arch != ours.arch, "architecture is"),
+        (!own && theirs.memory_mib != ours.memory_mib, "memory is"),
+        (!own && theirs.vcpus != ours.vcpus, "number of vCPUs is"),
+        (!own && their_macs != our_macs, "network interfaces (the guest keeps their Ethernet addresses) are"),
+        (sizes(theirs) != sizes(ours), "volumes are"),
+    ];
+    match differs.iter().find(|(differs, _)| *differs) {
+        Some((_, what)) => Err(format!("the VM's {what} not as in the snapshot")),
+        None if own && ours.volumes.is_empty() => {
+            Err("a clone with Ethernet addresses of its own boots from its disks, and it has none".into())
+        }
+        None => Ok(if own { Start::Disks } else { Start::Memory }),
+    }
+}
+
+/// Whether this host's VM can be what the snapshot is of, and how it begins.
+fn check(snapshot: &Snapshot, clone: bool, config: &KeeperConfig) -> Result<Start, String> {
     let (hello, ours) = (snapshot.hello(), &config.vm);
     if hello.vm != ours.name && !clone {
         return Err(format!(
@@ -244,18 +287,10 @@ fn check(snapshot: &Snapshot, clone: bool, config: &KeeperConfig) -> Result<(), 
             hello.vm, ours.name
         ));
     }
-    let theirs = &hello.spec;
-    let macs = |spec: &VmSpec| spec.nics.iter().map(|n| n.mac).collect::<Vec<_>>();
-    let sizes = |spec: &VmSpec| spec.volumes.iter().map(|v| v.size).collect::<Vec<_>>();
-    let differs = [
-        (theirs.arch != ours.arch, "architecture"),
-        (theirs.memory_mib != ours.memory_mib, "memory"),
-        (theirs.vcpus != ours.vcpus, "number of vCPUs"),
-        (macs(theirs) != macs(ours), "network interfaces (the guest keeps their Ethernet addresses)"),
-        (sizes(theirs) != sizes(ours), "volumes"),
-    ];
-    if let Some((_, what)) = differs.iter().find(|(differs, _)| *differs) {
-        return Err(format!("the VM's {what} are not those of the snapshot"));
+    let from = beginning(&hello.spec, ours, clone)?;
+    if from == Start::Disks {
+        // Nothing of the state of a machine is used.
+        return Ok(from);
     }
     let qemu = QemuVersion::of_program(&config.qemu).map_err(|e| report(&e))?;
     // A saved state is of one accelerator. Whether that works here is otherwise for QEMU to say.
@@ -267,7 +302,8 @@ fn check(snapshot: &Snapshot, clone: bool, config: &KeeperConfig) -> Result<(), 
     };
     let here = platform(ours.arch, accel, qemu);
     let range = |v: QemuVersion| [v.major, v.minor];
-    snapshot.head().platform.check(&here, range(OLDEST), range(NEWEST_TESTED)).map_err(|e| report(&e))
+    snapshot.head().platform.check(&here, range(OLDEST), range(NEWEST_TESTED)).map_err(|e| report(&e))?;
+    Ok(from)
 }
 
 fn loaded(
@@ -282,7 +318,7 @@ fn loaded(
     let unused = into.disks.unused();
     let store = Store::open(&place(config)).map_err(|e| report(&e))?;
     let snapshot = store.get(name).map_err(|e| report(&e))?;
-    check(&snapshot, clone, config)?;
+    let from = check(&snapshot, clone, config)?;
     let progress = |doing: SnapshotStep| {
         move |done: u64, total: u64| {
             tell(News::Progress(SnapshotProgress { name: name.clone(), doing, done, total }));
@@ -293,13 +329,22 @@ fn loaded(
     let mut hello = snapshot.hello().clone();
     let state = snapshot.state();
     let said = |channel: u8| state.output.get(usize::from(channel)).map_or(&[][..], Vec::as_slice);
-    hello.health = told::heard(said(HEALTH)).unwrap_or(hello.health);
+    hello.health = match from {
+        Start::Memory => told::heard(said(HEALTH)).unwrap_or(hello.health),
+        Start::Disks => Health::default(),
+    };
     into.images.keep(hello.health.committed.as_ref()).map_err(|e| report(&e))?;
     // What this host calls it, and where its files and bridges are.
     hello.spec = VmSpec { boot: hello.spec.boot.clone(), ..config.vm.clone() };
-    let (mut machine, ports, _) = standby::launch(config, &hello, into.disks.sockets())?;
-    let mut memory = standby::Fresh(Arc::clone(machine.memory()));
-    snapshot.load(&|block| block == 0, &mut memory, &mut progress(SnapshotStep::Memory)).map_err(|e| report(&e))?;
+    // The guest is to know that it has been put back, or is a copy.
+    hello.generation = Some(Generation::of(config).renew().map_err(|e| format!("the VM's generation id: {e}"))?);
+    let mut loading = None;
+    if from == Start::Memory {
+        let (machine, ports, _) = standby::launch(config, &hello, into.disks.sockets())?;
+        let mut memory = standby::Fresh(Arc::clone(machine.memory()));
+        snapshot.load(&|block| block == 0, &mut memory, &mut progress(SnapshotStep::Memory)).map_err(|e| report(&e))?;
+        loading = Some((machine, ports));
+    }
     into.disks.settle()?;
     let still = || if wanted() { unused.check() } else { Err("it is not wanted any more".to_owned()) };
     still()?;
@@ -319,9 +364,18 @@ fn loaded(
     unfinished.end()?;
     still()?;
     into.outlets.forget();
-    into.outlets.heard(said(CONSOLE));
     into.outlets.forget_addresses();
-    machine.load(&state.device_state).map_err(|e| report(&e))?;
+    let (machine, ports) = match loading {
+        Some((mut machine, ports)) => {
+            into.outlets.heard(said(CONSOLE));
+            machine.load(&state.device_state).map_err(|e| report(&e))?;
+            (machine, ports)
+        }
+        None => {
+            let (machine, ports, _) = launch(config, config.vm.boot.clone(), into.disks.sockets())?;
+            (machine, ports)
+        }
+    };
     let load_us = micros(begun.elapsed());
     let (epoch, health) = (Epoch(0), hello.health);
     let (tracker, history, logged, stopped) = (None, None, false, None);
@@ -376,4 +430,43 @@ impl Unfinished {
 /// The name of a session's stream in a snapshot: its term.
 pub fn hello(hello: Hello, term: Term) -> Hello {
     Hello { session: term.0, term, ..hello }
+}
+
+#[cfg(test)]
+mod tests {
+    use ninefold_model::spec::{Nic, VolumeSpec};
+
+    use super::*;
+
+    fn vm(macs: &[u8], volumes: &[u64]) -> VmSpec {
+        let json = serde_json::json!({ "name": "vm", "memory_mib": 64, "boot": "volume" });
+        let mac = |last: &u8| format!("52:54:00:00:00:{last:02x}").parse().unwrap();
+        let disk = |(n, size): (usize, &u64)| VolumeSpec::new(format!("v{n}").parse().unwrap(), *size);
+        VmSpec {
+            nics: macs.iter().map(|last| Nic { mac: mac(last), bridge: "br".into() }).collect(),
+            volumes: volumes.iter().enumerate().map(disk).collect(),
+            ..serde_json::from_value(json).unwrap()
+        }
+    }
+
+    #[test]
+    fn a_clone_goes_on_with_the_same_ethernet_addresses_and_boots_with_its_own() {
+        let theirs = vm(&[1, 2], &[512]);
+        assert_eq!(beginning(&theirs, &vm(&[1, 2], &[512]), true), Ok(Start::Memory));
+        assert_eq!(beginning(&theirs, &vm(&[3, 4], &[512]), true), Ok(Start::Disks));
+        assert_eq!(beginning(&theirs, &vm(&[3], &[512]), true), Ok(Start::Disks));
+        // A booted guest may find another machine, but not other disks.
+        assert_eq!(beginning(&theirs, &VmSpec { memory_mib: 65, ..vm(&[3], &[512]) }, true), Ok(Start::Disks));
+        let refused = |ours: &VmSpec, clone, why: &str| {
+            let reason = beginning(&theirs, ours, clone).unwrap_err();
+            assert!(reason.contains(why), "{reason}");
+        };
+        refused(&vm(&[1, 4], &[512]), true, "52:54:00:00:00:01");
+        refused(&vm(&[2, 1], &[512]), true, "52:54:00:00:00:02");
+        refused(&vm(&[3, 4], &[1024]), true, "volumes");
+        refused(&vm(&[3, 4], &[512]), false, "network interfaces");
+        refused(&VmSpec { memory_mib: 65, ..vm(&[1, 2], &[512]) }, true, "memory");
+        let diskless = beginning(&vm(&[1], &[]), &vm(&[2], &[]), true).unwrap_err();
+        assert!(diskless.contains("it has none"), "{diskless}");
+    }
 }

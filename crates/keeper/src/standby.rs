@@ -27,7 +27,7 @@ use ninefold_machine::{Machine, MachineConfig, Memory, PageRun, Ports, Ram, Trac
 use ninefold_model::health::Health;
 use ninefold_model::spec::{ClockGap, Protection, VmSpec};
 use ninefold_model::status::MachineStatus;
-use ninefold_model::{Epoch, HostName, Term};
+use ninefold_model::{Epoch, HostName, Term, Uuid};
 use ninefold_replica::continuation::{Base, History};
 use ninefold_replica::stream::record::RefuseCode;
 use ninefold_replica::stream::{
@@ -43,6 +43,7 @@ use crate::custody::{self, Custody, Kept, Note};
 use crate::disk_watch::SLOW;
 use crate::disks::Disks;
 use crate::error::report;
+use crate::generation::Generation;
 use crate::health::images::Images;
 use crate::health::told;
 use crate::log::{Left, LogJob, Opening, Received};
@@ -260,6 +261,9 @@ impl Standby {
         }
         let mut health = hello.health.clone();
         self.keep(&health);
+        if let Err(error) = Generation::of(&self.config).follow(generation(hello)) {
+            tracing::warn!(%error, "a later boot on this host may show the guest an earlier generation id");
+        }
         let (mut standby, mut base, former) = match self.left(hello, parked, log.as_ref()) {
             Some((standby, base, former)) => (standby, Some(base), former),
             None => {
@@ -446,6 +450,7 @@ impl Standby {
         let standby = &parked.standby;
         let suits = standby.spec == built(&self.config, hello)
             && standby.machine.accel() == hello.accel
+            && standby.machine.generation() == generation(hello)
             && hello.layout.same_as(&standby.layout).is_ok()
             && alive(&standby.machine).is_ok();
         suits.then_some((parked, base))
@@ -488,6 +493,7 @@ fn other_machine(theirs: &VmSpec, ours: &VmSpec) -> Option<&'static str> {
         (theirs.memory_mib != ours.memory_mib, "memory"),
         (theirs.vcpus != ours.vcpus, "number of vCPUs"),
         (theirs.arch != ours.arch, "architecture"),
+        (theirs.uuid() != ours.uuid(), "identity (uuid)"),
     ];
     differs.iter().find(|(differs, _)| *differs).map(|(_, what)| *what)
 }
@@ -581,6 +587,7 @@ fn launch_on(
         spec: built(config, hello),
         accel: hello.accel,
         incoming: true,
+        generation: generation(hello),
         volumes,
         extra_args: Vec::new(),
     };
@@ -588,6 +595,11 @@ fn launch_on(
     let layout = layout(&machine)?;
     hello.layout.same_as(&layout).map_err(|e| report(&e))?;
     Ok((machine, ports, layout))
+}
+
+/// The generation id of the VM that `hello` describes.
+fn generation(hello: &Hello) -> Uuid {
+    hello.generation.unwrap_or_else(|| hello.spec.first_generation())
 }
 
 /// With which checkpoint a log ends, once it has all that it was given. None if its disk has not taken that within `limit`: the VM goes
@@ -637,6 +649,7 @@ pub fn status(machine: &Machine, reason: &str, run_state: &str) -> MachineStatus
         accel: machine.accel(),
         accel_reason: reason.into(),
         run_state: run_state.into(),
+        generation: Some(machine.generation()),
     }
 }
 

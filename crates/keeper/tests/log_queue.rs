@@ -37,6 +37,7 @@ fn hello() -> Hello {
         health: Default::default(),
         reign: None,
         origin: None,
+        generation: None,
     }
 }
 

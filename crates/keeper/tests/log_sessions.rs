@@ -76,6 +76,7 @@ fn hello(session: u64) -> Hello {
         health: Default::default(),
         reign: Some(REIGN),
         origin: None,
+        generation: None,
     }
 }
 

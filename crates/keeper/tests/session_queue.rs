@@ -47,6 +47,7 @@ fn hello() -> Hello {
         health: Default::default(),
         reign: None,
         origin: None,
+        generation: None,
     }
 }
 

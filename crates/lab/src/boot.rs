@@ -127,6 +127,7 @@ impl VmOptions {
             watchdog: self.watchdog.clone(),
             clock_gap: self.clock_gap,
             non_volatile: self.non_volatile,
+            uuid: None,
         })
     }
 }

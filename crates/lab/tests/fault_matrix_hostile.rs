@@ -67,6 +67,7 @@ fn opening(s: &Scenario, from: &str, session: u64, term: u64, vm: &str) -> Vec<u
         health: Default::default(),
         reign: None,
         origin: None,
+        generation: None,
     };
     let mut bytes = Preamble::OURS.to_bytes().to_vec();
     write_record(&mut bytes, &mut Vec::new(), &Record::Hello(Box::new(hello))).unwrap();

@@ -6,9 +6,10 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use ninefold_lab::VmOptions;
@@ -18,10 +19,11 @@ use ninefold_lab::netns::io_in_netns;
 use ninefold_lab::programs::KEEPER;
 use ninefold_lab::topology::{CLIENT, GUEST_IP};
 use ninefold_model::SnapshotName;
+use ninefold_model::Uuid;
 use ninefold_model::control::Request;
 use ninefold_model::event::{EventKind, SnapshotFigures};
-use ninefold_model::spec::{Acknowledge, NonVolatile, Protection, VolumeSpec};
-use ninefold_model::status::{LogState, VmStatus};
+use ninefold_model::spec::{Acknowledge, NonVolatile, Protection, VolumeSpec, serial};
+use ninefold_model::status::{LogState, ProtectionState, VmStatus};
 use ninefold_snapshot::store::Store;
 use support::workload::{connect, memory_is_sound, work};
 use support::{Beginning, Scenario, wait_until};
@@ -137,8 +139,55 @@ fn work_is_new(scenario: &Scenario) -> bool {
     matches!(asked, Ok(line) if line.contains("\"ok\":true") && !line.contains("checksum_rounds")) && redis.is_ok()
 }
 
+/// What a command in the guest's root shell prints, if the guest answers soon.
+fn asked_in_the_guest(scenario: &Scenario, command: &str) -> Option<String> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let begin = format!("<{}:", COUNT.fetch_add(1, Ordering::Relaxed));
+    // What the terminal echoes has no such beginning.
+    let line = format!("printf '<%s:%s>\\n' {} \"$({command})\"", &begin[1..begin.len() - 1]);
+    let mut console = scenario.type_line(&line);
+    console.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+    let (mut said, mut buffer) = (Vec::new(), [0; 4096]);
+    loop {
+        let n = console.read(&mut buffer).ok().filter(|n| *n > 0)?;
+        said.extend_from_slice(&buffer[..n]);
+        let text = String::from_utf8_lossy(&said);
+        if let Some((answer, _)) = text.split_once(&begin).and_then(|(_, rest)| rest.split_once('>')) {
+            return Some(answer.replace("\r\n", " ").trim().to_owned());
+        }
+    }
+}
+
+fn in_the_guest(scenario: &Scenario, command: &str) -> String {
+    let mut answer = None;
+    wait_until("answer of the guest's shell", || {
+        answer = asked_in_the_guest(scenario, command);
+        answer.is_some()
+    });
+    answer.unwrap()
+}
+
+fn status(scenario: &Scenario) -> VmStatus {
+    scenario.lab.keeper(&scenario.primary).unwrap().status().unwrap()
+}
+
+/// The generation id that the guest is shown.
+fn generation(scenario: &Scenario) -> Uuid {
+    status(scenario).machine.unwrap().generation.unwrap()
+}
+
+/// A second disk, with a name that is longer than a serial number.
+const LONG: &str = "a-database-of-customers-1";
+
 fn taken_and_started_from(called: &'static str, protection: Protection) {
-    let mut scenario = Scenario::with(called, begin(protection));
+    let mut begin = begin(protection);
+    begin.vm.volumes.push(VolumeSpec::new(LONG.parse().unwrap(), 1 << 20));
+    let mut scenario = Scenario::with(called, begin);
+    let serials = in_the_guest(&scenario, "cat /sys/block/vda/serial; echo; cat /sys/block/vdb/serial");
+    assert_eq!(serials, format!("data {}", serial(&LONG.parse().unwrap())));
+    let uuid = Uuid::of_name("ninefold vm", status(&scenario).vm.as_str());
+    assert_eq!(in_the_guest(&scenario, "cat /sys/class/dmi/id/product_uuid"), uuid.to_string());
+    let born = generation(&scenario);
     work(&scenario.lab, "checksum mib=24");
     scenario.expect_writes(100);
     mark(&scenario, "first");
@@ -157,9 +206,13 @@ fn taken_and_started_from(called: &'static str, protection: Protection) {
 
     stop(&scenario);
     restore(&scenario, "a", "first", false).unwrap();
+    let restored = generation(&scenario);
+    assert_ne!(restored, born);
     is_back(&scenario, "first");
+    assert_eq!(generation(&scenario), restored, "a reset begins no other life");
     stop(&scenario);
     restore(&scenario, "a", "second", false).unwrap();
+    assert!(![born, restored].contains(&generation(&scenario)));
     is_back(&scenario, "second");
     // To another host: one file, with all that is in the parents.
     stop(&scenario);
@@ -170,6 +223,23 @@ fn taken_and_started_from(called: &'static str, protection: Protection) {
     restore(&scenario, "b", "moved", true).unwrap();
     scenario.swap_roles();
     is_back(&scenario, "second");
+    if protection == Protection::FaultTolerant {
+        // A switchover and a take-over go on with one life.
+        let here = generation(&scenario);
+        for lost in [false, true] {
+            wait_until("protection", || status(&scenario).protection == Some(ProtectionState::Protected));
+            let backup = scenario.backup.clone();
+            let since = scenario.events.mark();
+            match lost {
+                false => scenario.lab.ask(&scenario.primary, &Request::Switchover).unwrap(),
+                true => scenario.lab.kill_qemu(&scenario.primary).unwrap(),
+            }
+            scenario.expect(since, &backup, "take-over", |e| matches!(e, EventKind::TookOver { .. }));
+            scenario.swap_roles();
+            assert_eq!(generation(&scenario), here);
+        }
+        scenario.await_guest();
+    }
 }
 
 #[test]
@@ -331,4 +401,21 @@ fn a_clone_is_started_from_the_snapshot_of_another_vm() {
     let copy = std::fs::read(scenario.lab.pool_dir("a").join("volumes/other/image.raw")).unwrap();
     assert!(wrote(&copy, "one") && !wrote(&copy, "two"), "the volume is not that of the snapshot");
     assert!(wrote(&before, "two") && before == std::fs::read(&image).unwrap(), "the first VM's volume was touched");
+
+    // With an Ethernet address of its own it cannot go on where the first was: it boots from the disks.
+    stop(&scenario);
+    ["a", "b"].iter().for_each(|host| scenario.lab.stop_keeper(host).unwrap());
+    let former = clone.mac;
+    clone.mac = "52:54:00:77:00:01".parse().unwrap();
+    assert_ne!(clone.mac, former);
+    scenario.lab.configure_vm(&clone).unwrap();
+    ["a", "b"].iter().for_each(|host| scenario.lab.start_keeper(host).unwrap());
+    let since = scenario.events.mark();
+    scenario.lab.ask("a", &request).unwrap();
+    scenario.expect(since, "a", "start of the clone", restored);
+    scenario.await_guest();
+    assert!(!is_marked(&scenario, "one"), "it has not booted");
+    assert_eq!(in_the_guest(&scenario, "cat /sys/class/net/eth0/address"), clone.mac.to_string());
+    let uuid = Uuid::of_name("ninefold vm", "copy").to_string();
+    assert_eq!(in_the_guest(&scenario, "cat /sys/class/dmi/id/product_uuid"), uuid);
 }

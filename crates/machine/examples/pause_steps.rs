@@ -64,9 +64,11 @@ fn main() -> Result<(), Box<dyn Error>> {
             watchdog: None,
             clock_gap: ClockGap::default(),
             non_volatile: None,
+            uuid: None,
         },
         accel,
         incoming: false,
+        generation: ninefold_model::Uuid::random(1),
         volumes: Vec::new(),
         extra_args: args.map(Into::into).collect(),
     };

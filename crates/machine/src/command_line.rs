@@ -8,8 +8,9 @@ use std::fmt::Write as _;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use ninefold_model::Uuid;
 use ninefold_model::health::WatchdogDevice;
-use ninefold_model::spec::{Accel, Boot, VmSpec};
+use ninefold_model::spec::{Accel, Boot, VmSpec, serial};
 
 use crate::error::{MachineError, Result};
 
@@ -38,6 +39,8 @@ pub struct LaunchOptions {
     pub accel: Accel,
     /// Start as a standby that waits for device state.
     pub incoming: bool,
+    /// The generation id: see [`MachineConfig`](crate::MachineConfig).
+    pub generation: Uuid,
     pub fds: Descriptors,
     /// One Unix socket for each of the spec's volumes, behind which an NBD server offers it under its name.
     pub volumes: Vec<PathBuf>,
@@ -90,6 +93,10 @@ pub fn arguments(spec: &VmSpec, options: &LaunchOptions) -> Result<Vec<OsString>
     // QEMU 7.2 does not tell where its RAM blocks are, except in its log: see `blocks`.
     args.option("-D", format!("/proc/self/fd/{}", options.fds.log));
     args.option("-trace", "enable=find_ram_offset").option("-trace", "enable=qemu_anon_ram_alloc");
+    if let Some((one, other)) = spec.same_serials() {
+        return Err(refuse(format!("the volumes {one} and {other} have the same serial number")));
+    }
+    args.option("-uuid", spec.uuid().to_string());
     args.option("-name", format!("guest={},debug-threads=on", spec.name));
     // mem-merge=off: a page that the kernel merges with an equal one loses its soft-dirty bit (see `dirty`).
     args.option(
@@ -121,6 +128,9 @@ pub fn arguments(spec: &VmSpec, options: &LaunchOptions) -> Result<Vec<OsString>
     args.option("-device", format!("virtio-serial-pci,id=serial,max_ports=2,{LEGACY}"));
     args.option("-chardev", format!("socket,id=agent,fd={}", options.fds.agent));
     args.option("-device", "virtserialport,bus=serial.0,nr=1,chardev=agent,name=org.qemu.guest_agent.0");
+    // QEMU writes it into the guest's memory when the guest boots, and again, with an event for the guest, when it has
+    // loaded a state.
+    args.option("-device", format!("vmgenid,guid={}", options.generation));
     args.option("-object", "rng-random,id=rng,filename=/dev/urandom");
     args.option("-device", format!("virtio-rng-pci,rng=rng,{LEGACY}"));
     for (n, (nic, fd)) in spec.nics.iter().zip(&options.fds.nics).enumerate() {
@@ -147,8 +157,8 @@ pub fn arguments(spec: &VmSpec, options: &LaunchOptions) -> Result<Vec<OsString>
         args.option(
             "-device",
             format!(
-                "virtio-blk-pci,drive=v{n},serial={:.20},rerror=report,werror=report{bootindex},{LEGACY}",
-                volume.name.as_str()
+                "virtio-blk-pci,drive=v{n},serial={},rerror=report,werror=report{bootindex},{LEGACY}",
+                serial(&volume.name)
             ),
         );
     }
@@ -248,12 +258,14 @@ mod tests {
             watchdog: None,
             clock_gap: ClockGap::default(),
             non_volatile: None,
+            uuid: None,
         }
     }
 
     fn options() -> LaunchOptions {
         let fds = Descriptors { ram: 10, qmp: 11, console: 12, agent: 13, log: 15, nics: vec![14] };
-        LaunchOptions { accel: Accel::Tcg, incoming: true, fds, volumes: Vec::new() }
+        let generation = Uuid::random(7);
+        LaunchOptions { accel: Accel::Tcg, incoming: true, generation, fds, volumes: Vec::new() }
     }
 
     #[test]
@@ -296,6 +308,32 @@ mod tests {
         assert!(line.contains("-boot strict=on") && !line.contains("-kernel"), "{line}");
         with.volumes.clear();
         assert!(arguments(&with, &LaunchOptions { volumes: Vec::new(), ..options }).is_err(), "nothing to boot from");
+    }
+
+    #[test]
+    fn the_guest_is_shown_who_it_is() {
+        let mut vm = spec(Boot::Linux { kernel: "/k".into(), initrd: None, cmdline: String::new() });
+        let line = display(&arguments(&vm, &options()).unwrap());
+        assert!(line.contains(&format!(" -uuid {} ", vm.uuid())), "{line}");
+        assert!(line.contains(" vmgenid,guid=00000000-0000-4000-8000-000000000007 "), "{line}");
+        vm.uuid = Some("1b4e28ba-2fa1-41d2-883f-0016d3cca427".parse().unwrap());
+        let line = display(&arguments(&vm, &options()).unwrap());
+        assert!(line.contains(" -uuid 1b4e28ba-2fa1-41d2-883f-0016d3cca427 "), "{line}");
+    }
+
+    #[test]
+    fn every_disk_has_a_serial_number_of_its_own() {
+        let mut vm = spec(Boot::Linux { kernel: "/k".into(), initrd: None, cmdline: String::new() });
+        let names = ["a-database-of-customers-1", "a-database-of-customers-2"];
+        vm.volumes = names.map(|name| VolumeSpec::new(name.parse().unwrap(), 1 << 20)).to_vec();
+        let options = LaunchOptions { volumes: vec!["/a".into(), "/b".into()], ..options() };
+        let line = display(&arguments(&vm, &options).unwrap());
+        let serials: Vec<_> = line.split("serial=").skip(1).map(|rest| rest.split(',').next().unwrap()).collect();
+        assert_eq!(serials.len(), 2);
+        assert_ne!(serials[0], serials[1]);
+        assert!(serials.iter().all(|s| s.len() <= 20), "{serials:?}");
+        vm.volumes[1] = vm.volumes[0].clone();
+        assert!(arguments(&vm, &options).is_err());
     }
 
     #[test]

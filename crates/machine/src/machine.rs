@@ -27,6 +27,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ninefold_model::Uuid;
 use ninefold_model::spec::{Accel, ClockGap, VmSpec};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -66,6 +67,9 @@ pub struct MachineConfig {
     pub accel: Accel,
     /// Start as a standby that waits for [`Machine::load`].
     pub incoming: bool,
+    /// The generation id that the guest is shown (`vmgenid`). One that differs from what it knew tells it that it has been put
+    /// back, or is a copy; so a standby has the same as the machine whose state it loads.
+    pub generation: Uuid,
     /// A Unix socket for each of the spec's volumes, in its order, behind which an NBD server offers it under its name.
     pub volumes: Vec<PathBuf>,
     /// Further arguments for QEMU, as they are. For experiments; equal on both sides.
@@ -142,6 +146,7 @@ pub struct Machine {
     child: Child,
     version: QemuVersion,
     accel: Accel,
+    generation: Uuid,
     memory: Arc<Memory>,
     /// The userfaultfds, or why there are none.
     uffds: Result<Arc<Userfaultfds>, String>,
@@ -190,8 +195,13 @@ impl Machine {
             log: log.as_raw_fd(),
             nics: nics.iter().map(|(_, theirs)| theirs.as_raw_fd()).collect(),
         };
-        let options =
-            LaunchOptions { accel: config.accel, incoming: config.incoming, fds, volumes: config.volumes.clone() };
+        let options = LaunchOptions {
+            accel: config.accel,
+            incoming: config.incoming,
+            generation: config.generation,
+            fds,
+            volumes: config.volumes.clone(),
+        };
         let mut args = command_line::arguments(&config.spec, &options)?;
         args.extend(config.extra_args.iter().cloned());
         tracing::debug!(qemu = %config.qemu.display(), args = command_line::display(&args), "launch");
@@ -248,6 +258,7 @@ impl Machine {
             child,
             version,
             accel: config.accel,
+            generation: config.generation,
             memory,
             uffds,
             locked,
@@ -280,6 +291,11 @@ impl Machine {
     /// The accelerator in use.
     pub fn accel(&self) -> Accel {
         self.accel
+    }
+
+    /// The generation id that it shows the guest.
+    pub fn generation(&self) -> Uuid {
+        self.generation
     }
 
     /// All RAM blocks and their contents; may be kept and used from other threads.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::health::WatchdogAction;
-use crate::spec::Boot;
+use crate::spec::{Boot, Mac};
 use crate::{Epoch, HostName, SnapshotName, Term, VolumeName};
 
 /// One event with its time and place. One that happens again and again is folded: it is told as it was the last time, with how
@@ -131,6 +131,9 @@ pub enum EventKind {
     WritesWait { held: u64, limit: u64 },
     /// They go on.
     WritesGoOn,
+    /// Another station on the VM's network has the Ethernet address of one of its interfaces: most likely another life of the VM, a clone
+    /// or a restored copy. Frames for one reach the other.
+    AddressTwice { mac: Mac, bridge: String },
     /// QEMU lives and has not answered for long. Unless another host has the VM, it is waited for.
     Stuck { reason: String },
     /// The guest shut down or was stopped.

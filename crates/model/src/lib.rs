@@ -4,6 +4,7 @@
 //! * [`count`]: terms and epochs
 //! * [`record`]: what the witness keeps for each VM
 //! * [`spec`]: what a VM is made of
+//! * [`uuid`]: identities of machines and of lives
 //! * [`health`]: its watchdog, images on trial
 //! * [`status`]: what a keeper says about its VM
 //! * [`event`]: what happened to a VM
@@ -17,7 +18,9 @@ pub mod name;
 pub mod record;
 pub mod spec;
 pub mod status;
+pub mod uuid;
 
 pub use count::{Epoch, Term};
 pub use name::{HostName, InvalidName, SnapshotName, VmName, VolumeName};
 pub use record::{Backup, Record};
+pub use uuid::Uuid;

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::health::Watchdog;
-use crate::{VmName, VolumeName};
+use crate::{Uuid, VmName, VolumeName};
 
 /// A VM as its owner describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +42,9 @@ pub struct VmSpec {
     /// Watches the guest's health, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watchdog: Option<Watchdog>,
+    /// The machine's identity, as the guest reads it from its firmware; by default it follows from the name: [`VmSpec::uuid`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<Uuid>,
 }
 
 fn one_backup() -> u8 {
@@ -49,6 +52,25 @@ fn one_backup() -> u8 {
 }
 
 impl VmSpec {
+    /// The machine's identity: the one given, or the one that belongs to the VM's name, the same on every host.
+    #[must_use]
+    pub fn uuid(&self) -> Uuid {
+        self.uuid.unwrap_or_else(|| Uuid::of_name("ninefold vm", self.name.as_str()))
+    }
+
+    /// The generation id of a VM that has never been restored, cloned or recovered: it follows from the identity.
+    #[must_use]
+    pub fn first_generation(&self) -> Uuid {
+        Uuid::of_name("ninefold generation", &self.uuid().to_string())
+    }
+
+    /// Two volumes that the guest could not tell apart: their serial numbers are equal.
+    #[must_use]
+    pub fn same_serials(&self) -> Option<(&VolumeName, &VolumeName)> {
+        let mut seen = std::collections::HashMap::new();
+        self.volumes.iter().find_map(|v| seen.insert(serial(&v.name), &v.name).map(|earlier| (earlier, &v.name)))
+    }
+
     /// The place of each volume in the firmware's order of boot devices, the least first; `None` for one that is not
     /// booted from. Where no volume has a `bootindex`, the first volume is the boot device.
     ///
@@ -166,11 +188,27 @@ pub struct Nic {
     pub bridge: String,
 }
 
+/// Longest serial number of a virtio disk, bytes (`VIRTIO_BLK_ID_BYTES`, virtio 1.2, section 5.2.6).
+pub const MAX_SERIAL: usize = 20;
+
+/// The serial number by which the guest knows a volume: its name, if that fits. Else the first 11 characters of it, a dot, which no
+/// name has, and 8 hexadecimal digits of a hash of all of it.
+#[must_use]
+pub fn serial(name: &VolumeName) -> String {
+    let name = name.as_str();
+    if name.len() <= MAX_SERIAL {
+        return name.to_owned();
+    }
+    // 32-bit FNV-1a.
+    let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    format!("{name:.11}.{hash:08x}")
+}
+
 /// A disk of the guest (virtio-blk). Each host keeps its own image of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VolumeSpec {
-    /// The volume in each host's storage pool; the guest sees the name as the disk's serial number.
+    /// The volume in each host's storage pool; the guest sees [`serial`] of it as the disk's serial number.
     pub name: VolumeName,
     /// Bytes; a multiple of 512.
     pub size: u64,
@@ -320,6 +358,43 @@ mod tests {
         assert_eq!(order(&sector, &[("a", Some(0))]), Err(InvalidBootOrder::Unused(a.clone())));
         assert_eq!(order(&Boot::Volume, &[("a", Some(1)), ("b", Some(1))]), Err(InvalidBootOrder::Twice(a, b)));
         assert_eq!(serde_json::to_value(Boot::Volume).unwrap(), "volume");
+    }
+
+    fn volumes(names: &[&str]) -> VmSpec {
+        let volumes = names.iter().map(|name| VolumeSpec::new(name.parse().unwrap(), 512)).collect();
+        let json = serde_json::json!({ "name": "vm", "memory_mib": 1, "boot": "volume" });
+        VmSpec { volumes, ..serde_json::from_value(json).unwrap() }
+    }
+
+    #[test]
+    fn long_names_of_volumes_have_serial_numbers_of_their_own() {
+        let serials = |names: &[&str]| names.iter().map(|n| serial(&n.parse().unwrap())).collect::<Vec<_>>();
+        let names = ["data", "exactly-20-character", "a-database-of-customers-1", "a-database-of-customers-2"];
+        let found = serials(&names);
+        assert_eq!(found[..2], names[..2]);
+        assert_eq!(found[2][..12], found[3][..12]);
+        assert_ne!(found[2], found[3]);
+        assert!(found.iter().all(|s| s.len() <= MAX_SERIAL), "{found:?}");
+        // Published: a guest finds its disks by it.
+        assert_eq!(found[2], "a-database-.40542dce");
+        assert_eq!(volumes(&names).same_serials(), None);
+        let twice = volumes(&["a", "b", "a"]);
+        assert_eq!(twice.same_serials().map(|(a, b)| (a.as_str(), b.as_str())), Some(("a", "a")));
+    }
+
+    #[test]
+    fn a_machine_has_its_own_identity_or_the_one_that_is_given() {
+        let vm = volumes(&[]);
+        let other = VmSpec { name: "copy".parse().unwrap(), ..vm.clone() };
+        assert_ne!(vm.uuid(), other.uuid());
+        assert_ne!(vm.first_generation(), vm.uuid());
+        let given: Uuid = "1b4e28ba-2fa1-41d2-883f-0016d3cca427".parse().unwrap();
+        let with = VmSpec { uuid: Some(given), ..vm.clone() };
+        assert_eq!(with.uuid(), given);
+        assert_ne!(with.first_generation(), vm.first_generation());
+        let json = serde_json::to_value(&with).unwrap();
+        assert_eq!(json["uuid"], given.to_string());
+        assert_eq!(serde_json::from_value::<VmSpec>(json).unwrap(), with);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::health::HealthStatus;
 use crate::spec::{Accel, EpochPolicy, Protection};
-use crate::{Epoch, HostName, SnapshotName, Term, VmName, VolumeName};
+use crate::{Epoch, HostName, SnapshotName, Term, Uuid, VmName, VolumeName};
 
 /// What a keeper is for its VM at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -177,6 +177,9 @@ pub struct MachineStatus {
     pub accel_reason: String,
     /// QEMU's run state, such as `running` or `inmigrate`.
     pub run_state: String,
+    /// The generation id that the guest is shown: another one after a restore, a clone or a recovery from a log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<Uuid>,
 }
 
 /// Counters since the keeper started.

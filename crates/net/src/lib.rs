@@ -16,6 +16,7 @@
 //! * [`gate`]: the output gate, a pure data structure
 //! * [`port`]: one NIC's relay between QEMU's socket and its TAP
 //! * [`channel`]: one console's or guest agent's relay between QEMU's socket and its clients
+//! * `twin`: whether another station uses the guest's Ethernet address
 //! * [`tap`]: TAP devices and the state of uplinks
 //! * [`frame`]: QEMU's framing of Ethernet frames on a byte stream
 //! * [`snoop`]: what a frame says about who has an address; [`vlan`]: its VLAN tags
@@ -34,6 +35,7 @@ pub mod port;
 pub mod snoop;
 mod socket;
 pub mod tap;
+mod twin;
 mod unread;
 pub mod urgency;
 pub mod vlan;

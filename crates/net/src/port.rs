@@ -40,6 +40,7 @@ use crate::announce::{self, Announced};
 use crate::gate::{Gate, Limits, Mode};
 use crate::snoop;
 use crate::tap::Tap;
+use crate::twin::Twin;
 use crate::wake::Wake;
 use counters::Tally;
 use incoming::Incoming;
@@ -117,6 +118,10 @@ struct Shared {
     egress: Mutex<Egress>,
     /// The guest's. Locked for a moment only, and no other lock is taken meanwhile.
     addresses: Mutex<Addresses>,
+    /// Frames from the network with the guest's own Ethernet address.
+    twin: Mutex<Twin>,
+    /// There is another station that sends them, and nobody has asked since.
+    has_twin: AtomicBool,
     /// How many threads wait for `egress`.
     waiting: AtomicUsize,
     /// Rings when QEMU's socket or the mode changed, or when the thread is to end.
@@ -154,6 +159,8 @@ impl NetPort {
             outgoing: Mutex::new(Outgoing::new(Gate::new(Mode::Mute, config.limits))),
             egress: Mutex::new(Egress { batch: Batch::new() }),
             addresses: Mutex::default(),
+            twin: Mutex::default(),
+            has_twin: AtomicBool::new(false),
             waiting: AtomicUsize::new(0),
             bell,
             stop: AtomicBool::new(false),
@@ -356,6 +363,12 @@ impl NetPort {
         lock(&self.shared.addresses).replace(nic, told, Instant::now());
     }
 
+    /// Whether another station has been heard to use the guest's Ethernet address. Says so once, and again when it has been silent in
+    /// between.
+    pub fn take_twin(&self) -> bool {
+        self.shared.has_twin.swap(false, Ordering::Relaxed)
+    }
+
     /// Forgets the guest's addresses: it is another life of it, which has not spoken yet.
     pub fn forget_addresses(&self) {
         lock(&self.shared.addresses).clear();
@@ -471,7 +484,11 @@ impl Shared {
     /// A frame for the guest has come from the network.
     fn network_sends(&self, frame: &[u8]) {
         self.tally.came(frame);
-        if snoop::sender(frame) != Some(self.mac) {
+        if snoop::sender(frame) == Some(self.mac) {
+            if lock(&self.twin).heard(Instant::now()) {
+                self.has_twin.store(true, Ordering::Relaxed);
+            }
+        } else {
             snoop::words(frame, |vlan, word| lock(&self.addresses).other_said(vlan, word, Instant::now()));
         }
     }

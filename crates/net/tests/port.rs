@@ -295,6 +295,23 @@ fn what_another_station_has_now_is_not_announced() {
 }
 
 #[test]
+fn another_station_with_the_guests_ethernet_address_is_noticed() {
+    let bed = bed(Limits::default());
+    bed.port.open(&|| ());
+    let begin = std::time::Instant::now();
+    let mut sent = 0;
+    while !bed.port.take_twin() {
+        bed.observer.write(&announce::rarp(GUEST)).unwrap();
+        sent += 1;
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        assert!(begin.elapsed() < PATIENCE, "nobody notices");
+    }
+    assert!(sent > 3);
+    // The guest's own frames are none: they do not come back.
+    assert!(!bed.port.take_twin());
+}
+
+#[test]
 fn a_nic_without_a_link_announces_nothing() {
     let bed = bed(Limits::default());
     bed.port.open(&|| ());

@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind, Read};
 
 use ninefold_model::health::Health;
 use ninefold_model::spec::{Accel, EpochPolicy};
-use ninefold_model::{Epoch, Term};
+use ninefold_model::{Epoch, Term, Uuid};
 use ninefold_replica::continuation::{Origin, Reign};
 use ninefold_replica::stream::header::{HEADER_LEN, MAX_PAYLOAD};
 use ninefold_replica::stream::record::{Kind, MAX_TEXT, MAX_VOLUMES};
@@ -57,6 +57,7 @@ fn hello(o: &Owned) -> Hello {
             epoch: Epoch(o.numbers[3]),
             since: Epoch(o.numbers[4]),
         }),
+        generation: o.small.is_multiple_of(2).then(|| Uuid::random(o.numbers[5].into())),
     }
 }
 

@@ -40,6 +40,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         health: Default::default(),
         reign: None,
         origin: None,
+        generation: None,
     };
     // Text-like pages, as most of a guest's memory is.
     let mut x = 1u64;

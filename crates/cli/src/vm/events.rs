@@ -202,6 +202,11 @@ pub fn words(kind: &EventKind) -> String {
             format!("THE GUEST'S WRITES WAIT: {} are held, of {} at most", bytes(*held), bytes(*limit))
         }
         EventKind::WritesGoOn => "the guest's writes go on".into(),
+        EventKind::AddressTwice { mac, bridge } => {
+            format!(
+                "ANOTHER STATION on {bridge} has the VM's Ethernet address {mac}: another copy of this VM, most likely"
+            )
+        }
         EventKind::Stuck { reason } => format!("THE GUEST STANDS STILL: {reason}"),
         EventKind::VolumeRecovered { volume } => format!("volume {volume} works again on this host"),
         EventKind::Stopped { reason } => format!("the VM has stopped: {reason}"),

@@ -1,8 +1,10 @@
 //! What the core does when time passes: silent peers, this host's own freezes, the uplink, announcements.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use ninefold_model::event::EventKind;
 use ninefold_model::status::Counters;
 use ninefold_replica::protocol::{Input, Phase};
 use ninefold_replica::stream::{Heartbeat, Record, write_record};
@@ -33,6 +35,10 @@ impl Core {
             }
         }
         self.announce_alone();
+        let outlets = Arc::clone(&self.parts.outlets);
+        for nic in outlets.twins().filter_map(|n| self.parts.config.vm.nics.get(n).cloned()) {
+            self.event(EventKind::AddressTwice { mac: nic.mac, bridge: nic.bridge });
+        }
         let waited = self.retry.is_none_or(|(failed, pause)| failed.elapsed() >= pause);
         if self.wants_peer() && !self.looking && waited {
             self.looking = true;

@@ -1,15 +1,12 @@
 //! The primary's side: the VM, its session, its acknowledgements.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use ninefold_machine::{Machine, MachineConfig, Ram, accel};
 use ninefold_model::control::CheckpointRecord;
 use ninefold_model::event::EventKind;
-use ninefold_model::spec::{Accel, AccelChoice, Boot, VmSpec};
 use ninefold_model::{Epoch, HostName, Term};
 use ninefold_replica::continuation::Reign;
 use ninefold_replica::protocol::{Input, Phase};
@@ -18,8 +15,8 @@ use ninefold_replica::stream::Hello;
 use super::replica::Replica;
 use super::{Core, RETRY_LAST};
 use crate::capture::micros;
-use crate::config::KeeperConfig;
 use crate::error;
+use crate::launch::launch;
 use crate::msg::Msg;
 use crate::resync::{self, Rest};
 use crate::session::Settings;
@@ -200,6 +197,7 @@ impl Core {
             health: self.health.health(),
             reign: None,
             origin: None,
+            generation: machine.generation,
         })
     }
 
@@ -263,50 +261,4 @@ impl Core {
             vm.send(command);
         }
     }
-}
-
-/// The accelerator with which `kernel` comes up here, and why that one.
-fn probe(config: &KeeperConfig, kernel: &Path) -> Result<(Accel, String), String> {
-    let report = accel::probe(kernel, &config.qemu, &config.cache_dir).map_err(|e| error::report(&e))?;
-    Ok((report.accel, report.reason))
-}
-
-/// The kernel that this host runs, where distributions keep it: an ordinary one to probe KVM with for a VM whose own is
-/// on its disk.
-fn host_kernel() -> Option<PathBuf> {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    Some(Path::new("/boot").join(format!("vmlinuz-{release}"))).filter(|kernel| kernel.is_file())
-}
-
-/// Boots the VM's QEMU, with the accelerator that works here; says why that one.
-fn launch(
-    config: &KeeperConfig,
-    image: Boot,
-    volumes: Vec<PathBuf>,
-) -> Result<(Machine, ninefold_machine::Ports, String), String> {
-    let (accel, reason) = match (config.vm.accel, &image) {
-        (AccelChoice::Kvm, _) => (Accel::Kvm, "asked for".to_owned()),
-        (AccelChoice::Tcg, _) => (Accel::Tcg, "asked for".to_owned()),
-        (AccelChoice::Auto, Boot::Linux { kernel, .. }) => probe(config, kernel)?,
-        (AccelChoice::Auto, Boot::BootSector { .. } | Boot::Volume) => match host_kernel() {
-            Some(kernel) => probe(config, &kernel)?,
-            None => (Accel::Tcg, "there is no kernel to probe KVM with; ask for kvm if it works here".to_owned()),
-        },
-    };
-    let ram = config
-        .vm
-        .memory_mib
-        .checked_mul(1 << 20)
-        .ok_or_else(|| "the VM's memory has an absurd size".to_owned())
-        .and_then(|bytes| Ram::create(bytes).map_err(|e| error::report(&e)))?;
-    let machine = MachineConfig {
-        qemu: config.qemu.clone(),
-        spec: VmSpec { boot: image, ..config.vm.clone() },
-        accel,
-        incoming: false,
-        volumes,
-        extra_args: Vec::new(),
-    };
-    let (machine, ports) = Machine::launch(&machine, Arc::new(ram)).map_err(|e| error::report(&e))?;
-    Ok((machine, ports, reason))
 }

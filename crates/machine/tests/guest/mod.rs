@@ -171,9 +171,11 @@ pub fn config(qemu: &Path, accel: Accel, vcpus: u16, image: &Path) -> MachineCon
             watchdog: None,
             clock_gap: ClockGap::default(),
             non_volatile: None,
+            uuid: None,
         },
         accel,
         incoming: false,
+        generation: ninefold_model::Uuid::random(1),
         // A /dev/kvm that cannot run an ordinary kernel may lack the CPU model that we ask for, too.
         volumes: Vec::new(),
         extra_args: if accel == Accel::Kvm { vec!["-cpu".into(), "qemu64".into()] } else { Vec::new() },

@@ -7,7 +7,7 @@ use std::fmt;
 
 use ninefold_model::health::Health;
 use ninefold_model::spec::{Accel, EpochPolicy, VmSpec};
-use ninefold_model::{Epoch, HostName, Term, VmName};
+use ninefold_model::{Epoch, HostName, Term, Uuid, VmName};
 use serde::{Deserialize, Serialize};
 
 use super::error::StreamError;
@@ -227,6 +227,9 @@ pub struct Hello {
     /// The checkpoint from which the primary went on, while only what differs from it needs to be sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
+    /// The generation id that the guest was shown; without it, the VM's first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<Uuid>,
 }
 
 fn one() -> u8 {

@@ -42,6 +42,7 @@ pub fn hello() -> Hello {
         health: Default::default(),
         reign: None,
         origin: None,
+        generation: None,
     }
 }
 
