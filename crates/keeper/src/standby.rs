@@ -385,7 +385,9 @@ impl Standby {
         let _ = self.core.send(Msg::StandbyWaits { session });
         // Before the devices are loaded: what they write to memory then is in no checkpoint yet.
         let here = (session, checkpoint.epoch);
-        let logged = log.as_ref().is_some_and(|log| drained(log, SLOW) == Some(here));
+        // What a log has not taken is not in the volumes either: the guest cannot go on without that.
+        let limit = hello.spec.volumes.is_empty().then_some(SLOW);
+        let logged = log.as_ref().is_some_and(|log| drained(log, limit) == Some(here));
         let mut tracker = None;
         if logged || (several && history.is_some()) {
             match machine.track_with(priority::raise) {
@@ -603,20 +605,23 @@ fn generation(hello: &Hello) -> Uuid {
 }
 
 /// With which checkpoint a log ends, once it has all that it was given. None if its disk has not taken that within `limit`: the VM goes
-/// on without this log then, which is disowned.
-fn drained(log: &SyncSender<Job>, limit: Duration) -> Option<(Term, Epoch)> {
-    let deadline = Instant::now() + limit;
+/// on without this log then, which is disowned. Without a limit it is waited for as long as it takes.
+fn drained(log: &SyncSender<Job>, limit: Option<Duration>) -> Option<(Term, Epoch)> {
+    let deadline = limit.map(|limit| Instant::now() + limit);
     let (reply, answer) = sync_channel(1);
     let mut job = Job::Log(LogJob::Drain(reply));
     // A queue that is full is one of a disk that is slow, too.
     while let Err(refused) = log.try_send(job) {
         match refused {
-            TrySendError::Full(again) if Instant::now() < deadline => job = again,
+            TrySendError::Full(again) if deadline.is_none_or(|deadline| Instant::now() < deadline) => job = again,
             _ => return None,
         }
         thread::sleep(LOOK_AT_LOG);
     }
-    answer.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()?
+    match deadline {
+        Some(deadline) => answer.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()?,
+        None => answer.recv().ok()?,
+    }
 }
 
 /// What becomes of the standby; nothing if it is of no use any more.
@@ -736,11 +741,11 @@ mod tests {
     fn a_log_that_hangs_is_not_waited_for() {
         let limit = Duration::from_millis(20);
         let (log, work) = sync_channel(1);
-        assert_eq!(drained(&log, limit), None);
+        assert_eq!(drained(&log, Some(limit)), None);
         assert!(matches!(work.try_recv(), Ok(Job::Log(LogJob::Drain(_)))), "it is asked");
         let (other, _answer) = sync_channel(1);
         log.send(Job::Log(LogJob::Drain(other))).unwrap();
-        assert_eq!(drained(&log, limit), None);
+        assert_eq!(drained(&log, Some(limit)), None);
         // One that has ended says so at once; one that answers is heard.
         let at = Some((Term(3), Epoch(7)));
         let answers = thread::spawn(move || {
@@ -748,8 +753,8 @@ mod tests {
             let Ok(Job::Log(LogJob::Drain(reply))) = work.recv() else { panic!("no question") };
             reply.send(at).unwrap();
         });
-        assert_eq!(drained(&log, Duration::from_secs(60)), at);
+        assert_eq!(drained(&log, None), at);
         answers.join().unwrap();
-        assert_eq!(drained(&log, Duration::from_secs(60)), None);
+        assert_eq!(drained(&log, None), None);
     }
 }

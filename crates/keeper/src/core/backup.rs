@@ -183,8 +183,12 @@ impl Core {
             self.event(EventKind::Lost { reason: format!("the checkpoint cannot be loaded: {refusal}") });
         }
         // Without a standby there is nothing to claim the VM with, whatever checkpoint is held: what was not asked of the
-        // witness will not be, and the primary goes on.
+        // witness will not be, and the primary goes on. If there is none, the log may be gone on from.
+        let goes_on = self.takeover.is_some();
         self.reset_protocol();
+        if goes_on {
+            self.log_after_loss();
+        }
     }
 
     /// Forgets everything: a fresh standby.
@@ -241,6 +245,7 @@ impl Core {
             let reason = error::report(&error);
             self.event(EventKind::Lost { reason: format!("the standby does not run: {reason}") });
             self.reset_protocol();
+            self.log_after_loss();
             return;
         }
         let took = Duration::from_micros(detect_us) + suspected.elapsed();

@@ -133,7 +133,7 @@ impl LogSide {
 }
 
 impl Core {
-    fn non_volatile(&self) -> Option<NonVolatile> {
+    pub(super) fn non_volatile(&self) -> Option<NonVolatile> {
         self.parts.config.vm.non_volatile
     }
 
@@ -293,9 +293,8 @@ impl Core {
     /// go before it is disowned.
     pub(super) fn leave_log(&mut self) {
         if self.log.handle.is_some() {
-            self.log.state = LogState::On;
-            // Of the VM's epochs here, which begin anew.
-            self.log.durable = Epoch(0);
+            // As if it had gone on, and failed: the gate stays shut until the witness has disowned it.
+            self.log_first(Epoch(1));
             self.log_ends("it does not end with the checkpoint that the VM goes on from");
         }
     }

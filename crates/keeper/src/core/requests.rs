@@ -206,8 +206,10 @@ impl Core {
         }
         self.quitting = Some(Quitting { since: Instant::now(), asked: false });
         // What has been asked for may be this host's already, and nobody else could go on with it. Nor could anybody, perhaps, with
-        // what is about to be asked for: if the primary lives, the witness shows that soon.
-        if self.protocol.may_have_won() || self.protocol.claims() {
+        // what is about to be asked for: if the primary lives, the witness shows that soon. A log, though, is the safest place, and
+        // what is asked for waits for its disk: the next keeper goes on from it.
+        let claims = self.protocol.claims() && self.non_volatile().is_none();
+        if self.protocol.may_have_won() || claims {
             tracing::warn!(
                 "told to end while the VM comes here: that comes first, if it is decided within {QUIT_LIMIT:?}"
             );
