@@ -63,8 +63,10 @@ impl Capture {
         let mut pages = vec![0u8; bytes.min(PREFAULT)];
         // Writing other than zeros: fresh zero pages need not be backed by memory.
         pages.chunks_mut(PAGE_SIZE as usize).for_each(|page| page[0] = 1);
-        // The rest is address space until it is used.
-        pages.try_reserve_exact(bytes - bytes.min(PREFAULT)).map_err(|e| MachineError::Io {
+        // The rest is address space until it is used. The kernel refuses more of it than this host has memory, which the guest
+        // cannot have filled either.
+        let most = usize::try_from(physical_memory()).unwrap_or(usize::MAX);
+        pages.try_reserve_exact(bytes.min(most).saturating_sub(PREFAULT)).map_err(|e| MachineError::Io {
             what: "making room for a checkpoint",
             source: io::Error::new(io::ErrorKind::OutOfMemory, e),
         })?;
@@ -261,6 +263,11 @@ impl Drop for Taken {
             self.bell.ring();
         }
     }
+}
+
+/// Bytes of memory that this host has.
+fn physical_memory() -> u64 {
+    rustix::system::sysinfo().totalram * u64::from(rustix::system::sysinfo().mem_unit)
 }
 
 /// The size of so many pages.

@@ -5,7 +5,7 @@ mod fixture;
 use ninefold_lab::bench::plan::{Break, LARGE_MIB};
 use ninefold_lab::bench::rebind::{self, Rebind, RebindFigures};
 use ninefold_lab::bench::subject::Subject;
-use ninefold_lab::bench::{self, Options, volume};
+use ninefold_lab::bench::{self, Options, scaling, volume};
 use ninefold_lab::{LabConfig, VmOptions};
 use serde_json::Value;
 
@@ -144,4 +144,26 @@ fn a_quick_run_on_volumes_writes_a_complete_report() {
         let lab = format!("{letter}{:x}", std::process::id());
         assert_eq!(fixture::traces(&lab), Vec::<String>::new(), "the labs are gone");
     }
+}
+
+/// A scan looks at what the guest writes, not at what it has. Everything else in a pause is noise to this test.
+#[test]
+#[ignore = "takes two minutes, and is a part of the run above"]
+fn a_scan_costs_no_more_with_a_large_guest() {
+    let mut rows = Vec::new();
+    // Every size that the benchmark has, to measure them alone.
+    let all = std::env::var_os("NINEFOLD_ALL_SIZES").is_some();
+    let sizes: &[(u64, u16)] = if all { &scaling::SIZES } else { &[(256, 1), (4096, 1)] };
+    for &(memory_mib, vcpus) in sizes {
+        let mut vm = VmOptions { memory_mib, vcpus, ..VmOptions::new("bench".parse().unwrap()) };
+        vm.patience = std::time::Duration::from_secs(400);
+        let config = LabConfig::new(&format!("s{:x}", std::process::id())).unwrap();
+        let row = scaling::measure(&config, &vm, std::time::Duration::from_secs(5)).unwrap();
+        println!("{}", serde_json::to_string(&row).unwrap());
+        assert!(row.checkpoints > 10, "{row:?}");
+        rows.push(row);
+    }
+    // Sixteen times as much memory took ten times as long when all of it was looked at.
+    let small = rows[0].scan_us_p50;
+    assert!(rows.iter().all(|row| row.scan_us_p50 < 4 * small), "{rows:?}");
 }

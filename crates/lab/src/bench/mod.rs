@@ -6,7 +6,7 @@
 //!
 //! * [`plan`]: what is measured, in which order · [`runner`]: doing it
 //! * [`subject`]: the VM and its lab · [`redis`], [`workload`]: what the client asks of it
-//! * [`rebind`]: breaks in a VM's protection
+//! * [`rebind`]: breaks in a VM's protection · [`scaling`]: pauses over the guest's memory
 //! * [`volume`]: the same for work on volumes, and resyncs · [`clock`]: the guest's clock · [`pace`]: how far a run is
 //! * [`results`]: `ft.json` · [`table`]: `ft.md` · [`plots`]: the SVGs
 
@@ -18,6 +18,7 @@ pub mod rebind;
 pub mod redis;
 pub mod results;
 pub mod runner;
+pub mod scaling;
 pub mod spread;
 pub mod subject;
 pub mod table;

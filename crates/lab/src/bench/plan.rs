@@ -11,6 +11,7 @@ use ninefold_model::spec::EpochPolicy;
 use serde::{Deserialize, Serialize};
 
 use super::clock::ClockLoad;
+use super::scaling::SIZES;
 
 /// The longest adaptive epoch, milliseconds.
 const ADAPTIVE_MAX_MS: u32 = 100;
@@ -258,6 +259,11 @@ pub enum Stage {
     },
     /// A lab with a VM of more memory.
     BootLarge,
+    /// Pauses of a VM of this size, in a lab of its own.
+    Scaling {
+        memory_mib: u64,
+        vcpus: u16,
+    },
     /// A second lab, without encryption; boot and fill its VM.
     BootPlain,
     /// One side of a round of plain text against mutual TLS.
@@ -282,6 +288,7 @@ impl fmt::Display for Stage {
             Stage::Rebind { large: false, how } => write!(f, "a break: {how}"),
             Stage::Rebind { large: true, how } => write!(f, "a break, {LARGE_MIB} MiB: {how}"),
             Stage::BootLarge => write!(f, "boot a VM of {LARGE_MIB} MiB"),
+            Stage::Scaling { memory_mib, vcpus } => write!(f, "pauses, {memory_mib} MiB, vCPUs: {vcpus}"),
             Stage::BootPlain => f.write_str("boot a VM in a lab without TLS"),
             Stage::Security { plain: true, measure } => write!(f, "plain text: {measure}"),
             Stage::Security { plain: false, measure } => write!(f, "mutual TLS: {measure}"),
@@ -312,10 +319,12 @@ pub struct Plan {
     pub switchovers: u32,
     /// Breaks of each kind with each size of memory.
     pub breaks: u32,
+    /// Of [`super::scaling::SIZES`], how many.
+    pub sizes: usize,
 }
 
 impl Plan {
-    /// About a quarter of an hour.
+    /// About twenty-five minutes.
     pub fn full() -> Self {
         Self {
             rounds: 7,
@@ -329,6 +338,7 @@ impl Plan {
             freezes: 6,
             switchovers: 6,
             breaks: 12,
+            sizes: SIZES.len(),
         }
     }
 
@@ -346,6 +356,7 @@ impl Plan {
             freezes: 1,
             switchovers: 1,
             breaks: 2,
+            sizes: 0,
         }
     }
 
@@ -388,6 +399,7 @@ impl Plan {
                 all.extend((0..self.breaks).map(|_| Stage::Rebind { large, how }));
             }
         }
+        all.extend(SIZES.iter().take(self.sizes).map(|&(memory_mib, vcpus)| Stage::Scaling { memory_mib, vcpus }));
         if self.security_rounds > 0 {
             all.push(Stage::BootPlain);
         }
@@ -412,7 +424,7 @@ impl Plan {
     pub fn sample(&self, stage: Stage) -> Duration {
         let ms = match stage {
             Stage::Compare { .. } => self.sample_ms,
-            Stage::Pauses { .. } => self.pauses_ms,
+            Stage::Pauses { .. } | Stage::Scaling { .. } => self.pauses_ms,
             Stage::Clock { .. } => self.clock_ms,
             _ => self.short_sample_ms,
         };
@@ -434,6 +446,10 @@ impl Plan {
             Stage::Boot => Duration::from_secs(12),
             Stage::BootPlain | Stage::BootLarge => Duration::from_secs(25),
             Stage::Rebind { .. } => Duration::from_millis(1500),
+            // Booting takes longer the more memory there is to describe.
+            Stage::Scaling { memory_mib, .. } => {
+                self.sample(stage) + Duration::from_secs(30) + Duration::from_millis(memory_mib)
+            }
             Stage::Fill => Duration::from_secs(10),
             Stage::Pauses { load: PauseLoad::Dirty2000 } => self.sample(stage) + Duration::from_secs(3),
             Stage::Lose { how: Loss::HostFrozen } => Duration::from_secs(3),
@@ -473,7 +489,7 @@ mod tests {
 
     #[test]
     fn runs_are_short_enough() {
-        assert!(Plan::full().total() < Duration::from_secs(20 * 60), "{:?}", Plan::full().total());
+        assert!(Plan::full().total() < Duration::from_secs(26 * 60), "{:?}", Plan::full().total());
         assert!(Plan::quick().total() < Duration::from_secs(5 * 60), "{:?}", Plan::quick().total());
     }
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::clock::ClockFigures;
 use super::plan::{Loss, Measure, Mode, PauseLoad, Plan};
 use super::rebind::{Rebind, RebindFigures};
+use super::scaling::ScalingRow;
 use super::spread::Spread;
 use crate::ledger::LedgerReport;
 use crate::series::{Series, Summary};
@@ -29,6 +30,8 @@ pub struct Report {
     pub failover_ms: Quantiles,
     /// From the end of a break in protection until it was back.
     pub rebind_ms: RebindFigures,
+    /// Pauses of an idle guest, over its memory.
+    pub scaling: Vec<ScalingRow>,
     pub accel: Accel,
     /// QEMU's version.
     pub qemu: String,

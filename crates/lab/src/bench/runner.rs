@@ -23,6 +23,7 @@ use super::results::{
     Checkpoints, Comparison, Failover, Failovers, MachineDescription, Median, PauseFigures, PauseSeries, PingFigures,
     PingSeries, PolicyCell, PolicyRow, Ratios, Report, TlsCost, TlsRow, load,
 };
+use super::scaling::{self, ScalingRow};
 use super::spread::Spread;
 use super::subject::Subject;
 use crate::boot::{VmOptions, redis};
@@ -37,6 +38,8 @@ use crate::topology::{CLIENT, GUEST_IP};
 const PING_INTERVAL: Duration = Duration::from_millis(10);
 /// How long a takeover may take.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a guest with very much memory may take to boot and be copied.
+const LARGE_PATIENCE: Duration = Duration::from_secs(400);
 /// What a guest may dirty in an epoch to count as 2,000 pages.
 const ABOUT_2000: std::ops::RangeInclusive<u64> = 1800..=2200;
 
@@ -76,6 +79,7 @@ pub fn run(options: &Options, tell: &mut dyn FnMut(&Progress)) -> Result<Report,
         pauses: Vec::new(),
         clock_ppm: ClockFigures::default(),
         losses: Vec::new(),
+        scaling: Vec::new(),
         breaks: Vec::new(),
         taken_over: [0; 2],
         ledger: None,
@@ -106,6 +110,7 @@ struct Run {
     clock_ppm: ClockFigures,
     losses: Vec<Failover>,
     breaks: Vec<Rebind>,
+    scaling: Vec<ScalingRow>,
     /// How often a backup that was cut off took the VM over: the small one, the large one.
     taken_over: [u64; 2],
     /// The client that writes and checks while failovers are measured.
@@ -139,6 +144,13 @@ impl Run {
                 let subject = subject.as_mut().ok_or_else(no_subject)?;
                 let rebind = rebind::measure(subject, how, memory_mib, &mut self.taken_over[usize::from(large)])?;
                 self.breaks.push(rebind);
+            }
+            Stage::Scaling { memory_mib, vcpus } => {
+                self.large = None;
+                self.main()?.sleep()?;
+                let mut vm = VmOptions { memory_mib, vcpus, ..self.vm.clone() };
+                vm.patience = vm.patience.max(LARGE_PATIENCE);
+                self.scaling.push(scaling::measure(&LabConfig::new(&lab_name('m'))?, &vm, time)?);
             }
             Stage::BootPlain => {
                 self.large = None;
@@ -370,6 +382,7 @@ impl Run {
             clock_ppm: self.clock_ppm,
             failover_ms: failovers.killed_ms,
             rebind_ms: RebindFigures::of(&self.breaks),
+            scaling: self.scaling,
             breaks: self.breaks,
             taken_over_in_breaks: self.taken_over[0] + self.taken_over[1],
             accel: qemu.as_ref().map_or(Accel::Tcg, |m| m.accel),

@@ -27,6 +27,7 @@ fn write_all(out: &mut String, r: &Report, plots: &[String]) -> std::fmt::Result
     pauses(out, r)?;
     failovers(out, r)?;
     breaks(out, r)?;
+    scaling(out, r)?;
     syncs_and_tls(out, r)?;
     if !plots.is_empty() {
         writeln!(out, "## Plots\n")?;
@@ -243,6 +244,32 @@ fn failovers(out: &mut String, r: &Report) -> std::fmt::Result {
          request, so its downtime is less than this.\n",
         c.acked, c.lost, c.repeated, c.resets
     )
+}
+
+fn scaling(out: &mut String, r: &Report) -> std::fmt::Result {
+    if r.scaling.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "## Pauses over the guest's memory\n")?;
+    writeln!(
+        out,
+        "| guest memory | filled | vCPUs | checkpoints | pages, p50 | scan, p50 | **pause**, p50 | p99 |\n|---:|---:|---:|---:|---:|---:|---:|---:|"
+    )?;
+    for row in &r.scaling {
+        writeln!(
+            out,
+            "| {} MiB | {} MiB | {} | {} | {} | {} us | **{} us** | {} us |",
+            row.memory_mib,
+            row.populated_mib,
+            row.vcpus,
+            row.checkpoints,
+            row.pages_p50,
+            row.scan_us_p50,
+            row.pause_us_p50,
+            row.pause_us_p99
+        )?;
+    }
+    writeln!(out, "\nAn idle guest that has filled so much of its memory once, with a checkpoint every 25 ms.\n")
 }
 
 fn breaks(out: &mut String, r: &Report) -> std::fmt::Result {

@@ -76,6 +76,17 @@ impl Workload {
         self.ask(&format!("dirty pattern=sequential mib={DIRTY_MIB} mbps={mbps}")).map(drop)
     }
 
+    /// Writes once to every page of so much memory, and gives it back to the guest's kernel.
+    pub fn fill(&mut self, mib: u64) -> Result<(), LabError> {
+        self.ask(&format!("dirty pattern=sequential mib={mib} mbps=0"))?;
+        let before = self.number("progress", "dirty_pages")?;
+        // The guest tells nobody when it is through.
+        while self.number("progress", "dirty_pages")?.saturating_sub(before) < (mib << 20) / PAGE as u64 {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.stop()
+    }
+
     /// 10^6 bytes a second that are dirtied now, over `time` of the clock outside the guest.
     pub fn dirty_rate(&mut self, time: Duration) -> Result<f64, LabError> {
         // Both answers wait for their commit alike, so the wait falls out of the difference.
