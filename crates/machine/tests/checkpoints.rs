@@ -83,6 +83,25 @@ fn a_vm_moves_between_versions() {
     }
 }
 
+/// A guest that writes all the time is trapped at some of its writes while tracking ends.
+#[test]
+fn who_is_trapped_when_tracking_ends_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = guest::boot_sector(dir.path());
+    for accel in guest::accels() {
+        let (mut machine, _ports) = guest::launch(&guest::config(&guest::qemus()[0], accel, 1, &image));
+        let memory = machine.memory().clone();
+        machine.start().unwrap();
+        guest::await_boot(&memory, 1);
+        for _ in 0..100 {
+            let tracker = machine.track().unwrap();
+            guest::await_count(&memory, COUNTER, 1);
+            drop(tracker);
+            guest::await_count(&memory, COUNTER, 1);
+        }
+    }
+}
+
 #[test]
 fn huge_pages_are_tracked() {
     let Some(_reserved) = guest::HugePages::reserve(guest::MEMORY_MIB / 2 + 4) else {

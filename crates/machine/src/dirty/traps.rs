@@ -66,6 +66,10 @@ impl Watched {
         while let Some((pages, is_hot)) = state.regions.next_alike(at) {
             let (start, bytes) = self.place(&pages);
             let _ = sys::uffd_unregister(if is_hot { hot } else { cold }, start, bytes);
+            if !is_hot {
+                // The kernel wakes those who wait only where pages are missing, not where writes are trapped.
+                let _ = sys::uffd_wake(cold, start, bytes);
+            }
             at = pages.end;
         }
     }
