@@ -248,7 +248,8 @@ impl Core {
                 self.take(msg);
             }
         }
-        let over = self.protocol.is_alone();
+        // The VM ends with this keeper then, whatever is still being synced.
+        let over = self.protocol.nobody_may_claim();
         self.stand_down();
         if over {
             self.parts.disks.are_over();

@@ -344,9 +344,10 @@ fn a_stop_releases_all_backups_first() {
 #[test]
 fn a_primary_is_alone_when_no_backup_can_take_over_any_more() {
     let (mut a, b, c) = protected_twice();
-    assert!(!a.protocol.is_alone());
+    assert!(!a.protocol.is_alone() && !a.protocol.nobody_may_claim());
     a.tell(Input::Part { reason: "QEMU is launched anew".into() });
     // The sessions live on until the witness has spoken: a backup that is cut off would have cause to claim.
+    assert!(!a.protocol.nobody_may_claim());
     assert!(!a.protocol.is_alone() && a.protocol.phase(b) == Some(Phase::Unbinding));
     assert_eq!(a.protocol.protection(), Some(ProtectionState::Protected));
     let (record, out) = a.win();
@@ -357,7 +358,7 @@ fn a_primary_is_alone_when_no_backup_can_take_over_any_more() {
     assert!(a.protocol.is_alone() && a.protocol.wants_peer());
     // One that is only being synced goes at once.
     a.tell(Input::PeerAvailable { peer: host("b") });
-    assert!(!a.protocol.is_alone());
+    assert!(!a.protocol.is_alone() && a.protocol.nobody_may_claim());
     a.tell(Input::Part { reason: "again".into() });
     assert!(a.protocol.is_alone());
     // A backup was faster: it is not ours to launch anew.

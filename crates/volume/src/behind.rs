@@ -80,9 +80,11 @@ impl Behind {
         self.ended = ended;
     }
 
-    /// The VM has gone from here: what others tell of it is not known.
+    /// The VM has gone from here: what others tell of it is not known. One that had ended before is told of by nobody.
     pub(crate) fn part(&mut self) {
-        (self.wanted, self.since, self.ended) = (None, None, false);
+        if !self.ended {
+            (self.wanted, self.since) = (None, None);
+        }
     }
 
     /// What the note is to say.

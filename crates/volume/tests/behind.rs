@@ -129,6 +129,25 @@ fn it_goes_when_the_vm_has_ended_and_stays_when_it_has_left() {
     served.is_over();
     drop(served);
     assert!(rig.note().found().is_none());
+
+    // Whoever serves it stands down again before that, as a keeper does when it ends: nothing is left that anybody could tell of.
+    let served = rig.serve();
+    protect(&served);
+    served.commit(Epoch(1));
+    served.discard();
+    served.is_over();
+    served.discard();
+    drop(served);
+    assert!(rig.note().found().is_none());
+
+    // That it had ended says nothing of a later time.
+    let served = rig.serve();
+    served.is_over();
+    protect(&served);
+    served.commit(Epoch(1));
+    served.discard();
+    drop(served);
+    assert!(rig.note().found().is_some());
 }
 
 /// It cannot be written: whoever waits is told, and it is tried until it can.

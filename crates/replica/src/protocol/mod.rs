@@ -446,6 +446,12 @@ impl Protocol {
         matches!(&self.state, State::Primary(p) if p.sessions.is_empty() && p.nobody_may_claim())
     }
 
+    /// Whether this is a primary in whose place no host may take the VM over: what a backup that is still being synced has counts for
+    /// nothing.
+    pub fn nobody_may_claim(&self) -> bool {
+        matches!(&self.state, State::Primary(p) if p.nobody_may_claim())
+    }
+
     /// Whether a primary here could use another backup.
     pub fn wants_peer(&self) -> bool {
         matches!(&self.state, State::Primary(p) if p.wants_peer(self.wanted))
