@@ -429,13 +429,19 @@ impl Disks {
         self.budget.pausing(yes);
     }
 
-    /// See [`Served::brace`].
+    /// See [`Served::brace`]. When it is over and the volumes have not been held meanwhile, whoever was to join has gone: the VM
+    /// is as alone as before, and [does not fall behind](Self::falls_behind).
     pub fn brace(&self, yes: bool) {
         let mut since = self.braced.lock().unwrap_or_else(PoisonError::into_inner);
-        if since.is_some() != yes {
-            *since = yes.then(Instant::now);
-            self.syncs.store(0, Ordering::SeqCst);
-            self.all.iter().for_each(|d| d.served.brace(yes));
+        if since.is_some() == yes {
+            return;
+        }
+        *since = yes.then(Instant::now);
+        self.syncs.store(0, Ordering::SeqCst);
+        self.all.iter().for_each(|d| d.served.brace(yes));
+        drop(since);
+        if !yes {
+            self.go_through_if_alone();
         }
     }
 
@@ -785,6 +791,34 @@ mod tests {
         }
         drop(disks);
         assert_eq!(one(dir.path()).behind(), Some(("data", "in session 5".into())));
+    }
+
+    /// Who was to join is gone before the checkpoint with which volumes begin to be held: nothing is behind. A join that has come to
+    /// that checkpoint is another matter.
+    #[test]
+    fn a_join_that_comes_to_nothing_leaves_no_note() {
+        let dir = tempfile::tempdir().unwrap();
+        let disks = one(dir.path());
+        disks.go_through();
+        let noted = || Pool::open(&dir.path().join("pool"), Tools::default()).unwrap().behind(&"data".parse().unwrap());
+        for held in [true, false] {
+            disks.brace(true);
+            disks.falls_behind(Term(5));
+            while !disks.calm(false) {
+                std::thread::yield_now();
+            }
+            if held {
+                disks.hold();
+            }
+            disks.brace(false);
+            assert_eq!(disks.all[0].served.behind_noted().unwrap(), held);
+            if held {
+                disks.go_through();
+            }
+        }
+        while noted().found().is_some() {
+            std::thread::yield_now();
+        }
     }
 
     /// What a backup acknowledges by its memory a client may be told, and then the power of both hosts goes.

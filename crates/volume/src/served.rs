@@ -483,7 +483,7 @@ impl Served {
         let mut state = self.shared.lock();
         state.mode = Mode::Held;
         // It is, or is about to be: who holds the volume has seen to it.
-        state.behind.want("");
+        state.behind.want("while it was protected");
         drop(state);
         self.shared.done.notify_all();
         self.shared.work.notify_one();

@@ -150,6 +150,17 @@ fn it_goes_when_the_vm_has_ended_and_stays_when_it_has_left() {
     assert!(rig.note().found().is_some());
 }
 
+/// A backup that takes over holds its volumes at once, for those that are its backups then.
+#[test]
+fn a_volume_that_is_held_unasked_says_since_when_all_the_same() {
+    let rig = Rig::new();
+    let served = rig.serve();
+    served.hold();
+    served.wait_behind_noted(LIMIT).unwrap();
+    drop(served);
+    assert_eq!(rig.serve().found_behind().as_deref(), Some("while it was protected"));
+}
+
 /// It cannot be written: whoever waits is told, and it is tried until it can.
 #[test]
 fn a_note_that_cannot_be_written_is_tried_again() {

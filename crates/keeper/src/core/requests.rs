@@ -3,6 +3,7 @@
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 
+use ninefold_model::Record;
 use ninefold_model::control::{Request, Response};
 use ninefold_model::spec::Protection;
 use ninefold_model::status::{BackupState, BackupStatus, ProtectionState, Role, VmStatus};
@@ -175,16 +176,15 @@ impl Core {
         }
     }
 
-    /// Whether the VM would go back here, behind what its clients were told; who asked to start it is told so.
-    pub(super) fn is_behind(&mut self) -> bool {
+    /// Whether the VM would go back here, behind what its clients were told; who asked to start it is told so. `found` is the
+    /// witness's record, which allows the start.
+    pub(super) fn is_behind(&mut self, found: Option<&Record>) -> bool {
         let Some((volume, when)) = self.parts.disks.behind() else { return false };
         let reason = format!(
-            "volume {volume} may be behind what clients were told {when}: it was not all on this host's disk when the VM ended here"
+            "volume {volume} may be behind what clients were told {}: it was not all on this host's disk when the VM ended here",
+            if when.is_empty() { "while it was protected" } else { &when }
         );
-        self.refuse_start(
-            reason,
-            "start it on the VM's other host then, if that has its disks: they may have more; `--force` starts it here,              without what is missing",
-        );
+        self.refuse_start(reason, &if_behind(found));
         true
     }
 
@@ -229,5 +229,37 @@ impl Core {
         quitting.asked = true;
         self.input(Input::Switchover { to: None, reason: "the keeper was told to end".into() });
         true
+    }
+}
+
+/// What there is to do about images that may be behind here, on the host that the witness's record names, if there is one.
+fn if_behind(found: Option<&Record>) -> String {
+    let last = match found {
+        Some(record) => format!(
+            "by the witness's record (term {}) {} ran the VM last, alone: another host's disks are as they were when it was a backup",
+            record.term, record.primary
+        ),
+        None => "the witness does not know which host ran the VM last: another host's disks may have more, or be hours older".into(),
+    };
+    format!(
+        "{last}; compare them (`ninefold vm status` and `ninefold vm events` there) before you start the VM there with `--force`; \
+         `--force` here starts it without what is missing"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nobody is sent to a host whose disks may be older without being told so.
+    #[test]
+    fn the_help_says_which_host_ran_the_vm_last() {
+        let record = Record { term: ninefold_model::Term(9), primary: "a".parse().unwrap(), backups: Vec::new() };
+        let (known, unknown) = (if_behind(Some(&record)), if_behind(None));
+        assert!(known.contains("(term 9) a ran the VM last"), "{known}");
+        assert!(unknown.contains("does not know which host"), "{unknown}");
+        for help in [known, unknown] {
+            assert!(help.contains("compare") && !help.contains("  "), "{help}");
+        }
     }
 }

@@ -224,7 +224,7 @@ impl Core {
     pub(super) fn start_from(&mut self, found: Option<Record>, force: bool) {
         let Some(job) = self.snapshot.job.as_mut().filter(|job| job.restore && job.found.is_none()) else {
             // Another host that has more is what the witness knows of; this one knows of its own disks.
-            if !force && self.protocol.may_start(found.as_ref(), force).is_ok() && self.is_behind() {
+            if !force && self.protocol.may_start(found.as_ref(), force).is_ok() && self.is_behind(found.as_ref()) {
                 return;
             }
             return self.input(Input::Start { found, force });
