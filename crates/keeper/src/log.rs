@@ -625,9 +625,7 @@ impl LogThread {
         // What a resync has written past the log is durable before a checkpoint that rests on it can be.
         self.sync_images()?;
         self.wait_for_room(&running.log);
-        let committed = write_received(running.log.begin(at_of(received))?, received, &self.health)?;
-        running.log.shared().images_hold(committed.number - 1);
-        Ok(committed)
+        write_received(running.log.begin(at_of(received))?, received, &self.health)
     }
 
     fn running(&self, log: Log, at: Option<(Term, Epoch)>) -> Result<Running, String> {

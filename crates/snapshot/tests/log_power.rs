@@ -238,8 +238,6 @@ impl Host {
                 self.log.stand(&primary(*term))?;
                 self.known.standings.remove(0);
             }
-            // One part that is too much for the log would end it.
-            Act::GoOn(..) if self.log.length() > OPTIONS.limit / 4 => {}
             Act::GoOn(missed, first) => self.go_on(missed, first)?,
         }
         Ok(())
@@ -273,6 +271,7 @@ impl Host {
             self.happens(deed);
             let (runs, bytes) = gather(&self.guest, &std::mem::take(&mut self.dirty));
             self.tries(None);
+            self.makes_room()?;
             self.log.part(Term(5 + self.session), &runs, &bytes)?;
             self.known.acknowledged += 1;
             // A resync: past the log.
@@ -283,12 +282,21 @@ impl Host {
         let number = self.log.last() + 1;
         let at = self.at(number);
         self.tries(Some(at));
+        self.makes_room()?;
         write(self.log.begin(at)?, &self.guest, &self.dirty, &self.operations)?;
-        self.log.shared().images_hold(number - 1);
         self.known.acknowledged += 1;
         self.known.going_on = false;
         self.dirty.clear();
         self.queue.push(std::mem::take(&mut self.operations));
+        Ok(())
+    }
+
+    /// Whatever the log holds, and however much comes in parts, it can be folded until there is room for more: nobody waits for the
+    /// images, which are not equal to the other host's before the first checkpoint.
+    fn makes_room(&mut self) -> Result<(), LogError> {
+        while self.log.shared().waiting_bytes() > OPTIONS.limit {
+            assert!(self.folder.fold()?, "nothing can be folded, and nothing more be committed");
+        }
         Ok(())
     }
 
@@ -438,6 +446,34 @@ proptest! {
             }
         }
     }
+}
+
+/// Nothing of what the volume was told is in its image when the host comes back as a backup, the log is as long as it may be, and as much
+/// again comes in parts.
+#[test]
+fn a_long_log_goes_on_however_much_has_changed() {
+    let all = |n: u64| Deed {
+        touches: (0..20).map(|page| (0, page, Some((false, n * 100 + page + 1)))).collect(),
+        state: vec![n as u8],
+        writes: vec![(n as usize * 8, 8, n as u8)],
+        ..Deed::default()
+    };
+    let disk = prepared();
+    let mut host = Host::start(&disk, &[], &all(1)).unwrap();
+    for n in 2..8 {
+        host.one(&Act::Commit(all(n))).unwrap();
+    }
+    let former = host.log.last();
+    assert!(host.log.shared().waiting_bytes() > OPTIONS.limit);
+    host.go_on(&(8..30).map(all).collect::<Vec<_>>(), &all(30)).unwrap();
+    // Of what the session's checkpoints write the image has nothing: those stay.
+    while host.folder.fold().unwrap() {}
+    host.one(&Act::Commit(all(31))).unwrap();
+    while host.folder.fold().unwrap() {}
+    assert_eq!(host.log.last(), former + 24);
+    let known = host.known.clone();
+    drop(host);
+    Host::recover(&disk.power_on(Fate::Lost), &known).unwrap().expect("it was there before");
 }
 
 /// The power goes twice, each time while the standing is written: what it left of the first is not what the second destroys.

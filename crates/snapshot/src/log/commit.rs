@@ -86,6 +86,8 @@ impl Log {
         self.standing.write(standing)?;
         let volumes = self.last + 1;
         self.shared.change_head(&*self.storage, |head| Head { format: FORMAT, volumes, ..head })?;
+        // Nobody plays those operations any more: their segments may go, whatever the images hold.
+        self.shared.images_hold(self.last);
         self.hello = hello;
         // The new one says what the VM is now. One without a commit is begun again.
         let number = self.segment.number + u64::from(!self.fresh);
@@ -104,7 +106,9 @@ impl Log {
     pub fn part(&mut self, term: Term, runs: &[PageRun], bytes: &[u8]) -> Result<(), LogError> {
         let mut commit = self.begin(At::part(term))?;
         commit.pages(runs, bytes)?;
-        commit.finish().map(drop)
+        let part = commit.finish()?;
+        self.shared.has_none(part.number);
+        Ok(())
     }
 
     /// Notes on what terms this host stands with the witness; durable when this returns. To be done before each proposal.

@@ -85,8 +85,18 @@ impl Shared {
         self.lock().closed.iter().map(|c| c.bytes).sum()
     }
 
-    /// Bytes that wait for the folder.
-    pub(super) fn waiting_bytes(&self) -> u64 {
+    /// This commit has no operations on volumes: the images have it once they have what was before.
+    pub(super) fn has_none(&self, commit: u64) {
+        let mut state = self.lock();
+        if state.images >= commit - 1 {
+            state.images = state.images.max(commit);
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Bytes that wait for the folder: [`Log::begin`](super::Log::begin) begins no commit while they are more than the log's limit.
+    pub fn waiting_bytes(&self) -> u64 {
         self.lock().waiting()
     }
 

@@ -32,7 +32,7 @@
 //! * **Nothing is believed that only the host's memory holds.** A keeper that died, not the power, may have left a commit that
 //!   can be read and is not on the disk: [`Found::recover`] syncs what was found before anything is made of it.
 //! * **Volumes.** Operations reach a volume's image only after their commit is durable; a segment is removed only when the
-//!   image has them durably ([`Shared::images_hold`]). After a loss of power the operations of all retained commits are
+//!   image has them durably ([`Shared::images_hold`]), or when nobody plays them any more ([`Log::go_on`]). After a loss of power the operations of all retained commits are
 //!   played onto the image, in order, and image and memory are of the same commit.
 //!
 //! [`Mark`]: ninefold_replica::stream::Mark
