@@ -13,8 +13,8 @@ use std::sync::mpsc::{Sender, SyncSender, sync_channel};
 use std::thread;
 use std::time::Instant;
 
-use ninefold_model::{Epoch, HostName};
-use ninefold_replica::protocol::Standing;
+use ninefold_model::{Epoch, Record};
+use ninefold_replica::protocol::{LogRole, Standing};
 use ninefold_replica::stream::Hello;
 use ninefold_snapshot::log::{Found, Log, LogError, Options};
 
@@ -120,6 +120,7 @@ fn look(config: &KeeperConfig, disks: &Disks) -> Result<Option<Found>, String> {
         Err(LogError::None) => return Ok(None),
         other => other.map_err(|e| report(&e))?,
     };
+    check_host(found.standing(), config)?;
     if let Some(volume) = disks.made() {
         return Err(format!(
             "the volume {} was not in the pool (is its file system mounted?): an empty one has been made in its place",
@@ -131,12 +132,8 @@ fn look(config: &KeeperConfig, disks: &Disks) -> Result<Option<Found>, String> {
 
 /// Whether the log is of the VM that this keeper keeps.
 fn check(hello: &Hello, config: &KeeperConfig) -> Result<(), String> {
-    let hosts = |host: &HostName| *host == config.host || config.peers.iter().any(|p| p.host == *host);
     if hello.vm != config.vm.name {
         return Err(format!("the log is of {}", hello.vm));
-    }
-    if !hosts(&hello.from) {
-        return Err(format!("the log speaks of {}, which is no host of this VM", hello.from));
     }
     let spec = &hello.spec;
     let differs = [
@@ -149,6 +146,17 @@ fn check(hello: &Hello, config: &KeeperConfig) -> Result<(), String> {
     match differs.iter().find(|(differs, _)| *differs) {
         Some((_, what)) => Err(format!("the VM's {what} are configured otherwise than in the log")),
         None => Ok(()),
+    }
+}
+
+/// Whether the host on which the VM ran, as the log's standing says, is one of its hosts. The one that the log began with need not be any
+/// more: a log goes on with other primaries.
+fn check_host(standing: &Standing, config: &KeeperConfig) -> Result<(), String> {
+    let (LogRole::Primary { record: Record { primary, .. } } | LogRole::Backup { primary, .. }) = &standing.role;
+    if *primary == config.host || config.peers.iter().any(|p| p.host == *primary) {
+        Ok(())
+    } else {
+        Err(format!("the log speaks of {primary}, which is no host of this VM"))
     }
 }
 
@@ -203,4 +211,63 @@ fn load(found: Found, config: &KeeperConfig, place: &Place) -> Result<News, Stri
     let (history, logged, stopped) = (None, true, None);
     let loaded = Loaded { machine, ports, epoch, health: health_then, load_us, tracker, history, logged, stopped };
     Ok(News::Loaded { loaded: Box::new(loaded), log: Box::new(log), health })
+}
+
+#[cfg(test)]
+mod tests {
+    use ninefold_model::Term;
+    use ninefold_model::spec::Accel;
+    use ninefold_replica::stream::{BlockInfo, Layout};
+    use ninefold_snapshot::log::{At, New};
+
+    use super::*;
+
+    /// A log has outlived the host that it began with, which is no host of the VM any more.
+    #[test]
+    fn a_log_is_that_of_the_hosts_of_today() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = serde_json::json!({
+            "host": "a", "vm": { "name": "db", "memory_mib": 64, "boot": { "boot_sector": { "image": "/x" } } },
+            "run_dir": dir.path(), "pool": dir.path(), "listen": "10.8.0.1:7701",
+            "peers": [{ "host": "b", "addr": "10.8.0.2:7701" }],
+            "witness": { "host": "w", "addr": "10.8.0.3:7700" }, "security": "plain_text"
+        });
+        let config: KeeperConfig = serde_json::from_value(config).unwrap();
+        let block = BlockInfo { name: "ram".into(), used: 4096, total: 4096 };
+        let hello = |from: &str, session| Hello {
+            session,
+            vm: config.vm.name.clone(),
+            from: from.parse().unwrap(),
+            term: Term(session),
+            spec: config.vm.clone(),
+            epoch_policy: Default::default(),
+            qemu: "10.0.2".into(),
+            accel: Accel::Tcg,
+            layout: Layout::new(vec![block.clone()]).unwrap(),
+            lanes: 1,
+            health: Default::default(),
+            reign: None,
+            origin: None,
+            generation: None,
+        };
+        let backup = |primary: &str, session| {
+            Standing::new(LogRole::Backup { session: Term(session), primary: primary.parse().unwrap() })
+        };
+        let at = |session| At { session: Term(session), epoch: Epoch(1), term: Term(session) };
+        let place = log::place(&config);
+        std::fs::create_dir_all(&place).unwrap();
+        let storage = log::open(&place).unwrap();
+        let mut new = New::create(storage, hello("gone", 5), &backup("gone", 5), Options::default()).unwrap();
+        new.first(at(5)).unwrap().finish().unwrap();
+        let mut log = new.publish().unwrap();
+        drop(log.folder().unwrap());
+        log.go_on(hello("b", 6), &backup("b", 6)).unwrap();
+        log.begin(at(6)).unwrap().finish().unwrap();
+        drop(log);
+        let found = look(&config, &Disks::default()).unwrap().expect("it is there");
+        assert_eq!(found.last().at, at(6));
+        drop(found);
+        let without = KeeperConfig { peers: Vec::new(), ..config };
+        assert!(look(&without, &Disks::default()).unwrap_err().contains("speaks of b, which is no host of this VM"));
+    }
 }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use ninefold_model::HostName;
 use ninefold_replica::continuation::Reign;
 use ninefold_replica::protocol::{LogRole, Standing};
 use ninefold_replica::stream::record::MAX_VOLUMES;
@@ -84,11 +83,6 @@ impl Found {
     /// On what terms with the witness the log was written.
     pub fn standing(&self) -> &Standing {
         &self.standing.standing
-    }
-
-    /// Whose log it is.
-    pub fn host(&self) -> &HostName {
-        &self.head.hello.from
     }
 
     /// The last commit.
