@@ -251,7 +251,7 @@ impl Machine {
         )
         .into_bytes();
         let machine = Machine {
-            clock: GuestClock::new(child.pid(), kvm_clock),
+            clock: GuestClock::new(child.pid(), kvm_clock, config.spec.watchdog.is_some()),
             unborn: !config.incoming,
             loaded: false,
             qmp,

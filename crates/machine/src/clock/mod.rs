@@ -40,10 +40,16 @@ pub(crate) struct GuestClock {
     early: Reading,
 }
 
+/// What a guest with a watchdog is given at once, nanoseconds. Its watchdog counts the guest's time: a leap by more than it waits
+/// for would let it fire before the guest could answer. Half a second is far above a checkpoint's pause, and below any time-out that
+/// such a watchdog can be given in whole seconds.
+const MOST_WITH_WATCHDOG: i64 = 500_000_000;
+
 impl GuestClock {
     /// Of the QEMU with this process id, which is to be found yet. Under KVM, with the place of the preloaded library's words.
-    pub(crate) fn new(pid: u32, kvm: Option<u64>) -> GuestClock {
-        GuestClock { pid, place: None, timeline: Timeline::default(), kvm: kvm.map(KvmClock::new), early: now() }
+    pub(crate) fn new(pid: u32, kvm: Option<u64>, watchdog: bool) -> GuestClock {
+        let timeline = Timeline::at_most(watchdog.then_some(MOST_WITH_WATCHDOG));
+        GuestClock { pid, place: None, timeline, kvm: kvm.map(KvmClock::new), early: now() }
     }
 
     /// Whether it is known where QEMU has its clock: then time goes on in pauses.
@@ -83,7 +89,10 @@ impl GuestClock {
     /// To be called at the end of a pause, right before `cont`: gives the guest the time that it stood still. Does not
     /// allocate unless it fails.
     pub(crate) fn go_on(&mut self, process: &File) -> Result<()> {
-        let Some(place) = self.place else { return Ok(()) };
+        let Some(place) = self.place else {
+            // What a take-over has told the library is for the first time that the guest goes on, not for each.
+            return self.kvm.as_mut().map_or(Ok(()), |kvm| kvm.keep(process, false));
+        };
         let target = self.timeline.go_on(now());
         if let Some(kvm) = &mut self.kvm {
             kvm.keep(process, target.is_some())?;

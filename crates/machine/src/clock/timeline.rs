@@ -36,12 +36,31 @@ pub(super) struct Timeline {
     owed: Reading,
     /// Of the host's clock, when the guest was last given some of it.
     given: i64,
+    /// So much is given at once at most, nanoseconds; None: any.
+    most: Option<i64>,
 }
 
 /// A gap that is slewed is given back by so much of the time that passes.
 const SLEW: i64 = 20;
 
 impl Timeline {
+    /// Of a guest that is given no more than `most` nanoseconds at once. What it is not given is lost to it.
+    pub(super) fn at_most(most: Option<i64>) -> Timeline {
+        Timeline { most, ..Timeline::default() }
+    }
+
+    /// From what the guest has seen to what it would see, or as far as it may.
+    fn bounded(&self, still: Reading, target: Reading) -> Reading {
+        let leap = target.minus(still);
+        match self.most.filter(|most| leap.clock > *most) {
+            Some(most) => {
+                let ticks = i128::from(leap.ticks) * i128::from(most) / i128::from(leap.clock);
+                still.plus(Reading { clock: most, ticks: i64::try_from(ticks).unwrap_or(0) })
+            }
+            None => target,
+        }
+    }
+
     /// QEMU had `before` when it was told to stop the guest and has `still` now.
     pub(super) fn stopped(&mut self, before: Reading, still: Reading) {
         if before == still {
@@ -58,6 +77,7 @@ impl Timeline {
     pub(super) fn go_on(&mut self, now: Reading) -> Option<Reading> {
         let (still, offsets) = (self.still.take()?, self.offsets?);
         let target = offsets.plus(now).plus(self.due(now)).at_least(still);
+        let target = self.bounded(still, target);
         self.offsets = Some(target.minus(now));
         Some(target)
     }
@@ -89,8 +109,8 @@ impl Timeline {
     /// what to write.
     pub(super) fn begin(&mut self, still: Reading, now: Reading, gap: Reading, slewed: bool) -> Reading {
         let (given, owed) = if slewed { (Reading::default(), gap) } else { (gap, Reading::default()) };
-        let target = still.plus(given).at_least(still);
-        *self = Timeline { offsets: Some(target.minus(now)), still: None, owed, given: now.clock };
+        let target = self.bounded(still, still.plus(given).at_least(still));
+        *self = Timeline { offsets: Some(target.minus(now)), still: None, owed, given: now.clock, most: self.most };
         target
     }
 }
@@ -123,6 +143,20 @@ pub(super) fn saved(state: &[u8]) -> Option<Reading> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// The time of a hardware watchdog leaps with the clock, and the guest cannot answer before it has run.
+    #[test]
+    fn a_long_pause_is_not_given_to_a_guest_with_a_watchdog() {
+        let mut timeline = Timeline::at_most(Some(500));
+        timeline.stopped(Reading { clock: 10, ticks: 30 }, at(1000));
+        let target = timeline.go_on(at(9000)).unwrap();
+        assert_eq!(target.clock, 1500);
+        assert!((target.ticks - at(1500).ticks).abs() < 100, "{target:?}");
+        // From there on as ever.
+        timeline.stopped(target.minus(at(9000)), target.plus(Reading { clock: 100, ticks: 300 }));
+        assert_eq!(timeline.go_on(at(9300)).unwrap().clock, 1800);
+        assert_eq!(timeline.begin(at(5), at(9400), Reading { clock: 900, ticks: 2700 }, false).clock, 505);
+    }
 
     fn at(clock: i64) -> Reading {
         // A TSC of 3 GHz that began elsewhere.

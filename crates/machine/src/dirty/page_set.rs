@@ -51,8 +51,14 @@ impl PageSet {
 
     /// The first run at or behind page `from`, as long as it goes: its first page, and the page behind its last.
     pub(super) fn next_run(&self, from: u64) -> Option<(u64, u64)> {
-        let first = self.next(from, 0)?;
-        Some((first, self.next(first, !0).unwrap_or(self.pages)))
+        self.next_run_before(from, self.pages)
+    }
+
+    /// The same of the pages before `end`: no further is looked.
+    pub(super) fn next_run_before(&self, from: u64, end: u64) -> Option<(u64, u64)> {
+        let end = end.min(self.pages);
+        let first = self.next(from, end, 0)?;
+        Some((first, self.next(first, end, !0).unwrap_or(end)))
     }
 
     /// Takes the pages `first..end` out.
@@ -65,18 +71,18 @@ impl PageSet {
         page < self.pages && self.words[(page / 64) as usize] & (1 << (page % 64)) != 0
     }
 
-    /// The first page at or behind `from` that is in the set (`invert` is 0) or is not (`!0`).
-    fn next(&self, from: u64, invert: u64) -> Option<u64> {
-        if from >= self.pages {
+    /// The first page from `from` on and before `end` that is in the set (`invert` is 0) or is not (`!0`).
+    fn next(&self, from: u64, end: u64, invert: u64) -> Option<u64> {
+        if from >= end {
             return None;
         }
         let start = (from / 64) as usize;
         let mut mask = !0 << (from % 64);
-        for (index, word) in self.words.iter().enumerate().skip(start) {
+        for (index, word) in self.words[..end.div_ceil(64) as usize].iter().enumerate().skip(start) {
             let found = (word ^ invert) & mask;
             if found != 0 {
                 let page = index as u64 * 64 + u64::from(found.trailing_zeros());
-                return (page < self.pages).then_some(page);
+                return (page < end).then_some(page);
             }
             mask = !0;
         }

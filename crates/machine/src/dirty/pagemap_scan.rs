@@ -26,7 +26,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::regions::Segment;
+use super::regions::{Segment, WARMED};
 use super::traps::{Traps, Watched};
 use super::{DirtySet, PageRun};
 use crate::blocks::PAGE_SIZE;
@@ -186,14 +186,23 @@ impl PagemapScan {
     fn move_regions(&self, watched: &Watched) -> Result<()> {
         let mut state = watched.lock()?;
         let (noting, trapping) = (self.uffds.noting.as_fd(), self.uffds.trapping.as_fd());
-        while let Some(region) = state.regions.next_rising() {
-            hand_over(trapping, noting, watched.place(&state.regions.pages_of(region)))?;
+        let mut moved = 0;
+        while moved < WARMED {
+            let Some(region) = state.regions.next_rising() else { break };
+            let pages = state.regions.pages_of(region);
+            if !hand_over(trapping, noting, watched.place(&pages))? {
+                return Ok(());
+            }
+            moved += pages.end - pages.start;
             state.regions.warmed(region);
         }
-        if let Some(regions) = state.regions.next_cooling() {
+        if moved < WARMED
+            && let Some(regions) = state.regions.next_cooling()
+        {
             let pages = state.regions.pages_of(regions.start).start..state.regions.pages_of(regions.end - 1).end;
-            hand_over(noting, trapping, watched.place(&pages))?;
-            state.regions.cooled(regions);
+            if hand_over(noting, trapping, watched.place(&pages))? {
+                state.regions.cooled(regions);
+            }
         }
         Ok(())
     }
@@ -245,11 +254,17 @@ fn push(out: &mut DirtySet, block: usize, pages: Range<u64>, joinable: usize) {
     }
 }
 
-/// A range leaves one userfaultfd and belongs to the other, all its pages clean.
-fn hand_over(from: BorrowedFd<'_>, to: BorrowedFd<'_>, (start, bytes): (u64, u64)) -> Result<()> {
-    sys::uffd_unregister(from, start, bytes).map_err(MachineError::io("UFFDIO_UNREGISTER"))?;
-    sys::uffd_register(to, start, bytes).map_err(MachineError::io("UFFDIO_REGISTER"))?;
-    sys::uffd_protect(to, start, bytes).map_err(MachineError::io("UFFDIO_WRITEPROTECT"))
+/// A range leaves one userfaultfd and belongs to the other, all its pages clean and written by nobody. Answers whether it does: if
+/// the kernel has no room for another mapping, all is as before.
+fn hand_over(from: BorrowedFd<'_>, to: BorrowedFd<'_>, (start, bytes): (u64, u64)) -> Result<bool> {
+    let take = |uffd| sys::uffd_register(uffd, start, bytes).and_then(|()| sys::uffd_protect(uffd, start, bytes));
+    if sys::uffd_unregister(from, start, bytes).and_then(|()| take(to)).is_ok() {
+        return Ok(true);
+    }
+    // Also one that failed may have opened the pages.
+    let _ = sys::uffd_unregister(to, start, bytes);
+    take(from).map_err(MachineError::io("protecting memory again"))?;
+    Ok(false)
 }
 
 impl Drop for PagemapScan {

@@ -21,16 +21,20 @@ const MAX_REGIONS: u64 = 32_768;
 const HOT_AFTER: u8 = 3;
 /// For so many scans was nothing written in a hot region when it becomes cold: a few seconds of checkpoints.
 const COLD_AFTER: u32 = 100;
-/// How many regions become hot in one pause: each takes some microseconds.
-pub(super) const MOVES: usize = 64;
-/// How many neighbouring regions become cold in one pause.
-const COOLED: u64 = 4;
+/// How many regions wait at most to become hot.
+const RISING: usize = 64;
+/// So many pages become hot in one pause, but a region at least. 512 take some 0.1 ms on a slow machine.
+pub(super) const WARMED: u64 = 4096;
+/// So many pages, neighbours, become cold in one pause, but a region at least.
+const COOLED: u64 = 2048;
 
 /// What is known of one region.
 #[derive(Debug, Clone, Copy, Default)]
 struct Region {
     /// Cold: in how many scans it was trapped. Hot: nothing.
     heat: u8,
+    /// It waits to become hot.
+    rising: bool,
     /// Hot: the number of the last scan in which something was written, or in which it became hot.
     written: u32,
     /// The page behind the last one that was opened, and how many pages were: a guest that writes one page after the other
@@ -79,7 +83,7 @@ impl Regions {
             hot: PageSet::empty(count),
             touched: PageSet::empty(count),
             trapped: PageSet::empty(pages),
-            rising: Vec::with_capacity(MOVES),
+            rising: Vec::with_capacity(RISING),
             scans: 0,
             cursor: 0,
         }
@@ -126,7 +130,6 @@ impl Regions {
     /// A scan begins.
     pub(super) fn begin_scan(&mut self) {
         self.scans = self.scans.wrapping_add(1);
-        self.rising.clear();
     }
 
     /// What is to be looked at, at or behind page `from`, where a region begins or the block ends.
@@ -146,8 +149,8 @@ impl Regions {
     /// The next trapped pages of a region.
     pub(super) fn next_trapped(&self, region: u64) -> Option<Range<u64>> {
         let pages = self.pages_of(region);
-        let (first, end) = self.trapped.next_run(pages.start)?;
-        (first < pages.end).then(|| first..end.min(pages.end))
+        let (first, end) = self.trapped.next_run_before(pages.start, pages.end)?;
+        Some(first..end)
     }
 
     /// The pages have been protected again and reported.
@@ -161,7 +164,8 @@ impl Regions {
         let region = &mut self.regions[number as usize];
         region.window = 0;
         region.heat = region.heat.saturating_add(1);
-        if region.heat >= HOT_AFTER && self.rising.len() < MOVES {
+        if region.heat >= HOT_AFTER && !region.rising && self.rising.len() < RISING {
+            region.rising = true;
             self.rising.push(number);
         }
     }
@@ -176,7 +180,9 @@ impl Regions {
     /// The next region that is to become hot now: all its pages are clean, and nobody writes. To be told by
     /// [`Regions::warmed`] if it has.
     pub(super) fn next_rising(&mut self) -> Option<u64> {
-        self.rising.pop()
+        let number = self.rising.pop()?;
+        self.regions[number as usize].rising = false;
+        Some(number)
     }
 
     /// The region has become hot.
@@ -192,13 +198,14 @@ impl Regions {
             Some(found) => found,
             None => self.hot.next_run(0)?,
         };
-        let end = end.min(first + MOVES as u64);
+        let end = end.min(first + RISING as u64);
         let quiet = |number: &u64| self.scans.wrapping_sub(self.regions[*number as usize].written) >= COLD_AFTER;
         let Some(first) = (first..end).find(quiet) else {
             self.cursor = end;
             return None;
         };
-        let end = (first..end.min(first + COOLED)).take_while(quiet).last().map_or(first, |last| last + 1);
+        let most = (COOLED / self.region_pages).max(1);
+        let end = (first..end.min(first + most)).take_while(quiet).last().map_or(first, |last| last + 1);
         self.cursor = end;
         Some(first..end)
     }

@@ -160,7 +160,13 @@ fn open(uffd: &OwnedFd, watched: &Watched, address: u64) -> io::Result<()> {
     match state.regions.trap(offset / PAGE_SIZE) {
         Some(pages) => {
             let (start, bytes) = watched.place(&pages);
-            sys::uffd_open(uffd.as_fd(), start, bytes)
+            match sys::uffd_open(uffd.as_fd(), start, bytes) {
+                // The range is not registered (any more): nothing is in the writer's way but that it sleeps.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                    sys::uffd_wake(uffd.as_fd(), address & !(PAGE_SIZE - 1), PAGE_SIZE)
+                }
+                other => other,
+            }
         }
         // It became hot after the writer was trapped.
         None => sys::uffd_wake(uffd.as_fd(), address & !(PAGE_SIZE - 1), PAGE_SIZE),
