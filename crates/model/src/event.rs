@@ -21,7 +21,7 @@ pub struct Event {
     pub host: HostName,
     /// How many events this stands for: 1, unless it is folded.
     #[serde(default = "one")]
-    pub count: u64,
+    pub times: u64,
     /// When the first of them was. None unless it is folded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first: Option<Moment>,
@@ -182,4 +182,31 @@ pub struct FailoverPhases {
     pub load_us: u64,
     /// From loaded to running.
     pub resume_us: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The fields of a kind lie beside those that every event has: none may have the name of one of those.
+    #[test]
+    fn no_field_of_a_kind_hides_one_of_the_event() {
+        let source = include_str!("event.rs");
+        let (all, kinds) = source.split_once("pub enum EventKind {").unwrap();
+        let (_, event) = all.split_once("pub struct Event {").unwrap();
+        let (event, _) = event.split_once("\n}").unwrap();
+        let (kinds, _) = kinds.split_once("\n}").unwrap();
+        let common: Vec<_> = event.lines().filter_map(|l| l.trim().strip_prefix("pub ")?.split_once(':')).collect();
+        assert!(common.len() > 6);
+        for (name, _) in common {
+            let field = |l: &str| l.split([' ', '{', '(']).any(|word| word == format!("{name}:"));
+            let of: Vec<_> = kinds.lines().filter(|l| !l.trim().starts_with("//") && field(l)).collect();
+            assert!(of.is_empty(), "'{name}' is also in: {of:?}");
+        }
+        let kind = EventKind::WatchdogFired { action: WatchdogAction::Dump, count: 3 };
+        let host = "a".parse().unwrap();
+        let event = Event { seq: 1, unix_us: 2, monotonic_us: 3, host, times: 4, first: None, kind };
+        let text = serde_json::to_string(&event).unwrap();
+        assert_eq!(serde_json::from_str::<Event>(&text).unwrap(), event, "{text}");
+    }
 }

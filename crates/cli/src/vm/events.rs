@@ -114,7 +114,7 @@ pub fn now_us() -> u64 {
 
 /// An event for people, at the time when it was first.
 fn line(event: &Event) -> String {
-    let times = match event.count {
+    let times = match event.times {
         1 => String::new(),
         n => format!(" ({} times until {})", count(n), clock(event.unix_us)),
     };
@@ -125,7 +125,7 @@ fn line(event: &Event) -> String {
 fn again(event: &Event) -> String {
     let times = match event.first {
         None => String::new(),
-        Some(first) => format!(" ({} times since {})", count(event.count), clock(first.unix_us)),
+        Some(first) => format!(" ({} times since {})", count(event.times), clock(first.unix_us)),
     };
     format!("{}  {:<8}  {}{times}", clock(event.unix_us), event.host, words(&event.kind))
 }
@@ -240,14 +240,14 @@ mod tests {
         let hours = |h: u64| h * 3_600_000_000;
         let kind = EventKind::Refused { peer: "10.0.0.7:1".into(), reason: "no".into() };
         let host = "b".parse().unwrap();
-        let mut event = Event { seq: 9, unix_us: hours(18), monotonic_us: 0, host, count: 1, first: None, kind };
+        let mut event = Event { seq: 9, unix_us: hours(18), monotonic_us: 0, host, times: 1, first: None, kind };
         assert_eq!(line(&event), "18:00:00.000  b         refused 10.0.0.7:1: no");
         assert_eq!(line(&event), again(&event));
-        event.count = 4711;
+        event.times = 4711;
         event.first = Some(Moment { seq: 1, unix_us: hours(10), monotonic_us: 0 });
         assert_eq!(line(&event), "10:00:00.000  b         refused 10.0.0.7:1: no (4,711 times until 18:00:00.000)");
         assert_eq!(again(&event), "18:00:00.000  b         refused 10.0.0.7:1: no (4,711 times since 10:00:00.000)");
         let json = serde_json::to_value(&event).unwrap();
-        assert_eq!((&json["count"], &json["first"]["unix_us"]), (&4711.into(), &hours(10).into()));
+        assert_eq!((&json["times"], &json["first"]["unix_us"]), (&4711.into(), &hours(10).into()));
     }
 }

@@ -89,7 +89,7 @@ pub(super) mod tests {
 
     pub fn event(host: &str, kind: EventKind) -> Event {
         let host = host.parse().unwrap();
-        Event { seq: 1, unix_us: 0, monotonic_us: 0, host, count: 1, first: None, kind }
+        Event { seq: 1, unix_us: 0, monotonic_us: 0, host, times: 1, first: None, kind }
     }
 
     pub fn status(role: &str, protection: Option<&str>, peer: Option<&str>) -> VmStatus {

@@ -19,7 +19,7 @@ pub struct Repeats {
 impl Repeats {
     /// An event comes: itself, if it is to be told now. `now` is on any clock that does not go back.
     pub fn take(&mut self, event: Event, now: Duration) -> Option<Event> {
-        if event.count == 1 {
+        if event.times == 1 {
             return Some(event);
         }
         match self.told.get_mut(&(event.host.clone(), event.first().seq)) {
@@ -60,7 +60,7 @@ mod tests {
         let first = (first < seq).then_some(Moment { seq: first, unix_us: 0, monotonic_us: 0 });
         let count = first.map_or(1, |f| seq - f.seq + 1);
         let host = "a".parse().unwrap();
-        Event { seq, unix_us: 0, monotonic_us: seq, host, count, first, kind: EventKind::WitnessReachable }
+        Event { seq, unix_us: 0, monotonic_us: seq, host, times: count, first, kind: EventKind::WitnessReachable }
     }
 
     #[test]
@@ -78,7 +78,7 @@ mod tests {
         assert_eq!((lines.len(), other), (11, 10), "{lines:?}");
         // The last of them is told, too.
         let rest = repeats.due(Duration::from_secs(200));
-        assert_eq!(rest.iter().map(|e| e.count).collect::<Vec<_>>(), [1000]);
+        assert_eq!(rest.iter().map(|e| e.times).collect::<Vec<_>>(), [1000]);
         assert!(repeats.due(Duration::from_secs(300)).is_empty() && repeats.told.is_empty());
     }
 }

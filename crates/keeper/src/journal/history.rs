@@ -113,7 +113,7 @@ impl History {
                 seq,
                 unix_us,
                 monotonic_us,
-                count: event.count + 1,
+                times: event.times + 1,
                 first: Some(first),
                 kind,
                 host: event.host.clone(),
@@ -129,12 +129,12 @@ impl History {
         known.bucket.take(now);
         (known.entries, known.open) = (known.entries + 1, seq);
         subject.entries.insert(seq);
-        let event = Event { seq, unix_us, monotonic_us, host: self.host.clone(), count: 1, first: None, kind };
+        let event = Event { seq, unix_us, monotonic_us, host: self.host.clone(), times: 1, first: None, kind };
         self.entries.insert(seq, Entry { event: event.clone(), subject: about, like });
         if self.entries.len() > self.most {
             self.forget_one();
         }
-        Noted::New { event, closed: closed.filter(|e| e.count > 1) }
+        Noted::New { event, closed: closed.filter(|e| e.times > 1) }
     }
 
     /// Events of which something happened after the one with this number, in the order in which it happened (the last time).
@@ -256,14 +256,14 @@ mod tests {
             (times + 2, (times - 1) * SECOND / 4),
             "it is told as it was the last time"
         );
-        assert_eq!(last.seq - first.seq + 1, last.count, "no others came between");
+        assert_eq!(last.seq - first.seq + 1, last.times, "no others came between");
         // A follower sees that it has happened again, and only that.
         let after = history.last();
         assert_eq!(history.since(after), []);
         history.note(refused("10.0.0.7:9", "CertificateExpired"), 5, 5);
         assert_eq!(
-            history.since(after).iter().map(|e| (e.seq, e.count)).collect::<Vec<_>>(),
-            [(times + 3, last.count + 1)]
+            history.since(after).iter().map(|e| (e.seq, e.times)).collect::<Vec<_>>(),
+            [(times + 3, last.times + 1)]
         );
     }
 
@@ -289,7 +289,7 @@ mod tests {
         // The loud one begins anew after a while; its entry is closed with how many they were.
         let noted = history.note(failed("data1"), 0, 601 * SECOND);
         let Noted::New { event, closed: Some(closed) } = noted else { panic!("{noted:?}") };
-        assert_eq!((event.count, closed.count, closed.first().seq), (1, 69, 32));
+        assert_eq!((event.times, closed.times, closed.first().seq), (1, 69, 32));
     }
 
     #[test]
@@ -344,7 +344,7 @@ mod tests {
             let kept: std::collections::HashSet<_> =
                 history.entries.values().map(|e| e.subject.clone()).collect();
             prop_assert_eq!(kept, subjects, "none is hidden by another");
-            let count: u64 = unbounded.since(0).iter().map(|e| e.count).sum();
+            let count: u64 = unbounded.since(0).iter().map(|e| e.times).sum();
             prop_assert_eq!(count, script.len() as u64);
             for entry in history.entries.iter() {
                 prop_assert_eq!(*entry.0, entry.1.event.first().seq, "in the order of the first");
