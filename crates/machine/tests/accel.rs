@@ -32,5 +32,5 @@ fn the_probe_decides_and_remembers() {
 fn a_missing_kernel_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let error = probe(Path::new("/nowhere/vmlinuz"), Path::new("qemu-system-x86_64"), dir.path()).unwrap_err();
-    assert!(matches!(error, MachineError::Io { .. }));
+    assert!(matches!(error, MachineError::File { .. }));
 }

@@ -210,7 +210,8 @@ fn who_opens_a_full_gate_looks_at_its_clock_before_every_batch() {
     assert_eq!(out(), u64::from(frames), "nothing waits when the gate has been opened");
     let mut looks = looks.into_inner();
     looks.push(out());
-    assert_eq!(released.frames, u64::from(frames));
+    // The port's own thread may have been awake, and have written a batch too.
+    assert!(released.frames > 0 && released.frames <= u64::from(frames), "{released:?}");
     let most = looks.windows(2).map(|w| w[1] - w[0]).max().unwrap();
     assert!(most <= BATCH_FRAMES as u64, "{most} frames between two looks");
 }
