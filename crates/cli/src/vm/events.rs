@@ -26,7 +26,7 @@ const LOOK: Duration = Duration::from_secs(1);
     ninefold vm events --follow\n  \
     ninefold vm events --json | jq 'select(.event == \"took_over\").phases'\n\n\
     What happens again and again is one event that says how often it was, when first and when last.\n\n\
-    With --json: one event a line; of a folded one `count`, `first`, and in `seq` and the times the last. A keeper that was killed \
+    With --json: one event a line; of a folded one `times`, `first`, and in `seq` and the times the last. A keeper that was killed \
     takes its events with it.")]
 pub struct EventsArgs {
     #[command(flatten)]
