@@ -20,6 +20,12 @@ impl Reading {
     fn at_least(self, other: Reading) -> Reading {
         Reading { clock: self.clock.max(other.clock), ticks: self.ticks.max(other.ticks) }
     }
+
+    /// What `clock` nanoseconds are at the rate of this span, which has some.
+    fn at_rate(self, clock: i64) -> Reading {
+        let ticks = i128::from(self.ticks) * i128::from(clock) / i128::from(self.clock);
+        Reading { clock, ticks: i64::try_from(ticks).unwrap_or(0) }
+    }
 }
 
 /// The offsets that the guest is to have for as long as it lives here.
@@ -53,10 +59,7 @@ impl Timeline {
     fn bounded(&self, still: Reading, target: Reading) -> Reading {
         let leap = target.minus(still);
         match self.most.filter(|most| leap.clock > *most) {
-            Some(most) => {
-                let ticks = i128::from(leap.ticks) * i128::from(most) / i128::from(leap.clock);
-                still.plus(Reading { clock: most, ticks: i64::try_from(ticks).unwrap_or(0) })
-            }
+            Some(most) => still.plus(leap.at_rate(most)),
             None => target,
         }
     }
@@ -87,9 +90,7 @@ impl Timeline {
         if !self.owes() {
             return Reading::default();
         }
-        let part = (now.clock.saturating_sub(self.given) / SLEW).clamp(0, self.owed.clock);
-        let ticks = i128::from(self.owed.ticks) * i128::from(part) / i128::from(self.owed.clock);
-        let part = Reading { clock: part, ticks: i64::try_from(ticks).unwrap_or(0) };
+        let part = self.owed.at_rate((now.clock.saturating_sub(self.given) / SLEW).clamp(0, self.owed.clock));
         self.owed = self.owed.minus(part);
         self.given = now.clock;
         part
@@ -119,11 +120,10 @@ impl Timeline {
 pub(super) fn span(nanoseconds: u64, early: Reading, now: Reading) -> Reading {
     let passed = now.minus(early);
     let clock = i64::try_from(nanoseconds).unwrap_or(i64::MAX);
-    let ticks = match (passed.clock, passed.ticks) {
-        (1.., 1..) => i128::from(clock) * i128::from(passed.ticks) / i128::from(passed.clock),
-        _ => 0,
-    };
-    Reading { clock, ticks: i64::try_from(ticks).unwrap_or(0) }
+    match (passed.clock, passed.ticks) {
+        (1.., 1..) => passed.at_rate(clock),
+        _ => Reading { clock, ticks: 0 },
+    }
 }
 
 /// What a saved device state says that the guest has seen: QEMU's section `timer`, version 2: an instance (32 bits, 0), the
