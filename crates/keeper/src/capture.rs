@@ -267,7 +267,8 @@ impl Drop for Taken {
 
 /// Bytes of memory that this host has.
 fn physical_memory() -> u64 {
-    rustix::system::sysinfo().totalram * u64::from(rustix::system::sysinfo().mem_unit)
+    let host = rustix::system::sysinfo();
+    host.totalram * u64::from(host.mem_unit)
 }
 
 /// The size of so many pages.

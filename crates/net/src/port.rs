@@ -105,17 +105,13 @@ struct Drained {
     wake: bool,
 }
 
-struct Egress {
-    batch: Batch,
-}
-
 struct Shared {
     tap: Tap,
     mac: Mac,
     wake: Wake,
     tally: Tally,
     outgoing: Mutex<Outgoing>,
-    egress: Mutex<Egress>,
+    egress: Mutex<Batch>,
     /// The guest's. Locked for a moment only, and no other lock is taken meanwhile.
     addresses: Mutex<Addresses>,
     /// Frames from the network with the guest's own Ethernet address.
@@ -157,7 +153,7 @@ impl NetPort {
             wake,
             tally: Tally::default(),
             outgoing: Mutex::new(Outgoing::new(Gate::new(Mode::Mute, config.limits))),
-            egress: Mutex::new(Egress { batch: Batch::new() }),
+            egress: Mutex::new(Batch::new()),
             addresses: Mutex::default(),
             twin: Mutex::default(),
             has_twin: AtomicBool::new(false),
@@ -419,7 +415,7 @@ impl Shared {
     }
 
     /// The right to write to the TAP. Mutexes are not fair: who holds this for long looks at `waiting`.
-    fn egress(&self) -> MutexGuard<'_, Egress> {
+    fn egress(&self) -> MutexGuard<'_, Batch> {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let egress = lock(&self.egress);
         self.waiting.fetch_sub(1, Ordering::Relaxed);
@@ -446,8 +442,7 @@ impl Shared {
 
     /// Writes a batch of what may leave. False: there was none, or it was not to be written.
     fn write_batch(&self, still_ours: &dyn Fn() -> bool, released: &mut Released) -> bool {
-        let mut egress = self.egress();
-        let batch = &mut egress.batch;
+        let mut batch = self.egress();
         let may_leave = lock(&self.outgoing).gate.may_leave();
         if may_leave == 0 {
             return false;
