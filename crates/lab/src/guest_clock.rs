@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::boot::redis;
 use crate::error::{LabError, io_at};
 use crate::lab::Lab;
-use crate::netns::io_in_netns;
+use crate::netns::connect;
 use crate::topology::CLIENT;
 
 /// For one answer.
@@ -47,13 +47,7 @@ impl GuestClock {
     /// # Errors
     /// Nobody listens there.
     pub fn connect(lab: &Lab) -> Result<Self, LabError> {
-        let at = redis();
-        let stream = io_in_netns(&lab.netns(CLIENT)?, &format!("connect to {at}"), || {
-            let stream = TcpStream::connect_timeout(&at, PATIENCE)?;
-            stream.set_nodelay(true)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            Ok(stream)
-        })?;
+        let stream = connect(Some(&lab.netns(CLIENT)?), redis(), PATIENCE)?;
         Ok(Self { reader: BufReader::new(stream), began: Instant::now(), last_us: 0, steps_back: 0 })
     }
 

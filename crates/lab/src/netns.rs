@@ -6,10 +6,12 @@
 
 use std::fs::File;
 use std::io;
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -42,6 +44,22 @@ pub fn in_netns<T: Send>(netns: &str, f: impl FnOnce() -> T + Send) -> Result<T,
 /// [`in_netns`] for a system call: both errors in one.
 pub fn io_in_netns<T: Send>(netns: &str, what: &str, f: impl FnOnce() -> io::Result<T> + Send) -> Result<T, LabError> {
     in_netns(netns, f)?.map_err(io_at(format!("{netns}: {what}")))
+}
+
+/// Connects to `server`, from inside the namespace if one is given, and waits no longer than `patience` for that and for each
+/// answer.
+pub fn connect(netns: Option<&str>, server: SocketAddr, patience: Duration) -> Result<TcpStream, LabError> {
+    let open = || {
+        let stream = TcpStream::connect_timeout(&server, patience)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(patience))?;
+        Ok(stream)
+    };
+    let what = format!("connect to {server}");
+    match netns {
+        Some(netns) => io_in_netns(netns, &what, open),
+        None => open().map_err(io_at(what)),
+    }
 }
 
 /// Makes `command` start in a session of its own, inside the namespace and the control group (its `cgroup.procs`,

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::error::{LabError, io_at};
 use crate::lab::Lab;
-use crate::netns::io_in_netns;
+use crate::netns::connect;
 use crate::topology::{CLIENT, GUEST_IP};
 
 /// Where the guest's workload server listens.
@@ -28,13 +28,7 @@ pub struct Workload {
 impl Workload {
     /// Connects.
     pub fn connect(lab: &Lab) -> Result<Self, LabError> {
-        let at = SocketAddr::new(GUEST_IP, PORT);
-        let stream = io_in_netns(&lab.netns(CLIENT)?, &format!("connect to {at}"), || {
-            let stream = TcpStream::connect_timeout(&at, PATIENCE)?;
-            stream.set_nodelay(true)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            Ok(stream)
-        })?;
+        let stream = connect(Some(&lab.netns(CLIENT)?), SocketAddr::new(GUEST_IP, PORT), PATIENCE)?;
         Ok(Self { reader: BufReader::new(stream) })
     }
 

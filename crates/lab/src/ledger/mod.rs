@@ -11,13 +11,9 @@ pub mod pulse;
 pub mod redis;
 pub mod sql;
 
-use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-
-use crate::error::{LabError, io_at};
-use crate::netns::io_in_netns;
 
 pub use pulse::Pulse;
 pub use redis::{Ledger, await_answer, resp};
@@ -62,19 +58,5 @@ pub struct LedgerReport {
 fn complain(complaints: &mut Vec<String>, words: String) {
     if complaints.len() < MAX_WORDS {
         complaints.push(words);
-    }
-}
-
-fn connect(netns: Option<&str>, server: SocketAddr, patience: Duration) -> Result<TcpStream, LabError> {
-    let open = || {
-        let stream = TcpStream::connect_timeout(&server, patience)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(patience))?;
-        Ok(stream)
-    };
-    let what = format!("connect to {server}");
-    match netns {
-        Some(netns) => io_in_netns(netns, &what, open),
-        None => open().map_err(io_at(what)),
     }
 }

@@ -12,8 +12,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::{LedgerOptions, LedgerReport, Pulse, connect};
+use super::{LedgerOptions, LedgerReport, Pulse};
 use crate::error::{LabError, io_at};
+use crate::netns::connect;
 use crate::netns::io_in_netns;
 use book::{Book, Op, SLOTS};
 use resp::Reply;

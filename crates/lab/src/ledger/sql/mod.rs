@@ -30,8 +30,9 @@ use tokio_postgres::{Client, Config, NoTls, Statement};
 pub use book::SqlBook;
 use book::{ACCOUNTS, BALANCE, Contents, Transfer};
 
-use super::{LedgerOptions, LedgerReport, Pulse, connect};
+use super::{LedgerOptions, LedgerReport, Pulse};
 use crate::error::{LabError, io_at};
+use crate::netns::connect;
 
 /// The user and the database; the guest asks for no password.
 pub const USER: &str = "postgres";
