@@ -1,50 +1,28 @@
 //! The thread of a log and what it is told, on a real directory.
 
+mod hello;
+
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel, sync_channel};
 use std::time::Duration;
 
+use hello::hello;
 use ninefold_keeper::bell::Bell;
 use ninefold_keeper::disks::Disks;
 use ninefold_keeper::log::{self, Beginning, LogHandle, LogJob, Settings};
 use ninefold_keeper::msg::Msg;
 use ninefold_keeper::session::Job;
-use ninefold_model::spec::{Accel, EpochPolicy};
 use ninefold_model::{Epoch, Record, Term};
 use ninefold_replica::protocol::{LogRole, Standing};
-use ninefold_replica::stream::{BlockInfo, Hello, Layout};
 
 /// Only so that a failure ends.
 const LIMIT: Duration = Duration::from_secs(60);
 const ID: u64 = 7;
 
-fn hello() -> Hello {
-    let block = BlockInfo { name: "ram".into(), used: 1 << 20, total: 1 << 20 };
-    Hello {
-        session: 5,
-        vm: "db".parse().unwrap(),
-        from: "a".parse().unwrap(),
-        term: Term(5),
-        spec: serde_json::from_str(
-            r#"{"name":"db","memory_mib":256,"boot":{"linux":{"kernel":"/k","initrd":"/i","cmdline":"quiet"}},"nics":[]}"#,
-        )
-        .unwrap(),
-        epoch_policy: EpochPolicy::default(),
-        qemu: "10.0.2".into(),
-        accel: Accel::Tcg,
-        layout: Layout::new(vec![block]).unwrap(),
-        lanes: 1,
-        health: Default::default(),
-        reign: None,
-        origin: None,
-        generation: None,
-    }
-}
-
 fn begin(dir: &std::path::Path) -> (LogHandle, Receiver<Msg>, Standing) {
     let (core, heard) = channel();
     let standing = Standing::new(LogRole::Primary { record: Record::boot("a".parse().unwrap()) });
-    let beginning = Beginning::New { hello: Box::new(hello()), standing: standing.clone() };
+    let beginning = Beginning::New { hello: Box::new(hello(5, 1 << 20)), standing: standing.clone() };
     let settings =
         Settings { place: dir.join("log"), disks: Arc::new(Disks::default()), bell: Bell::new().unwrap(), core };
     (log::start(ID, Term(5), beginning, settings).unwrap(), heard, standing)

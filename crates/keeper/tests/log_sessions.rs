@@ -1,5 +1,7 @@
 //! The log of a backup goes on from session to session, in one thread and in the next keeper's, on a real directory.
 
+mod hello;
+
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,13 +13,12 @@ use ninefold_keeper::disks::Disks;
 use ninefold_keeper::log::{self, Beginning, Left, LogHandle, LogJob, Opening, Received, Settings};
 use ninefold_keeper::msg::Msg;
 use ninefold_keeper::session::Job;
-use ninefold_model::spec::{Accel, EpochPolicy};
 use ninefold_model::{Epoch, Term};
 use ninefold_replica::continuation::Reign;
 use ninefold_replica::protocol::{LogRole, Standing};
 use ninefold_replica::stream::{
-    BlockInfo, CheckpointAssembler, Fed, Hello, Layout, PAGE_SIZE, PageEncoder, PageRun, PageSink, Pass, PassKind,
-    PassWriter, Preamble, RecordReader,
+    CheckpointAssembler, Fed, Hello, PAGE_SIZE, PageEncoder, PageRun, PageSink, Pass, PassKind, PassWriter, Preamble,
+    RecordReader,
 };
 use ninefold_snapshot::log::{Found, LogError};
 
@@ -58,26 +59,7 @@ impl PageSink for Memory {
 }
 
 fn hello(session: u64) -> Hello {
-    let bytes = (PAGES * PAGE_SIZE) as u64;
-    Hello {
-        session,
-        vm: "db".parse().unwrap(),
-        from: "a".parse().unwrap(),
-        term: Term(session),
-        spec: serde_json::from_str(
-            r#"{"name":"db","memory_mib":256,"boot":{"linux":{"kernel":"/k","initrd":"/i","cmdline":"quiet"}},"nics":[]}"#,
-        )
-        .unwrap(),
-        epoch_policy: EpochPolicy::default(),
-        qemu: "10.0.2".into(),
-        accel: Accel::Tcg,
-        layout: Layout::new(vec![BlockInfo { name: "ram".into(), used: bytes, total: bytes }]).unwrap(),
-        lanes: 1,
-        health: Default::default(),
-        reign: Some(REIGN),
-        origin: None,
-        generation: None,
-    }
+    Hello { reign: Some(REIGN), ..hello::hello(session, (PAGES * PAGE_SIZE) as u64) }
 }
 
 struct Thread {

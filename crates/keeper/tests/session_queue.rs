@@ -1,5 +1,7 @@
 //! The sender of a session and what it is given and told, over a real connection.
 
+mod hello;
+
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
@@ -8,6 +10,7 @@ use std::sync::mpsc::{channel, sync_channel};
 use std::thread;
 use std::time::Duration;
 
+use hello::hello;
 use ninefold_keeper::bell::Bell;
 use ninefold_keeper::capture::{Capture, Join, Taken};
 use ninefold_keeper::config::KeeperConfig;
@@ -15,41 +18,15 @@ use ninefold_keeper::disks::Disks;
 use ninefold_keeper::msg::Msg;
 use ninefold_keeper::session::{self, Job, Settings};
 use ninefold_machine::BlockLayout;
-use ninefold_model::spec::{Accel, EpochPolicy};
 use ninefold_model::{Epoch, Term};
 use ninefold_replica::pacing::MAX_IN_FLIGHT;
-use ninefold_replica::stream::{
-    BlockInfo, Hello, Layout, PassKind, Preamble, Record, RecordReader, StreamError, write_record,
-};
+use ninefold_replica::stream::{PassKind, Preamble, Record, RecordReader, StreamError, write_record};
 use ninefold_transport::{Link, Listener, Security, connect};
 use ninefold_volume::sums::BLOCK;
 
 /// Only so that a failure ends.
 const LIMIT: Duration = Duration::from_secs(60);
 const SESSION: Term = Term(5);
-
-fn hello() -> Hello {
-    let block = BlockInfo { name: "ram".into(), used: 1 << 20, total: 1 << 20 };
-    Hello {
-        session: SESSION.0,
-        vm: "db".parse().unwrap(),
-        from: "a".parse().unwrap(),
-        term: SESSION,
-        spec: serde_json::from_str(
-            r#"{"name":"db","memory_mib":256,"boot":{"linux":{"kernel":"/k","initrd":"/i","cmdline":"quiet"}},"nics":[]}"#,
-        )
-        .unwrap(),
-        epoch_policy: EpochPolicy::default(),
-        qemu: "10.0.2".into(),
-        accel: Accel::Tcg,
-        layout: Layout::new(vec![block]).unwrap(),
-        lanes: 1,
-        health: Default::default(),
-        reign: None,
-        origin: None,
-        generation: None,
-    }
-}
 
 /// Both ends of a connection: the primary's, the backup's.
 fn pair() -> (Link, Link) {
@@ -86,7 +63,7 @@ fn heard(link: Link, mut tell: impl FnMut(&Record<'_>)) {
 fn what_a_slow_session_is_told_takes_no_room_from_checkpoints() {
     let (ours, theirs) = pair();
     let (core, _heard) = channel();
-    let session = session::open(ours, hello(), settings(Disks::default()), core).unwrap();
+    let session = session::open(ours, hello(SESSION.0, 1 << 20), settings(Disks::default()), core).unwrap();
     // It waits for the end of this round, with another behind it.
     let (pieces, taken) = sync_channel(1);
     session.jobs.send(Job::Round { round: Epoch(1), pieces: taken }).unwrap();
@@ -142,7 +119,7 @@ fn what_a_guest_wrote_while_memory_was_copied_comes_before_its_first_checkpoint(
         let dir = tempfile::tempdir().unwrap();
         let (ours, theirs) = pair();
         let (core, _heard) = channel();
-        let session = session::open(ours, hello(), settings(volume(dir.path(), SIZE)), core).unwrap();
+        let session = session::open(ours, hello(SESSION.0, 1 << 20), settings(volume(dir.path(), SIZE)), core).unwrap();
         session.jobs.send(Job::Round { round: Epoch(3), pieces: sync_channel(1).1 }).unwrap();
         let mut capture = Box::new(Capture::for_layout(&BlockLayout { blocks: Vec::new() }).unwrap());
         capture.epoch = Epoch(7);
@@ -171,7 +148,7 @@ fn what_a_guest_wrote_while_memory_was_copied_comes_before_its_first_checkpoint(
 fn answers_to_nothing_end_the_session() {
     let (ours, theirs) = pair();
     let (core, told) = channel();
-    let _session = session::open(ours, hello(), settings(Disks::default()), core).unwrap();
+    let _session = session::open(ours, hello(SESSION.0, 1 << 20), settings(Disks::default()), core).unwrap();
     let (_reader, mut writer) = theirs.split();
     writer.write_all(&Preamble::OURS.to_bytes()).unwrap();
     let answer = Record::VolumeDiffers { session: SESSION.0, volume: 0, first: 0, bits: &[0; 16] };

@@ -1,19 +1,19 @@
 //! A process that dies at each step of a log's and of a snapshot store's life, by fault points, and steps that fail: in a real
 //! directory. The disk that loses its power, with all that it may keep and lose, is in `log_power.rs`.
 
+#[path = "../../volume/tests/dying/mod.rs"]
+mod dying;
 mod guest;
 
 use std::ops::ControlFlow;
-use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use guest::{Deed, Guest, Loading, VOLUME, act, at, hello};
+use dying::SIGABRT;
+use guest::{Deed, Guest, Loading, VOLUME, act, at, hello, platform};
 use ninefold_model::Term;
-use ninefold_model::spec::{Accel, Arch};
 use ninefold_replica::protocol::{LogRole, Standing};
-use ninefold_snapshot::file::{Head, Platform};
+use ninefold_snapshot::file::Head;
 use ninefold_snapshot::log::{Found, LogError, New, Options};
 use ninefold_snapshot::storage::{Directory, Storage};
 use ninefold_snapshot::store::{Store, StoreError};
@@ -24,7 +24,6 @@ const OURS: [&str; 2] = ["storage.", "snapshot."];
 const OPTIONS: Options = Options { segment: 12 << 10, limit: 200 << 10 };
 /// The last commit of a life.
 const LAST: u64 = 8;
-const SIGABRT: i32 = 6;
 
 fn standing() -> Standing {
     Standing::new(LogRole::Backup { session: Term(5), primary: "host-b".parse().unwrap() })
@@ -102,16 +101,6 @@ fn log(dir: &Path) -> Result<(), LogError> {
     Found::remove(&*storage)
 }
 
-fn platform() -> Platform {
-    Platform {
-        arch: Arch::X86_64,
-        accel: Accel::Tcg,
-        machine: "pc-i440fx-7.2".into(),
-        cpu: "Nehalem".into(),
-        qemu: [10, 0, 2],
-    }
-}
-
 /// One snapshot that stays and one that goes.
 fn snapshots(dir: &Path) -> Result<(), StoreError> {
     let store = Store::open(&dir.join("snapshots"))?;
@@ -152,16 +141,7 @@ fn child() {
 }
 
 fn run(dir: &Path, faults: &str) -> Option<i32> {
-    let child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child", "--ignored", "--nocapture"])
-        .env("STEPS_DIR", dir)
-        .env(fault::VARIABLE, faults)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&child.stderr);
-    assert!(child.status.success() || child.status.signal().is_some(), "{faults}: {said}");
-    child.status.signal()
+    dying::run(&[("STEPS_DIR", dir)], faults)
 }
 
 /// What was acknowledged is there, as it was.

@@ -7,12 +7,11 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-use guest::{BLOCKS, Deed, Guest, Loading, act, deed, hello, layout};
-use ninefold_model::spec::{Accel, Arch};
+use guest::{BLOCKS, Deed, Guest, Loading, act, deed, hello, layout, platform};
 use ninefold_model::{SnapshotName, Term};
 use ninefold_replica::stream::page::PAGE_SIZE;
 use ninefold_replica::stream::{CheckpointAssembler, Fed, Hello, PageRun, RecordReader};
-use ninefold_snapshot::file::{BLOCK, FileError, Head, Parent, Platform, Snapshot, Writer, Written};
+use ninefold_snapshot::file::{BLOCK, FileError, Head, Parent, Snapshot, Writer, Written};
 use ninefold_snapshot::store::{Store, StoreError};
 use ninefold_volume::{Image, Pool, Tools};
 use proptest::prelude::*;
@@ -25,16 +24,6 @@ fn vm() -> Hello {
     let mut hello = hello();
     hello.spec.volumes[0].size = VOLUME as u64;
     hello
-}
-
-fn platform() -> Platform {
-    Platform {
-        arch: Arch::X86_64,
-        accel: Accel::Tcg,
-        machine: "pc-i440fx-7.2".into(),
-        cpu: "Nehalem".into(),
-        qemu: [10, 0, 2],
-    }
 }
 
 fn name(n: usize) -> SnapshotName {

@@ -3,17 +3,17 @@
 //!
 //! The process is this test's own program, told by the fault points where to die.
 
+mod dying;
 mod rig;
 
-use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use dying::SIGABRT;
 use ninefold_model::Epoch;
 use ninefold_model::spec::Acknowledge;
 use ninefold_volume::nbd::Handler;
-use ninefold_volume::{Format, Image, Op, Pool, Served, Tools, VolumeName, fault};
+use ninefold_volume::{Format, Image, Op, Pool, Served, Tools, VolumeName};
 use rig::Numbers;
 
 const SIZE: u64 = 1 << 20;
@@ -22,7 +22,6 @@ const LAST: u64 = 24;
 const WAIT: u64 = 3;
 const SETTLE: u64 = 8;
 const LIMIT: Duration = Duration::from_secs(60);
-const SIGABRT: i32 = 6;
 
 /// What an epoch does to the volume.
 fn operations(epoch: u64) -> Vec<Op> {
@@ -104,18 +103,10 @@ fn child() {
 
 /// Runs the child from epoch `first` on; the signal that ended it.
 fn run(dir: &Path, first: u64, acknowledge: Acknowledge, faults: &str) -> Option<i32> {
-    let child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child", "--ignored", "--nocapture"])
-        .env("CRASH_DIR", dir)
-        .env("CRASH_FIRST", first.to_string())
-        .env("CRASH_DISK", if acknowledge == Acknowledge::Disk { "1" } else { "0" })
-        .env(fault::VARIABLE, faults)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&child.stderr);
-    assert!(child.status.success() || child.status.signal().is_some(), "{faults}: {said}");
-    child.status.signal()
+    let first = first.to_string();
+    let disk = if acknowledge == Acknowledge::Disk { "1" } else { "0" };
+    let environment = [("CRASH_DIR", dir), ("CRASH_FIRST", first.as_ref()), ("CRASH_DISK", disk.as_ref())];
+    dying::run(&environment, faults)
 }
 
 fn bytes(image: &dyn Image) -> Vec<u8> {

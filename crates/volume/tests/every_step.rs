@@ -1,11 +1,12 @@
 //! Every step of notes, of the write log and of the pool, by the list of fault points: a process dies there, or the step fails.
 //! What is found afterwards is what was before or what was to be, and the next attempt gets to the end.
 
-use std::os::unix::process::ExitStatusExt;
+mod dying;
+
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use dying::SIGABRT;
 use ninefold_model::Epoch;
 use ninefold_model::spec::Acknowledge;
 use ninefold_volume::pool::Kind;
@@ -14,7 +15,6 @@ use ninefold_volume::{Batch, Format, Note, Op, Pool, Served, Tools, VolumeError,
 const SIZE: u64 = 1 << 20;
 /// Far longer than anything here takes.
 const LIMIT: Duration = Duration::from_secs(60);
-const SIGABRT: i32 = 6;
 /// What the points of this crate's own steps begin with. The others are the keeper's.
 const OURS: [&str; 6] = ["log.", "apply.", "image.", "recover.", "note.", "pool."];
 
@@ -86,16 +86,7 @@ fn child() {
 }
 
 fn run(dir: &Path, faults: &str) -> Option<i32> {
-    let child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child", "--ignored", "--nocapture"])
-        .env("STEPS_DIR", dir)
-        .env(fault::VARIABLE, faults)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&child.stderr);
-    assert!(child.status.success() || child.status.signal().is_some(), "{faults}: {said}");
-    child.status.signal()
+    dying::run(&[("STEPS_DIR", dir)], faults)
 }
 
 /// What is there is whole.

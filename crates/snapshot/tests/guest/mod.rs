@@ -3,10 +3,11 @@
 
 use std::io;
 
-use ninefold_model::spec::{Accel, EpochPolicy};
+use ninefold_model::spec::{Accel, Arch, EpochPolicy};
 use ninefold_model::{Epoch, Term};
 use ninefold_replica::stream::page::{PAGE_SIZE, Page};
 use ninefold_replica::stream::{BlockInfo, Hello, Layout, PageRun, PageSink};
+use ninefold_snapshot::file::Platform;
 use ninefold_snapshot::log::At;
 use proptest::prelude::*;
 
@@ -21,6 +22,16 @@ pub fn layout() -> Layout {
         total: pages * PAGE_SIZE as u64,
     };
     Layout::new(BLOCKS.iter().enumerate().map(block).collect()).unwrap()
+}
+
+pub fn platform() -> Platform {
+    Platform {
+        arch: Arch::X86_64,
+        accel: Accel::Tcg,
+        machine: "pc-i440fx-7.2".into(),
+        cpu: "Nehalem".into(),
+        qemu: [10, 0, 2],
+    }
 }
 
 pub fn hello() -> Hello {

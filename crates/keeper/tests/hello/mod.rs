@@ -1,0 +1,28 @@
+//! A session's greeting.
+
+use ninefold_model::Term;
+use ninefold_model::spec::{Accel, EpochPolicy};
+use ninefold_replica::stream::{BlockInfo, Hello, Layout};
+
+/// From host a, of a VM whose memory is one block of so many bytes.
+pub fn hello(session: u64, memory: u64) -> Hello {
+    Hello {
+        session,
+        vm: "db".parse().unwrap(),
+        from: "a".parse().unwrap(),
+        term: Term(session),
+        spec: serde_json::from_str(
+            r#"{"name":"db","memory_mib":256,"boot":{"linux":{"kernel":"/k","initrd":"/i","cmdline":"quiet"}},"nics":[]}"#,
+        )
+        .unwrap(),
+        epoch_policy: EpochPolicy::default(),
+        qemu: "10.0.2".into(),
+        accel: Accel::Tcg,
+        layout: Layout::new(vec![BlockInfo { name: "ram".into(), used: memory, total: memory }]).unwrap(),
+        lanes: 1,
+        health: Default::default(),
+        reign: None,
+        origin: None,
+        generation: None,
+    }
+}
