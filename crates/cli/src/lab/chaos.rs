@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::{Args, ValueEnum};
 use ninefold_lab::LabConfig;
-use ninefold_lab::chaos::{self, ChaosOptions, ChaosReport, ChaosStep, Subject};
+use ninefold_lab::chaos::{self, ChaosOptions, ChaosReport, ChaosStep, Start, Subject};
 
 use crate::error::CliError;
 use crate::interrupt;
@@ -117,6 +117,10 @@ fn tell(step: &ChaosStep<'_>, seed: u64) -> Option<String> {
             format!("  at rest after {:.1} s, {} acknowledged", took.as_secs_f64(), count(*acked))
         }
         ChaosStep::LegitimateLoss => "  the VM is lost, legitimately: nobody held its state any more".into(),
+        ChaosStep::StartedAgain { host, start } => {
+            let how = if *start == Start::Plain { "plainly" } else { "by force, since it must have all of it" };
+            format!("  the VM was lost, legitimately, and is started again from the disk of {host}, {how}")
+        }
         ChaosStep::GuestSawErrors => {
             "  the guest did not get over I/O errors; it ran without a backup on a disk that failed".into()
         }
@@ -138,7 +142,7 @@ fn summary(report: &ChaosReport) -> String {
     };
     let mut text = format!(
         "\n{} faults in {} bursts, {:.0} s of chaos (seed {}):{}\n\n\
-         {} take-overs, {} recoveries from a log, {} times bound to a backup; {} legitimate losses, {} guests with I/O errors\n\
+         {} take-overs, {} recoveries from a log, {} times bound to a backup; {} legitimate losses, {} of them started again ({} by force), {} guests with I/O errors\n\
          {} writes and {} transactions acknowledged, {} of them lost ({} could not be read back); longest silence {} ms\n\
          {} late frames\n",
         count(done),
@@ -150,6 +154,8 @@ fn summary(report: &ChaosReport) -> String {
         count(report.recoveries),
         count(report.protected),
         count(report.losses_legitimate),
+        count(report.restarts_plain + report.restarts_forced),
+        count(report.restarts_forced),
         count(report.guests_with_errors),
         count(report.acked_writes),
         count(report.acked_transactions),

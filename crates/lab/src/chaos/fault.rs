@@ -23,6 +23,12 @@ pub enum Fault {
     KillHost {
         host: HostName,
     },
+    /// All hosts lose their power, in this order and so long one after the other, milliseconds; none comes back before the last has lost
+    /// it. The backup first: that is the backup lost, and then the primary's power.
+    PowerLoss {
+        hosts: Vec<HostName>,
+        apart_ms: u64,
+    },
     /// The process is killed that holds the memory of a host's standby, so that it outlives its keeper.
     KillMemory {
         host: HostName,
@@ -107,6 +113,7 @@ pub enum Kind {
     KillQemu,
     KillKeeper,
     KillHost,
+    PowerLoss,
     KillMemory,
     Freeze,
     Cut,
@@ -123,10 +130,11 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 16] = [
+    pub const ALL: [Kind; 17] = [
         Kind::KillQemu,
         Kind::KillKeeper,
         Kind::KillHost,
+        Kind::PowerLoss,
         Kind::KillMemory,
         Kind::Freeze,
         Kind::Cut,
@@ -144,12 +152,12 @@ impl Kind {
 
     /// Needs hosts with disks of their own.
     pub fn needs_disk(self) -> bool {
-        matches!(self, Kind::SlowDisk | Kind::FullDisk | Kind::BrokenDisk | Kind::HungDisk)
+        matches!(self, Kind::PowerLoss | Kind::SlowDisk | Kind::FullDisk | Kind::BrokenDisk | Kind::HungDisk)
     }
 
     /// Takes the VM's state from a host's memory.
     pub fn kills(self) -> bool {
-        matches!(self, Kind::KillQemu | Kind::KillKeeper | Kind::KillHost | Kind::BrokenDisk)
+        matches!(self, Kind::KillQemu | Kind::KillKeeper | Kind::KillHost | Kind::PowerLoss | Kind::BrokenDisk)
     }
 }
 
@@ -159,6 +167,7 @@ impl fmt::Display for Kind {
             Kind::KillQemu => "QEMU killed",
             Kind::KillKeeper => "keeper killed",
             Kind::KillHost => "host without power",
+            Kind::PowerLoss => "all hosts without power",
             Kind::KillMemory => "holder of standby's memory killed",
             Kind::Freeze => "host frozen",
             Kind::Cut => "cable without carrier",
@@ -182,6 +191,7 @@ impl Fault {
             Fault::KillQemu { .. } => Kind::KillQemu,
             Fault::KillKeeper { .. } => Kind::KillKeeper,
             Fault::KillHost { .. } => Kind::KillHost,
+            Fault::PowerLoss { .. } => Kind::PowerLoss,
             Fault::KillMemory { .. } => Kind::KillMemory,
             Fault::Freeze { .. } => Kind::Freeze,
             Fault::Cut { how: Cut::Carrier, .. } => Kind::Cut,
@@ -198,40 +208,32 @@ impl Fault {
         }
     }
 
-    /// Another thing that it takes for itself.
-    fn also(&self) -> Option<Resource> {
-        match self {
-            Fault::BrokenDisk { host } => Some(Resource::Disk(host.to_string())),
-            _ => None,
-        }
-    }
-
     /// What both take for themselves.
     pub fn shares(&self, other: &Self) -> Option<Resource> {
-        let of = |fault: &Self| [Some(fault.resource()), fault.also()].into_iter().flatten();
-        of(self).find(|ours| of(other).any(|theirs| theirs == *ours))
+        let theirs = other.resources();
+        self.resources().into_iter().find(|ours| theirs.contains(ours))
     }
 
-    /// What it takes for itself in the first place.
-    fn resource(&self) -> Resource {
+    /// What it takes for itself.
+    fn resources(&self) -> Vec<Resource> {
+        let disk = |host: &HostName| Resource::Disk(host.to_string());
         match self {
             Fault::KillQemu { host }
             | Fault::KillKeeper { host }
             | Fault::KillHost { host }
-            | Fault::BrokenDisk { host }
-            | Fault::Freeze { host } => Resource::Processes(host.clone()),
-            Fault::KillMemory { host } => Resource::Custodian(host.clone()),
-            Fault::Cut { host, network, .. } => Resource::Cable(host.clone(), *network == Network::Public),
+            | Fault::Freeze { host } => vec![Resource::Processes(host.clone())],
+            Fault::PowerLoss { hosts, .. } => hosts.iter().cloned().map(Resource::Processes).collect(),
+            Fault::BrokenDisk { host } => vec![Resource::Processes(host.clone()), disk(host)],
+            Fault::KillMemory { host } => vec![Resource::Custodian(host.clone())],
+            Fault::Cut { host, network, .. } => vec![Resource::Cable(host.clone(), *network == Network::Public)],
             // A witness whose disk hangs cannot be killed or frozen.
-            Fault::HungDisk { host } if host.as_str() == WITNESS => Resource::Witness,
-            Fault::Witness { .. } => Resource::Witness,
-            Fault::SlowDisk { host, .. } | Fault::FullDisk { host } | Fault::HungDisk { host } => {
-                Resource::Disk(host.to_string())
-            }
-            Fault::Processor { .. } => Resource::Processor,
-            Fault::Memory { .. } => Resource::Memory,
-            Fault::Writes { .. } => Resource::Guest,
-            Fault::Switchover => Resource::Role,
+            Fault::HungDisk { host } if host.as_str() == WITNESS => vec![Resource::Witness],
+            Fault::Witness { .. } => vec![Resource::Witness],
+            Fault::SlowDisk { host, .. } | Fault::FullDisk { host } | Fault::HungDisk { host } => vec![disk(host)],
+            Fault::Processor { .. } => vec![Resource::Processor],
+            Fault::Memory { .. } => vec![Resource::Memory],
+            Fault::Writes { .. } => vec![Resource::Guest],
+            Fault::Switchover => vec![Resource::Role],
         }
     }
 }
@@ -242,6 +244,10 @@ impl fmt::Display for Fault {
             Fault::KillQemu { host } => write!(f, "QEMU of {host} is killed"),
             Fault::KillKeeper { host } => write!(f, "keeper of {host} is killed"),
             Fault::KillHost { host } => write!(f, "host {host} loses its power"),
+            Fault::PowerLoss { hosts, apart_ms } => {
+                let hosts: Vec<_> = hosts.iter().map(HostName::as_str).collect();
+                write!(f, "hosts {} lose their power, {apart_ms} ms apart", hosts.join(", "))
+            }
             Fault::KillMemory { host } => write!(f, "holder of the memory of {host}'s standby is killed"),
             Fault::Freeze { host } => write!(f, "host {host} freezes"),
             Fault::Cut { host, network, how } => {

@@ -99,6 +99,15 @@ impl Ground<'_> {
                 hold(self.kill(host, |h| lab.kill_host(h)));
                 lab.restart_host(host.as_str())
             }
+            Fault::PowerLoss { hosts, apart_ms } => {
+                let mut next = Instant::now();
+                hold(hosts.iter().try_for_each(|host| {
+                    self.wait_until(next);
+                    next = Instant::now() + Duration::from_millis(*apart_ms);
+                    self.kill(host, |h| lab.kill_host(h))
+                }));
+                hosts.iter().try_for_each(|host| lab.restart_host(host.as_str()))
+            }
             // Not everybody has one. While its keeper lives nobody needs it.
             Fault::KillMemory { host } => {
                 hold(lab.kill_memory(host.as_str()));

@@ -28,6 +28,9 @@
 //! A guest whose VM runs **alone** on a host whose disk fails is given I/O errors, as by any disk: what it makes of them is its own affair
 //! ([`may_see_errors`]). With a backup that is bound it must never see one.
 //!
+//! A VM that was lost legitimately, and has volumes, is started again from a disk. There nothing that clients were told may be missing if a plain
+//! start is not refused, or if the volumes acknowledge on disk and the host is one that must have all of it ([`may_lack`]).
+//!
 //! Where something cannot be known the judge is for the defendant: an event that died with its keeper is missing, and a holder is
 //! then not counted; a record that was read late may bind fewer. So a loss that is called illegitimate is one.
 //!
@@ -224,6 +227,36 @@ pub fn may_see_errors(facts: &[Fact]) -> bool {
         }
         alone.intersection(&failing).next().is_some()
     })
+}
+
+/// How a VM that nobody holds any more is started again, from its volumes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Start {
+    Plain,
+    Forced,
+}
+
+/// The hosts whose disks have all that clients were told, of a VM whose volumes acknowledge on disk, when it has ended everywhere.
+///
+/// While a backup is bound, what leaves has been acknowledged by it, and so is on *its* disk; the primary's may be behind. A primary that
+/// is alone lets out only what is on its own. What another host has is old, or a mixture.
+pub fn whole_on_disk(facts: &[Fact]) -> Vec<HostName> {
+    let records = facts.iter().filter_map(|f| match &f.what {
+        What::Held { record } => Some((f.at_us, record)),
+        _ => None,
+    });
+    let Some((_, Some(record))) = records.max_by_key(|(at_us, _)| *at_us) else { return Vec::new() };
+    match record.backups.is_empty() {
+        true => vec![record.primary.clone()],
+        false => record.backups.iter().map(|b| b.host.clone()).collect(),
+    }
+}
+
+/// Whether a VM that was started again on a host may lack what clients were told. A plain start that is not refused says that
+/// it does not, whatever its volumes acknowledge in; one that is forced lacks nothing where the disk has all of it.
+pub fn may_lack(start: Start, host: &HostName, durable: bool, facts: &[Fact]) -> bool {
+    start == Start::Forced && !(durable && whole_on_disk(facts).contains(host))
 }
 
 /// What to tell about a verdict: the holders at each moment.

@@ -4,7 +4,7 @@ use ninefold_model::event::{EventKind, FailoverPhases};
 use ninefold_model::{Backup, Epoch, HostName, Record, Term};
 use proptest::prelude::*;
 
-use super::judge::{Fact, Place, What, judge, may_see_errors};
+use super::judge::{Fact, Place, Start, What, judge, may_lack, may_see_errors, whole_on_disk};
 
 fn host(n: usize) -> HostName {
     ["a", "b"][n].parse().unwrap()
@@ -32,6 +32,8 @@ struct Life {
     standby: [Option<Term>; 2],
     /// Whether its log has all that was let go under the record that names it.
     log: [bool; 2],
+    /// Whether its volumes, which acknowledge on disk, have all that clients were told.
+    disk: [bool; 2],
     /// A record is read as soon as something has happened.
     prompt: bool,
     gone: bool,
@@ -74,6 +76,7 @@ impl Life {
             runs: [true, false],
             standby: [None; 2],
             log: [false; 2],
+            disk: [true, false],
             prompt,
             gone: false,
         };
@@ -125,13 +128,19 @@ impl Life {
                 }
                 self.standby[other] = Some(session);
                 self.log[other] = self.non_volatile;
+                // A resync makes a mixture of them first.
+                self.disk[other] = false;
                 self.say(other, ready());
                 if bind {
                     self.record = self.record.bound(vec![Backup { host: host(other), session }]);
+                    // From now on what leaves is on the backup's disk, and perhaps not yet on the primary's.
+                    self.disk = [other == 0, other == 1];
                 }
             }
             Step::Drop if self.runs[p] && self.bound().is_some() => {
                 self.record = self.record.alone(host(p));
+                // Nothing leaves before it is on its own disk.
+                self.disk = [p == 0, p == 1];
             }
             Step::TakeOver => {
                 if let Some((b, session)) = self.bound()
@@ -140,6 +149,7 @@ impl Life {
                     self.record = self.record.alone(host(b));
                     self.standby[b] = None;
                     self.runs[b] = true;
+                    self.disk = [b == 0, b == 1];
                     self.say(b, took_over());
                 }
             }
@@ -212,6 +222,20 @@ proptest! {
     fn the_judge_knows_the_truth(steps in prop::collection::vec(step(), 1..40), non_volatile: bool) {
         let life = play(&steps, non_volatile, true);
         prop_assert_eq!(judge(&life.facts, non_volatile).may_be_lost(), life.gone, "{:#?}", life);
+    }
+
+    /// The hosts that the judge names have all of it on their disks, and some host always has.
+    #[test]
+    fn who_is_said_to_have_all_on_disk_has_it(steps in prop::collection::vec(step(), 1..40), prompt: bool) {
+        let life = play(&steps, false, prompt);
+        let whole = whole_on_disk(&life.facts);
+        prop_assert!(!whole.is_empty());
+        prop_assert!(whole.iter().all(|h| life.disk[usize::from(*h == host(1))]), "{:#?}", life);
+        for n in [0, 1] {
+            let lacks = may_lack(Start::Forced, &host(n), true, &life.facts);
+            prop_assert!(lacks || life.disk[n], "{:#?}", life);
+            prop_assert!(!may_lack(Start::Plain, &host(n), true, &life.facts));
+        }
     }
 
     /// Whenever the witness is read, and whatever the dead have not said any more: nobody is accused wrongly.
@@ -292,6 +316,27 @@ fn a_log_outlives_its_host() {
     // And not its own loss.
     let lost = said(4, 0, EventKind::LogLost { reason: String::new() });
     assert!(judge(&[&begin[..], &[lost], &[killed(5, 0), held(6, 1, 0, None)]].concat(), true).may_be_lost());
+}
+
+/// The backup is lost, then the primary's power.
+#[test]
+fn after_the_backup_and_the_primary_were_lost_one_disk_has_all_of_it() {
+    let begin = [booted(), said(2, 1, ready()), held(3, 2, 0, Some(1)), killed(4, 1)];
+    let with = |more: &[Fact]| [&begin[..], more].concat();
+    // The primary had not yet let its backup go: nothing has left since that the backup did not have.
+    let bound = with(&[killed(5, 0), held(6, 2, 0, Some(1))]);
+    assert_eq!(whole_on_disk(&bound), [host(1)]);
+    assert!(may_lack(Start::Forced, &host(0), true, &bound) && !may_lack(Start::Forced, &host(1), true, &bound));
+    // It had: what left since was on its own disk.
+    let alone = with(&[held(5, 3, 0, None), killed(6, 0), held(7, 3, 0, None)]);
+    assert_eq!(whole_on_disk(&alone), [host(0)]);
+    assert!(!may_lack(Start::Forced, &host(0), true, &alone) && may_lack(Start::Forced, &host(1), true, &alone));
+    // Acknowledged in memory: whoever forces it may lack something, and whoever was not refused says that he does not.
+    assert!(may_lack(Start::Forced, &host(0), false, &alone));
+    assert!(!may_lack(Start::Plain, &host(0), false, &alone));
+    // The order in which facts come in does not matter.
+    assert_eq!(whole_on_disk(&[alone.last().unwrap().clone(), held(5, 2, 0, Some(1))]), [host(0)]);
+    assert_eq!(whole_on_disk(&[booted(), fact(9, What::Held { record: None })]), []);
 }
 
 #[test]

@@ -10,6 +10,7 @@
 //!
 //! * [`fault`]: what can be done · [`plan`]: when it is done · [`judge`]: who holds the state at each moment
 //! * `inflict`: a burst, done to a lab · `pressure`: on processors and memory · `register`: what the witness holds
+//! * `restart`: from a disk, when nobody holds it any more
 //! * `scene`: one VM · [`run`]: a whole run · [`report`]: what came of it
 
 mod dice;
@@ -22,11 +23,13 @@ pub mod plan;
 mod pressure;
 mod register;
 pub mod report;
+mod restart;
 pub mod run;
 mod scene;
 
 pub use fault::{Fault, Kind};
 pub use inflict::Done;
+pub use judge::Start;
 pub use plan::{Burst, Script, Subject};
 pub use report::{ChaosReport, Violation, ViolationKind};
 pub use run::{ChaosOptions, ChaosStep, run};

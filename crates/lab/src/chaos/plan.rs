@@ -97,6 +97,16 @@ impl Subject {
         !matches!(self, Subject::Redis | Subject::RedisTwoBackups)
     }
 
+    /// What it acknowledges to its clients is in its volumes: if its hosts lose it, it can be started again from them.
+    pub fn can_be_started_again(self) -> bool {
+        matches!(self, Subject::PostgresDisk | Subject::PostgresMemory)
+    }
+
+    /// What it acknowledges is on a disk.
+    pub fn is_durable(self) -> bool {
+        self == Subject::PostgresDisk
+    }
+
     /// Each host keeps a log of it.
     pub fn is_non_volatile(self) -> bool {
         matches!(self, Subject::RedisNonVolatile | Subject::PostgresNonVolatile)
@@ -207,12 +217,24 @@ fn draw(dice: &mut Dice, subject: Subject, scope: &Scope) -> (Fault, u64) {
             continue;
         }
         let hosts = &scope.hosts[..subject.hosts().min(scope.hosts.len())];
+        // A VM that has nothing on a disk is gone then, and shows nothing.
+        if kind == Kind::PowerLoss && !subject.has_volumes() {
+            continue;
+        }
         let host = dice.pick(hosts).clone();
         return match kind {
             // Its keeper starts another by itself: there is nothing to be mended.
             Kind::KillQemu => (Fault::KillQemu { host }, 1),
             Kind::KillKeeper => (Fault::KillKeeper { host }, dice.spread(20, 4000)),
             Kind::KillHost => (Fault::KillHost { host }, dice.spread(100, 4000)),
+            // A primary that has lost its backup is alone after 250 ms, and its images have all of it a second later.
+            Kind::PowerLoss => {
+                let apart_ms = dice.spread(1, 3000);
+                let others = hosts.iter().filter(|h| **h != host).cloned();
+                let in_order: Vec<_> = std::iter::once(host.clone()).chain(others).collect();
+                let lasts = apart_ms * in_order.len() as u64 + dice.spread(100, 2000);
+                (Fault::PowerLoss { hosts: in_order, apart_ms }, lasts)
+            }
             Kind::KillMemory => (Fault::KillMemory { host }, 1),
             Kind::Freeze => (Fault::Freeze { host }, dice.spread(10, 3000)),
             Kind::Cut | Kind::Blackhole => {
@@ -370,6 +392,23 @@ mod tests {
         let overlapping =
             |b: &&&Burst| b.faults.iter().enumerate().any(|(i, f)| b.faults[i + 1..].iter().any(|g| f.overlaps(g, 0)));
         assert!(bursts.iter().filter(overlapping).count() > bursts.len() / 4);
+    }
+
+    /// Whose memory is gone for good, and who has nothing on a disk, is not asked for it.
+    #[test]
+    fn all_power_is_lost_where_something_remains() {
+        let script = Script::new(5, 4 * 3600, &scope(true));
+        for stage in script.stages.iter().filter(|s| s.bursts.len() > 10) {
+            let faults = stage.bursts.iter().flat_map(|b| &b.faults).map(|f| (&f.fault, f.end_ms - f.begin_ms));
+            let mut losses = 0;
+            for (fault, lasts) in faults {
+                let Fault::PowerLoss { hosts, apart_ms } = fault else { continue };
+                losses += 1;
+                assert_eq!(hosts.iter().collect::<BTreeSet<_>>().len(), stage.subject.hosts());
+                assert!(lasts > apart_ms * (hosts.len() as u64 - 1), "none comes back before the last is gone");
+            }
+            assert_eq!(losses > 0, stage.subject.has_volumes(), "{}", stage.subject);
+        }
     }
 
     /// A third host has something done to it only where the VM has it.

@@ -46,6 +46,9 @@ pub struct ChaosReport {
     pub late_frames: u64,
     /// VMs that were lost when nobody held their state any more.
     pub losses_legitimate: u64,
+    /// VMs that were then started again from a disk: because a plain start was not refused, and by force where all had to be.
+    pub restarts_plain: u64,
+    pub restarts_forced: u64,
     /// Guests that did not get over the I/O errors of a disk on which they ran without a backup.
     pub guests_with_errors: u64,
     /// What must not be.
@@ -85,6 +88,8 @@ pub enum ViolationKind {
     TwoSpeakers,
     /// A keeper or the witness does not come up.
     NotMended,
+    /// A VM that was lost legitimately cannot be started again from a disk that must have all of it.
+    NotStarted,
 }
 
 impl fmt::Display for ViolationKind {
@@ -96,6 +101,7 @@ impl fmt::Display for ViolationKind {
             ViolationKind::NoRest => "the VM does not come to rest",
             ViolationKind::TwoSpeakers => "two hosts spoke for the VM",
             ViolationKind::NotMended => "a program does not come up again",
+            ViolationKind::NotStarted => "the VM cannot be started again from a disk that has all of it",
         })
     }
 }

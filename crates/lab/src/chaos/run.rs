@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use ninefold_model::{HostName, InvalidName};
 
+use super::judge::Start;
 use super::plan::{Burst, Scope, Script, Subject};
 use super::report::{ChaosReport, Violation};
 use super::scene::{Found, Scene};
@@ -55,6 +56,11 @@ pub enum ChaosStep<'a> {
     },
     /// Nobody held the VM any more.
     LegitimateLoss,
+    /// Nor then, and it was started again from a disk of this host.
+    StartedAgain {
+        host: HostName,
+        start: Start,
+    },
     /// The VM ran alone on a disk that failed, and its guest did not get over the errors.
     GuestSawErrors,
     Violation(&'a Violation),
@@ -160,6 +166,23 @@ impl Runner<'_> {
                     (self.hear)(ChaosStep::LegitimateLoss);
                     self.report.losses_legitimate += 1;
                     here.abandon(self.report)?;
+                }
+                Found::StartedAgain { host, start } => {
+                    self.report.losses_legitimate += 1;
+                    match start {
+                        Start::Plain => self.report.restarts_plain += 1,
+                        Start::Forced => self.report.restarts_forced += 1,
+                    }
+                    (self.hear)(ChaosStep::StartedAgain { host, start });
+                    // What the judge knows is of its life before: another VM takes its place.
+                    match here.read_back(None, self.report)? {
+                        None => (self.hear)(ChaosStep::Verified { subject }),
+                        Some(violation) => {
+                            if !self.found(violation) {
+                                return Ok(false);
+                            }
+                        }
+                    }
                 }
                 Found::GuestSawErrors => {
                     (self.hear)(ChaosStep::GuestSawErrors);

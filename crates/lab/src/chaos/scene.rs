@@ -9,20 +9,22 @@ use std::time::{Duration, Instant};
 use ninefold_model::event::EventKind;
 use ninefold_model::spec::{Acknowledge, NonVolatile, VolumeSpec};
 use ninefold_model::status::{BackupState, LogState, ProtectionState, Role, VmStatus};
-use ninefold_model::{InvalidName, VmName};
+use ninefold_model::{HostName, InvalidName, VmName};
 use serde::Serialize;
 
 use super::fault::Fault;
 use super::inflict::{Done, Ground, SCRATCH};
-use super::judge::{Fact, Verdict, What, judge, may_see_errors, words};
+use super::judge::{Fact, Start, Verdict, What, judge, may_see_errors, words};
 use super::plan::{Burst, Planned, SCRATCH_MIB, Subject};
 use super::register::{Facts, Register};
 use super::report::{ChaosReport, Violation, ViolationKind};
+use super::restart::{self, Again};
 use crate::boot::VmOptions;
 use crate::config::LabConfig;
 use crate::error::{LabError, io_at};
+use crate::guest::Guest;
 use crate::lab::Lab;
-use crate::ledger::{Ledger, LedgerOptions, LedgerReport, Pulse, SqlLedger};
+use crate::ledger::{Ledger, LedgerOptions, LedgerReport, Pulse, SqlLedger, sql};
 use crate::observer::Observer;
 use crate::topology::CLIENT;
 use crate::watch::EventWatch;
@@ -66,6 +68,11 @@ pub(super) enum Found {
     },
     /// The VM is gone, and nobody held it any more.
     LegitimateLoss,
+    /// It was, and has been started again from a disk that must have all that was acknowledged. It serves its client.
+    StartedAgain {
+        host: HostName,
+        start: Start,
+    },
     /// The guest ran alone on a disk that failed, and has made of it what it could.
     GuestSawErrors,
     Violation(Box<Violation>),
@@ -127,10 +134,9 @@ impl<'a> Scene<'a> {
         let observer = Observer::start(&lab, vm.mac)?;
         let register = Register::watch(&lab, &vm.name, &facts)?;
         let netns = lab.netns(CLIENT)?;
-        let patience = LedgerOptions { patience: REST, ..LedgerOptions::default() };
         let ledger = match subject.is_postgres() {
-            false => AnyLedger::Redis(Ledger::start(Some(&netns), vm.guest.service(), &patience)?),
-            true => AnyLedger::Sql(SqlLedger::start(Some(&netns), vm.guest.service(), &patience)?),
+            false => AnyLedger::Redis(Ledger::start(Some(&netns), vm.guest.service(), &patience())?),
+            true => AnyLedger::Sql(SqlLedger::start(Some(&netns), vm.guest.service(), &patience())?),
         };
         let ledger = Some(ledger);
         let (script, done) = (Vec::new(), Vec::new());
@@ -178,7 +184,50 @@ impl<'a> Scene<'a> {
         if let Err(error) = self.lab.mend() {
             return self.violation(ViolationKind::NotMended, error.to_string());
         }
-        self.look(mark, begin)
+        match self.look(mark, begin) {
+            Found::LegitimateLoss if self.subject.can_be_started_again() => self.start_again(),
+            found => found,
+        }
+    }
+
+    /// Nobody has it in memory any more: it goes on from a disk, its client with the same book.
+    fn start_again(&mut self) -> Found {
+        let mark = self.events.mark();
+        let (host, start) = match restart::start_again(&self.lab, self.subject, &self.facts()) {
+            Ok(Again::Started { host, start }) => (host, start),
+            Ok(Again::Refused(why)) => {
+                tracing::info!(%why, "no host starts it again by itself");
+                return Found::LegitimateLoss;
+            }
+            Ok(Again::Withheld(what)) => return self.violation(ViolationKind::NotStarted, what),
+            Err(error) => return self.violation(ViolationKind::NotStarted, error.to_string()),
+        };
+        match self.resume() {
+            Ok(()) => {}
+            Err(error) => return self.violation(ViolationKind::NotStarted, format!("{host}: {error}")),
+        }
+        match self.come_to_rest(mark) {
+            Rest::Calm => Found::StartedAgain { host, start },
+            Rest::Interrupted => Found::Interrupted,
+            Rest::Broken => self.violation(ViolationKind::ConnectionBroken, "after it was started again".into()),
+            Rest::Lost(what) | Rest::Stuck(what) => {
+                self.violation(ViolationKind::NoRest, format!("after it was started again on {host}: {what}"))
+            }
+        }
+    }
+
+    /// The client of a database connects anew.
+    fn resume(&mut self) -> Result<(), LabError> {
+        let Some(AnyLedger::Sql(ledger)) = self.ledger.take() else { return Ok(()) };
+        let book = ledger.cut();
+        let netns = self.lab.netns(CLIENT)?;
+        let server = Guest::Postgres.service();
+        if !sql::await_answer(&netns, server, Instant::now() + REST)? {
+            let detail = self.lab.logs_for_error();
+            return Err(LabError::Timeout { what: "answer of the database".into(), after: REST, detail });
+        }
+        self.ledger = Some(AnyLedger::Sql(SqlLedger::resume(book, Some(&netns), server, &patience())?));
+        Ok(())
     }
 
     fn look(&self, mark: usize, begin: Instant) -> Found {
@@ -215,9 +264,18 @@ impl<'a> Scene<'a> {
             match self.burst(&Burst { number, faults: vec![last] }) {
                 Found::Violation(found) => violation = Some(*found),
                 Found::LegitimateLoss | Found::GuestSawErrors => return self.abandon(report).map(|()| None),
-                Found::Rest { .. } | Found::Interrupted => {}
+                Found::Rest { .. } | Found::StartedAgain { .. } | Found::Interrupted => {}
             }
         }
+        self.read_back(violation, report)
+    }
+
+    /// Everything that was acknowledged is read back, and the lab goes away.
+    pub fn read_back(
+        mut self,
+        mut violation: Option<Violation>,
+        report: &mut ChaosReport,
+    ) -> Result<Option<Violation>, LabError> {
         let ledger = self.ledger.take();
         if let Some(ledger) = ledger
             && violation.is_none()
@@ -287,7 +345,7 @@ impl<'a> Scene<'a> {
         hosts.map(|h| self.lab.keeper(h.as_str()).ok()?.status().ok()).collect()
     }
 
-    fn primary(&self) -> Option<ninefold_model::HostName> {
+    fn primary(&self) -> Option<HostName> {
         self.statuses().into_iter().flatten().find(|s| s.role == Role::Primary).map(|s| s.host)
     }
 
@@ -431,6 +489,10 @@ impl<'a> Scene<'a> {
         }
         text + "\nWho held the state (microseconds of the monotonic clock):\n" + &words(verdict)
     }
+}
+
+fn patience() -> LedgerOptions {
+    LedgerOptions { patience: REST, ..LedgerOptions::default() }
 }
 
 /// Nothing of the VM is here, and nothing is about to be.
