@@ -106,6 +106,7 @@ fn record(o: &Owned) -> Record<'_> {
             commit: fifth,
             session,
             epoch: Epoch(epoch),
+            time_ms: u64::from(o.small) * 1000,
         }),
         21 => Record::Pad { bytes: &o.bytes },
         22 => Record::Base { session, epoch: Epoch(epoch), changes: &o.bytes },

@@ -18,7 +18,7 @@ use crate::storage::{Storage, StorageFile};
 /// Bytes that are searched for marks at a time.
 const SEARCHED: usize = 1 << 20;
 /// A mark on disk is shorter than this.
-const MARK_LEN: usize = 64;
+const MARK_LEN: usize = 128;
 
 /// What is there of one segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,24 +39,28 @@ pub(super) struct Extent {
 pub(super) struct Chain<'a> {
     pub storage: &'a Arc<dyn Storage>,
     pub head: &'a Head,
+    /// Nothing behind this commit is looked at: it is known to be damaged. `u64::MAX`: all is.
+    pub until: u64,
 }
 
 /// Who is shown each whole commit: its place, and the assembler that holds it, its pages not yet in the sink.
 pub(super) type Visit<'a> = &'a mut dyn FnMut(&Committed, &mut CheckpointAssembler) -> Result<(), LogError>;
 
-impl Chain<'_> {
-    /// The numbers of the segments that are needed.
+impl<'a> Chain<'a> {
+    /// All of a log.
+    pub fn new(storage: &'a Arc<dyn Storage>, head: &'a Head) -> Self {
+        Self { storage, head, until: u64::MAX }
+    }
+
+    /// The numbers of all segments that are there, from the first that is needed on.
     ///
     /// # Errors
-    /// `Damaged` if one is missing, `Storage`.
+    /// `Storage`.
     pub fn numbers(&self) -> Result<Vec<u64>, LogError> {
         let names = self.storage.names().map_err(LogError::storage("cannot list", "the log's directory"))?;
         let mut numbers: Vec<u64> = names.iter().filter_map(|n| segment::number(n)).collect();
         numbers.retain(|&n| n >= self.head.first);
         numbers.sort_unstable();
-        if let Some((wanted, _)) = (self.head.first..).zip(&numbers).find(|(wanted, found)| wanted != *found) {
-            return Err(LogError::damaged(name(wanted), "it is missing"));
-        }
         Ok(numbers)
     }
 
@@ -68,7 +72,13 @@ impl Chain<'_> {
         let mut expected = self.head.base + 1;
         let mut extents = Vec::new();
         let numbers = self.numbers()?;
-        for &number in &numbers {
+        for (wanted, &number) in (self.head.first..).zip(&numbers) {
+            if expected > self.until {
+                return Ok(extents);
+            }
+            if wanted != number {
+                return Err(LogError::damaged(name(wanted), "it is missing"));
+            }
             let extent = self.segment(number, expected, sink, visit)?;
             if let Some(last) = extent.last {
                 expected = last + 1;
@@ -76,6 +86,9 @@ impl Chain<'_> {
                 return Err(LogError::damaged(name(number), format!("commit {expected} is missing")));
             }
             extents.push(extent);
+        }
+        if expected > self.until {
+            return Ok(extents);
         }
         if expected <= self.head.durable.max(self.head.base + 1) {
             let last = numbers.last().copied().unwrap_or(self.head.first);
@@ -100,6 +113,7 @@ impl Chain<'_> {
         let length = file.len().map_err(LogError::storage("cannot read", &*name))?;
         let mut walk = Walk {
             head: self.head,
+            until: self.until,
             name: &name,
             expected,
             end: 0,
@@ -147,25 +161,48 @@ impl Chain<'_> {
             let got = file.read_at(at, &mut bytes).map_err(LogError::storage("cannot read", name))?;
             for start in (0..got).step_by(ALIGN as usize) {
                 let part = &bytes[start..got.min(start + MARK_LEN)];
-                if let Some(commit) = mark(part, self.head.log).filter(|&commit| commit > expected) {
-                    return Ok(Some(commit));
+                if let Some(found) = mark(part, self.head.log).filter(|mark| mark.commit > expected) {
+                    return Ok(Some(found.commit));
                 }
             }
             at += SEARCHED as u64;
         }
         Ok(None)
     }
+
+    /// The newest of all marks that can be read, wherever they stand: all commits before it were durable.
+    ///
+    /// # Errors
+    /// `Storage`.
+    pub fn newest_mark(&self) -> Result<Option<Mark>, LogError> {
+        let mut newest: Option<Mark> = None;
+        let mut bytes = vec![0; SEARCHED];
+        for number in self.numbers()? {
+            let name = name(number);
+            let file = self.storage.open(&name).map_err(LogError::storage("cannot open", &*name))?;
+            let length = file.len().map_err(LogError::storage("cannot read", &*name))?;
+            for at in (0..length).step_by(SEARCHED) {
+                let got = file.read_at(at, &mut bytes).map_err(LogError::storage("cannot read", &*name))?;
+                let marks = (0..got).step_by(ALIGN as usize).filter_map(|start| {
+                    let part = &bytes[start..got.min(start + MARK_LEN)];
+                    mark(part, self.head.log)
+                });
+                newest = marks.chain(newest).max_by_key(|mark| (mark.commit, mark.time_ms));
+            }
+        }
+        Ok(newest)
+    }
 }
 
-/// The number of the commit that the mark in these bytes announces.
-fn mark(bytes: &[u8], log: u128) -> Option<u64> {
+/// The mark of this log in these bytes.
+fn mark(bytes: &[u8], log: u128) -> Option<Mark> {
     // Most of what is looked at is something else, and a reader costs more than a look.
     if bytes.len() < HEADER_LEN || bytes[0] != Kind::Mark as u8 {
         return None;
     }
     match RecordReader::new(bytes).next_record() {
         Ok(Some(frame)) => match frame.record {
-            Record::Mark(mark) if mark.log == log => Some(mark.commit),
+            Record::Mark(mark) if mark.log == log => Some(mark),
             _ => None,
         },
         _ => None,
@@ -181,6 +218,8 @@ enum Stop {
 struct Walk<'a> {
     head: &'a Head,
     name: &'a str,
+    /// The commit after which nothing is looked at.
+    until: u64,
     /// The commit that comes next.
     expected: u64,
     /// Where the last whole one ends.
@@ -210,7 +249,7 @@ impl Walk<'_> {
             },
             None => return Err(bad("it ends before its Hello")),
         }
-        loop {
+        while self.expected <= self.until {
             // Between two commits.
             let mut begun = at;
             let mark = loop {
@@ -233,6 +272,7 @@ impl Walk<'_> {
                 return Ok(());
             }
         }
+        Ok(())
     }
 
     /// One commit, after its mark. False if the file ends there.
@@ -264,7 +304,7 @@ impl Walk<'_> {
         }
         let end = at.next_multiple_of(ALIGN);
         let at = At { session: Term(mark.session), epoch: mark.epoch, term: self.assembler.term() };
-        let committed = Committed { number: self.expected, at, bytes: end - begun };
+        let committed = Committed { number: self.expected, at, bytes: end - begun, time_ms: mark.time_ms };
         visit(&committed, &mut self.assembler).map_err(Stop::Failed)?;
         self.assembler.commit(sink).map_err(|e| self.stop(e))?;
         self.expected += 1;

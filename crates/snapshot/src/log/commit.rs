@@ -1,6 +1,7 @@
 //! The writer: commits, one after another.
 
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use ninefold_model::{Epoch, Term};
 use ninefold_replica::protocol::Standing;
@@ -22,6 +23,8 @@ use crate::storage::Storage;
 pub struct Log {
     pub(super) storage: Arc<dyn Storage>,
     pub(super) log: u128,
+    /// Its marks say when they are written.
+    pub(super) timed: bool,
     pub(super) session: u64,
     pub(super) hello: Hello,
     pub(super) options: Options,
@@ -60,6 +63,12 @@ impl Log {
         Commit::begin(self, at)
     }
 
+    /// What a mark says of the time now.
+    fn time_ms(&self) -> u64 {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        if self.timed { u64::try_from(now.as_millis()).unwrap_or(0) } else { 0 }
+    }
+
     /// The last durable commit.
     pub fn last(&self) -> u64 {
         self.last
@@ -86,6 +95,7 @@ impl Log {
         self.standing.write(standing)?;
         let volumes = self.last + 1;
         self.shared.change_head(&*self.storage, |head| Head { format: FORMAT, volumes, ..head })?;
+        self.timed = true;
         // Nobody plays those operations any more: their segments may go, whatever the images hold.
         self.shared.images_hold(self.last);
         self.hello = hello;
@@ -153,6 +163,8 @@ pub struct Commit<'a> {
     log: &'a mut Log,
     at: At,
     pass: Pass,
+    /// As in its mark.
+    time_ms: u64,
     totals: Totals,
     stats: EncodeStats,
     finished: bool,
@@ -162,10 +174,11 @@ impl<'a> Commit<'a> {
     pub(super) fn begin(log: &'a mut Log, at: At) -> Result<Self, LogError> {
         let number = log.last + 1;
         let pass = Pass { session: log.session, kind: PassKind::Checkpoint, epoch: Epoch(number) };
-        let mark = Mark { log: log.log, commit: number, session: at.session.0, epoch: at.epoch };
+        let time_ms = log.time_ms();
+        let mark = Mark { log: log.log, commit: number, session: at.session.0, epoch: at.epoch, time_ms };
         log.encoder.set_mode(log.chooser.mode());
         let mut this =
-            Self { log, at, pass, totals: Totals::default(), stats: EncodeStats::default(), finished: false };
+            Self { log, at, pass, time_ms, totals: Totals::default(), stats: EncodeStats::default(), finished: false };
         this.log.segment.begin(mark)?;
         let (mut out, scratch) = this.log.segment.out();
         this.totals = PassWriter::begin(&mut out, scratch, pass, at.term)?.pause();
@@ -261,8 +274,9 @@ impl<'a> Commit<'a> {
         log.fresh = false;
         log.last = self.pass.epoch.0;
         log.shared.committed(log.last);
-        log.segment.hint(Mark { log: log.log, commit: log.last + 1, session: 0, epoch: Epoch(0) });
-        Ok(Committed { number: log.last, at: self.at, bytes })
+        let done_ms = log.time_ms();
+        log.segment.hint(Mark { log: log.log, commit: log.last + 1, session: 0, epoch: Epoch(0), time_ms: done_ms });
+        Ok(Committed { number: log.last, at: self.at, bytes, time_ms: self.time_ms })
     }
 }
 

@@ -173,7 +173,7 @@ impl Folder {
             (state.due(), state.last)
         };
         let Some(due) = due else { return Ok(false) };
-        let chain = Chain { storage: &self.storage, head: &self.head };
+        let chain = Chain::new(&self.storage, &self.head);
         let extent = chain.segment(due.number, self.head.base + 1, &mut self.base, &mut |_, _| Ok(()))?;
         if extent.last != Some(due.last) {
             let what = format!("it holds no commit {}", extent.last.map_or(self.head.base, |n| n) + 1);

@@ -9,8 +9,9 @@ use crate::storage::{Storage, StorageFile};
 
 pub(super) const FILE: &str = "head.json";
 const NEW: &str = "head.new";
-/// The version of a log's files: with [`Head::volumes`]. One without it is of the version before, which any release reads.
-pub(super) const FORMAT: u32 = 2;
+/// The version of a log's files: its marks say when they were written. Version 2 has none of that, and version 1 no
+/// [`Head::volumes`].
+pub(super) const FORMAT: u32 = 3;
 /// The oldest version.
 pub(super) const OLDEST: u32 = 1;
 /// Commits and segments of a log are never so many.
@@ -57,6 +58,11 @@ mod hex {
 }
 
 impl Head {
+    /// Whether its marks may say when they were written: who reads the versions before would take them for damage.
+    pub fn is_timed(&self) -> bool {
+        self.format >= 3
+    }
+
     /// The session that the passes in the segments name.
     pub fn session(&self) -> u64 {
         // Half of a random number is one.

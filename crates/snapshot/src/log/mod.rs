@@ -31,12 +31,14 @@
 //!   which is an error; what is not is a commit that the loss of power cut off, and is cut off here too.
 //! * **Nothing is believed that only the host's memory holds.** A keeper that died, not the power, may have left a commit that
 //!   can be read and is not on the disk: [`Found::recover`] syncs what was found before anything is made of it.
+//! * **Damage is not the end of all of it.** What comes before it can be gone back to, by somebody who knows what is lost: [`Back`].
 //! * **Volumes.** Operations reach a volume's image only after their commit is durable; a segment is removed only when the
 //!   image has them durably ([`Shared::images_hold`]), or when nobody plays them any more ([`Log::go_on`]). After a loss of power the operations of all retained commits are
 //!   played onto the image, in order, and image and memory are of the same commit.
 //!
 //! [`Mark`]: ninefold_replica::stream::Mark
 
+mod back;
 mod base;
 mod chain;
 mod commit;
@@ -48,11 +50,12 @@ mod recover;
 mod segment;
 mod standing;
 
+pub use back::{Back, Known};
 pub use commit::{Commit, Log};
 pub use error::LogError;
 pub use fold::{Folder, Shared};
 pub use new::New;
-pub use recover::{Found, Held, Recovered};
+pub use recover::{Found, Held, PlayVolume, Recovered};
 
 use ninefold_model::{Epoch, Term};
 
@@ -82,6 +85,8 @@ pub struct Committed {
     pub at: At,
     /// Bytes that it takes.
     pub bytes: u64,
+    /// When it was begun by the host's clock, milliseconds since 1970; 0: not known.
+    pub time_ms: u64,
 }
 
 /// How a log is kept.

@@ -11,7 +11,7 @@ use super::base::{self, Base};
 use super::commit::{Commit, Log};
 use super::error::LogError;
 use super::fold::Shared;
-use super::head::{self, Head, OLDEST};
+use super::head::{self, FORMAT, Head};
 use super::segment::{self, Segment};
 use super::standing::{self, StandingFile};
 use super::{At, Options};
@@ -42,7 +42,7 @@ impl New {
             file: "the kernel's random numbers".into(),
             source,
         })?;
-        let head = Head { format: OLDEST, log, base: 0, first: 1, durable: 1, volumes: 0, hello };
+        let head = Head { format: FORMAT, log, base: 0, first: 1, durable: 1, volumes: 0, hello };
         let base = Base::create(&*storage, &head.hello.layout)?;
         let standing = StandingFile::create(&*storage, standing)?;
         let segment = Segment::create(&storage, 1, &head.hello)?;
@@ -50,6 +50,7 @@ impl New {
         let log = Log {
             storage,
             log,
+            timed: head.is_timed(),
             session: head.session(),
             hello: head.hello.clone(),
             options,

@@ -18,14 +18,19 @@ use super::standing::StandingFile;
 use super::{Committed, Options, new};
 use crate::storage::Storage;
 
+/// Takes the operations of one commit on a volume: the volume's number, the operations.
+pub type PlayVolume<'a> = &'a mut dyn FnMut(u16, Vec<u8>) -> Result<(), LogError>;
+
 /// A log that was read from end to end and checks out. Nothing has been changed.
 #[derive(Debug)]
 pub struct Found {
-    storage: Arc<dyn Storage>,
-    head: Head,
+    pub(super) storage: Arc<dyn Storage>,
+    pub(super) head: Head,
+    /// The commit after which nothing is looked at.
+    until: u64,
     base: Base,
     standing: StandingFile,
-    extents: Vec<Extent>,
+    pub(super) extents: Vec<Extent>,
     covered: Covered,
     last: Committed,
     output: Vec<Vec<u8>>,
@@ -58,21 +63,33 @@ impl Found {
     pub fn look_if(storage: Arc<dyn Storage>, suits: &dyn Fn(&Hello) -> Result<(), String>) -> Result<Self, LogError> {
         let head = Head::load(&*storage)?;
         suits(&head.hello).map_err(LogError::Refused)?;
+        let found = Self::read(storage, head, u64::MAX)?;
+        // A backup's in which nothing of its session is whole yet: see `Log::go_on`. One that has taken over has a later term.
+        if found.is_between_sessions() {
+            return Err(LogError::None);
+        }
+        Ok(found)
+    }
+
+    /// Reads it as far as this commit.
+    pub(super) fn read(storage: Arc<dyn Storage>, head: Head, until: u64) -> Result<Self, LogError> {
         let standing = StandingFile::load(&*storage)?;
         let base = Base::open(&*storage, &head.hello.layout)?;
         let mut covered = Covered::new(&head.hello.layout);
         let (mut last, mut output) = (None, Vec::new());
-        let extents = Chain { storage: &storage, head: &head }.read(&mut Nowhere, &mut |committed, assembler| {
+        let chain = Chain { until, ..Chain::new(&storage, &head) };
+        let extents = chain.read(&mut Nowhere, &mut |committed, assembler| {
             last = Some(*committed);
             output = said(assembler);
             cover(&mut covered, assembler)
         })?;
         let last: Committed = last.ok_or_else(|| LogError::damaged(name(head.first), "it has no commit"))?;
-        // A backup's in which nothing of its session is whole yet: see `Log::go_on`. One that has taken over has a later term.
-        if matches!(standing.standing.role, LogRole::Backup { session, .. } if last.at.session < session) {
-            return Err(LogError::None);
-        }
-        Ok(Self { storage, head, base, standing, extents, covered, last, output })
+        Ok(Self { storage, head, until, base, standing, extents, covered, last, output })
+    }
+
+    /// It is that of a backup to whose session its last commit does not belong: what has changed since was being written.
+    pub(super) fn is_between_sessions(&self) -> bool {
+        matches!(self.standing().role, LogRole::Backup { session, .. } if self.last.at.session < session)
     }
 
     /// The VM, as it was when the log was made.
@@ -147,6 +164,44 @@ impl Found {
         self.standing.sync()?;
         self.storage.sync().map_err(failed())
     }
+    /// See [`Recovered::load`].
+    pub(super) fn load(
+        &self,
+        fresh: &dyn Fn(u16) -> bool,
+        sink: &mut dyn PageSink,
+        volumes: PlayVolume<'_>,
+    ) -> Result<Held, LogError> {
+        self.base.load(&self.covered, fresh, sink)?;
+        let mut held = None;
+        let count = self.head.hello.spec.volumes.len();
+        self.chain().read(sink, &mut |committed, assembler| {
+            for volume in 0..MAX_VOLUMES {
+                let operations = assembler.take_volume_writes(volume);
+                if operations.is_empty() || committed.number < self.head.volumes {
+                    continue;
+                }
+                if usize::from(volume) >= count {
+                    let what = format!("commit {} writes to a volume that the VM has not", committed.number);
+                    return Err(LogError::damaged("a segment", what));
+                }
+                volumes(volume, operations)?;
+            }
+            if committed.number == self.last.number {
+                held = assembler.checkpoint().map(|checkpoint| Held {
+                    committed: *committed,
+                    device_state: checkpoint.device_state.to_vec(),
+                    output: said(assembler),
+                });
+            }
+            Ok(())
+        })?;
+        held.ok_or_else(|| LogError::damaged(name(self.head.first), "its last commit is gone"))
+    }
+
+    fn chain(&self) -> Chain<'_> {
+        Chain { until: self.until, ..Chain::new(&self.storage, &self.head) }
+    }
+
     /// Removes the log that is in this directory, if any. Durable when this returns.
     ///
     /// # Errors
@@ -170,33 +225,9 @@ impl Recovered {
         &self,
         fresh: &dyn Fn(u16) -> bool,
         sink: &mut dyn PageSink,
-        volumes: &mut dyn FnMut(u16, Vec<u8>) -> Result<(), LogError>,
+        volumes: PlayVolume<'_>,
     ) -> Result<Held, LogError> {
-        self.0.base.load(&self.0.covered, fresh, sink)?;
-        let mut held = None;
-        let count = self.0.head.hello.spec.volumes.len();
-        Chain { storage: &self.0.storage, head: &self.0.head }.read(sink, &mut |committed, assembler| {
-            for volume in 0..MAX_VOLUMES {
-                let operations = assembler.take_volume_writes(volume);
-                if operations.is_empty() || committed.number < self.0.head.volumes {
-                    continue;
-                }
-                if usize::from(volume) >= count {
-                    let what = format!("commit {} writes to a volume that the VM has not", committed.number);
-                    return Err(LogError::damaged("a segment", what));
-                }
-                volumes(volume, operations)?;
-            }
-            if committed.number == self.0.last.number {
-                held = assembler.checkpoint().map(|checkpoint| Held {
-                    committed: *committed,
-                    device_state: checkpoint.device_state.to_vec(),
-                    output: said(assembler),
-                });
-            }
-            Ok(())
-        })?;
-        held.ok_or_else(|| LogError::damaged(name(self.0.head.first), "its last commit is gone"))
+        self.0.load(fresh, sink, volumes)
     }
 
     /// Goes on with this log after [`Recovered::load`]: the guest's memory has to be as [`Recovered::load`] made it, and the volumes' images hold
@@ -207,6 +238,7 @@ impl Recovered {
     pub fn resume(self, hello: Hello, options: Options) -> Result<Log, LogError> {
         self.0.head.hello.layout.same_as(&hello.layout)?;
         let Found { storage, head, standing, extents, last, .. } = self.0;
+        let timed = head.is_timed();
         let next = extents.iter().filter(|e| e.last.is_some()).map(|e| e.number).max().unwrap_or(head.first) + 1;
         let segment = Segment::create(&storage, next, &hello)?;
         // The images have all of it, as the caller says.
@@ -218,6 +250,7 @@ impl Recovered {
         }
         Ok(Log {
             log: head.log,
+            timed,
             session: head.session(),
             encoder: PageEncoder::new(&hello.layout),
             hello,
