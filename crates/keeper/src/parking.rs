@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ninefold_machine::{Machine, Ports};
+use ninefold_machine::{Machine, Ports, Tracker};
 use ninefold_model::spec::VmSpec;
 use ninefold_model::{Epoch, Term};
 use ninefold_replica::continuation::History;
@@ -43,6 +43,10 @@ pub struct StandbyMachine {
     pub spec: VmSpec,
     /// Its memory outlives this keeper. None where that cannot be had.
     pub custody: Option<Custody>,
+    /// Follows what QEMU writes from when it was built, for a guest that others, or a log, will hold as well when it runs here.
+    /// It is begun early because that takes a time in proportion to the memory. The checkpoints that are put into the
+    /// memory from outside of QEMU are not noted.
+    pub tracker: Option<Tracker>,
 }
 
 /// Room for one.

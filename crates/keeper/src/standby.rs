@@ -23,7 +23,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ninefold_listen::{Bounds, Place, Register, Standing};
-use ninefold_machine::{Machine, MachineConfig, Memory, PageRun, Ports, Ram, Tracker};
+use ninefold_machine::{Machine, MachineConfig, Mechanism, Memory, PageRun, Ports, Ram, Tracker};
 use ninefold_model::health::Health;
 use ninefold_model::spec::{ClockGap, Protection, VmSpec};
 use ninefold_model::status::MachineStatus;
@@ -388,19 +388,14 @@ impl Standby {
         // What a log has not taken is not in the volumes either: the guest cannot go on without that.
         let limit = hello.spec.volumes.is_empty().then_some(SLOW);
         let logged = log.as_ref().is_some_and(|log| drained(log, limit) == Some(here));
-        let mut tracker = None;
-        if logged || (several && history.is_some()) {
-            match machine.track_with(priority::raise) {
-                Ok(begun) => tracker = Some(begun),
-                // The VM can be taken over all the same. The others, and a log, will have to be copied to.
-                Err(error) => tracing::warn!(error = %report(&error), "what the guest writes cannot be followed"),
-            }
+        let followed = logged || (several && history.is_some());
+        if followed && standby.tracker.is_none() {
+            standby.tracker = track(machine);
         }
         let mut load_us = micros(begun.elapsed());
         match sentence(&verdict, machine)? {
             Some(Verdict::Load) => {}
             Some(Verdict::Park) => {
-                drop(tracker);
                 if let Some(history) = history.filter(|_| !parted && (logged || log.is_none())) {
                     place.park(Parked { history, logged: logged.then_some(here), standby });
                 }
@@ -408,12 +403,12 @@ impl Standby {
             }
             None => return Ok(()),
         }
-        let history = history.filter(|_| several && tracker.is_some());
-        let logged = logged && tracker.is_some();
+        let history = history.filter(|_| several && standby.tracker.is_some());
+        let logged = logged && standby.tracker.is_some();
         let begun = Instant::now();
         machine.load(checkpoint.device_state).map_err(|e| report(&e))?;
         load_us += micros(begun.elapsed());
-        let StandbyMachine { machine, ports, .. } = standby;
+        let StandbyMachine { machine, ports, tracker, .. } = standby;
         let stopped = stopped.map(|stopped| (stopped, hello.spec.clock_gap));
         let epoch = checkpoint.epoch;
         let loaded = Loaded { machine, ports, epoch, health, load_us, tracker, history, logged, stopped };
@@ -560,8 +555,21 @@ fn build(
         .and_then(|program| Custody::begin(&program, &ram, &config.run_dir))
         .inspect_err(|error| tracing::warn!(%error, "this standby's memory ends with its keeper"))
         .ok();
-    let (machine, ports, layout) = launch_on(ram, config, hello, volumes)?;
-    Ok(StandbyMachine { machine, ports, layout, spec: built(config, hello), custody })
+    let (mut machine, ports, layout) = launch_on(ram, config, hello, volumes)?;
+    // Soft-dirty bits would lock all of the memory.
+    let early = (hello.spec.backups > 1 || hello.spec.non_volatile.is_some())
+        && machine.mechanism() == Some(Mechanism::PagemapScan);
+    let tracker = early.then(|| track(&mut machine)).flatten();
+    Ok(StandbyMachine { machine, ports, layout, spec: built(config, hello), custody, tracker })
+}
+
+/// Follows what QEMU writes from now on. Without that the VM can be taken over all the same, but others, and a log, will have to be
+/// copied to.
+fn track(machine: &mut Machine) -> Option<Tracker> {
+    machine
+        .track_with(priority::raise)
+        .inspect_err(|error| tracing::warn!(error = %report(error), "what the guest writes cannot be followed"))
+        .ok()
 }
 
 fn memory(hello: &Hello) -> Result<Ram, String> {

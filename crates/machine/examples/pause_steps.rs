@@ -1,7 +1,8 @@
 //! Measures the steps of a pause: `pause_steps QEMU ACCEL VCPUS MEMORY_MIB POPULATED_MIB PAGES ROUNDS EPOCH_MS [QEMU ARGUMENTS...]`.
 //!
 //! The guest is the test guest (`NINEFOLD_CACHE`, see guest/README.md). It fills POPULATED_MIB of its memory once; PAGES are
-//! dirtied in each epoch by a shell loop in it when not 0. Prints one line: medians and 99th percentiles in microseconds.
+//! dirtied in each epoch by a shell loop in it when not 0. Prints medians and 99th percentiles in microseconds, and what it
+//! took to begin and to end the tracking.
 
 use std::error::Error;
 use std::io::{Read, Write};
@@ -94,7 +95,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             "while :; do dd if=/dev/zero of=/dev/shm/x bs={count} count=1 conv=notrunc 2>/dev/null; done &"
         )?;
     }
+    let began = Instant::now();
     let mut tracker = machine.track()?;
+    let started = began.elapsed();
     let memory = machine.memory().clone();
     let mut dirty = DirtySet::for_layout(memory.layout());
     let mut copied = vec![0; 256 << 20];
@@ -134,6 +137,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         summary("pages", &|r| r.3),
         state.len()
     );
+    let began = Instant::now();
+    drop(tracker);
+    println!("tracking began in {} us and ended in {} us", started.as_micros(), began.elapsed().as_micros());
     machine.quit();
     Ok(())
 }

@@ -213,8 +213,8 @@ impl Core {
         let term = self.protocol.term();
         let log = self.log.handle.as_ref().filter(|_| logged).map(|log| log.jobs.clone());
         let survivors = history.is_some();
-        let continued =
-            tracker.filter(|_| log.is_some() || survivors).map(|tracker| Continued { tracker, log, survivors });
+        let (tracker, unneeded) = if log.is_some() || survivors { (tracker, None) } else { (None, tracker) };
+        let continued = tracker.map(|tracker| Continued { tracker, log, survivors });
         self.parts.disks.used();
         // Before the guest runs, and before anything is let through.
         let survivors = history.map(|h| Survivors::of(h, Arc::clone(&self.parts.disks)));
@@ -261,7 +261,11 @@ impl Core {
         self.parts.outlets.announce(&|| true);
         self.announcing = Some((Instant::now(), AnnouncePlan::new()));
         self.counters.failovers += u64::from(origin == Origin::Primary);
-        let obtain = Box::new(move || Ok(machine));
+        let obtain = Box::new(move || {
+            // To end it takes a time in proportion to the memory: the guest runs already.
+            drop(unneeded);
+            Ok(machine)
+        });
         self.start_vm(obtain, continued);
         if self.vm.is_some() {
             self.survivors = survivors;

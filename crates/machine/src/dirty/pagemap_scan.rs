@@ -269,11 +269,12 @@ fn hand_over(from: BorrowedFd<'_>, to: BorrowedFd<'_>, (start, bytes): (u64, u64
 
 impl Drop for PagemapScan {
     fn drop(&mut self) {
-        self.traps = None;
         // All of these fail for what was never registered and when QEMU is gone; neither matters any more.
         if let Some(watched) = &self.watched {
+            // While the guest runs: its writes are answered until nothing is registered.
             watched.release(self.uffds.trapping.as_fd(), self.uffds.noting.as_fd());
         }
+        self.traps = None;
         for (index, block) in self.memory.layout().blocks.iter().enumerate().skip(usize::from(self.watched.is_some())) {
             let _ = sys::uffd_unregister(self.uffds.noting.as_fd(), self.memory.address(index), block.total);
         }

@@ -99,7 +99,7 @@ impl Regions {
         region * self.region_pages..((region + 1) * self.region_pages).min(self.pages)
     }
 
-    /// The pages from `from` on, the first of a region, whose regions are all hot or all cold, and whether they are hot.
+    /// The pages from `from` on whose regions are all hot or all cold, and whether they are hot.
     pub(super) fn next_alike(&self, from: u64) -> Option<(Range<u64>, bool)> {
         if from >= self.pages {
             return None;

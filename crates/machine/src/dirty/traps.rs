@@ -16,6 +16,8 @@ use crate::sys::{self, Trap};
 
 /// Trapped writes that are taken with one system call.
 const TRAPS: usize = 16;
+/// So many pages are unregistered with one system call: 256 MiB. The kernel keeps all of QEMU's page faults waiting meanwhile.
+const PIECE: u64 = 65_536;
 
 /// A block with cold regions.
 #[derive(Debug)]
@@ -59,11 +61,13 @@ impl Watched {
     }
 
     /// Takes every region from the userfaultfd that it belongs to, so that nobody is trapped any more. It fails for what is
-    /// not registered and when QEMU is gone, which needs no mending.
+    /// not registered and when QEMU is gone, which needs no mending. In between, trapped writes are answered as before.
     pub(super) fn release(&self, cold: BorrowedFd<'_>, hot: BorrowedFd<'_>) {
-        let state = self.state();
         let mut at = 0;
-        while let Some((pages, is_hot)) = state.regions.next_alike(at) {
+        loop {
+            let state = self.state();
+            let Some((alike, is_hot)) = state.regions.next_alike(at) else { return };
+            let pages = at..alike.end.min(at + PIECE);
             let (start, bytes) = self.place(&pages);
             let _ = sys::uffd_unregister(if is_hot { hot } else { cold }, start, bytes);
             if !is_hot {
@@ -80,7 +84,7 @@ impl Watched {
     }
 }
 
-/// The thread. Dropping this ends it; writers that are trapped then wait until their pages are unregistered.
+/// The thread. Dropping this ends it: whoever is trapped from then on waits until the pages are unregistered.
 #[derive(Debug)]
 pub(super) struct Traps {
     stop: Arc<OwnedFd>,
