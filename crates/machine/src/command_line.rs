@@ -42,6 +42,8 @@ pub struct LaunchOptions {
     /// The generation id: see [`MachineConfig`](crate::MachineConfig).
     pub generation: Uuid,
     pub fds: Descriptors,
+    /// It sees the memory and writes none of it, and its volumes are empty: see [`Rehearsal`](crate::Rehearsal).
+    pub rehearsal: bool,
     /// One Unix socket for each of the spec's volumes, behind which an NBD server offers it under its name.
     pub volumes: Vec<PathBuf>,
 }
@@ -117,8 +119,10 @@ pub fn arguments(spec: &VmSpec, options: &LaunchOptions) -> Result<Vec<OsString>
     args.option(
         "-object",
         format!(
-            "memory-backend-file,id=m0,size={}M,mem-path=/proc/self/fd/{},share=on,prealloc=off",
-            spec.memory_mib, options.fds.ram
+            "memory-backend-file,id=m0,size={}M,mem-path=/proc/self/fd/{},{},prealloc=off",
+            spec.memory_mib,
+            options.fds.ram,
+            if options.rehearsal { private() } else { "share=on" }
         ),
     );
     args.option("-chardev", format!("socket,id=mon,fd={}", options.fds.qmp));
@@ -144,14 +148,18 @@ pub fn arguments(spec: &VmSpec, options: &LaunchOptions) -> Result<Vec<OsString>
     for (n, ((volume, socket), place)) in spec.volumes.iter().zip(&options.volumes).zip(boot_order).enumerate() {
         let bootindex = place.map_or(String::new(), |place| format!(",bootindex={place}"));
         let path = socket.to_str().ok_or_else(|| refuse("a volume's socket has a path that is not UTF-8".into()))?;
-        // A discard means zeros, on every host the same. QEMU would otherwise not pass it on.
         args.option(
             "-blockdev",
-            format!(
-                "driver=nbd,node-name=v{n},server.type=unix,server.path={},export={},discard=unmap",
-                path.replace(',', ",,"),
-                volume.name
-            ),
+            if options.rehearsal {
+                format!("driver=null-co,node-name=v{n},size={},read-zeroes=on", volume.size)
+            } else {
+                // A discard means zeros, on every host the same. QEMU would otherwise not pass it on.
+                format!(
+                    "driver=nbd,node-name=v{n},server.type=unix,server.path={},export={},discard=unmap",
+                    path.replace(',', ",,"),
+                    volume.name
+                )
+            },
         );
         // Errors go to the guest: a VM that stands still because of one would be taken for a dead one.
         args.option(
@@ -211,6 +219,13 @@ pub fn arguments(spec: &VmSpec, options: &LaunchOptions) -> Result<Vec<OsString>
     Ok(args.0)
 }
 
+/// How memory is mapped of which nothing is to be written: no swap space is reserved for a copy of all of it, unless the host reserves
+/// for everything (proc_sys_vm(5), overcommit_memory), where QEMU refuses to be told otherwise.
+fn private() -> &'static str {
+    let strict = std::fs::read_to_string("/proc/sys/vm/overcommit_memory").is_ok_and(|mode| mode.trim() == "2");
+    if strict { "share=off" } else { "share=off,reserve=off" }
+}
+
 struct Arguments(Vec<OsString>);
 
 impl Arguments {
@@ -265,7 +280,7 @@ mod tests {
     fn options() -> LaunchOptions {
         let fds = Descriptors { ram: 10, qmp: 11, console: 12, agent: 13, log: 15, nics: vec![14] };
         let generation = Uuid::random(7);
-        LaunchOptions { accel: Accel::Tcg, incoming: true, generation, fds, volumes: Vec::new() }
+        LaunchOptions { accel: Accel::Tcg, incoming: true, generation, fds, rehearsal: false, volumes: Vec::new() }
     }
 
     #[test]

@@ -14,6 +14,7 @@
 //! * [`accel`]: whether KVM really runs an ordinary kernel here
 //! * [`doctor`]: what this host can do
 //! * [`version`]: which QEMUs are supported
+//! * `rehearsal`: whether a device state can be loaded here
 //! * [`error`]: everything that can go wrong
 
 pub mod accel;
@@ -31,6 +32,7 @@ mod preload;
 pub mod process;
 pub mod qmp;
 pub mod ram;
+mod rehearsal;
 mod sys;
 pub mod version;
 
@@ -44,4 +46,5 @@ pub use memory::Memory;
 pub use process::Exit;
 pub use qmp::{Event, EventKind, Patience};
 pub use ram::{PageSize, Ram};
+pub use rehearsal::Rehearsal;
 pub use version::QemuVersion;

@@ -172,6 +172,11 @@ impl Machine {
     /// # Errors
     /// `Spawn`, `Exited` (with what QEMU said) and others.
     pub fn launch(config: &MachineConfig, ram: Arc<Ram>) -> Result<(Machine, Ports)> {
+        Self::launch_as(config, ram, false)
+    }
+
+    /// As [`Machine::launch`]; a rehearsal has an image of the memory that it cannot write, and empty volumes.
+    pub(crate) fn launch_as(config: &MachineConfig, ram: Arc<Ram>, rehearsal: bool) -> Result<(Machine, Ports)> {
         if config.spec.memory_mib.checked_mul(1 << 20) != Some(ram.bytes()) {
             return Err(MachineError::Spec {
                 vm: config.spec.name.to_string(),
@@ -200,6 +205,7 @@ impl Machine {
             incoming: config.incoming,
             generation: config.generation,
             fds,
+            rehearsal,
             volumes: config.volumes.clone(),
         };
         let mut args = command_line::arguments(&config.spec, &options)?;
@@ -217,6 +223,8 @@ impl Machine {
         ];
         inherited.extend(nics.iter().map(|(_, theirs)| theirs.as_fd()));
         let locked = match host::pagemap_scan() {
+            // Locked, it would copy all of the memory.
+            _ if rehearsal => Err("it is a rehearsal".to_owned()),
             Ok(()) => Err("not needed".to_owned()),
             Err(_) => host::soft_dirty(),
         };
@@ -480,6 +488,15 @@ impl Machine {
     /// # Errors
     /// `Load` with what QEMU said.
     pub fn load(&mut self, state: &[u8]) -> Result<()> {
+        self.load_devices(state)?;
+        let found = self.clock.find_loaded(self.memory.process(), state);
+        self.say_if_lost(found);
+        self.loaded = true;
+        Ok(())
+    }
+
+    /// As [`Machine::load`], of a machine that will not run.
+    pub(crate) fn load_devices(&mut self, state: &[u8]) -> Result<()> {
         if state.is_empty() || state.len() as u64 > device_state::MAX_STATE {
             return Err(MachineError::Load { reason: format!("it has {} bytes", state.len()) });
         }
@@ -488,11 +505,7 @@ impl Machine {
                 MachineError::Load { reason: format!("QEMU ended ({status}): {stderr}") }
             }
             other => other,
-        })?;
-        let found = self.clock.find_loaded(self.memory.process(), state);
-        self.say_if_lost(found);
-        self.loaded = true;
-        Ok(())
+        })
     }
 
     /// Lets the guest run: after launch, or after [`Machine::load`]. One that runs already goes on.
