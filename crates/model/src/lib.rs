@@ -7,11 +7,13 @@
 //! * [`uuid`]: identities of machines and of lives
 //! * [`health`]: its watchdog, images on trial
 //! * [`status`]: what a keeper says about its VM
+//! * [`difference`]: what of a VM that runs is otherwise in a host's file
 //! * [`event`]: what happened to a VM
 //! * [`control`]: what one may ask of a keeper
 
 pub mod control;
 pub mod count;
+pub mod difference;
 pub mod event;
 pub mod health;
 pub mod name;
