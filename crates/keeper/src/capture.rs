@@ -266,7 +266,7 @@ impl Drop for Taken {
 }
 
 /// Bytes of memory that this host has.
-fn physical_memory() -> u64 {
+pub fn physical_memory() -> u64 {
     let host = rustix::system::sysinfo();
     host.totalram * u64::from(host.mem_unit)
 }

@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 
 use ninefold_model::control::{CheckpointRecord, Response};
 use ninefold_model::event::EventKind;
-use ninefold_model::spec::EpochPolicy;
+use ninefold_model::spec::{EpochPolicy, VmSpec};
 use ninefold_model::status::{Counters, LogState, LogStatus, MachineStatus};
 use ninefold_model::{Backup, Epoch, HostName, Record as WitnessRecord, Term};
 use ninefold_net::announce::AnnouncePlan;
@@ -121,6 +121,8 @@ pub struct Core {
     /// Of which the present one's checkpoints are.
     reign: Reign,
     machine: Option<MachineStatus>,
+    /// The VM that runs here as it was booted, here or elsewhere.
+    booted: Option<VmSpec>,
     layout: Option<Layout>,
     /// The connector is at work.
     looking: bool,
@@ -190,6 +192,7 @@ impl Core {
             generation: 0,
             reign: Reign { term: Term(0), generation: 0 },
             machine: None,
+            booted: None,
             layout: None,
             looking: false,
             no_peer: None,
@@ -377,6 +380,7 @@ impl Core {
                 }
                 self.parts.disks.used();
                 self.machine = Some(status);
+                self.booted = Some(self.parts.config.vm.clone());
                 self.layout = Some(layout);
                 self.guest_starts();
                 if let Err(error) = self.parts.outlets.attach(ports) {
@@ -478,6 +482,7 @@ impl Core {
             Msg::RefusedPeer { peer, reason } => self.event(EventKind::Refused { peer, reason }),
             Msg::BaseForgotten { session } => self.base_forgotten(session),
             Msg::Base { session, epoch, changes } => self.base(session, epoch, &changes),
+            Msg::ConfiguredOtherwise { session, differences } => self.configured_otherwise(session, differences),
             Msg::SessionReady { session } => self.session_ready(session),
             Msg::VolumesSynced { session, rounds, bytes, rest } => {
                 if let Some(replica) = self.replica(session) {
@@ -505,6 +510,7 @@ impl Core {
                         base.put_changes(&mut changes);
                         self.tell_primary(&Record::Base { session: session.0, epoch: base.epoch, changes: &changes });
                     }
+                    self.tell_differences(session);
                     let ready = Record::Ready { session: session.0, what: Ready::Receive };
                     self.tell_primary(&ready);
                 }
@@ -674,6 +680,7 @@ impl Core {
         self.parts.outlets.detach();
         self.takeover = None;
         self.machine = None;
+        self.booted = None;
         self.layout = None;
         self.link = None;
         self.final_epoch = None;

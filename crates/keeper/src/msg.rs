@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use ninefold_machine::Ports;
 use ninefold_model::control::{CheckpointRecord, Request, Response};
+use ninefold_model::difference::Difference;
 use ninefold_model::event::EventKind;
 use ninefold_model::health::{DumpProgress, Failure};
 use ninefold_model::spec::Boot;
@@ -164,6 +165,11 @@ pub enum Msg {
         session: Term,
         epoch: Epoch,
         changes: Vec<u8>,
+    },
+    /// In what the backup's file differs from the VM that runs. Comes before `SessionReady`.
+    ConfiguredOtherwise {
+        session: Term,
+        differences: Vec<Difference>,
     },
     SessionReady {
         session: Term,

@@ -19,6 +19,7 @@ use ninefold_replica::continuation::History;
 use ninefold_replica::stream::Layout;
 
 use crate::custody::{Custody, Kept};
+use crate::proof::Proof;
 
 /// How long a standby is kept for a session that suits it.
 pub const KEEP: Duration = Duration::from_secs(30);
@@ -41,6 +42,8 @@ pub struct StandbyMachine {
     pub layout: Layout,
     /// As it was built.
     pub spec: VmSpec,
+    /// That it can load what it holds.
+    pub proof: Proof,
     /// Its memory outlives this keeper. None where that cannot be had.
     pub custody: Option<Custody>,
     /// Follows what QEMU writes from when it was built, for a guest that others, or a log, will hold as well when it runs here.

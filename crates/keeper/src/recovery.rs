@@ -18,6 +18,7 @@ use ninefold_replica::protocol::{LogRole, Standing};
 use ninefold_replica::stream::Hello;
 use ninefold_snapshot::log::{Found, Log, LogError, Options};
 
+use crate::booted;
 use crate::capture::micros;
 use crate::config::KeeperConfig;
 use crate::disks::Disks;
@@ -135,18 +136,7 @@ fn check(hello: &Hello, config: &KeeperConfig) -> Result<(), String> {
     if hello.vm != config.vm.name {
         return Err(format!("the log is of {}", hello.vm));
     }
-    let spec = &hello.spec;
-    let differs = [
-        (spec.volumes != config.vm.volumes, "volumes"),
-        (spec.nics != config.vm.nics, "network interfaces"),
-        (spec.memory_mib != config.vm.memory_mib, "memory"),
-        (spec.vcpus != config.vm.vcpus, "vCPUs"),
-        (spec.arch != config.vm.arch, "architecture"),
-    ];
-    match differs.iter().find(|(differs, _)| *differs) {
-        Some((_, what)) => Err(format!("the VM's {what} are configured otherwise than in the log")),
-        None => Ok(()),
-    }
+    booted::can_recover(&hello.spec, config)
 }
 
 /// Whether the host on which the VM ran, as the log's standing says, is one of its hosts. The one that the log began with need not be any
@@ -195,9 +185,11 @@ fn load(found: Found, config: &KeeperConfig, place: &Place) -> Result<News, Stri
     // Before the devices are loaded: what they write to memory then is in no checkpoint yet.
     let tracker = machine.track_with(priority::raise).map_err(|e| report(&e))?;
     machine.load(&held.device_state).map_err(|e| report(&e))?;
+    // What was booted is what the log goes on with, whatever the file says by now.
+    let spec = hello.spec.as_booted(&config.vm);
     let now = Hello {
         from: config.host.clone(),
-        spec: config.vm.clone(),
+        spec: spec.clone(),
         qemu: machine.version().to_string(),
         accel: machine.accel(),
         layout,
@@ -209,7 +201,8 @@ fn load(found: Found, config: &KeeperConfig, place: &Place) -> Result<News, Stri
     let load_us = micros(begun.elapsed());
     let tracker = Some(tracker);
     let (history, logged, stopped) = (None, true, None);
-    let loaded = Loaded { machine, ports, epoch, health: health_then, load_us, tracker, history, logged, stopped };
+    let loaded =
+        Loaded { machine, ports, spec, epoch, health: health_then, load_us, tracker, history, logged, stopped };
     Ok(News::Loaded { loaded: Box::new(loaded), log: Box::new(log), health })
 }
 
@@ -242,6 +235,8 @@ mod tests {
             spec: config.vm.clone(),
             epoch_policy: Default::default(),
             qemu: "10.0.2".into(),
+            machine: "pc-i440fx-7.2".into(),
+            cpu: "qemu64".into(),
             accel: Accel::Tcg,
             layout: Layout::new(vec![block.clone()]).unwrap(),
             lanes: 1,

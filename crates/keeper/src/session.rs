@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use ninefold_machine::{PAGE_SIZE, PageRun};
 use ninefold_model::control::CheckpointRecord;
+use ninefold_model::difference::bounded;
 use ninefold_model::{Epoch, Term};
 use ninefold_replica::pacing::MAX_IN_FLIGHT;
 use ninefold_replica::stream::record::{MAX_VOLUME_WRITES, MAX_VOLUMES};
@@ -540,6 +541,11 @@ fn read(
             }
             Record::Base { session, epoch, changes } => {
                 (session, Msg::Base { session: name, epoch, changes: changes.to_vec() })
+            }
+            Record::Differences { session, json } => {
+                let differences =
+                    serde_json::from_slice(json).map_err(|e| format!("what the backup has otherwise: {e}"))?;
+                (session, Msg::ConfiguredOtherwise { session: name, differences: bounded(differences) })
             }
             Record::Heartbeat(beat) => {
                 let echo = on_the_way.echoed(beat.time_us);

@@ -34,7 +34,8 @@ use ninefold_snapshot::store::Store;
 use ninefold_volume::{Frozen, Note, fault};
 
 use crate::bell::Bell;
-use crate::capture::micros;
+use crate::booted;
+use crate::capture::{micros, physical_memory};
 use crate::config::KeeperConfig;
 use crate::disks::Disks;
 use crate::error::{KeeperError, report};
@@ -264,8 +265,6 @@ fn beginning(theirs: &VmSpec, ours: &VmSpec, clone: bool) -> Result<Start, Strin
     }
     let differs = [
         (theirs.arch != ours.arch, "architecture is"),
-        (!own && theirs.memory_mib != ours.memory_mib, "memory is"),
-        (!own && theirs.vcpus != ours.vcpus, "number of vCPUs is"),
         (!own && their_macs != our_macs, "network interfaces (the guest keeps their Ethernet addresses) are"),
         (sizes(theirs) != sizes(ours), "volumes are"),
     ];
@@ -275,6 +274,16 @@ fn beginning(theirs: &VmSpec, ours: &VmSpec, clone: bool) -> Result<Start, Strin
             Err("a clone with Ethernet addresses of its own boots from its disks, and it has none".into())
         }
         None => Ok(if own { Start::Disks } else { Start::Memory }),
+    }
+}
+
+/// The machine that begins: one that goes on where the other was is what that was booted with, whatever the file says by now. What it
+/// is called, where its files and bridges are, and who a clone is, is as this host's file says.
+fn machine_of(theirs: &VmSpec, ours: &VmSpec, from: Start) -> VmSpec {
+    match from {
+        Start::Disks => ours.clone(),
+        Start::Memory if theirs.name == ours.name => theirs.as_booted(ours),
+        Start::Memory => VmSpec { uuid: ours.uuid, ..theirs.as_booted(ours) },
     }
 }
 
@@ -292,6 +301,7 @@ fn check(snapshot: &Snapshot, clone: bool, config: &KeeperConfig) -> Result<Star
         // Nothing of the state of a machine is used.
         return Ok(from);
     }
+    booted::fits(&hello.spec, ours, physical_memory())?;
     let qemu = QemuVersion::of_program(&config.qemu).map_err(|e| report(&e))?;
     // A saved state is of one accelerator. Whether that works here is otherwise for QEMU to say.
     let accel = match ours.accel {
@@ -334,8 +344,7 @@ fn loaded(
         Start::Disks => Health::default(),
     };
     into.images.keep(hello.health.committed.as_ref()).map_err(|e| report(&e))?;
-    // What this host calls it, and where its files and bridges are.
-    hello.spec = VmSpec { boot: hello.spec.boot.clone(), ..config.vm.clone() };
+    hello.spec = machine_of(&hello.spec, &config.vm, from);
     // The guest is to know that it has been put back, or is a copy.
     hello.generation = Some(Generation::of(config).renew().map_err(|e| format!("the VM's generation id: {e}"))?);
     let mut loading = None;
@@ -377,9 +386,9 @@ fn loaded(
         }
     };
     let load_us = micros(begun.elapsed());
-    let (epoch, health) = (Epoch(0), hello.health);
+    let (epoch, health, spec) = (Epoch(0), hello.health, hello.spec);
     let (tracker, history, logged, stopped) = (None, None, false, None);
-    Ok(Loaded { machine, ports, epoch, health, load_us, tracker, history, logged, stopped })
+    Ok(Loaded { machine, ports, spec, epoch, health, load_us, tracker, history, logged, stopped })
 }
 
 /// Removes the log of the VM's former life, if there is one. Durable when this returns.
@@ -456,6 +465,14 @@ mod tests {
         assert_eq!(beginning(&theirs, &vm(&[3, 4], &[512]), true), Ok(Start::Disks));
         assert_eq!(beginning(&theirs, &vm(&[3], &[512]), true), Ok(Start::Disks));
         // A booted guest may find another machine, but not other disks.
+        let larger = VmSpec { memory_mib: 65, vcpus: 2, ..vm(&[1, 2], &[512]) };
+        assert_eq!(beginning(&theirs, &larger, false), Ok(Start::Memory), "it goes on as it was booted");
+        let began = machine_of(&theirs, &larger, Start::Memory);
+        assert_eq!((began.memory_mib, began.vcpus), (64, 1));
+        let clone = VmSpec { name: "copy".parse().unwrap(), ..larger };
+        let began = machine_of(&theirs, &clone, Start::Memory);
+        assert_eq!((began.memory_mib, began.uuid(), began.name.as_str()), (64, clone.uuid(), "copy"));
+        assert_eq!(machine_of(&theirs, &clone, Start::Disks).memory_mib, 65);
         assert_eq!(beginning(&theirs, &VmSpec { memory_mib: 65, ..vm(&[3], &[512]) }, true), Ok(Start::Disks));
         let refused = |ours: &VmSpec, clone, why: &str| {
             let reason = beginning(&theirs, ours, clone).unwrap_err();
@@ -465,7 +482,6 @@ mod tests {
         refused(&vm(&[2, 1], &[512]), true, "52:54:00:00:00:02");
         refused(&vm(&[3, 4], &[1024]), true, "volumes");
         refused(&vm(&[3, 4], &[512]), false, "network interfaces");
-        refused(&VmSpec { memory_mib: 65, ..vm(&[1, 2], &[512]) }, true, "memory");
         let diskless = beginning(&vm(&[1], &[]), &vm(&[2], &[]), true).unwrap_err();
         assert!(diskless.contains("it has none"), "{diskless}");
     }

@@ -37,6 +37,7 @@ use ninefold_replica::stream::{
 use ninefold_store::{Timeouts, Witness, WitnessClient};
 use ninefold_transport::{Incoming, Link, LinkHandle, LinkReader, LinkWriter, Security};
 
+use crate::booted;
 use crate::capture::micros;
 use crate::config::KeeperConfig;
 use crate::custody::{self, Custody, Kept, Note};
@@ -51,6 +52,7 @@ use crate::msg::Msg;
 use crate::outlets::{ADDRESSES, CONSOLE, HEALTH, Outlets};
 use crate::parking::{Parked, Parking, StandbyMachine};
 use crate::priority;
+use crate::proof::Proof;
 use crate::resync;
 use crate::session::Job;
 
@@ -70,6 +72,8 @@ const WRITE_LIMIT: Duration = Duration::from_millis(100);
 pub struct Loaded {
     pub machine: Machine,
     pub ports: Ports,
+    /// The VM as it was booted, with the files and devices of this host.
+    pub spec: VmSpec,
     pub epoch: Epoch,
     /// The guest's health as of the checkpoint.
     pub health: Health,
@@ -176,15 +180,9 @@ impl Standby {
             Some((RefuseCode::Protocol, format!("{peer} is not a host of {}", hello.vm)))
         } else if hello.session != hello.term.0 || hello.lanes != 1 {
             Some((RefuseCode::Protocol, "a session is named by its term and has one connection".into()))
-        } else if hello.spec.nics != self.config.vm.nics {
-            Some((RefuseCode::CannotBuild, "the VM's network interfaces are configured otherwise here".into()))
-        } else if let Some(what) = other_machine(&hello.spec, &self.config.vm) {
+        } else if let Err(reason) = booted::can_hold(&hello.spec, &hello.from, &self.config) {
             // A QEMU of that size would be built before the two are compared.
-            Some((RefuseCode::CannotBuild, format!("the VM's {what} is configured otherwise here")))
-        } else if hello.spec.non_volatile != self.config.vm.non_volatile {
-            Some((RefuseCode::CannotBuild, "the VM is non-volatile otherwise here".into()))
-        } else if hello.spec.volumes != self.config.vm.volumes {
-            Some((RefuseCode::CannotBuild, "the VM's volumes are configured otherwise here".into()))
+            Some((RefuseCode::CannotBuild, reason))
         } else {
             self.vouched_for(&hello).err().map(|reason| (RefuseCode::Protocol, reason))
         };
@@ -275,6 +273,12 @@ impl Standby {
             // What a failed flush has lost nobody knows but the images: they are compared.
             base.volumes_in_doubt |= self.disks.is_lost();
         }
+        if matches!(standby.proof, Proof::Given { .. }) && !standby.proof.is_given(&hello.qemu) {
+            // The standby of a former session, whose primary had another QEMU.
+            let ram = Arc::clone(standby.machine.memory().ram());
+            standby.proof = Proof::begin(machine_config(&self.config, hello, self.disks.sockets()), ram);
+        }
+        standby.proof.ready()?;
         let machine = &mut standby.machine;
         let status = status(machine, "as the primary's", "inmigrate");
         let _ = self.core.send(Msg::StandbyReady { session, status, base });
@@ -322,30 +326,44 @@ impl Standby {
                     sink.log = None;
                     let first = std::mem::take(&mut first);
                     let touched = |batches: &[_]| if history.is_some() { resync::touched(batches) } else { Vec::new() };
-                    let blocks = if let Some(log) = &log {
+                    let (blocks, mut held) = if log.is_some() {
                         // Acknowledged, and on its way to the volumes, when it is durable.
                         let received = Received::of(session, &mut assembler, &self.disks)?;
                         let blocks = received.as_ref().map(|r| touched(r.volumes())).unwrap_or_default();
-                        if let Some(received) = received {
-                            let job = Job::Log(LogJob::Received(Box::new(received)));
-                            log.send(job).map_err(|_| "the log has ended".to_owned())?;
-                        }
-                        blocks
+                        (blocks, received.map(Box::new).map(Whole::Logged))
                     } else {
                         // Not acknowledged when it fails: this host is no backup for that epoch. It holds the one before.
                         let batches = self.disks.parse(|v| assembler.take_volume_writes(v))?;
                         let blocks = touched(&batches);
                         self.disks.put(session, pass.epoch, batches)?;
-                        // Acknowledged before it is applied: from here on it is whole, whatever becomes of the primary.
-                        let _ = self.core.send(Msg::Held { session, epoch: pass.epoch, first });
-                        blocks
+                        (blocks, Some(Whole::Held))
                     };
+                    let tell = |whole| match (whole, &log) {
+                        (Some(Whole::Logged(received)), Some(log)) => {
+                            let job = Job::Log(LogJob::Received(received));
+                            log.send(job).map_err(|_| "the log has ended".to_owned())
+                        }
+                        (Some(Whole::Held), _) => {
+                            let _ = self.core.send(Msg::Held { session, epoch: pass.epoch, first });
+                            Ok(())
+                        }
+                        _ => Ok(()),
+                    };
+                    if !first {
+                        // Acknowledged before it is applied: from here on it is whole, whatever becomes of the primary.
+                        tell(held.take())?;
+                    }
                     history = if first { begin(hello, pass.epoch) } else { history };
                     if let (false, Some(history), Some(pending)) = (first, &mut history, assembler.pending()) {
                         history.record(pass.epoch, pending.pages().chain(pending.zeros()), blocks.into_iter());
                     }
                     if let Err(error) = assembler.commit(&mut sink) {
                         break report(&error);
+                    }
+                    if let (true, Some(checkpoint)) = (first, assembler.checkpoint()) {
+                        // Nobody is told that this host could go on with the VM before it is known.
+                        standby.proof.give(&hello.qemu, machine.memory(), checkpoint.device_state)?;
+                        tell(held)?;
                     }
                     note(&mut standby.custody, hello, pass.epoch);
                     self.learn(&assembler, &mut health);
@@ -411,7 +429,8 @@ impl Standby {
         let StandbyMachine { machine, ports, tracker, .. } = standby;
         let stopped = stopped.map(|stopped| (stopped, hello.spec.clock_gap));
         let epoch = checkpoint.epoch;
-        let loaded = Loaded { machine, ports, epoch, health, load_us, tracker, history, logged, stopped };
+        let spec = hello.spec.as_booted(&self.config.vm);
+        let loaded = Loaded { machine, ports, spec, epoch, health, load_us, tracker, history, logged, stopped };
         let _ = self.core.send(Msg::Loaded { session, loaded: Box::new(loaded) });
         Ok(())
     }
@@ -484,15 +503,12 @@ impl Standby {
     }
 }
 
-/// What of the machine itself differs.
-fn other_machine(theirs: &VmSpec, ours: &VmSpec) -> Option<&'static str> {
-    let differs = [
-        (theirs.memory_mib != ours.memory_mib, "memory"),
-        (theirs.vcpus != ours.vcpus, "number of vCPUs"),
-        (theirs.arch != ours.arch, "architecture"),
-        (theirs.uuid() != ours.uuid(), "identity (uuid)"),
-    ];
-    differs.iter().find(|(differs, _)| *differs).map(|(_, what)| *what)
+/// A checkpoint that has come whole, and who is to hear of it.
+enum Whole {
+    /// The core: it is acknowledged.
+    Held,
+    /// The log, which acknowledges it.
+    Logged(Box<Received>),
 }
 
 /// What a standby held before this session, and the log with it: see [`Parked`].
@@ -516,11 +532,12 @@ fn begin(hello: &Hello, first: Epoch) -> Option<History> {
     hello.reign.map(|reign| History::begin(reign, first))
 }
 
-/// What is built for `hello` here: the devices are the primary's; files are where they are on this host. The owner's wishes for
+/// What is built for `hello` here: the machine as it was booted; files are where they are on this host. The owner's wishes for
 /// protection and the clock may change and are no part of a machine.
 fn built(config: &KeeperConfig, hello: &Hello) -> VmSpec {
-    let boot = hello.health.image().unwrap_or(&config.vm.boot).clone();
-    VmSpec { boot, protection: Protection::default(), clock_gap: ClockGap::default(), ..hello.spec.clone() }
+    let spec = hello.spec.as_booted(&config.vm);
+    let boot = hello.health.image().unwrap_or(&spec.boot).clone();
+    VmSpec { boot, protection: Protection::default(), clock_gap: ClockGap::default(), ..spec }
 }
 
 /// All of the blocks but the first, the guest's memory.
@@ -555,12 +572,14 @@ fn build(
         .and_then(|program| Custody::begin(&program, &ram, &config.run_dir))
         .inspect_err(|error| tracing::warn!(%error, "this standby's memory ends with its keeper"))
         .ok();
-    let (mut machine, ports, layout) = launch_on(ram, config, hello, volumes)?;
+    let (ram, config) = (Arc::new(ram), machine_config(config, hello, volumes));
+    let proof = Proof::begin(config.clone(), Arc::clone(&ram));
+    let (mut machine, ports, layout) = launch_on(ram, &config, hello)?;
     // Soft-dirty bits would lock all of the memory.
     let early = (hello.spec.backups > 1 || hello.spec.non_volatile.is_some())
         && machine.mechanism() == Some(Mechanism::PagemapScan);
     let tracker = early.then(|| track(&mut machine)).flatten();
-    Ok(StandbyMachine { machine, ports, layout, spec: built(config, hello), custody, tracker })
+    Ok(StandbyMachine { machine, ports, layout, spec: config.spec, proof, custody, tracker })
 }
 
 /// Follows what QEMU writes from now on. Without that the VM can be taken over all the same, but others, and a log, will have to be
@@ -583,16 +602,12 @@ pub fn launch(
     hello: &Hello,
     volumes: Vec<std::path::PathBuf>,
 ) -> Result<(Machine, Ports, Layout), String> {
-    launch_on(memory(hello)?, config, hello, volumes)
+    launch_on(Arc::new(memory(hello)?), &machine_config(config, hello, volumes), hello)
 }
 
-fn launch_on(
-    ram: Ram,
-    config: &KeeperConfig,
-    hello: &Hello,
-    volumes: Vec<std::path::PathBuf>,
-) -> Result<(Machine, Ports, Layout), String> {
-    let machine = MachineConfig {
+/// What is built for `hello` on this host.
+fn machine_config(config: &KeeperConfig, hello: &Hello, volumes: Vec<std::path::PathBuf>) -> MachineConfig {
+    MachineConfig {
         qemu: config.qemu.clone(),
         spec: built(config, hello),
         accel: hello.accel,
@@ -600,8 +615,12 @@ fn launch_on(
         generation: generation(hello),
         volumes,
         extra_args: Vec::new(),
-    };
-    let (machine, ports) = Machine::launch(&machine, Arc::new(ram)).map_err(|e| report(&e))?;
+    }
+}
+
+fn launch_on(ram: Arc<Ram>, config: &MachineConfig, hello: &Hello) -> Result<(Machine, Ports, Layout), String> {
+    let (machine, ports) = Machine::launch(config, ram).map_err(|e| report(&e))?;
+    booted::suits(hello, &machine)?;
     let layout = layout(&machine)?;
     hello.layout.same_as(&layout).map_err(|e| report(&e))?;
     Ok((machine, ports, layout))
@@ -729,20 +748,6 @@ impl PageSink for Sink {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn another_machine_is_not_built() {
-        let ours: VmSpec =
-            serde_json::from_str(r#"{"name":"db","memory_mib":256,"boot":"volume","volumes":[]}"#).unwrap();
-        assert_eq!(other_machine(&ours, &ours), None);
-        let huge = VmSpec { memory_mib: 16 << 20, ..ours.clone() };
-        assert_eq!(other_machine(&huge, &ours), Some("memory"));
-        let many = VmSpec { vcpus: u16::MAX, ..ours.clone() };
-        assert_eq!(other_machine(&many, &ours), Some("number of vCPUs"));
-        // Wishes that may differ for a while.
-        let alone = VmSpec { protection: Protection::None, backups: 2, ..ours.clone() };
-        assert_eq!(other_machine(&alone, &ours), None);
-    }
 
     /// A take-over goes on without a log whose disk does not answer, whether the log has room for the question or not.
     #[test]

@@ -61,6 +61,8 @@ fn opening(s: &Scenario, from: &str, session: u64, term: u64, vm: &str) -> Vec<u
         spec: config.vm,
         epoch_policy: config.epochs,
         qemu: "10.0.2".into(),
+        machine: "pc-i440fx-7.2".into(),
+        cpu: "qemu64".into(),
         accel: Accel::Tcg,
         layout,
         lanes: 1,

@@ -101,6 +101,9 @@ pub enum EventKind {
     Lost { reason: String },
     /// The VM's role is being handed over on purpose.
     SwitchoverStarted { to: HostName, reason: String },
+    /// The file of host `at`, the VM's own or a backup's, differs from the VM that runs, which is what it was booted with: a sentence
+    /// for each field, which says what holds now and what from the next boot on.
+    ConfiguredOtherwise { at: HostName, differences: Vec<String> },
     /// A peer or stream was refused.
     Refused { peer: String, reason: String },
     /// From this epoch on a loss of power loses nothing: the VM is in this host's log. Output waits for it if so configured.

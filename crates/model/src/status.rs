@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::difference::Difference;
 use crate::health::HealthStatus;
 use crate::spec::{Accel, EpochPolicy, Protection};
 use crate::{Epoch, HostName, SnapshotName, Term, Uuid, VmName, VolumeName};
@@ -70,6 +71,9 @@ pub struct VmStatus {
     #[serde(default)]
     pub volumes: Vec<VolumeStatus>,
     pub machine: Option<MachineStatus>,
+    /// In what this host's file differs from the VM that runs here or is held here: what runs is what was booted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub differs: Vec<Difference>,
     pub counters: Counters,
     /// The latest pauses, microseconds.
     pub pause_us: Option<PauseSummary>,
@@ -98,6 +102,9 @@ pub struct BackupStatus {
     /// The newest epoch that it has acknowledged.
     pub acked: Option<Epoch>,
     pub sync: Option<SyncProgress>,
+    /// In what its host's file differs from the VM that runs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub differs: Vec<Difference>,
 }
 
 /// How far a backup is.

@@ -26,7 +26,7 @@ struct Owned {
 }
 
 fn owned() -> impl Strategy<Value = Owned> {
-    (0..25u8, any::<[u64; 6]>(), any::<u8>(), any::<u16>(), prop::collection::vec(any::<u8>(), 0..5000), ".{0,200}")
+    (0..26u8, any::<[u64; 6]>(), any::<u8>(), any::<u16>(), prop::collection::vec(any::<u8>(), 0..5000), ".{0,200}")
         .prop_map(|(kind, numbers, small, block, bytes, text)| Owned { kind, numbers, small, block, bytes, text })
 }
 
@@ -47,6 +47,8 @@ fn hello(o: &Owned) -> Hello {
         .unwrap(),
         epoch_policy: EpochPolicy::Fixed { ms: u32::from(o.block) },
         qemu: o.text.clone(),
+        machine: "pc-i440fx-7.2".into(),
+        cpu: "qemu64".into(),
         accel: if o.small.is_multiple_of(2) { Accel::Kvm } else { Accel::Tcg },
         layout: layout(),
         lanes: o.small,
@@ -110,7 +112,8 @@ fn record(o: &Owned) -> Record<'_> {
         }),
         21 => Record::Pad { bytes: &o.bytes },
         22 => Record::Base { session, epoch: Epoch(epoch), changes: &o.bytes },
-        23 => Record::Section { section: Section::Head, bytes: &o.bytes },
+        23 => Record::Differences { session, json: &o.bytes },
+        24 => Record::Section { section: Section::Head, bytes: &o.bytes },
         _ => Record::Section {
             section: if o.small.is_multiple_of(2) { Section::Volume } else { Section::Index },
             bytes: &o.bytes,

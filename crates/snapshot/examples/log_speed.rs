@@ -34,6 +34,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         spec: serde_json::from_str(spec)?,
         epoch_policy: EpochPolicy::default(),
         qemu: "10.0".into(),
+        machine: "pc-i440fx-7.2".into(),
+        cpu: "qemu64".into(),
         accel: Accel::Tcg,
         layout,
         lanes: 1,

@@ -174,6 +174,9 @@ pub fn words(kind: &EventKind) -> String {
         EventKind::StartFailed { reason } => format!("the VM could not be booted: {reason}"),
         EventKind::Lost { reason } => format!("THE VM IS LOST: {reason}"),
         EventKind::SwitchoverStarted { to, reason } => format!("hands the VM to host {to}: {reason}"),
+        EventKind::ConfiguredOtherwise { at, differences } => {
+            format!("the file of host {at} differs from the VM that runs: {}", differences.join("; "))
+        }
         EventKind::Refused { peer, reason } => format!("refused {peer}: {reason}"),
         EventKind::NonVolatile { epoch, log_ms } => {
             format!("non-volatile: on disk here from epoch {epoch} on (first copy made durable in {log_ms} ms)")

@@ -97,6 +97,23 @@ fn health(h: &HealthStatus) -> String {
     text
 }
 
+/// In what the hosts' files differ from the VM that runs, each once: a primary knows its backups' differences, too.
+fn differing(hosts: &[HostReport]) -> Vec<String> {
+    let mut all = Vec::new();
+    for s in hosts.iter().filter_map(|r| r.status.as_ref()) {
+        let runner = if s.role == Role::Primary { Some(&s.host) } else { s.peer.as_ref() };
+        let Some(runner) = runner else { continue };
+        let own = s.differs.iter().map(|d| d.sentence(runner, &s.host));
+        let backups = s.backups.iter().flat_map(|b| b.differs.iter().map(|d| d.sentence(runner, &b.host)));
+        for sentence in own.chain(backups) {
+            if !all.contains(&sentence) {
+                all.push(sentence);
+            }
+        }
+    }
+    all
+}
+
 fn tell(shown: &Shown) -> String {
     let name = shown.vm.as_ref().map_or_else(|| "?".to_owned(), ToString::to_string);
     let primary = shown.hosts.iter().find(|r| shown.primary.as_ref() == Some(&r.host));
@@ -150,6 +167,9 @@ fn tell(shown: &Shown) -> String {
             _ => format!("VM '{name}' runs on no host that answers\n"),
         },
     };
+    for difference in differing(&shown.hosts) {
+        text += &format!("configured otherwise: {difference}\n");
+    }
     let recovers = |s: &&VmStatus| s.log.as_ref().is_some_and(|log| log.state == LogState::Recovering);
     for s in shown.hosts.iter().filter_map(|r| r.status.as_ref()).filter(recovers) {
         text += &format!("non-volatile: going on from the log on host {} waits for the witness\n", s.host);

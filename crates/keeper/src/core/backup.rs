@@ -6,7 +6,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use ninefold_model::event::{EventKind, FailoverPhases};
-use ninefold_model::health::Watchdog;
+use ninefold_model::spec::VmSpec;
 use ninefold_model::status::Role;
 use ninefold_model::{Epoch, HostName, SnapshotName, Term};
 use ninefold_net::announce::AnnouncePlan;
@@ -34,8 +34,8 @@ pub(super) struct BackupSide {
     /// The time in the primary's newest heartbeat, as the receiver's thread has read it.
     pub(super) echo: Arc<AtomicU64>,
     pub(super) gone: bool,
-    /// The primary's watchdog: the standby has the same device.
-    pub(super) watchdog: Option<Watchdog>,
+    /// The VM as it was booted: the standby has the same devices.
+    pub(super) spec: VmSpec,
     pub(super) primary: HostName,
     /// What becomes of its standby when the primary is gone. Closed: it is of no use.
     pub(super) verdict: SyncSender<Verdict>,
@@ -94,7 +94,7 @@ impl Core {
                         ready: None,
                         echo: Arc::clone(&echo),
                         gone: false,
-                        watchdog: hello.spec.watchdog.clone(),
+                        spec: hello.spec.clone(),
                         primary: hello.from.clone(),
                         verdict,
                     });
@@ -126,6 +126,16 @@ impl Core {
             // An error shows as the end of the stream.
             let _ = write_record(&mut backup.writer, &mut backup.scratch, record);
             let _ = std::io::Write::flush(&mut backup.writer);
+        }
+    }
+
+    /// Says in what this host's file differs from the VM that it is about to hold.
+    pub(super) fn tell_differences(&mut self, session: Term) {
+        let found = self.booted_otherwise();
+        if !found.is_empty()
+            && let Ok(json) = serde_json::to_vec(&found)
+        {
+            self.tell_primary(&Record::Differences { session: session.0, json: &json });
         }
     }
 
@@ -203,11 +213,10 @@ impl Core {
         };
         let Some(Takeover { loaded: Some(loaded), origin, suspected, .. }) = self.takeover.take() else { return };
         // The checkpoint that was held when the claim began, or a whole one that came right after it.
-        let Loaded { mut machine, ports, epoch: held, health, load_us, tracker, history, logged, stopped } = *loaded;
-        let watchdog = match &self.backup {
-            Some(backup) => backup.watchdog.clone(),
-            None => self.parts.config.vm.watchdog.clone(),
-        };
+        let Loaded { mut machine, ports, spec, epoch: held, health, load_us, tracker, history, logged, stopped } =
+            *loaded;
+        let watchdog = spec.watchdog.clone();
+        self.booted = Some(spec);
         let epoch = held.max(epoch);
         let began = Instant::now();
         let term = self.protocol.term();
@@ -285,6 +294,7 @@ impl Core {
                 self.parts.board.failover(took);
             }
         }
+        self.say_what_differs();
         self.guest_runs();
         self.health_input(health::policy::Input::TookOver { watchdog, health });
     }

@@ -5,7 +5,9 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use ninefold_machine::command_line::{CPU, MACHINE};
 use ninefold_model::control::CheckpointRecord;
+use ninefold_model::difference::{Difference, differences};
 use ninefold_model::event::EventKind;
 use ninefold_model::{Epoch, HostName, Term};
 use ninefold_replica::continuation::Reign;
@@ -76,6 +78,32 @@ impl Core {
             self.parts.board.checkpoint(&record);
             self.parts.journal.checkpoint(record);
         }
+    }
+
+    /// A backup's file differs from the VM that runs: it follows that, and it is said before the VM is copied to it.
+    pub(super) fn configured_otherwise(&mut self, session: Term, found: Vec<Difference>) {
+        let runner = self.parts.config.host.clone();
+        let Some(replica) = self.replica(session).filter(|r| !r.ready && !found.is_empty()) else { return };
+        let at = replica.backup.clone();
+        let sentences = found.iter().map(|d| d.sentence(&runner, &at)).collect();
+        replica.differs = found;
+        self.event(EventKind::ConfiguredOtherwise { at, differences: sentences });
+    }
+
+    /// The VM came from elsewhere, or from an earlier time: says in what this host's file differs from it.
+    pub(super) fn say_what_differs(&self) {
+        let host = &self.parts.config.host;
+        let found = self.booted_otherwise();
+        if !found.is_empty() {
+            let differences = found.iter().map(|d| d.sentence(host, host)).collect();
+            self.event(EventKind::ConfiguredOtherwise { at: host.clone(), differences });
+        }
+    }
+
+    /// In what this host's file differs from the VM that is here.
+    pub(super) fn booted_otherwise(&self) -> Vec<Difference> {
+        let held = self.backup.as_ref().map(|b| &b.spec);
+        self.booted.as_ref().or(held).map_or_else(Vec::new, |booted| differences(booted, &self.parts.config.vm))
     }
 
     /// The backup has its QEMU and waits for the VM.
@@ -188,9 +216,11 @@ impl Core {
             vm: config.vm.name.clone(),
             from: config.host.clone(),
             term: session,
-            spec: config.vm.clone(),
+            spec: self.booted.clone()?,
             epoch_policy: self.epochs,
             qemu: machine.qemu.clone(),
+            machine: MACHINE.into(),
+            cpu: CPU.into(),
             accel: machine.accel,
             layout,
             lanes: 1,

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use ninefold_model::difference::Difference;
 use ninefold_model::status::SyncProgress;
 use ninefold_model::{Epoch, HostName, Term};
 use ninefold_replica::continuation::Changes;
@@ -25,6 +26,8 @@ pub(super) struct HeldBase {
 pub(super) struct Replica {
     pub(super) session: Session,
     pub(super) backup: HostName,
+    /// In what its file differs from the VM that runs.
+    pub(super) differs: Vec<Difference>,
     /// When it was opened.
     pub(super) began: Instant,
     /// Its QEMU is there.
@@ -54,6 +57,7 @@ impl Replica {
         Self {
             session,
             backup,
+            differs: Vec::new(),
             began: Instant::now(),
             ready: false,
             held: None,

@@ -147,6 +147,7 @@ impl Core {
             log: self.log_status(),
             volumes: self.volume_status(),
             machine: self.machine.clone(),
+            differs: self.booted_otherwise(),
             counters: self.counters,
             pause_us: self.parts.journal.pauses(),
             health: Some(self.health_status()),
@@ -161,7 +162,14 @@ impl Core {
             Some(Phase::Unbinding) => BackupState::Unbinding,
         };
         let host = replica.backup.clone();
-        BackupStatus { host, session: replica.name(), state, acked: replica.acked, sync: replica.sync }
+        BackupStatus {
+            host,
+            session: replica.name(),
+            state,
+            acked: replica.acked,
+            sync: replica.sync,
+            differs: replica.differs.clone(),
+        }
     }
 
     /// Why the VM cannot be started here now.

@@ -17,6 +17,8 @@ pub fn hello(session: u64, memory: u64) -> Hello {
         .unwrap(),
         epoch_policy: EpochPolicy::default(),
         qemu: "10.0.2".into(),
+        machine: "pc-i440fx-7.2".into(),
+        cpu: "qemu64".into(),
         accel: Accel::Tcg,
         layout: Layout::new(vec![BlockInfo { name: "ram".into(), used: memory, total: memory }]).unwrap(),
         lanes: 1,

@@ -31,6 +31,8 @@ pub const MAX_VOLUME_WRITES: u64 = 1 << 30;
 pub const MAX_VOLUMES: u16 = 64;
 /// Longest `Pad`, bytes.
 pub const MAX_PAD: usize = 2 * PAGE_SIZE;
+/// Longest JSON in `Differences`, bytes.
+pub const MAX_DIFFERENCES: usize = 256 << 10;
 /// Longest `VolumeState`, bytes.
 pub const MAX_VOLUME_STATE: usize = 64 << 10;
 
@@ -64,6 +66,7 @@ pub enum Kind {
     VolumeDiffers = 19,
     VolumeDurable = 20,
     Base = 21,
+    Differences = 22,
     Mark = 32,
     Pad = 33,
     SnapshotHead = 34,
@@ -75,7 +78,7 @@ pub enum Kind {
 impl Kind {
     pub(super) fn from_wire(kind: u8) -> Option<Self> {
         use Kind::*;
-        const KINDS: [Kind; 27] = [
+        const KINDS: [Kind; 28] = [
             Hello,
             Join,
             Welcome,
@@ -97,6 +100,7 @@ impl Kind {
             VolumeDiffers,
             VolumeDurable,
             Base,
+            Differences,
             Mark,
             Pad,
             SnapshotHead,
@@ -131,6 +135,7 @@ impl Kind {
             Kind::VolumeDiffers => "VolumeDiffers",
             Kind::VolumeDurable => "VolumeDurable",
             Kind::Base => "Base",
+            Kind::Differences => "Differences",
             Kind::Mark => "Mark",
             Kind::Pad => "Pad",
             Kind::SnapshotHead => "SnapshotHead",
@@ -151,6 +156,7 @@ impl Kind {
             Kind::VolumeState | Kind::VolumeSums | Kind::VolumeDiffers => MAX_VOLUME_STATE,
             Kind::Hello => MAX_HELLO,
             Kind::Base => 24 + MAX_BASE_RUNS * RUN_BYTES,
+            Kind::Differences => 8 + MAX_DIFFERENCES,
             Kind::Begin | Kind::End | Kind::Ack | Kind::Heartbeat => 128,
             Kind::Join | Kind::Welcome | Kind::Bound | Kind::Ready | Kind::VolumeDurable | Kind::Mark => 128,
             Kind::Pad => MAX_PAD,
@@ -207,11 +213,17 @@ pub struct Hello {
     pub from: HostName,
     /// The term under which the primary runs the VM.
     pub term: Term,
-    /// The VM, as the backup has to build it.
+    /// The VM as it was booted, wherever that was: so the backup has to build it. No host's file need say so any more.
     pub spec: VmSpec,
     pub epoch_policy: EpochPolicy,
     /// What the primary's QEMU is: the backup's must suit.
     pub qemu: String,
+    /// Its versioned machine type.
+    #[serde(default)]
+    pub machine: String,
+    /// Its CPU model with its flags.
+    #[serde(default)]
+    pub cpu: String,
     pub accel: Accel,
     /// The primary's RAM blocks: the backup's must be equal.
     pub layout: Layout,
@@ -500,6 +512,12 @@ pub enum Record<'a> {
         /// As [`continuation::Base`](crate::continuation::Base) writes and reads them.
         changes: &'a [u8],
     },
+    /// backup → primary: in what its host's file differs from the VM that it is about to hold. Comes before `Ready`.
+    Differences {
+        session: u64,
+        /// A list of [`ninefold_model::difference::Difference`].
+        json: &'a [u8],
+    },
     /// primary → backup: the pass is sent.
     End {
         pass: Pass,
@@ -568,6 +586,7 @@ impl Record<'_> {
             Record::VolumeDiffers { .. } => Kind::VolumeDiffers,
             Record::VolumeDurable { .. } => Kind::VolumeDurable,
             Record::Base { .. } => Kind::Base,
+            Record::Differences { .. } => Kind::Differences,
             Record::Mark(_) => Kind::Mark,
             Record::Pad { .. } => Kind::Pad,
             Record::Section { section, .. } => section.kind(),
@@ -669,6 +688,10 @@ impl Record<'_> {
                 put_u64(out, *session);
                 put_u64(out, epoch.0);
                 out.extend_from_slice(changes);
+            }
+            Record::Differences { session, json } => {
+                put_u64(out, *session);
+                out.extend_from_slice(json);
             }
             Record::Mark(mark) => {
                 out.extend_from_slice(&mark.log.to_le_bytes());
@@ -782,6 +805,7 @@ impl<'a> Record<'a> {
             Kind::Base => {
                 Record::Base { session: fields.u64()?, epoch: Epoch(fields.u64()?), changes: fields.take_rest() }
             }
+            Kind::Differences => Record::Differences { session: fields.u64()?, json: fields.take_rest() },
             Kind::Mark => Record::Mark(Mark {
                 log: u128::from_le_bytes(fields.array()?),
                 commit: fields.u64()?,

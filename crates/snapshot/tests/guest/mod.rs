@@ -47,6 +47,8 @@ pub fn hello() -> Hello {
         .unwrap(),
         epoch_policy: EpochPolicy::default(),
         qemu: "10.0.2".into(),
+        machine: "pc-i440fx-7.2".into(),
+        cpu: "qemu64".into(),
         accel: Accel::Tcg,
         layout: layout(),
         lanes: 1,
