@@ -13,6 +13,7 @@
 mod freeze;
 pub mod host;
 mod mappings;
+mod moment;
 mod page_map;
 mod page_set;
 mod pagemap_scan;
@@ -25,6 +26,7 @@ use std::fmt;
 use crate::blocks::{BlockLayout, PAGE_SIZE};
 use crate::error::{MachineError, Result};
 
+pub use moment::{Moment, Pages};
 pub use page_map::PageMap;
 pub use pagemap_scan::PagemapScan;
 pub(crate) use pagemap_scan::Userfaultfds;
@@ -172,6 +174,41 @@ impl Tracker {
         match self {
             Tracker::PagemapScan(tracker) => tracker.scan(out, stopped),
             Tracker::SoftDirty(tracker) => tracker.scan(out),
+        }
+    }
+
+    /// Whether the guest's memory can be [held](Tracker::hold) as it is at one moment.
+    pub fn can_hold(&self) -> bool {
+        self.regions().is_some()
+    }
+
+    /// Whether all of the guest's memory is to be trapped from now on, as [`Tracker::hold`] needs it: each
+    /// [`Tracker::scan_stopped`] then brings more of it there, a bounded part in one pause, and none away.
+    pub fn trap_all(&mut self, all: bool) {
+        if let Tracker::PagemapScan(tracker) = self {
+            tracker.trap_all(all);
+        }
+    }
+
+    /// Whether all of the guest's memory is trapped.
+    pub fn traps_all(&self) -> bool {
+        self.regions().is_some_and(|(_, hot)| hot == 0)
+    }
+
+    /// This is the moment: the guest stands still after [`Tracker::scan_stopped`], and all of its memory is trapped. If it is
+    /// not, or one is held already, the moment is over at once, which its reader is told.
+    pub fn hold(&mut self, moment: &Moment) {
+        match self {
+            Tracker::PagemapScan(tracker) => tracker.hold(moment),
+            Tracker::SoftDirty(_) => moment.shared().untrapped(),
+        }
+    }
+
+    /// Whether a moment is held that is still being read.
+    pub fn holds(&self) -> bool {
+        match self {
+            Tracker::PagemapScan(tracker) => tracker.holds(),
+            Tracker::SoftDirty(_) => false,
         }
     }
 

@@ -81,6 +81,9 @@ pub enum MachineError {
     /// Where QEMU keeps the guest's clock is not known: the guest loses the time in which it stands still.
     #[error("the guest's clock cannot be kept: {reason}")]
     Clock { reason: String },
+    /// The guest's memory as it was at a moment cannot be read to its end.
+    #[error("the memory of one moment: {reason}")]
+    Moment { reason: String },
     /// A step was called out of order.
     #[error("{call} is not possible now: {reason}")]
     Order { call: &'static str, reason: &'static str },

@@ -38,7 +38,7 @@ pub mod version;
 
 pub use accel::{AccelReport, probe};
 pub use blocks::{Block, BlockLayout, PAGE_SIZE};
-pub use dirty::{DirtySet, Mechanism, PageMap, PageRun, Tracker};
+pub use dirty::{DirtySet, Mechanism, Moment, PageMap, PageRun, Pages, Tracker};
 pub use doctor::{Check, CheckState};
 pub use error::{MachineError, Result};
 pub use machine::{Machine, MachineConfig, Ports, RunState, StepTimes};

@@ -26,7 +26,8 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::regions::{Segment, WARMED};
+use super::moment::Moment;
+use super::regions::{Regions, Segment, WARMED};
 use super::traps::{Traps, Watched};
 use super::{DirtySet, PageRun};
 use crate::blocks::PAGE_SIZE;
@@ -78,6 +79,8 @@ pub struct PagemapScan {
     /// The guest's memory, if it is divided into regions.
     watched: Option<Arc<Watched>>,
     traps: Option<Traps>,
+    /// Every region is to be cold, and none hot.
+    trap_all: bool,
     /// Shows the machine that a tracker is at work.
     _slot: Arc<()>,
 }
@@ -97,7 +100,8 @@ impl PagemapScan {
         let watched = divided.then(|| Arc::new(Watched::new(memory.address(0), memory.layout().blocks[0].total)));
         let answer = vec![PageRegion::default(); REGIONS];
         // From here on an early return drops the value, which unregisters all.
-        let mut tracker = PagemapScan { uffds, pagemap, memory, answer, watched, traps: None, _slot: slot };
+        let mut tracker =
+            PagemapScan { uffds, pagemap, memory, answer, watched, traps: None, trap_all: false, _slot: slot };
         if let Some(watched) = &tracker.watched {
             // Before the first write can be trapped.
             tracker.traps = Some(Traps::start(Arc::clone(&tracker.uffds.trapping), Arc::clone(watched), begin)?);
@@ -146,6 +150,31 @@ impl PagemapScan {
         self.watched.as_ref().and_then(|watched| Some(watched.lock().ok()?.regions.count()))
     }
 
+    pub(super) fn trap_all(&mut self, all: bool) {
+        self.trap_all = all;
+    }
+
+    /// See [`super::Tracker::hold`].
+    pub(super) fn hold(&mut self, moment: &Moment) {
+        if let Some(watched) = &self.watched
+            && let Ok(mut state) = watched.lock()
+            && state.regions.count().1 == 0
+            && state.moment.as_ref().is_none_or(|before| before.over())
+            && protect_trapped(self.uffds.trapping.as_fd(), watched, &state.regions).is_ok()
+        {
+            moment.shared().hold();
+            state.moment = Some(Arc::clone(moment.shared()));
+        } else {
+            moment.shared().untrapped();
+        }
+    }
+
+    /// Whether a moment is held that is still being read.
+    pub(super) fn holds(&self) -> bool {
+        let moment = |watched: &Arc<Watched>| watched.lock().ok()?.moment.clone();
+        self.watched.as_ref().and_then(moment).is_some_and(|moment| !moment.over())
+    }
+
     /// The block with cold regions: trapped pages from the list, the hot ones from the kernel.
     fn scan_watched(&mut self, watched: &Watched, out: &mut DirtySet, joinable: usize) -> Result<()> {
         watched.lock()?.regions.begin_scan();
@@ -165,7 +194,7 @@ impl PagemapScan {
                 }
                 Some(Segment::Trapped(region)) => {
                     at = state.regions.pages_of(region).end;
-                    while let Some(pages) = state.regions.next_trapped(region) {
+                    while let Some(pages) = state.regions.next_trapped(region, 0) {
                         if out.room() == 0 {
                             return Err(MachineError::DirtySetFull { capacity: out.capacity });
                         }
@@ -187,9 +216,28 @@ impl PagemapScan {
         let mut state = watched.lock()?;
         let (noting, trapping) = (self.uffds.noting.as_fd(), self.uffds.trapping.as_fd());
         let mut moved = 0;
+        while self.trap_all
+            && moved < WARMED
+            && let Some(regions) = state.regions.next_hot(WARMED - moved)
+        {
+            let pages = state.regions.pages_of(regions.start).start..state.regions.pages_of(regions.end - 1).end;
+            if !hand_over(noting, trapping, watched.place(&pages))? {
+                return Ok(());
+            }
+            moved += pages.end - pages.start;
+            state.regions.cooled(regions);
+        }
+        if self.trap_all {
+            return Ok(());
+        }
+        let moment = state.moment.clone().filter(|moment| !moment.over());
         while moved < WARMED {
             let Some(region) = state.regions.next_rising() else { break };
             let pages = state.regions.pages_of(region);
+            if moment.as_ref().is_some_and(|moment| moment.pends(pages.start, pages.end)) {
+                // Some of it is still to be read as it was.
+                continue;
+            }
             if !hand_over(trapping, noting, watched.place(&pages))? {
                 return Ok(());
             }
@@ -254,6 +302,22 @@ fn push(out: &mut DirtySet, block: usize, pages: Range<u64>, joinable: usize) {
     }
 }
 
+/// Protects again what was trapped since the last scan. It still counts as written.
+fn protect_trapped(trapping: BorrowedFd<'_>, watched: &Watched, regions: &Regions) -> std::io::Result<()> {
+    let mut at = 0;
+    while let Some(Segment::Trapped(region)) = regions.next_segment(at) {
+        let pages = regions.pages_of(region);
+        at = pages.start;
+        while let Some(trapped) = regions.next_trapped(region, at) {
+            let (start, bytes) = watched.place(&trapped);
+            sys::uffd_protect(trapping, start, bytes)?;
+            at = trapped.end;
+        }
+        at = pages.end;
+    }
+    Ok(())
+}
+
 /// A range leaves one userfaultfd and belongs to the other, all its pages clean and written by nobody. Answers whether it does: if
 /// the kernel has no room for another mapping, all is as before.
 fn hand_over(from: BorrowedFd<'_>, to: BorrowedFd<'_>, (start, bytes): (u64, u64)) -> Result<bool> {
@@ -271,6 +335,8 @@ impl Drop for PagemapScan {
     fn drop(&mut self) {
         // All of these fail for what was never registered and when QEMU is gone; neither matters any more.
         if let Some(watched) = &self.watched {
+            // The thread may wait for its reader.
+            watched.end_moment();
             // While the guest runs: its writes are answered until nothing is registered.
             watched.release(self.uffds.trapping.as_fd(), self.uffds.noting.as_fd());
         }

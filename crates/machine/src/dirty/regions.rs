@@ -110,21 +110,25 @@ impl Regions {
         Some((from..(end * self.region_pages).min(self.pages), hot))
     }
 
-    /// A write to `page` was trapped. The pages whose protection is to be taken away, all of which count as written; None
-    /// when its region is not cold (any more).
-    pub(super) fn trap(&mut self, page: u64) -> Option<Range<u64>> {
+    /// A write to `page` was trapped: the pages whose protection is to be taken away, at most so many; None when its region is not
+    /// cold (any more).
+    pub(super) fn would_open(&self, page: u64, most: u64) -> Option<Range<u64>> {
         let number = page / self.region_pages;
         if page >= self.pages || self.hot.contains(number) {
             return None;
         }
-        let end = self.pages_of(number).end;
+        let region = &self.regions[number as usize];
+        let window = if region.window > 0 && region.next == page { region.window * 8 } else { 1 };
+        Some(page..(page + window.min(most)).min(self.pages_of(number).end))
+    }
+
+    /// Their protection is being taken away: all of them count as written.
+    pub(super) fn opened(&mut self, pages: &Range<u64>) {
+        let number = pages.start / self.region_pages;
         let region = &mut self.regions[number as usize];
-        region.window = if region.window > 0 && region.next == page { region.window * 8 } else { 1 };
-        let opened = page..(page + region.window).min(end);
-        region.next = opened.end;
-        self.trapped.insert_range(opened.start, opened.end);
+        (region.next, region.window) = (pages.end, pages.end - pages.start);
+        self.trapped.insert_range(pages.start, pages.end);
         self.touched.insert(number);
-        Some(opened)
     }
 
     /// A scan begins.
@@ -146,16 +150,22 @@ impl Regions {
         }
     }
 
-    /// The next trapped pages of a region.
-    pub(super) fn next_trapped(&self, region: u64) -> Option<Range<u64>> {
+    /// The next trapped pages of a region, at or behind page `from`.
+    pub(super) fn next_trapped(&self, region: u64, from: u64) -> Option<Range<u64>> {
         let pages = self.pages_of(region);
-        let (first, end) = self.trapped.next_run_before(pages.start, pages.end)?;
+        let (first, end) = self.trapped.next_run_before(pages.start.max(from), pages.end)?;
         Some(first..end)
     }
 
     /// The pages have been protected again and reported.
     pub(super) fn reported(&mut self, pages: &Range<u64>) {
         self.trapped.remove(pages.start, pages.end);
+    }
+
+    /// Hot regions, neighbours, of so many pages at most, but one at least.
+    pub(super) fn next_hot(&self, most: u64) -> Option<Range<u64>> {
+        let (first, end) = self.hot.next_run(0)?;
+        Some(first..end.min(first + (most / self.region_pages).max(1)))
     }
 
     /// All trapped pages of a region have been reported.
@@ -239,8 +249,9 @@ mod tests {
 
         fn write(&mut self, page: u64) {
             if self.open.insert(page)
-                && let Some(opened) = self.regions.trap(page)
+                && let Some(opened) = self.regions.would_open(page, u64::MAX)
             {
+                self.regions.opened(&opened);
                 assert!(opened.contains(&page));
                 self.open.extend(opened);
             }
@@ -264,7 +275,7 @@ mod tests {
                     }
                     Segment::Trapped(region) => {
                         at = self.regions.pages_of(region).end;
-                        while let Some(pages) = self.regions.next_trapped(region) {
+                        while let Some(pages) = self.regions.next_trapped(region, 0) {
                             self.regions.reported(&pages);
                             pages.clone().for_each(|page| assert!(self.open.remove(&page)));
                             found.extend(pages);
@@ -319,7 +330,7 @@ mod tests {
             assert_eq!(guest.scan(true), [7 * REGION_PAGES + 3]);
         }
         assert_eq!(guest.regions.count(), (100, 1));
-        assert!(guest.regions.trap(7 * REGION_PAGES).is_none());
+        assert!(guest.regions.would_open(7 * REGION_PAGES, u64::MAX).is_none());
         for _ in 0..COLD_AFTER - 1 {
             assert!(guest.scan(true).is_empty());
         }
@@ -353,13 +364,17 @@ mod tests {
         for page in 0..REGION_PAGES {
             if page >= open {
                 traps += 1;
-                open = regions.trap(page).unwrap().end;
+                let opened = regions.would_open(page, u64::MAX).unwrap();
+                regions.opened(&opened);
+                open = opened.end;
             }
         }
         assert_eq!((traps, open), (4, REGION_PAGES));
         let mut regions = Regions::new(REGION_PAGES);
         for page in (0..REGION_PAGES).step_by(7) {
-            assert_eq!(regions.trap(page), Some(page..page + 1));
+            let opened = regions.would_open(page, u64::MAX).unwrap();
+            regions.opened(&opened);
+            assert_eq!(opened, page..page + 1);
         }
     }
 

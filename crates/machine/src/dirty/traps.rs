@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 
+use super::moment::{KEPT_AT_ONCE, Shared};
 use super::regions::Regions;
 use crate::blocks::PAGE_SIZE;
 use crate::error::{MachineError, Result};
@@ -30,13 +31,15 @@ pub(super) struct Watched {
 #[derive(Debug)]
 pub(super) struct State {
     pub regions: Regions,
+    /// What is to be kept before a page is opened.
+    pub moment: Option<Arc<Shared>>,
     /// Why traps can no longer be answered; what is dirty is not known from then on.
     failed: Option<io::Error>,
 }
 
 impl Watched {
     pub(super) fn new(base: u64, bytes: u64) -> Watched {
-        let state = State { regions: Regions::new(bytes / PAGE_SIZE), failed: None };
+        let state = State { regions: Regions::new(bytes / PAGE_SIZE), moment: None, failed: None };
         Watched { base, regions: Mutex::new(state) }
     }
 
@@ -58,6 +61,13 @@ impl Watched {
     /// Where pages of it are in QEMU: the address and the bytes.
     pub(super) fn place(&self, pages: &Range<u64>) -> (u64, u64) {
         (self.base + pages.start * PAGE_SIZE, (pages.end - pages.start) * PAGE_SIZE)
+    }
+
+    /// From here on writes are not followed any more.
+    pub(super) fn end_moment(&self) {
+        if let Some(moment) = self.state().moment.take() {
+            moment.untracked();
+        }
     }
 
     /// Takes every region from the userfaultfd that it belongs to, so that nobody is trapped any more. It fails for what is
@@ -103,6 +113,7 @@ impl Traps {
                 if let Err(error) = answer(&uffd, &stopped, &watched) {
                     // Nobody waits for an answer that does not come; the next scan fails.
                     watched.state().failed = Some(error);
+                    watched.end_moment();
                     watched.release(uffd.as_fd(), uffd.as_fd());
                 }
             })
@@ -157,22 +168,33 @@ fn answer(uffd: &OwnedFd, stop: &OwnedFd, watched: &Watched) -> io::Result<()> {
 }
 
 /// Lets the writer go on, and notes the page. The lock is held over both: a scan in between would protect the page again
-/// first, and then it would be open and in no list.
+/// first, and then it would be open and in no list. Under the same lock what the page holds is kept, if it is to be. When there is
+/// no room for that, the writer waits, but not the scans.
 fn open(uffd: &OwnedFd, watched: &Watched, address: u64) -> io::Result<()> {
-    let offset = address.wrapping_sub(watched.base);
-    let mut state = watched.state();
-    match state.regions.trap(offset / PAGE_SIZE) {
-        Some(pages) => {
-            let (start, bytes) = watched.place(&pages);
-            match sys::uffd_open(uffd.as_fd(), start, bytes) {
-                // The range is not registered (any more): nothing is in the writer's way but that it sleeps.
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-                    sys::uffd_wake(uffd.as_fd(), address & !(PAGE_SIZE - 1), PAGE_SIZE)
-                }
-                other => other,
-            }
+    let page = address.wrapping_sub(watched.base) / PAGE_SIZE;
+    loop {
+        let mut state = watched.state();
+        let held = state.moment.as_ref().filter(|moment| !moment.over());
+        let Some(pages) = state.regions.would_open(page, held.map_or(u64::MAX, |_| KEPT_AT_ONCE)) else {
+            // It became hot after the writer was trapped.
+            return sys::uffd_wake(uffd.as_fd(), address & !(PAGE_SIZE - 1), PAGE_SIZE);
+        };
+        if let Some(moment) = held
+            && !moment.keep(pages.start, pages.end)
+        {
+            let moment = Arc::clone(moment);
+            drop(state);
+            moment.wait_for_room();
+            continue;
         }
-        // It became hot after the writer was trapped.
-        None => sys::uffd_wake(uffd.as_fd(), address & !(PAGE_SIZE - 1), PAGE_SIZE),
+        state.regions.opened(&pages);
+        let (start, bytes) = watched.place(&pages);
+        return match sys::uffd_open(uffd.as_fd(), start, bytes) {
+            // The range is not registered (any more): nothing is in the writer's way but that it sleeps.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                sys::uffd_wake(uffd.as_fd(), address & !(PAGE_SIZE - 1), PAGE_SIZE)
+            }
+            other => other,
+        };
     }
 }

@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 pub mod protected;
+pub mod sweep;
 pub mod timed;
 
 use std::arch::global_asm;
