@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-use ninefold_machine::{BlockLayout, DirtySet, Machine, MachineError, Memory, PAGE_SIZE, PageMap, PageRun, Tracker};
+use ninefold_machine::{
+    BlockLayout, DirtySet, Machine, MachineError, Memory, Moment, PAGE_SIZE, PageMap, PageRun, Tracker,
+};
 use ninefold_model::Epoch;
 use ninefold_model::control::CheckpointRecord;
 use ninefold_replica::stream::record::MAX_VOLUMES;
@@ -30,6 +32,8 @@ pub struct Capture {
     pub epoch: Epoch,
     /// Scan and copy once while the guest still runs, so that only what it writes meanwhile is left for the pause.
     pub early: bool,
+    /// Leave the guest's memory out: who gets this reads it as it is [held](Join::moment) in the pause. It is scanned all the same.
+    pub bare: bool,
     dirty: DirtySet,
     late: DirtySet,
     /// What the checkpoint carries; a page once.
@@ -73,6 +77,7 @@ impl Capture {
         Ok(Self {
             epoch: Epoch(0),
             early: false,
+            bare: false,
             dirty: DirtySet::for_layout(layout),
             late: DirtySet::for_layout(layout),
             runs: Vec::with_capacity(layout.blocks.iter().map(|b| b.pages() as usize).sum()),
@@ -93,6 +98,7 @@ impl Capture {
     /// Empties the buffers; they keep their room.
     pub fn clear(&mut self) {
         self.early = false;
+        self.bare = false;
         self.dirty.clear();
         self.late.clear();
         self.runs.clear();
@@ -162,8 +168,9 @@ impl Capture {
 
     /// Copies the pages of the one scan there is.
     fn copy_all(&mut self, memory: &Memory) -> Result<(), MachineError> {
-        self.runs.extend_from_slice(self.dirty.runs());
-        self.count = self.dirty.pages();
+        let dirty = wanted(self.bare, self.dirty.runs());
+        self.count = dirty.iter().map(|run| u64::from(run.count)).sum();
+        self.runs.extend_from_slice(dirty);
         self.reach(self.count);
         memory.read_runs(&self.runs, &mut self.pages[..bytes(self.count)])?;
         Ok(())
@@ -171,9 +178,10 @@ impl Capture {
 
     /// Copies what was written since the early scan: over the early copy where there is one, else behind it.
     fn copy_late(&mut self, memory: &Memory) -> Result<(), MachineError> {
-        self.reach(self.dirty.pages() + self.late.pages());
-        let Self { dirty, late, runs, count, pages, .. } = self;
-        overlay::split(dirty.runs(), late.runs(), |part| {
+        let again: u64 = wanted(self.bare, self.late.runs()).iter().map(|run| u64::from(run.count)).sum();
+        self.reach(self.count + again);
+        let Self { bare, dirty, late, runs, count, pages, .. } = self;
+        overlay::split(wanted(*bare, dirty.runs()), wanted(*bare, late.runs()), |part| {
             let (at, run) = match part {
                 Part::Again { at, run } => (at, run),
                 Part::New(run) => {
@@ -185,6 +193,11 @@ impl Capture {
             };
             memory.read_run(run, &mut pages[bytes(at)..][..run.bytes()])
         })
+    }
+
+    /// All pages that the guest has written, in two scans: in the checkpoint or left out.
+    pub fn written(&self) -> [&[PageRun]; 2] {
+        [self.dirty.runs(), self.late.runs()]
     }
 
     /// Makes the buffer reach over `count` pages. It only ever grows, within its capacity: what is in it need not be
@@ -223,6 +236,11 @@ impl Capture {
     }
 }
 
+/// Of the runs of one scan, those that a checkpoint carries: the guest's memory is the first block.
+fn wanted(bare: bool, runs: &[PageRun]) -> &[PageRun] {
+    if bare { &runs[runs.partition_point(|run| run.block == 0)..] } else { runs }
+}
+
 /// What a sink gets beside its first checkpoint, for which it was not there before.
 #[derive(Debug, Default)]
 pub struct Join {
@@ -232,6 +250,8 @@ pub struct Join {
     pub queued: Vec<Vec<Arc<Batch>>>,
     /// What the console has said lately, this epoch included.
     pub console: Vec<u8>,
+    /// The guest's memory as it is with this checkpoint, for one that keeps nothing of what it was sent before.
+    pub moment: Option<Moment>,
 }
 
 /// A checkpoint on its way to all sinks. Goes back to the VM's thread when the last of them has done with it.

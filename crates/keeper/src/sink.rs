@@ -12,6 +12,14 @@
 //! asked for it, so what it finds is noted for every sink that is not yet joined; a joined one gets it with the next
 //! checkpoint.
 //!
+//! One that wants a single checkpoint and keeps all that it was sent, a snapshot, is sent nothing before: with its checkpoint the
+//! memory is held as it is then ([`Moment`]), and read while the guest goes on. For that all memory has to be trapped first.
+//!
+//! ```text
+//!                 all memory is trapped              a checkpoint
+//!   Trapping ───────────────────────────► Ready ─────────────────────► gone; the tracker stays until all is read
+//! ```
+//!
 //! A VM that was resumed from a checkpoint that other hosts hold too remembers what was written since: such a host is sent
 //! that alone. In the same way a joined sink that has gone is remembered with what was written since the last checkpoint that it
 //! acknowledged: when it comes back with that or a later one, it is sent that alone.
@@ -21,7 +29,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
 use std::time::{Duration, Instant};
 
-use ninefold_machine::{DirtySet, Machine, MachineError, Memory, PAGE_SIZE, PageMap, PageRun, Tracker};
+use ninefold_machine::{
+    Block, BlockLayout, DirtySet, Machine, MachineError, Memory, Moment, PAGE_SIZE, PageMap, PageRun, Tracker,
+};
 use ninefold_model::status::SyncProgress;
 use ninefold_model::{Epoch, Term};
 use ninefold_replica::continuation::may_hold;
@@ -46,8 +56,11 @@ const SMALL_PIECE: u32 = 256;
 const FEW_PAGES: u64 = 2048;
 /// After so many rounds the first checkpoint is taken however much is stale.
 const MAX_ROUNDS: u32 = 12;
-/// The same for a sink that keeps all it was sent: each further round makes it larger.
+/// The same for a sink that keeps all it was sent, where memory cannot be held: each further round makes it larger.
 const FEW_ROUNDS: u32 = 3;
+/// How often it is looked for what was written before a pause that copies nothing of it: who writes meanwhile is trapped each time, so
+/// that it soon is little.
+const MOST_LOOKS: u32 = 4;
 /// Checkpoints whose pages are remembered: as many as can be unacknowledged, a switchover's last among them.
 const RECENT: usize = MAX_IN_FLIGHT as usize + 2;
 /// Sinks that have gone and are remembered: more than a VM has backups.
@@ -83,12 +96,18 @@ pub struct Sink {
     stage: Stage,
     /// It wants one checkpoint alone, and the volumes as they are then. Output does not wait for it.
     once: Option<Vec<Arc<Frozen>>>,
+    /// The memory is to be held for it.
+    moment: Option<Moment>,
 }
 
 #[derive(Debug)]
 enum Stage {
     Copying(Box<Copying>),
-    Ready { stale: PageMap },
+    /// Until all memory is trapped.
+    Trapping,
+    Ready {
+        stale: PageMap,
+    },
     Joined,
 }
 
@@ -192,11 +211,19 @@ impl Sink {
 
     /// The guest has written these pages, and this sink does not get them otherwise unless it has joined.
     fn note(&mut self, runs: &[PageRun]) {
+        if self.reads_for_itself() {
+            return;
+        }
         match &mut self.stage {
             Stage::Copying(copying) => copying.stale.insert(runs),
             Stage::Ready { stale } => stale.insert(runs),
-            Stage::Joined => {}
+            Stage::Trapping | Stage::Joined => {}
         }
+    }
+
+    /// Whether it is about to join, and its checkpoint need not have the guest's memory.
+    fn reads_for_itself(&self) -> bool {
+        self.moment.is_some()
     }
 
     /// Sends the next piece of the copy, or ends a round.
@@ -331,6 +358,7 @@ impl Sinks {
             before: self.taken,
             stage: Stage::Joined,
             once: None,
+            moment: None,
         });
     }
 
@@ -376,14 +404,21 @@ impl Sinks {
             stale.drain_into(&mut first);
             Stage::Copying(Box::new(Copying::new(first.runs().to_vec(), before, MAX_ROUNDS, memory)))
         };
-        self.all.push(Sink { name, jobs, rest, acked: Epoch(0), before: Epoch(0), stage, once: None });
+        self.all.push(Sink { name, jobs, rest, acked: Epoch(0), before: Epoch(0), stage, once: None, moment: None });
         Ok(true)
     }
 
     /// Notes what was written since the last scan, for all that have not joined; none has.
     fn look(&mut self) -> Result<(), MachineError> {
+        self.look_with(Tracker::scan)
+    }
+
+    fn look_with(
+        &mut self,
+        scan: impl FnOnce(&mut Tracker, &mut DirtySet) -> Result<u64, MachineError>,
+    ) -> Result<(), MachineError> {
         self.scan.clear();
-        self.tracker.scan(&mut self.scan)?;
+        scan(&mut self.tracker, &mut self.scan)?;
         let runs = self.scan.runs();
         self.all.iter_mut().for_each(|s| s.note(runs));
         self.written.iter_mut().for_each(|w| w.insert(runs));
@@ -404,13 +439,19 @@ impl Sinks {
         once: Option<Vec<Arc<Frozen>>>,
         memory: &Memory,
     ) -> Result<(), MachineError> {
-        // What is written from here on is found by a scan: so all of it has to be copied once.
-        let runs = first_copy::runs(memory)
-            .map_err(|e| MachineError::Io { what: "looking for the memory in use", source: e.into() })?;
-        let most_rounds = if once.is_some() { FEW_ROUNDS } else { MAX_ROUNDS };
-        let copying = Copying::new(runs, before, most_rounds, memory);
-        let stage = Stage::Copying(Box::new(copying));
-        self.all.push(Sink { name, jobs, rest, acked: Epoch(0), before: Epoch(0), stage, once });
+        let mut sink =
+            Sink { name, jobs, rest, acked: Epoch(0), before: Epoch(0), stage: Stage::Trapping, once, moment: None };
+        if sink.once.is_some() && self.tracker.can_hold() {
+            self.tracker.trap_all(true);
+            sink.moment = Some(Moment::new(memory.ram()));
+        } else {
+            // What is written from here on is found by a scan: so all of it has to be copied once.
+            let runs = first_copy::runs(memory)
+                .map_err(|e| MachineError::Io { what: "looking for the memory in use", source: e.into() })?;
+            let most_rounds = if sink.once.is_some() { FEW_ROUNDS } else { MAX_ROUNDS };
+            sink.stage = Stage::Copying(Box::new(Copying::new(runs, before, most_rounds, memory)));
+        }
+        self.all.push(sink);
         Ok(())
     }
 
@@ -430,6 +471,67 @@ impl Sinks {
         if comes_back {
             self.remember_left(&sink, memory);
         }
+        self.trap_as_needed();
+    }
+
+    /// Memory need not be trapped for one that has gone.
+    fn trap_as_needed(&mut self) {
+        let wanted = self.all.iter().any(|s| s.reads_for_itself());
+        self.tracker.trap_all(wanted);
+    }
+
+    /// Whether all memory is to be trapped, and is not; it becomes so in pauses.
+    pub fn trapping(&self) -> bool {
+        self.all.iter().any(|s| matches!(s.stage, Stage::Trapping)) && !self.tracker.traps_all()
+    }
+
+    /// Notes what is found in a pause of a guest of which nobody gets checkpoints.
+    ///
+    /// # Errors
+    /// The tracker's.
+    pub fn look_stopped(&mut self) -> Result<(), MachineError> {
+        self.look_with(Tracker::scan_stopped)
+    }
+
+    /// Lets those be ready for which all memory had to be trapped, and answers whether there was one.
+    fn trapped(&mut self, layout: &BlockLayout) -> bool {
+        let mut any = false;
+        if self.tracker.traps_all() {
+            for sink in self.all.iter_mut().filter(|s| matches!(s.stage, Stage::Trapping)) {
+                // The other blocks are small, and go with the checkpoint.
+                let mut stale = PageMap::for_layout(layout);
+                let whole = |(block, of): (u16, &Block)| PageRun { block, first: 0, count: of.pages() as u32 };
+                let others: Vec<_> = (0..).zip(&layout.blocks).skip(1).map(whole).collect();
+                stale.insert(&others);
+                sink.stage = Stage::Ready { stale };
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Whether the next checkpoint is for nobody but those that read the memory for themselves.
+    pub fn none_wants_memory(&self) -> bool {
+        self.all.iter().all(|s| match s.stage {
+            Stage::Joined => false,
+            Stage::Ready { .. } => s.reads_for_itself(),
+            Stage::Copying(_) | Stage::Trapping => true,
+        })
+    }
+
+    /// Before a checkpoint that leaves the guest's memory out: takes what has been written, until there is little, so that little
+    /// is left for the pause.
+    ///
+    /// # Errors
+    /// The tracker's.
+    pub fn settle(&mut self) -> Result<(), MachineError> {
+        for _ in 0..MOST_LOOKS {
+            self.look()?;
+            if self.scan.pages() <= FEW_PAGES {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// From here on it is noted what this sink is missing, which has gone: beginning with the last checkpoint that it has
@@ -456,7 +558,7 @@ impl Sinks {
 
     /// Nobody needs to know what is written.
     pub fn is_empty(&self) -> bool {
-        self.all.is_empty() && self.written.is_none() && self.left.is_empty()
+        self.all.is_empty() && self.written.is_none() && self.left.is_empty() && !self.tracker.holds()
     }
 
     /// Whether one gets checkpoints.
@@ -498,7 +600,7 @@ impl Sinks {
         if !joined && self.all.iter().any(Sink::between_rounds) {
             self.look()?;
         }
-        let mut copied = Copied::NoRoom;
+        let mut copied = if self.trapped(memory.layout()) { Copied::Something } else { Copied::NoRoom };
         self.all.retain_mut(|sink| {
             match sink.copy(memory, if joined { SMALL_PIECE } else { PIECE_PAGES }, tell) {
                 Ok(Copied::Something) => copied = Copied::Something,
@@ -555,16 +657,18 @@ impl Sinks {
     /// is stale there.
     pub fn taken(&mut self, capture: &Capture) {
         self.taken = capture.epoch;
-        self.all.iter_mut().for_each(|sink| sink.note(capture.runs()));
-        self.written.iter_mut().for_each(|w| w.insert(capture.runs()));
-        self.left.iter_mut().for_each(|l| l.written.insert(capture.runs()));
+        for runs in capture.written() {
+            self.all.iter_mut().for_each(|sink| sink.note(runs));
+            self.written.iter_mut().for_each(|w| w.insert(runs));
+            self.left.iter_mut().for_each(|l| l.written.insert(runs));
+        }
     }
 
     /// Remembers a checkpoint's pages, when the guest runs again: a sink that goes may not have it.
     fn remember_recent(&mut self, capture: &Capture) {
         let mut runs = if self.recent.len() == RECENT { self.recent.pop_front() } else { None }.unwrap_or_default().1;
         runs.clear();
-        runs.extend_from_slice(capture.runs());
+        capture.written().iter().for_each(|written| runs.extend_from_slice(written));
         self.recent.push_back((capture.epoch, runs));
     }
 
@@ -594,7 +698,11 @@ impl Sinks {
                 continue;
             }
             let (rest, queued) = std::mem::take(&mut sink.rest).join(disks);
-            let join = Join { rest, queued, console: outlets.console_up_to(self.taken) };
+            let moment = sink.moment.take();
+            if let Some(moment) = &moment {
+                self.tracker.hold(moment);
+            }
+            let join = Join { rest, queued, console: outlets.console_up_to(self.taken), moment };
             let frozen = sink.once.iter().flatten();
             frozen.zip(&join.queued).for_each(|(volume, queued)| volume.freeze(queued));
             joins.push((sink.name, join));
@@ -602,6 +710,7 @@ impl Sinks {
             // What it holds before its first checkpoint does not count against it.
             (sink.acked, sink.before) = (before, before);
         }
+        self.trap_as_needed();
         joins
     }
 

@@ -1,8 +1,8 @@
 //! Taking a snapshot of the running VM, and starting the VM from one.
 //!
 //! ```text
-//!   the VM's thread ─► rounds, one checkpoint ─► this thread ─► POOL/snapshots/NAME.nfsnap
-//!                          (the volumes are frozen at it, and copied while the guest goes on)
+//!   the VM's thread ─► one checkpoint ─► this thread ─► POOL/snapshots/NAME.nfsnap
+//!                          (memory and volumes are held as they are at it, and copied while the guest goes on)
 //! ```
 //!
 //! The guest stands still for that one checkpoint, which others that get checkpoints share. A start from a snapshot verifies all
@@ -18,9 +18,9 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ninefold_machine::QemuVersion;
 use ninefold_machine::command_line::{CPU, MACHINE};
 use ninefold_machine::version::{NEWEST_TESTED, OLDEST};
+use ninefold_machine::{Moment, PAGE_SIZE, Pages, QemuVersion};
 use ninefold_model::event::SnapshotFigures;
 use ninefold_model::health::Health;
 use ninefold_model::spec::{Accel, AccelChoice, Arch, VmSpec};
@@ -35,7 +35,7 @@ use ninefold_volume::{Frozen, Note, fault};
 
 use crate::bell::Bell;
 use crate::booted;
-use crate::capture::{micros, physical_memory};
+use crate::capture::{Join, Taken, micros, physical_memory};
 use crate::config::KeeperConfig;
 use crate::disks::Disks;
 use crate::error::{KeeperError, report};
@@ -53,6 +53,8 @@ use crate::standby::{self, Loaded};
 
 /// What may wait for the thread.
 const JOBS: usize = 8;
+/// How often it is told how far it is.
+const TELL: Duration = Duration::from_millis(100);
 /// How long a log that somebody looks at is waited for, and how long between two attempts.
 const LOG_LIMIT: Duration = Duration::from_secs(5);
 const LOG_AGAIN: Duration = Duration::from_millis(20);
@@ -168,6 +170,7 @@ fn write(
     let mut runs = Vec::new();
     let (taken, join) = loop {
         match work.recv().map_err(|_| "the VM's thread copies no more".to_owned())? {
+            // Where memory cannot be held it comes before.
             Job::Round { pieces, .. } => {
                 writer.begin_round(term).map_err(|e| report(&e))?;
                 while let Ok(piece) = pieces.recv() {
@@ -182,12 +185,29 @@ fn write(
         }
     };
     let pause_us = taken.record.pause_us;
-    let output = [join.console, taken.agent.clone(), taken.addresses.clone().into_bytes(), taken.health.clone()];
-    writer.begin_checkpoint(term, &taken.devices, &output).map_err(|e| report(&e))?;
-    translate(taken.runs(), &mut runs);
-    writer.pages(&runs, taken.content()).map_err(|e| report(&e))?;
-    // Others wait for its buffers.
-    drop(taken);
+    let Join { console, moment, .. } = *join;
+    let output = [console, taken.agent.clone(), taken.addresses.clone().into_bytes(), taken.health.clone()];
+    if let Some(moment) = moment {
+        let devices = taken.devices.clone();
+        let others = other_blocks(&taken);
+        // Others wait for its buffers.
+        drop(taken);
+        writer.begin_round(term).map_err(|e| report(&e))?;
+        let read = held(&mut writer, &moment, order, tell);
+        // The guest is no longer trapped, and the VM's thread is to know.
+        drop(moment);
+        bell.ring();
+        read?;
+        writer.end_round().map_err(|e| report(&e))?;
+        writer.begin_checkpoint(term, &devices, &output).map_err(|e| report(&e))?;
+        translate(&others.runs, &mut runs);
+        writer.pages(&runs, &others.bytes).map_err(|e| report(&e))?;
+    } else {
+        writer.begin_checkpoint(term, &taken.devices, &output).map_err(|e| report(&e))?;
+        translate(taken.runs(), &mut runs);
+        writer.pages(&runs, taken.content()).map_err(|e| report(&e))?;
+        drop(taken);
+    }
     let mut writer = writer.volumes().map_err(|e| report(&e))?;
     let total: u64 = frozen.iter().map(|f| f.size()).sum();
     let (mut done, mut content) = (0, Vec::new());
@@ -204,6 +224,39 @@ fn write(
     }
     let (_, written) = writer.finish().map_err(|e| report(&e))?;
     Ok((written, pause_us))
+}
+
+/// Writes the guest's memory as it was at the moment.
+fn held(writer: &mut Writer, moment: &Moment, order: &Order, tell: &dyn Fn(News)) -> Result<(), String> {
+    let total = order.hello.layout.pages(0).unwrap_or(0) * PAGE_SIZE;
+    let (mut pages, mut runs, mut told) = (Pages::default(), Vec::new(), Instant::now());
+    let mut done = 0;
+    while moment.next(&mut pages).map_err(|e| report(&e))? {
+        translate(&pages.runs, &mut runs);
+        writer.pages(&runs, &pages.bytes).map_err(|e| report(&e))?;
+        done += pages.bytes.len() as u64;
+        if told.elapsed() >= TELL {
+            told = Instant::now();
+            let (name, doing) = (order.name.clone(), SnapshotStep::Memory);
+            tell(News::Progress(SnapshotProgress { name, doing, done, total }));
+        }
+    }
+    Ok(())
+}
+
+/// What a checkpoint has of other blocks than the guest's memory.
+fn other_blocks(taken: &Taken) -> Pages {
+    let mut others = Pages::default();
+    let mut rest = taken.content();
+    for run in taken.runs() {
+        let (content, after) = rest.split_at(run.bytes());
+        rest = after;
+        if run.block != 0 {
+            others.runs.push(*run);
+            others.bytes.extend_from_slice(content);
+        }
+    }
+    others
 }
 
 /// Whether a snapshot that is being loaded is wanted still: it is until this is dropped.

@@ -47,6 +47,8 @@ const HOLD_LIMIT: Duration = Duration::from_secs(2);
 /// A QEMU that has not answered for so long is said to be stuck, and then again and again.
 const STUCK: Duration = Duration::from_secs(10);
 const TELL_STUCK: Duration = Duration::from_secs(1);
+/// How long the guest runs between two pauses in which more of its memory is trapped.
+const BETWEEN_TRAPS: Duration = Duration::from_millis(10);
 /// A look after a shorter time than this says nothing.
 const QUIET_WINDOW: Duration = Duration::from_micros(100);
 
@@ -414,6 +416,8 @@ impl Vm {
             self.switched_off()?;
         }
         self.watcher.look(&mut self.machine)?;
+        // A moment that was held may have been read.
+        self.drop_if_empty();
         self.disks.brace(self.sinks.as_ref().is_some_and(Sinks::any_ready));
         if self.sinks.is_none() && self.machine.owes_time() && self.resumed.elapsed() >= IDLE {
             self.catch_up()?;
@@ -426,11 +430,16 @@ impl Vm {
             self.disks.falls_behind(name);
         }
         let (joined, ready) = (sinks.any_joined(), sinks.any_ready());
+        let trapping = sinks.trapping() && !joined;
         let in_flight = sinks.in_flight();
         let mut wait = IDLE;
         // A pause lets in what QEMU has outstanding, and must be short. The last one of a switchover helps, whatever is held.
         let may_pause = self.last == Last::Wanted || self.disks.allows_pause();
         let alone = !joined && sinks.only_once();
+        if trapping {
+            // Nobody gets checkpoints, in whose pauses it would be done.
+            wait = BETWEEN_TRAPS.saturating_sub(self.resumed.elapsed()).max(Duration::from_micros(50));
+        }
         if !may_pause {
             // What goes from memory makes room: nothing here can do more.
         } else if self.last == Last::Wanted || (ready && in_flight < MAX_IN_FLIGHT && self.disks.calm(alone)) {
@@ -444,11 +453,27 @@ impl Vm {
                 Due::Now => {}
                 Due::In(time) => wait = time.max(Duration::from_micros(50)),
             }
+        } else if trapping && self.resumed.elapsed() >= BETWEEN_TRAPS {
+            self.trap_more()?;
+            return Ok(Duration::ZERO);
         }
         Ok(match self.copy()? {
             Copied::Something => Duration::ZERO,
             Copied::NoRoom => wait,
         })
+    }
+
+    /// Lets more memory be trapped, in a pause of its own: nobody gets checkpoints.
+    fn trap_more(&mut self) -> Result<(), String> {
+        let Some(sinks) = &mut self.sinks else { return Ok(()) };
+        self.outlets.make_room();
+        self.disks.pausing(true);
+        let stopped = self.machine.stop();
+        self.disks.pausing(false);
+        let looked = stopped.and_then(|()| sinks.look_stopped());
+        looked.and_then(|()| self.machine.cont_in_time()).map_err(|e| report(&e))?;
+        self.resumed = Instant::now();
+        self.events()
     }
 
     /// Gives a guest of which no checkpoints are taken a part of the time that it has lost: in a pause of its own.
@@ -570,6 +595,10 @@ impl Vm {
         self.epoch = epoch;
         let ran = self.resumed.elapsed();
         let joining = !last && sinks.gather();
+        capture.bare = joining && sinks.none_wants_memory();
+        if capture.bare {
+            sinks.settle().map_err(|e| report(&e))?;
+        }
         capture.early = self.early_copy.wanted();
         capture.busy = self.cpu.as_ref().map_or(Processors::NONE, CpuClock::processors);
         if capture.early || joining {
@@ -582,7 +611,9 @@ impl Vm {
             .take(epoch, ran, &mut self.machine, tracker, &self.outlets, &self.disks, missing)
             .map_err(|e| report(&e))?;
         let seen = &capture.record;
-        self.early_copy.learned(seen.dirty_pages, seen.early_pages, seen.again_pages);
+        if !capture.bare {
+            self.early_copy.learned(seen.dirty_pages, seen.early_pages, seen.again_pages);
+        }
         sinks.taken(&capture);
         let joins = if joining { sinks.join(&self.outlets, &self.disks) } else { Vec::new() };
         let nobody = !sinks.any_joined();

@@ -1,0 +1,183 @@
+//! A snapshot of a guest that writes all of its memory faster than it can be copied: alone, and while a backup gets checkpoints.
+//!
+//! The guest stands still for no longer than in a checkpoint, each page is in the file once, and what is in it is one moment: a
+//! QEMU that is loaded with it goes on.
+
+#[path = "../../machine/tests/guest/mod.rs"]
+mod guest;
+mod hello;
+mod outlets;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use guest::sweep;
+use ninefold_keeper::bell::Bell;
+use ninefold_keeper::health::dumps::Dumps;
+use ninefold_keeper::health::told::Told;
+use ninefold_keeper::health::watcher::Watcher;
+use ninefold_keeper::msg::Msg;
+use ninefold_keeper::resync::Rest;
+use ninefold_keeper::session::Job;
+use ninefold_keeper::sink::SNAPSHOT;
+use ninefold_keeper::snapshot::{self, News, Order};
+use ninefold_keeper::standby::{Fresh, layout};
+use ninefold_keeper::vm::{self, Command, Surroundings, VmHandle};
+use ninefold_machine::{MachineConfig, Mechanism, QemuVersion};
+use ninefold_model::event::SnapshotFigures;
+use ninefold_model::spec::{Accel, Arch, EpochPolicy};
+use ninefold_model::{Epoch, Term};
+use ninefold_replica::stream::Hello;
+use ninefold_snapshot::store::Store;
+
+/// What any step may take; only so that a failure ends.
+const LIMIT: Duration = Duration::from_secs(120);
+const GENERATION: u64 = 7;
+const BACKUP: Term = Term(1);
+
+/// Stands in for the core: output is held at once; what becomes of a snapshot is passed on.
+fn core(inbox: Receiver<Msg>, news: Sender<News>) {
+    for msg in inbox {
+        match msg {
+            Msg::FirstCheckpoint { held, .. } => held.send(()).unwrap(),
+            Msg::Snapshot { news: News::Progress(_), .. } => {}
+            Msg::Snapshot { news: heard, .. } => news.send(heard).unwrap(),
+            Msg::CannotReplicate { session, reason } => panic!("sink {session}: {reason}"),
+            Msg::VmLost { reason, .. } => panic!("{reason}"),
+            _ => {}
+        }
+    }
+}
+
+/// Gets the VM as a backup does, at once; tells how long the guest stood still for each checkpoint.
+fn backup(work: Receiver<Job>, handle: Arc<VmHandle>, bell: Bell, pauses: Sender<u64>) {
+    for job in work {
+        match job {
+            Job::Round { pieces, .. } => pieces.iter().for_each(|_| bell.ring()),
+            Job::Checkpoint { taken, .. } => {
+                let (epoch, pause) = (taken.epoch, taken.record.pause_us);
+                drop(taken);
+                handle.send(Command::Acked { session: BACKUP, epoch });
+                let _ = pauses.send(pause);
+            }
+            _ => panic!("what a sink is not given here"),
+        }
+    }
+}
+
+/// A VM and where its snapshots go.
+struct Vm {
+    config: MachineConfig,
+    hello: Hello,
+    qemu: QemuVersion,
+    handle: Arc<VmHandle>,
+    bell: Bell,
+    tell: Sender<Msg>,
+    news: Receiver<News>,
+    place: std::path::PathBuf,
+}
+
+impl Vm {
+    fn news(&self) -> News {
+        self.news.recv_timeout(LIMIT).expect("what becomes of the snapshot")
+    }
+
+    fn snapshot(&self, name: &str) -> SnapshotFigures {
+        let platform = snapshot::platform(Arch::X86_64, self.config.accel, self.qemu);
+        let order = Order { name: name.parse().unwrap(), parent: None, hello: self.hello.clone(), platform };
+        snapshot::take(1, order, self.place.clone(), Arc::default(), self.bell.clone(), self.tell.clone()).unwrap();
+        let News::Ready { jobs, frozen } = self.news() else { panic!("it is not ready") };
+        self.handle.send(Command::AddSink {
+            session: SNAPSHOT,
+            jobs,
+            rounds: 0,
+            rest: Rest::default(),
+            once: Some(frozen),
+            held: None,
+        });
+        let news = self.news();
+        let News::Taken(figures) = news else { panic!("{news:?}") };
+        println!("{name}: {figures:?}");
+        figures
+    }
+
+    /// Whether what is in the file is one moment, from which the guest goes on; and whether all of it is in there once.
+    fn is_whole(&self, name: &str, figures: SnapshotFigures) {
+        let store = Store::open(&self.place).unwrap();
+        let mut told = |_, _| std::ops::ControlFlow::Continue(());
+        let copy = self.place.join(format!("copy-of-{name}"));
+        let name = name.parse().unwrap();
+        // What is exported is written anew, each content once.
+        store.export(&name, &copy, &mut told).unwrap();
+        let once = std::fs::metadata(&copy).unwrap().len();
+        assert!(figures.bytes <= once + once / 20 + (1 << 20), "{} bytes, {once} with each page once", figures.bytes);
+        assert!(figures.pages <= self.hello.layout.total_pages());
+
+        let snapshot = store.get(&name).unwrap();
+        snapshot.verify(&mut told).unwrap();
+        let (mut machine, _ports) = guest::launch(&guest::standby(&self.config));
+        let memory = Arc::clone(machine.memory());
+        snapshot.load(&|block| block == 0, &mut Fresh(Arc::clone(&memory)), &mut told).unwrap();
+        let sweep = sweep::is_of_one_moment(&memory);
+        machine.load(&snapshot.state().device_state).unwrap();
+        machine.start().unwrap();
+        sweep::await_sweeps(&memory, 2);
+        machine.stop().unwrap();
+        assert!(sweep::is_of_one_moment(&memory) >= sweep + 2);
+    }
+}
+
+#[test]
+fn a_guest_that_writes_everywhere_is_in_its_snapshot_once_and_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = guest::config(Path::new("qemu-system-x86_64"), Accel::Tcg, 1, &sweep::boot_sector(dir.path()));
+    config.spec.nics.clear();
+    config.spec.memory_mib = sweep::MEMORY_MIB;
+    let (machine, ports) = guest::launch(&config);
+    if machine.mechanism() != Some(Mechanism::PagemapScan) {
+        eprintln!("skipped: this kernel has no PAGEMAP_SCAN");
+        return;
+    }
+    let outlets = Arc::new(outlets::open(dir.path(), &config.spec));
+    outlets.attach(ports).unwrap();
+    let memory = Arc::clone(machine.memory());
+    let hello = Hello {
+        spec: config.spec.clone(),
+        layout: layout(&machine).unwrap(),
+        ..hello::hello(GENERATION, memory.ram().bytes())
+    };
+    let qemu = machine.version();
+    let bell = Bell::new().unwrap();
+    let ((tell, inbox), (pass, news)) = (channel(), channel());
+    thread::spawn(move || core(inbox, pass));
+    let watcher = Watcher::new(GENERATION, Dumps::new(dir.path(), "vm"), Told::default(), tell.clone());
+    let surroundings = Surroundings { outlets, disks: Arc::default(), bell: bell.clone(), core: tell.clone() };
+    let obtain = Box::new(move || Ok(machine));
+    let handle = vm::start(watcher, obtain, EpochPolicy::Fixed { ms: 25 }, None, Epoch(0), surroundings).unwrap();
+    let place = dir.path().join("snapshots");
+    let vm = Vm { config, hello, qemu, handle: Arc::new(handle), bell, tell, news, place };
+    sweep::await_sweeps(&memory, 3);
+
+    let alone = vm.snapshot("alone");
+    sweep::await_sweeps(&memory, 3);
+
+    // All regions are hot, and have to be trapped first.
+    let ((jobs, work), (tell, pauses)) = (sync_channel(8), channel());
+    let (handle, bell) = (Arc::clone(&vm.handle), vm.bell.clone());
+    thread::spawn(move || backup(work, handle, bell, tell));
+    let rest = Rest::default();
+    vm.handle.send(Command::AddSink { session: BACKUP, jobs, rounds: 0, rest, once: None, held: None });
+    let checkpoints: Vec<u64> = (0..20).map(|_| pauses.recv_timeout(LIMIT).unwrap()).collect();
+    let protected = vm.snapshot("protected");
+    vm.handle.send(Command::Kill);
+
+    let longest = *checkpoints.iter().max().unwrap();
+    println!("pauses of checkpoints: {checkpoints:?} us");
+    for (name, figures) in [("alone", alone), ("protected", protected)] {
+        assert!(figures.pause_us <= 2 * longest, "{name}: {} us, a checkpoint {longest} us", figures.pause_us);
+        vm.is_whole(name, figures);
+    }
+}
