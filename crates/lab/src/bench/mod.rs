@@ -6,7 +6,7 @@
 //!
 //! * [`plan`]: what is measured, in which order · [`runner`]: doing it
 //! * [`subject`]: the VM and its lab · [`redis`], [`workload`]: what the client asks of it
-//! * [`rebind`]: breaks in a VM's protection · [`scaling`]: pauses over the guest's memory
+//! * [`rebind`]: breaks in a VM's protection · [`scaling`], [`snapshots`]: pauses and snapshots over the guest's memory
 //! * [`volume`]: the same for work on volumes, and resyncs · [`clock`]: the guest's clock · [`pace`]: how far a run is
 //! * [`results`]: `ft.json` · [`table`]: `ft.md` · [`plots`]: the SVGs
 
@@ -19,6 +19,7 @@ pub mod redis;
 pub mod results;
 pub mod runner;
 pub mod scaling;
+pub mod snapshots;
 pub mod spread;
 pub mod subject;
 pub mod table;

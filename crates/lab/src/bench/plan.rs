@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::clock::ClockLoad;
 use super::scaling::SIZES;
+use super::snapshots;
 
 /// The longest adaptive epoch, milliseconds.
 const ADAPTIVE_MAX_MS: u32 = 100;
@@ -264,6 +265,10 @@ pub enum Stage {
         memory_mib: u64,
         vcpus: u16,
     },
+    /// Snapshots of a VM of this size, in a lab of its own.
+    Snapshots {
+        memory_mib: u64,
+    },
     /// A second lab, without encryption; boot and fill its VM.
     BootPlain,
     /// One side of a round of plain text against mutual TLS.
@@ -289,6 +294,7 @@ impl fmt::Display for Stage {
             Stage::Rebind { large: true, how } => write!(f, "a break, {LARGE_MIB} MiB: {how}"),
             Stage::BootLarge => write!(f, "boot a VM of {LARGE_MIB} MiB"),
             Stage::Scaling { memory_mib, vcpus } => write!(f, "pauses, {memory_mib} MiB, vCPUs: {vcpus}"),
+            Stage::Snapshots { memory_mib } => write!(f, "snapshots, {memory_mib} MiB"),
             Stage::BootPlain => f.write_str("boot a VM in a lab without TLS"),
             Stage::Security { plain: true, measure } => write!(f, "plain text: {measure}"),
             Stage::Security { plain: false, measure } => write!(f, "mutual TLS: {measure}"),
@@ -321,10 +327,13 @@ pub struct Plan {
     pub breaks: u32,
     /// Of [`super::scaling::SIZES`], how many.
     pub sizes: usize,
+    /// Of [`snapshots::SIZES`], how many.
+    #[serde(default)]
+    pub snapshot_sizes: usize,
 }
 
 impl Plan {
-    /// About twenty-five minutes.
+    /// About twenty-seven minutes.
     pub fn full() -> Self {
         Self {
             rounds: 7,
@@ -339,6 +348,7 @@ impl Plan {
             switchovers: 6,
             breaks: 12,
             sizes: SIZES.len(),
+            snapshot_sizes: snapshots::SIZES.len(),
         }
     }
 
@@ -357,6 +367,7 @@ impl Plan {
             switchovers: 1,
             breaks: 2,
             sizes: 0,
+            snapshot_sizes: 1,
         }
     }
 
@@ -400,6 +411,8 @@ impl Plan {
             }
         }
         all.extend(SIZES.iter().take(self.sizes).map(|&(memory_mib, vcpus)| Stage::Scaling { memory_mib, vcpus }));
+        let sizes = snapshots::SIZES.iter().take(self.snapshot_sizes);
+        all.extend(sizes.map(|&memory_mib| Stage::Snapshots { memory_mib }));
         if self.security_rounds > 0 {
             all.push(Stage::BootPlain);
         }
@@ -450,6 +463,7 @@ impl Plan {
             Stage::Scaling { memory_mib, .. } => {
                 self.sample(stage) + Duration::from_secs(30) + Duration::from_millis(memory_mib)
             }
+            Stage::Snapshots { memory_mib } => Duration::from_secs(22) + Duration::from_millis(memory_mib * 15),
             Stage::Fill => Duration::from_secs(10),
             Stage::Pauses { load: PauseLoad::Dirty2000 } => self.sample(stage) + Duration::from_secs(3),
             Stage::Lose { how: Loss::HostFrozen } => Duration::from_secs(3),
@@ -489,7 +503,7 @@ mod tests {
 
     #[test]
     fn runs_are_short_enough() {
-        assert!(Plan::full().total() < Duration::from_secs(26 * 60), "{:?}", Plan::full().total());
+        assert!(Plan::full().total() < Duration::from_secs(28 * 60), "{:?}", Plan::full().total());
         assert!(Plan::quick().total() < Duration::from_secs(5 * 60), "{:?}", Plan::quick().total());
     }
 

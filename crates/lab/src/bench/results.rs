@@ -11,6 +11,7 @@ use super::clock::ClockFigures;
 use super::plan::{Loss, Measure, Mode, PauseLoad, Plan};
 use super::rebind::{Rebind, RebindFigures};
 use super::scaling::ScalingRow;
+use super::snapshots::SnapshotRow;
 use super::spread::Spread;
 use crate::ledger::LedgerReport;
 use crate::series::{Series, Summary};
@@ -32,6 +33,9 @@ pub struct Report {
     pub rebind_ms: RebindFigures,
     /// Pauses of an idle guest, over its memory.
     pub scaling: Vec<ScalingRow>,
+    /// Snapshots, over the guest's memory and what it writes.
+    #[serde(default)]
+    pub snapshot: Vec<SnapshotRow>,
     pub accel: Accel,
     /// QEMU's version.
     pub qemu: String,

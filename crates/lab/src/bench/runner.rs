@@ -24,6 +24,7 @@ use super::results::{
     PingSeries, PolicyCell, PolicyRow, Ratios, Report, TlsCost, TlsRow, load,
 };
 use super::scaling::{self, ScalingRow};
+use super::snapshots::{self, SnapshotRow};
 use super::spread::Spread;
 use super::subject::Subject;
 use crate::boot::{VmOptions, redis};
@@ -80,6 +81,7 @@ pub fn run(options: &Options, tell: &mut dyn FnMut(&Progress)) -> Result<Report,
         clock_ppm: ClockFigures::default(),
         losses: Vec::new(),
         scaling: Vec::new(),
+        snapshot: Vec::new(),
         breaks: Vec::new(),
         taken_over: [0; 2],
         ledger: None,
@@ -111,6 +113,7 @@ struct Run {
     losses: Vec<Failover>,
     breaks: Vec<Rebind>,
     scaling: Vec<ScalingRow>,
+    snapshot: Vec<SnapshotRow>,
     /// How often a backup that was cut off took the VM over: the small one, the large one.
     taken_over: [u64; 2],
     /// The client that writes and checks while failovers are measured.
@@ -151,6 +154,13 @@ impl Run {
                 let mut vm = VmOptions { memory_mib, vcpus, ..self.vm.clone() };
                 vm.patience = vm.patience.max(LARGE_PATIENCE);
                 self.scaling.push(scaling::measure(&LabConfig::new(&lab_name('m'))?, &vm, time)?);
+            }
+            Stage::Snapshots { memory_mib } => {
+                self.large = None;
+                self.main()?.sleep()?;
+                let mut vm = VmOptions { memory_mib, ..self.vm.clone() };
+                vm.patience = vm.patience.max(LARGE_PATIENCE);
+                self.snapshot.extend(snapshots::measure(&LabConfig::new(&lab_name('n'))?, &vm)?);
             }
             Stage::BootPlain => {
                 self.large = None;
@@ -383,6 +393,7 @@ impl Run {
             failover_ms: failovers.killed_ms,
             rebind_ms: RebindFigures::of(&self.breaks),
             scaling: self.scaling,
+            snapshot: self.snapshot,
             breaks: self.breaks,
             taken_over_in_breaks: self.taken_over[0] + self.taken_over[1],
             accel: qemu.as_ref().map_or(Accel::Tcg, |m| m.accel),

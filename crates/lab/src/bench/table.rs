@@ -28,6 +28,7 @@ fn write_all(out: &mut String, r: &Report, plots: &[String]) -> std::fmt::Result
     failovers(out, r)?;
     breaks(out, r)?;
     scaling(out, r)?;
+    snapshots(out, r)?;
     syncs_and_tls(out, r)?;
     if !plots.is_empty() {
         writeln!(out, "## Plots\n")?;
@@ -270,6 +271,31 @@ fn scaling(out: &mut String, r: &Report) -> std::fmt::Result {
         )?;
     }
     writeln!(out, "\nAn idle guest that has filled so much of its memory once, with a checkpoint every 25 ms.\n")
+}
+
+fn snapshots(out: &mut String, r: &Report) -> std::fmt::Result {
+    if r.snapshot.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "## Snapshots over the guest's memory\n")?;
+    writeln!(
+        out,
+        "| guest memory | written to | written before | meanwhile | **pause** | whole time | file |\n|---:|---:|---:|---:|---:|---:|---:|"
+    )?;
+    for row in &r.snapshot {
+        writeln!(
+            out,
+            "| {} MiB | {} MiB | {} MB/s | {} MB/s | **{:.1} ms** | {:.1} s | {} MiB |",
+            row.memory_mib,
+            row.written_mib,
+            row.dirty_mb_s,
+            row.dirty_meanwhile_mb_s,
+            row.pause_us as f64 / 1e3,
+            row.total_ms as f64 / 1e3,
+            row.file_mib
+        )?;
+    }
+    writeln!(out, "\nA snapshot of an unprotected guest that writes so much of its memory again and again.\n")
 }
 
 fn breaks(out: &mut String, r: &Report) -> std::fmt::Result {

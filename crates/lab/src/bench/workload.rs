@@ -67,7 +67,17 @@ impl Workload {
 
     /// Begins to write to memory; ends with [`Workload::stop`].
     pub fn dirty(&mut self, mbps: u32) -> Result<(), LabError> {
-        self.ask(&format!("dirty pattern=sequential mib={DIRTY_MIB} mbps={mbps}")).map(drop)
+        self.dirty_all(DIRTY_MIB.into(), mbps)
+    }
+
+    /// The same to so much of the memory.
+    pub fn dirty_all(&mut self, mib: u64, mbps: u32) -> Result<(), LabError> {
+        self.ask(&format!("dirty pattern=sequential mib={mib} mbps={mbps}")).map(drop)
+    }
+
+    /// What has been dirtied so far, 10^6 bytes.
+    pub fn dirtied(&mut self) -> Result<f64, LabError> {
+        Ok(self.number("progress", "dirty_pages")? as f64 * PAGE / 1e6)
     }
 
     /// Writes once to every page of so much memory, and gives it back to the guest's kernel.
