@@ -28,6 +28,8 @@ pub enum CliError {
     Store(#[source] Box<StoreError>),
     #[error("{0}")]
     NoSnapshot(String),
+    #[error("{0}")]
+    NotRecovered(String),
     #[error("there is no storage pool at {pool}")]
     NoPool { pool: PathBuf },
     #[error("the name of {path} does not tell its format")]
@@ -122,6 +124,9 @@ impl CliError {
                 StoreError::Snapshot { .. } | StoreError::Import { .. } | StoreError::Io { .. } => return None,
             },
             Self::NoSnapshot(_) => "`ninefold vm events` shows what happened, `ninefold snapshot list` what there is",
+            Self::NotRecovered(_) => {
+                "`ninefold vm recover` says what each host's log would go back to; `ninefold vm events` shows what happened"
+            }
             Self::FileFormat { .. } => "say it with --file-format: raw, qcow2, vmdk, vdi or vhdx",
             Self::Keeper(ApiError::Refused { help, .. }) => return help.clone(),
             Self::Keeper(_) => "start the keeper (in a lab: `ninefold lab restart HOST`), and look at its log",

@@ -363,6 +363,9 @@ impl Core {
             Msg::WitnessRefuses { reason } => self.doubt_read(Some(format!("it refuses: {reason}"))),
             Msg::StartFrom { found, force } => self.start_from(found, force),
             Msg::StartFailed(reason) => {
+                if let Some(reply) = self.snapshot.asks_of_log() {
+                    return self.tell_of_log(Err(reason), reply);
+                }
                 self.restore_refused(&reason);
                 self.start_failed(reason);
             }

@@ -18,6 +18,7 @@
 pub mod api;
 mod arbiter;
 mod aside;
+mod back;
 pub mod bell;
 mod booted;
 pub mod capture;

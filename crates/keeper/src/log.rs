@@ -35,6 +35,7 @@ use ninefold_volume::Batch;
 use ninefold_volume::served::STEP;
 
 use crate::aside::Aside;
+use crate::back;
 use crate::bell::Bell;
 use crate::capture::{Join, Taken, micros};
 use crate::config::KeeperConfig;
@@ -364,7 +365,7 @@ impl LogThread {
         let mut state = match beginning {
             Beginning::New { hello, standing } => {
                 self.health = serde_json::to_vec(&hello.health).map_err(|e| e.to_string())?;
-                let storage = open(&self.settings.place).map_err(|e| format!("the log's directory: {e}"))?;
+                let storage = back::begin(&self.settings.place)?;
                 let new = New::create(storage, *hello, &standing, Options::default()).map_err(|e| report(&e))?;
                 let _ = self.settings.core.send(Msg::LogBegun { id: self.id });
                 State::New(Box::new(new))
@@ -440,7 +441,7 @@ impl LogThread {
                 tracing::debug!(%why, "another log is begun");
                 self.amiss = false;
                 let _ = reply.send(false);
-                let storage = open(&self.settings.place).map_err(|e| format!("the log's directory: {e}"))?;
+                let storage = back::begin(&self.settings.place)?;
                 let new = New::create(storage, hello, &standing, Options::default()).map_err(|e| report(&e))?;
                 State::New(Box::new(new))
             }

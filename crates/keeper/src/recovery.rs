@@ -13,15 +13,16 @@ use std::sync::mpsc::{Sender, SyncSender, sync_channel};
 use std::thread;
 use std::time::Instant;
 
+use ninefold_machine::{Machine, Ports};
 use ninefold_model::{Epoch, Record};
 use ninefold_replica::protocol::{LogRole, Standing};
-use ninefold_replica::stream::Hello;
-use ninefold_snapshot::log::{Found, Log, LogError, Options};
+use ninefold_replica::stream::{Hello, Layout};
+use ninefold_snapshot::log::{Found, Held, Log, LogError, Options, PlayVolume};
 
 use crate::booted;
 use crate::capture::micros;
 use crate::config::KeeperConfig;
-use crate::disks::Disks;
+use crate::disks::{Disks, Unused};
 use crate::error::{KeeperError, report};
 use crate::generation::Generation;
 use crate::health::images::Images;
@@ -122,17 +123,22 @@ fn look(config: &KeeperConfig, disks: &Disks) -> Result<Option<Found>, String> {
         other => other.map_err(|e| report(&e))?,
     };
     check_host(found.standing(), config)?;
-    if let Some(volume) = disks.made() {
-        return Err(format!(
-            "the volume {} was not in the pool (is its file system mounted?): an empty one has been made in its place",
-            volume
-        ));
-    }
+    check_volumes(disks)?;
     Ok(Some(found))
 }
 
+/// Whether the volumes are those that the log goes with.
+pub fn check_volumes(disks: &Disks) -> Result<(), String> {
+    match disks.made() {
+        Some(volume) => Err(format!(
+            "the volume {volume} was not in the pool (is its file system mounted?): an empty one has been made in its place"
+        )),
+        None => Ok(()),
+    }
+}
+
 /// Whether the log is of the VM that this keeper keeps.
-fn check(hello: &Hello, config: &KeeperConfig) -> Result<(), String> {
+pub fn check(hello: &Hello, config: &KeeperConfig) -> Result<(), String> {
     if hello.vm != config.vm.name {
         return Err(format!("the log is of {}", hello.vm));
     }
@@ -141,7 +147,7 @@ fn check(hello: &Hello, config: &KeeperConfig) -> Result<(), String> {
 
 /// Whether the host on which the VM ran, as the log's standing says, is one of its hosts. The one that the log began with need not be any
 /// more: a log goes on with other primaries.
-fn check_host(standing: &Standing, config: &KeeperConfig) -> Result<(), String> {
+pub fn check_host(standing: &Standing, config: &KeeperConfig) -> Result<(), String> {
     let (LogRole::Primary { record: Record { primary, .. } } | LogRole::Backup { primary, .. }) = &standing.role;
     if *primary == config.host || config.peers.iter().any(|p| p.host == *primary) {
         Ok(())
@@ -151,37 +157,16 @@ fn check_host(standing: &Standing, config: &KeeperConfig) -> Result<(), String> 
 }
 
 fn load(found: Found, config: &KeeperConfig, place: &Place) -> Result<News, String> {
-    let Place { outlets, disks, images } = place;
-    let unused = disks.unused();
+    let unused = place.disks.unused();
     let begun = Instant::now();
     let mut hello = found.hello().clone();
     // Its image may be another by now; the last commit says so.
     let health = found.output(HEALTH).to_vec();
     hello.health = told::heard(&health).unwrap_or(hello.health);
-    images.keep(hello.health.committed.as_ref()).map_err(|e| report(&e))?;
-    // The guest is to know that it has been put back: others may have seen what it does not remember.
-    hello.generation = Some(Generation::of(config).renew().map_err(|e| format!("the VM's generation id: {e}"))?);
-    // First the QEMU: if it cannot be built here nothing has been touched.
-    let (mut machine, ports, layout) = standby::launch(config, &hello, disks.sockets())?;
+    let (mut machine, ports, layout) = prepare(&mut hello, config, place)?;
     let recovered = found.recover().map_err(|e| report(&e))?;
-    let mut sink = standby::Fresh(Arc::clone(machine.memory()));
-    // Nothing of an earlier life is to reach the images after what the log has for them.
-    disks.settle()?;
-    disks.mixture().begin(Cause::Log)?;
-    let held = recovered
-        .load(&|block| block == 0, &mut sink, &mut |volume, operations| {
-            unused.replay(volume, operations).map_err(|why| LogError::Target {
-                what: "the log's operations on volumes".into(),
-                source: std::io::Error::other(why),
-            })
-        })
-        .map_err(|e| report(&e))?;
-    disks.sync_images()?;
-    disks.mixture().end_now()?;
-    let said = |channel: u8| held.output.get(usize::from(channel)).map_or(&[][..], Vec::as_slice);
-    outlets.forget();
-    outlets.heard(said(CONSOLE));
-    outlets.forget_addresses();
+    let load = |sink: &mut standby::Fresh, volumes: PlayVolume<'_>| recovered.load(&|block| block == 0, sink, volumes);
+    let held = play(&load, &machine, &unused, place)?;
     // Before the devices are loaded: what they write to memory then is in no checkpoint yet.
     let tracker = machine.track_with(priority::raise).map_err(|e| report(&e))?;
     machine.load(&held.device_state).map_err(|e| report(&e))?;
@@ -204,6 +189,40 @@ fn load(found: Found, config: &KeeperConfig, place: &Place) -> Result<News, Stri
     let loaded =
         Loaded { machine, ports, spec, epoch, health: health_then, load_us, tracker, history, logged, stopped };
     Ok(News::Loaded { loaded: Box::new(loaded), log: Box::new(log), health })
+}
+
+/// A QEMU that waits for what a log has; its guest is told of another life. Nothing else has been touched.
+pub fn prepare(hello: &mut Hello, config: &KeeperConfig, place: &Place) -> Result<(Machine, Ports, Layout), String> {
+    place.images.keep(hello.health.committed.as_ref()).map_err(|e| report(&e))?;
+    // The guest is to know that it has been put back: others may have seen what it does not remember.
+    hello.generation = Some(Generation::of(config).renew().map_err(|e| format!("the VM's generation id: {e}"))?);
+    standby::launch(config, hello, place.disks.sockets())
+}
+
+/// Loads a log, given memory and who plays operations on volumes.
+pub type LoadLog<'a> = &'a dyn Fn(&mut standby::Fresh, PlayVolume<'_>) -> Result<Held, LogError>;
+
+/// Puts a log's memory into a QEMU, its operations onto the images, and its output where it was.
+pub fn play(load: LoadLog<'_>, machine: &Machine, unused: &Unused, place: &Place) -> Result<Held, String> {
+    let Place { outlets, disks, .. } = place;
+    let mut sink = standby::Fresh(Arc::clone(machine.memory()));
+    // Nothing of an earlier life is to reach the images after what the log has for them.
+    disks.settle()?;
+    disks.mixture().begin(Cause::Log)?;
+    let held = load(&mut sink, &mut |volume, operations| {
+        unused.replay(volume, operations).map_err(|why| LogError::Target {
+            what: "the log's operations on volumes".into(),
+            source: std::io::Error::other(why),
+        })
+    })
+    .map_err(|e| report(&e))?;
+    disks.sync_images()?;
+    disks.mixture().end_now()?;
+    let said = |channel: u8| held.output.get(usize::from(channel)).map_or(&[][..], Vec::as_slice);
+    outlets.forget();
+    outlets.heard(said(CONSOLE));
+    outlets.forget_addresses();
+    Ok(held)
 }
 
 #[cfg(test)]

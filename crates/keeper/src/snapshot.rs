@@ -10,7 +10,6 @@
 //! as for a boot.
 
 use std::fs::File;
-use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,10 +28,10 @@ use ninefold_model::{Epoch, SnapshotName, Term};
 use ninefold_replica::stream::Hello;
 use ninefold_snapshot::file::{BLOCK, Head, Parent, Platform, Snapshot, Written};
 use ninefold_snapshot::log::Found;
-use ninefold_snapshot::storage::Directory;
 use ninefold_snapshot::store::Store;
 use ninefold_volume::{Frozen, Note, fault};
 
+use crate::back;
 use crate::bell::Bell;
 use crate::booted;
 use crate::capture::{Join, Taken, micros, physical_memory};
@@ -55,9 +54,6 @@ use crate::standby::{self, Loaded};
 const JOBS: usize = 8;
 /// How often it is told how far it is.
 const TELL: Duration = Duration::from_millis(100);
-/// How long a log that somebody looks at is waited for, and how long between two attempts.
-const LOG_LIMIT: Duration = Duration::from_secs(5);
-const LOG_AGAIN: Duration = Duration::from_millis(20);
 
 /// Where this host keeps snapshots.
 pub fn place(config: &KeeperConfig) -> PathBuf {
@@ -276,20 +272,26 @@ pub fn load(
     former: Option<Box<Parked>>,
     core: Sender<Msg>,
 ) -> Result<Wanted, KeeperError> {
-    let ours = Arc::new(());
-    let wanted = Arc::downgrade(&ours);
+    let (ours, is_wanted) = wanted();
     let run = move || {
         drop(former);
         let tell = |news| {
             let _ = core.send(Msg::Snapshot { id, news });
         };
-        match loaded(&name, clone, &config, &into, &tell, &|| wanted.strong_count() > 0) {
+        match loaded(&name, clone, &config, &into, &tell, &is_wanted) {
             Ok(loaded) => tell(News::Loaded(Box::new(loaded))),
             Err(reason) => tell(News::NotLoaded(reason)),
         }
     };
     thread::Builder::new().name("snapshot".into()).spawn(run).map_err(KeeperError::Thread)?;
-    Ok(Wanted(ours))
+    Ok(ours)
+}
+
+/// Both ends: what is dropped when it is wanted no more, and who asks.
+pub fn wanted() -> (Wanted, impl Fn() -> bool) {
+    let ours = Arc::new(());
+    let theirs = Arc::downgrade(&ours);
+    (Wanted(ours), move || theirs.strong_count() > 0)
 }
 
 /// How a VM begins from a snapshot.
@@ -450,18 +452,8 @@ fn remove_log(config: &KeeperConfig) -> Result<(), String> {
     if !place.exists() {
         return Ok(());
     }
-    // Whoever looks at it lets go of it soon. Nobody waits for one that is in use: the VM is here then.
-    let deadline = Instant::now() + LOG_LIMIT;
-    let storage = loop {
-        match Directory::open(&place) {
-            Ok(storage) => break storage,
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
-                thread::sleep(LOG_AGAIN);
-            }
-            Err(error) => return Err(format!("{}: {error}", place.display())),
-        }
-    };
-    Found::remove(&storage).map_err(|e| report(&e))
+    let storage = back::open(&place)?;
+    Found::remove(&*storage).map_err(|e| report(&e))
 }
 
 /// A note in the pool that volumes are being overwritten: what a crash leaves of them must not be booted.

@@ -3,10 +3,11 @@
 
 mod support;
 
+use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
 use ninefold_lab::topology::WITNESS;
-use ninefold_model::control::Request;
+use ninefold_model::control::{LogReport, Request, Response};
 use ninefold_model::event::{Event, EventKind};
 use ninefold_model::spec::{Acknowledge, NonVolatile, Protection, VolumeSpec};
 use ninefold_model::status::{LogState, Role};
@@ -286,7 +287,63 @@ fn a_log_that_is_behind_is_not_believed() {
         eprintln!("  {:?}", event.kind);
         assert!(pool.join("logs/vm/head.json").exists(), "its files are left for a person");
         assert!(!scenario.events.all().iter().any(|e| recovered(&e.kind)));
+        let report = what_is_there(&scenario, "a");
+        assert!(report.newer.as_ref().is_some_and(|why| why.contains("without its log")), "{report:?}");
+        assert_eq!((&report.damage, report.lost_checkpoints), (&None, 0), "{report:?}");
+        // The log that is kept needs its room, and so does the next.
+        std::fs::remove_file(pool.join("filler")).unwrap();
+        go_back(&scenario, "a", &report);
     }
+}
+
+/// What the log of a host would be gone back to.
+fn what_is_there(scenario: &Scenario, host: &str) -> LogReport {
+    let response = scenario.lab.keeper(host).unwrap().request(&Request::Recover { force: false }).unwrap();
+    let Response::Log { report } = response else { panic!("{response:?}") };
+    eprintln!("  {report:?}");
+    *report
+}
+
+/// The VM goes on from there, and what was there is kept.
+fn go_back(scenario: &Scenario, host: &str, report: &LogReport) {
+    assert_eq!(report.refused, None);
+    let mark = scenario.events.mark();
+    scenario.lab.ask(host, &Request::Recover { force: true }).unwrap();
+    let event = scenario.expect(mark, host, "recovery", recovered);
+    assert!(matches!(event.kind, EventKind::Recovered { epoch, .. } if epoch == report.epoch), "{event:?}");
+    scenario.await_guest();
+    // It has another log by and by, which survives as any.
+    scenario.expect(mark, host, "non-volatile", is_non_volatile);
+    assert!(scenario.lab.pool_dir(host).join("logs-aside/vm/1/head.json").exists(), "the old one is kept");
+    let mark = scenario.events.mark();
+    scenario.lab.kill_qemu(host).unwrap();
+    scenario.expect(mark, host, "recovery", recovered);
+    scenario.await_guest();
+}
+
+/// A log with damage in it is gone back in by somebody who has been told what is lost, and in no other way.
+#[test]
+fn a_damaged_log_is_gone_back_in_when_a_person_says_so() {
+    let scenario = Scenario::with("damaged", non_volatile(Protection::None));
+    scenario.expect(0, "a", "non-volatile", is_non_volatile);
+    scenario.expect_writes(10 * WRITES);
+    let mark = scenario.events.mark();
+    scenario.lab.kill_keeper("a").unwrap();
+    let dir = scenario.lab.pool_dir("a").join("logs/vm");
+    let names = std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    let last = names.filter_map(|n| n.strip_prefix("segment-")?.parse::<u64>().ok()).max().unwrap();
+    let segment = std::fs::OpenOptions::new().write(true).open(dir.join(format!("segment-{last}"))).unwrap();
+    let middle = segment.metadata().unwrap().len() / 2;
+    segment.write_all_at(&[0xaa; 8192], middle).unwrap();
+    scenario.lab.start_keeper("a").unwrap();
+    let damaged =
+        |k: &EventKind| matches!(k, EventKind::LogUnusable { reason } if reason.contains("the log is damaged"));
+    scenario.expect(mark, "a", "refusal", damaged);
+    let report = what_is_there(&scenario, "a");
+    assert!(report.damage.as_ref().is_some_and(|what| what.contains(&format!("segment-{last}"))), "{report:?}");
+    assert!(report.lost_checkpoints > 0 && report.lost_ms > 0 && report.newer.is_none(), "{report:?}");
+    assert!(!scenario.events.all()[mark..].iter().any(|e| recovered(&e.kind)), "asking changes nothing");
+    go_back(&scenario, "a", &report);
 }
 
 /// A VM that was stopped stays so.

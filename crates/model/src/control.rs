@@ -6,7 +6,7 @@ use crate::event::Event;
 use crate::health::HealthySign;
 use crate::spec::{Boot, EpochPolicy};
 use crate::status::VmStatus;
-use crate::{HostName, SnapshotName};
+use crate::{Epoch, HostName, SnapshotName, Term};
 
 /// A request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -40,6 +40,12 @@ pub enum Request {
         force: bool,
         #[serde(default)]
         clone: bool,
+    },
+    /// What the VM's log on this host would be gone back to, and what is lost then. With `force` the VM goes on from it, although it is damaged
+    /// or another host may have newer; an event tells the end, and the log is kept aside.
+    Recover {
+        #[serde(default)]
+        force: bool,
     },
     /// Boot the guest from an image that becomes the committed one if it is found healthy within `within_ms`.
     Trial {
@@ -83,6 +89,9 @@ pub enum Response {
     Events {
         events: Vec<Event>,
     },
+    Log {
+        report: Box<LogReport>,
+    },
     Checkpoints {
         checkpoints: Vec<CheckpointRecord>,
     },
@@ -92,6 +101,29 @@ pub enum Response {
         help: Option<String>,
         try_host: Option<HostName>,
     },
+}
+
+/// What a log of checkpoints on disk would be gone back to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogReport {
+    pub host: HostName,
+    /// The host that ran the VM then.
+    pub primary: HostName,
+    /// The term and the epoch of the last whole checkpoint.
+    pub term: Term,
+    pub epoch: Epoch,
+    /// When that was taken, by the clock of the host that wrote the log, milliseconds since 1970; 0: not known.
+    pub time_ms: u64,
+    /// What is wrong with what comes after it.
+    pub damage: Option<String>,
+    /// Checkpoints after it that were durable in this log, as far as it can be read.
+    pub lost_checkpoints: u64,
+    /// From it to the last moment of which the log knows, milliseconds. What the VM did after that is not counted.
+    pub lost_ms: u64,
+    /// Why another state is, or may be, newer; `None`: all that anybody was told up to the log's end is in it.
+    pub newer: Option<String>,
+    /// Why the VM cannot go on from it, not even with `force`.
+    pub refused: Option<String>,
 }
 
 /// One checkpoint as measured, microseconds and counts.

@@ -12,6 +12,7 @@ mod dump;
 mod events;
 mod handover;
 pub mod keepers;
+mod recover;
 mod repeats;
 mod snapshot;
 mod status;
@@ -48,6 +49,7 @@ enum Verb {
     Dump(dump::DumpArgs),
     Snapshot(snapshot::SnapshotArgs),
     Restore(snapshot::RestoreArgs),
+    Recover(recover::RecoverArgs),
     Trial(trial::TrialArgs),
     CommitImage(trial::CommitImageArgs),
     FallBack(trial::FallBackArgs),
@@ -69,6 +71,7 @@ pub fn run(args: VmArgs, output: &Output) -> Result<(), CliError> {
         Verb::Dump(args) => dump::run(&args, output),
         Verb::Snapshot(args) => snapshot::take(&args, output),
         Verb::Restore(args) => snapshot::restore(&args, output),
+        Verb::Recover(args) => recover::run(&args, output),
         Verb::Trial(args) => trial::run(&args, output),
         Verb::CommitImage(args) => trial::commit_image(&args, output),
         Verb::FallBack(args) => trial::fall_back(&args, output),

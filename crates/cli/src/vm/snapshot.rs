@@ -66,7 +66,7 @@ pub fn take(args: &SnapshotArgs, output: &Output) -> Result<(), CliError> {
     let keepers = args.at.keepers()?;
     let (keeper, _) = keepers.primary()?;
     let request = Request::Snapshot { name: args.name.clone(), parent: args.parent.clone() };
-    wait(&keeper, &request, "snapshot", output, |event| match &event.kind {
+    wait(&keeper, &request, "snapshot", output, CliError::NoSnapshot, |event| match &event.kind {
         EventKind::SnapshotTaken { name, .. } if *name == args.name => Some(Ok(())),
         EventKind::SnapshotFailed { name, reason } if *name == args.name => Some(Err(reason.clone())),
         _ => None,
@@ -80,7 +80,7 @@ pub fn restore(args: &RestoreArgs, output: &Output) -> Result<(), CliError> {
         None => keepers.first()?.clone(),
     };
     let request = Request::Restore { name: args.name.clone(), force: args.force, clone: args.clone };
-    wait(&keeper, &request, "restore", output, |event| match &event.kind {
+    wait(&keeper, &request, "restore", output, CliError::NoSnapshot, |event| match &event.kind {
         EventKind::Restored { name, .. } if *name == args.name => Some(Ok(())),
         EventKind::RestoreFailed { name, reason } if *name == args.name => Some(Err(reason.clone())),
         _ => None,
@@ -88,11 +88,12 @@ pub fn restore(args: &RestoreArgs, output: &Output) -> Result<(), CliError> {
 }
 
 /// Asks, and waits with a bar until an event tells the end.
-fn wait(
+pub(super) fn wait(
     keeper: &Keeper,
     request: &Request,
     what: &'static str,
     output: &Output,
+    failed: fn(String) -> CliError,
     end: impl Fn(&Event) -> Option<Result<(), String>>,
 ) -> Result<(), CliError> {
     let since = now_us();
@@ -105,7 +106,7 @@ fn wait(
         match events.recv_timeout(EVERY) {
             Ok(event) => match end(&event) {
                 Some(Ok(())) => break tell(output, what, &keeper.host, Some(event), ""),
-                Some(Err(reason)) => break Err(CliError::NoSnapshot(reason)),
+                Some(Err(reason)) => break Err(failed(reason)),
                 None => {}
             },
             Err(_) => match keeper.client.status() {

@@ -99,6 +99,20 @@ impl LogSide {
         self.kept.take_if(|(_, since)| since.elapsed() > KEEP);
     }
 
+    /// A person looks at the log, or goes back in it: what was found of it is let go, unless it is being loaded. False: it is. With
+    /// `wanted` it is not looked for either.
+    pub(super) fn leave_alone(&mut self, wanted: bool) -> bool {
+        if self.recovery.as_ref().is_some_and(Recovery::is_going) {
+            return false;
+        }
+        self.recovery = None;
+        self.look = None;
+        if wanted {
+            self.kept = None;
+        }
+        true
+    }
+
     fn next_id(&mut self) -> u64 {
         self.last_id += 1;
         self.last_id
@@ -531,7 +545,9 @@ impl Core {
             News::Unusable(reason) => {
                 self.log.recovery = None;
                 self.event(EventKind::LogUnusable { reason: reason.clone() });
-                self.not_started(format!("there is a log, and it cannot be used: {reason}"));
+                self.not_started(format!(
+                    "there is a log, and it cannot be used: {reason}; `ninefold vm recover` says what can be gone back to"
+                ));
             }
             News::Found { standing, epoch } => {
                 self.not_started(format!("the VM goes on from its log (epoch {epoch}) when the witness allows"));

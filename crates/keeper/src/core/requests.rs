@@ -82,6 +82,10 @@ impl Core {
                 self.restore(name, force, clone, &reply);
                 return;
             }
+            Request::Recover { force } => {
+                self.recover(force, reply);
+                return;
+            }
             Request::Dump | Request::Trial { .. } | Request::CommitImage | Request::FallBack => {
                 self.health_request(request)
             }

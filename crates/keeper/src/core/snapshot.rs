@@ -1,4 +1,4 @@
-//! Snapshots as the core sees them: one at a time is taken, or loaded.
+//! Snapshots as the core sees them: one at a time is taken, or loaded. So is a log that a person goes back in.
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -14,6 +14,7 @@ use ninefold_replica::protocol::Input;
 use super::Core;
 use super::backup::{Origin, Takeover};
 use crate::arbiter::Question;
+use crate::back;
 use crate::error;
 use crate::recovery::Place;
 use crate::resync::Rest;
@@ -27,12 +28,21 @@ pub(super) struct SnapshotSide {
     last_id: u64,
     /// What is under way.
     job: Option<Running>,
+    /// Who wants to know what the log would be gone back to, when the witness has been asked.
+    asks: Option<Sender<Response>>,
+}
+
+impl SnapshotSide {
+    pub(super) fn asks_of_log(&mut self) -> Option<Sender<Response>> {
+        self.asks.take()
+    }
 }
 
 struct Running {
     id: u64,
-    name: SnapshotName,
-    progress: SnapshotProgress,
+    /// The snapshot; none: the VM's log.
+    name: Option<SnapshotName>,
+    progress: Option<SnapshotProgress>,
     /// The VM is to be started from it.
     restore: bool,
     clone: bool,
@@ -43,17 +53,26 @@ struct Running {
     wanted: Option<Wanted>,
 }
 
+impl Running {
+    fn title(&self) -> String {
+        match &self.name {
+            Some(name) => format!("the snapshot '{name}' is under way"),
+            None => "the VM is being started from its log".into(),
+        }
+    }
+}
+
 impl Core {
     pub(super) fn snapshot_progress(&self) -> Option<SnapshotProgress> {
-        self.snapshot.job.as_ref().map(|job| job.progress.clone())
+        self.snapshot.job.as_ref().and_then(|job| job.progress.clone())
     }
 
-    fn begin_job(&mut self, name: &SnapshotName, restore: bool, clone: bool, force: bool) -> u64 {
+    fn begin_job(&mut self, name: Option<&SnapshotName>, restore: bool, clone: bool, force: bool) -> u64 {
         self.snapshot.last_id += 1;
         let doing = if restore { SnapshotStep::Verifying } else { SnapshotStep::Memory };
-        let progress = SnapshotProgress { name: name.clone(), doing, done: 0, total: 0 };
+        let progress = name.map(|name| SnapshotProgress { name: name.clone(), doing, done: 0, total: 0 });
         let id = self.snapshot.last_id;
-        let name = name.clone();
+        let name = name.cloned();
         self.snapshot.job = Some(Running { id, name, progress, restore, clone, force, found: None, wanted: None });
         id
     }
@@ -63,7 +82,7 @@ impl Core {
         let refuse =
             |message: String, help: &str| Response::Error { message, help: Some(help.to_owned()), try_host: None };
         if let Some(job) = &self.snapshot.job {
-            return refuse(format!("the snapshot '{}' is under way", job.name), "try again when it is done");
+            return refuse(job.title(), "try again when it is done");
         }
         if self.final_epoch.is_some() || self.off {
             return refuse("the guest stands still".into(), "try again when it runs");
@@ -77,7 +96,7 @@ impl Core {
         };
         let platform = snapshot::platform(hello.spec.arch, hello.accel, version);
         let hello = snapshot::hello(hello, record.term);
-        let id = self.begin_job(&name, false, false, false);
+        let id = self.begin_job(Some(&name), false, false, false);
         let order = Order { name, parent, hello, platform };
         let parts = &self.parts;
         let started = snapshot::take(
@@ -123,10 +142,52 @@ impl Core {
             }
             Err(message) => return answer(refuse(&message, "`--force` starts from the snapshot, and the log is lost")),
         }
-        self.begin_job(&name, true, clone, force);
+        self.begin_job(Some(&name), true, clone, force);
         // Nothing is touched before the witness has been heard.
         let _ = self.parts.arbiter.send(Question::Start { force });
         answer(Response::Done);
+    }
+
+    /// Tells what the VM's log here would be gone back to, or goes back in it.
+    pub(super) fn recover(&mut self, force: bool, reply: Sender<Response>) {
+        let refuse = |message: String, help: &str| {
+            let _ = reply.send(Response::Error { message, help: Some(help.into()), try_host: None });
+        };
+        if self.non_volatile().is_none() {
+            return refuse("the VM is not non-volatile: it has no log".into(), "`ninefold vm start` boots it");
+        }
+        if let Some(why) = self.is_here() {
+            return refuse(why.into(), "`ninefold vm status` shows where it runs");
+        }
+        if self.start_reply.is_some() || self.snapshot.asks.is_some() {
+            return refuse("the VM is being started, or its log looked at".into(), "try again in a moment");
+        }
+        if let Some(job) = &self.snapshot.job {
+            return refuse(job.title(), "try again when it is done");
+        }
+        if !self.log.leave_alone(force) {
+            return refuse(
+                "the VM is going on from its log by itself".into(),
+                "`ninefold vm events --follow` shows how",
+            );
+        }
+        if force {
+            self.begin_job(None, true, false, true);
+            let _ = reply.send(Response::Done);
+        } else {
+            self.snapshot.asks = Some(reply);
+        }
+        let _ = self.parts.arbiter.send(Question::Start { force });
+    }
+
+    /// The witness has been asked: what is on the disk is read.
+    pub(super) fn tell_of_log(&mut self, held: back::Held, reply: Sender<Response>) {
+        let parts = &self.parts;
+        if let Err(error) = back::ask(Arc::clone(&parts.config), Arc::clone(&parts.disks), held, reply) {
+            tracing::error!(error = %error::report(&error), "the log cannot be looked at");
+        }
+        // It may be one that is gone on from without being told to.
+        self.not_here();
     }
 
     /// The witness would let the VM start here: the snapshot is loaded.
@@ -142,7 +203,11 @@ impl Core {
         // Its QEMU has the volumes open.
         let former = parts.parking.take();
         self.log.kept = None;
-        let started = snapshot::load(id, name, clone, Arc::clone(&parts.config), into, former, parts.core.clone());
+        let (config, core) = (Arc::clone(&parts.config), parts.core.clone());
+        let started = match name {
+            Some(name) => snapshot::load(id, name, clone, config, into, former, core),
+            None => back::load(id, config, into, job.found.clone().flatten(), former, core),
+        };
         match (started, &mut self.snapshot.job) {
             (Ok(wanted), Some(job)) => job.wanted = Some(wanted),
             (Ok(_), None) => {}
@@ -163,28 +228,41 @@ impl Core {
     /// A session has come in between: what is being loaded is not wanted.
     pub(super) fn drop_restore(&mut self, why: &str) {
         if let Some(job) = self.snapshot.job.take_if(|job| job.restore) {
-            self.event(EventKind::RestoreFailed { name: job.name, reason: why.into() });
-            self.not_here();
+            self.not_loaded(job.name, why.into());
         }
     }
 
     /// The VM is not here any more: nothing of it can be taken.
     pub(super) fn drop_snapshot(&mut self) {
         if let Some(job) = self.snapshot.job.take_if(|job| !job.restore) {
-            self.event(EventKind::SnapshotFailed { name: job.name, reason: "the VM has ended here".into() });
+            self.not_taken(job, "the VM has ended here".into());
         }
     }
 
+    fn not_taken(&mut self, job: Running, reason: String) {
+        if let Some(name) = job.name {
+            self.event(EventKind::SnapshotFailed { name, reason });
+        }
+    }
+
+    fn not_loaded(&mut self, name: Option<SnapshotName>, reason: String) {
+        self.event(match name {
+            Some(name) => EventKind::RestoreFailed { name, reason },
+            None => EventKind::LogUnusable { reason },
+        });
+        self.not_here();
+    }
+
     pub(super) fn snapshot_copied(&mut self, progress: SyncProgress) {
-        if let Some(job) = &mut self.snapshot.job {
-            (job.progress.done, job.progress.total) = (progress.bytes_sent, progress.bytes_total);
+        if let Some(of) = self.snapshot.job.as_mut().and_then(|job| job.progress.as_mut()) {
+            (of.done, of.total) = (progress.bytes_sent, progress.bytes_total);
         }
     }
 
     pub(super) fn snapshot_failed(&mut self, reason: String) {
         self.command(Command::RemoveSink { session: SNAPSHOT, comes_back: false });
         if let Some(job) = self.snapshot.job.take_if(|job| !job.restore) {
-            self.event(EventKind::SnapshotFailed { name: job.name, reason });
+            self.not_taken(job, reason);
         }
     }
 
@@ -195,23 +273,24 @@ impl Core {
                 let (session, rest) = (SNAPSHOT, Rest::default());
                 self.command(Command::AddSink { session, jobs, rounds: 0, rest, once: Some(frozen), held: None });
             }
-            News::Progress(progress) => job.progress = progress,
+            News::Progress(progress) => job.progress = Some(progress),
             News::Taken(snapshot) => {
-                let name = job.name.clone();
-                self.snapshot.job = None;
-                self.event(EventKind::SnapshotTaken { name, snapshot });
+                if let Some(name) = self.snapshot.job.take().and_then(|job| job.name) {
+                    self.event(EventKind::SnapshotTaken { name, snapshot });
+                }
             }
             News::Failed(reason) => self.snapshot_failed(reason),
             News::NotLoaded(reason) => {
                 let name = job.name.clone();
                 self.snapshot.job = None;
-                self.event(EventKind::RestoreFailed { name, reason });
-                self.not_here();
+                self.not_loaded(name, reason);
             }
             News::Loaded(loaded) => {
                 let (name, force, found) = (job.name.clone(), job.force, job.found.clone().flatten());
-                job.progress.doing = SnapshotStep::Loading;
-                let origin = Origin::Snapshot { name };
+                if let Some(progress) = &mut job.progress {
+                    progress.doing = SnapshotStep::Loading;
+                }
+                let origin = name.map_or(Origin::Log, |name| Origin::Snapshot { name });
                 let suspected = Instant::now();
                 self.takeover =
                     Some(Takeover { suspected, detect_us: 0, won: None, loaded: Some(loaded), ready: true, origin });
@@ -222,6 +301,9 @@ impl Core {
 
     /// The witness's record is here, for the VM that is to be started.
     pub(super) fn start_from(&mut self, found: Option<Record>, force: bool) {
+        if let Some(reply) = self.snapshot.asks_of_log() {
+            return self.tell_of_log(Ok(found), reply);
+        }
         let Some(job) = self.snapshot.job.as_mut().filter(|job| job.restore && job.found.is_none()) else {
             // Another host that has more is what the witness knows of; this one knows of its own disks.
             if !force && self.protocol.may_start(found.as_ref(), force).is_ok() && self.is_behind(found.as_ref()) {
@@ -240,7 +322,8 @@ impl Core {
 
     /// What was to be started is not.
     pub(super) fn restore_refused(&mut self, reason: &str) {
-        self.takeover.take_if(|t| matches!(t.origin, Origin::Snapshot { .. }));
+        let restoring = self.restoring();
+        self.takeover.take_if(|t| restoring && t.origin != Origin::Primary);
         self.drop_restore(reason);
     }
 }

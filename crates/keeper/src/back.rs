@@ -1,0 +1,370 @@
+//! Going on from a log that nobody goes on from by himself: one that is damaged, or behind what the VM's clients were told.
+//!
+//! ```text
+//!   asked ──► the witness's record ──► read the log as far as it is whole ──► what it would go back to, and what is lost
+//!   forced ─► the same ──► keep the log aside (noted) ──► a QEMU with its memory ──► the witness, as for a boot
+//! ```
+//!
+//! Volumes and memory are one checkpoint. A log has what was done to the volumes and not what they were before: so the images can be brought to
+//! its checkpoint only while they are not beyond it, and a VM with volumes goes on only from a log that is whole and that no image has overtaken.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ninefold_model::control::{LogReport, Response};
+use ninefold_model::{HostName, Record};
+use ninefold_replica::protocol::{LogRole, Standing};
+use ninefold_snapshot::log::{Back, PlayVolume};
+use ninefold_snapshot::storage::{Directory, Storage};
+
+use crate::config::KeeperConfig;
+use crate::disks::Disks;
+use crate::error::{KeeperError, report};
+use crate::health::told;
+use crate::log;
+use crate::mixture::Cause;
+use crate::msg::Msg;
+use crate::outlets::HEALTH;
+use crate::parking::Parked;
+use crate::recovery::{self, Place};
+use crate::snapshot::{News, Wanted, wanted};
+use crate::standby::{self, Loaded};
+
+/// How long a log that somebody else looks at is waited for, and how long between two attempts.
+const LIMIT: Duration = Duration::from_secs(5);
+const AGAIN: Duration = Duration::from_millis(20);
+/// A file in a log's directory: whoever begins another log there keeps this one aside.
+const KEEP: &str = "keep";
+/// Logs of one VM that are kept aside, at most.
+const MOST: usize = 4;
+
+/// What the witness holds; the error says why that is not known.
+pub type Held = Result<Option<Record>, String>;
+
+/// Answers `reply` with what this host's log would be gone back to, in a thread.
+///
+/// # Errors
+/// No more threads.
+pub fn ask(
+    config: Arc<KeeperConfig>,
+    disks: Arc<Disks>,
+    held: Held,
+    reply: Sender<Response>,
+) -> Result<(), KeeperError> {
+    let run = move || {
+        let answer = look(&config, &disks).and_then(|back| {
+            // What cannot be loaded is found out now.
+            back.verify().map_err(|e| report(&e))?;
+            Ok(tell(&back, &config, &disks, &held))
+        });
+        let _ = reply.send(match answer {
+            Ok(report) => Response::Log { report: Box::new(report) },
+            Err(message) => Response::Error {
+                message,
+                help: Some("`ninefold vm status` and `ninefold vm recover` show what other hosts have".into()),
+                try_host: None,
+            },
+        });
+    };
+    thread::Builder::new().name("recovery".into()).spawn(run).map(drop).map_err(KeeperError::Thread)
+}
+
+/// Starts a thread that loads what can be gone back to, after `former` has ended; `record` is what the witness holds.
+///
+/// # Errors
+/// No more threads.
+pub fn load(
+    id: u64,
+    config: Arc<KeeperConfig>,
+    into: Place,
+    record: Option<Record>,
+    former: Option<Box<Parked>>,
+    core: Sender<Msg>,
+) -> Result<Wanted, KeeperError> {
+    let (ours, is_wanted) = wanted();
+    let run = move || {
+        drop(former);
+        let news = match loaded(&config, &into, record, &is_wanted) {
+            Ok(loaded) => News::Loaded(Box::new(loaded)),
+            Err(reason) => News::NotLoaded(reason),
+        };
+        let _ = core.send(Msg::Snapshot { id, news });
+    };
+    thread::Builder::new().name("recovery".into()).spawn(run).map_err(KeeperError::Thread)?;
+    Ok(ours)
+}
+
+fn look(config: &KeeperConfig, disks: &Disks) -> Result<Back, String> {
+    let place = log::place(config);
+    if !place.exists() {
+        return Err("there is no log on this host".into());
+    }
+    let back = Back::look(open(&place)?, &|hello| recovery::check(hello, config)).map_err(|e| report(&e))?;
+    recovery::check_host(back.standing(), config)?;
+    recovery::check_volumes(disks)?;
+    Ok(back)
+}
+
+/// Whoever looks at it lets go of it soon. Nobody waits for one that is in use: the VM is here then.
+pub fn open(place: &Path) -> Result<Arc<dyn Storage>, String> {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        match Directory::open(place) {
+            Ok(storage) => return Ok(Arc::new(storage)),
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                thread::sleep(AGAIN);
+            }
+            Err(error) => return Err(format!("{}: {error}", place.display())),
+        }
+    }
+}
+
+fn tell(back: &Back, config: &KeeperConfig, disks: &Disks, held: &Held) -> LogReport {
+    let (last, known) = (back.last(), back.known());
+    let since = known.time_ms.saturating_sub(last.time_ms);
+    let standing = back.standing();
+    let newer = newer(standing, &config.host, held);
+    let state = Images {
+        volumes: !back.hello().spec.volumes.is_empty(),
+        damaged: back.damage().is_some(),
+        between_sessions: back.is_between_sessions(),
+        overtaken: overtaken(standing, &config.host, held),
+        mixture: disks.mixture().found().filter(|cause| *cause != Cause::Log).is_some(),
+    };
+    LogReport {
+        host: config.host.clone(),
+        primary: primary(standing).clone(),
+        term: last.at.term,
+        epoch: last.at.epoch,
+        time_ms: last.time_ms,
+        damage: back.damage().map(str::to_owned),
+        lost_checkpoints: known.commit.saturating_sub(last.number),
+        lost_ms: if last.time_ms == 0 { 0 } else { since },
+        newer,
+        refused: state.refusal().map(str::to_owned),
+    }
+}
+
+fn primary(standing: &Standing) -> &HostName {
+    let (LogRole::Primary { record: Record { primary, .. } } | LogRole::Backup { primary, .. }) = &standing.role;
+    primary
+}
+
+/// What this host's images may be, beside the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Images {
+    /// There are some.
+    volumes: bool,
+    /// Commits behind the one that is gone back to were durable, and may be in the images.
+    damaged: bool,
+    between_sessions: bool,
+    /// The VM went on here without the log.
+    overtaken: bool,
+    mixture: bool,
+}
+
+impl Images {
+    /// Why the images cannot be brought to the log's checkpoint.
+    fn refusal(self) -> Option<&'static str> {
+        match self {
+            Self { volumes: false, .. } => None,
+            Self { mixture: true, .. } => {
+                Some("the volumes are a mixture: a resync from another host, or a restore, was cut off")
+            }
+            Self { between_sessions: true, .. } => {
+                Some("the volumes were being made equal to another host's when the log ended")
+            }
+            Self { damaged: true, .. } => {
+                Some("the volumes may have what was done after that checkpoint, and cannot be taken back to it")
+            }
+            Self { overtaken: true, .. } => {
+                Some("the VM went on here without its log: the volumes have what it did then, and cannot be taken back")
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Whether the VM went on *here* after its log had ended, as far as is known.
+fn overtaken(standing: &Standing, me: &HostName, held: &Held) -> bool {
+    let disowned = |record: &Record| record.primary == *me && !standing.vouches(record, me);
+    standing.behind || matches!(held, Ok(Some(record)) if disowned(record))
+}
+
+/// Why another state of the VM is, or may be, newer than the log's end; none: nothing was let go that is not in it.
+fn newer(standing: &Standing, me: &HostName, held: &Held) -> Option<String> {
+    match held {
+        _ if overtaken(standing, me, held) => Some("the VM went on here without its log".into()),
+        Err(why) => Some(format!("whether another host has had the VM since is not known: {why}")),
+        Ok(None) => {
+            Some("whether another host has had the VM since is not known: the witness has no record of it".into())
+        }
+        Ok(Some(record)) if standing.vouches(record, me) => None,
+        Ok(Some(record)) if record.term < standing.known_term() => {
+            Some(format!("the witness's record (term {}) is older than the log: it cannot be believed", record.term))
+        }
+        Ok(Some(record)) => Some(format!("{} has had the VM since (term {})", record.primary, record.term)),
+    }
+}
+
+fn loaded(
+    config: &KeeperConfig,
+    into: &Place,
+    record: Option<Record>,
+    is_wanted: &dyn Fn() -> bool,
+) -> Result<Loaded, String> {
+    let unused = into.disks.unused();
+    let begun = Instant::now();
+    let back = look(config, &into.disks)?;
+    if let Some(why) = tell(&back, config, &into.disks, &Ok(record)).refused {
+        return Err(why);
+    }
+    back.verify().map_err(|e| report(&e))?;
+    let still = || if is_wanted() { unused.check() } else { Err("it is not wanted any more".to_owned()) };
+    still()?;
+    keep(&log::place(config))?;
+    back.sync().map_err(|e| report(&e))?;
+    let health = back.output(HEALTH).to_vec();
+    let mut hello = back.hello().clone();
+    hello.health = told::heard(&health).unwrap_or(hello.health);
+    let (mut machine, ports, _) = recovery::prepare(&mut hello, config, into)?;
+    still()?;
+    let load = |sink: &mut standby::Fresh, volumes: PlayVolume<'_>| back.load(&|block| block == 0, sink, volumes);
+    let held = recovery::play(&load, &machine, &unused, into)?;
+    machine.load(&held.device_state).map_err(|e| report(&e))?;
+    let load_us = crate::capture::micros(begun.elapsed());
+    let spec = hello.spec.as_booted(&config.vm);
+    let (epoch, health) = (held.committed.at.epoch, hello.health);
+    let (tracker, history, logged, stopped) = (None, None, false, None);
+    Ok(Loaded { machine, ports, spec, epoch, health, load_us, tracker, history, logged, stopped })
+}
+
+/// Where logs are kept aside that somebody has gone back in.
+fn aside(place: &Path) -> PathBuf {
+    let (parent, name) = (place.parent().unwrap_or(place), place.file_name().unwrap_or_default());
+    parent.with_file_name("logs-aside").join(name)
+}
+
+/// Notes that the log here is to be kept when another begins. Durable when this returns.
+///
+/// # Errors
+/// There are as many already as there may be. Those of the file system.
+fn keep(place: &Path) -> Result<(), String> {
+    free(place)?;
+    let failed = |e: io::Error| format!("{}: {e}", place.join(KEEP).display());
+    std::fs::File::create(place.join(KEEP)).and_then(|f| f.sync_all()).map_err(failed)?;
+    std::fs::File::open(place).and_then(|d| d.sync_all()).map_err(failed)
+}
+
+/// Where the next one goes.
+fn free(place: &Path) -> Result<PathBuf, String> {
+    let aside = aside(place);
+    let free = (1..=MOST).map(|n| aside.join(n.to_string())).find(|path| !path.exists());
+    free.ok_or_else(|| {
+        format!("{} has {MOST} logs that were kept: remove one that is of no use any more", aside.display())
+    })
+}
+
+/// A directory for a log that begins. One that is to be kept is put aside first.
+///
+/// # Errors
+/// Those of the file system; there are as many aside already as there may be.
+pub fn begin(place: &Path) -> Result<Arc<dyn Storage>, String> {
+    let failed = |e: io::Error| format!("the log's directory: {e}");
+    let storage = log::open(place).map_err(failed)?;
+    if !place.join(KEEP).exists() {
+        return Ok(storage);
+    }
+    // It is locked meanwhile: nobody is in it.
+    let to = free(place)?;
+    let parent = to.parent().unwrap_or(place);
+    std::fs::create_dir_all(parent).map_err(failed)?;
+    std::fs::rename(place, &to).map_err(failed)?;
+    for dir in [Some(parent), parent.parent(), place.parent()].into_iter().flatten() {
+        std::fs::File::open(dir).and_then(|d| d.sync_all()).map_err(failed)?;
+    }
+    drop(storage);
+    tracing::info!(place = %to.display(), "the log that was gone back in is kept");
+    log::open(place).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use ninefold_model::{Backup, Term};
+
+    use super::*;
+
+    fn host(name: &str) -> HostName {
+        name.parse().unwrap()
+    }
+
+    fn record(term: u64, primary: &str, backup: Option<&str>) -> Record {
+        let backups = backup.map(|name| Backup { host: host(name), session: Term(5) });
+        Record { term: Term(term), primary: host(primary), backups: backups.into_iter().collect() }
+    }
+
+    /// The log that began here keeps away from the one that was gone back in, and there is a bound to it.
+    #[test]
+    fn a_log_that_was_gone_back_in_is_kept() {
+        let pool = tempfile::tempdir().unwrap();
+        let place = pool.path().join("logs/db");
+        let content = |n: usize| std::fs::read_to_string(pool.path().join(format!("logs-aside/db/{n}/head.json")));
+        for n in 1..=MOST {
+            drop(begin(&place).unwrap());
+            std::fs::write(place.join("head.json"), n.to_string()).unwrap();
+            // Not to be kept: it stays where it is, and is whoever's that begins one.
+            drop(begin(&place).unwrap());
+            assert!(place.join("head.json").exists() && content(n).is_err());
+            keep(&place).unwrap();
+            drop(begin(&place).unwrap());
+            assert!(std::fs::read_dir(&place).unwrap().next().is_none());
+            assert_eq!(content(n).unwrap(), n.to_string());
+        }
+        assert!(keep(&place).unwrap_err().contains("remove one"));
+        std::fs::remove_dir_all(pool.path().join("logs-aside/db/2")).unwrap();
+        keep(&place).unwrap();
+        drop(begin(&place).unwrap());
+        assert!(pool.path().join("logs-aside/db/2/keep").exists());
+    }
+
+    #[test]
+    fn it_is_said_who_may_have_more() {
+        let (a, b) = (host("a"), host("b"));
+        let primary = Standing::new(LogRole::Primary { record: record(5, "a", None) });
+        let held = |record| Ok(Some(record));
+        assert_eq!(newer(&primary, &a, &held(record(5, "a", None))), None);
+        let say = |standing: &Standing, me, held: Held| newer(standing, me, &held).unwrap();
+        assert!(say(&primary, &a, held(record(7, "b", None))).contains("b has had the VM since (term 7)"));
+        assert!(say(&primary, &a, held(record(6, "a", None))).contains("went on here without its log"));
+        assert!(say(&primary, &a, held(record(4, "a", None))).contains("without its log"));
+        assert!(say(&primary, &a, Ok(None)).contains("no record"));
+        assert!(say(&primary, &a, Err("no route".into())).contains("not known: no route"));
+        let backup = Standing::new(LogRole::Backup { session: Term(5), primary: a.clone() });
+        assert_eq!(newer(&backup, &b, &held(record(6, "a", Some("b")))), None);
+        assert!(say(&backup, &b, held(record(6, "a", None))).contains("a has had the VM since"));
+        assert!(say(&backup, &b, held(record(4, "a", None))).contains("is older than the log"));
+        let behind = Standing { behind: true, ..primary };
+        assert!(say(&behind, &a, held(record(5, "a", None))).contains("went on here without its log"));
+    }
+
+    /// Memory and volumes are one checkpoint: whatever may have taken the images beyond it is a refusal, and nothing is without them.
+    #[test]
+    fn images_that_may_be_beyond_the_checkpoint_are_a_refusal() {
+        let good = Images { volumes: true, damaged: false, between_sessions: false, overtaken: false, mixture: false };
+        assert_eq!(good.refusal(), None);
+        let bad = [
+            Images { damaged: true, ..good },
+            Images { between_sessions: true, ..good },
+            Images { overtaken: true, ..good },
+            Images { mixture: true, ..good },
+        ];
+        for state in bad {
+            assert!(state.refusal().is_some(), "{state:?}");
+            assert_eq!(Images { volumes: false, ..state }.refusal(), None);
+        }
+    }
+}
