@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use ninefold_keeper::config::Timing;
+
 /// The table of what happens when something fails, in docs/guides/operate.md.
 fn rows(text: &str) -> Vec<Vec<&str>> {
     let (_, section) = text.split_once("\n## When something fails\n").expect("there is such a section");
@@ -43,5 +45,50 @@ fn each_failure_has_its_test() {
             }
         }
         assert!(tests > 0, "{failure}: no test shows it");
+    }
+}
+
+/// The times that the documents name are those of the code, for a host that stands still or is silent.
+#[test]
+fn the_times_of_a_stall_are_those_of_the_code() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
+    let timing = Timing::default();
+    let ms = |time: std::time::Duration| time.as_millis();
+    let (silence, stall) = (ms(timing.failure_timeout()), ms(timing.stall_limit()));
+    let (patience, least) = (silence - ms(timing.heartbeat()), ms(Timing::MIN_STILL));
+    let look = ms(timing.look_limit());
+    let said: [(&str, Vec<String>); 5] = [
+        (
+            "protocol.md",
+            vec![
+                format!("silence for {silence} ms"),
+                format!("stands still for {stall} ms or longer"),
+                format!("the failure timeout *T* ({silence} ms)"),
+                format!("*T* less two heartbeats ({stall} ms; at least {least} ms)"),
+                format!("for half of *T* ({look} ms)"),
+                format!("`failure_timeout_ms` ({silence})"),
+                format!("`failure_timeout_ms` less two heartbeats ({stall} ms)"),
+            ],
+        ),
+        (
+            "guides/operate.md",
+            vec![
+                format!("takes over after {silence} ms of silence"),
+                format!("stands still for less than {stall} ms"),
+                format!("for {stall} to {silence} ms (`stood_still`)"),
+                format!("From {patience} ms on the backup may have lost patience"),
+                format!("of the backup stands still for less than {silence} ms"),
+                format!("output waits for {silence} ms (silence)"),
+            ],
+        ),
+        ("guides/lab.md", vec![format!("`primary_lost` after {silence} ms")]),
+        ("decisions/0007-real-time-threads.md", vec![format!("lost after {silence} ms without")]),
+        ("decisions/0026-how-long-a-host-may-stand-still.md", vec![format!("{stall} ms"), format!("{silence} ms")]),
+    ];
+    for (file, all) in said {
+        let text = std::fs::read_to_string(root.join(file)).unwrap();
+        for words in all {
+            assert!(text.contains(&words), "{file} does not say '{words}'");
+        }
     }
 }

@@ -261,7 +261,7 @@ impl Core {
     }
 
     fn failure_timeout(&self) -> Duration {
-        Duration::from_millis(self.parts.config.timing.failure_timeout_ms.into())
+        self.parts.config.timing.failure_timeout()
     }
 
     fn event(&self, kind: EventKind) {

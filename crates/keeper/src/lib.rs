@@ -56,4 +56,6 @@ mod small_file;
 pub mod snapshot;
 pub mod standby;
 pub mod vm;
+#[cfg(test)]
+mod waits;
 pub mod zones;

@@ -82,6 +82,8 @@ pub struct Board {
     writes_wait: Gauge,
     failovers: Counter,
     failover: Histogram,
+    waits: Histogram,
+    longest_wait: Gauge<f64, AtomicU64>,
     guest_failures: Family<FailureLabels, Counter>,
     trials: Family<TrialLabel, Counter>,
     log: Family<StateLabel, Gauge>,
@@ -121,6 +123,8 @@ impl Board {
             writes_wait: Gauge::default(),
             failovers: Counter::default(),
             failover: seconds(),
+            waits: seconds(),
+            longest_wait: Gauge::default(),
             guest_failures: Family::default(),
             trials: Family::default(),
             log: Family::default(),
@@ -148,6 +152,18 @@ impl Board {
             "Lag: from the end of the pause to the acknowledgement",
             Unit::Seconds,
             board.commit.clone(),
+        );
+        r.register_with_unit(
+            "ninefold_tick_late",
+            "How late the core's tick of 10 ms was: its own work, and waiting for a processor",
+            Unit::Seconds,
+            board.waits.clone(),
+        );
+        r.register_with_unit(
+            "ninefold_tick_late_longest",
+            "The latest that it has been since the keeper started",
+            Unit::Seconds,
+            board.longest_wait.clone(),
         );
         r.register("ninefold_dirty_pages", "Pages of 4 KiB in a checkpoint", board.dirty.clone());
         r.register_with_unit("ninefold_wire", "Sent to backups", Unit::Bytes, board.wire.clone());
@@ -270,6 +286,15 @@ impl Board {
         ];
         for (step, us) in steps {
             self.steps.get_or_create(&StepLabel { step }).observe(s(us));
+        }
+    }
+
+    /// A tick was so late.
+    pub fn waited(&self, late: Duration) {
+        let late = late.as_secs_f64();
+        self.waits.observe(late);
+        if late > self.longest_wait.get() {
+            self.longest_wait.set(late);
         }
     }
 

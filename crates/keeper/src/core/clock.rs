@@ -74,7 +74,7 @@ impl Core {
         for (session, reason) in self.replicas.iter().filter_map(lost).collect::<Vec<_>>() {
             self.lose_session(session, reason);
         }
-        let heartbeat = Duration::from_millis(self.parts.config.timing.heartbeat_ms.into());
+        let heartbeat = self.parts.config.timing.heartbeat();
         let uplink = self.uplink.load(Ordering::Relaxed);
         let beat_due = self.last_beat.elapsed() >= heartbeat;
         let Some(backup) = &mut self.backup else { return };

@@ -243,7 +243,7 @@ impl Core {
         (hello.reign, hello.origin) = (Some(self.reign), origin);
         let config = &self.parts.config;
         let settings = Settings {
-            heartbeat: Duration::from_millis(config.timing.heartbeat_ms.into()),
+            heartbeat: config.timing.heartbeat(),
             uplink: Arc::clone(&self.uplink),
             disks: Arc::clone(&self.parts.disks),
             bell: self.parts.bell.clone(),

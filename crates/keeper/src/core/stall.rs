@@ -16,11 +16,9 @@ use ninefold_model::{Epoch, Term};
 use ninefold_replica::protocol::Input;
 use ninefold_transport::clock::Moment;
 
-use super::Core;
+use super::{Core, TICK};
+use crate::config::Timing;
 use crate::outlets::Outlets;
-
-/// A host that stood still for less is merely busy.
-const MIN_STILL: Duration = Duration::from_millis(50);
 
 /// What the core knows of its own time.
 pub(super) struct StallSide {
@@ -52,16 +50,11 @@ impl StallSide {
     }
 }
 
-/// From how long on a primary that stood still may have been replaced: a backup counts from the last sign of life, and that was
-/// up to a heartbeat before; and the sender's own beat may be late by as much.
-fn still_limit(failure_timeout: Duration, heartbeat: Duration) -> Duration {
-    failure_timeout.saturating_sub(2 * heartbeat).max(MIN_STILL)
-}
-
 /// Asked before each batch that leaves. Yes, as long as this host has not stood still since the last time (`look`) and each of
 /// its backups has had something from it within the failure timeout (the oldest such thing was sent at `oldest`).
-fn still_ours(look: &Cell<Moment>, oldest: Option<Moment>, failure_timeout: Duration) -> bool {
-    let ours = look.get().elapsed() < failure_timeout / 2 && oldest.is_none_or(|sent| sent.elapsed() < failure_timeout);
+fn still_ours(look: &Cell<Moment>, oldest: Option<Moment>, timing: &Timing) -> bool {
+    let ours = look.get().elapsed() < timing.look_limit()
+        && oldest.is_none_or(|sent| sent.elapsed() < timing.failure_timeout());
     if ours {
         look.set(Moment::now());
     }
@@ -74,8 +67,8 @@ impl Core {
     /// the others' silence.
     pub(super) fn check_still(&mut self) {
         let still = self.stall.wake();
-        let heartbeat = Duration::from_millis(self.parts.config.timing.heartbeat_ms.into());
-        if still < still_limit(self.failure_timeout(), heartbeat) {
+        self.parts.board.waited(still.saturating_sub(TICK));
+        if still < self.parts.config.timing.stall_limit() {
             return;
         }
         self.stall.thawed = Moment::now();
@@ -125,9 +118,9 @@ impl Core {
 
     /// Lets what belongs to these epochs go, as long as it is certain whose the VM is.
     pub(super) fn release(&mut self, epoch: Epoch) {
-        let (limit, oldest) = (self.failure_timeout(), self.oldest());
+        let (timing, oldest) = (self.parts.config.timing, self.oldest());
         let look = Cell::new(self.stall.awake);
-        let ours = || still_ours(&look, oldest, limit);
+        let ours = || still_ours(&look, oldest, &timing);
         self.stall.kept = !self.parts.outlets.release(epoch, &ours);
         if std::mem::take(&mut self.announce) && self.parts.outlets.announce(&ours) == 0 {
             self.announce = true;
@@ -142,7 +135,7 @@ impl Core {
         if self.stall.kept && !self.protocol.doubts() && self.holding {
             // Of no further epoch.
             self.release(Epoch(0));
-            if self.stall.kept && self.stall.awake.elapsed() < self.failure_timeout() / 2 {
+            if self.stall.kept && self.stall.awake.elapsed() < self.parts.config.timing.look_limit() {
                 self.doubt();
             }
         }
@@ -150,10 +143,10 @@ impl Core {
 
     /// Does what may take a while with a gate that was full. That is work, not a freeze: it looks at the clock now and then.
     pub(super) fn at_work(&mut self, work: impl FnOnce(&Outlets, &dyn Fn())) {
-        let limit = self.failure_timeout() / 2;
+        let timing = self.parts.config.timing;
         let look = Cell::new(self.stall.awake);
         let seen = || {
-            still_ours(&look, None, 2 * limit);
+            still_ours(&look, None, &timing);
         };
         work(&self.parts.outlets, &seen);
         seen();
@@ -165,8 +158,6 @@ impl Core {
 mod tests {
     use super::*;
 
-    const TIMEOUT: Duration = Duration::from_millis(250);
-
     /// The moment `ms` milliseconds ago. (The clock counts from boot; a machine that has just booted has few moments behind it.)
     fn ago(ms: u64) -> Moment {
         Moment::from_micros(Moment::now().as_micros().saturating_sub(ms * 1000))
@@ -174,9 +165,9 @@ mod tests {
 
     #[test]
     fn a_primary_that_stood_still_for_as_long_as_a_backup_may_wait_doubts() {
-        let beat = Duration::from_millis(40);
-        assert_eq!(still_limit(TIMEOUT, beat), Duration::from_millis(170));
-        assert_eq!(still_limit(Duration::from_millis(100), beat), MIN_STILL);
+        let limit = |failure_timeout_ms| Timing { failure_timeout_ms, ..Timing::default() }.stall_limit();
+        assert_eq!(limit(250), Duration::from_millis(170));
+        assert_eq!(limit(100), Timing::MIN_STILL);
     }
 
     #[test]
@@ -184,7 +175,7 @@ mod tests {
         let asked = |look: u64, oldest: Option<u64>| {
             let cell = Cell::new(ago(look));
             let before = cell.get();
-            let ours = still_ours(&cell, oldest.map(ago), TIMEOUT);
+            let ours = still_ours(&cell, oldest.map(ago), &Timing::default());
             assert_eq!(cell.get() != before, ours, "only one that is certain has looked");
             ours
         };
