@@ -32,6 +32,8 @@ pub enum Question {
     },
     /// Read the record and answer the request that waits for it.
     Start { force: bool },
+    /// Read the record now, if nothing else is asked.
+    Look,
     /// What was proposed is not wanted any more. A proposal on its way may win all the same.
     Cancel,
 }
@@ -42,6 +44,13 @@ pub fn start(vm: VmName, client: WitnessClient, core: Sender<Msg>) -> Result<Sen
     let arbiter = Arbiter { vm, client, core, asked, reachable: true };
     thread::Builder::new().name("arbiter".into()).spawn(move || arbiter.run()).map_err(KeeperError::Thread)?;
     Ok(questions)
+}
+
+/// A newer question takes the place of an older one, but for one that is only curious.
+fn replace(pending: &mut Option<Question>, newer: Question) {
+    if pending.is_none() || !matches!(newer, Question::Look) {
+        *pending = Some(newer);
+    }
 }
 
 struct Arbiter {
@@ -59,14 +68,14 @@ impl Arbiter {
         let mut wait = Duration::ZERO;
         loop {
             match self.asked.recv_timeout(wait) {
-                Ok(question) => pending = Some(question),
+                Ok(question) => replace(&mut pending, question),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             while let Ok(newer) = self.asked.try_recv() {
-                pending = Some(newer);
+                replace(&mut pending, newer);
             }
-            if matches!(pending, Some(Question::Cancel)) {
+            if matches!(pending, Some(Question::Cancel | Question::Look)) {
                 pending = None;
             }
             if let Some(Question::Propose { again, .. }) = &mut pending
@@ -76,7 +85,7 @@ impl Arbiter {
                 continue;
             }
             let answer = match &pending {
-                None | Some(Question::Cancel) => self.client.read(&self.vm).map(Msg::WitnessHolds),
+                None | Some(Question::Cancel | Question::Look) => self.client.read(&self.vm).map(Msg::WitnessHolds),
                 Some(Question::Start { force }) => {
                     let force = *force;
                     self.client.read(&self.vm).map(|found| Msg::StartFrom { found, force })
@@ -121,7 +130,7 @@ impl Arbiter {
                     Some(Question::Start { .. }) => {
                         self.core.send(Msg::StartFailed(format!("the witness refuses: {reason}")))
                     }
-                    Some(Question::Cancel) | None => self.core.send(Msg::WitnessRefuses { reason }),
+                    Some(Question::Cancel | Question::Look) | None => self.core.send(Msg::WitnessRefuses { reason }),
                 };
             }
         }
@@ -199,6 +208,10 @@ mod tests {
             ask.send(propose(2, Some(Record { term: Term(7), ..boot.clone() }), later.clone(), again)).unwrap();
             assert_eq!(answer(&heard), (2, Outcome::Lost(None)));
         }
+        // A look at the record takes the place of nothing.
+        ask.send(propose(2, Some(Record { term: Term(7), ..boot.clone() }), later.clone(), true)).unwrap();
+        ask.send(Question::Look).unwrap();
+        assert_eq!(answer(&heard), (2, Outcome::Lost(None)));
         // Not one that is not wanted any more, also when it was to be asked again.
         ask.send(propose(3, Some(Record { term: Term(7), ..boot.clone() }), later, true)).unwrap();
         ask.send(Question::Cancel).unwrap();

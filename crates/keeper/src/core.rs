@@ -37,12 +37,12 @@ use ninefold_model::status::{Counters, LogState, LogStatus, MachineStatus};
 use ninefold_model::{Backup, Epoch, HostName, Record as WitnessRecord, Term};
 use ninefold_net::announce::AnnouncePlan;
 use ninefold_replica::continuation::Reign;
-use ninefold_replica::protocol::{Action, Input, Outcome, ProposalId, Protocol, Wanted};
+use ninefold_replica::protocol::{Action, Input, ProposalId, Protocol, Wanted};
 use ninefold_replica::stream::{Layout, Pass, PassKind, Ready, Record};
 use ninefold_transport::Link;
 use ninefold_transport::clock::Moment;
 
-use self::backup::{BackupSide, Takeover};
+use self::backup::{BackupSide, SpareSide, Takeover};
 use self::health::HealthSide;
 use self::log::LogSide;
 use self::prepare::Preparing;
@@ -165,6 +165,9 @@ pub struct Core {
     backup: Option<BackupSide>,
     health: HealthSide,
     takeover: Option<Takeover>,
+    spare: Option<SpareSide>,
+    /// What this host has won cannot be resumed from: it has not run here.
+    unloaded: bool,
     announcing: Option<(Instant, AnnouncePlan)>,
     /// An announcement is due and has not been sent.
     announce: bool,
@@ -220,6 +223,8 @@ impl Core {
             backup: None,
             health: HealthSide::new(&parts),
             takeover: None,
+            spare: None,
+            unloaded: false,
             announcing: None,
             announce: false,
             start_reply: None,
@@ -343,9 +348,6 @@ impl Core {
             Msg::Request { request, reply } => self.request(request, reply),
             Msg::Quit => self.quit(),
             Msg::WitnessAnswer { id, outcome } => {
-                if let Outcome::Lost(Some(record)) = &outcome {
-                    self.taken_over_by(&record.primary, record.term);
-                }
                 if self.protocol.awaits(id) {
                     let doubt = self.protocol.disbelieves_answer(&outcome);
                     self.doubt_witness(doubt);
@@ -357,7 +359,7 @@ impl Core {
                 self.doubt_read(doubt);
                 let Some(record) = found else { return };
                 self.record_seen(&record);
-                self.taken_over_by(&record.primary, record.term);
+                self.check_overtaken(&record);
                 self.input(Input::Observed(record));
             }
             Msg::WitnessRefuses { reason } => self.doubt_read(Some(format!("it refuses: {reason}"))),
@@ -644,7 +646,10 @@ impl Core {
                     }
                     // Of its host's memory. What is in the log is still there, and on the disks.
                     EventKind::Lost { .. } => {
-                        self.parts.disks.are_over();
+                        // What a backup has acknowledged may be in its log and not yet in the images.
+                        if !self.unloaded {
+                            self.parts.disks.are_over();
+                        }
                         self.log_after_loss();
                     }
                     _ => {}
@@ -682,6 +687,7 @@ impl Core {
         self.drop_backup();
         self.parts.outlets.detach();
         self.takeover = None;
+        self.unloaded = false;
         self.machine = None;
         self.booted = None;
         self.layout = None;

@@ -270,3 +270,39 @@ fn a_backup_whose_standby_hangs_leaves_the_vm_to_the_other() {
     trio.bound(2);
     trio.finish();
 }
+
+/// The host that is first has won the VM, and its QEMU dies while it loads the device state. The other had lost its claim by then: it is
+/// given the VM and goes on with what it holds.
+#[test]
+fn a_winner_that_cannot_load_the_vm_gives_it_to_the_other() {
+    let data = vec![VolumeSpec::new("data".parse().unwrap(), 96 << 20)];
+    let mut trio = Trio::start(data);
+    work(&trio.lab, "checksum mib=2");
+    let (b, c) = (trio.status("b").unwrap().machine.unwrap().pid, trio.status("c").unwrap().pid);
+    // Who asks and who answers is decided here, by stopping the others.
+    let mark = trio.events.mark();
+    let said = |trio: &Trio, mark, host: &str, what: fn(&EventKind) -> bool| {
+        let is = |e: &Event| e.host.as_str() == host && what(&e.kind);
+        trio.events.wait_for(mark, Instant::now() + LIMIT, is).expect("an event")
+    };
+    trio.lab.freeze(WITNESS).unwrap();
+    signal(c, Signal::STOP);
+    trio.lab.kill_qemu("a").unwrap();
+    said(&trio, mark, "b", |k| matches!(k, EventKind::PrimaryLost { .. }));
+    said(&trio, mark, "b", |k| matches!(k, EventKind::WitnessUnreachable { .. }));
+    signal(b, Signal::STOP);
+    trio.lab.thaw(WITNESS).unwrap();
+    said(&trio, mark, "b", |k| matches!(k, EventKind::WitnessReachable));
+    signal(c, Signal::CONT);
+    said(&trio, mark, "c", |k| matches!(k, EventKind::StoodDown { .. }));
+    signal(b, Signal::KILL);
+    let gave = said(&trio, mark, "b", |k| matches!(k, EventKind::GaveBack { .. }));
+    let EventKind::GaveBack { backups, reason, .. } = &gave.kind else { unreachable!() };
+    assert!(backups.len() == 1 && backups[0].as_str() == "c", "{backups:?}");
+    eprintln!("{reason}");
+    trio.taken_over(mark);
+    assert_eq!(trio.primary, "c");
+    memory_is_sound(&trio.lab);
+    trio.bound(2);
+    trio.finish();
+}

@@ -31,6 +31,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ninefold_model::event::EventKind;
 use ninefold_model::spec::Protection;
 use ninefold_model::status::{ProtectionState, Role};
 use ninefold_model::{Backup, Epoch, HostName, Record, Term};
@@ -146,6 +147,8 @@ struct Host {
     whole: Option<(Epoch, History)>,
     /// Of a logged VM.
     log: Option<Logging>,
+    /// The VM is this host's, and its checkpoint is being loaded.
+    loading: Option<(Epoch, History)>,
     /// What the log is to note before it is proposed.
     noting: Option<(ProposalId, Record)>,
 }
@@ -197,6 +200,8 @@ struct World {
     worthless: u8,
     power_losses: u8,
     recoveries: u8,
+    failed_loads: u8,
+    given_back: u8,
     violation: Option<&'static str>,
 }
 
@@ -226,6 +231,12 @@ enum Step {
     Noted(usize),
     /// A backup cannot go on with the VM, or is told to end, before it has asked for it.
     GiveUp(usize),
+    /// What a host has won is loaded, and runs.
+    Run(usize),
+    /// It cannot be loaded; or so the shell says.
+    CannotLoad(usize),
+    /// A host reads what the witness holds.
+    Look(usize),
     /// The witness answers a proposal, and has lost its register or will not do it.
     Worthless(Msg, Worthless),
     PowerLoss,
@@ -246,6 +257,11 @@ enum Stage {
     /// The third host has acknowledged its first checkpoint, and nobody has yet heard of that.
     OneBinding,
     AllBound,
+    /// The last host is not bound any more, and has not noticed. What was said since is released; the other backups do not know by which
+    /// record.
+    OneLeft,
+    /// The first host is dead. The second has won the VM and loads it, the third has lost its claim.
+    Won,
 }
 
 #[derive(Clone)]
@@ -267,6 +283,8 @@ struct Replication {
     logged: bool,
     power_losses: u8,
     worthless: u8,
+    /// How often a host cannot load what it has won.
+    failed_loads: u8,
 }
 
 impl Replication {
@@ -288,6 +306,7 @@ impl Replication {
             logged: false,
             power_losses: 0,
             worthless: 0,
+            failed_loads: 0,
         }
     }
 
@@ -334,6 +353,7 @@ impl Replication {
             parts: BTreeSet::new(),
             whole: None,
             log: None,
+            loading: None,
             noting: None,
         }
     }
@@ -434,27 +454,9 @@ impl Replication {
                     w.violation = Some("I2: resumed from something that is not a whole checkpoint");
                     return;
                 };
-                if !w.released.iter().all(|o| history.contains(o)) {
-                    w.violation = Some("I2: resumed from a state older than what was released");
-                }
-                h.vm = Some(Vm { history: history.clone(), paused: false });
-                h.holding = false;
-                h.captured = 0;
-                h.doubted = 0;
-                let went_on = h.log.as_mut().filter(|log| log.published).map(|log| log.queue.clear());
-                if w.power_losses == 0 {
-                    w.takeovers += 1;
-                } else {
-                    w.recoveries += 1;
-                }
-                if went_on.is_some() {
-                    // The log goes on where it ends, and the guest runs when it has all that came.
-                    if let Some(disk) = &mut w.disks[host] {
-                        disk.held = (at, history);
-                    }
-                    self.input(w, host, Input::LogFirst { epoch: Epoch(1) });
-                } else {
-                    w.hosts[host].as_mut().unwrap().log = None;
+                h.loading = Some((at, history));
+                if w.failed_loads == self.failed_loads {
+                    self.run(w, host);
                 }
             }
             Action::Hold => h.holding = true,
@@ -519,8 +521,38 @@ impl Replication {
             Action::StandDown => {
                 *h = Host { protocol: h.protocol.clone(), ..self.fresh(host, h.incarnation) };
             }
+            Action::Emit(EventKind::GaveBack { .. }) => w.given_back += 1,
             Action::RefuseSession { .. } | Action::Refuse { .. } | Action::Emit(_) => {}
         }
+    }
+
+    /// What is loaded runs.
+    fn run(&self, w: &mut World, host: usize) {
+        let h = w.hosts[host].as_mut().unwrap();
+        let Some((at, history)) = h.loading.take() else { return };
+        if !w.released.iter().all(|o| history.contains(o)) {
+            w.violation = Some("I2: resumed from a state older than what was released");
+        }
+        h.vm = Some(Vm { history: history.clone(), paused: false });
+        h.holding = false;
+        h.captured = 0;
+        h.doubted = 0;
+        let went_on = h.log.as_mut().filter(|log| log.published).map(|log| log.queue.clear());
+        if w.power_losses == 0 {
+            w.takeovers += 1;
+        } else {
+            w.recoveries += 1;
+        }
+        if went_on.is_some() {
+            // The log goes on where it ends, and the guest runs when it has all that came.
+            if let Some(disk) = &mut w.disks[host] {
+                disk.held = (at, history);
+            }
+            self.input(w, host, Input::LogFirst { epoch: Epoch(1) });
+        } else {
+            w.hosts[host].as_mut().unwrap().log = None;
+        }
+        self.input(w, host, Input::Resumed);
     }
 
     fn release_up_to(&self, w: &mut World, host: usize, epoch: Epoch) {
@@ -759,6 +791,35 @@ impl Replication {
         }
     }
 
+    fn emit(&self, w: &mut World, host: usize) {
+        w.emitted += 1;
+        let output = w.emitted;
+        let h = w.hosts[host].as_mut().unwrap();
+        h.vm.as_mut().unwrap().history.push(output);
+        if h.holding {
+            h.held.push((None, output));
+        } else {
+            self.release(w, host, output);
+        }
+    }
+
+    /// What a winner has does not load. Of one that runs nobody could say so, and the protocol must not believe it.
+    fn cannot_load(&self, w: &mut World, host: usize) {
+        w.failed_loads += 1;
+        let h = w.hosts[host].as_mut().unwrap();
+        (h.vm, h.loading, h.whole) = (None, None, None);
+        self.input(w, host, Input::CannotResume { reason: String::new() });
+    }
+
+    /// A host reads the witness's record. A backup that was overtaken takes its primary for lost.
+    fn look(&self, w: &mut World, host: usize) {
+        let (Some(record), Some(h)) = (w.witness.clone(), w.hosts[host].as_ref()) else { return };
+        match h.protocol.backing().filter(|_| h.protocol.is_overtaken(&record)) {
+            Some(session) => self.input(w, host, Input::PrimaryLost { session, reason: String::new() }),
+            None => self.input(w, host, Input::Observed(record)),
+        }
+    }
+
     /// The world at a stage. Nothing that was sent on the way there is still in the network.
     fn at(&self, stage: Stage) -> World {
         let hosts = (0u32..).zip(&self.names).map(|(i, _)| Some(self.fresh(i as usize, i + 1))).collect::<Vec<_>>();
@@ -781,6 +842,8 @@ impl Replication {
             worthless: 0,
             power_losses: 0,
             recoveries: 0,
+            failed_loads: 0,
+            given_back: 0,
             violation: None,
         };
         self.input(&mut w, 0, Input::Start { found: None, force: false });
@@ -801,6 +864,24 @@ impl Replication {
             let session = w.hosts[0].as_ref().unwrap().connections.last().map(|c| c.session);
             self.checkpoint(&mut w, 0, session);
             self.quiesce(&mut w, |m| !last || stage != Stage::OneBinding || !matches!(m, Msg::Ack { .. }));
+        }
+        if stage == Stage::OneLeft {
+            let session = w.hosts[0].as_ref().unwrap().connections.last().unwrap().session;
+            self.suspect(&mut w, 0, session);
+            self.quiesce(&mut w, |m| !matches!(m, Msg::Bound { .. }));
+            self.emit(&mut w, 0);
+            self.checkpoint(&mut w, 0, None);
+            self.quiesce(&mut w, |m| !matches!(m, Msg::Bound { .. }));
+            assert!(!w.released.is_empty());
+        }
+        if stage == Stage::Won {
+            let sessions: Vec<_> = w.hosts[0].as_ref().unwrap().connections.iter().map(|c| (c.to, c.session)).collect();
+            w.hosts[0] = None;
+            for (host, session) in sessions {
+                self.suspect(&mut w, host, session);
+                self.quiesce(&mut w, |_| true);
+            }
+            assert!(w.hosts[1].as_ref().unwrap().loading.is_some());
         }
         if stage != Stage::OneBinding {
             w.messages.clear();
@@ -858,7 +939,18 @@ impl Model for Replication {
             if self.logged && h.whole.is_some() && h.vm.is_none() && !asked && w.crashes < self.crashes {
                 steps.push(Step::GiveUp(i));
             }
-            if h.vm.is_none() && h.protocol.role() == Role::Standby && w.disks[i].is_some() {
+            if h.loading.is_some() {
+                steps.push(Step::Run(i));
+            }
+            let asks = h.protocol.claims() && h.protocol.may_have_won() && h.whole.is_some();
+            if w.failed_loads < self.failed_loads && (h.loading.is_some() || h.vm.is_some() || asks) {
+                steps.push(Step::CannotLoad(i));
+            }
+            if h.protocol.is_spare() || w.witness.as_ref().is_some_and(|r| h.protocol.is_overtaken(r)) {
+                steps.push(Step::Look(i));
+            }
+            let waits = h.protocol.role() == Role::Standby && !h.protocol.is_spare();
+            if h.vm.is_none() && waits && w.disks[i].is_some() {
                 steps.push(Step::Recover(i));
             }
             let sessions = h.protocol.backing().into_iter().chain(h.connections.iter().map(|c| c.session));
@@ -918,17 +1010,7 @@ impl Model for Replication {
     fn next_state(&self, last: &World, step: Step) -> Option<World> {
         let mut w = last.clone();
         match step {
-            Step::Emit(i) => {
-                w.emitted += 1;
-                let output = w.emitted;
-                let h = w.hosts[i].as_mut().unwrap();
-                h.vm.as_mut().unwrap().history.push(output);
-                if h.holding {
-                    h.held.push((None, output));
-                } else {
-                    self.release(&mut w, i, output);
-                }
-            }
+            Step::Emit(i) => self.emit(&mut w, i),
             Step::Checkpoint(i, joins) => self.checkpoint(&mut w, i, joins),
             Step::Connect(i, to) => self.input(&mut w, i, Input::PeerAvailable { peer: self.names[to].clone() }),
             Step::StandStill(i) => {
@@ -981,6 +1063,9 @@ impl Model for Replication {
                 self.input(&mut w, i, Input::LogLost { noted });
             }
             Step::Noted(i) => self.noted(&mut w, i),
+            Step::Run(i) => self.run(&mut w, i),
+            Step::CannotLoad(i) => self.cannot_load(&mut w, i),
+            Step::Look(i) => self.look(&mut w, i),
             Step::GiveUp(i) => {
                 w.crashes += 1;
                 let h = w.hosts[i].as_mut().unwrap();
@@ -1038,6 +1123,7 @@ impl Model for Replication {
                     !h.protocol.doubts() && h.connections.iter().filter(before).any(bound)
                 }) && w.released.contains(&m.emits)
             }),
+            Property::sometimes(GIVEN_BACK, |_, w: &World| w.given_back > 0 && w.takeovers > 0),
             Property::sometimes("a second takeover", |_, w: &World| w.takeovers > 1),
             Property::sometimes("output flows after a takeover", |m: &Self, w: &World| {
                 w.takeovers > 0 && w.released.contains(&m.emits)
@@ -1083,6 +1169,7 @@ fn finds_harm(model: Replication) {
     println!("{name}, after {} steps, in {} states", path.into_actions().len(), checker.unique_state_count());
 }
 
+const GIVEN_BACK: &str = "a VM goes on that was given back";
 const GOES_ON: &str = "a primary that stood still goes on in the same session";
 const TAKEN_OVER: [&str; 2] = ["a VM becomes protected", "a backup takes over"];
 
@@ -1123,6 +1210,18 @@ fn the_invariants_hold_while_a_second_backup_is_bound() {
 fn the_invariants_hold_with_two_backups() {
     let model = Replication::star(Rules::ALL, &[Stage::AllBound]);
     explore(model, 1_000_000, &["a backup takes over", "output flows after a takeover"]);
+}
+
+/// The host that is first cannot go on with what it has won.
+fn gives_back(rules: Rules, stages: &'static [Stage]) -> Replication {
+    let star = Replication::star(rules, stages);
+    Replication { failed_loads: 1, crashes: 1, stalls: 0, suspicions: 2, emits: 1, ..star }
+}
+
+#[test]
+fn the_invariants_hold_when_a_winner_gives_the_vm_back() {
+    explore(gives_back(Rules::ALL, &[Stage::Won]), 500_000, &[GIVEN_BACK]);
+    explore(Replication { crashes: 0, ..gives_back(Rules::ALL, &[Stage::OneLeft]) }, 500_000, &[]);
 }
 
 #[test]
@@ -1167,6 +1266,8 @@ fn walk(model: &Replication, seed: u64, walks: usize, expected: &[&'static str])
                 Step::Crash(_) | Step::LoseMachine(_) | Step::Switchover(..) | Step::Unprotect(_) => true,
                 Step::PowerLoss | Step::LogFails(..) | Step::StandStill(_) => true,
                 Step::GiveUp(_) | Step::Worthless(..) => true,
+                // A VM that is being loaded is lost by this as often as not: a life of many such would be short.
+                Step::CannotLoad(host) => world.hosts[host].as_ref().is_some_and(|h| h.vm.is_some()),
                 Step::Suspect(host, session) => !Replication::is_gone(&world, host, session),
                 _ => false,
             };
@@ -1209,6 +1310,7 @@ fn long(model: Replication) -> Replication {
         stalls: 8,
         worthless: 6,
         switchovers: 4,
+        failed_loads: 6,
         max_term: 60,
         max_epochs: 30,
         ..model
@@ -1357,4 +1459,15 @@ fn harm_is_found_when_a_host_asks_before_it_has_noted_what() {
 fn harm_is_found_when_a_backup_claims_from_a_record_that_is_yet_to_come() {
     let rules = Rules { claim_from_what_was: false, ..Rules::ALL };
     finds_harm(Replication { emits: 0, suspicions: 1, crashes: 0, parts: 1, ..Replication::pair(rules) });
+}
+
+#[test]
+fn harm_is_found_when_a_host_that_has_run_gives_back() {
+    finds_harm(gives_back(Rules { give_back_before_running: false, ..Rules::ALL }, &[Stage::Won]));
+}
+
+#[test]
+fn harm_is_found_when_a_vm_is_given_to_whom_it_was_not_bound() {
+    let model = gives_back(Rules { give_back_to_the_bound: false, ..Rules::ALL }, &[Stage::OneLeft]);
+    finds_harm(Replication { crashes: 0, ..model });
 }

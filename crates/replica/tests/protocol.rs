@@ -294,8 +294,8 @@ fn a_backup_claims_from_whichever_record_binds_it() {
     assert_eq!(c.asked.as_ref().unwrap().1, record.alone(host("c")));
     // The other was faster.
     let out = c.lose(won);
-    assert!(out.contains(&Action::StandDown));
-    assert_eq!(c.protocol.role(), Role::Standby);
+    assert!(matches!(out[..], [Action::Emit(EventKind::StoodDown { .. })]), "{out:?}");
+    assert!(c.protocol.is_spare() && c.protocol.role() == Role::Standby);
 }
 
 #[test]
@@ -629,4 +629,165 @@ fn who_has_given_up_proposes_nothing() {
     let (id, _) = b.asked.clone().unwrap();
     assert!(b.protocol.may_have_won());
     assert_eq!(b.only(Input::Prepared { id }), []);
+}
+
+/// Host `name` holds a checkpoint of session `session`, bound with another by this record of host a's, and has asked for the VM.
+fn claims_beside(name: &str, session: u64) -> (Host, Record) {
+    let backups = vec![backup("b", Term(4)), backup("c", Term(5))];
+    let told = Record { term: Term(6), primary: host("a"), backups };
+    let mut h = Host::new(name);
+    let session = Term(session);
+    h.tell(Input::Offer { from: host("a"), session });
+    h.tell(Input::CheckpointHeld { session, epoch: Epoch(1), first: true });
+    h.tell(Input::BoundNotice { session, record: told.clone() });
+    h.tell(Input::PrimaryLost { session, reason: "silent".into() });
+    (h, told)
+}
+
+fn cannot() -> Input {
+    Input::CannotResume { reason: "it is refused".into() }
+}
+
+/// Host b, with the record by which it gives the VM back.
+fn gives_back() -> (Host, Record) {
+    let (mut b, told) = claims_beside("b", 4);
+    let (won, out) = b.win();
+    assert!(won == told.alone(host("b")) && out.contains(&Action::ResumeFrom { epoch: Epoch(1) }), "{out:?}");
+    b.tell(cannot());
+    let given = Record { backups: vec![backup("c", Term(5))], ..won.alone(host("b")) };
+    assert_eq!(b.asked.as_ref().map(|(_, new)| new), Some(&given));
+    (b, given)
+}
+
+#[test]
+fn a_winner_that_cannot_resume_gives_the_vm_back() {
+    let (mut b, given) = gives_back();
+    assert_eq!((b.protocol.role(), b.protocol.protection()), (Role::Primary, Some(ProtectionState::Unprotected)));
+    assert!(b.protocol.may_have_won(), "the others wait for its word");
+    let offer = Input::Offer { from: host("c"), session: Term(20) };
+    assert!(matches!(b.tell(offer)[..], [Action::RefuseSession { .. }]));
+    let (_, out) = b.win();
+    let said = EventKind::GaveBack { term: given.term, backups: vec![host("c")], reason: "it is refused".into() };
+    assert_eq!(out, [Action::StandDown, Action::Emit(said)]);
+    assert_eq!(b.protocol.role(), Role::Standby);
+    // Somebody has started the VM elsewhere meanwhile.
+    let (mut b, given) = gives_back();
+    assert_eq!(b.lose(given.alone(host("d")))[0], Action::StandDown);
+}
+
+#[test]
+fn who_was_second_goes_on_with_what_is_given_back() {
+    let (mut c, told) = claims_beside("c", 5);
+    let won = told.alone(host("b"));
+    assert!(matches!(c.lose(won.clone())[..], [Action::Emit(EventKind::StoodDown { .. })]));
+    assert!(c.protocol.is_spare());
+    for older in [told.clone(), won.clone()] {
+        assert_eq!(c.tell(Input::Observed(older)), []);
+    }
+    let mut given = won.alone(host("b"));
+    given.backups = vec![backup("c", Term(5))];
+    c.tell(Input::Observed(given.clone()));
+    assert_eq!(c.asked.as_ref().map(|(_, new)| new), Some(&given.alone(host("c"))));
+    assert!(c.win().1.contains(&Action::ResumeFrom { epoch: Epoch(1) }));
+    // One that hears of it only then claims from what it is shown.
+    let (mut c, _) = claims_beside("c", 5);
+    c.lose(given.clone());
+    assert!(c.win().1.contains(&Action::ResumeFrom { epoch: Epoch(1) }));
+    // And it has nobody left to give it to.
+    let reason = "it is refused".to_owned();
+    assert_eq!(c.tell(cannot()), [Action::Emit(EventKind::Lost { reason }), Action::StandDown]);
+}
+
+#[test]
+fn a_spare_serves_whoever_runs_the_vm() {
+    let spare = || {
+        let (mut c, told) = claims_beside("c", 5);
+        let won = told.alone(host("b"));
+        c.lose(won.clone());
+        (c, won)
+    };
+    let (mut c, won) = spare();
+    let session = won.term;
+    let out = c.tell(Input::Offer { from: host("b"), session });
+    assert_eq!(out, [Action::StandDown, Action::AcceptSession { session }]);
+    // It has bound another, or the same host in another session: what is held here is of no use but to a session.
+    for other in [backup("d", session), backup("c", session)] {
+        let (mut c, won) = spare();
+        let bound = won.bound(vec![other]);
+        assert_eq!(c.tell(Input::Observed(bound)), [Action::StandDown]);
+        assert!(!c.protocol.is_spare());
+    }
+    // It may only have lost it to a further one.
+    let (mut c, won) = spare();
+    assert_eq!(c.tell(Input::Observed(won.alone(host("d")))), []);
+    assert!(c.protocol.is_spare());
+    assert!(c.protocol.may_start(None, true).is_err(), "what it holds has to go first");
+}
+
+/// A backup that reads of another's claim before it has noticed anything is as good as one that has.
+#[test]
+fn a_backup_that_is_overtaken_asks_as_well() {
+    let (mut c, told) = claims_beside("c", 5);
+    c.protocol.abandon();
+    let session = Term(9);
+    c.tell(Input::Offer { from: host("a"), session });
+    let won = Record { term: Term(20), ..told.alone(host("b")) };
+    assert!(!c.protocol.is_overtaken(&won), "it holds nothing");
+    c.tell(Input::CheckpointHeld { session, epoch: Epoch(1), first: true });
+    assert!(c.protocol.is_overtaken(&won));
+    assert_eq!(c.tell(Input::Observed(won.clone())), [], "the shell ends the session");
+    let bound = won.bound(vec![backup("d", Term(20))]);
+    assert!(!c.protocol.is_overtaken(&bound));
+    assert_eq!(c.tell(Input::Observed(bound))[0], Action::StandDown);
+}
+
+/// The standby dies while the witness is asked: if the VM is won all the same, the others have it.
+#[test]
+fn a_claim_whose_standby_has_died_is_given_back_when_it_is_won() {
+    let (mut b, told) = claims_beside("b", 4);
+    assert_eq!(b.tell(cannot()), []);
+    assert!(b.protocol.may_have_won());
+    let (_, out) = b.win();
+    assert!(!out.iter().any(|a| matches!(a, Action::ResumeFrom { .. })), "{out:?}");
+    assert_eq!(b.asked.as_ref().map(|(_, new)| &new.backups[..]), Some(&[backup("c", Term(5))][..]));
+    // If it is lost, it asks for nothing more, whatever it might.
+    let (mut b, _) = claims_beside("b", 4);
+    b.tell(cannot());
+    assert_eq!(b.lose(told.bound(told.backups.clone()))[0], Action::StandDown);
+    // Before it was asked, nothing is.
+    let mut b = Host::new("b");
+    b.tell(Input::Offer { from: host("a"), session: Term(4) });
+    b.tell(Input::CheckpointHeld { session: Term(4), epoch: Epoch(1), first: true });
+    b.only(Input::PrimaryLost { session: Term(4), reason: "silent".into() });
+    assert_eq!(b.only(cannot()), [Action::StandDown]);
+}
+
+#[test]
+fn who_has_run_the_vm_gives_nothing_back() {
+    let (mut b, _) = claims_beside("b", 4);
+    b.win();
+    b.tell(Input::Resumed);
+    let out = b.tell(cannot());
+    assert!(matches!(out[..], [Action::StandDown, Action::Emit(EventKind::Lost { .. })]), "{out:?}");
+    assert!(b.asked.is_none());
+    // What was loaded from a log or a snapshot is still there.
+    let mut a = Host::new("a");
+    a.tell(Input::StartLoaded { found: None, force: false });
+    a.win();
+    assert!(matches!(a.tell(cannot())[..], [Action::Emit(EventKind::Lost { .. }), Action::StandDown]));
+}
+
+/// What was asked for before the guest ran, on behalf of the log, is answered first.
+#[test]
+fn a_log_is_disowned_before_the_vm_is_given_back() {
+    let (mut b, _) = claims_beside("b", 4);
+    b.win();
+    b.tell(Input::LogFirst { epoch: Epoch(1) });
+    b.tell(Input::LogLost { noted: false });
+    b.tell(cannot());
+    let (disowned, out) = b.win();
+    assert!(disowned.is_alone() && !out.contains(&Action::StandDown), "{out:?}");
+    let (given, out) = b.win();
+    assert_eq!(given.backups, [backup("c", Term(5))]);
+    assert_eq!(out[0], Action::StandDown);
 }

@@ -171,6 +171,10 @@ pub fn words(kind: &EventKind) -> String {
         EventKind::BackupLost { backup: Some(backup), reason } => format!("backup {backup} lost: {reason}"),
         EventKind::BackupLost { backup: None, reason } => format!("backup lost: {reason}"),
         EventKind::StoodDown { term, reason } => format!("stood down (term {term}): {reason}"),
+        EventKind::GaveBack { term, backups, reason } => {
+            let hosts: Vec<_> = backups.iter().map(|b| b.as_str()).collect();
+            format!("GAVE THE VM BACK (term {term}) to host {}: {reason}", hosts.join(" or "))
+        }
         EventKind::StartFailed { reason } => format!("the VM could not be booted: {reason}"),
         EventKind::Lost { reason } => format!("THE VM IS LOST: {reason}"),
         EventKind::SwitchoverStarted { to, reason } => format!("hands the VM to host {to}: {reason}"),

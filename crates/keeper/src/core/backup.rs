@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
+use ninefold_model::Record as WitnessRecord;
 use ninefold_model::event::{EventKind, FailoverPhases};
 use ninefold_model::spec::VmSpec;
 use ninefold_model::status::Role;
@@ -17,11 +18,23 @@ use ninefold_transport::{LinkHandle, LinkWriter};
 
 use super::Core;
 use super::survivors::Survivors;
+use crate::arbiter::Question;
 use crate::capture::micros;
 use crate::error;
 use crate::health;
+use crate::parking::KEEP;
 use crate::standby::{self, Accepted, Loaded, Verdict};
 use crate::vm::Continued;
+
+/// How often a spare asks what the witness holds.
+const SPARE_LOOK: Duration = Duration::from_millis(100);
+
+/// A backup that has lost its claim, and might be given the VM.
+pub(super) struct SpareSide {
+    /// Since when the witness could have shown that.
+    since: Instant,
+    looked: Instant,
+}
 
 /// A session in which this host is the backup.
 pub(super) struct BackupSide {
@@ -74,7 +87,6 @@ impl Core {
         for action in actions {
             match action {
                 Action::AcceptSession { session } => {
-                    self.taken_over_by(&hello.from, hello.term);
                     self.parts.parking.announce(session);
                     self.park_backup();
                     self.keep_log();
@@ -169,17 +181,50 @@ impl Core {
         }
     }
 
-    /// `host` has the VM in this term. If it has taken it over from this host's primary, it is going to ask for the
-    /// checkpoint that this host holds: most likely it has gone on from the same.
-    pub(super) fn taken_over_by(&self, host: &HostName, term: Term) {
-        let Some(backup) = &self.backup else { return };
-        if term > backup.session && *host != backup.primary && *host != self.parts.config.host {
-            let _ = backup.verdict.try_send(Verdict::Park);
+    /// Another backup has the VM, as `record` shows: this one's primary is lost, whatever it still says.
+    pub(super) fn check_overtaken(&mut self, record: &WitnessRecord) {
+        if let (true, Some(session)) = (self.protocol.is_overtaken(record), self.protocol.backing()) {
+            let reason = format!("the witness names {} in term {}", record.primary, record.term);
+            self.primary_gone(session, reason, false);
+        }
+    }
+
+    /// A spare looks at the witness more often than others: the VM may be given back to it, and stands still until it has seen that. For
+    /// so long as its standby would be kept for a session; and while the witness does not answer nobody can give anything back.
+    pub(super) fn check_spare(&mut self) {
+        if !self.protocol.is_spare() {
+            self.spare = None;
+            return;
+        }
+        let now = Instant::now();
+        if let (None, Some(backup)) = (&self.spare, &self.backup) {
+            // A primary that has said farewell waits for that.
+            backup.handle.shutdown();
+        }
+        let spare = self.spare.get_or_insert(SpareSide { since: now, looked: now });
+        if self.witness_error.is_some() {
+            spare.since = now;
+        }
+        if spare.since.elapsed() > KEEP {
+            // Nor is it kept for a session any longer.
+            self.drop_backup();
+            self.end_spare();
+        } else if spare.looked.elapsed() >= SPARE_LOOK {
+            spare.looked = now;
+            let _ = self.parts.arbiter.send(Question::Look);
+        }
+    }
+
+    /// What this host holds in case that the VM is given back to it is not wanted any more.
+    pub(super) fn end_spare(&mut self) {
+        if self.protocol.is_spare() {
+            self.reset_protocol();
         }
     }
 
     pub(super) fn load_failed(&mut self, session: Term, reason: &str) {
-        if self.backup.as_ref().is_none_or(|b| b.session != session) {
+        // One that has failed already is being given back, or waits for the witness's answer.
+        if self.unloaded || self.backup.as_ref().is_none_or(|b| b.session != session) {
             return;
         }
         tracing::error!(%reason, "no standby");
@@ -188,9 +233,9 @@ impl Core {
             standby::refuse(&mut backup.writer, &refusal);
         }
         self.event(EventKind::Refused { peer: format!("session {session}"), reason: refusal.clone() });
-        // The witness may have given this host the VM.
+        // The witness may have given this host the VM: the others that hold it are to have it.
         if self.takeover.is_some() && (self.protocol.may_have_won() || self.protocol.role() == Role::Primary) {
-            self.event(EventKind::Lost { reason: format!("the checkpoint cannot be loaded: {refusal}") });
+            return self.cannot_resume(format!("the checkpoint cannot be loaded: {refusal}"));
         }
         // Without a standby there is nothing to claim the VM with, whatever checkpoint is held: what was not asked of the
         // witness will not be, and the primary goes on. If there is none, the log may be gone on from.
@@ -199,6 +244,14 @@ impl Core {
         if goes_on {
             self.log_after_loss();
         }
+    }
+
+    /// This host has won the VM, or may have, and cannot go on with it. Its log is looked at when the VM is nobody's here.
+    fn cannot_resume(&mut self, reason: String) {
+        // What is loaded all the same is not resumed.
+        (self.unloaded, self.takeover) = (true, None);
+        self.input(Input::CannotResume { reason });
+        self.log_after_loss();
     }
 
     /// Forgets everything: a fresh standby.
@@ -252,11 +305,11 @@ impl Core {
                 .map_err(|reason| ninefold_machine::MachineError::Layout { reason })
         }) {
             let reason = error::report(&error);
-            self.event(EventKind::Lost { reason: format!("the standby does not run: {reason}") });
-            self.reset_protocol();
-            self.log_after_loss();
-            return;
+            // It has been killed, and said nothing: its sockets are served from here on.
+            drop(machine);
+            return self.cannot_resume(format!("the standby does not run: {reason}"));
         }
+        self.input(Input::Resumed);
         let took = Duration::from_micros(detect_us) + suspected.elapsed();
         let phases = FailoverPhases { detect_us, arbitrate_us, load_us, resume_us: micros(began.elapsed()) };
         self.machine = Some(standby::status(&machine, "as before the failover", "running"));

@@ -19,6 +19,7 @@ impl Core {
         self.last_tick = Moment::now();
         self.check_still();
         self.check_peer();
+        self.check_spare();
         self.release_kept();
         self.check_uplink();
         self.health_tick();

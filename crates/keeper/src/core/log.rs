@@ -225,6 +225,7 @@ impl Core {
                 if self.log.recovery.is_none()
                     && !self.restoring()
                     && !self.protocol.awaits_witness()
+                    && !self.protocol.is_spare()
                     && !self.done
                     && self.log.look.is_some_and(|at| now >= at) =>
             {
@@ -505,6 +506,9 @@ impl Core {
 
     /// Whether the VM is to be booted now: not while there may be a log to go on from.
     pub(super) fn may_start(&mut self, force: bool) -> Result<bool, String> {
+        if force {
+            self.end_spare();
+        }
         if let Some(name) = Unfinished::left(&self.parts.config).filter(|_| !force) {
             return Err(format!("the volumes are a mixture: restoring the snapshot '{name}' was cut off"));
         }

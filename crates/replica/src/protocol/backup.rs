@@ -3,8 +3,11 @@
 use ninefold_model::event::EventKind;
 use ninefold_model::{Epoch, HostName, Record, Term};
 
+use super::give_back::{Spare, heirs};
 use super::primary::Primary;
 use super::{Action, Proposal, Protocol, Rules, State};
+
+const NOT_GRANTED: &str = "the witness did not grant the take-over";
 
 /// A backup in one session.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -13,13 +16,24 @@ pub(super) struct Backup {
     pub(super) primary: HostName,
     held: Option<Epoch>,
     /// The newest record with us in it that the primary told of.
-    told: Option<Record>,
+    pub(super) told: Option<Record>,
 }
 
 impl Backup {
-    /// Whether this backup may take over from `record`: that, and nothing else.
-    fn may_claim(&self, me: &HostName, record: &Record) -> bool {
-        record.primary == self.primary && record.binds(me, self.session)
+    /// Whether this backup may take over from `record`: that, and nothing else. Whoever the record names has let nothing go since that
+    /// this backup does not hold: it is the session's primary, or one that could not resume and has given the VM back.
+    pub(super) fn may_claim(&self, me: &HostName, record: &Record) -> bool {
+        record.binds(me, self.session)
+    }
+
+    /// Whether another backup has won the VM from this one's primary, as `record` shows: it goes on with it, or gives it back.
+    pub(super) fn is_passed(&self, me: &HostName, record: &Record) -> bool {
+        record.primary != self.primary && record.primary != *me && (record.is_alone() || self.may_claim(me, record))
+    }
+
+    /// Whether that is so of one that holds a checkpoint, and has not noticed.
+    pub(super) fn is_overtaken(&self, me: &HostName, record: &Record) -> bool {
+        self.held.is_some() && record.term > self.known_term() && self.is_passed(me, record)
     }
 
     /// The record to claim from first. Who was told of none claims from one that never was, since no record binds a session in
@@ -42,27 +56,32 @@ impl Backup {
     /// Whether `record`, which the witness holds, means that this session will never be claimed from.
     pub(super) fn is_void(&self, me: &HostName, record: &Record) -> bool {
         let was_bound = self.told.is_some();
-        record.term > self.known_term()
-            && (record.primary != self.primary || (was_bound && !record.binds(me, self.session)))
+        let over = record.primary != self.primary || was_bound;
+        record.term > self.known_term() && over && !self.may_claim(me, record) && !self.is_overtaken(me, record)
     }
 }
 
 impl Protocol {
     pub(super) fn offer(&mut self, from: HostName, session: Term, out: &mut Vec<Action>) {
         let refusal = match &self.state {
-            State::Standby | State::Backup(_) if session > self.newest_session => None,
-            State::Standby | State::Backup(_) => {
+            State::Standby | State::Backup(_) | State::Spare(_) if session > self.newest_session => None,
+            State::Standby | State::Backup(_) | State::Spare(_) => {
                 Some(format!("session {session} is not newer than session {}", self.newest_session))
             }
             State::Claiming { .. } => Some("this host is taking the VM over".into()),
             State::Starting { .. } => Some("this host is starting the VM".into()),
             State::Primary(p) => Some(format!("this host runs the VM (term {})", p.record.term)),
+            State::GivingBack(_) => Some("this host gives the VM back".into()),
         };
         if let Some(reason) = refusal {
             out.push(Action::RefuseSession { session, reason });
             return;
         }
         self.newest_session = session;
+        if self.is_spare() {
+            // Whoever opens a session runs the VM.
+            out.push(Action::StandDown);
+        }
         self.state = State::Backup(Backup { session, primary: from, held: None, told: None });
         out.push(Action::AcceptSession { session });
     }
@@ -92,6 +111,7 @@ impl Protocol {
     pub(super) fn bound_notice(&mut self, session: Term, record: Record) {
         if let State::Backup(b) = &mut self.state
             && b.session == session
+            && record.primary == b.primary
             && b.may_claim(&self.me, &record)
             && b.told.as_ref().is_none_or(|told| told.term < record.term)
         {
@@ -122,35 +142,43 @@ impl Protocol {
         self.claim(expected, backup, epoch, out);
     }
 
-    fn claim(&mut self, expected: Record, backup: Backup, epoch: Epoch, out: &mut Vec<Action>) {
+    pub(super) fn claim(&mut self, expected: Record, backup: Backup, epoch: Epoch, out: &mut Vec<Action>) {
         let new = expected.alone(self.me.clone());
         let proposal = Proposal::begin(self.next_proposal(), Some(expected), new, self.rules, out);
-        self.state = State::Claiming { proposal, backup, epoch };
+        self.state = State::Claiming { proposal, backup, epoch, failed: None };
     }
 
     /// `lost`: what the witness holds instead of what was proposed.
     pub(super) fn claim_answered(&mut self, lost: Option<Option<Record>>, out: &mut Vec<Action>) {
-        let State::Claiming { proposal, backup, epoch } = &self.state else {
+        let State::Claiming { proposal, backup, epoch, failed } = &self.state else {
             return;
         };
-        match lost {
-            None => {
-                let (record, epoch) = (proposal.new.clone(), *epoch);
-                out.push(Action::ResumeFrom { epoch });
-                self.state = State::Primary(Primary::alone(record));
+        let (backup, epoch) = (backup.clone(), *epoch);
+        match (lost, failed) {
+            (None, failed) => {
+                let heirs = heirs(&self.me, proposal.expected.as_ref(), &backup, self.rules);
+                let (record, failed) = (proposal.new.clone(), failed.clone());
+                self.state = State::Primary(Primary::resuming(record, heirs));
+                match failed {
+                    None => out.push(Action::ResumeFrom { epoch }),
+                    Some(reason) => self.cannot_resume(reason, out),
+                }
             }
-            // The record has changed and we may claim all the same: the primary has bound or lost another backup. Each
-            // such loss is a change that somebody else has won, so this comes to an end.
-            Some(Some(current))
+            // The record has changed and we may claim all the same: the primary has bound or lost another backup, or another that
+            // had won gives the VM back. Each is a change that somebody else has won, so this comes to an end.
+            (Some(Some(current)), None)
                 if backup.may_claim(&self.me, &current)
                     || (!self.rules.claim_own_session && current.primary == backup.primary) =>
             {
-                let (backup, epoch) = (backup.clone(), *epoch);
                 self.claim(current, backup, epoch, out);
             }
-            Some(current) => {
+            (Some(Some(current)), None) if backup.is_passed(&self.me, &current) => {
+                self.state = State::Spare(Spare { backup, epoch, seen: current.term });
+                out.push(Action::Emit(EventKind::StoodDown { term: current.term, reason: NOT_GRANTED.into() }));
+            }
+            (Some(current), _) => {
                 let term = current.map_or(Term(0), |r| r.term);
-                self.stand_down(term, "the witness did not grant the take-over", out);
+                self.stand_down(term, NOT_GRANTED, out);
             }
         }
     }

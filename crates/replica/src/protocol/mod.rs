@@ -12,7 +12,9 @@
 //!        │ lost a swap, VM ended                    │                    ▼
 //!   ┌────┴──── PRIMARY ─────────┐                   └────Lost──────── Claiming ──Won──► PRIMARY (alone)
 //!   │ a session with each backup│                                      ▲    │ Lost, and the record shown still binds
-//!   └───────────────────────────┘                                      └────┘ this session: again, from that record
+//!   └───────────────────────────┘                                      ├────┘ this session: again, from that record
+//!                                                                      │
+//!                                       Lost to another backup ──► Spare: it gives back, and binds this session
 //!
 //!   each session of a primary (`session.rs`):
 //!
@@ -38,8 +40,10 @@
 //! **Sessions are terms.** A replication session is named by a term at which its primary was the primary, and a term names at
 //! most one session: a primary that has used its term takes a new one before it opens another session. A record binds
 //! pairs of host and session. So whatever record a backup sees, it can tell whether it may take over from it: it may if the
-//! record has the primary of its session and binds it with that session, and then from that record only. Any other record,
+//! record binds it with that session, and then from that record only. Any other record,
 //! also a later one in which the same primary has bound it again, does not speak of the checkpoint that it holds.
+//!
+//! **A winner that cannot go on.** See [`give_back`].
 //!
 //! **Doubt.** A primary that stood still, or that hears late, may have been replaced without having noticed. It then releases
 //! nothing and asks the witness for the same backups in another term. If it wins, none of them had taken over when the witness
@@ -71,12 +75,15 @@
 //! * a log that counts is waited for;
 //! * a host goes on only from a log that vouches for the record, and notes in it what it proposes;
 //! * only a newer record that names another ends a VM;
+//! * who has won the VM and cannot go on gives it back to those that were bound in the record from which it has claimed, to nobody
+//!   else, and not once its guest has run;
 //! * what this host proposes is noted in its log first, and who has given up meanwhile proposes nothing.
 //!
 //! Proposals to the witness are answered exactly once from this machine's point of view: the shell repeats an
 //! unanswered one until it has an answer, which is safe (see [`Record`]).
 
 mod backup;
+mod give_back;
 mod primary;
 mod session;
 mod standing;
@@ -87,6 +94,7 @@ use ninefold_model::status::{ProtectionState, Role};
 use ninefold_model::{Epoch, HostName, Record, Term};
 
 use backup::Backup;
+use give_back::{GivingBack, Spare};
 use primary::Primary;
 pub use session::{Phase, Session};
 pub use standing::{LogRole, Standing};
@@ -143,6 +151,11 @@ pub enum Input {
     /// (Primary) The owner, or the state of the uplink, asks to hand the VM over: to this host, or to whichever is bound
     /// first.
     Switchover { to: Option<HostName>, reason: String },
+    /// (After [`Action::ResumeFrom`]) The guest runs here: from now on this host lets things go.
+    Resumed,
+    /// (Claiming, or after [`Action::ResumeFrom`]) The checkpoint cannot be resumed from here, for this reason. Its guest has not run
+    /// here, and nothing was let go.
+    CannotResume { reason: String },
     /// (Primary) The last checkpoint before a switchover is taken: the guest stands still after this epoch.
     FinalTaken { epoch: Epoch },
     /// (Primary) The VM was stopped by its owner or has shut itself down.
@@ -251,6 +264,8 @@ pub struct Rules {
     pub end_only_for_another: bool,
     pub prepare_before_asking: bool,
     pub claim_from_what_was: bool,
+    pub give_back_before_running: bool,
+    pub give_back_to_the_bound: bool,
 }
 
 impl Rules {
@@ -273,6 +288,8 @@ impl Rules {
         end_only_for_another: true,
         prepare_before_asking: true,
         claim_from_what_was: true,
+        give_back_before_running: true,
+        give_back_to_the_bound: true,
     };
 }
 
@@ -334,8 +351,13 @@ enum State {
         proposal: Proposal,
         backup: Backup,
         epoch: Epoch,
+        /// The witness has been asked, and the checkpoint cannot be resumed from any more.
+        failed: Option<String>,
     },
+    /// Another backup was first: see [`Spare`].
+    Spare(Spare),
     Primary(Primary),
+    GivingBack(GivingBack),
 }
 
 impl Protocol {
@@ -365,9 +387,9 @@ impl Protocol {
 
     pub fn role(&self) -> Role {
         match &self.state {
-            State::Standby | State::Starting { .. } => Role::Standby,
+            State::Standby | State::Starting { .. } | State::Spare(_) => Role::Standby,
             State::Backup(_) | State::Claiming { .. } => Role::Backup,
-            State::Primary(_) => Role::Primary,
+            State::Primary(_) | State::GivingBack(_) => Role::Primary,
         }
     }
 
@@ -379,6 +401,7 @@ impl Protocol {
     pub fn protection(&self) -> Option<ProtectionState> {
         match &self.state {
             State::Primary(p) => Some(p.protection(self.wanted, self.rules.say_when_unprotected)),
+            State::GivingBack(_) => Some(ProtectionState::Unprotected),
             _ => None,
         }
     }
@@ -389,7 +412,9 @@ impl Protocol {
             State::Standby => Term(0),
             State::Starting { proposal, .. } | State::Claiming { proposal, .. } => proposal.new.term,
             State::Backup(b) => b.session,
+            State::Spare(s) => s.seen,
             State::Primary(p) => p.record.term,
+            State::GivingBack(g) => g.proposal.new.term,
         }
     }
 
@@ -460,7 +485,7 @@ impl Protocol {
     /// Whether a claim or another proposal is waiting for the witness.
     pub fn awaits_witness(&self) -> bool {
         match &self.state {
-            State::Starting { .. } | State::Claiming { .. } => true,
+            State::Starting { .. } | State::Claiming { .. } | State::GivingBack(_) => true,
             State::Primary(p) => p.pending.is_some(),
             _ => false,
         }
@@ -491,6 +516,8 @@ impl Protocol {
             Input::Doubt => self.doubt(out),
             Input::Sure { session } => self.sure(session, out),
             Input::SessionLost { session, reason } => self.session_lost(session, reason, out),
+            Input::Resumed => self.resumed(),
+            Input::CannotResume { reason } => self.cannot_resume(reason, out),
             Input::Switchover { to, reason } => self.switchover(to, reason, out),
             Input::FinalTaken { epoch } => self.final_taken(epoch, out),
             Input::Stop { reason } => self.stop(reason, out),
@@ -520,6 +547,8 @@ impl Protocol {
     pub fn may_have_won(&self) -> bool {
         match &self.state {
             State::Starting { proposal, from: Some(_) } | State::Claiming { proposal, .. } => proposal.sent,
+            // It has, and the others wait for its word.
+            State::GivingBack(_) => true,
             _ => false,
         }
     }
@@ -529,12 +558,24 @@ impl Protocol {
         matches!(self.state, State::Claiming { .. })
     }
 
+    /// Whether this host keeps its checkpoint in case that the one that has won the VM gives it back.
+    pub fn is_spare(&self) -> bool {
+        matches!(self.state, State::Spare(_))
+    }
+
+    /// Whether `record`, which the witness holds, means that another backup has won the VM from this one's primary. The session is over
+    /// then, whatever its primary still says.
+    pub fn is_overtaken(&self, record: &Record) -> bool {
+        matches!(&self.state, State::Backup(b) if b.is_overtaken(&self.me, record))
+    }
+
     /// Whether an answer to this proposal is one to what this host wants now.
     pub fn awaits(&self, id: ProposalId) -> bool {
         let proposal = match &self.state {
             State::Starting { proposal, .. } | State::Claiming { proposal, .. } => Some(proposal),
             State::Primary(p) => p.pending.as_ref(),
-            State::Standby | State::Backup(_) => None,
+            State::GivingBack(g) => Some(&g.proposal),
+            State::Standby | State::Backup(_) | State::Spare(_) => None,
         };
         proposal.is_some_and(|p| p.id == id)
     }
@@ -544,7 +585,8 @@ impl Protocol {
         match &mut self.state {
             State::Starting { proposal, .. } | State::Claiming { proposal, .. } => Some(proposal),
             State::Primary(p) => p.pending.as_mut(),
-            State::Standby | State::Backup(_) => None,
+            State::GivingBack(g) => Some(&mut g.proposal),
+            State::Standby | State::Backup(_) | State::Spare(_) => None,
         }
     }
 
@@ -560,7 +602,9 @@ impl Protocol {
             State::Standby => None,
             State::Starting { proposal, .. } => proposal.expected.as_ref().map(|r| r.term),
             State::Backup(b) | State::Claiming { backup: b, .. } => Some(b.known_term()),
+            State::Spare(s) => Some(s.seen),
             State::Primary(p) => Some(p.record.term),
+            State::GivingBack(g) => Some(g.from.term),
         }
     }
 
@@ -598,7 +642,9 @@ impl Protocol {
             State::Backup(b) | State::Claiming { backup: b, .. } => {
                 Some(LogRole::Backup { session: b.session, primary: b.primary.clone() })
             }
-            State::Standby | State::Starting { .. } => None,
+            // It has let nothing go under this one, and goes on from its log if nobody else does.
+            State::GivingBack(g) => Some(LogRole::Primary { record: g.from.clone() }),
+            State::Standby | State::Starting { .. } | State::Spare(_) => None,
         }
     }
 
@@ -629,6 +675,9 @@ impl Protocol {
     /// # Errors
     /// Why it would be refused.
     pub fn may_start(&self, found: Option<&Record>, force: bool) -> Result<Record, String> {
+        if self.is_spare() {
+            return Err("another host has just taken the VM over, and this one keeps its checkpoint for a while".into());
+        }
         if self.state != State::Standby {
             return Err(format!("the VM is already here ({:?})", self.role()));
         }
@@ -639,6 +688,9 @@ impl Protocol {
             Some(r) => {
                 let hosts: Vec<&str> = r.backups.iter().map(|b| b.host.as_str()).collect();
                 let holder = match &hosts[..] {
+                    hosts if r.primary == self.me => {
+                        format!("{} may take the VM over from this host", hosts.join(" or "))
+                    }
                     [] => {
                         format!("{} had it last: it runs there, or has ended there and starts there again", r.primary)
                     }
@@ -682,7 +734,11 @@ impl Protocol {
                         out.push(Action::Boot);
                         out.push(Action::Emit(EventKind::Booted { term: record.term }));
                     }
-                    self.state = State::Primary(Primary::alone(record));
+                    self.state = State::Primary(match from {
+                        // What it is loaded from is still there.
+                        Some(_) => Primary::resuming(record, Vec::new()),
+                        None => Primary::alone(record),
+                    });
                 }
                 Some(current) if from.is_some() => {
                     let term = current.map_or(Term(0), |r| r.term);
@@ -695,7 +751,8 @@ impl Protocol {
             },
             State::Claiming { .. } => self.claim_answered(current, out),
             State::Primary(_) => self.primary_answer(current, out),
-            State::Standby | State::Backup(_) => {}
+            State::GivingBack(_) => self.give_back_answered(current, out),
+            State::Standby | State::Backup(_) | State::Spare(_) => {}
         }
     }
 
@@ -705,6 +762,7 @@ impl Protocol {
         let obsolete = match &self.state {
             State::Primary(p) => record.term > p.record.term && record.primary != self.me,
             State::Backup(b) => b.is_void(&self.me, record),
+            State::Spare(_) => return self.spare_sees(record, out),
             // Nothing has been asked yet, and nothing can come of it.
             State::Claiming { proposal, backup, .. } => !proposal.sent && backup.is_void(&self.me, record),
             _ => false,

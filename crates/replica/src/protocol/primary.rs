@@ -28,6 +28,8 @@ pub(super) struct Primary {
     /// The VM ends, for this reason, as soon as nobody may take it over.
     stopping: Option<String>,
     log: Option<Log>,
+    /// The guest has not run here yet: who may have the VM if it cannot. See [`super::give_back`].
+    pub(super) heirs: Option<Vec<Backup>>,
     /// It may have been replaced without our noticing: until a record is won by a proposal after this one.
     doubt: Option<ProposalId>,
 }
@@ -74,8 +76,14 @@ impl Primary {
             handover: None,
             stopping: None,
             log: None,
+            heirs: None,
             doubt: None,
         }
+    }
+
+    /// The same of one whose guest is to be resumed here: see [`Self::heirs`].
+    pub(super) fn resuming(record: Record, heirs: Vec<Backup>) -> Self {
+        Self { heirs: Some(heirs), ..Self::alone(record) }
     }
 
     pub(super) fn doubts(&self) -> bool {

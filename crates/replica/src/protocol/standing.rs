@@ -55,7 +55,8 @@ impl Standing {
         }
         match &self.role {
             LogRole::Primary { record: own } => own == record && record.primary == *me,
-            LogRole::Backup { session, primary } => record.primary == *primary && record.binds(me, *session),
+            // The session's primary named it, or one that had won the VM and could not go on with it: it has let nothing go.
+            LogRole::Backup { session, .. } => record.binds(me, *session),
         }
     }
 }
@@ -91,16 +92,13 @@ mod tests {
         assert!(backup.vouches(&record(6, "a", Some("b")), &b));
         // The primary has since bound or lost another backup.
         assert!(backup.vouches(&record(8, "a", Some("b")), &b));
+        // Another backup had won, and has given the VM back.
+        assert!(!backup.vouches(&record(7, "c", None), &b));
+        assert!(backup.vouches(&record(8, "c", Some("b")), &b));
         let mut again = record(8, "a", Some("b"));
         again.backups[0].session = Term(7);
         assert!(!backup.vouches(&again, &b), "another session with the same backup");
-        for other in [
-            record(5, "a", None),
-            record(7, "a", None),
-            record(7, "b", None),
-            record(6, "a", Some("c")),
-            record(6, "c", Some("b")),
-        ] {
+        for other in [record(5, "a", None), record(7, "a", None), record(7, "b", None), record(6, "a", Some("c"))] {
             assert!(!backup.vouches(&other, &b), "{other:?}");
         }
         backup.proposed = Some(record(7, "b", None));
