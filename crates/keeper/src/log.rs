@@ -309,7 +309,8 @@ struct LogThread {
     reign: Term,
     /// A backup's session.
     session: Term,
-    /// A checkpoint is in the log and not on the volumes.
+    /// A checkpoint of this session is in the log and not on the volumes: nothing more of it is taken, and nobody goes on with the log as
+    /// it stands.
     amiss: bool,
     settings: Settings,
     /// The newest word of the guest's health. Checkpoints bring it when it changes, but each commit has to have it.
@@ -494,7 +495,7 @@ impl LogThread {
             Job::Log(LogJob::Copy { session, .. } | LogJob::Settle(session)) if *session != self.session => {
                 return Ok(state);
             }
-            Job::Log(LogJob::Received(received)) if received.session != self.session => return Ok(state),
+            Job::Log(LogJob::Received(received)) if received.session != self.session || self.amiss => return Ok(state),
             _ => {}
         }
         match (state, job) {
@@ -590,6 +591,7 @@ impl LogThread {
             (state, Job::Log(LogJob::Drain(reply))) => {
                 let at = match &state {
                     State::Nothing | State::New(_) | State::Behind(..) => None,
+                    State::Log(_) if self.amiss => None,
                     State::Log(running) => running.at,
                 };
                 let _ = reply.send(at);
@@ -790,10 +792,13 @@ impl LogThread {
                 let _ = self.settings.core.send(Msg::Held { session, epoch, first });
                 Ok(State::Log(running))
             }
-            // The session is over, or a disk is broken: the core knows or will see it. The log is whole.
+            // The session is over, as the core knows, or a disk is broken: then the standby has what its volumes have not, and must not go
+            // on. The log is whole, and brings the volumes with it.
             Err(reason) => {
-                tracing::warn!(%reason, "a checkpoint is in the log and not on the volumes");
                 self.amiss = true;
+                let reason = format!("a checkpoint is in the log and not on the volumes: {reason}");
+                tracing::warn!(%reason, "the session ends");
+                let _ = self.settings.core.send(Msg::LoadFailed { session, reason });
                 Ok(State::Log(running))
             }
         }

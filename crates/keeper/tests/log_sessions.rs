@@ -254,3 +254,32 @@ fn the_next_keeper_goes_on_with_a_log_of_the_same_reign() {
         assert_eq!(read(dir.path()), Some((Term(7), Epoch(12), guest)), "{left:?}");
     }
 }
+
+/// What is in the log and could not be put on the volumes ends the session: its standby must not go on without that. The log is whole, and
+/// can be gone on from.
+#[test]
+fn a_checkpoint_that_the_volumes_do_not_take_ends_the_session() {
+    let dir = tempfile::tempdir().unwrap();
+    let (thread, mut guest) = begun(dir.path());
+    // The volumes take nothing of this session any more.
+    thread.disks.enter(Term(6)).unwrap();
+    thread.gives(5, 10, &guest.write(&[10], 10));
+    let Msg::LoadFailed { session: Term(5), reason } = thread.heard.recv_timeout(LIMIT).unwrap() else {
+        panic!("the session goes on")
+    };
+    assert!(reason.contains("not on the volumes"), "{reason}");
+    assert_eq!(thread.end(), None, "the VM must not go on from here");
+    // Nor is there a hole in what it holds.
+    thread.gives(5, 11, &Memory::new().write(&[11], 11));
+    assert_eq!(thread.end(), None);
+    assert!(thread.heard.try_recv().is_err(), "it is acknowledged");
+    assert!(!thread.session(7, Some(Left::Here { session: Term(5), epoch: Epoch(10) })));
+    drop(thread);
+    let dir = tempfile::tempdir().unwrap();
+    let (thread, mut guest) = begun(dir.path());
+    thread.disks.enter(Term(6)).unwrap();
+    thread.gives(5, 10, &guest.write(&[10], 10));
+    thread.gives(5, 11, &Memory::new().write(&[11], 11));
+    drop(thread);
+    assert_eq!(read(dir.path()), Some((Term(5), Epoch(10), guest)));
+}
