@@ -62,6 +62,9 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often a standby that waits for the witness's word is looked after.
 const LOOK: Duration = Duration::from_millis(20);
+/// How long a session waits for its log to say whether it goes on. As long as for any disk that is slow: the primary waits longer.
+const LOG_LIMIT: Duration = Duration::from_secs(10);
+const NO_ANSWER: &str = "the log's disk does not answer";
 /// How often a log's queue that is full is looked at.
 const LOOK_AT_LOG: Duration = Duration::from_millis(1);
 /// For one small write to the primary.
@@ -262,10 +265,20 @@ impl Standby {
         if let Err(error) = Generation::of(&self.config).follow(generation(hello)) {
             tracing::warn!(%error, "a later boot on this host may show the guest an earlier generation id");
         }
-        let (mut standby, mut base, former) = match self.left(hello, parked, log.as_ref()) {
+        let left = match self.left(hello, parked, log.as_ref()) {
+            Ok(left) => left,
+            Err((reason, parked)) => {
+                // As it is: the log may answer in time for the next session.
+                if let Some(parked) = parked {
+                    place.park(*parked);
+                }
+                return Err(reason);
+            }
+        };
+        let (mut standby, mut base, former) = match left {
             Some((standby, base, former)) => (standby, Some(base), former),
             None => {
-                opens(log.as_ref(), hello, None)?;
+                opens(log.as_ref(), hello, None, Instant::now() + LOG_LIMIT)?;
                 (build(&self.config, hello, self.disks.sockets(), None)?, None, None)
             }
         };
@@ -437,26 +450,35 @@ impl Standby {
 
     /// What is left here of a former session, if this one's primary can go on from that: the standby, and the log of a
     /// non-volatile VM with it.
+    ///
+    /// # Errors
+    /// The log does not say in time whether it goes on: its disk hangs, or it has ended. With the standby, which the next session may go on
+    /// with.
     fn left(
         &self,
         hello: &Hello,
         parked: Option<Box<Parked>>,
         log: Option<&SyncSender<Job>>,
-    ) -> Option<(StandbyMachine, Base, Option<Former>)> {
+    ) -> Result<Option<Continued>, (String, Option<Box<Parked>>)> {
+        let deadline = Instant::now() + LOG_LIMIT;
         if let Some((parked, base)) = parked.and_then(|p| self.goes_on(hello, *p)) {
-            let Parked { standby, history, logged } = parked;
-            let left = logged.map(|(session, epoch)| Left::Here { session, epoch });
-            let goes_on = opens(log, hello, left).ok()?;
-            return goes_on.recv().unwrap_or(log.is_none()).then_some((standby, base, Some((history, logged))));
+            let left = parked.logged.map(|(session, epoch)| Left::Here { session, epoch });
+            let goes_on =
+                opens(log, hello, left, deadline).and_then(|answer| answered(&answer, log.is_some(), deadline));
+            return match goes_on {
+                Ok(true) => Ok(Some((parked.standby, base, Some((parked.history, parked.logged))))),
+                Ok(false) => Ok(None),
+                Err(reason) => Err((reason, Some(Box::new(parked)))),
+            };
         }
-        let kept = self.parking.take_kept()?;
         // Memory and log need not be of the same checkpoint: of both it is known what was written since.
-        let origin = hello.origin.as_ref()?;
+        let (Some(kept), Some(origin)) = (self.parking.take_kept(), hello.origin.as_ref()) else { return Ok(None) };
         let left = Left::OnDisk { reign: kept.note.reign, epochs: origin.since..=origin.epoch };
-        let goes_on = opens(log, hello, Some(left)).ok()?;
+        let answer = opens(log, hello, Some(left), deadline).map_err(|reason| (reason, None))?;
         // Its QEMU has nothing of its own yet: nothing to go back to.
-        let (standby, base) = self.goes_on_with_memory(hello, kept)?;
-        goes_on.recv().unwrap_or(log.is_none()).then_some((standby, base, None))
+        let Some((standby, base)) = self.goes_on_with_memory(hello, kept) else { return Ok(None) };
+        let goes_on = answered(&answer, log.is_some(), deadline).map_err(|reason| (reason, None))?;
+        Ok(goes_on.then_some((standby, base, None)))
     }
 
     /// The standby that is left from the former session, if this one's primary has gone on from what it holds. One that
@@ -514,17 +536,56 @@ enum Whole {
 /// What a standby held before this session, and the log with it: see [`Parked`].
 type Former = (History, Option<(Term, Epoch)>);
 
+/// What a session goes on with.
+type Continued = (StandbyMachine, Base, Option<Former>);
+
 /// A session begins for the log, if there is one, with what is left. The answer says whether it goes on with that.
 ///
 /// # Errors
-/// The log's thread has ended.
-fn opens(log: Option<&SyncSender<Job>>, hello: &Hello, left: Option<Left>) -> Result<Receiver<bool>, String> {
+/// The log's thread has ended, or its queue stays full: its disk hangs.
+fn opens(
+    log: Option<&SyncSender<Job>>,
+    hello: &Hello,
+    left: Option<Left>,
+    deadline: Instant,
+) -> Result<Receiver<bool>, String> {
     let (reply, answer) = sync_channel(1);
     if let Some(log) = log {
         let opening = Opening { hello: hello.clone(), left, reply };
-        log.send(Job::Log(LogJob::Session(Box::new(opening)))).map_err(|_| "the log has ended".to_owned())?;
+        give(log, Job::Log(LogJob::Session(Box::new(opening))), Some(deadline))?;
     }
     Ok(answer)
+}
+
+/// Whether the log goes on with what is left. Where there is none nothing stands against it.
+///
+/// # Errors
+/// It does not say so in time. No session goes on then: a standby that is whole beside a log that is not would be one that cannot
+/// acknowledge, and could not say what its log holds.
+fn answered(answer: &Receiver<bool>, logs: bool, deadline: Instant) -> Result<bool, String> {
+    match answer.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        Ok(goes_on) => Ok(goes_on),
+        Err(RecvTimeoutError::Disconnected) => Ok(!logs),
+        Err(RecvTimeoutError::Timeout) => Err(NO_ANSWER.into()),
+    }
+}
+
+/// Puts a job into the log's queue. One that is full is one of a disk that is slow, too.
+///
+/// # Errors
+/// The log's thread has ended, or there is no room before the deadline.
+fn give(log: &SyncSender<Job>, mut job: Job, deadline: Option<Instant>) -> Result<(), String> {
+    while let Err(refused) = log.try_send(job) {
+        match refused {
+            TrySendError::Disconnected(_) => return Err("the log has ended".into()),
+            TrySendError::Full(_) if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
+                return Err(NO_ANSWER.into());
+            }
+            TrySendError::Full(again) => job = again,
+        }
+        thread::sleep(LOOK_AT_LOG);
+    }
+    Ok(())
 }
 
 /// The history of a session's checkpoints.
@@ -636,15 +697,7 @@ fn generation(hello: &Hello) -> Uuid {
 fn drained(log: &SyncSender<Job>, limit: Option<Duration>) -> Option<(Term, Epoch)> {
     let deadline = limit.map(|limit| Instant::now() + limit);
     let (reply, answer) = sync_channel(1);
-    let mut job = Job::Log(LogJob::Drain(reply));
-    // A queue that is full is one of a disk that is slow, too.
-    while let Err(refused) = log.try_send(job) {
-        match refused {
-            TrySendError::Full(again) if deadline.is_none_or(|deadline| Instant::now() < deadline) => job = again,
-            _ => return None,
-        }
-        thread::sleep(LOOK_AT_LOG);
-    }
+    give(log, Job::Log(LogJob::Drain(reply)), deadline).ok()?;
     match deadline {
         Some(deadline) => answer.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()?,
         None => answer.recv().ok()?,
@@ -769,5 +822,27 @@ mod tests {
         assert_eq!(drained(&log, None), at);
         answers.join().unwrap();
         assert_eq!(drained(&log, None), None);
+    }
+
+    /// Nor does a session wait for it without end; and one whose disk hangs is not one that goes on.
+    #[test]
+    fn a_session_ends_whose_log_does_not_say_whether_it_goes_on() {
+        let soon = || Instant::now() + Duration::from_millis(20);
+        let (reply, answer) = sync_channel(1);
+        assert_eq!(answered(&answer, true, soon()), Err(NO_ANSWER.into()));
+        for said in [false, true] {
+            reply.send(said).unwrap();
+            assert_eq!(answered(&answer, true, soon()), Ok(said));
+        }
+        drop(reply);
+        assert_eq!(answered(&answer, true, soon()), Ok(false), "it has ended");
+        assert_eq!(answered(&answer, false, soon()), Ok(true), "there is none");
+        // Its queue is full, and nobody takes anything out of it.
+        let job = || Job::Log(LogJob::Settle(Term(1)));
+        let (log, work) = sync_channel(1);
+        assert_eq!(give(&log, job(), Some(soon())), Ok(()));
+        assert_eq!(give(&log, job(), Some(soon())), Err(NO_ANSWER.into()));
+        drop(work);
+        assert_eq!(give(&log, job(), None), Err("the log has ended".into()));
     }
 }
