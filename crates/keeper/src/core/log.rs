@@ -418,6 +418,10 @@ impl Core {
             Some(reason) => (true, reason.to_owned()),
             None => (false, reason.to_owned()),
         };
+        if self.protocol.role() == Role::Primary && self.takeover.is_some() {
+            // This host has won the VM, and the log that it kept as a backup has noted that: it would be believed.
+            self.log_first(Epoch(1));
+        }
         let was_on = self.log_is_on();
         self.drop_log();
         self.log.again_later();
