@@ -16,8 +16,8 @@ use crate::error::LabError;
 pub const SIZES: [u64; 3] = [256, 1024, 4096];
 /// What the guest is to write, 10^6 bytes a second: nothing, so much, or as much as it can.
 const RATES: [Option<u32>; 3] = [None, Some(100), Some(0)];
-/// Of the guest's memory, what it writes to, again and again: five eighths.
-const WRITTEN: (u64, u64) = (5, 8);
+/// Of the guest's memory, what it writes to, again and again: a half. The smallest guest has little more to give.
+const WRITTEN: u64 = 2;
 /// How long it is watched how fast it writes.
 const WATCHED: Duration = Duration::from_secs(1);
 /// What a snapshot may take.
@@ -46,27 +46,29 @@ pub struct SnapshotRow {
 /// A lab or a guest that does not come up; a snapshot that fails.
 pub fn measure(config: &LabConfig, vm: &VmOptions) -> Result<Vec<SnapshotRow>, LabError> {
     let memory_mib = vm.memory_mib;
-    let written_mib = memory_mib * WRITTEN.0 / WRITTEN.1;
+    let written_mib = memory_mib / WRITTEN;
     let mut subject = Subject::up(config, vm)?;
     subject.enter(Mode::Unprotected)?;
     subject.workload.fill(written_mib)?;
     let mut rows = Vec::new();
     for (number, rate) in RATES.into_iter().enumerate() {
+        // The guest counts what it writes while it is told to write.
+        let (mut dirty, mut meanwhile, mut before) = (0.0, 0.0, None);
         if let Some(mbps) = rate {
             subject.workload.dirty_all(written_mib, mbps)?;
+            dirty = subject.workload.dirty_rate(WATCHED)?;
+            before = Some((subject.workload.dirtied()?, Instant::now()));
         }
-        let dirty = subject.workload.dirty_rate(WATCHED)?;
-        let (pages, begin) = (subject.workload.dirtied()?, Instant::now());
         let figures = take(&mut subject, number)?;
-        let meanwhile = (subject.workload.dirtied()? - pages) / begin.elapsed().as_secs_f64();
-        if rate.is_some() {
+        if let Some((pages, begin)) = before {
+            meanwhile = (subject.workload.dirtied()? - pages) / begin.elapsed().as_secs_f64();
             subject.workload.stop()?;
         }
         rows.push(SnapshotRow {
             memory_mib,
             written_mib,
-            dirty_mb_s: (dirty.round()) as u64,
-            dirty_meanwhile_mb_s: meanwhile.round() as u64,
+            dirty_mb_s: f64::round(dirty) as u64,
+            dirty_meanwhile_mb_s: f64::round(meanwhile) as u64,
             pause_us: figures.pause_us,
             total_ms: figures.took_ms,
             file_mib: figures.bytes.div_ceil(1 << 20),
