@@ -33,4 +33,5 @@ fn a_missing_kernel_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let error = probe(Path::new("/nowhere/vmlinuz"), Path::new("qemu-system-x86_64"), dir.path()).unwrap_err();
     assert!(matches!(error, MachineError::File { .. }));
+    assert_eq!(error.to_string().split(':').next(), Some("cannot read the kernel to probe with, /nowhere/vmlinuz"));
 }
