@@ -2,20 +2,30 @@
 
 mod support;
 
+use ninefold_lab::Lab;
+use ninefold_model::control::Request;
 use ninefold_model::event::EventKind;
+use ninefold_model::spec::Protection;
 use ninefold_model::status::Role;
 use support::{Action, Beginning, Scenario};
+
+/// Changes the file of a host's keeper.
+fn rewrite(lab: &Lab, host: &str, change: impl FnOnce(&mut serde_json::Value)) {
+    let path = lab.run_dir(host).join("keeper.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    change(&mut config);
+    std::fs::write(path, config.to_string()).unwrap();
+}
 
 /// The file of b says that the VM has another processor and more memory. b follows what runs, says so before anything is copied, and the
 /// VM survives whichever host it is on.
 #[test]
 fn a_vm_goes_on_as_it_was_booted_where_the_file_says_otherwise() {
-    let prepare = |lab: &ninefold_lab::Lab| {
-        let path = lab.run_dir("b").join("keeper.json");
-        let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-        config["vm"]["vcpus"] = 2.into();
-        config["vm"]["memory_mib"] = 512.into();
-        std::fs::write(path, config.to_string()).unwrap();
+    let prepare = |lab: &Lab| {
+        rewrite(lab, "b", |config| {
+            config["vm"]["vcpus"] = 2.into();
+            config["vm"]["memory_mib"] = 512.into();
+        });
     };
     let mut s = Scenario::with("booted", Beginning { prepare: Some(Box::new(prepare)), ..Default::default() });
     let (vcpus, memory) = (s.options.vcpus, s.options.memory_mib);
@@ -54,5 +64,36 @@ fn a_vm_goes_on_as_it_was_booted_where_the_file_says_otherwise() {
     // And back, to a keeper of b that was started anew from its file.
     s.act(Action::KillQemu);
     assert_eq!(fields(&s, "b").0, Role::Primary);
+    s.finish();
+}
+
+/// The QEMU of b builds another machine than it is asked for, which no description shows. That it could not go on with the VM is found out
+/// before the VM is called protected, and not when its primary is gone.
+#[test]
+fn a_host_that_could_not_load_the_vm_is_no_backup() {
+    let prepare = |lab: &Lab| {
+        let qemu = lab.run_dir("b").join("qemu-with-two-processors");
+        rewrite(lab, "b", |config| {
+            let real = config["qemu"].as_str().unwrap_or("qemu-system-x86_64").to_owned();
+            let swap = r#"for arg do shift; [ "$prev" = -smp ] && arg=2; set -- "$@" "$arg"; prev=$arg; done"#;
+            std::fs::write(&qemu, format!("#!/bin/sh\n{swap}\nexec {real} \"$@\"\n")).unwrap();
+            std::fs::set_permissions(&qemu, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+            config["qemu"] = qemu.to_str().unwrap().into();
+        });
+    };
+    let mut begin = Beginning { prepare: Some(Box::new(prepare)), ..Default::default() };
+    begin.vm.protection = Protection::None;
+    let s = Scenario::with("unloadable", begin);
+    s.lab.ask("a", &Request::Protect).unwrap();
+    let lost = s.expect(0, "a", "end of the session", |k| matches!(k, EventKind::BackupLost { .. }));
+    let EventKind::BackupLost { reason, .. } = lost.kind else { unreachable!() };
+    assert!(reason.contains("the VM could not go on here, its devices cannot be loaded"), "{reason}");
+    assert!(!s.events.all().iter().any(|e| matches!(e.kind, EventKind::Protected { .. })));
+    let mark = s.events.mark();
+    s.lab.kill_keeper("b").unwrap();
+    rewrite(&s.lab, "b", |config| drop(config.as_object_mut().unwrap().remove("qemu")));
+    s.lab.start_keeper("b").unwrap();
+    s.expect(mark, "a", "protection", |k| matches!(k, EventKind::Protected { .. }));
+    s.expect_writes(100);
     s.finish();
 }
