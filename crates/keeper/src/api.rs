@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ninefold_listen::Within;
+use ninefold_model::HostName;
 use ninefold_model::control::{CheckpointRecord, Request, Response};
 use ninefold_model::event::Event;
 use ninefold_model::status::VmStatus;
@@ -25,7 +26,12 @@ pub enum ApiError {
     #[error("the keeper's answer makes no sense: {0}")]
     Garbled(String),
     #[error("{message}")]
-    Refused { message: String, help: Option<String> },
+    Refused {
+        message: String,
+        help: Option<String>,
+        /// Whose keeper to ask instead.
+        try_host: Option<HostName>,
+    },
 }
 
 /// A client of one keeper. Each request uses a connection of its own, so a client can be shared and kept.
@@ -59,7 +65,7 @@ impl Client {
             return Err(ApiError::Closed { socket: self.socket.clone() });
         }
         match serde_json::from_slice(&answer).map_err(|e| ApiError::Garbled(e.to_string()))? {
-            Response::Error { message, help, .. } => Err(ApiError::Refused { message, help }),
+            Response::Error { message, help, try_host } => Err(ApiError::Refused { message, help, try_host }),
             response => Ok(response),
         }
     }

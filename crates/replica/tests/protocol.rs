@@ -590,6 +590,26 @@ fn a_start_says_what_the_witness_answers() {
     assert_eq!((a.protocol.role(), a.protocol.awaits_witness()), (Role::Standby, false));
 }
 
+/// A host that did not have the VM last names the one that did, and who may still have it.
+#[test]
+fn a_plain_start_is_refused_with_the_name_of_who_had_it_last() {
+    let a = Host::new("a");
+    let said = |found: &Record| a.protocol.may_start(Some(found), false).unwrap_err();
+    let alone = Record { term: Term(6), primary: host("b"), backups: Vec::new() };
+    assert_eq!(
+        said(&alone),
+        "the witness says that b had it last: it runs there, or has ended there and starts there again (term 6)"
+    );
+    assert_eq!(a.protocol.had_it_last(Some(&alone)), Some(&host("b")));
+    a.protocol.may_start(Some(&alone), true).unwrap();
+    let bound = Record { backups: vec![backup("c", Term(4)), backup("d", Term(5))], ..alone };
+    assert_eq!(said(&bound), "the witness says that b runs it or c or d may take it over (term 6)");
+    assert_eq!(a.protocol.had_it_last(Some(&bound)), None, "it may be another's by now");
+    let ours = Record::boot(host("a"));
+    assert_eq!((a.protocol.had_it_last(Some(&ours)), a.protocol.had_it_last(None)), (None, None));
+    a.protocol.may_start(Some(&ours), false).unwrap();
+}
+
 /// A backup that still waits for its disk before it asks is of no use to a primary that has gone on without it, and no hindrance.
 #[test]
 fn a_claim_that_was_not_sent_ends_when_nothing_can_come_of_it() {

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
+use ninefold_keeper::api::ApiError;
 use ninefold_model::control::Request;
 use ninefold_model::event::{Event, EventKind};
 use ninefold_model::spec::{EpochPolicy, Protection};
@@ -32,7 +33,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 pub struct StartArgs {
     #[command(flatten)]
     at: Where,
-    /// Where; without it the first host whose keeper answers
+    /// Where; without it the host that had the VM last
     #[arg(long)]
     host: Option<String>,
     /// Boot it although the witness says that it may live elsewhere: only when you know that it does not
@@ -135,7 +136,7 @@ pub fn start(args: &StartArgs, output: &Output) -> Result<(), CliError> {
     if let Some(running) = reports.iter().find(|r| r.status.as_ref().is_some_and(|s| s.role == Role::Primary)) {
         return Err(CliError::Running { host: running.host.clone() });
     }
-    let keeper = match &args.host {
+    let mut keeper = match &args.host {
         Some(host) => keepers.of_host(host)?.clone(),
         None => {
             let place = reports.iter().position(|r| r.status.is_some());
@@ -143,9 +144,20 @@ pub fn start(args: &StartArgs, output: &Output) -> Result<(), CliError> {
         }
     };
     let since = now_us();
-    let bar = progress::spinner("the VM boots");
-    let started = keeper.client.command(&Request::Start { force: args.force });
-    bar.finish_and_clear();
+    let start = |keeper: &Keeper| {
+        let bar = progress::spinner(&format!("the VM boots on {}", keeper.host));
+        let started = keeper.client.command(&Request::Start { force: args.force });
+        bar.finish_and_clear();
+        started
+    };
+    let mut started = start(&keeper);
+    // Any keeper knows from the witness which host had the VM last. That one is asked, unless a host was named.
+    if let (None, Err(ApiError::Refused { try_host: Some(host), .. })) = (&args.host, &started)
+        && let Ok(other) = keepers.of_host(host.as_str())
+    {
+        keeper = other.clone();
+        started = start(&keeper);
+    }
     started?;
     let wanted = keeper.client.status()?.wanted;
     let mut event = None;

@@ -3,10 +3,10 @@
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 
-use ninefold_model::Record;
 use ninefold_model::control::{Request, Response};
 use ninefold_model::spec::Protection;
 use ninefold_model::status::{BackupState, BackupStatus, ProtectionState, Role, VmStatus};
+use ninefold_model::{HostName, Record};
 use ninefold_replica::protocol::{Action, Input, Phase, Wanted};
 
 use super::replica::Replica;
@@ -27,7 +27,9 @@ impl Core {
                     refuse("the VM is being started from a snapshot")
                 } else if let Some(reason) = self.is_here() {
                     // Nor may the question take the place of one that is on its way to the witness.
-                    refuse(reason)
+                    // A backup may not have heard yet that the VM has ended: its primary knows.
+                    let try_host = self.protocol.primary().filter(|p| **p != self.parts.config.host).cloned();
+                    Response::Error { message: reason.into(), help: None, try_host }
                 } else if let Some(why) = self.is_mixture(force) {
                     Response::Error {
                         message: why.into(),
@@ -196,18 +198,28 @@ impl Core {
             "volume {volume} may be behind what clients were told {}: it was not all on this host's disk when the VM ended here",
             if when.is_empty() { "while it was protected" } else { &when }
         );
-        self.refuse_start(reason, &if_behind(found));
+        self.refuse_start(reason, &if_behind(found), None);
         true
     }
 
     pub(super) fn start_failed(&mut self, reason: String) {
-        self.refuse_start(reason, "`ninefold vm status` and `ninefold doctor` show more");
+        self.refuse_start(reason, "`ninefold vm status` and `ninefold doctor` show more", None);
     }
 
-    fn refuse_start(&mut self, reason: String, help: &str) {
+    /// The VM is to be started on the host that had it last.
+    pub(super) fn start_elsewhere(&mut self, reason: String, host: HostName) {
+        let help = format!(
+            "ask the keeper on {host} to start it; if that host is gone for good, `ninefold vm start --host {} --force` boots it here, and what only \
+             {host} had is lost",
+            self.parts.config.host
+        );
+        self.refuse_start(reason, &help, Some(host));
+    }
+
+    fn refuse_start(&mut self, reason: String, help: &str, try_host: Option<HostName>) {
         if let Some(reply) = self.start_reply.take() {
             let help = Some(help.into());
-            let _ = reply.send(Response::Error { message: reason, help, try_host: None });
+            let _ = reply.send(Response::Error { message: reason, help, try_host });
             self.not_here();
         }
     }

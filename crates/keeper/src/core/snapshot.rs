@@ -309,6 +309,12 @@ impl Core {
             if !force && self.protocol.may_start(found.as_ref(), force).is_ok() && self.is_behind(found.as_ref()) {
                 return;
             }
+            if !force
+                && let Err(reason) = self.protocol.may_start(found.as_ref(), force)
+                && let Some(host) = self.protocol.had_it_last(found.as_ref()).cloned()
+            {
+                return self.start_elsewhere(reason, host);
+            }
             return self.input(Input::Start { found, force });
         };
         match self.protocol.may_start(found.as_ref(), force) {

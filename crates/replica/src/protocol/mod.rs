@@ -701,6 +701,11 @@ impl Protocol {
         }
     }
 
+    /// The other host that had the VM last, alone, by the witness's record `found`: nobody but that one may start it without force.
+    pub fn had_it_last<'a>(&self, found: Option<&'a Record>) -> Option<&'a HostName> {
+        found.filter(|r| r.is_alone() && r.primary != self.me).map(|r| &r.primary)
+    }
+
     fn answer(&mut self, id: ProposalId, outcome: Outcome, out: &mut Vec<Action>) {
         let doubt = self.disbelieves_answer(&outcome).filter(|_| self.rules.end_only_for_another);
         let Some(proposal) = self.proposal().filter(|p| p.id == id).map(|p| p.clone()) else { return };
