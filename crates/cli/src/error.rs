@@ -10,6 +10,8 @@ use ninefold_model::status::Role;
 use ninefold_snapshot::store::StoreError;
 use ninefold_volume::VolumeError;
 
+use crate::vm::agent::AgentError;
+
 /// Why a command failed. Its text is one line; [`CliError::help`] says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
@@ -53,6 +55,13 @@ pub enum CliError {
         /// What the keepers asked know: their roles and their peer.
         role: Role,
         peer: Option<String>,
+    },
+    /// The guest's agent does not answer.
+    #[error("the VM runs on {host}: {source}")]
+    Agent {
+        host: String,
+        #[source]
+        source: AgentError,
     },
     #[error("the VM runs on {host} already")]
     Running { host: String },
@@ -143,6 +152,10 @@ impl CliError {
                 return Some(format!("it is the backup of {peer}: ask the keeper there"));
             }
             Self::NotRunning { .. } => "`ninefold vm status` shows the roles; `ninefold vm start --host HOST` boots it",
+            Self::Agent { source: AgentError::Silent(_), .. } => {
+                "the guest has to run QEMU's agent (qemu-guest-agent); one that is busy may answer with a longer --wait"
+            }
+            Self::Agent { .. } => "try again; the agent has one client at a time",
             Self::Running { .. } => "`ninefold vm stop` ends it, `ninefold vm switchover` moves it",
             Self::NoSuchHost { hosts, .. } => {
                 let hosts = hosts.join(", ");

@@ -29,6 +29,12 @@ fn every_verb_needs_only_the_keeper_of_this_host() {
     assert!(told.contains("runs on host a, says its backup on host b"), "{told}");
     assert!(ok(&["vm", "events", "--run-dir", a]).contains("protected by host b"));
     assert_eq!(on_a(&["checkpoints", "--last", "1"])["host"], "a");
+    // What the guest's agent tells, whose answers are held like any output of a protected VM.
+    let info = on_a(&["info", "--wait", "60"]);
+    let told = |what: &str| info[what].as_str().is_some_and(|text| !text.is_empty());
+    assert!(info["host"] == "a" && told("agent") && told("kernel"), "{info:#}");
+    let macs = info["interfaces"].as_array().unwrap().iter().filter_map(|i| i["mac"].as_str()).collect::<Vec<_>>();
+    assert!(macs.iter().any(|mac| mac.starts_with("52:54:00")), "{info:#}");
 
     // What changes the VM where it is.
     assert_eq!(on_a(&["epochs", "fixed", "--ms", "30"])["host"], "a");
@@ -73,7 +79,13 @@ fn every_verb_needs_only_the_keeper_of_this_host() {
     let said = fails(&["vm", "start", "--run-dir", a], 1);
     assert!(said.contains("runs on a already"), "{said}");
     on_a(&["stop"]);
-    assert_eq!(on_a(&["start", "--host", "a"])["event"]["event"], "protected");
+    // By the witness a had it last: b starts nothing, and says where to ask; asked in b's name and a's, it starts on a.
+    let standby = || at(b, &["status"])["hosts"][0]["status"]["role"] == "standby";
+    assert!((0..200).any(|_| standby()), "b has not heard that the VM has ended");
+    let said = fails(&["vm", "start", "--run-dir", b], 1);
+    assert!(said.contains("a had it last") && said.contains("\nhelp: ask the keeper on a to start it"), "{said}");
+    let started = json(&["vm", "start", "--run-dir", b, "--run-dir", a]);
+    assert_eq!((&started["host"], &started["event"]["event"]), (&"a".into(), &"protected".into()), "{started:#}");
     on_a(&["stop"]);
     json(&["lab", "down", "--name", name]);
     assert_eq!(lab.traces(), Vec::<String>::new());

@@ -62,6 +62,10 @@ impl Keeper {
         Keepers { all: vec![self.clone()], in_lab: false }
     }
 
+    pub fn agent(&self) -> PathBuf {
+        KeeperConfig::agent_socket(&self.run_dir)
+    }
+
     pub fn console(&self) -> PathBuf {
         KeeperConfig::console_socket(&self.run_dir)
     }

@@ -1,9 +1,11 @@
 //! `ninefold vm`: a fault-tolerant VM.
 //!
 //! * [`keepers`]: who is asked · [`status`], [`events`] ([`repeats`]), [`checkpoints`]: looking
+//! * [`info`] ([`agent`]): what the guest's agent tells
 //! * [`trial`], [`dump`]: images on trial; the guest's memory into a file
 //! * [`control`] ([`handover`], [`awaited`]): start, stop, protect, switch over … · [`console`]: its serial console
 
+pub mod agent;
 mod awaited;
 mod checkpoints;
 mod console;
@@ -11,6 +13,7 @@ mod control;
 mod dump;
 mod events;
 mod handover;
+mod info;
 pub mod keepers;
 mod recover;
 mod repeats;
@@ -40,6 +43,7 @@ pub struct VmArgs {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Status(status::StatusArgs),
+    Info(info::InfoArgs),
     Start(control::StartArgs),
     Stop(control::StopArgs),
     Protect(control::ProtectArgs),
@@ -62,6 +66,7 @@ enum Verb {
 pub fn run(args: VmArgs, output: &Output) -> Result<(), CliError> {
     match args.verb {
         Verb::Status(args) => status::run(&args, output),
+        Verb::Info(args) => info::run(&args, output),
         Verb::Start(args) => control::start(&args, output),
         Verb::Stop(args) => control::stop(&args, output),
         Verb::Protect(args) => control::protect(&args, output),
