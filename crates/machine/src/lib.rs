@@ -2,6 +2,7 @@
 //!
 //! * [`machine`]: ties the rest together: launch, pause, save, load, resume
 //! * `clock`: the guest's time goes on while it stands still
+//! * `suspension`: a suspended guest stays so, and wakes; `alarm`: when by its clock
 //! * [`command_line`]: QEMU's arguments as typed data
 //! * [`process`]: the child process: dies with the keeper, its death is an event
 //! * [`qmp`]: the control socket (QEMU Machine Protocol)
@@ -18,6 +19,7 @@
 //! * [`error`]: everything that can go wrong
 
 pub mod accel;
+mod alarm;
 pub mod blocks;
 mod clock;
 pub mod command_line;
@@ -33,6 +35,7 @@ pub mod process;
 pub mod qmp;
 pub mod ram;
 mod rehearsal;
+mod suspension;
 mod sys;
 pub mod version;
 

@@ -15,7 +15,7 @@
 //! ```
 //!
 //! The owner (the keeper's thread for this VM) moves it; QEMU moves by itself only from running to stopped (the guest
-//! powers off: event SHUTDOWN) and to ended. `begin_pause`, `finish_save`, `state_into` and `resume` neither allocate nor
+//! powers off: event SHUTDOWN), to suspended and back (SUSPEND, WAKEUP: see `suspension`), and to ended. `begin_pause`, `finish_save`, `state_into` and `resume` neither allocate nor
 //! log.
 
 use std::ffi::OsString;
@@ -43,6 +43,7 @@ use crate::preload;
 use crate::process::{self, Child, Exit};
 use crate::qmp::{Event, Patience, Qmp};
 use crate::ram::Ram;
+use crate::suspension::Suspension;
 use crate::version::QemuVersion;
 
 /// How long QEMU may take to start; reading a large initrd from a cold disk is part of it.
@@ -100,6 +101,8 @@ pub enum RunState {
     Inmigrate,
     /// The guest powered off.
     Shutdown,
+    /// The guest has suspended itself to memory.
+    Suspended,
     #[serde(untagged)]
     Other(String),
 }
@@ -142,7 +145,7 @@ struct MigrationInfo {
 /// A QEMU process and all that belongs to it. Dropping it kills the process.
 #[derive(Debug)]
 pub struct Machine {
-    qmp: Qmp,
+    pub(crate) qmp: Qmp,
     child: Child,
     version: QemuVersion,
     accel: Accel,
@@ -159,6 +162,7 @@ pub struct Machine {
     unborn: bool,
     /// The guest has been loaded and has not run yet.
     loaded: bool,
+    pub(crate) suspension: Suspension,
     state: StateFile,
     pause_commands: Vec<u8>,
     phase: Phase,
@@ -262,6 +266,7 @@ impl Machine {
             clock: GuestClock::new(child.pid(), kvm_clock, config.spec.watchdog.is_some()),
             unborn: !config.incoming,
             loaded: false,
+            suspension: Suspension::default(),
             qmp,
             child,
             version,
@@ -443,19 +448,27 @@ impl Machine {
         }
         saved.map_err(|error| explain(&self.child, error))?;
         self.phase = Phase::Saved;
+        self.suspension.saved(self.qmp.suspended(), self.version);
         self.state.bytes()
     }
 
-    /// Replaces `out` by the saved state. Allocates only when `out`'s capacity is too small. Possible until the next
-    /// [`Machine::begin_pause`], also while the guest runs again.
+    /// Replaces `out` by the saved state. Allocates only when `out`'s capacity is too small. Follows [`Machine::finish_save`] and
+    /// comes before the end of the pause.
     ///
     /// # Errors
     /// `Order`, `Io`.
-    pub fn state_into(&self, out: &mut Vec<u8>) -> Result<()> {
+    pub fn state_into(&mut self, out: &mut Vec<u8>) -> Result<()> {
         if self.phase == Phase::Saving {
             return Err(MachineError::Order { call: "state_into", reason: "the save is not finished" });
         }
-        self.state.read(out)
+        self.state.read(out)?;
+        if self.suspension.clocks_ran() {
+            clock::settle(out)?;
+        }
+        if self.was_suspended() {
+            self.suspension.note(out);
+        }
+        Ok(())
     }
 
     /// Lets the guest go on after a pause. Its clocks show as if it had run all the time.
@@ -474,7 +487,24 @@ impl Machine {
             self.times.pause_us = micros(pause);
         }
         self.phase = Phase::Idle;
-        sent.map_err(|error| explain(&self.child, error))
+        sent.map_err(|error| explain(&self.child, error))?;
+        self.suspension.resumed(self.qmp.suspended())
+    }
+
+    /// Ends a pause of a guest that is not to run on: its owner has paused it.
+    ///
+    /// # Errors
+    /// `Order`; [`MachineError::Woke`].
+    pub fn stay(&mut self) -> Result<()> {
+        if self.phase == Phase::Saving {
+            return Err(MachineError::Order { call: "stay", reason: "the save is not finished" });
+        }
+        self.times.cont_us = 0;
+        if let Some(pause) = self.pause_began.take() {
+            self.times.pause_us = micros(pause);
+        }
+        self.phase = Phase::Idle;
+        self.suspension.resumed(self.qmp.suspended())
     }
 
     /// The latest pause's steps.
@@ -492,6 +522,7 @@ impl Machine {
         let found = self.clock.find_loaded(self.memory.process(), state);
         self.say_if_lost(found);
         self.loaded = true;
+        self.suspension.note(state);
         Ok(())
     }
 
@@ -556,11 +587,14 @@ impl Machine {
         }
     }
 
-    /// `cont` after [`Machine::stop`]: for the guest no time has passed.
+    /// `cont` after [`Machine::stop`], or of a guest that was loaded: for the guest no time has passed.
     ///
     /// # Errors
     /// As [`Machine::begin_pause`].
     pub fn cont(&mut self) -> Result<()> {
+        if self.loaded {
+            return self.start();
+        }
         self.clock_step(GuestClock::forget)?;
         self.no_answer("cont")
     }
@@ -665,7 +699,7 @@ impl Machine {
         self.qmp.execute_with_fd(command, Some(arguments), fd).map_err(|error| explain(&self.child, error))
     }
 
-    fn no_answer(&mut self, command: &str) -> Result<()> {
+    pub(crate) fn no_answer(&mut self, command: &str) -> Result<()> {
         self.command::<serde::de::IgnoredAny>(command, None::<()>).map(drop)
     }
 }

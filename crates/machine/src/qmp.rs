@@ -71,6 +71,10 @@ pub enum EventKind {
         guest: bool,
     },
     Powerdown,
+    /// The guest has suspended itself to memory.
+    Suspend,
+    /// It was woken.
+    Wakeup,
     GuestPanicked,
     Watchdog,
     /// A memory dump has ended. `ok`: it is whole.
@@ -198,6 +202,9 @@ pub struct Qmp {
     searched: usize,
     events: VecDeque<Event>,
     lost_events: u64,
+    /// By the events that came before the latest answer; and how often it was.
+    suspended: bool,
+    suspensions: u64,
     next_id: u64,
     /// When the latest command was sent.
     asked: Instant,
@@ -225,6 +232,8 @@ impl Qmp {
             searched: 0,
             events: VecDeque::with_capacity(MAX_EVENTS),
             lost_events: 0,
+            suspended: false,
+            suspensions: 0,
             next_id: FIRST_ID,
             asked: Instant::now(),
             patience: None,
@@ -349,6 +358,18 @@ impl Qmp {
     /// Events that were dropped because nobody took them.
     pub fn lost_events(&self) -> u64 {
         self.lost_events
+    }
+
+    /// Whether the guest was suspended when QEMU gave its latest answer, and for the how manieth time: by the events before it,
+    /// whether anybody has taken them or not.
+    pub fn suspended(&self) -> Option<u64> {
+        self.suspended.then_some(self.suspensions)
+    }
+
+    /// The guest goes on from a state in which it was suspended, which no event says.
+    pub(crate) fn set_suspended(&mut self) {
+        self.suspended = true;
+        self.suspensions += 1;
     }
 
     /// Waits for a MIGRATION event that ends a migration; true when it completed. Other events stay queued.
@@ -573,6 +594,8 @@ impl Qmp {
                     "RESET" => EventKind::Reset { guest },
                     "SHUTDOWN" => EventKind::Shutdown { guest },
                     "POWERDOWN" => EventKind::Powerdown,
+                    "SUSPEND" => EventKind::Suspend,
+                    "WAKEUP" => EventKind::Wakeup,
                     "GUEST_PANICKED" => EventKind::GuestPanicked,
                     "WATCHDOG" => EventKind::Watchdog,
                     "DUMP_COMPLETED" => EventKind::DumpCompleted { ok: data.error.is_none() },
@@ -587,6 +610,11 @@ impl Qmp {
                     let us = t.seconds.saturating_mul(1_000_000).saturating_add(t.microseconds);
                     u64::try_from(us).unwrap_or(0)
                 });
+                match kind {
+                    EventKind::Suspend => self.set_suspended(),
+                    EventKind::Wakeup | EventKind::Reset { .. } => self.suspended = false,
+                    _ => {}
+                }
                 if self.events.len() == MAX_EVENTS {
                     self.events.pop_front();
                     self.lost_events += 1;

@@ -5,6 +5,7 @@
 //! * [`record`]: what the witness keeps for each VM
 //! * [`spec`]: what a VM is made of
 //! * [`uuid`]: identities of machines and of lives
+//! * [`standing`]: how it stands: running, suspended, paused, off
 //! * [`health`]: its watchdog, images on trial
 //! * [`status`]: what a keeper says about its VM
 //! * [`difference`]: what of a VM that runs is otherwise in a host's file
@@ -19,10 +20,12 @@ pub mod health;
 pub mod name;
 pub mod record;
 pub mod spec;
+pub mod standing;
 pub mod status;
 pub mod uuid;
 
 pub use count::{Epoch, Term};
 pub use name::{HostName, InvalidName, SnapshotName, VmName, VolumeName};
 pub use record::{Backup, Record};
+pub use standing::{Activity, Standing};
 pub use uuid::Uuid;

@@ -125,6 +125,19 @@ impl GuestClock {
     }
 }
 
+/// `state` was saved while the guest's clocks ran: makes it say what the guest sees now. Does not allocate unless it fails.
+///
+/// # Errors
+/// `Clock`: it has no section for that.
+pub(crate) fn settle(state: &mut [u8]) -> Result<()> {
+    match timeline::settle(state, now()) {
+        true => Ok(()),
+        false => {
+            Err(MachineError::Clock { reason: "the device state has no section 'timer' that is understood".into() })
+        }
+    }
+}
+
 /// The host's two clocks at one time: CLOCK_MONOTONIC in nanoseconds, which is QEMU's, and the TSC.
 pub(crate) fn now() -> Reading {
     let mut best = i64::MAX;

@@ -129,20 +129,47 @@ pub(super) fn span(nanoseconds: u64, early: Reading, now: Reading) -> Reading {
 /// What a saved device state says that the guest has seen: QEMU's section `timer`, version 2: an instance (32 bits, 0), the
 /// version (32 bits), the ticks, eight unused bytes, the clock; all big-endian.
 pub(super) fn saved(state: &[u8]) -> Option<Reading> {
+    let at = section(state)?;
+    let number = |at: usize| Some(i64::from_be_bytes(state.get(at..at + 8)?.try_into().ok()?));
+    Some(Reading { clock: number(at + 16)?, ticks: number(at)? })
+}
+
+/// Where that section's ticks are. Only if there is one such section.
+fn section(state: &[u8]) -> Option<usize> {
     const HEAD: &[u8] = b"\x05timer\0\0\0\0\0\0\0\x02";
-    let mut found = state.windows(HEAD.len() + 24).filter(|window| window.starts_with(HEAD));
-    let section = found.next()?.get(HEAD.len()..)?;
-    if found.next().is_some() {
-        return None;
+    let mut found = state.windows(HEAD.len() + 24).enumerate().filter(|(_, window)| window.starts_with(HEAD));
+    let (at, _) = found.next()?;
+    found.next().is_none().then_some(at + HEAD.len())
+}
+
+/// A state that was saved while the guest's clocks ran has the offsets to the host's. Puts there what the guest sees at `now`
+/// instead; false if the state has no such section. Does not allocate.
+pub(super) fn settle(state: &mut [u8], now: Reading) -> bool {
+    let (Some(at), Some(offsets)) = (section(state), saved(state)) else { return false };
+    let still = offsets.plus(now);
+    for (number, at) in [(still.ticks, at), (still.clock, at + 16)] {
+        let Some(place) = state.get_mut(at..at + 8) else { return false };
+        place.copy_from_slice(&number.to_be_bytes());
     }
-    let number = |at: usize| Some(i64::from_be_bytes(section.get(at..at + 8)?.try_into().ok()?));
-    Some(Reading { clock: number(16)?, ticks: number(0)? })
+    true
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// What a state says that was saved while the guest's clocks ran.
+    #[test]
+    fn offsets_become_what_the_guest_sees() {
+        let head = b"..\x05timer\0\0\0\0\0\0\0\x02";
+        let mut state = [&head[..], &(-70_i64).to_be_bytes(), &[0; 8], &(-900_i64).to_be_bytes(), b".."].concat();
+        assert!(settle(&mut state, Reading { clock: 1000, ticks: 100 }));
+        assert_eq!(saved(&state), Some(Reading { clock: 100, ticks: 30 }));
+        assert!(!settle(&mut state[5..], Reading::default()), "nothing is known of such a state");
+        let mut twice = [state.clone(), state].concat();
+        assert!(!settle(&mut twice, Reading::default()));
+    }
 
     /// The time of a hardware watchdog leaps with the clock, and the guest cannot answer before it has run.
     #[test]
