@@ -226,6 +226,14 @@ impl Capture {
         Ok(())
     }
 
+    /// Ends the pause of a guest that is not to run on.
+    pub fn stay(&mut self, machine: &mut Machine) -> Result<(), MachineError> {
+        machine.stay()?;
+        self.resumed = Instant::now();
+        self.note(machine);
+        Ok(())
+    }
+
     /// Takes over the machine's step times.
     pub fn note(&mut self, machine: &Machine) {
         let times = machine.times();

@@ -22,6 +22,7 @@ mod replica;
 mod requests;
 mod snapshot;
 mod stall;
+mod standing;
 mod survivors;
 mod volumes;
 
@@ -49,6 +50,7 @@ use self::prepare::Preparing;
 use self::replica::Replica;
 use self::snapshot::SnapshotSide;
 use self::stall::StallSide;
+use self::standing::StandingSide;
 use self::survivors::{Absent, Survivors};
 use self::volumes::VolumeWatch;
 use crate::arbiter::Question;
@@ -164,6 +166,7 @@ pub struct Core {
     volumes: VolumeWatch,
     backup: Option<BackupSide>,
     health: HealthSide,
+    standing: StandingSide,
     takeover: Option<Takeover>,
     spare: Option<SpareSide>,
     /// What this host has won cannot be resumed from: it has not run here.
@@ -222,6 +225,7 @@ impl Core {
             volumes: VolumeWatch::new(parts.disks.iter().count()),
             backup: None,
             health: HealthSide::new(&parts),
+            standing: StandingSide::default(),
             takeover: None,
             spare: None,
             unloaded: false,
@@ -402,14 +406,13 @@ impl Core {
                 if generation != self.generation || self.vm.is_none() {
                     return;
                 }
-                if let Some(machine) = &mut self.machine {
-                    machine.run_state = "running".into();
-                }
+                self.show_standing();
                 if let Some(reply) = self.start_reply.take() {
                     let _ = reply.send(Response::Done);
                 }
                 self.guest_runs();
             }
+            Msg::Stands { generation, standing, epoch } => self.stands(generation, standing, epoch),
             Msg::VmLost { generation, reason } => {
                 let ours = self.vm.is_some() && generation == self.generation;
                 if ours && !self.trial_lost(&reason) {
@@ -697,6 +700,7 @@ impl Core {
         self.opening = None;
         self.off = false;
         self.stop_due = false;
+        self.forget_standing();
         self.stall.reset();
         self.uncommitted.clear();
         self.committed = Epoch(0);

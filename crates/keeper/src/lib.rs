@@ -2,7 +2,7 @@
 //!
 //! * [`config`]: what a keeper is told · [`keeper`]: how it starts · [`panics`]
 //! * [`core`]: the thread that owns the protocol and does what it says · [`msg`]: what the others tell it
-//! * [`vm`]: the thread that owns a running QEMU; [`bell`] wakes it · [`sink`]: those to whom it is copied ·
+//! * [`vm`]: the thread that owns a running QEMU; [`bell`] wakes it · `stance`: whether its guest runs, sleeps, is paused · [`sink`]: those to whom it is copied ·
 //!   [`capture`]: one checkpoint, the pause path · [`overlay`], [`first_copy`]
 //! * [`session`]: a primary's connection to its backup · [`connector`]: finding one · [`aside`]: what threads are told beside
 //!   their queues
@@ -54,6 +54,7 @@ pub mod session;
 pub mod sink;
 mod small_file;
 pub mod snapshot;
+mod stance;
 pub mod standby;
 pub mod vm;
 #[cfg(test)]

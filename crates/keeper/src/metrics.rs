@@ -6,7 +6,7 @@ use std::time::Duration;
 use ninefold_model::control::CheckpointRecord;
 use ninefold_model::health::{Failure, WatchdogAction};
 use ninefold_model::status::{Counters, LogState, LogStatus, ProtectionState, Role};
-use ninefold_model::{Epoch, Term, VmName, VolumeName};
+use ninefold_model::{Epoch, Standing, Term, VmName, VolumeName};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
@@ -63,6 +63,7 @@ pub struct Board {
     registry: Registry,
     role: Family<StateLabel, Gauge>,
     protection: Family<StateLabel, Gauge>,
+    guest: Family<StateLabel, Gauge>,
     term: Gauge<i64, AtomicI64>,
     committed: Gauge<i64, AtomicI64>,
     epoch: Histogram,
@@ -104,6 +105,7 @@ impl Board {
         let mut board = Self {
             role: Family::default(),
             protection: Family::default(),
+            guest: Family::default(),
             term: Gauge::default(),
             committed: Gauge::default(),
             epoch: seconds(),
@@ -137,6 +139,7 @@ impl Board {
         let r = &mut registry;
         r.register("ninefold_role", "1 for what this keeper is for its VM", board.role.clone());
         r.register("ninefold_protection", "1 for the VM's protection state, at its primary", board.protection.clone());
+        r.register("ninefold_guest", "1 for how the guest stands, at its primary", board.guest.clone());
         r.register("ninefold_term", "Newest witness term known", board.term.clone());
         r.register("ninefold_committed_epoch", "Last epoch committed in this session", board.committed.clone());
         r.register_with_unit(
@@ -241,6 +244,14 @@ impl Board {
             self.protection.get_or_create(&StateLabel { state }).set(i64::from(Some(p) == protection));
         }
         self.term.set(i64::try_from(term.0).unwrap_or(i64::MAX));
+    }
+
+    /// How the guest stands; None when it is not here.
+    pub fn standing(&self, standing: Option<Standing>) {
+        let now = standing.map(|s| s.to_string());
+        for state in ["running", "suspended", "paused", "shutdown"] {
+            self.guest.get_or_create(&StateLabel { state }).set(i64::from(now.as_deref() == Some(state)));
+        }
     }
 
     /// Totals kept elsewhere.

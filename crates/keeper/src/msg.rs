@@ -10,7 +10,7 @@ use ninefold_model::event::EventKind;
 use ninefold_model::health::{DumpProgress, Failure};
 use ninefold_model::spec::Boot;
 use ninefold_model::status::{MachineStatus, SyncProgress};
-use ninefold_model::{Epoch, Record, Term};
+use ninefold_model::{Epoch, Record, Standing, Term};
 use ninefold_replica::continuation::Base;
 use ninefold_replica::protocol::{Outcome, ProposalId};
 use ninefold_replica::stream::{Hello, Layout};
@@ -65,6 +65,12 @@ pub enum Msg {
     },
     VmRunning {
         generation: u64,
+    },
+    /// How the guest stands has changed; with the checkpoint that will say so, if one is to be taken.
+    Stands {
+        generation: u64,
+        standing: Standing,
+        epoch: Option<Epoch>,
     },
     VmLost {
         generation: u64,

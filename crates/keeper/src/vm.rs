@@ -21,12 +21,13 @@ use std::time::{Duration, Instant};
 use ninefold_machine::{EventKind, Machine, MachineError, Patience, Tracker};
 use ninefold_model::health::Failure;
 use ninefold_model::spec::EpochPolicy;
-use ninefold_model::{Epoch, Term};
+use ninefold_model::{Activity, Epoch, Standing, Term};
 use ninefold_replica::pacing::{Due, EarlyCopy, MAX_IN_FLIGHT, Observation, Pacer};
 use ninefold_volume::Frozen;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::bell::Bell;
+use crate::capture::Capture;
 use crate::cpu_clock::CpuClock;
 use crate::disks::Disks;
 use crate::error::{KeeperError, report};
@@ -37,6 +38,7 @@ use crate::priority::{self, Processors};
 use crate::resync::Rest;
 use crate::session::Job;
 use crate::sink::{self, Copied, Held, Sinks};
+use crate::stance::Stance;
 
 /// How long to wait when nothing is due.
 const IDLE: Duration = Duration::from_millis(100);
@@ -89,6 +91,12 @@ pub enum Command {
     Policy(EpochPolicy),
     /// About the guest's health.
     Health(Order),
+    /// Its owner pauses the guest, or lets it go on.
+    Pause(bool),
+    /// Its owner wakes the guest.
+    Wake,
+    /// Its owner presses the power button.
+    PowerButton,
     /// Kill QEMU and end.
     Kill,
 }
@@ -146,12 +154,13 @@ pub struct Surroundings {
     pub core: Sender<Msg>,
 }
 
-/// Starts the thread. `obtain` launches the QEMU or brings the loaded standby; the guest is then started. Its checkpoints
-/// follow on `taken`.
+/// Starts the thread. `obtain` launches the QEMU or brings the loaded standby; the guest is then started, unless it is not to run:
+/// `standing` says how it stands. Its checkpoints follow on `taken`.
 pub fn start(
     watcher: Watcher,
     obtain: Obtain,
     policy: EpochPolicy,
+    standing: Standing,
     continued: Option<Continued>,
     taken: Epoch,
     surroundings: Surroundings,
@@ -205,7 +214,8 @@ pub fn start(
                 epoch: taken,
                 resumed: Instant::now(),
                 paused: false,
-                off: Off::No,
+                off: if standing.activity == Activity::Off { Off::Seen } else { Off::No },
+                stance: Stance::of(standing),
             };
             if let Err(reason) = vm.run() {
                 let _ = vm.core.send(Msg::VmLost { generation, reason });
@@ -254,6 +264,7 @@ struct Vm {
     /// The guest stands still after the last checkpoint of a switchover.
     paused: bool,
     off: Off,
+    stance: Stance,
 }
 
 /// Whether the guest has powered itself off: QEMU would not let it run again.
@@ -283,7 +294,9 @@ impl Vm {
     /// Until the VM ends (an error) or is not wanted any more.
     fn run(&mut self) -> Result<(), String> {
         priority::raise();
-        self.machine.start().map_err(|e| report(&e))?;
+        if self.stance.now().runs() {
+            self.machine.start().map_err(|e| report(&e))?;
+        }
         self.resumed = Instant::now();
         let _ = self.core.send(Msg::VmRunning { generation: self.generation });
         loop {
@@ -348,7 +361,9 @@ impl Vm {
                 self.last = Last::No;
                 if std::mem::take(&mut self.paused) && self.off == Off::No {
                     // It is the end of the last checkpoint's pause.
-                    self.machine.resume().map_err(|e| report(&e))?;
+                    let paused = self.stance.now().paused;
+                    let ended = if paused { self.machine.stay() } else { self.machine.resume() };
+                    ended.map_err(|e| report(&e))?;
                     self.outlets.let_input();
                     self.resumed = Instant::now();
                 }
@@ -363,13 +378,66 @@ impl Vm {
                 // It may stop the guest, or reset it.
                 self.outlets.make_room();
                 self.disks.pausing(true);
-                let obeyed = self.watcher.obey(order, &mut self.machine, self.paused);
+                let still = self.stays_still();
+                let obeyed = self.watcher.obey(order, &mut self.machine, still);
                 self.disks.pausing(false);
                 obeyed.map_err(|e| report(&e))?;
             }
+            Command::Pause(paused) => self.pause(paused)?,
+            Command::Wake => self.machine.wake().map_err(|e| report(&e))?,
+            Command::PowerButton => self.machine.powerdown().map_err(|e| report(&e))?,
             Command::Kill => return Ok(Flow::End),
         }
         Ok(Flow::GoOn)
+    }
+
+    /// Whether a guest that could run must not.
+    fn stays_still(&self) -> bool {
+        self.paused || self.stance.now().paused
+    }
+
+    /// As the owner wants it. A guest that stands still for another reason is dealt with when that is over.
+    fn pause(&mut self, paused: bool) -> Result<(), String> {
+        if self.off != Off::No || !self.stance.pause(paused) {
+            return Ok(());
+        }
+        if !self.paused && !self.watcher.busy() {
+            self.outlets.make_room();
+            self.disks.pausing(true);
+            let obeyed = if paused { self.machine.stop() } else { self.machine.cont() };
+            self.disks.pausing(false);
+            obeyed.map_err(|e| report(&e))?;
+            if !paused && self.stance.now().activity == Activity::Suspended {
+                self.machine.stay_suspended().map_err(|e| report(&e))?;
+            }
+            self.resumed = Instant::now();
+        }
+        self.stands();
+        self.events()
+    }
+
+    /// Tells the core how the guest stands, and which checkpoint will say so.
+    fn stands(&self) {
+        let joined = self.sinks.as_ref().is_some_and(Sinks::any_joined);
+        let epoch = joined.then(|| self.epoch.next());
+        let _ = self.core.send(Msg::Stands { generation: self.generation, standing: self.stance.now(), epoch });
+    }
+
+    /// What the guest does has changed.
+    fn does(&mut self, activity: Activity) {
+        if self.stance.does(activity) {
+            self.stands();
+        }
+    }
+
+    /// Wakes a guest whose alarm nobody has heard.
+    fn wake_if_overslept(&mut self) -> Result<(), String> {
+        let may = !self.stays_still() && !self.watcher.busy() && self.off == Off::No;
+        if may && self.machine.is_suspended() && self.machine.has_overslept().map_err(|e| report(&e))? {
+            self.machine.wake().map_err(|e| report(&e))?;
+            self.events()?;
+        }
+        Ok(())
     }
 
     fn add_sink(
@@ -418,6 +486,7 @@ impl Vm {
         self.watcher.look(&mut self.machine)?;
         // A moment that was held may have been read.
         self.drop_if_empty();
+        self.wake_if_overslept()?;
         self.disks.brace(self.sinks.as_ref().is_some_and(Sinks::any_ready));
         if self.sinks.is_none() && self.machine.owes_time() && self.resumed.elapsed() >= IDLE {
             self.catch_up()?;
@@ -430,7 +499,8 @@ impl Vm {
             self.disks.falls_behind(name);
         }
         let (joined, ready) = (sinks.any_joined(), sinks.any_ready());
-        let trapping = sinks.trapping() && !joined;
+        let wants_pauses = sinks.trapping();
+        let trapping = wants_pauses && !joined;
         let in_flight = sinks.in_flight();
         let mut wait = IDLE;
         // A pause lets in what QEMU has outstanding, and must be short. The last one of a switchover helps, whatever is held.
@@ -446,7 +516,7 @@ impl Vm {
             if self.checkpoint()? {
                 return Ok(Duration::ZERO);
             }
-        } else if joined {
+        } else if joined && (!self.stance.rests() || wants_pauses || self.outlets.output_waits()) {
             match self.due(in_flight) {
                 Due::Now if self.checkpoint()? => return Ok(Duration::ZERO),
                 // All captures are on their way: one that comes back rings.
@@ -471,14 +541,17 @@ impl Vm {
         let stopped = self.machine.stop();
         self.disks.pausing(false);
         let looked = stopped.and_then(|()| sinks.look_stopped());
-        looked.and_then(|()| self.machine.cont_in_time()).map_err(|e| report(&e))?;
+        // One that its owner has paused stands still anyway.
+        let paused = self.stance.now().paused;
+        looked.and_then(|()| if paused { Ok(()) } else { self.machine.cont_in_time() }).map_err(|e| report(&e))?;
         self.resumed = Instant::now();
         self.events()
     }
 
     /// Gives a guest of which no checkpoints are taken a part of the time that it has lost: in a pause of its own.
     fn catch_up(&mut self) -> Result<(), String> {
-        if self.watcher.busy() || self.paused || self.off != Off::No || !self.disks.allows_pause() {
+        let runs = self.stance.now().runs() && !self.paused && self.off == Off::No;
+        if self.watcher.busy() || !runs || !self.disks.allows_pause() {
             return Ok(());
         }
         self.outlets.make_room();
@@ -610,6 +683,7 @@ impl Vm {
         capture
             .take(epoch, ran, &mut self.machine, tracker, &self.outlets, &self.disks, missing)
             .map_err(|e| report(&e))?;
+        let standing = self.stance.checkpoint(self.machine.was_suspended());
         let seen = &capture.record;
         if !capture.bare {
             self.early_copy.learned(seen.dirty_pages, seen.early_pages, seen.again_pages);
@@ -629,7 +703,7 @@ impl Vm {
             self.events()?;
             self.tell_off();
             let _ = self.core.send(Msg::FinalTaken { generation: self.generation, epoch });
-        } else if let Err(error) = capture.resume(&mut self.machine) {
+        } else if let Err(error) = self.end_pause(&mut capture) {
             // A guest that has powered off does not run again; its last output is committed all the same.
             self.events()?;
             if self.off == Off::No {
@@ -649,7 +723,7 @@ impl Vm {
         }
         // A failure of the guest may be in it.
         self.take_events()?;
-        self.watcher.fill(joining, &mut capture.health);
+        self.watcher.fill(joining, standing, &mut capture.health);
         self.watcher.report();
         let Some(sinks) = &mut self.sinks else { return Ok(true) };
         if nobody {
@@ -663,6 +737,10 @@ impl Vm {
         }
         self.drop_if_empty();
         Ok(true)
+    }
+
+    fn end_pause(&mut self, capture: &mut Capture) -> Result<(), MachineError> {
+        if self.stance.now().paused { capture.stay(&mut self.machine) } else { capture.resume(&mut self.machine) }
     }
 
     fn wait(&mut self, wait: Duration) -> Result<(), String> {
@@ -702,11 +780,25 @@ impl Vm {
         self.machine.poll_events().map_err(|e| report(&e))?;
         while let Some(event) = self.machine.next_event() {
             match event.kind {
-                EventKind::Shutdown { .. } if self.off == Off::No => self.off = Off::Seen,
+                EventKind::Shutdown { .. } if self.off == Off::No => {
+                    self.off = Off::Seen;
+                    self.does(Activity::Off);
+                }
+                EventKind::Suspend => self.does(Activity::Suspended),
+                EventKind::Wakeup | EventKind::Reset { .. } => {
+                    self.does(Activity::Running);
+                    // Before QEMU 9.0 it may wake although it was stopped.
+                    if event.kind == EventKind::Wakeup && self.stays_still() {
+                        self.machine.stop().map_err(|e| report(&e))?;
+                    }
+                }
+                // A suspended guest does not pat it.
+                EventKind::Watchdog if self.machine.is_suspended() => {}
                 EventKind::Watchdog => self.watcher.failed(Failure::Watchdog),
                 EventKind::GuestPanicked => self.watcher.failed(Failure::Panic),
                 EventKind::DumpCompleted { ok } => {
-                    self.watcher.dumped(ok, &mut self.machine, self.paused).map_err(|e| report(&e))?;
+                    let still = self.stays_still();
+                    self.watcher.dumped(ok, &mut self.machine, still).map_err(|e| report(&e))?;
                 }
                 _ => {}
             }

@@ -156,7 +156,9 @@ fn a_guest_that_writes_everywhere_is_in_its_snapshot_once_and_as_it_was() {
     let watcher = Watcher::new(GENERATION, Dumps::new(dir.path(), "vm"), Told::default(), tell.clone());
     let surroundings = Surroundings { outlets, disks: Arc::default(), bell: bell.clone(), core: tell.clone() };
     let obtain = Box::new(move || Ok(machine));
-    let handle = vm::start(watcher, obtain, EpochPolicy::Fixed { ms: 25 }, None, Epoch(0), surroundings).unwrap();
+    let handle =
+        vm::start(watcher, obtain, EpochPolicy::Fixed { ms: 25 }, Default::default(), None, Epoch(0), surroundings)
+            .unwrap();
     let place = dir.path().join("snapshots");
     let vm = Vm { config, hello, qemu, handle: Arc::new(handle), bell, tell, news, place };
     sweep::await_sweeps(&memory, 3);

@@ -36,7 +36,7 @@ use ninefold_keeper::sink::{Basis, Held};
 use ninefold_keeper::vm::{self, Command, Continued, Surroundings, VmHandle};
 use ninefold_machine::{Memory, PAGE_SIZE, PageRun};
 use ninefold_model::spec::EpochPolicy;
-use ninefold_model::{Epoch, Term};
+use ninefold_model::{Epoch, Standing, Term};
 
 /// What any step may take; only so that a failure ends.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -276,7 +276,7 @@ fn every_sink_holds_every_checkpoint_whole() {
     let obtain = Box::new(move || Ok(machine));
     let surroundings =
         Surroundings { outlets: Arc::clone(&outlets), disks: Arc::default(), bell: bell.clone(), core: tell };
-    let handle = vm::start(watcher, obtain, policy, None, Epoch(0), surroundings).unwrap();
+    let handle = vm::start(watcher, obtain, policy, Standing::default(), None, Epoch(0), surroundings).unwrap();
     let handle = Arc::new(handle);
     guest::await_boot(&memory, 2);
 
@@ -364,8 +364,16 @@ fn a_sink_that_holds_what_the_vm_was_resumed_from_is_sent_what_differs() {
     let surroundings = Surroundings { outlets, disks: Arc::default(), bell: bell.clone(), core: tell };
     let continued = Continued { tracker, log: None, survivors: true };
     let obtain = Box::new(move || Ok(machine));
-    let handle =
-        vm::start(watcher, obtain, EpochPolicy::Fixed { ms: 5 }, Some(continued), Epoch(0), surroundings).unwrap();
+    let handle = vm::start(
+        watcher,
+        obtain,
+        EpochPolicy::Fixed { ms: 5 },
+        Standing::default(),
+        Some(continued),
+        Epoch(0),
+        surroundings,
+    )
+    .unwrap();
     let handle = Arc::new(handle);
     guest::await_boot(&memory, 2);
 
@@ -422,7 +430,9 @@ fn a_sink_that_comes_back_is_sent_what_was_written_since() {
     let watcher = Watcher::new(GENERATION, Dumps::new(dir.path(), "vm"), Told::default(), tell.clone());
     let surroundings = Surroundings { outlets, disks: Arc::default(), bell: bell.clone(), core: tell };
     let obtain = Box::new(move || Ok(machine));
-    let handle = vm::start(watcher, obtain, EpochPolicy::Fixed { ms: 5 }, None, Epoch(0), surroundings).unwrap();
+    let handle =
+        vm::start(watcher, obtain, EpochPolicy::Fixed { ms: 5 }, Standing::default(), None, Epoch(0), surroundings)
+            .unwrap();
     let handle = Arc::new(handle);
     guest::await_boot(&memory, 2);
     let whole = Duration::ZERO;

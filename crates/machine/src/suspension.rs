@@ -183,9 +183,8 @@ mod tests {
 
     #[test]
     fn an_alarm_is_that_of_its_suspension() {
-        let mut suspension = Suspension::default();
         // From a state that was loaded.
-        suspension.alarm = Alarm::At(5);
+        let mut suspension = Suspension { alarm: Alarm::At(5), ..Suspension::default() };
         assert!(!suspension.overslept(None, 9), "it runs");
         suspension.stays(Some(1));
         assert!(suspension.overslept(Some(1), 9) && !suspension.overslept(Some(1), 4));

@@ -20,6 +20,18 @@ pub enum Request {
     },
     /// End the VM (as by pulling its plug) and give up the role.
     Stop,
+    /// Press the guest's power button, and wait for it to switch itself off, for so long at most: then it is ended, or left to run,
+    /// and an event says so.
+    Shutdown {
+        within_ms: u64,
+        end: bool,
+    },
+    /// Stop the guest's processors until `resume`. It is protected meanwhile, and stays paused wherever it goes.
+    Pause,
+    /// Let a paused guest go on.
+    Resume,
+    /// Wake a guest that has suspended itself.
+    Wake,
     /// Press the guest's reset button.
     Reset,
     /// Write the guest's memory to a file on the host where it runs. The guest stands still meanwhile. An event tells

@@ -141,6 +141,16 @@ pub enum EventKind {
     AddressTwice { mac: Mac, bridge: String },
     /// QEMU lives and has not answered for long. Unless another host has the VM, it is waited for.
     Stuck { reason: String },
+    /// The guest stands still, as its owner wants: also one that this host has gone on with. When it is protected, its backups have that.
+    Paused,
+    /// It was let go on.
+    Resumed,
+    /// The guest has suspended itself to memory, or this host has gone on with one that had.
+    Suspended,
+    /// It was woken.
+    Woke,
+    /// The guest has not switched itself off in the time that its owner has given it. `ended`: so it is ended.
+    ShutdownIgnored { within_ms: u64, ended: bool },
     /// The guest shut down or was stopped.
     Stopped { reason: String },
     /// The guest did not pat its watchdog in time, for the `count`th time within the policy's period; 0 for

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::spec::Boot;
+use crate::standing::Standing;
 
 /// Longest image description that a trial may have (its paths and command line, as JSON), bytes: it travels with the
 /// checkpoints.
@@ -162,6 +163,9 @@ pub struct Health {
     /// A failure that the checkpoint contains and on which nobody has acted yet.
     #[serde(default)]
     pub pending: Option<Failure>,
+    /// How the guest stood when the checkpoint was taken.
+    #[serde(default)]
+    pub standing: Standing,
 }
 
 impl Health {

@@ -182,7 +182,8 @@ pub struct MachineStatus {
     pub qemu: String,
     pub accel: Accel,
     pub accel_reason: String,
-    /// QEMU's run state, such as `running` or `inmigrate`.
+    /// How the guest stands: `running`, `paused`, `suspended`, `shutdown`; before that QEMU's own state, such as `prelaunch`, or
+    /// `inmigrate` at a backup.
     pub run_state: String,
     /// The generation id that the guest is shown: another one after a restore, a clone or a recovery from a log.
     #[serde(default, skip_serializing_if = "Option::is_none")]

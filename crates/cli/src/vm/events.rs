@@ -216,6 +216,15 @@ pub fn words(kind: &EventKind) -> String {
         }
         EventKind::Stuck { reason } => format!("THE GUEST STANDS STILL: {reason}"),
         EventKind::VolumeRecovered { volume } => format!("volume {volume} works again on this host"),
+        EventKind::Paused => "the VM is paused".into(),
+        EventKind::Resumed => "the VM goes on after a pause".into(),
+        EventKind::Suspended => "the guest has suspended itself".into(),
+        EventKind::Woke => "the guest was woken".into(),
+        EventKind::ShutdownIgnored { within_ms, ended } => {
+            let within = humantime::format_duration(Duration::from_millis(*within_ms));
+            let then = if *ended { "it is ended" } else { "it is left to run" };
+            format!("THE GUEST DOES NOT SHUT DOWN within {within}: {then}")
+        }
         EventKind::Stopped { reason } => format!("the VM has stopped: {reason}"),
         EventKind::WatchdogFired { action, count } => format!("THE WATCHDOG FIRED{}: {action}", nth(*count)),
         EventKind::GuestPanicked { action, count } => format!("THE GUEST PANICKED{}: {action}", nth(*count)),

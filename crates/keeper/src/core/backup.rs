@@ -9,7 +9,7 @@ use ninefold_model::Record as WitnessRecord;
 use ninefold_model::event::{EventKind, FailoverPhases};
 use ninefold_model::spec::VmSpec;
 use ninefold_model::status::Role;
-use ninefold_model::{Epoch, HostName, SnapshotName, Term};
+use ninefold_model::{Activity, Epoch, HostName, SnapshotName, Standing, Term};
 use ninefold_net::announce::AnnouncePlan;
 use ninefold_replica::protocol::{Action, Input};
 use ninefold_replica::stream::{Hello, Record, write_record};
@@ -295,10 +295,18 @@ impl Core {
                 (false, None) => self.parts.disks.go_through(),
             }
         }
-        let started = match stopped {
-            Some((stopped, choice)) => machine.start_after(stopped.elapsed(), choice),
-            None => machine.start(),
+        let standing = health.standing;
+        let started = match (stopped, standing.activity) {
+            // Its owner's pause goes on; what is off does not run again.
+            _ if standing.paused => Ok(()),
+            (_, Activity::Off) => Ok(()),
+            (Some((stopped, choice)), _) => machine.start_after(stopped.elapsed(), choice),
+            (None, _) => machine.start(),
         };
+        let started = started.and_then(|()| match standing {
+            Standing { activity: Activity::Suspended, paused: false } => machine.stay_suspended(),
+            _ => Ok(()),
+        });
         if let Err(error) = started.and_then(|()| {
             standby::layout(&machine)
                 .map(|l| self.layout = Some(l))
@@ -312,7 +320,7 @@ impl Core {
         self.input(Input::Resumed);
         let took = Duration::from_micros(detect_us) + suspected.elapsed();
         let phases = FailoverPhases { detect_us, arbitrate_us, load_us, resume_us: micros(began.elapsed()) };
-        self.machine = Some(standby::status(&machine, "as before the failover", "running"));
+        self.machine = Some(standby::status(&machine, "as before the failover", &standing.to_string()));
         // Open first: a console has no second chance for what it says at once.
         if !self.holding {
             self.open_gate();
@@ -328,7 +336,7 @@ impl Core {
             drop(unneeded);
             Ok(machine)
         });
-        self.start_vm(obtain, continued);
+        self.start_vm(obtain, standing, continued);
         if self.vm.is_some() {
             self.survivors = survivors;
             self.former = self.backup.as_ref().map(|b| b.primary.clone());

@@ -23,6 +23,7 @@ impl Core {
         self.release_kept();
         self.check_uplink();
         self.health_tick();
+        self.standing_tick();
         self.check_log();
         self.try_open_gate();
         self.check_volumes();

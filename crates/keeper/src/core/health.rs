@@ -182,6 +182,16 @@ impl Core {
         }
     }
 
+    /// Whether the VM's QEMU is there, and its guest with it.
+    pub(super) fn guest_is_up(&self) -> bool {
+        self.health.relaunch.is_none() && self.health.running
+    }
+
+    /// Whether the guest stands still for a dump.
+    pub(super) fn dumps(&self) -> bool {
+        self.health.dump.is_some()
+    }
+
     pub(super) fn guest_runs(&mut self) {
         self.health.running = true;
         self.health.passed = Instant::now();
@@ -202,7 +212,12 @@ impl Core {
         }
         self.health.passed = Instant::now();
         let side = &self.health;
-        if !side.running || side.relaunch.is_some() || side.dump.is_some() || self.final_epoch.is_some() {
+        if !side.running
+            || side.relaunch.is_some()
+            || side.dump.is_some()
+            || self.final_epoch.is_some()
+            || !self.standing.runs()
+        {
             return;
         }
         self.health_input(Input::Passed(time.min(LONGEST_STEP)));
@@ -265,7 +280,7 @@ impl Core {
             Request::FallBack => false,
             _ => true,
         };
-        if needs_guest && (self.health.relaunch.is_some() || !self.health.running) {
+        if needs_guest && !self.guest_is_up() {
             return refuse("the VM's QEMU is being launched".into(), "try again in a moment");
         }
         match request {

@@ -9,7 +9,7 @@ use ninefold_machine::command_line::{CPU, MACHINE};
 use ninefold_model::control::CheckpointRecord;
 use ninefold_model::difference::{Difference, differences};
 use ninefold_model::event::EventKind;
-use ninefold_model::{Epoch, HostName, Term};
+use ninefold_model::{Epoch, HostName, Standing, Term};
 use ninefold_replica::continuation::Reign;
 use ninefold_replica::protocol::{Input, Phase};
 use ninefold_replica::stream::Hello;
@@ -143,8 +143,9 @@ impl Core {
         }
     }
 
-    pub(super) fn start_vm(&mut self, obtain: vm::Obtain, continued: Option<vm::Continued>) {
+    pub(super) fn start_vm(&mut self, obtain: vm::Obtain, standing: Standing, continued: Option<vm::Continued>) {
         self.generation += 1;
+        self.begins_to_stand(standing);
         self.reign = Reign { term: self.protocol.term(), generation: self.generation };
         self.survivors = None;
         self.absent.clear();
@@ -166,7 +167,7 @@ impl Core {
             bell: self.parts.bell.clone(),
             core: self.parts.core.clone(),
         };
-        let started = vm::start(watcher, obtain, self.epochs, continued, taken, surroundings);
+        let started = vm::start(watcher, obtain, self.epochs, standing, continued, taken, surroundings);
         match started {
             Ok(handle) => self.vm = Some(handle),
             Err(error) => {
@@ -204,7 +205,7 @@ impl Core {
                 Ok(()) | Err(RecvTimeoutError::Timeout) => Ok(machine),
             }
         });
-        self.start_vm(obtain, None);
+        self.start_vm(obtain, Standing::default(), None);
     }
 
     /// What the VM is and runs in, as a session of this name begins or a log; none while there is no QEMU.

@@ -56,6 +56,10 @@ impl Core {
                 }
             }
             Request::Stop
+            | Request::Shutdown { .. }
+            | Request::Pause
+            | Request::Resume
+            | Request::Wake
             | Request::Switchover
             | Request::Reset
             | Request::Dump
@@ -74,6 +78,9 @@ impl Core {
             Request::Stop => {
                 self.input(Input::Stop { reason: "stopped by its owner".into() });
                 Response::Done
+            }
+            Request::Shutdown { .. } | Request::Pause | Request::Resume | Request::Wake => {
+                self.standing_request(&request)
             }
             Request::Reset => {
                 self.command(Command::Health(Order::Reset));

@@ -15,6 +15,7 @@
 
 use std::time::Duration;
 
+use ninefold_model::Standing;
 use ninefold_model::event::EventKind;
 use ninefold_model::health::{Failure, Health, HealthySign, MAX_TIMES, Trial, Watchdog, WatchdogAction};
 use ninefold_model::spec::Boot;
@@ -159,6 +160,7 @@ impl Policy {
             trial: self.trial(),
             failures_ms: self.failures.iter().map(|age| millis(*age)).collect(),
             pending: None,
+            standing: Standing::default(),
         }
     }
 
@@ -207,7 +209,7 @@ impl Policy {
     }
 
     fn took_over(&mut self, watchdog: Option<Watchdog>, health: Health, out: &mut Vec<Decision>) {
-        let Health { committed, trial, failures_ms, pending } = health;
+        let Health { committed, trial, failures_ms, pending, standing: _ } = health;
         self.watchdog = watchdog;
         self.committed = committed;
         self.trial = trial.map(|t| OnTrial {

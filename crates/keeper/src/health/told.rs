@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ninefold_model::Standing;
 use ninefold_model::health::{Failure, Health};
 
 /// The most that is read of a checkpoint's word about the guest's health, bytes.
@@ -23,6 +24,8 @@ struct Inner {
 pub struct Passed {
     version: u64,
     pending: bool,
+    /// None: nothing yet.
+    standing: Option<Standing>,
 }
 
 impl Told {
@@ -39,17 +42,26 @@ impl Told {
         }
     }
 
-    /// Writes it to `into` if it differs from what was passed on before, or anyhow when `whole`. `pending` is a failure that
-    /// the checkpoint contains.
-    pub fn pass(&self, passed: &mut Passed, whole: bool, pending: Option<Failure>, into: &mut Vec<u8>) {
+    /// Writes it to `into` if it differs from what was passed on before, or anyhow when `whole`. `standing`: how the
+    /// guest stood, `pending`: a failure that the checkpoint contains.
+    pub fn pass(
+        &self,
+        passed: &mut Passed,
+        whole: bool,
+        standing: Standing,
+        pending: Option<Failure>,
+        into: &mut Vec<u8>,
+    ) {
         let inner = self.lock();
         into.clear();
-        if !whole && inner.version == passed.version && pending.is_none() && !passed.pending {
+        let same = inner.version == passed.version && passed.standing == Some(standing);
+        if !whole && same && pending.is_none() && !passed.pending {
             return;
         }
+        passed.standing = Some(standing);
         passed.version = inner.version;
         passed.pending = pending.is_some();
-        let health = Health { pending, ..inner.health.clone() };
+        let health = Health { pending, standing, ..inner.health.clone() };
         // It cannot fail: there is nothing in it that JSON has no form for.
         let _ = serde_json::to_writer(into, &health);
     }
@@ -70,17 +82,28 @@ pub fn heard(bytes: &[u8]) -> Option<Health> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use proptest::prelude::*;
 
     use super::*;
+
+    /// The first checkpoint of a guest that has gone on from another's: a log that goes on with it knows how the other stood.
+    #[test]
+    fn the_first_one_says_it_in_any_case() {
+        let mut bytes = Vec::new();
+        Told::default().pass(&mut Passed::default(), false, Standing::default(), None, &mut bytes);
+        assert_eq!(heard(&bytes), Some(Health::default()));
+    }
 
     #[test]
     fn only_changes_are_passed_on() {
         let told = Told::default();
         let mut passed = Passed::default();
         let mut bytes = Vec::new();
+        let standing = Cell::new(Standing::default());
         let mut pass = |whole, pending| {
-            told.pass(&mut passed, whole, pending, &mut bytes);
+            told.pass(&mut passed, whole, standing.get(), pending, &mut bytes);
             heard(&bytes)
         };
         assert_eq!(pass(true, None), Some(Health::default()));
@@ -94,7 +117,13 @@ mod tests {
         assert_eq!(pass(false, Some(Failure::Panic)), Some(pending));
         assert_eq!(pass(false, None), Some(health.clone()), "it has been acted on");
         assert_eq!(pass(false, None), None);
-        assert_eq!(pass(true, None), Some(health), "another backup knows nothing yet");
+        assert_eq!(pass(true, None), Some(health.clone()), "another backup knows nothing yet");
+        let paused = Standing { paused: true, ..Standing::default() };
+        standing.set(paused);
+        assert_eq!(pass(false, None), Some(Health { standing: paused, ..health.clone() }));
+        assert_eq!(pass(false, None), None);
+        standing.set(Standing::default());
+        assert_eq!(pass(false, None), Some(health), "it runs again");
     }
 
     proptest! {

@@ -15,6 +15,7 @@ use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use ninefold_machine::{Machine, MachineError, RunState};
+use ninefold_model::Standing;
 use ninefold_model::event::EventKind;
 use ninefold_model::health::Failure;
 
@@ -87,8 +88,8 @@ impl Watcher {
     }
 
     /// What a checkpoint that was just taken says of the guest's health: a failure that was found since may be in it.
-    pub fn fill(&mut self, joining: bool, into: &mut Vec<u8>) {
-        self.told.pass(&mut self.passed, joining, self.found, into);
+    pub fn fill(&mut self, joining: bool, standing: Standing, into: &mut Vec<u8>) {
+        self.told.pass(&mut self.passed, joining, standing, self.found, into);
     }
 
     /// Tells the core of a failure that was found.
@@ -203,12 +204,12 @@ mod tests {
         let (core, inbox) = channel();
         let mut watcher = Watcher::new(7, Dumps::new(Path::new("/nowhere"), "vm"), Told::default(), core);
         let mut health = Vec::new();
-        watcher.fill(true, &mut health);
+        watcher.fill(true, Standing::default(), &mut health);
         assert_eq!(heard(&health).unwrap().pending, None);
         assert!(!watcher.busy());
         // QEMU told of it while the checkpoint was being taken.
         watcher.failed(Failure::Watchdog);
-        watcher.fill(false, &mut health);
+        watcher.fill(false, Standing::default(), &mut health);
         assert_eq!(heard(&health).unwrap().pending, Some(Failure::Watchdog));
         assert!(inbox.try_recv().is_err(), "the core must not act before the checkpoint says so");
         watcher.report();
@@ -219,7 +220,7 @@ mod tests {
         watcher.report();
         assert!(inbox.try_recv().is_err());
         // The one after the action takes it back.
-        watcher.fill(false, &mut health);
+        watcher.fill(false, Standing::default(), &mut health);
         assert_eq!(heard(&health).unwrap().pending, None);
     }
 }

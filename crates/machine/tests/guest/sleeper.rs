@@ -2,7 +2,7 @@
 //!
 //! It says `up` on the serial console, and then counts. On the console it obeys: `s` suspends it to memory until somebody wakes it, `a` until
 //! its real-time clock's alarm three seconds later. Woken, it says `awake` and counts on. When its power button is pressed it
-//! switches itself off, unless `d` has made it deaf.
+//! switches itself off, unless `d` has made it deaf, which it says.
 #![allow(dead_code, reason = "each test file uses a part")]
 
 use std::arch::global_asm;
@@ -56,13 +56,13 @@ s_flat:
     testl %ebp, %ebp
     jz 5f
     movl $(s_awake - nf_sleeper + 0x7c00), %esi
-5:  call s_print
-    movl 56(%edi), %edx
+5:  movl 56(%edi), %edx
     movw $0xffff, %ax
     outw %ax, %dx
     addl $2, %edx
-    movw $0x400, %ax
+    movw $0x500, %ax
     outw %ax, %dx
+    call s_print
     xorl %ebp, %ebp
 s_loop:
     incl 0x500
@@ -86,6 +86,9 @@ s_loop:
     cmpb $'d', %al
     jne 8f
     incl %ebp
+    movl $(s_deaf - nf_sleeper + 0x7c00), %esi
+    call s_print
+    jmp s_loop
 8:  cmpb $'s', %al
     je s_sleep
     cmpb $'a', %al
@@ -138,6 +141,8 @@ s_print:
 12: ret
 s_up:
     .asciz "up\n"
+s_deaf:
+    .asciz "deaf\n"
 s_awake:
     .asciz "awake\n"
     .balign 8

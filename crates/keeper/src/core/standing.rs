@@ -1,0 +1,197 @@
+//! How the guest stands, and what its owner wants of that: pause, resume, wake, shutdown.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use ninefold_model::control::{Request, Response};
+use ninefold_model::event::EventKind;
+use ninefold_model::{Activity, Epoch, Standing};
+use ninefold_replica::protocol::Input;
+
+use super::Core;
+use crate::vm::Command;
+
+/// Changes that wait for their checkpoint, at most. Each takes one request.
+const MOST_WAITING: usize = 64;
+
+/// What the core has of it.
+#[derive(Debug, Default)]
+pub(super) struct StandingSide {
+    now: Standing,
+    /// What is told when the checkpoint with it is held by all that count.
+    waiting: VecDeque<(Epoch, EventKind)>,
+    shutdown: Option<Shutdown>,
+}
+
+/// The power button has been pressed.
+#[derive(Debug)]
+struct Shutdown {
+    pressed: Instant,
+    within: Duration,
+    end: bool,
+}
+
+impl StandingSide {
+    /// Whether the guest runs, as far as is known here.
+    pub(super) fn runs(&self) -> bool {
+        self.now.runs()
+    }
+}
+
+/// What is told of a change.
+fn told(before: Standing, now: Standing) -> Vec<EventKind> {
+    let mut events = Vec::new();
+    match (before.activity, now.activity) {
+        (before, Activity::Suspended) if before != Activity::Suspended => events.push(EventKind::Suspended),
+        (Activity::Suspended, Activity::Running) => events.push(EventKind::Woke),
+        _ => {}
+    }
+    match (before.paused, now.paused) {
+        (false, true) => events.push(EventKind::Paused),
+        (true, false) => events.push(EventKind::Resumed),
+        _ => {}
+    }
+    events
+}
+
+impl Core {
+    /// Nothing of the VM is here.
+    pub(super) fn forget_standing(&mut self) {
+        self.standing = StandingSide::default();
+        self.parts.board.standing(None);
+    }
+
+    /// A guest goes on here, or begins, which stands like this.
+    pub(super) fn begins_to_stand(&mut self, standing: Standing) {
+        let waiting = told(Standing::default(), standing).into_iter().map(|event| (Epoch(0), event)).collect();
+        self.standing = StandingSide { now: standing, waiting, shutdown: None };
+    }
+
+    pub(super) fn stands(&mut self, generation: u64, standing: Standing, epoch: Option<Epoch>) {
+        if generation != self.generation || self.vm.is_none() {
+            return;
+        }
+        let before = std::mem::replace(&mut self.standing.now, standing);
+        self.show_standing();
+        let epoch = epoch.unwrap_or(Epoch(0));
+        for event in told(before, standing) {
+            if self.standing.waiting.len() < MOST_WAITING {
+                self.standing.waiting.push_back((epoch, event));
+            }
+        }
+        self.tell_standing();
+    }
+
+    /// Puts it into `status` and the metrics.
+    pub(super) fn show_standing(&mut self) {
+        let state = self.standing.now.to_string();
+        self.parts.board.standing(Some(self.standing.now));
+        if let Some(machine) = &mut self.machine {
+            machine.run_state = state;
+        }
+    }
+
+    /// Tells what those have that would go on with the guest. What they have not would not be so with them.
+    fn tell_standing(&mut self) {
+        while let Some((epoch, _)) = self.standing.waiting.front() {
+            if self.holding && *epoch > self.committed {
+                return;
+            }
+            if let Some((_, event)) = self.standing.waiting.pop_front() {
+                self.event(event);
+            }
+        }
+    }
+
+    pub(super) fn standing_tick(&mut self) {
+        self.tell_standing();
+        let Some(shutdown) = &self.standing.shutdown else { return };
+        if self.off || shutdown.pressed.elapsed() < shutdown.within {
+            return;
+        }
+        let (within, ended) = (shutdown.within, shutdown.end);
+        self.standing.shutdown = None;
+        let within_ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
+        self.event(EventKind::ShutdownIgnored { within_ms, ended });
+        if ended {
+            let reason = format!("the guest has not switched itself off within {} s", within.as_secs_f64());
+            self.input(Input::Stop { reason });
+        }
+    }
+
+    /// Pause, resume, wake and shutdown of a VM that is here.
+    pub(super) fn standing_request(&mut self, request: &Request) -> Response {
+        match self.obey(request) {
+            Ok(()) => Response::Done,
+            Err((message, help)) => {
+                Response::Error { message: message.into(), help: Some(help.into()), try_host: None }
+            }
+        }
+    }
+
+    fn obey(&mut self, request: &Request) -> Result<(), (&'static str, &'static str)> {
+        let now = self.standing.now;
+        if self.off || now.activity == Activity::Off {
+            return Err(("the guest has switched itself off", "`ninefold vm status` shows when the VM has ended"));
+        }
+        if self.final_epoch.is_some() || self.protocol.hands_over() {
+            return Err(("the VM is being handed over", "try again when that is done, on the host that has it then"));
+        }
+        if !self.guest_is_up() {
+            return Err(("the VM's QEMU is being launched", "try again in a moment"));
+        }
+        let suspended = now.activity == Activity::Suspended;
+        match request {
+            Request::Pause | Request::Resume if self.dumps() => {
+                return Err(("the guest's memory is being written", "`ninefold vm status` shows how far it is"));
+            }
+            Request::Pause => self.command(Command::Pause(true)),
+            Request::Resume if !now.paused => {
+                let help = if suspended { "the guest has suspended itself: `ninefold vm wake`" } else { "it runs" };
+                return Err(("the VM is not paused", help));
+            }
+            Request::Resume => self.command(Command::Pause(false)),
+            Request::Wake | Request::Shutdown { .. } if now.paused => {
+                return Err(("the VM is paused: its guest hears nothing", "`ninefold vm resume` first"));
+            }
+            Request::Wake if !suspended => return Err(("the guest is not suspended", "it runs")),
+            Request::Wake => self.command(Command::Wake),
+            Request::Shutdown { .. } if suspended => {
+                return Err(("the guest is suspended, and hears nothing", "`ninefold vm wake` first"));
+            }
+            Request::Shutdown { within_ms, end } => {
+                let within = Duration::from_millis(*within_ms);
+                self.standing.shutdown = Some(Shutdown { pressed: Instant::now(), within, end: *end });
+                self.command(Command::PowerButton);
+            }
+            _ => return Err(("not about how the guest stands", "")),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_change_is_told_once() {
+        let at = |activity, paused| Standing { activity, paused };
+        use Activity::{Off, Running, Suspended};
+        for (before, now, expected) in [
+            (at(Running, false), at(Running, false), vec![]),
+            (at(Running, false), at(Running, true), vec![EventKind::Paused]),
+            (at(Running, true), at(Running, false), vec![EventKind::Resumed]),
+            (at(Running, false), at(Suspended, false), vec![EventKind::Suspended]),
+            (at(Suspended, false), at(Running, false), vec![EventKind::Woke]),
+            // A host goes on with one that was both.
+            (at(Running, false), at(Suspended, true), vec![EventKind::Suspended, EventKind::Paused]),
+            (at(Suspended, true), at(Suspended, false), vec![EventKind::Resumed]),
+            // The end of the VM is told elsewhere.
+            (at(Running, false), at(Off, false), vec![]),
+            (at(Suspended, false), at(Off, false), vec![]),
+        ] {
+            assert_eq!(told(before, now), expected, "{before:?} {now:?}");
+        }
+    }
+}
