@@ -69,6 +69,8 @@ pub enum CliError {
     Stayed { host: String, reason: String },
     #[error("the VM has ended on {host}: {reason}")]
     Ended { host: String, reason: String },
+    #[error("the guest on {host} has not switched itself off within {}, and runs on", humantime::format_duration(*.within))]
+    DidNotShutDown { host: String, within: std::time::Duration },
     #[error("the keeper on {host} was started anew meanwhile")]
     Restarted { host: String },
     #[error("no keeper of host '{host}' is known here")]
@@ -165,6 +167,9 @@ impl CliError {
             }
             Self::Stayed { .. } | Self::Ended { .. } | Self::Restarted { .. } | Self::TimedOut { .. } => {
                 "`ninefold vm events` and `ninefold vm status` show what the keepers are at"
+            }
+            Self::DidNotShutDown { .. } => {
+                "`ninefold vm console` shows what it is at; `ninefold vm shutdown --force` or `ninefold vm stop` ends it"
             }
             Self::FellBack(_) => "`ninefold vm console` shows what it said, `ninefold vm events` what happened",
             Self::NoKernel => "give one with --kernel, or --boot-sector",

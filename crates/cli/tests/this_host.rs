@@ -39,6 +39,14 @@ fn every_verb_needs_only_the_keeper_of_this_host() {
     // What changes the VM where it is.
     assert_eq!(on_a(&["epochs", "fixed", "--ms", "30"])["host"], "a");
     assert_eq!(on_a(&["protect"])["host"], "a");
+    assert_eq!(on_a(&["pause"])["event"]["event"], "paused");
+    assert!(ok(&["vm", "status", "--run-dir", a]).contains("is paused on host a: protected by host b"));
+    assert_eq!(on_a(&["pause"])["host"], "a", "it is paused already");
+    let said = fails(&["vm", "shutdown", "--run-dir", a], 1);
+    assert!(said.contains("paused") && said.contains("help: `ninefold vm resume` first"), "{said}");
+    assert_eq!(on_a(&["resume"])["event"]["event"], "resumed");
+    assert!(fails(&["vm", "resume", "--run-dir", a], 1).contains("the VM is not paused\nhelp: it runs"));
+    assert!(fails(&["vm", "wake", "--run-dir", a], 1).contains("the guest is not suspended"));
     assert_eq!(on_a(&["reset"])["host"], "a");
     assert_eq!(on_a(&["snapshot", "monday"])["event"]["event"], "snapshot_taken");
     assert_eq!(on_a(&["dump"])["event"]["event"], "dumped");
@@ -52,7 +60,17 @@ fn every_verb_needs_only_the_keeper_of_this_host() {
     // Handed over, and back.
     let moved = on_a(&["switchover"]);
     assert_eq!(moved["host"], "b", "{moved:#}");
-    for verb in [&["stop"][..], &["switchover"], &["console"], &["dump"], &["snapshot", "x"]] {
+    for verb in [
+        &["stop"][..],
+        &["pause"],
+        &["resume"],
+        &["wake"],
+        &["shutdown"],
+        &["switchover"],
+        &["console"],
+        &["dump"],
+        &["snapshot", "x"],
+    ] {
         let said = fails(&[&["vm"], verb, &["--run-dir", a]].concat(), 1);
         assert!(said.contains("does not run on a\nhelp: it is the backup of b"), "{verb:?}: {said}");
     }
@@ -86,7 +104,8 @@ fn every_verb_needs_only_the_keeper_of_this_host() {
     assert!(said.contains("a had it last") && said.contains("\nhelp: ask the keeper on a to start it"), "{said}");
     let started = json(&["vm", "start", "--run-dir", b, "--run-dir", a]);
     assert_eq!((&started["host"], &started["event"]["event"]), (&"a".into(), &"protected".into()), "{started:#}");
-    on_a(&["stop"]);
+    // It may obey or not: it ends.
+    assert_eq!(on_a(&["shutdown", "--within", "500ms", "--force"])["event"]["event"], "stopped");
     json(&["lab", "down", "--name", name]);
     assert_eq!(lab.traces(), Vec::<String>::new());
 }

@@ -2,7 +2,7 @@
 //!
 //! * [`keepers`]: who is asked · [`status`], [`events`] ([`repeats`]), [`checkpoints`]: looking
 //! * [`info`] ([`agent`]): what the guest's agent tells
-//! * [`trial`], [`dump`]: images on trial; the guest's memory into a file
+//! * [`trial`], [`dump`]: images on trial; the guest's memory into a file · [`standing`]: shutdown, pause, resume, wake
 //! * [`control`] ([`handover`], [`awaited`]): start, stop, protect, switch over … · [`console`]: its serial console
 
 pub mod agent;
@@ -18,6 +18,7 @@ pub mod keepers;
 mod recover;
 mod repeats;
 mod snapshot;
+mod standing;
 mod status;
 mod trial;
 
@@ -46,6 +47,10 @@ enum Verb {
     Info(info::InfoArgs),
     Start(control::StartArgs),
     Stop(control::StopArgs),
+    Shutdown(standing::ShutdownArgs),
+    Pause(standing::PauseArgs),
+    Resume(standing::ResumeArgs),
+    Wake(standing::WakeArgs),
     Protect(control::ProtectArgs),
     Unprotect(control::UnprotectArgs),
     Switchover(control::SwitchoverArgs),
@@ -69,6 +74,10 @@ pub fn run(args: VmArgs, output: &Output) -> Result<(), CliError> {
         Verb::Info(args) => info::run(&args, output),
         Verb::Start(args) => control::start(&args, output),
         Verb::Stop(args) => control::stop(&args, output),
+        Verb::Shutdown(args) => standing::shutdown(&args, output),
+        Verb::Pause(args) => standing::pause(&args, output),
+        Verb::Resume(args) => standing::resume(&args, output),
+        Verb::Wake(args) => standing::wake(&args, output),
         Verb::Protect(args) => control::protect(&args, output),
         Verb::Unprotect(args) => control::unprotect(&args, output),
         Verb::Switchover(args) => control::switchover(&args, output),

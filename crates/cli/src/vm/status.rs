@@ -114,6 +114,16 @@ fn differing(hosts: &[HostReport]) -> Vec<String> {
     all
 }
 
+/// What the VM does on its host.
+fn stands(status: &VmStatus) -> &'static str {
+    match status.machine.as_ref().map(|m| m.run_state.as_str()) {
+        Some("paused") => "is paused",
+        Some("suspended") => "is suspended",
+        Some("shutdown") => "has switched itself off",
+        _ => "runs",
+    }
+}
+
 fn tell(shown: &Shown) -> String {
     let name = shown.vm.as_ref().map_or_else(|| "?".to_owned(), ToString::to_string);
     let primary = shown.hosts.iter().find(|r| shown.primary.as_ref() == Some(&r.host));
@@ -124,7 +134,8 @@ fn tell(shown: &Shown) -> String {
             let peer = if hosts.is_empty() { String::new() } else { format!(" by host {}", hosts.join(" and host ")) };
             let protection = report.protection();
             let by = if protection == "protected" { peer } else { String::new() };
-            let mut text = format!("VM '{name}' runs on host {}: {protection}{by}\n", report.host);
+            let stands = stands(status);
+            let mut text = format!("VM '{name}' {stands} on host {}: {protection}{by}\n", report.host);
             for backup in status.backups.iter().filter(|b| b.state == BackupState::Syncing) {
                 if let Some(sync) = backup.sync {
                     let (sent, total) = (bytes(sync.bytes_sent), bytes(sync.bytes_total));

@@ -1,0 +1,137 @@
+//! `ninefold vm shutdown`, `pause`, `resume`, `wake`: what the guest is asked to do, and whether it may run.
+
+use std::time::Duration;
+
+use clap::Args;
+use ninefold_model::control::Request;
+use ninefold_model::event::{Event, EventKind};
+
+use super::control::{tell, timed_out};
+use super::events::{follow, now_us};
+use super::keepers::{Keeper, Where};
+use crate::error::CliError;
+use crate::output::Output;
+use crate::progress;
+
+/// How long pause, resume and wake may take: a checkpoint is part of a pause.
+const LIMIT: Duration = Duration::from_secs(30);
+/// How long the end of the VM may take once the guest has switched itself off.
+const END: Duration = Duration::from_secs(60);
+/// Between two looks at whether the keeper still answers.
+const EVERY: Duration = Duration::from_millis(100);
+
+/// Press the guest's power button, and wait until it has switched itself off
+///
+/// By ACPI: the guest's operating system decides what it does about it. If it does not obey in time the VM runs on, and the command
+/// fails with status 1; with --force it is ended then, as by `ninefold vm stop`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    ninefold vm shutdown\n  \
+    ninefold vm shutdown --within 10m\n  \
+    ninefold vm shutdown --within 30s --force")]
+pub struct ShutdownArgs {
+    #[command(flatten)]
+    at: Where,
+    /// How long it may take
+    #[arg(long, value_name = "TIME", default_value = "3min", value_parser = humantime::parse_duration)]
+    within: Duration,
+    /// End the VM if it has not obeyed by then
+    #[arg(long)]
+    force: bool,
+}
+
+/// Stop the guest's processors until `resume`
+///
+/// The VM is protected meanwhile: a host that takes it over keeps it paused, and so do switchovers, snapshots, and a recovery from a
+/// log. No time passes for the guest.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  ninefold vm pause\n  ninefold vm status --json | jq -r '.hosts[].machine.run_state'"
+)]
+pub struct PauseArgs {
+    #[command(flatten)]
+    at: Where,
+}
+
+/// Let a paused guest go on
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  ninefold vm resume")]
+pub struct ResumeArgs {
+    #[command(flatten)]
+    at: Where,
+}
+
+/// Wake a guest that has suspended itself to memory, as by its power button
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  ninefold vm wake")]
+pub struct WakeArgs {
+    #[command(flatten)]
+    at: Where,
+}
+
+pub fn pause(args: &PauseArgs, output: &Output) -> Result<(), CliError> {
+    let (keeper, status) = args.at.keepers()?.primary()?;
+    if status.machine.is_some_and(|m| m.run_state == "paused") {
+        return tell(output, "pause", &keeper.host, None, "the VM is paused already");
+    }
+    let event = ask(&keeper, &Request::Pause, LIMIT, "the pause", |kind| matches!(kind, EventKind::Paused))?;
+    tell(output, "pause", &keeper.host, Some(event), "")
+}
+
+pub fn resume(args: &ResumeArgs, output: &Output) -> Result<(), CliError> {
+    let (keeper, _) = args.at.keepers()?.primary()?;
+    let event = ask(&keeper, &Request::Resume, LIMIT, "the end of the pause", |k| matches!(k, EventKind::Resumed))?;
+    tell(output, "resume", &keeper.host, Some(event), "")
+}
+
+pub fn wake(args: &WakeArgs, output: &Output) -> Result<(), CliError> {
+    let (keeper, _) = args.at.keepers()?.primary()?;
+    let event = ask(&keeper, &Request::Wake, LIMIT, "the guest to wake", |kind| matches!(kind, EventKind::Woke))?;
+    tell(output, "wake", &keeper.host, Some(event), "")
+}
+
+pub fn shutdown(args: &ShutdownArgs, output: &Output) -> Result<(), CliError> {
+    let (keeper, _) = args.at.keepers()?.primary()?;
+    let within_ms = u64::try_from(args.within.as_millis()).unwrap_or(u64::MAX);
+    let request = Request::Shutdown { within_ms, end: args.force };
+    let bar = progress::spinner("the guest shuts down");
+    let limit = args.within.saturating_add(END);
+    let event = ask(&keeper, &request, limit, "the end of the guest", |kind| {
+        matches!(kind, EventKind::Stopped { .. } | EventKind::ShutdownIgnored { ended: false, .. })
+    });
+    bar.finish_and_clear();
+    match event? {
+        Event { kind: EventKind::ShutdownIgnored { .. }, .. } => {
+            Err(CliError::DidNotShutDown { host: keeper.host, within: args.within })
+        }
+        event => tell(output, "shutdown", &keeper.host, Some(event), ""),
+    }
+}
+
+/// Asks the keeper, and waits for what it says when that has happened. What this host's keeper knows is enough: a VM that leaves this
+/// host meanwhile ends the wait.
+fn ask(
+    keeper: &Keeper,
+    request: &Request,
+    limit: Duration,
+    what: &str,
+    wanted: impl Fn(&EventKind) -> bool,
+) -> Result<Event, CliError> {
+    let since = now_us();
+    keeper.client.command(request)?;
+    let events = follow(&keeper.only(), since);
+    let began = std::time::Instant::now();
+    while began.elapsed() < limit {
+        match events.recv_timeout(EVERY) {
+            Ok(event) if wanted(&event.kind) => return Ok(event),
+            Ok(event) => match event.kind {
+                EventKind::Lost { reason } | EventKind::Stopped { reason } | EventKind::StoodDown { reason, .. } => {
+                    return Err(CliError::Ended { host: keeper.host.clone(), reason });
+                }
+                _ => {}
+            },
+            Err(_) => drop(keeper.client.status()?),
+        }
+    }
+    Err(timed_out(what, limit))
+}
