@@ -363,7 +363,7 @@ impl Vm {
                     // It is the end of the last checkpoint's pause.
                     let paused = self.stance.now().paused;
                     let ended = if paused { self.machine.stay() } else { self.machine.resume() };
-                    ended.map_err(|e| report(&e))?;
+                    self.unless_off(ended)?;
                     self.outlets.let_input();
                     self.resumed = Instant::now();
                 }
@@ -381,7 +381,7 @@ impl Vm {
                 let still = self.stays_still();
                 let obeyed = self.watcher.obey(order, &mut self.machine, still);
                 self.disks.pausing(false);
-                obeyed.map_err(|e| report(&e))?;
+                self.unless_off(obeyed)?;
             }
             Command::Pause(paused) => self.pause(paused)?,
             Command::Wake => self.machine.wake().map_err(|e| report(&e))?,
@@ -391,9 +391,9 @@ impl Vm {
         Ok(Flow::GoOn)
     }
 
-    /// Whether a guest that could run must not.
+    /// Whether the guest must not run, or cannot.
     fn stays_still(&self) -> bool {
-        self.paused || self.stance.now().paused
+        self.paused || self.stance.now().paused || self.off != Off::No
     }
 
     /// As the owner wants it. A guest that stands still for another reason is dealt with when that is over.
@@ -406,7 +406,7 @@ impl Vm {
             self.disks.pausing(true);
             let obeyed = if paused { self.machine.stop() } else { self.machine.cont() };
             self.disks.pausing(false);
-            obeyed.map_err(|e| report(&e))?;
+            self.unless_off(obeyed)?;
             if !paused && self.stance.now().activity == Activity::Suspended {
                 self.machine.stay_suspended().map_err(|e| report(&e))?;
             }
@@ -535,17 +535,7 @@ impl Vm {
 
     /// Lets more memory be trapped, in a pause of its own: nobody gets checkpoints.
     fn trap_more(&mut self) -> Result<(), String> {
-        let Some(sinks) = &mut self.sinks else { return Ok(()) };
-        self.outlets.make_room();
-        self.disks.pausing(true);
-        let stopped = self.machine.stop();
-        self.disks.pausing(false);
-        let looked = stopped.and_then(|()| sinks.look_stopped());
-        // One that its owner has paused stands still anyway.
-        let paused = self.stance.now().paused;
-        looked.and_then(|()| if paused { Ok(()) } else { self.machine.cont_in_time() }).map_err(|e| report(&e))?;
-        self.resumed = Instant::now();
-        self.events()
+        self.stand_still(|vm| vm.sinks.as_mut().map_or(Ok(()), Sinks::look_stopped))
     }
 
     /// Gives a guest of which no checkpoints are taken a part of the time that it has lost: in a pause of its own.
@@ -554,13 +544,29 @@ impl Vm {
         if self.watcher.busy() || !runs || !self.disks.allows_pause() {
             return Ok(());
         }
+        self.stand_still(|_| Ok(()))
+    }
+
+    /// A pause that is no checkpoint's: the guest stands still for as long as `meanwhile` takes.
+    fn stand_still(&mut self, meanwhile: impl FnOnce(&mut Self) -> Result<(), MachineError>) -> Result<(), String> {
         self.outlets.make_room();
         self.disks.pausing(true);
         let stopped = self.machine.stop();
         self.disks.pausing(false);
-        stopped.and_then(|()| self.machine.cont_in_time()).map_err(|e| report(&e))?;
+        // One that its owner has paused stands still anyway.
+        let paused = self.stance.now().paused;
+        let goes_on = |vm: &mut Self| if paused { Ok(()) } else { vm.machine.cont_in_time() };
+        let went_on = stopped.and_then(|()| meanwhile(self)).and_then(|()| goes_on(self));
         self.resumed = Instant::now();
+        self.unless_off(went_on)?;
         self.events()
+    }
+
+    /// What QEMU refuses to let run because the guest has powered itself off, right before it was stopped, has not failed.
+    fn unless_off(&mut self, done: Result<(), MachineError>) -> Result<(), String> {
+        let Err(error) = done else { return Ok(()) };
+        self.events()?;
+        if self.off == Off::No { Err(report(&error)) } else { Ok(()) }
     }
 
     /// The guest has powered itself off: takes what it did last to those that have joined, and tells the core.
@@ -704,11 +710,8 @@ impl Vm {
             self.tell_off();
             let _ = self.core.send(Msg::FinalTaken { generation: self.generation, epoch });
         } else if let Err(error) = self.end_pause(&mut capture) {
-            // A guest that has powered off does not run again; its last output is committed all the same.
-            self.events()?;
-            if self.off == Off::No {
-                return Err(report(&error));
-            }
+            // Its last output is committed all the same.
+            self.unless_off(Err(error))?;
         } else {
             self.outlets.let_input();
             self.pacer.paused(Duration::from_micros(capture.record.pause_us));
