@@ -96,8 +96,8 @@ pub struct Loaded {
 /// What becomes of a standby whose primary is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// This host has the VM.
-    Load,
+    /// This host has the VM. If it cannot go on with it, `others` can.
+    Load { others: bool },
     /// Another backup has it.
     Park,
 }
@@ -416,16 +416,26 @@ impl Standby {
         let _ = self.core.send(Msg::StandbyWaits { session });
         // Before the devices are loaded: what they write to memory then is in no checkpoint yet.
         let here = (session, checkpoint.epoch);
-        // What a log has not taken is not in the volumes either: the guest cannot go on without that.
-        let limit = hello.spec.volumes.is_empty().then_some(SLOW);
-        let logged = log.as_ref().is_some_and(|log| drained(log, limit) == Some(here));
+        let mut logged = log.as_ref().is_some_and(|log| drained(log, Some(SLOW)) == Some(here));
         let followed = logged || (several && history.is_some());
         if followed && standby.tracker.is_none() {
             standby.tracker = track(machine);
         }
         let mut load_us = micros(begun.elapsed());
         match sentence(&verdict, machine)? {
-            Some(Verdict::Load) => {}
+            Some(Verdict::Load { others }) => {
+                // What a log has not taken is not in the volumes either: the guest cannot go on without that. Others need not wait
+                // for this host's disk.
+                if let Some(log) = log.as_ref().filter(|_| !logged && !hello.spec.volumes.is_empty()) {
+                    logged = !others && drained(log, None) == Some(here);
+                    if !logged {
+                        return Err("the log did not take the last checkpoint, which the volumes lack therefore".into());
+                    }
+                    if standby.tracker.is_none() {
+                        standby.tracker = track(machine);
+                    }
+                }
+            }
             Some(Verdict::Park) => {
                 if let Some(history) = history.filter(|_| !parted && (logged || log.is_none())) {
                     place.park(Parked { history, logged: logged.then_some(here), standby });
@@ -440,7 +450,7 @@ impl Standby {
         machine.load(checkpoint.device_state).map_err(|e| report(&e))?;
         load_us += micros(begun.elapsed());
         let StandbyMachine { machine, ports, tracker, .. } = standby;
-        let stopped = stopped.map(|stopped| (stopped, hello.spec.clock_gap));
+        let stopped = stopped.map(|stopped| (stopped, self.config.vm.clock_gap));
         let epoch = checkpoint.epoch;
         let spec = hello.spec.as_booted(&self.config.vm);
         let loaded = Loaded { machine, ports, spec, epoch, health, load_us, tracker, history, logged, stopped };
@@ -490,6 +500,7 @@ impl Standby {
             && standby.machine.accel() == hello.accel
             && standby.machine.generation() == generation(hello)
             && hello.layout.same_as(&standby.layout).is_ok()
+            && booted::suits(hello, &standby.machine).is_ok()
             && alive(&standby.machine).is_ok();
         suits.then_some((parked, base))
     }
@@ -692,8 +703,8 @@ fn generation(hello: &Hello) -> Uuid {
     hello.generation.unwrap_or_else(|| hello.spec.first_generation())
 }
 
-/// With which checkpoint a log ends, once it has all that it was given. None if its disk has not taken that within `limit`: the VM goes
-/// on without this log then, which is disowned. Without a limit it is waited for as long as it takes.
+/// With which checkpoint a log ends, once it has all that it was given. None if it has failed, or its disk has not taken that within
+/// `limit`: a VM without volumes goes on without this log then, which is disowned. Without a limit it is waited for as long as it takes.
 fn drained(log: &SyncSender<Job>, limit: Option<Duration>) -> Option<(Term, Epoch)> {
     let deadline = limit.map(|limit| Instant::now() + limit);
     let (reply, answer) = sync_channel(1);

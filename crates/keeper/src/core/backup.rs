@@ -177,7 +177,7 @@ impl Core {
     /// This host has the VM: its standby is to be loaded.
     pub(super) fn won(&self) {
         if let Some(backup) = &self.backup {
-            let _ = backup.verdict.try_send(Verdict::Load);
+            let _ = backup.verdict.try_send(Verdict::Load { others: self.protocol.has_heirs() });
         }
     }
 
@@ -209,6 +209,8 @@ impl Core {
             // Nor is it kept for a session any longer.
             self.drop_backup();
             self.end_spare();
+            // Nobody else may be able to go on either.
+            self.log_after_loss();
         } else if spare.looked.elapsed() >= SPARE_LOOK {
             spare.looked = now;
             let _ = self.parts.arbiter.send(Question::Look);
@@ -273,6 +275,7 @@ impl Core {
         let epoch = held.max(epoch);
         let began = Instant::now();
         let term = self.protocol.term();
+        let logged = logged && self.log_lives();
         let log = self.log.handle.as_ref().filter(|_| logged).map(|log| log.jobs.clone());
         let survivors = history.is_some();
         let (tracker, unneeded) = if log.is_some() || survivors { (tracker, None) } else { (None, tracker) };

@@ -19,6 +19,8 @@ impl Core {
         self.last_tick = Moment::now();
         self.check_still();
         self.check_peer();
+        self.check_failed_log();
+        self.check_noting();
         self.check_spare();
         self.release_kept();
         self.check_uplink();

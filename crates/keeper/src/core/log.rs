@@ -52,6 +52,8 @@ pub(super) struct LogSide {
     /// A log has failed and not noted it, and is to be disowned: it would be gone on from with the images as they were in this
     /// epoch, which therefore get no more.
     pub(super) images_wait: Option<Epoch>,
+    /// Why the log of a backup that takes the VM over has failed. What becomes of it follows from how the take-over ends.
+    failed: Option<(u64, String)>,
     /// The newest epoch that is durable.
     pub(super) durable: Epoch,
     last: LogStatus,
@@ -78,6 +80,7 @@ impl LogSide {
             standing: None,
             at_work: None,
             images_wait: None,
+            failed: None,
             durable: Epoch(0),
             last: LogStatus { state: LogState::Off, epoch: Epoch(0), commit_bytes: 0, bytes: 0, commit_us: 0 },
             recovery: None,
@@ -310,7 +313,23 @@ impl Core {
         if self.log.handle.is_some() {
             // As if it had gone on, and failed: the gate stays shut until the witness has disowned it.
             self.log_first(Epoch(1));
-            self.log_ends("it does not end with the checkpoint that the VM goes on from");
+            let reason = self.log.failed.take().map(|(_, reason)| reason);
+            let ends = "it does not end with the checkpoint that the VM goes on from";
+            self.log_ends(reason.as_deref().unwrap_or(ends));
+        }
+    }
+
+    /// The log that this host kept as a backup can be gone on with.
+    pub(super) fn log_lives(&self) -> bool {
+        self.log.failed.is_none()
+    }
+
+    /// The take-over during which a log has failed has ended otherwise than by the VM's running here.
+    pub(super) fn check_failed_log(&mut self) {
+        if self.takeover.is_none()
+            && let Some((id, reason)) = self.log.failed.take()
+        {
+            self.log_failed(id, &reason);
         }
     }
 
@@ -414,14 +433,18 @@ impl Core {
         if !self.log.is_mine(id) {
             return;
         }
+        let has_asked = self.protocol.may_have_won() || self.protocol.role() == Role::Primary;
+        if self.takeover.is_some() && has_asked {
+            // The VM is this host's, or may be. If its standby has all that it needs, it goes on without the log, which has noted what
+            // was asked for and would be believed: it is left and disowned first.
+            tracing::error!(%reason, "the log fails while the VM comes here");
+            self.log.failed = Some((id, reason.to_owned()));
+            return;
+        }
         let (noted, reason) = match reason.strip_prefix(NOTED) {
             Some(reason) => (true, reason.to_owned()),
             None => (false, reason.to_owned()),
         };
-        if self.protocol.role() == Role::Primary && self.takeover.is_some() {
-            // This host has won the VM, and the log that it kept as a backup has noted that: it would be believed.
-            self.log_first(Epoch(1));
-        }
         let was_on = self.log_is_on();
         self.drop_log();
         self.log.again_later();
@@ -454,6 +477,8 @@ impl Core {
                     self.load_failed(session, &format!("the log: {reason}"));
                 }
             }
+            // What a spare holds is whole without its log, but for volumes, which may lack what the log did not take.
+            Role::Standby if self.protocol.is_spare() && self.parts.config.vm.volumes.is_empty() => {}
             // The VM was to go on from it. What is on the disk is as good as it was, and is looked at again.
             Role::Standby => {
                 self.reset_protocol();

@@ -10,11 +10,14 @@
 //! A host that finds the record that it proposed knows from its log that it had won it, and that it let nothing go since that is
 //! not in the log. And nobody claims who could not go on: the primary may live, and would end for nothing.
 
+use std::time::Instant;
+
 use ninefold_model::Record;
 use ninefold_model::status::{LogState, Role};
-use ninefold_replica::protocol::{Input, ProposalId};
+use ninefold_replica::protocol::{Input, LogRole, ProposalId};
 
 use super::Core;
+use crate::disk_watch::SLOW;
 
 /// See the [module](self).
 #[derive(Debug, Default)]
@@ -29,6 +32,7 @@ struct Waits {
     id: ProposalId,
     /// The number of its note in the log.
     note: Option<u64>,
+    since: Instant,
     standby: bool,
 }
 
@@ -36,9 +40,11 @@ impl Core {
     pub(super) fn prepare(&mut self, id: ProposalId, new: Record) {
         let role = self.protocol.role();
         let standby = role == Role::Backup && self.takeover.as_ref().is_some_and(|t| !t.ready && t.loaded.is_none());
-        let mut waits = Waits { id, note: None, standby };
+        let mut waits = Waits { id, note: None, since: Instant::now(), standby };
         let as_primary = self.protocol.log_role().filter(|_| role == Role::Primary);
         if let (Some(standing), Some(handle)) = (&mut self.log.standing, &self.log.handle) {
+            // A backup's is one, whatever is said of its state: it speaks for a host that gives the VM back.
+            let was_backup = matches!(standing.role, LogRole::Backup { .. });
             if let Some(role) = as_primary {
                 standing.role = role;
             }
@@ -47,7 +53,7 @@ impl Core {
             handle.stand(self.preparing.tickets, standing.clone());
             // A primary's is no log yet while it is copied to, and when it becomes one it has this note: nobody waits for a
             // thread that is busy copying.
-            if self.log.state != LogState::Copying || role != Role::Primary {
+            if self.log.state != LogState::Copying || role != Role::Primary || was_backup {
                 waits.note = Some(self.preparing.tickets);
             }
         }
@@ -71,6 +77,14 @@ impl Core {
         if let Some(waits) = &mut self.preparing.waits {
             waits.note = None;
             self.go_on_preparing();
+        }
+    }
+
+    /// Others wait for the VM that this host gives back: they do not wait longer for the disk of a log that may be why.
+    pub(super) fn check_noting(&mut self) {
+        let waits = self.preparing.waits.as_ref().is_some_and(|w| w.note.is_some() && w.since.elapsed() >= SLOW);
+        if self.unloaded && waits {
+            self.noted();
         }
     }
 

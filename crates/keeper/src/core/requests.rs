@@ -240,7 +240,7 @@ impl Core {
         // what is about to be asked for: if the primary lives, the witness shows that soon. A log, though, is the safest place, and
         // what is asked for waits for its disk: the next keeper goes on from it.
         let claims = self.protocol.claims() && self.non_volatile().is_none();
-        if self.protocol.may_have_won() || claims {
+        if self.protocol.may_have_won() || self.takeover.as_ref().is_some_and(|t| t.won.is_some()) || claims {
             tracing::warn!(
                 "told to end while the VM comes here: that comes first, if it is decided within {QUIT_LIMIT:?}"
             );

@@ -553,6 +553,11 @@ impl Protocol {
         }
     }
 
+    /// Whether this host has won a VM that it could still give back to others.
+    pub fn has_heirs(&self) -> bool {
+        matches!(&self.state, State::Primary(p) if p.heirs.as_ref().is_some_and(|heirs| !heirs.is_empty()))
+    }
+
     /// Whether a backup here has lost its primary, and asks the witness for the VM or is about to. The primary may be dead.
     pub fn claims(&self) -> bool {
         matches!(self.state, State::Claiming { .. })
