@@ -294,7 +294,7 @@ fn a_winner_that_cannot_load_the_vm_gives_it_to_the_other() {
     trio.lab.thaw(WITNESS).unwrap();
     said(&trio, mark, "b", |k| matches!(k, EventKind::WitnessReachable));
     signal(c, Signal::CONT);
-    said(&trio, mark, "c", |k| matches!(k, EventKind::StoodDown { .. }));
+    said(&trio, mark, "c", |k| matches!(k, EventKind::ClaimLost { .. }));
     signal(b, Signal::KILL);
     let gave = said(&trio, mark, "b", |k| matches!(k, EventKind::GaveBack { .. }));
     let EventKind::GaveBack { backups, reason, .. } = &gave.kind else { unreachable!() };

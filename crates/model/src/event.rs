@@ -95,6 +95,8 @@ pub enum EventKind {
     WitnessReachable,
     /// This host lost its role and has stopped its VM.
     StoodDown { term: Term, reason: String },
+    /// Another backup has won the VM. This host keeps what it holds for a while: the VM may be given back to it.
+    ClaimLost { term: Term },
     /// This host had won the VM and could not go on with it. These others hold it, and may take it over.
     GaveBack { term: Term, backups: Vec<HostName>, reason: String },
     /// The VM could not be booted here: its QEMU did not come up. Nothing is lost.

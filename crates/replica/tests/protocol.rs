@@ -294,7 +294,7 @@ fn a_backup_claims_from_whichever_record_binds_it() {
     assert_eq!(c.asked.as_ref().unwrap().1, record.alone(host("c")));
     // The other was faster.
     let out = c.lose(won);
-    assert!(matches!(out[..], [Action::Emit(EventKind::StoodDown { .. })]), "{out:?}");
+    assert!(matches!(out[..], [Action::Emit(EventKind::ClaimLost { .. })]), "{out:?}");
     assert!(c.protocol.is_spare() && c.protocol.role() == Role::Standby);
 }
 
@@ -699,7 +699,7 @@ fn a_winner_that_cannot_resume_gives_the_vm_back() {
 fn who_was_second_goes_on_with_what_is_given_back() {
     let (mut c, told) = claims_beside("c", 5);
     let won = told.alone(host("b"));
-    assert!(matches!(c.lose(won.clone())[..], [Action::Emit(EventKind::StoodDown { .. })]));
+    assert!(matches!(c.lose(won.clone())[..], [Action::Emit(EventKind::ClaimLost { .. })]));
     assert!(c.protocol.is_spare());
     for older in [told.clone(), won.clone()] {
         assert_eq!(c.tell(Input::Observed(older)), []);
@@ -734,7 +734,8 @@ fn a_spare_serves_whoever_runs_the_vm() {
     for other in [backup("d", session), backup("c", session)] {
         let (mut c, won) = spare();
         let bound = won.bound(vec![other]);
-        assert_eq!(c.tell(Input::Observed(bound)), [Action::StandDown]);
+        let out = c.tell(Input::Observed(bound));
+        assert!(matches!(out[..], [Action::StandDown, Action::Emit(EventKind::StoodDown { .. })]), "{out:?}");
         assert!(!c.protocol.is_spare());
     }
     // It may only have lost it to a further one.

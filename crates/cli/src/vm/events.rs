@@ -171,6 +171,9 @@ pub fn words(kind: &EventKind) -> String {
         EventKind::BackupLost { backup: Some(backup), reason } => format!("backup {backup} lost: {reason}"),
         EventKind::BackupLost { backup: None, reason } => format!("backup lost: {reason}"),
         EventKind::StoodDown { term, reason } => format!("stood down (term {term}): {reason}"),
+        EventKind::ClaimLost { term } => {
+            format!("another backup has won the VM (term {term}); what this host holds is kept for a while")
+        }
         EventKind::GaveBack { term, backups, reason } => {
             let hosts: Vec<_> = backups.iter().map(|b| b.as_str()).collect();
             format!("GAVE THE VM BACK (term {term}) to host {}: {reason}", hosts.join(" or "))

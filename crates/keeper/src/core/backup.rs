@@ -208,7 +208,9 @@ impl Core {
         if spare.since.elapsed() > KEEP {
             // Nor is it kept for a session any longer.
             self.drop_backup();
+            let term = self.protocol.term();
             self.end_spare();
+            self.event(EventKind::StoodDown { term, reason: "nobody has given the VM back in time".into() });
             // Nobody else may be able to go on either.
             self.log_after_loss();
         } else if spare.looked.elapsed() >= SPARE_LOOK {

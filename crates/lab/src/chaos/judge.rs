@@ -6,7 +6,7 @@
 //!   that was dropped, or was never bound, may hold an old one.
 //! * Of these a host holds it **in memory** from the moment at which its keeper says so (`booted`, `took_over`, `recovered`, `restored`;
 //!   of a backup `backup_ready`) until its QEMU, its keeper or the host is killed, or the keeper says that it has ended it (`stood_down`,
-//!   `gave_back`, `lost`, `stopped`). A frozen host holds it, and one that is cut off: it will be thawed and healed.
+//!   `gave_back`, `lost`, `stopped`). One that has lost its claim to another backup (`claim_lost`) still holds it. A frozen host holds it, and one that is cut off: it will be thawed and healed.
 //! * And it holds the state of a non-volatile VM **on disk**, whatever is killed: a primary from `non_volatile` on, a backup from
 //!   `backup_ready` on (what it acknowledges is in its log), until `log_lost`.
 //!

@@ -174,7 +174,7 @@ impl Protocol {
             }
             (Some(Some(current)), None) if backup.is_passed(&self.me, &current) => {
                 self.state = State::Spare(Spare { backup, epoch, seen: current.term });
-                out.push(Action::Emit(EventKind::StoodDown { term: current.term, reason: NOT_GRANTED.into() }));
+                out.push(Action::Emit(EventKind::ClaimLost { term: current.term }));
             }
             (Some(current), _) => {
                 let term = current.map_or(Term(0), |r| r.term);

@@ -129,8 +129,6 @@ impl Protocol {
             spare.seen = record.term;
             return;
         }
-        // Its primary runs the VM: it has bound another.
-        out.push(Action::StandDown);
-        self.state = State::Standby;
+        self.stand_down(record.term, "the VM runs elsewhere, and others are bound to it", out);
     }
 }
