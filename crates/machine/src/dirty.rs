@@ -17,6 +17,7 @@ mod moment;
 mod page_map;
 mod page_set;
 mod pagemap_scan;
+mod patience;
 mod regions;
 mod soft_dirty;
 mod traps;
@@ -200,7 +201,7 @@ impl Tracker {
     pub fn hold(&mut self, moment: &Moment) {
         match self {
             Tracker::PagemapScan(tracker) => tracker.hold(moment),
-            Tracker::SoftDirty(_) => moment.shared().untrapped(),
+            Tracker::SoftDirty(_) => moment.shared().end(moment::End::Undivided),
         }
     }
 

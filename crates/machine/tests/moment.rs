@@ -3,10 +3,11 @@
 mod guest;
 
 use std::path::Path;
+use std::time::Duration;
 
 use guest::protected::Protected;
-use guest::{COUNTER, OTHER_COUNTER};
-use ninefold_machine::{MachineError, Mechanism, Moment, PAGE_SIZE, Pages};
+use guest::{COUNTER, OTHER_COUNTER, sweep};
+use ninefold_machine::{MachineError, Mechanism, Moment, PAGE_SIZE, Pages, Ram};
 
 /// A guest at work on two vCPUs, regions hot and cold. None where memory cannot be held.
 fn begin(accel: ninefold_model::spec::Accel, image: &Path) -> Option<Protected> {
@@ -135,5 +136,62 @@ fn memory_that_is_not_trapped_is_not_held() {
         let error = moment.next(&mut Pages::default()).unwrap_err();
         assert!(error.to_string().contains("not all of the memory is watched"), "{error}");
         guest::await_count(&vm.machine.memory().clone(), COUNTER, 100);
+    }
+}
+
+/// A guest that has come to wait until some of what it writes over is taken away; it is running. None where memory cannot be held.
+fn waiting(accel: ninefold_model::spec::Accel, dir: &Path) -> Option<(Protected, Moment)> {
+    let mut config = guest::config(Path::new("qemu-system-x86_64"), accel, 1, &sweep::boot_sector(dir));
+    config.spec.memory_mib = sweep::MEMORY_MIB;
+    let mut vm = Protected::start_with(&config, Ram::create(sweep::MEMORY_MIB << 20).unwrap());
+    if vm.tracker.mechanism() != Mechanism::PagemapScan {
+        eprintln!("skipped: this kernel has no PAGEMAP_SCAN");
+        return None;
+    }
+    sweep::await_sweeps(&vm.machine.memory().clone(), 2);
+    let moment = hold(&mut vm);
+    vm.machine.resume().unwrap();
+    while moment.waited() == Duration::ZERO {
+        std::thread::yield_now();
+    }
+    Some((vm, moment))
+}
+
+/// The guest goes on, and what it has written is known.
+fn goes_on(mut vm: Protected, when: &str) {
+    let memory = vm.machine.memory().clone();
+    for _ in 0..2 {
+        sweep::await_sweeps(&memory, 1);
+        vm.pause(when);
+        sweep::is_of_one_moment(&memory);
+        vm.machine.resume().unwrap();
+    }
+    vm.machine.kill();
+}
+
+/// The reader goes while the guest waits for it.
+#[test]
+fn a_guest_that_waits_goes_on_when_its_reader_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    for accel in guest::accels() {
+        let Some((vm, moment)) = waiting(accel, dir.path()) else { return };
+        drop(moment);
+        assert!(!vm.tracker.holds());
+        goes_on(vm, &format!("{accel}: the reader has gone"));
+    }
+}
+
+/// The reader takes nothing more away while the guest waits for it.
+#[test]
+fn a_guest_that_waits_goes_on_when_its_reader_stands_still() {
+    let dir = tempfile::tempdir().unwrap();
+    for accel in guest::accels() {
+        let Some((vm, moment)) = waiting(accel, dir.path()) else { return };
+        while vm.tracker.holds() {
+            std::thread::yield_now();
+        }
+        let error = moment.next(&mut Pages::default()).unwrap_err();
+        assert!(error.to_string().contains("the guest would have to wait"), "{error}");
+        goes_on(vm, &format!("{accel}: the reader stands still"));
     }
 }

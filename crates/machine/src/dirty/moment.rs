@@ -5,19 +5,24 @@
 //!              │ a trapped write: the old content is kept here, then the writer goes on
 //! ```
 //!
-//! What is kept has a bound. When the reader does not take it away, trapped writers wait for room, and after a time the
-//! moment is given up: the guest is more than a copy of it.
+//! What is kept has a bound. When the reader does not take it away, trapped writers wait for room, and when they have waited for
+//! too long in all ([`super::patience`]), the moment is given up: the guest is more than a copy of it.
 
 use std::collections::VecDeque;
-use std::os::fd::AsFd;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
 use super::PageRun;
 use super::page_set::PageSet;
+use super::patience::Patience;
 use crate::blocks::PAGE_SIZE;
 use crate::error::{MachineError, Result};
 use crate::ram::Ram;
@@ -26,13 +31,13 @@ use crate::ram::Ram;
 const CHUNK: u64 = 256;
 /// How many such are kept at most: 64 MiB.
 const CHUNKS: usize = 64;
+/// Pages for which there is room.
+#[cfg(test)]
+pub(super) const ROOM: u64 = CHUNK * CHUNKS as u64;
 /// Pages that one trapped write keeps at most, so that it does not take long.
 pub(super) const KEPT_AT_ONCE: u64 = 64;
-/// For so long does a trapped write wait for room at most. Then the moment is given up.
-const PATIENCE: Duration = Duration::from_secs(1);
-
-const GUEST_WAITS: &str = "the guest would have to wait: what it writes over is not taken away fast enough";
-const TRACKING_ENDED: &str = "the VM runs here no more";
+/// Pages that are looked through at most while the lock is held: 64 MiB of memory, 2 KiB of the set.
+const LOOK: u64 = 16_384;
 
 /// Pages with their contents.
 #[derive(Debug, Default)]
@@ -51,7 +56,10 @@ pub struct Moment(Arc<Shared>);
 pub(super) struct Shared {
     ram: Arc<Ram>,
     state: Mutex<State>,
-    room: Condvar,
+    /// The stage is `Over`: the pause asks, and waits for no lock that an ordinary thread has.
+    over: AtomicBool,
+    /// An eventfd that those who wait for room look at: written when there is some, and when the moment is over.
+    room: OnceLock<Arc<OwnedFd>>,
 }
 
 #[derive(Debug)]
@@ -61,20 +69,58 @@ struct State {
     pending: PageSet,
     /// All that is pending is at or behind this page.
     at: u64,
-    /// The memory's file has the pages from `at` up to here.
-    used: u64,
+    /// Pages that the memory's file has, and the first of them behind `at` unless `at` is behind them.
+    used: Range<u64>,
     kept: VecDeque<Kept>,
     /// The reader's former buffers, to be filled again.
     spare: Option<Kept>,
+    patience: Patience,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 enum Stage {
     /// The moment has not come.
     Before,
     Held,
     /// Nobody reads it any more, or it cannot be read: why.
-    Over(&'static str),
+    Over(End),
+}
+
+/// Why a moment is over.
+#[derive(Debug)]
+pub(super) enum End {
+    /// Its reader has gone.
+    GivenUp,
+    /// Its reader is too slow.
+    GuestWaits,
+    /// Nobody follows the guest's writes any more.
+    Untracked,
+    /// It has come, and so many of so many regions are not trapped.
+    Untrapped { hot: u64, regions: u64 },
+    /// It has come, and memory is not divided into regions.
+    Undivided,
+    /// It has come, and another one is held.
+    Another,
+    /// It has come, and something has failed: what.
+    Failed(&'static str, io::Error),
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            End::GivenUp => f.write_str("it was given up"),
+            End::GuestWaits => {
+                f.write_str("the guest would have to wait: what it writes over is not taken away fast enough")
+            }
+            End::Untracked => f.write_str("the VM runs here no more"),
+            End::Untrapped { hot, regions } => {
+                write!(f, "not all of the memory is watched: {hot} of {regions} regions are not")
+            }
+            End::Undivided => f.write_str("the memory cannot be watched page by page here"),
+            End::Another => f.write_str("another one is being read"),
+            End::Failed(what, error) => write!(f, "{what}: {error}"),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -91,59 +137,72 @@ impl Shared {
 
     /// Whether nobody needs it any more.
     pub(super) fn over(&self) -> bool {
-        matches!(self.lock().stage, Stage::Over(_))
+        self.over.load(Ordering::Acquire)
     }
 
-    /// Whether some of these pages are still to be read from memory.
+    /// Whether some of these pages are still to be read from memory, or it cannot be said without a wait.
     pub(super) fn pends(&self, first: u64, end: u64) -> bool {
-        let state = self.lock();
-        state.stage == Stage::Held && state.pending.next_run_before(first, end).is_some()
+        let state = match self.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return true,
+        };
+        matches!(state.stage, Stage::Held) && state.pending.next_run_before(first, end).is_some()
     }
 
-    /// From now on it counts: the guest stands still, and every page is trapped.
-    pub(super) fn hold(&self) {
+    /// From now on it counts: the guest stands still, and every page is trapped. `room` is an eventfd that those who are to wait
+    /// for room look at.
+    pub(super) fn hold(&self, room: &Arc<OwnedFd>) {
         let mut state = self.lock();
-        if state.stage == Stage::Before {
+        if matches!(state.stage, Stage::Before) {
+            let _ = self.room.set(Arc::clone(room));
             state.stage = Stage::Held;
         }
     }
 
-    pub(super) fn end(&self, why: &'static str) {
+    /// Nobody waits for room from now on, and nothing is kept.
+    pub(super) fn end(&self, why: End) {
         let mut state = self.lock();
-        if !matches!(state.stage, Stage::Over(_)) {
-            state.stage = Stage::Over(why);
-            state.kept = VecDeque::new();
-            state.spare = None;
+        if matches!(state.stage, Stage::Over(_)) {
+            return;
         }
+        state.stage = Stage::Over(why);
+        state.patience.stop(Instant::now());
+        let kept = std::mem::take(&mut state.kept);
+        let rest = (state.spare.take(), std::mem::replace(&mut state.pending, PageSet::empty(0)));
+        self.over.store(true, Ordering::Release);
         drop(state);
-        self.room.notify_all();
+        self.ring();
+        // Up to 64 MiB, which nobody has to wait for.
+        drop((kept, rest));
     }
 
-    /// The moment has come, and not all of the memory is trapped.
-    pub(super) fn untrapped(&self) {
-        self.end("not all of the memory is watched");
+    /// Wakes those who wait for room.
+    fn ring(&self) {
+        if let Some(room) = self.room.get() {
+            // Fails only if it was written 2^64 times and not looked at.
+            let _ = rustix::io::write(room, &1_u64.to_ne_bytes());
+        }
     }
 
-    /// Nobody follows the guest's writes any more.
-    pub(super) fn untracked(&self) {
-        self.end(TRACKING_ENDED);
-    }
-
-    /// Keeps what these pages hold, before they are opened to a writer. False when there is no room for all of them.
-    pub(super) fn keep(&self, first: u64, end: u64) -> bool {
+    /// Keeps what these pages hold, before they are opened to a writer. Answers the page behind the last that may be opened: `end` if
+    /// there is room for all of them, `first` if its writer has to wait.
+    pub(super) fn keep(&self, first: u64, end: u64) -> u64 {
         let mut state = self.lock();
-        while state.stage == Stage::Held
+        while matches!(state.stage, Stage::Held)
             && let Some((page, behind)) = state.pending.next_run_before(first, end)
         {
+            let state = &mut *state;
             if state.kept.back().is_none_or(|last| last.pages.len() as u64 >= CHUNK) {
                 if state.kept.len() >= CHUNKS {
-                    return false;
+                    if page == first {
+                        state.patience.wait(Instant::now());
+                    }
+                    return page;
                 }
-                let next = state.spare.take().unwrap_or_default();
-                state.kept.push_back(next);
+                state.kept.push_back(state.spare.take().unwrap_or_default());
             }
-            let state = &mut *state;
-            let Some(last) = state.kept.back_mut() else { return false };
+            let Some(last) = state.kept.back_mut() else { return page };
             let behind = behind.min(page + CHUNK - last.pages.len() as u64);
             let at = last.bytes.len();
             last.bytes.resize(at + bytes(behind - page), 0);
@@ -151,37 +210,38 @@ impl Shared {
             last.pages.extend(page..behind);
             state.pending.remove(page, behind);
         }
-        true
+        end
     }
 
-    /// Waits until the reader has taken something away. If it does not, the moment is over.
-    pub(super) fn wait_for_room(&self) {
-        let full = |state: &mut State| state.stage == Stage::Held && state.kept.len() >= CHUNKS;
-        let waited = self.room.wait_timeout_while(self.lock(), PATIENCE, full);
-        let (state, waited) = waited.unwrap_or_else(PoisonError::into_inner);
-        drop(state);
-        if waited.timed_out() {
-            self.end(GUEST_WAITS);
+    /// For how long those that wait for room still do so; zero when the moment is over for that. None when nobody waits.
+    pub(super) fn left(&self) -> Option<Duration> {
+        let left = self.lock().patience.left(Instant::now())?;
+        if left.is_zero() {
+            self.end(End::GuestWaits);
         }
+        Some(left)
     }
 
-    /// The pages that the memory's file has, from `page` on: the first of them and the one behind the last. What it has not was
-    /// never touched, and would be if it were read.
-    fn next_in_use(&self, page: u64) -> Result<(u64, u64)> {
+    /// The first pages that the memory's file has, from `page` on. What it has not was never touched, and would be if it were read.
+    fn next_in_use(&self, page: u64) -> Result<Range<u64>> {
         let failed = MachineError::os("looking for the memory in use");
         let first = match seek(self.ram.as_fd(), SeekFrom::Data(page * PAGE_SIZE)) {
             Ok(at) => at,
-            Err(Errno::NXIO) => return Ok((u64::MAX, u64::MAX)),
+            Err(Errno::NXIO) => return Ok(u64::MAX..u64::MAX),
             Err(error) => return Err(failed(error)),
         };
         let end = seek(self.ram.as_fd(), SeekFrom::Hole(first)).map_err(failed)?;
-        Ok((first / PAGE_SIZE, end.div_ceil(PAGE_SIZE)))
+        Ok(first / PAGE_SIZE..end.div_ceil(PAGE_SIZE))
     }
 }
 
 impl Moment {
     /// One that has not come. It comes by [`super::Tracker::hold`].
     pub fn new(ram: &Arc<Ram>) -> Moment {
+        Self::with(ram, Patience::default())
+    }
+
+    pub(super) fn with(ram: &Arc<Ram>, patience: Patience) -> Moment {
         let pages = ram.bytes() / PAGE_SIZE;
         let mut pending = PageSet::empty(pages);
         pending.insert_range(0, pages);
@@ -189,11 +249,18 @@ impl Moment {
             stage: Stage::Before,
             pending,
             at: 0,
-            used: 0,
+            used: 0..0,
             kept: VecDeque::with_capacity(CHUNKS),
             spare: Some(Kept::default()),
+            patience,
         };
-        Moment(Arc::new(Shared { ram: Arc::clone(ram), state: Mutex::new(state), room: Condvar::new() }))
+        let (state, over) = (Mutex::new(state), AtomicBool::new(false));
+        Moment(Arc::new(Shared { ram: Arc::clone(ram), state, over, room: OnceLock::new() }))
+    }
+
+    /// For how long, in all, writes of the guest have waited for what they write over to be taken away.
+    pub fn waited(&self) -> Duration {
+        self.0.lock().patience.total(Instant::now())
     }
 
     pub(super) fn shared(&self) -> &Arc<Shared> {
@@ -206,16 +273,23 @@ impl Moment {
     /// # Errors
     /// `Moment` when it is over before all was read, or has not come; `Io`.
     pub fn next(&self, out: &mut Pages) -> Result<bool> {
+        let end_of_all = self.0.ram.bytes() / PAGE_SIZE;
         loop {
             let mut state = self.0.lock();
-            let over = |why: &str| Err(MachineError::Moment { reason: why.to_owned() });
-            match state.stage {
-                Stage::Before => return over("it has not come"),
+            let over = |why: &dyn fmt::Display| Err(MachineError::Moment { reason: why.to_string() });
+            match &state.stage {
+                Stage::Before => return over(&"it has not come"),
                 Stage::Over(why) => return over(why),
                 Stage::Held => {}
             }
             // What was kept first: writers may wait for its room.
             if let Some(kept) = state.kept.pop_front() {
+                let waits = state.patience.waits();
+                if !state.patience.taken(Instant::now()) {
+                    drop(state);
+                    self.0.end(End::GuestWaits);
+                    continue;
+                }
                 out.bytes.clear();
                 let Kept { mut pages, bytes } = kept;
                 let bytes = std::mem::replace(&mut out.bytes, bytes);
@@ -224,26 +298,34 @@ impl Moment {
                 pages.clear();
                 state.spare = Some(Kept { pages, bytes });
                 drop(state);
-                self.0.room.notify_all();
-                return Ok(true);
-            }
-            let Some((first, end)) = state.pending.next_run(state.at) else { return Ok(false) };
-            let mut used = state.used;
-            drop(state);
-            if first >= used {
-                let (begin, behind) = self.0.next_in_use(first)?;
-                // Those before were never touched; who touches one now is trapped, and it is kept.
-                let mut state = self.0.lock();
-                state.pending.remove(first, begin);
-                state.used = behind;
-                if begin > first {
-                    continue;
+                if waits {
+                    self.0.ring();
                 }
-                used = behind;
-            }
-            let end = end.min(used);
-            if self.read(first, end.min(first + CHUNK), out) {
                 return Ok(true);
+            }
+            let at = state.at;
+            if at >= end_of_all {
+                return Ok(false);
+            }
+            let Some((first, end)) = state.pending.next_run_of(CHUNK, at, at + LOOK) else {
+                state.at = at + LOOK;
+                continue;
+            };
+            let used = state.used.clone();
+            if first >= used.end {
+                drop(state);
+                let used = self.0.next_in_use(first)?;
+                self.0.lock().used = used;
+            } else if first < used.start {
+                // Those before were never touched; who touches one now is trapped, and it is kept.
+                let end = used.start.min(first + LOOK);
+                state.pending.remove(first, end);
+                state.at = end;
+            } else {
+                drop(state);
+                if self.read(first, end.min(used.end), out) {
+                    return Ok(true);
+                }
             }
         }
     }
@@ -276,7 +358,7 @@ impl Moment {
 
 impl Drop for Moment {
     fn drop(&mut self) {
-        self.0.end("it was given up");
+        self.0.end(End::GivenUp);
     }
 }
 
@@ -322,15 +404,23 @@ mod tests {
     }
 
     fn overwrite(moment: &Moment, first: u64, end: u64) {
-        assert!(moment.0.keep(first, end));
+        assert_eq!(moment.0.keep(first, end), end);
         (first..end).for_each(|page| moment.0.ram.write(page * PAGE_SIZE, &[0xff; 8]));
+    }
+
+    fn doorbell() -> Arc<OwnedFd> {
+        Arc::new(rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).unwrap())
+    }
+
+    fn rang(room: &OwnedFd) -> bool {
+        rustix::io::read(room, &mut [0; 8]).is_ok()
     }
 
     #[test]
     fn each_page_comes_once_and_as_it_was() {
         let ram = memory(2000, 700..1500);
         let moment = Moment::new(&ram);
-        moment.0.hold();
+        moment.0.hold(&doorbell());
         // In the middle of what is read, behind it, in the hole, and twice.
         let mut pages = Pages::default();
         assert!(moment.next(&mut pages).unwrap());
@@ -344,38 +434,85 @@ mod tests {
         assert_eq!(found, expected.map(|page| (page, content(page))).collect::<Vec<_>>());
         assert!(!moment.next(&mut pages).unwrap());
         // Of what was never touched nothing was brought into being but by the writer.
-        assert_eq!(moment.0.next_in_use(720).unwrap(), (1500, 2000));
+        assert_eq!(moment.0.next_in_use(720).unwrap(), 1500..2000);
     }
 
     #[test]
-    fn a_writer_waits_for_room_and_goes_on_when_there_is_some() {
-        let room = CHUNK * CHUNKS as u64;
-        let moment = Moment::new(&memory(room + 100, 0..0));
-        moment.0.hold();
-        assert!(moment.0.keep(0, room - 10));
-        assert!(!moment.0.keep(room - 20, room + 10), "there is room for some of it");
-        let shared = Arc::clone(&moment.0);
-        let writer = std::thread::spawn(move || {
-            shared.wait_for_room();
-            shared.keep(room - 20, room + 10)
-        });
+    fn a_writer_gets_what_there_is_room_for_and_is_told_when_there_is_more() {
+        let moment = Moment::with(&memory(ROOM + 100, 0..0), Patience::of(Duration::from_secs(3600)));
+        let room = doorbell();
+        moment.0.hold(&room);
+        assert_eq!(moment.0.keep(0, ROOM - 10), ROOM - 10);
+        assert_eq!(moment.0.keep(ROOM - 20, ROOM + 10), ROOM, "there is room for some of it");
+        assert_eq!(moment.0.left(), None, "nobody waits");
+        assert_eq!(moment.0.keep(ROOM, ROOM + 10), ROOM);
+        assert!(moment.0.left().is_some());
+        assert_eq!(moment.0.keep(3, 5), 5, "nothing of it has to be kept");
+        assert!(!rang(&room));
         let mut pages = Pages::default();
         assert!(moment.next(&mut pages).unwrap());
-        assert!(writer.join().unwrap());
+        assert!(rang(&room));
+        assert_eq!(moment.0.keep(ROOM, ROOM + 10), ROOM + 10);
+        assert_eq!(moment.0.left(), None);
         assert_eq!(pages.bytes.len(), bytes(CHUNK));
-        assert_eq!(rest(&moment), (CHUNK..room + 100).map(|page| (page, page + 1)).collect::<Vec<_>>());
+        assert_eq!(rest(&moment), (CHUNK..ROOM + 100).map(|page| (page, page + 1)).collect::<Vec<_>>());
+        assert!(!rang(&room), "nobody waits");
+        assert!(moment.waited() > Duration::ZERO);
     }
 
     #[test]
     fn a_reader_that_takes_nothing_away_loses_the_moment_and_no_writer_waits_for_it() {
-        let room = CHUNK * CHUNKS as u64;
-        let moment = Moment::new(&memory(room + 1, 0..0));
-        moment.0.hold();
-        assert!(moment.0.keep(0, room));
-        assert!(!moment.0.keep(room, room + 1));
-        moment.0.wait_for_room();
-        assert!(moment.0.keep(room, room + 1));
-        let error = moment.next(&mut Pages::default()).unwrap_err();
-        assert!(error.to_string().contains("the guest would have to wait"), "{error}");
+        for takes in [false, true] {
+            let moment = Moment::with(&memory(ROOM + 1, 0..0), Patience::of(Duration::ZERO));
+            let room = doorbell();
+            moment.0.hold(&room);
+            assert_eq!(moment.0.keep(0, ROOM), ROOM);
+            assert_eq!(moment.0.keep(ROOM, ROOM + 1), ROOM);
+            assert!(!moment.0.over());
+            if !takes {
+                assert_eq!(moment.0.left(), Some(Duration::ZERO));
+            }
+            // It is too late to take something now.
+            let error = moment.next(&mut Pages::default()).unwrap_err();
+            assert!(error.to_string().contains("the guest would have to wait"), "{error}");
+            assert!(moment.0.over() && rang(&room));
+            assert_eq!(moment.0.keep(ROOM, ROOM + 1), ROOM + 1);
+            assert_eq!(moment.0.left(), None);
+        }
+    }
+
+    /// What is looked at follows the memory, and not its square: it is looked at under the lock.
+    #[test]
+    fn each_word_of_the_set_is_looked_at_a_few_times() {
+        let pages = 32_768;
+        let moment = Moment::new(&memory(pages, 100..4_000));
+        moment.0.hold(&doorbell());
+        assert_eq!(rest(&moment).len() as u64, pages - 3_900);
+        let looked = moment.0.lock().pending.looked.get();
+        assert!(looked <= 6 * pages / 64, "{looked} of {} words", pages / 64);
+    }
+
+    /// The pause asks whether a moment is over, and what pends, and waits for nobody who looks something up.
+    #[test]
+    fn the_pause_waits_for_no_reader() {
+        let moment = Moment::new(&memory(10, 0..0));
+        moment.0.hold(&doorbell());
+        moment.0.keep(0, 10);
+        assert!(!moment.0.pends(0, 10));
+        let reader = moment.0.lock();
+        std::thread::scope(|scope| {
+            let pause = scope.spawn(|| (moment.0.over(), moment.0.pends(0, 10)));
+            assert_eq!(pause.join().unwrap(), (false, true), "what is not known is left as it is");
+        });
+        drop(reader);
+    }
+
+    #[test]
+    fn it_is_told_why_a_moment_was_refused() {
+        let moment = Moment::new(&memory(1, 0..0));
+        moment.0.end(End::Failed("UFFDIO_WRITEPROTECT", io::Error::from_raw_os_error(libc::ENOENT)));
+        moment.0.end(End::GivenUp);
+        let error = moment.next(&mut Pages::default()).unwrap_err().to_string();
+        assert!(error.contains("UFFDIO_WRITEPROTECT: No such file or directory (os error 2)"), "{error}");
     }
 }

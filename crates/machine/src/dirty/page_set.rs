@@ -5,12 +5,20 @@
 pub(super) struct PageSet {
     words: Vec<u64>,
     pages: u64,
+    /// How many words were looked at in searches.
+    #[cfg(test)]
+    pub looked: std::cell::Cell<u64>,
 }
 
 impl PageSet {
     /// None of `pages` pages.
     pub(super) fn empty(pages: u64) -> PageSet {
-        PageSet { words: vec![0; pages.div_ceil(64) as usize], pages }
+        PageSet {
+            words: vec![0; pages.div_ceil(64) as usize],
+            pages,
+            #[cfg(test)]
+            looked: Default::default(),
+        }
     }
 
     /// Puts a page in. Pages that the block does not have are ignored.
@@ -61,6 +69,12 @@ impl PageSet {
         Some((first, self.next(first, end, !0).unwrap_or(end)))
     }
 
+    /// The first run of the pages `from..end`, of at most `most` pages: no further is looked.
+    pub(super) fn next_run_of(&self, most: u64, from: u64, end: u64) -> Option<(u64, u64)> {
+        let first = self.next(from, end.min(self.pages), 0)?;
+        self.next_run_before(first, first + most)
+    }
+
     /// Takes the pages `first..end` out.
     pub(super) fn remove(&mut self, first: u64, end: u64) {
         each_word(first, end.min(self.pages), |word, mask| self.words[word] &= !mask);
@@ -79,6 +93,8 @@ impl PageSet {
         let start = (from / 64) as usize;
         let mut mask = !0 << (from % 64);
         for (index, word) in self.words[..end.div_ceil(64) as usize].iter().enumerate().skip(start) {
+            #[cfg(test)]
+            self.looked.set(self.looked.get() + 1);
             let found = (word ^ invert) & mask;
             if found != 0 {
                 let page = index as u64 * 64 + u64::from(found.trailing_zeros());

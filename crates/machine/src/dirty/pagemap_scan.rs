@@ -26,7 +26,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::moment::Moment;
+use super::moment::{End, Moment};
 use super::regions::{Regions, Segment, WARMED};
 use super::traps::{Traps, Watched};
 use super::{DirtySet, PageRun};
@@ -97,7 +97,8 @@ impl PagemapScan {
     ) -> Result<PagemapScan> {
         // A huge page can only be opened as a whole. The other blocks are small.
         let divided = memory.ram().page_size() == PageSize::Small;
-        let watched = divided.then(|| Arc::new(Watched::new(memory.address(0), memory.layout().blocks[0].total)));
+        let watched = divided.then(|| Watched::new(memory.address(0), memory.layout().blocks[0].total)).transpose()?;
+        let watched = watched.map(Arc::new);
         let answer = vec![PageRegion::default(); REGIONS];
         // From here on an early return drops the value, which unregisters all.
         let mut tracker =
@@ -156,17 +157,28 @@ impl PagemapScan {
 
     /// See [`super::Tracker::hold`].
     pub(super) fn hold(&mut self, moment: &Moment) {
-        if let Some(watched) = &self.watched
-            && let Ok(mut state) = watched.lock()
-            && state.regions.count().1 == 0
-            && state.moment.as_ref().is_none_or(|before| before.over())
-            && protect_trapped(self.uffds.trapping.as_fd(), watched, &state.regions).is_ok()
-        {
-            moment.shared().hold();
-            state.moment = Some(Arc::clone(moment.shared()));
-        } else {
-            moment.shared().untrapped();
+        if let Err(why) = self.try_hold(moment) {
+            moment.shared().end(why);
         }
+    }
+
+    fn try_hold(&self, moment: &Moment) -> std::result::Result<(), End> {
+        let watched = self.watched.as_ref().ok_or(End::Undivided)?;
+        let mut state = watched.lock().map_err(|error| match error {
+            MachineError::Io { what, source } => End::Failed(what, source),
+            _ => End::Untracked,
+        })?;
+        if let (regions, hot @ 1..) = state.regions.count() {
+            return Err(End::Untrapped { hot, regions });
+        }
+        if state.moment.as_ref().is_some_and(|before| !before.over()) {
+            return Err(End::Another);
+        }
+        protect_trapped(self.uffds.trapping.as_fd(), watched, &state.regions)
+            .map_err(|error| End::Failed("UFFDIO_WRITEPROTECT", error))?;
+        moment.shared().hold(&watched.room);
+        state.moment = Some(Arc::clone(moment.shared()));
+        Ok(())
     }
 
     /// Whether a moment is held that is still being read.

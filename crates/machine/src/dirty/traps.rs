@@ -1,4 +1,7 @@
 //! The thread that answers trapped writes to cold regions, and what it shares with the scans.
+//!
+//! It waits for nothing but the next message: a write that has to wait for room in a moment ([`super::moment`]) is put aside, and
+//! those that need not wait are answered meanwhile.
 
 use std::io;
 use std::ops::Range;
@@ -6,10 +9,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
-use super::moment::{KEPT_AT_ONCE, Shared};
+use super::moment::{End, KEPT_AT_ONCE, Shared};
 use super::regions::Regions;
 use crate::blocks::PAGE_SIZE;
 use crate::error::{MachineError, Result};
@@ -17,6 +20,8 @@ use crate::sys::{self, Trap};
 
 /// Trapped writes that are taken with one system call.
 const TRAPS: usize = 16;
+/// Writes that are put aside at most, more than most guests have vCPUs and devices. Further ones wait in the kernel.
+const ASIDE: usize = 256;
 /// So many pages are unregistered with one system call: 256 MiB. The kernel keeps all of QEMU's page faults waiting meanwhile.
 const PIECE: u64 = 65_536;
 
@@ -26,6 +31,8 @@ pub(super) struct Watched {
     /// Where it is in QEMU.
     base: u64,
     regions: Mutex<State>,
+    /// An eventfd: writes that were put aside are to be tried again.
+    pub room: Arc<OwnedFd>,
 }
 
 #[derive(Debug)]
@@ -38,9 +45,10 @@ pub(super) struct State {
 }
 
 impl Watched {
-    pub(super) fn new(base: u64, bytes: u64) -> Watched {
+    pub(super) fn new(base: u64, bytes: u64) -> Result<Watched> {
         let state = State { regions: Regions::new(bytes / PAGE_SIZE), moment: None, failed: None };
-        Watched { base, regions: Mutex::new(state) }
+        let room = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(MachineError::os("eventfd"))?;
+        Ok(Watched { base, regions: Mutex::new(state), room: Arc::new(room) })
     }
 
     /// The regions. Whoever holds this keeps trapped writers waiting.
@@ -65,9 +73,17 @@ impl Watched {
 
     /// From here on writes are not followed any more.
     pub(super) fn end_moment(&self) {
-        if let Some(moment) = self.state().moment.take() {
-            moment.untracked();
+        let moment = self.state().moment.take();
+        if let Some(moment) = moment {
+            moment.end(End::Untracked);
         }
+    }
+
+    /// For how long those that were put aside still wait; None when none has to.
+    fn left(&self) -> Option<Timespec> {
+        let moment = self.state().moment.clone();
+        let left = moment?.left()?;
+        Some(Timespec { tv_sec: i64::try_from(left.as_secs()).ok()?, tv_nsec: i64::from(left.subsec_nanos()) })
     }
 
     /// Takes every region from the userfaultfd that it belongs to, so that nobody is trapped any more. It fails for what is
@@ -135,18 +151,35 @@ impl Drop for Traps {
 /// Until told to stop, or QEMU has ended.
 fn answer(uffd: &OwnedFd, stop: &OwnedFd, watched: &Watched) -> io::Result<()> {
     let mut traps = [Trap::default(); TRAPS];
+    // Addresses that were put aside, oldest first.
+    let mut aside = Vec::with_capacity(ASIDE);
     loop {
-        let mut ready = [PollFd::new(uffd, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
-        match poll(&mut ready, None) {
+        let more = if aside.len() < ASIDE { PollFlags::IN } else { PollFlags::empty() };
+        let mut ready =
+            [PollFd::new(uffd, more), PollFd::new(stop, PollFlags::IN), PollFd::new(&watched.room, PollFlags::IN)];
+        // When it is over, so is the moment, which rings.
+        let limit = if aside.is_empty() { None } else { watched.left() };
+        match poll(&mut ready, limit.as_ref()) {
             Ok(_) => {}
             Err(Errno::INTR) => continue,
             Err(error) => return Err(error.into()),
         }
-        let [ours, end] = [ready[0].revents(), ready[1].revents()];
+        let [ours, end, room] = ready.map(|fd| fd.revents());
         if end.intersects(PollFlags::IN) {
             return Ok(());
         }
-        let count = match sys::uffd_read(uffd.as_fd(), &mut traps) {
+        if room.intersects(PollFlags::IN) {
+            // Before they are tried: what happens afterwards rings again.
+            let _ = rustix::io::read(&watched.room, &mut [0; 8]);
+            if !again(uffd, watched, &mut aside)? {
+                return Ok(());
+            }
+        }
+        let most = TRAPS.min(ASIDE - aside.len());
+        if most == 0 {
+            continue;
+        }
+        let count = match sys::uffd_read(uffd.as_fd(), &mut traps[..most]) {
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 if ours.intersects(PollFlags::ERR | PollFlags::HUP) {
@@ -158,43 +191,179 @@ fn answer(uffd: &OwnedFd, stop: &OwnedFd, watched: &Watched) -> io::Result<()> {
         };
         for trap in &traps[..count] {
             let address = trap.write_to().ok_or_else(|| io::Error::other("a message that is not a write"))?;
-            match open(uffd, watched, address) {
-                // The address space is gone: QEMU has ended, and its end is noticed elsewhere.
-                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
-                other => other?,
+            match open(uffd, watched, address)? {
+                Answer::Given => {}
+                Answer::Aside => aside.push(address),
+                Answer::Ended => return Ok(()),
             }
         }
     }
 }
 
-/// Lets the writer go on, and notes the page. The lock is held over both: a scan in between would protect the page again
-/// first, and then it would be open and in no list. Under the same lock what the page holds is kept, if it is to be. When there is
-/// no room for that, the writer waits, but not the scans.
-fn open(uffd: &OwnedFd, watched: &Watched, address: u64) -> io::Result<()> {
-    let page = address.wrapping_sub(watched.base) / PAGE_SIZE;
-    loop {
-        let mut state = watched.state();
-        let held = state.moment.as_ref().filter(|moment| !moment.over());
-        let Some(pages) = state.regions.would_open(page, held.map_or(u64::MAX, |_| KEPT_AT_ONCE)) else {
-            // It became hot after the writer was trapped.
-            return sys::uffd_wake(uffd.as_fd(), address & !(PAGE_SIZE - 1), PAGE_SIZE);
-        };
-        if let Some(moment) = held
-            && !moment.keep(pages.start, pages.end)
-        {
-            let moment = Arc::clone(moment);
-            drop(state);
-            moment.wait_for_room();
-            continue;
+/// What became of a trapped write.
+#[derive(Debug, PartialEq, Eq)]
+enum Answer {
+    Given,
+    /// There is no room: it is to be tried again.
+    Aside,
+    /// The address space is gone: QEMU has ended, and its end is noticed elsewhere.
+    Ended,
+}
+
+/// Tries those again that were put aside. False when QEMU has ended.
+fn again(uffd: &OwnedFd, watched: &Watched, aside: &mut Vec<u64>) -> io::Result<bool> {
+    let mut result = Ok(true);
+    aside.retain(|address| {
+        if !matches!(result, Ok(true)) {
+            return true;
         }
-        state.regions.opened(&pages);
-        let (start, bytes) = watched.place(&pages);
-        return match sys::uffd_open(uffd.as_fd(), start, bytes) {
-            // The range is not registered (any more): nothing is in the writer's way but that it sleeps.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-                sys::uffd_wake(uffd.as_fd(), address & !(PAGE_SIZE - 1), PAGE_SIZE)
+        match open(uffd, watched, *address) {
+            Ok(answer) => {
+                result = Ok(answer != Answer::Ended);
+                answer == Answer::Aside
             }
-            other => other,
+            Err(error) => {
+                result = Err(error);
+                true
+            }
+        }
+    });
+    result
+}
+
+/// Lets the writer go on, and notes the page. The lock is held over both: a scan in between would protect the page again
+/// first, and then it would be open and in no list. Under the same lock what the page holds is kept, if it is to be.
+fn open(uffd: &OwnedFd, watched: &Watched, address: u64) -> io::Result<Answer> {
+    let page = address.wrapping_sub(watched.base) / PAGE_SIZE;
+    let wake = || sys::uffd_wake(uffd.as_fd(), address & !(PAGE_SIZE - 1), PAGE_SIZE);
+    let mut state = watched.state();
+    let held = state.moment.as_ref().filter(|moment| !moment.over());
+    let answered = match state.regions.would_open(page, held.map_or(u64::MAX, |_| KEPT_AT_ONCE)) {
+        // It became hot after the writer was trapped.
+        None => wake(),
+        Some(mut pages) => {
+            if let Some(moment) = held {
+                pages.end = moment.keep(pages.start, pages.end);
+                if pages.is_empty() {
+                    return Ok(Answer::Aside);
+                }
+            }
+            state.regions.opened(&pages);
+            let (start, bytes) = watched.place(&pages);
+            match sys::uffd_open(uffd.as_fd(), start, bytes) {
+                // The range is not registered (any more): nothing is in the writer's way but that it sleeps.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => wake(),
+                other => other,
+            }
+        }
+    };
+    match answered {
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(Answer::Ended),
+        other => other.map(|()| Answer::Given),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    use rustix::mm::{MapFlags, ProtFlags, UserfaultfdFlags};
+
+    use super::*;
+    use crate::dirty::Pages;
+    use crate::dirty::moment::{Moment, ROOM};
+    use crate::dirty::patience::Patience;
+    use crate::ram::Ram;
+
+    /// What any step may take; only so that a failure ends.
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    /// Memory that is mapped as QEMU does it, all of it trapped. It is never unmapped.
+    struct Trapped {
+        base: usize,
+        watched: Arc<Watched>,
+        _traps: Traps,
+    }
+
+    impl Trapped {
+        /// None where the kernel has no such traps.
+        fn new(ram: &Ram) -> Option<Trapped> {
+            let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK;
+            // SAFETY: a new descriptor; no memory is affected until a range is registered.
+            let uffd = unsafe { rustix::mm::userfaultfd(flags) }.ok()?;
+            sys::uffd_api(uffd.as_fd(), sys::UFFD_FEATURES_OF_TRAPS).ok()?;
+            let protection = ProtFlags::READ | ProtFlags::WRITE;
+            let length = ram.bytes() as usize;
+            // SAFETY: a new mapping at an address of the kernel's choice.
+            let base = unsafe { rustix::mm::mmap(std::ptr::null_mut(), length, protection, MapFlags::SHARED, ram, 0) };
+            let base = base.unwrap() as usize;
+            let watched = Arc::new(Watched::new(base as u64, ram.bytes()).unwrap());
+            let uffd = Arc::new(uffd);
+            let traps = Traps::start(Arc::clone(&uffd), Arc::clone(&watched), || ()).unwrap();
+            sys::uffd_register(uffd.as_fd(), base as u64, ram.bytes()).unwrap();
+            sys::uffd_protect(uffd.as_fd(), base as u64, ram.bytes()).unwrap();
+            Some(Trapped { base, watched, _traps: traps })
+        }
+
+        /// As a vCPU would.
+        fn write(&self, page: u64) {
+            let to = self.base + (page * PAGE_SIZE) as usize;
+            // SAFETY: in the mapping of `new`, which is aligned and to which nothing refers.
+            unsafe { std::ptr::write_volatile(to as *mut u64, u64::MAX) };
+        }
+    }
+
+    /// Writes that need no room are answered while more writes than are put aside wait for some, and all of those go on when there is.
+    #[test]
+    fn who_need_not_wait_is_not_kept_waiting_by_those_who_have_to() {
+        const READ: u64 = 256;
+        const WRITERS: u64 = ASIDE as u64 + 40;
+        let pages = READ + ROOM + WRITERS;
+        let ram = Arc::new(Ram::create(pages * PAGE_SIZE).unwrap());
+        (0..pages).for_each(|page| ram.write(page * PAGE_SIZE, &(page + 1).to_le_bytes()));
+        let Some(guest) = Trapped::new(&ram) else {
+            eprintln!("skipped: this kernel has no userfaultfd for writes");
+            return;
         };
+        let moment = Moment::with(&ram, Patience::of(Duration::from_secs(3600)));
+        moment.shared().hold(&guest.watched.room);
+        guest.watched.state().moment = Some(Arc::clone(moment.shared()));
+        let mut out = Pages::default();
+        assert!(moment.next(&mut out).unwrap());
+        assert_eq!(moment.shared().keep(READ, READ + ROOM), READ + ROOM);
+
+        let guest = Arc::new(guest);
+        let (done, went_on) = channel();
+        let write = |page| {
+            let (guest, done) = (Arc::clone(&guest), done.clone());
+            std::thread::spawn(move || {
+                guest.write(page);
+                done.send(page).unwrap();
+            })
+        };
+        write(READ + ROOM);
+        while moment.waited() == Duration::ZERO {
+            std::thread::yield_now();
+        }
+        // It was read before, and is trapped still.
+        write(3);
+        assert_eq!(went_on.recv_timeout(LIMIT).unwrap(), 3);
+
+        (READ + ROOM + 1..pages).for_each(|page| drop(write(page)));
+        let mut found = vec![false; pages as usize];
+        while moment.next(&mut out).unwrap() {
+            let mut contents = out.bytes.chunks(PAGE_SIZE as usize);
+            for run in &out.runs {
+                for page in run.first..run.first + u64::from(run.count) {
+                    assert_eq!(contents.next().unwrap()[..8], (page + 1).to_le_bytes());
+                    assert!(!std::mem::replace(&mut found[page as usize], true));
+                }
+            }
+        }
+        assert!(found.iter().skip(READ as usize).all(|found| *found));
+        let mut gone_on: Vec<u64> = (0..WRITERS).map(|_| went_on.recv_timeout(LIMIT).unwrap()).collect();
+        gone_on.sort_unstable();
+        assert!(gone_on.into_iter().eq(READ + ROOM..pages));
     }
 }
