@@ -200,7 +200,11 @@ impl Shared {
                     }
                     return page;
                 }
-                state.kept.push_back(state.spare.take().unwrap_or_default());
+                let mut next = state.spare.take().unwrap_or_default();
+                // At once: growing would double it, and the bound would be none.
+                next.pages.reserve_exact(CHUNK as usize);
+                next.bytes.reserve_exact(bytes(CHUNK));
+                state.kept.push_back(next);
             }
             let Some(last) = state.kept.back_mut() else { return page };
             let behind = behind.min(page + CHUNK - last.pages.len() as u64);
@@ -332,6 +336,8 @@ impl Moment {
 
     /// Reads pages from memory; those that were kept meanwhile are left out. Nobody is kept waiting. False if that is all.
     fn read(&self, first: u64, end: u64, out: &mut Pages) -> bool {
+        // It comes to be one that is kept in.
+        out.bytes.reserve_exact(bytes(CHUNK).saturating_sub(out.bytes.len()));
         out.bytes.resize(bytes(end - first), 0);
         self.0.ram.read(first * PAGE_SIZE, &mut out.bytes);
         out.runs.clear();
@@ -442,13 +448,18 @@ mod tests {
         let moment = Moment::with(&memory(ROOM + 100, 0..0), Patience::of(Duration::from_secs(3600)));
         let room = doorbell();
         moment.0.hold(&room);
-        assert_eq!(moment.0.keep(0, ROOM - 10), ROOM - 10);
+        for page in (0..ROOM - 10).step_by(60) {
+            let end = (page + 60).min(ROOM - 10);
+            assert_eq!(moment.0.keep(page, end), end);
+        }
         assert_eq!(moment.0.keep(ROOM - 20, ROOM + 10), ROOM, "there is room for some of it");
         assert_eq!(moment.0.left(), None, "nobody waits");
         assert_eq!(moment.0.keep(ROOM, ROOM + 10), ROOM);
         assert!(moment.0.left().is_some());
         assert_eq!(moment.0.keep(3, 5), 5, "nothing of it has to be kept");
         assert!(!rang(&room));
+        let room_of = |state: &State| state.kept.iter().map(|kept| kept.bytes.capacity()).sum::<usize>();
+        assert_eq!(room_of(&moment.0.lock()), bytes(ROOM), "it is bounded in bytes, too");
         let mut pages = Pages::default();
         assert!(moment.next(&mut pages).unwrap());
         assert!(rang(&room));

@@ -28,7 +28,7 @@ use std::sync::Arc;
 
 use super::moment::{End, Moment};
 use super::regions::{Regions, Segment, WARMED};
-use super::traps::{Traps, Watched};
+use super::traps::{Traps, Watched, pieces};
 use super::{DirtySet, PageRun};
 use crate::blocks::PAGE_SIZE;
 use crate::error::{MachineError, Result};
@@ -120,7 +120,10 @@ impl PagemapScan {
             let cold = index == 0 && tracker.watched.is_some();
             let uffd = if cold { tracker.uffds.trapping.as_fd() } else { tracker.uffds.noting.as_fd() };
             sys::uffd_register(uffd, start, block.total).map_err(|e| untrackable("UFFDIO_REGISTER", e))?;
-            sys::uffd_protect(uffd, start, block.total).map_err(|e| untrackable("UFFDIO_WRITEPROTECT", e))?;
+            for pages in pieces(block.pages()) {
+                sys::uffd_protect(uffd, start + pages.start * PAGE_SIZE, (pages.end - pages.start) * PAGE_SIZE)
+                    .map_err(|e| untrackable("UFFDIO_WRITEPROTECT", e))?;
+            }
         }
         Ok(tracker)
     }
@@ -354,7 +357,10 @@ impl Drop for PagemapScan {
         }
         self.traps = None;
         for (index, block) in self.memory.layout().blocks.iter().enumerate().skip(usize::from(self.watched.is_some())) {
-            let _ = sys::uffd_unregister(self.uffds.noting.as_fd(), self.memory.address(index), block.total);
+            for pages in pieces(block.pages()) {
+                let start = self.memory.address(index) + pages.start * PAGE_SIZE;
+                let _ = sys::uffd_unregister(self.uffds.noting.as_fd(), start, (pages.end - pages.start) * PAGE_SIZE);
+            }
         }
     }
 }

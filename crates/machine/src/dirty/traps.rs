@@ -22,8 +22,14 @@ use crate::sys::{self, Trap};
 const TRAPS: usize = 16;
 /// Writes that are put aside at most, more than most guests have vCPUs and devices. Further ones wait in the kernel.
 const ASIDE: usize = 256;
-/// So many pages are unregistered with one system call: 256 MiB. The kernel keeps all of QEMU's page faults waiting meanwhile.
+/// So many pages are unregistered or protected with one system call: 256 MiB. The kernel keeps all of QEMU's page faults, and under KVM
+/// all vCPUs, waiting meanwhile.
 const PIECE: u64 = 65_536;
+
+/// All pages of a block, in pieces that are small enough for a guest that runs.
+pub(super) fn pieces(pages: u64) -> impl Iterator<Item = Range<u64>> {
+    (0..pages.div_ceil(PIECE)).map(move |number| number * PIECE..((number + 1) * PIECE).min(pages))
+}
 
 /// A block with cold regions.
 #[derive(Debug)]
@@ -275,6 +281,18 @@ mod tests {
     use crate::dirty::moment::{Moment, ROOM};
     use crate::dirty::patience::Patience;
     use crate::ram::Ram;
+
+    #[test]
+    fn pieces_are_short_and_leave_nothing_out() {
+        for pages in [0, 1, PIECE - 1, PIECE, PIECE + 1, 64 << 18] {
+            let mut end = 0;
+            for piece in pieces(pages) {
+                assert!(piece.start == end && piece.end > end && piece.end - end <= PIECE);
+                end = piece.end;
+            }
+            assert_eq!(end, pages);
+        }
+    }
 
     /// What any step may take; only so that a failure ends.
     const LIMIT: Duration = Duration::from_secs(60);
