@@ -89,6 +89,36 @@ pub fn await_sweeps(memory: &Memory, by: u32) {
     super::await_count(memory, SWEEP, by);
 }
 
+/// Where a guest that stands still is in its sweep: by its memory (the number, and where it writes), and by its processor (`EBX` and
+/// `EDI` of QEMU's `info registers`).
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    pub memory: (u64, u64),
+    pub processor: (u64, u64),
+}
+
+impl Place {
+    pub fn of(memory: &Memory, registers: &str) -> Place {
+        let register = |name: &str| {
+            let value = registers.split(name).nth(1).and_then(|rest| rest.get(..8));
+            let value = value.unwrap_or_else(|| panic!("no {name} in {registers}"));
+            u64::from_str_radix(value, 16).unwrap()
+        };
+        let word = |address| u64::from(super::word(memory, address));
+        Place { memory: (word(SWEEP), word(AT)), processor: (register("EBX="), register("EDI=")) }
+    }
+
+    /// Whether memory and processor are of one moment, to the instruction.
+    pub fn is_one(self) -> bool {
+        let ((n, at), (ebx, edi)) = (self.memory, self.processor);
+        match at {
+            // From one sweep to the next.
+            0 => (ebx == n || ebx == n + 1) && (edi == END || edi == FIRST),
+            at => edi == at && ebx == n || edi == at + PAGE_SIZE && (ebx == n || ebx == n + 1 && edi == END),
+        }
+    }
+}
+
 /// Fails unless the memory of a guest that stands still is of one moment; the number of the sweep.
 pub fn is_of_one_moment(memory: &Memory) -> u32 {
     let (n, at) = (super::word(memory, SWEEP), u64::from(super::word(memory, AT)));
