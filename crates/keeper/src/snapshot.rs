@@ -138,11 +138,12 @@ fn taken(
         .map_err(|e| report(&e))?;
     let (jobs, work) = sync_channel(JOBS);
     tell(News::Ready { jobs, frozen: frozen.clone() });
-    let (written, pause_us) = write(writer, &work, &frozen, order, bell, tell)?;
+    let (written, pause_us, waited) = write(writer, &work, &frozen, order, bell, tell)?;
     drop(frozen);
     draft.publish().map_err(|e| report(&e))?;
     Ok(SnapshotFigures {
         pause_us,
+        waited_us: micros(waited),
         took_ms: micros(begun.elapsed()) / 1000,
         bytes: written.bytes,
         pages: written.pages,
@@ -161,7 +162,7 @@ fn write(
     order: &Order,
     bell: &Bell,
     tell: &dyn Fn(News),
-) -> Result<(Written, u64), String> {
+) -> Result<(Written, u64, Duration), String> {
     let term = order.hello.term;
     let mut runs = Vec::new();
     let (taken, join) = loop {
@@ -182,6 +183,7 @@ fn write(
     };
     let pause_us = taken.record.pause_us;
     let Join { console, moment, .. } = *join;
+    let mut waited = Duration::ZERO;
     let output = [console, taken.agent.clone(), taken.addresses.clone().into_bytes(), taken.health.clone()];
     if let Some(moment) = moment {
         let devices = taken.devices.clone();
@@ -190,6 +192,7 @@ fn write(
         drop(taken);
         writer.begin_round(term).map_err(|e| report(&e))?;
         let read = held(&mut writer, &moment, order, tell);
+        waited = moment.waited();
         // The guest is no longer trapped, and the VM's thread is to know.
         drop(moment);
         bell.ring();
@@ -214,12 +217,13 @@ fn write(
             done += content.len() as u64;
             if block % 64 == 0 {
                 let (name, doing) = (order.name.clone(), SnapshotStep::Volumes);
-                tell(News::Progress(SnapshotProgress { name, doing, done, total }));
+                let waited_us = micros(waited);
+                tell(News::Progress(SnapshotProgress { name, doing, done, total, waited_us }));
             }
         }
     }
     let (_, written) = writer.finish().map_err(|e| report(&e))?;
-    Ok((written, pause_us))
+    Ok((written, pause_us, waited))
 }
 
 /// Writes the guest's memory as it was at the moment.
@@ -234,7 +238,8 @@ fn held(writer: &mut Writer, moment: &Moment, order: &Order, tell: &dyn Fn(News)
         if told.elapsed() >= TELL {
             told = Instant::now();
             let (name, doing) = (order.name.clone(), SnapshotStep::Memory);
-            tell(News::Progress(SnapshotProgress { name, doing, done, total }));
+            let waited_us = micros(moment.waited());
+            tell(News::Progress(SnapshotProgress { name, doing, done, total, waited_us }));
         }
     }
     Ok(())
@@ -386,7 +391,7 @@ fn loaded(
     let from = check(&snapshot, clone, config)?;
     let progress = |doing: SnapshotStep| {
         move |done: u64, total: u64| {
-            tell(News::Progress(SnapshotProgress { name: name.clone(), doing, done, total }));
+            tell(News::Progress(SnapshotProgress { name: name.clone(), doing, done, total, waited_us: 0 }));
             if wanted() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         }
     };

@@ -68,6 +68,8 @@ fn a_quick_run_writes_a_complete_report() {
         let value = json.pointer(&format!("/snapshot/0/{field}")).and_then(Value::as_u64);
         assert!(value.is_some_and(|value| value > 0), "{field}: {value:?}");
     }
+    // Nothing of an idle guest has to wait.
+    assert!(json.pointer("/snapshot/0/waited_us").is_some_and(Value::is_u64), "{}", json["snapshot"]);
     for field in ["/accel", "/qemu", "/machine/kernel"] {
         assert!(json.pointer(field).and_then(Value::as_str).is_some_and(|v| !v.is_empty()), "{field}");
     }

@@ -177,6 +177,9 @@ pub enum EventKind {
 pub struct SnapshotFigures {
     /// How long the guest stood still, microseconds.
     pub pause_us: u64,
+    /// For how long, in all, what the guest wrote had to wait until what it wrote over was read, microseconds.
+    #[serde(default)]
+    pub waited_us: u64,
     /// From the request to the finished file, milliseconds.
     pub took_ms: u64,
     /// The file's length.

@@ -126,8 +126,12 @@ pub enum BackupState {
 pub struct SnapshotProgress {
     pub name: SnapshotName,
     pub doing: SnapshotStep,
+    /// Bytes.
     pub done: u64,
     pub total: u64,
+    /// For how long, in all, the guest's writes have waited for the snapshot so far, microseconds.
+    #[serde(default)]
+    pub waited_us: u64,
 }
 
 /// What is being done for a snapshot.

@@ -193,8 +193,9 @@ pub fn words(kind: &EventKind) -> String {
             format!("WENT ON FROM THE LOG (term {term}, epoch {epoch}; loaded in {load_ms} ms)")
         }
         EventKind::SnapshotTaken { name, snapshot: s } => format!(
-            "snapshot '{name}' taken: the guest stood still for {}, {} in {} ms",
+            "snapshot '{name}' taken: the guest stood still for {}, its writes waited for {}, {} in {} ms",
             ms(s.pause_us),
+            ms(s.waited_us),
             bytes(s.bytes),
             s.took_ms
         ),

@@ -70,7 +70,7 @@ impl Core {
     fn begin_job(&mut self, name: Option<&SnapshotName>, restore: bool, clone: bool, force: bool) -> u64 {
         self.snapshot.last_id += 1;
         let doing = if restore { SnapshotStep::Verifying } else { SnapshotStep::Memory };
-        let progress = name.map(|name| SnapshotProgress { name: name.clone(), doing, done: 0, total: 0 });
+        let progress = name.map(|name| SnapshotProgress { name: name.clone(), doing, done: 0, total: 0, waited_us: 0 });
         let id = self.snapshot.last_id;
         let name = name.cloned();
         self.snapshot.job = Some(Running { id, name, progress, restore, clone, force, found: None, wanted: None });

@@ -34,6 +34,9 @@ pub struct SnapshotRow {
     pub dirty_meanwhile_mb_s: u64,
     /// How long it stood still.
     pub pause_us: u64,
+    /// How long its writes waited in all until what they wrote over was read; 0 in results of before it was measured.
+    #[serde(default)]
+    pub waited_us: u64,
     /// The whole snapshot.
     pub total_ms: u64,
     /// The file.
@@ -70,6 +73,7 @@ pub fn measure(config: &LabConfig, vm: &VmOptions) -> Result<Vec<SnapshotRow>, L
             dirty_mb_s: f64::round(dirty) as u64,
             dirty_meanwhile_mb_s: f64::round(meanwhile) as u64,
             pause_us: figures.pause_us,
+            waited_us: figures.waited_us,
             total_ms: figures.took_ms,
             file_mib: figures.bytes.div_ceil(1 << 20),
         });

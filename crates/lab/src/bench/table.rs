@@ -280,17 +280,18 @@ fn snapshots(out: &mut String, r: &Report) -> std::fmt::Result {
     writeln!(out, "## Snapshots over the guest's memory\n")?;
     writeln!(
         out,
-        "| guest memory | written to | written before | meanwhile | **pause** | whole time | file |\n|---:|---:|---:|---:|---:|---:|---:|"
+        "| guest memory | written to | written before | meanwhile | **pause** | writes waited | whole time | file |\n|---:|---:|---:|---:|---:|---:|---:|---:|"
     )?;
     for row in &r.snapshot {
         writeln!(
             out,
-            "| {} MiB | {} MiB | {} MB/s | {} MB/s | **{:.1} ms** | {:.1} s | {} MiB |",
+            "| {} MiB | {} MiB | {} MB/s | {} MB/s | **{:.1} ms** | {:.1} s | {:.1} s | {} MiB |",
             row.memory_mib,
             row.written_mib,
             row.dirty_mb_s,
             row.dirty_meanwhile_mb_s,
             row.pause_us as f64 / 1e3,
+            row.waited_us as f64 / 1e6,
             row.total_ms as f64 / 1e3,
             row.file_mib
         )?;
