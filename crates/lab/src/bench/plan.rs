@@ -361,7 +361,7 @@ impl Plan {
             sample_ms: 600,
             short_sample_ms: 600,
             pauses_ms: 3000,
-            clock_ms: 4000,
+            clock_ms: 2500,
             kills: 6,
             freezes: 1,
             switchovers: 1,
