@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 use ninefold_keeper::api::ApiError;
+use ninefold_model::HostName;
 use ninefold_model::control::Request;
 use ninefold_model::event::{Event, EventKind};
 use ninefold_model::spec::{EpochPolicy, Protection};
@@ -151,8 +152,7 @@ pub fn start(args: &StartArgs, output: &Output) -> Result<(), CliError> {
         started
     };
     let mut started = start(&keeper);
-    // Any keeper knows from the witness which host had the VM last. That one is asked, unless a host was named.
-    if let (None, Err(ApiError::Refused { try_host: Some(host), .. })) = (&args.host, &started)
+    if let Some(host) = asks_elsewhere(args.host.as_deref(), args.force, &started)
         && let Ok(other) = keepers.of_host(host.as_str())
     {
         keeper = other.clone();
@@ -165,6 +165,15 @@ pub fn start(args: &StartArgs, output: &Output) -> Result<(), CliError> {
         event = Some(await_protection(&keepers, since, output)?);
     }
     tell(output, "start", &keeper.host, event, "the VM runs")
+}
+
+/// The host that is asked next. Any keeper knows from the witness which host had the VM last: that one is asked, unless a host was named. Nobody
+/// forces a host that he has not named: what he knows, he knows of another.
+fn asks_elsewhere<'a>(named: Option<&str>, force: bool, started: &'a Result<(), ApiError>) -> Option<&'a HostName> {
+    match started {
+        Err(ApiError::Refused { try_host, .. }) if named.is_none() && !force => try_host.as_ref(),
+        _ => None,
+    }
 }
 
 pub fn stop(args: &StopArgs, output: &Output) -> Result<(), CliError> {
@@ -370,4 +379,24 @@ pub(super) fn await_event(
 
 pub(super) fn timed_out(what: &str, after: Duration) -> CliError {
     CliError::TimedOut { what: what.to_owned(), seconds: after.as_secs() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever forces a start means the host that is asked, and knows nothing of the one that it names.
+    #[test]
+    fn only_a_start_that_forces_nothing_is_asked_of_another_host() {
+        let refused = |try_host: Option<&str>| {
+            let try_host = try_host.map(|name| name.parse().unwrap());
+            Err(ApiError::Refused { message: "b had it last".into(), help: None, try_host })
+        };
+        let goes_to = |named, force, started| asks_elsewhere(named, force, &started).map(HostName::to_string);
+        assert_eq!(goes_to(None, false, refused(Some("b"))).as_deref(), Some("b"));
+        assert_eq!(goes_to(None, true, refused(Some("b"))), None);
+        assert_eq!(goes_to(Some("a"), false, refused(Some("b"))), None);
+        assert_eq!(goes_to(None, false, refused(None)), None);
+        assert_eq!(goes_to(None, false, Ok(())), None);
+    }
 }
