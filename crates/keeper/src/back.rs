@@ -11,6 +11,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 use ninefold_model::control::{LogReport, Response};
 use ninefold_model::{HostName, Record};
 use ninefold_replica::protocol::{LogRole, Standing};
-use ninefold_snapshot::log::{Back, PlayVolume};
+use ninefold_snapshot::log::{Back, Found, LogError, PlayVolume};
 use ninefold_snapshot::storage::{Directory, Storage};
 
 use crate::config::KeeperConfig;
@@ -73,7 +74,61 @@ pub fn ask(
     thread::Builder::new().name("recovery".into()).spawn(run).map(drop).map_err(KeeperError::Thread)
 }
 
-/// Starts a thread that loads what can be gone back to, after `former` has ended; `record` is what the witness holds.
+/// The note in a log's directory that the log is kept. It goes when the last of these is dropped, unless somebody has gone back in the log:
+/// what has come to nothing leaves no trace.
+#[derive(Debug, Clone)]
+pub struct Kept(Arc<Noted>);
+
+#[derive(Debug)]
+struct Noted {
+    place: PathBuf,
+    is_there: AtomicBool,
+}
+
+impl Kept {
+    fn of(place: PathBuf) -> Self {
+        Self(Arc::new(Noted { place, is_there: AtomicBool::new(false) }))
+    }
+
+    fn note(&self) -> Result<(), String> {
+        self.0.is_there.store(true, Ordering::SeqCst);
+        keep(&self.0.place)
+    }
+
+    /// The VM goes on from it: the next log that begins puts it aside.
+    pub fn stays(&self) {
+        self.0.is_there.store(false, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Noted {
+    fn drop(&mut self) {
+        if !self.is_there.load(Ordering::SeqCst) {
+            return;
+        }
+        match std::fs::remove_file(self.place.join(KEEP)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::error!(%error, place = %self.place.display(), "the log will be kept aside for nothing");
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Removes the log that is in this directory, with the note that it is kept.
+///
+/// # Errors
+/// As [`Found::remove`].
+pub fn remove(storage: &dyn Storage) -> Result<(), LogError> {
+    let failed = |source| LogError::Storage { what: "cannot clear", file: "the log's directory".into(), source };
+    if storage.names().map_err(failed)?.iter().any(|name| name == KEEP) {
+        storage.remove(KEEP).map_err(failed)?;
+    }
+    Found::remove(storage)
+}
+
+/// Starts a thread that loads what can be gone back to, after `former` has ended; `record` is what the witness holds. With the note that the
+/// log is kept.
 ///
 /// # Errors
 /// No more threads.
@@ -84,18 +139,20 @@ pub fn load(
     record: Option<Record>,
     former: Option<Box<Parked>>,
     core: Sender<Msg>,
-) -> Result<Wanted, KeeperError> {
+) -> Result<(Wanted, Kept), KeeperError> {
     let (ours, is_wanted) = wanted();
+    let kept = Kept::of(log::place(&config));
+    let note = kept.clone();
     let run = move || {
         drop(former);
-        let news = match loaded(&config, &into, record, &is_wanted) {
+        let news = match loaded(&config, &into, record, &is_wanted, note) {
             Ok(loaded) => News::Loaded(Box::new(loaded)),
             Err(reason) => News::NotLoaded(reason),
         };
         let _ = core.send(Msg::Snapshot { id, news });
     };
     thread::Builder::new().name("recovery".into()).spawn(run).map_err(KeeperError::Thread)?;
-    Ok(ours)
+    Ok((ours, kept))
 }
 
 fn look(config: &KeeperConfig, disks: &Disks) -> Result<Back, String> {
@@ -216,17 +273,20 @@ fn loaded(
     into: &Place,
     record: Option<Record>,
     is_wanted: &dyn Fn() -> bool,
+    kept: Kept,
 ) -> Result<Loaded, String> {
     let unused = into.disks.unused();
     let begun = Instant::now();
     let back = look(config, &into.disks)?;
+    // Dropped before what has the directory locked: nobody else's note goes with it.
+    let note = kept;
     if let Some(why) = tell(&back, config, &into.disks, &Ok(record)).refused {
         return Err(why);
     }
     back.verify().map_err(|e| report(&e))?;
     let still = || if is_wanted() { unused.check() } else { Err("it is not wanted any more".to_owned()) };
     still()?;
-    keep(&log::place(config))?;
+    note.note()?;
     back.sync().map_err(|e| report(&e))?;
     let health = back.output(HEALTH).to_vec();
     let mut hello = back.hello().clone();
@@ -329,6 +389,33 @@ mod tests {
         keep(&place).unwrap();
         drop(begin(&place).unwrap());
         assert!(pool.path().join("logs-aside/db/2/keep").exists());
+    }
+
+    /// What has come to nothing leaves no note, which would put logs aside until there is room for none; nor does a log that is removed.
+    #[test]
+    fn the_note_that_a_log_is_kept_goes_with_an_attempt_that_comes_to_nothing() {
+        let pool = tempfile::tempdir().unwrap();
+        let place = pool.path().join("logs/db");
+        let storage = begin(&place).unwrap();
+        let noted = || place.join(KEEP).exists();
+        let (ours, theirs) = (Kept::of(place.clone()), Kept::of(place.clone()));
+        // One that has not come so far has none to take away.
+        theirs.note().unwrap();
+        drop(ours);
+        assert!(noted());
+        // The thread is done, and the claim is to come.
+        drop(theirs.clone());
+        assert!(noted());
+        drop(theirs);
+        assert!(!noted());
+        let gone_back = Kept::of(place.clone());
+        gone_back.note().unwrap();
+        gone_back.stays();
+        drop(gone_back);
+        assert!(noted());
+        remove(&*storage).unwrap();
+        assert!(!noted());
+        remove(&*storage).unwrap();
     }
 
     #[test]

@@ -387,7 +387,7 @@ impl LogThread {
                         Some(storage) => storage,
                         None => open(&self.settings.place).map_err(|e| format!("the log's directory: {e}"))?,
                     };
-                    Found::remove(&*storage).map_err(|e| report(&e))?;
+                    back::remove(&*storage).map_err(|e| report(&e))?;
                     let _ = done.send(());
                     // The folder may have written something meanwhile. The storage stays locked until it is empty.
                     drop(state);

@@ -350,7 +350,11 @@ impl Core {
         self.drop_backup();
         let load_ms = load_us / 1000;
         match origin {
-            Origin::Log => self.event(EventKind::Recovered { term, epoch, load_ms }),
+            Origin::Log => {
+                // A person's, if it is one.
+                self.drop_job();
+                self.event(EventKind::Recovered { term, epoch, load_ms });
+            }
             Origin::Snapshot { name } => {
                 self.drop_job();
                 self.event(EventKind::Restored { term, name, load_ms });

@@ -14,7 +14,7 @@ use ninefold_replica::protocol::Input;
 use super::Core;
 use super::backup::{Origin, Takeover};
 use crate::arbiter::Question;
-use crate::back;
+use crate::back::{self, Kept};
 use crate::error;
 use crate::recovery::Place;
 use crate::resync::Rest;
@@ -51,6 +51,8 @@ struct Running {
     found: Option<Option<Record>>,
     /// Dropped, the thread that loads it touches no more.
     wanted: Option<Wanted>,
+    /// Of a log: it is kept, if the VM comes to go on from it.
+    kept: Option<Kept>,
 }
 
 impl Running {
@@ -73,7 +75,8 @@ impl Core {
         let progress = name.map(|name| SnapshotProgress { name: name.clone(), doing, done: 0, total: 0, waited_us: 0 });
         let id = self.snapshot.last_id;
         let name = name.cloned();
-        self.snapshot.job = Some(Running { id, name, progress, restore, clone, force, found: None, wanted: None });
+        self.snapshot.job =
+            Some(Running { id, name, progress, restore, clone, force, found: None, wanted: None, kept: None });
         id
     }
 
@@ -205,11 +208,12 @@ impl Core {
         self.log.kept = None;
         let (config, core) = (Arc::clone(&parts.config), parts.core.clone());
         let started = match name {
-            Some(name) => snapshot::load(id, name, clone, config, into, former, core),
-            None => back::load(id, config, into, job.found.clone().flatten(), former, core),
+            Some(name) => snapshot::load(id, name, clone, config, into, former, core).map(|wanted| (wanted, None)),
+            None => back::load(id, config, into, job.found.clone().flatten(), former, core)
+                .map(|(wanted, kept)| (wanted, Some(kept))),
         };
         match (started, &mut self.snapshot.job) {
-            (Ok(wanted), Some(job)) => job.wanted = Some(wanted),
+            (Ok((wanted, kept)), Some(job)) => (job.wanted, job.kept) = (Some(wanted), kept),
             (Ok(_), None) => {}
             (Err(error), _) => self.drop_restore(&error::report(&error)),
         }
@@ -220,9 +224,11 @@ impl Core {
         self.snapshot.job.as_ref().is_some_and(|job| job.restore)
     }
 
-    /// What was under way is done.
+    /// What was under way is done: the VM goes on from it.
     pub(super) fn drop_job(&mut self) {
-        self.snapshot.job = None;
+        if let Some(kept) = self.snapshot.job.take().and_then(|job| job.kept) {
+            kept.stays();
+        }
     }
 
     /// A session has come in between: what is being loaded is not wanted.
