@@ -20,7 +20,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// operator has moved the VM.
 const LOOK: Duration = Duration::from_millis(1000);
 
-/// A question to the witness. A newer one replaces an unanswered older one.
+/// A question to the witness. A newer one replaces an unanswered older one; who waits for that is told so.
 #[derive(Debug)]
 pub enum Question {
     Propose {
@@ -41,16 +41,23 @@ pub enum Question {
 /// Starts the thread. It ends when the sender is dropped.
 pub fn start(vm: VmName, client: WitnessClient, core: Sender<Msg>) -> Result<Sender<Question>, KeeperError> {
     let (questions, asked) = channel();
-    let arbiter = Arbiter { vm, client, core, asked, reachable: true };
-    thread::Builder::new().name("arbiter".into()).spawn(move || arbiter.run()).map_err(KeeperError::Thread)?;
+    run(vm, client, core, asked)?;
     Ok(questions)
 }
 
-/// A newer question takes the place of an older one, but for one that is only curious.
-fn replace(pending: &mut Option<Question>, newer: Question) {
-    if pending.is_none() || !matches!(newer, Question::Look) {
-        *pending = Some(newer);
+fn run(vm: VmName, client: WitnessClient, core: Sender<Msg>, asked: Receiver<Question>) -> Result<(), KeeperError> {
+    let arbiter = Arbiter { vm, client, core, asked, reachable: true };
+    thread::Builder::new().name("arbiter".into()).spawn(move || arbiter.run()).map(drop).map_err(KeeperError::Thread)
+}
+
+/// A newer question takes the place of an older one, but for one that is only curious. Answers whether the older one is then never
+/// answered, though somebody waits for it.
+fn replace(pending: &mut Option<Question>, newer: Question) -> bool {
+    if pending.is_some() && matches!(newer, Question::Look) {
+        return false;
     }
+    let answers = matches!(newer, Question::Start { .. });
+    matches!(pending.replace(newer), Some(Question::Start { .. })) && !answers
 }
 
 struct Arbiter {
@@ -62,18 +69,25 @@ struct Arbiter {
 }
 
 impl Arbiter {
+    fn replace(&self, pending: &mut Option<Question>, newer: Question) {
+        if replace(pending, newer) {
+            let why = "this host has had to ask the witness for something else: try again in a moment";
+            let _ = self.core.send(Msg::StartFailed(why.into()));
+        }
+    }
+
     fn run(mut self) {
         priority::raise();
         let mut pending = None;
         let mut wait = Duration::ZERO;
         loop {
             match self.asked.recv_timeout(wait) {
-                Ok(question) => replace(&mut pending, question),
+                Ok(question) => self.replace(&mut pending, question),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             while let Ok(newer) = self.asked.try_recv() {
-                replace(&mut pending, newer);
+                self.replace(&mut pending, newer);
             }
             if matches!(pending, Some(Question::Cancel | Question::Look)) {
                 pending = None;
@@ -161,8 +175,12 @@ mod tests {
         name.parse().unwrap()
     }
 
-    /// A real witness that keeps at most so many VMs, and host a's arbiter.
-    fn arbiter(dir: &std::path::Path, vms: usize) -> (Sender<Question>, Receiver<Msg>, ServerHandle) {
+    /// A real witness that keeps at most so many VMs, and host a's arbiter, who has been asked this.
+    fn arbiter(
+        dir: &std::path::Path,
+        vms: usize,
+        first: impl IntoIterator<Item = Question>,
+    ) -> (Sender<Question>, Receiver<Msg>, ServerHandle) {
         let plain = |name| Security::PlainText { host: host(name) };
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), plain("w")).unwrap();
         let server = Server::new(listener, Registers::open_limited(dir, vms).unwrap(), Limits::default());
@@ -170,7 +188,10 @@ mod tests {
         thread::spawn(move || server.run());
         let (core, heard) = channel();
         let client = WitnessClient::new(addr, host("w"), plain("a"), Timeouts::default());
-        (start("db".parse().unwrap(), client, core).unwrap(), heard, stop)
+        let (ask, asked) = channel();
+        first.into_iter().for_each(|question| ask.send(question).unwrap());
+        run("db".parse().unwrap(), client, core, asked).unwrap();
+        (ask, heard, stop)
     }
 
     fn hear<T>(heard: &Receiver<Msg>, mut wanted: impl FnMut(Msg) -> Option<T>) -> T {
@@ -191,11 +212,34 @@ mod tests {
         Question::Propose { id, expected, new, again }
     }
 
+    /// Whoever waits for an answer gets one, also when this host has something more urgent to ask.
+    #[test]
+    fn who_asks_for_a_start_is_answered_whatever_is_asked_after_it() {
+        let start = || Question::Start { force: false };
+        let boot = Record::boot(host("a"));
+        let others = [Question::Cancel, propose(1, Some(boot.clone()), boot.alone(host("b")), false)];
+        for other in others {
+            let dir = tempfile::tempdir().unwrap();
+            let (_ask, heard, stop) = arbiter(dir.path(), 1, [start(), other]);
+            hear(&heard, |msg| matches!(msg, Msg::StartFailed(why) if why.contains("try again")).then_some(()));
+            stop.stop();
+        }
+        // One answer is for all that have asked, and a look takes the place of nothing.
+        let dir = tempfile::tempdir().unwrap();
+        let (_ask, heard, stop) = arbiter(dir.path(), 1, [start(), start(), Question::Look]);
+        hear(&heard, |msg| match msg {
+            Msg::StartFailed(why) => panic!("{why}"),
+            Msg::StartFrom { found: None, force: false } => Some(()),
+            _ => None,
+        });
+        stop.stop();
+    }
+
     /// What the witness answers reaches the core as what it is: no record is no loss to another, and a refusal is none either.
     #[test]
     fn each_answer_is_told_as_it_is() {
         let dir = tempfile::tempdir().unwrap();
-        let (ask, heard, stop) = arbiter(dir.path(), 0);
+        let (ask, heard, stop) = arbiter(dir.path(), 0, []);
         // Nobody has asked: it looks by itself.
         hear(&heard, |msg| matches!(msg, Msg::WitnessHolds(None)).then_some(()));
         let boot = Record::boot(host("a"));

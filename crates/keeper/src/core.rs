@@ -370,7 +370,7 @@ impl Core {
             Msg::StartFrom { found, force } => self.start_from(found, force),
             Msg::StartFailed(reason) => {
                 if let Some(reply) = self.snapshot.asks_of_log() {
-                    return self.tell_of_log(Err(reason), reply);
+                    self.tell_of_log(Err(reason.clone()), reply);
                 }
                 self.restore_refused(&reason);
                 self.start_failed(reason);

@@ -25,6 +25,13 @@ impl Core {
                     refuse("the VM is being started")
                 } else if self.restoring() {
                     refuse("the VM is being started from a snapshot")
+                } else if self.snapshot.is_asked_of_log() {
+                    // The witness has one question at a time, and one answer to it.
+                    Response::Error {
+                        message: "the VM's log is being looked at".into(),
+                        help: Some("try again in a moment".into()),
+                        try_host: None,
+                    }
                 } else if let Some(reason) = self.is_here() {
                     // Nor may the question take the place of one that is on its way to the witness.
                     // A backup may not have heard yet that the VM has ended: its primary knows.

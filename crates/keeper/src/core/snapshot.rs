@@ -36,6 +36,11 @@ impl SnapshotSide {
     pub(super) fn asks_of_log(&mut self) -> Option<Sender<Response>> {
         self.asks.take()
     }
+
+    /// Somebody waits for that.
+    pub(super) fn is_asked_of_log(&self) -> bool {
+        self.asks.is_some()
+    }
 }
 
 struct Running {
@@ -135,6 +140,9 @@ impl Core {
         if self.snapshot.job.is_some() {
             return answer(refuse("a snapshot is under way", "try again when it is done"));
         }
+        if self.snapshot.is_asked_of_log() {
+            return answer(refuse("the VM's log is being looked at", "try again in a moment"));
+        }
         // What another attempt has left is overwritten.
         let again = Unfinished::left(&self.parts.config).is_some();
         match self.may_start(force || again) {
@@ -162,7 +170,7 @@ impl Core {
         if let Some(why) = self.is_here() {
             return refuse(why.into(), "`ninefold vm status` shows where it runs");
         }
-        if self.start_reply.is_some() || self.snapshot.asks.is_some() {
+        if self.start_reply.is_some() || self.snapshot.is_asked_of_log() {
             return refuse("the VM is being started, or its log looked at".into(), "try again in a moment");
         }
         if let Some(job) = &self.snapshot.job {
@@ -308,9 +316,13 @@ impl Core {
     /// The witness's record is here, for the VM that is to be started.
     pub(super) fn start_from(&mut self, found: Option<Record>, force: bool) {
         if let Some(reply) = self.snapshot.asks_of_log() {
-            return self.tell_of_log(Ok(found), reply);
+            self.tell_of_log(Ok(found.clone()), reply);
         }
         let Some(job) = self.snapshot.job.as_mut().filter(|job| job.restore && job.found.is_none()) else {
+            // Who has asked may have been refused meanwhile.
+            if self.start_reply.is_none() {
+                return;
+            }
             // Another host that has more is what the witness knows of; this one knows of its own disks.
             if !force && self.protocol.may_start(found.as_ref(), force).is_ok() && self.is_behind(found.as_ref()) {
                 return;
