@@ -28,12 +28,49 @@ use crate::vm::Continued;
 
 /// How often a spare asks what the witness holds.
 const SPARE_LOOK: Duration = Duration::from_millis(100);
+/// How long a spare waits for a witness that answers and cannot be believed: a person may bring its register back meanwhile. If that does not come
+/// back, nothing else ends the spare, but for who starts the VM with force.
+const DOUBT_LIMIT: Duration = Duration::from_secs(3600);
 
 /// A backup that has lost its claim, and might be given the VM.
 pub(super) struct SpareSide {
     /// Since when the witness could have shown that.
     since: Instant,
+    /// Since when it answers, and cannot be believed.
+    doubted: Option<Instant>,
     looked: Instant,
+}
+
+/// What a spare has of its witness.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Word {
+    /// It shows what it holds.
+    Good,
+    /// It does not answer: nobody can give anything back.
+    None,
+    /// It answers, and cannot be believed.
+    Doubted,
+}
+
+impl SpareSide {
+    fn begin(now: Instant) -> Self {
+        Self { since: now, doubted: None, looked: now }
+    }
+
+    /// Whether the VM is not waited for any longer.
+    fn is_over(&mut self, word: Word, now: Instant) -> bool {
+        match word {
+            Word::Good => self.doubted = None,
+            Word::None => self.since = now,
+            Word::Doubted => {
+                let begun = *self.doubted.get_or_insert(now);
+                if now.saturating_duration_since(begun) <= DOUBT_LIMIT {
+                    self.since = now;
+                }
+            }
+        }
+        now.saturating_duration_since(self.since) > KEEP
+    }
 }
 
 /// A session in which this host is the backup.
@@ -201,11 +238,13 @@ impl Core {
             // A primary that has said farewell waits for that.
             backup.handle.shutdown();
         }
-        let spare = self.spare.get_or_insert(SpareSide { since: now, looked: now });
-        if self.witness_error.is_some() {
-            spare.since = now;
-        }
-        if spare.since.elapsed() > KEEP {
+        let word = match (&self.witness_error, &self.doubt) {
+            (None, _) => Word::Good,
+            (Some(_), None) => Word::None,
+            (Some(_), Some(_)) => Word::Doubted,
+        };
+        let spare = self.spare.get_or_insert(SpareSide::begin(now));
+        if spare.is_over(word, now) {
             // Nor is it kept for a session any longer.
             self.drop_backup();
             let term = self.protocol.term();
@@ -381,5 +420,33 @@ impl Core {
         if let Some(backup) = self.backup.take() {
             backup.handle.shutdown();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A spare outlives a witness that does not answer, and one that has lost its register for a while, but not for ever.
+    #[test]
+    fn a_spare_waits_for_as_long_as_somebody_may_give_the_vm_back() {
+        let (begun, tick) = (Instant::now(), Duration::from_secs(1));
+        // After how many seconds of this word it is over.
+        let waits = |spare: &mut SpareSide, from: u32, word, most: u32| {
+            (from..from + most).find(|n| spare.is_over(word, begun + tick * *n)).map(|n| n - from)
+        };
+        let (keep, limit) = (KEEP.as_secs() as u32, DOUBT_LIMIT.as_secs() as u32);
+        let mut spare = SpareSide::begin(begun);
+        assert_eq!(waits(&mut spare, 0, Word::Good, 2 * keep), Some(keep + 1));
+        let mut spare = SpareSide::begin(begun);
+        assert_eq!(waits(&mut spare, 0, Word::None, 3 * limit), None);
+        assert_eq!(waits(&mut spare, 3 * limit, Word::Good, 2 * keep), Some(keep));
+        let mut spare = SpareSide::begin(begun);
+        assert_eq!(waits(&mut spare, 0, Word::Doubted, 3 * limit), Some(limit + keep + 1));
+        // It is believed again in time: the next doubt is another one.
+        let mut spare = SpareSide::begin(begun);
+        assert_eq!(waits(&mut spare, 0, Word::Doubted, limit), None);
+        assert!(!spare.is_over(Word::Good, begun + tick * limit));
+        assert_eq!(waits(&mut spare, limit, Word::Doubted, limit), None);
     }
 }

@@ -176,6 +176,9 @@ impl Core {
         if let Some(job) = &self.snapshot.job {
             return refuse(job.title(), "try again when it is done");
         }
+        if force {
+            self.end_spare();
+        }
         if !self.log.leave_alone(force) {
             return refuse(
                 "the VM is going on from its log by itself".into(),
