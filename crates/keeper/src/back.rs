@@ -17,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ninefold_model::control::{LogReport, Response};
-use ninefold_model::{HostName, Record};
+use ninefold_model::{HostName, Record, Term};
 use ninefold_replica::protocol::{LogRole, Standing};
 use ninefold_snapshot::log::{Back, Found, LogError, PlayVolume};
 use ninefold_snapshot::storage::{Directory, Storage};
@@ -195,7 +195,7 @@ fn tell(back: &Back, config: &KeeperConfig, disks: &Disks, held: &Held) -> LogRe
     LogReport {
         host: config.host.clone(),
         primary: primary(standing).clone(),
-        term: last.at.term,
+        term: newest_term(last.at.term, standing, back.damage().is_none() && !back.is_between_sessions()),
         epoch: last.at.epoch,
         time_ms: last.time_ms,
         damage: back.damage().map(str::to_owned),
@@ -204,6 +204,12 @@ fn tell(back: &Back, config: &KeeperConfig, disks: &Disks, held: &Held) -> LogRe
         newer,
         refused: state.refusal().map(str::to_owned),
     }
+}
+
+/// The newest term that the checkpoint is known to be of. Commits say theirs; a primary's of an older release say that in which it got the VM, however
+/// long ago. A log that `ends_with_it` has noted a newer one, perhaps, that the witness has held.
+fn newest_term(said: Term, standing: &Standing, ends_with_it: bool) -> Term {
+    if ends_with_it { said.max(standing.known_term()) } else { said }
 }
 
 fn primary(standing: &Standing) -> &HostName {
@@ -354,9 +360,22 @@ pub fn begin(place: &Path) -> Result<Arc<dyn Storage>, String> {
 
 #[cfg(test)]
 mod tests {
-    use ninefold_model::{Backup, Term};
+    use std::sync::mpsc::channel;
+
+    use ninefold_machine::BlockLayout;
+    use ninefold_model::spec::Accel;
+    use ninefold_model::{Backup, Epoch};
+    use ninefold_replica::stream::{BlockInfo, Hello, Layout};
+    use ninefold_snapshot::log::{At, New, Options};
 
     use super::*;
+    use crate::bell::Bell;
+    use crate::capture::{Capture, Taken};
+    use crate::log::{Beginning, Settings};
+    use crate::session::Job;
+
+    /// Only so that a failure ends.
+    const END: Duration = Duration::from_secs(60);
 
     fn host(name: &str) -> HostName {
         name.parse().unwrap()
@@ -365,6 +384,105 @@ mod tests {
     fn record(term: u64, primary: &str, backup: Option<&str>) -> Record {
         let backups = backup.map(|name| Backup { host: host(name), session: Term(5) });
         Record { term: Term(term), primary: host(primary), backups: backups.into_iter().collect() }
+    }
+
+    fn config(me: &str, other: &str, dir: &Path) -> Arc<KeeperConfig> {
+        let config = serde_json::json!({
+            "host": me, "vm": { "name": "db", "memory_mib": 64, "boot": { "boot_sector": { "image": "/x" } } },
+            "run_dir": dir, "pool": dir, "listen": "10.8.0.1:7701",
+            "peers": [{ "host": other, "addr": "10.8.0.2:7701" }],
+            "witness": { "host": "w", "addr": "10.8.0.3:7700" }, "security": "plain_text"
+        });
+        Arc::new(serde_json::from_value(config).unwrap())
+    }
+
+    /// The VM of a's first term.
+    fn hello(config: &KeeperConfig) -> Hello {
+        let block = BlockInfo { name: "ram".into(), used: 4096, total: 4096 };
+        Hello {
+            session: 1,
+            vm: config.vm.name.clone(),
+            from: host("a"),
+            term: Term(1),
+            spec: config.vm.clone(),
+            epoch_policy: Default::default(),
+            qemu: "10.0.2".into(),
+            machine: "pc-i440fx-7.2".into(),
+            cpu: "qemu64".into(),
+            accel: Accel::Tcg,
+            layout: Layout::new(vec![block]).unwrap(),
+            lanes: 1,
+            health: Default::default(),
+            reign: None,
+            origin: None,
+            generation: None,
+        }
+    }
+
+    fn told(config: Arc<KeeperConfig>) -> LogReport {
+        let (reply, answer) = channel();
+        ask(config, Arc::new(Disks::default()), Ok(None), reply).unwrap();
+        match answer.recv_timeout(END).unwrap() {
+            Response::Log { report } => *report,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Of two logs, when the witness has lost its register, the one of the host that went on alone is the newer: that host had the VM in its first
+    /// term all the time, and the other was bound in a later one, and lost after that.
+    #[test]
+    fn a_primary_that_went_on_alone_has_a_later_term_than_the_backup_that_it_lost() {
+        let (dir_a, dir_b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (a, b) = (config("a", "b", dir_a.path()), config("b", "a", dir_b.path()));
+        let (core, heard) = channel();
+        let settings = Settings::of(&a, Arc::new(Disks::default()), Bell::new().unwrap(), core);
+        let standing = Standing::new(LogRole::Primary { record: record(1, "a", None) });
+        let beginning = Beginning::New { hello: Box::new(hello(&a)), standing };
+        let handle = log::start(1, Term(1), beginning, settings).unwrap();
+        let checkpoint = |epoch| {
+            let mut capture = Box::new(Capture::for_layout(&BlockLayout { blocks: Vec::new() }).unwrap());
+            (capture.epoch, capture.devices) = (Epoch(epoch), vec![1]);
+            let taken = Arc::new(Taken::new(capture, channel().0, Bell::new().unwrap()));
+            handle.jobs.send(Job::Checkpoint { taken, join: None }).unwrap();
+            loop {
+                match heard.recv_timeout(END).unwrap() {
+                    Msg::LogHolds { epoch: durable, .. } => break assert_eq!(durable, Epoch(epoch)),
+                    Msg::LogFailed { reason, .. } => panic!("{reason}"),
+                    _ => {}
+                }
+            }
+        };
+        checkpoint(1);
+        // It has bound b; b has been lost.
+        handle.term(Term(2));
+        checkpoint(500);
+        handle.term(Term(3));
+        checkpoint(100_000);
+        drop(handle);
+
+        let role = LogRole::Backup { session: Term(1), primary: host("a") };
+        let mut new =
+            New::create(log::open(&log::place(&b)).unwrap(), hello(&b), &Standing::new(role), Options::default())
+                .unwrap();
+        let mut commit = new.first(At { session: Term(1), epoch: Epoch(500), term: Term(2) }).unwrap();
+        commit.device_state(&[1]).unwrap();
+        commit.finish().unwrap();
+        let log = new.publish().unwrap();
+        drop(log.folder().unwrap());
+        drop(log);
+
+        let (a, b) = (told(a), told(b));
+        assert_eq!((a.term, a.epoch, b.term, b.epoch), (Term(3), Epoch(100_000), Term(2), Epoch(500)));
+    }
+
+    /// A log of an older release says the first term of its host's reign in all of its commits.
+    #[test]
+    fn a_log_is_of_the_newest_term_that_it_has_noted() {
+        let standing = Standing::new(LogRole::Primary { record: record(2, "a", Some("b")) });
+        assert_eq!(newest_term(Term(1), &standing, true), Term(2));
+        assert_eq!(newest_term(Term(3), &standing, true), Term(3));
+        // What was noted is of its end, and the checkpoint comes before that.
+        assert_eq!(newest_term(Term(1), &standing, false), Term(1));
     }
 
     /// The log that began here keeps away from the one that was gone back in, and there is a bound to it.

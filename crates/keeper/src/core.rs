@@ -296,6 +296,7 @@ impl Core {
         let (doubted, answered) = (self.protocol.doubts(), matches!(input, Input::Answer { .. }));
         let mut actions = Vec::new();
         self.protocol.handle(input, &mut actions);
+        self.tell_log_term();
         if doubted && answered && !self.protocol.doubts() {
             self.confirmed();
         }

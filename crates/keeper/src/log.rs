@@ -174,6 +174,8 @@ struct Told {
     note: Option<(u64, Standing)>,
     /// What is given after this is of this reign.
     reign: Option<Term>,
+    /// And this is the term of the record under which the VM runs.
+    term: Option<Term>,
     /// The VM has ended for good: say so when nothing could be gone on from any more.
     remove: Option<SyncSender<()>>,
 }
@@ -187,6 +189,11 @@ impl LogHandle {
     /// What is given from here on is of this reign.
     pub fn reign(&self, reign: Term) {
         self.tell(|told| told.reign = Some(reign));
+    }
+
+    /// What is given from here on is given under the record of this term. A reign has several, one after the other.
+    pub fn term(&self, term: Term) {
+        self.tell(|told| told.term = Some(term));
     }
 
     fn tell(&self, what: impl FnOnce(&mut Told)) {
@@ -279,6 +286,7 @@ pub fn start(id: u64, reign: Term, beginning: Beginning, settings: Settings) -> 
         let mut thread = LogThread {
             id,
             reign,
+            term: reign,
             settings,
             told: Arc::clone(&hears),
             progress: its,
@@ -307,6 +315,8 @@ pub fn start(id: u64, reign: Term, beginning: Beginning, settings: Settings) -> 
 struct LogThread {
     id: u64,
     reign: Term,
+    /// Of the record under which the VM runs here: which of two hosts' logs is the newer one is told by that.
+    term: Term,
     /// A backup's session.
     session: Term,
     /// A checkpoint of this session is in the log and not on the volumes: nothing more of it is taken, and nobody goes on with the log as
@@ -475,7 +485,9 @@ impl LogThread {
 
     /// Does what the core has told. Answers whom to tell that the log is removed, if it is to be.
     fn hear(&mut self, before: &Job, state: &mut State) -> Result<Option<SyncSender<()>>, LogError> {
-        let Told { note, reign, remove } = self.told.hear(before);
+        let Told { note, reign, term, remove } = self.told.hear(before);
+        // It never goes back.
+        self.term = [term, reign].into_iter().flatten().fold(self.term, Term::max);
         if let Some(reign) = reign {
             (self.reign, self.reigns) = (reign, true);
         }
@@ -545,8 +557,7 @@ impl LogThread {
             (State::New(new), Job::Checkpoint { taken, join }) => {
                 let begun = Instant::now();
                 let running = self.first(new, |this, new| {
-                    let at = At { session: this.reign, epoch: taken.epoch, term: this.reign };
-                    let commit = new.first(at)?;
+                    let commit = new.first(this.at(taken.epoch))?;
                     this.write(commit, &taken, join.as_deref())
                 });
                 match running {
@@ -696,10 +707,15 @@ impl LogThread {
         Ok((running?, committed))
     }
 
+    /// What a primary's checkpoint is.
+    fn at(&self, epoch: Epoch) -> At {
+        At { session: self.reign, epoch, term: self.term }
+    }
+
     fn commit(&mut self, running: &mut Running, taken: &Taken, join: Option<&Join>) -> Result<Committed, LogError> {
         priority::step_aside(&taken.busy);
         self.wait_for_room(&running.log);
-        let at = At { session: self.reign, epoch: taken.epoch, term: self.reign };
+        let at = self.at(taken.epoch);
         let commit = running.log.begin(at)?;
         let committed = self.write(commit, taken, join)?;
         running.at = Some((at.session, at.epoch));

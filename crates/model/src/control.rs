@@ -121,7 +121,7 @@ pub struct LogReport {
     pub host: HostName,
     /// The host that ran the VM then.
     pub primary: HostName,
-    /// The term and the epoch of the last whole checkpoint.
+    /// The newest term that the last whole checkpoint is known to be of, and its epoch.
     pub term: Term,
     pub epoch: Epoch,
     /// When that was taken, by the clock of the host that wrote the log, milliseconds since 1970; 0: not known.

@@ -88,9 +88,9 @@ fn ask(keeper: &Keeper) -> Result<LogReport, CliError> {
     }
 }
 
-/// The greater the better: one that can be gone on from, then the newer. Epochs count within a term.
-fn rank(log: &LogReport) -> (bool, bool, u64, u64) {
-    (log.refused.is_none(), log.newer.is_none(), log.term.0, log.epoch.0)
+/// The greater the better: one that can be gone on from, then the newer. Epochs count within a term, and the hosts' clocks only when nothing else does.
+fn rank(log: &LogReport) -> (bool, bool, u64, u64, u64) {
+    (log.refused.is_none(), log.newer.is_none(), log.term.0, log.epoch.0, log.time_ms)
 }
 
 fn words(all: &Logs) -> String {
@@ -172,6 +172,11 @@ mod tests {
         all.sort_by_key(rank);
         let hosts: Vec<_> = all.iter().rev().map(|l| l.host.as_str()).collect();
         assert_eq!(hosts, ["d", "c", "b", "a"]);
+        // The witness has lost its register: a has gone on alone for long after it had lost b.
+        let lost = |log| LogReport { newer: Some("not known".into()), ..log };
+        let mut all = [lost(log("b", 2, 500)), lost(log("a", 3, 100_000))];
+        all.sort_by_key(rank);
+        assert_eq!(all.last().unwrap().host.as_str(), "a");
     }
 
     #[test]

@@ -47,6 +47,8 @@ pub(super) struct LogSide {
     last_id: u64,
     pub(super) state: LogState,
     pub(super) standing: Option<Standing>,
+    /// The newest term that the log was told of.
+    term: Term,
     /// Where the thread of this number stands, and since when that is known.
     at_work: Option<(u64, u64, Instant)>,
     /// A log has failed and not noted it, and is to be disowned: it would be gone on from with the images as they were in this
@@ -78,6 +80,7 @@ impl LogSide {
             last_id: 0,
             state: LogState::Off,
             standing: None,
+            term: Term(0),
             at_work: None,
             images_wait: None,
             failed: None,
@@ -196,6 +199,7 @@ impl Core {
     fn log_is(&mut self, handle: LogHandle, standing: Standing) {
         self.log.handle = Some(handle);
         self.log.standing = Some(standing);
+        self.log.term = Term(0);
         self.log.durable = Epoch(0);
         self.log.state = LogState::Copying;
     }
@@ -273,6 +277,19 @@ impl Core {
                 once: None,
                 held: None,
             });
+        }
+    }
+
+    /// What a primary's log gets from here on is of the term of the newest record that this host has won, as a backup's is of the newest that binds it:
+    /// so it is seen which of them is the newer one, also when nobody can ask the witness.
+    pub(super) fn tell_log_term(&mut self) {
+        let term = self.protocol.term();
+        if let Some(handle) = &self.log.handle
+            && self.protocol.role() == Role::Primary
+            && self.log.term < term
+        {
+            handle.term(term);
+            self.log.term = term;
         }
     }
 
