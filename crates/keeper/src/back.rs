@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Volumes and memory are one checkpoint. A log has what was done to the volumes and not what they were before: so the images can be brought to
-//! its checkpoint only while they are not beyond it, and a VM with volumes goes on only from a log that is whole and that no image has overtaken.
+//! its checkpoint only while they are not beyond it, and a VM with volumes goes on only from a log that is whole and that no image has overtaken,
+//! as far as the log and the witness tell.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -40,6 +41,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_millis(20);
 /// A file in a log's directory: whoever begins another log there keeps this one aside.
 const KEEP: &str = "keep";
+const UNKNOWN: &str = "whether another host has had the VM since, or this one without its log, is not known";
 /// Logs of one VM that are kept aside, at most.
 const MOST: usize = 4;
 
@@ -190,6 +192,7 @@ fn tell(back: &Back, config: &KeeperConfig, disks: &Disks, held: &Held) -> LogRe
         damaged: back.damage().is_some(),
         between_sessions: back.is_between_sessions(),
         overtaken: overtaken(standing, &config.host, held),
+        perhaps_overtaken: perhaps_overtaken(standing, last.at.term, &config.host, held),
         mixture: disks.mixture().found().filter(|cause| *cause != Cause::Log).is_some(),
     };
     LogReport {
@@ -227,6 +230,8 @@ struct Images {
     between_sessions: bool,
     /// The VM went on here without the log.
     overtaken: bool,
+    /// It may have, before another host had it.
+    perhaps_overtaken: bool,
     mixture: bool,
 }
 
@@ -247,6 +252,10 @@ impl Images {
             Self { overtaken: true, .. } => {
                 Some("the VM went on here without its log: the volumes have what it did then, and cannot be taken back")
             }
+            Self { perhaps_overtaken: true, .. } => Some(
+                "the witness's record is not the first after those that this log knows: the VM may have gone on here without its log before \
+                 another host had it, and the volumes may have what it did then",
+            ),
             _ => None,
         }
     }
@@ -258,14 +267,21 @@ fn overtaken(standing: &Standing, me: &HostName, held: &Held) -> bool {
     standing.behind || matches!(held, Ok(Some(record)) if disowned(record))
 }
 
+/// Whether it may have, and another host has had it since: the log's disk failed so that it could not be noted, and the witness was told. That was a
+/// record that the log does not know, and the other host's came after that. The first record after one that is known, or after one that was asked for
+/// and not granted, leaves no room for it. `newest` is the term of the log's end.
+fn perhaps_overtaken(standing: &Standing, newest: Term, me: &HostName, held: &Held) -> bool {
+    let asked = standing.proposed.as_ref().map_or(Term(0), |record| record.term);
+    let known = newest.max(standing.known_term()).max(asked);
+    matches!(held, Ok(Some(record)) if record.term > known.next() && !standing.vouches(record, me))
+}
+
 /// Why another state of the VM is, or may be, newer than the log's end; none: nothing was let go that is not in it.
 fn newer(standing: &Standing, me: &HostName, held: &Held) -> Option<String> {
     match held {
         _ if overtaken(standing, me, held) => Some("the VM went on here without its log".into()),
-        Err(why) => Some(format!("whether another host has had the VM since is not known: {why}")),
-        Ok(None) => {
-            Some("whether another host has had the VM since is not known: the witness has no record of it".into())
-        }
+        Err(why) => Some(format!("{UNKNOWN}: {why}")),
+        Ok(None) => Some(format!("{UNKNOWN}: the witness has no record of it")),
         Ok(Some(record)) if standing.vouches(record, me) => None,
         Ok(Some(record)) if record.term < standing.known_term() => {
             Some(format!("the witness's record (term {}) is older than the log: it cannot be believed", record.term))
@@ -556,15 +572,53 @@ mod tests {
         assert!(say(&behind, &a, held(record(5, "a", None))).contains("went on here without its log"));
     }
 
+    /// a's log fails and cannot note it; the witness disowns it, and a goes on, alone; b becomes its backup, and takes over. The record names b, as if
+    /// b had come directly after what the log knows.
+    #[test]
+    fn another_hosts_record_does_not_hide_that_the_vm_went_on_here() {
+        let a = host("a");
+        let mut log = Standing::new(LogRole::Primary { record: record(5, "a", None) });
+        let may = |log: &Standing, newest, record| perhaps_overtaken(log, Term(newest), &host("a"), &Ok(Some(record)));
+        // The disowning is the record of term 6, b is bound in 7 and wins 8; or nobody has disowned anything, and b was bound in 5.
+        assert!(may(&log, 5, record(8, "b", None)));
+        assert!(may(&log, 5, record(7, "b", None)));
+        assert!(!may(&log, 5, record(6, "b", None)));
+        assert!(!may(&log, 5, record(5, "a", None)));
+        // What it has asked for may have been granted: it is known, and the next is not.
+        log.proposed = Some(record(6, "a", Some("b")));
+        assert!(!may(&log, 5, record(7, "b", None)));
+        assert!(!may(&log, 5, record(6, "a", Some("b"))));
+        assert!(may(&log, 5, record(8, "b", None)));
+        // A backup's: its commits say what bound it. It was started by force since, perhaps.
+        let backup = Standing::new(LogRole::Backup { session: Term(5), primary: host("b") });
+        assert!(!may(&backup, 9, record(10, "b", None)));
+        assert!(may(&backup, 9, record(11, "b", None)));
+        assert!(!may(&backup, 9, record(12, "b", Some("a"))), "it is bound still");
+        // What is not known is said, and no more is.
+        assert!(
+            !perhaps_overtaken(&log, Term(5), &a, &Ok(None))
+                && !perhaps_overtaken(&log, Term(5), &a, &Err("no".into()))
+        );
+        assert!(newer(&log, &a, &Ok(None)).unwrap().contains("or this one without its log"));
+    }
+
     /// Memory and volumes are one checkpoint: whatever may have taken the images beyond it is a refusal, and nothing is without them.
     #[test]
     fn images_that_may_be_beyond_the_checkpoint_are_a_refusal() {
-        let good = Images { volumes: true, damaged: false, between_sessions: false, overtaken: false, mixture: false };
+        let good = Images {
+            volumes: true,
+            damaged: false,
+            between_sessions: false,
+            overtaken: false,
+            perhaps_overtaken: false,
+            mixture: false,
+        };
         assert_eq!(good.refusal(), None);
         let bad = [
             Images { damaged: true, ..good },
             Images { between_sessions: true, ..good },
             Images { overtaken: true, ..good },
+            Images { perhaps_overtaken: true, ..good },
             Images { mixture: true, ..good },
         ];
         for state in bad {
