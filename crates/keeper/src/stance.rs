@@ -15,7 +15,8 @@ use ninefold_model::{Activity, Standing};
 #[derive(Debug, Clone, Default)]
 pub struct Stance {
     now: Standing,
-    /// What the latest checkpoint says.
+    /// What the latest checkpoint says. None when something has changed since: although it may stand again as it did then, it has
+    /// run in between.
     taken: Option<Standing>,
 }
 
@@ -31,15 +32,19 @@ impl Stance {
 
     /// Its owner pauses it, or lets it go on; true if that changes anything.
     pub fn pause(&mut self, paused: bool) -> bool {
-        std::mem::replace(&mut self.now.paused, paused) != paused
+        self.becomes(Standing { paused, ..self.now })
     }
 
     /// What QEMU says of it; true if that changes anything. What is off stays off, until another QEMU is launched.
     pub fn does(&mut self, activity: Activity) -> bool {
-        if self.now.activity == Activity::Off {
-            return false;
-        }
-        std::mem::replace(&mut self.now.activity, activity) != activity
+        self.now.activity != Activity::Off && self.becomes(Standing { activity, ..self.now })
+    }
+
+    fn becomes(&mut self, next: Standing) -> bool {
+        let before = std::mem::replace(&mut self.now, next);
+        // What a checkpoint has said before QEMU's word for it was taken is not out of date by that word.
+        self.taken.take_if(|taken| before != next && *taken == before);
+        before != next
     }
 
     /// A checkpoint is taken; whether the guest was suspended when its devices were saved. QEMU's word for what is so now may be on
@@ -55,9 +60,14 @@ impl Stance {
         said
     }
 
+    /// Whether the latest checkpoint says how the guest stands now.
+    pub fn is_taken(&self) -> bool {
+        self.taken == Some(self.now)
+    }
+
     /// The guest does not run, and the latest checkpoint says so: the next would be the same.
     pub fn rests(&self) -> bool {
-        !self.now.runs() && self.taken == Some(self.now)
+        !self.now.runs() && self.is_taken()
     }
 }
 
@@ -83,6 +93,32 @@ mod tests {
         assert!(stance.does(Activity::Off));
         assert!(!stance.does(Activity::Running));
         assert_eq!(stance.checkpoint(false).activity, Activity::Off);
+    }
+
+    /// It rests with that checkpoint: no later one says anything.
+    #[test]
+    fn a_checkpoint_may_say_it_before_qemu_is_heard() {
+        let mut stance = Stance::default();
+        stance.checkpoint(true);
+        assert!(!stance.is_taken(), "QEMU is not heard yet");
+        assert!(stance.does(Activity::Suspended));
+        assert!(stance.is_taken() && stance.rests());
+    }
+
+    #[test]
+    fn what_has_run_since_the_checkpoint_is_not_in_it() {
+        let mut stance = Stance::default();
+        stance.does(Activity::Suspended);
+        stance.checkpoint(true);
+        assert!(!stance.does(Activity::Suspended) && stance.rests(), "nothing has changed");
+        stance.does(Activity::Running);
+        stance.does(Activity::Suspended);
+        assert!(!stance.is_taken() && !stance.rests(), "it has run");
+        stance.checkpoint(true);
+        assert!(stance.rests());
+        stance.pause(true);
+        stance.pause(false);
+        assert!(!stance.rests(), "what is told of it waits for a checkpoint");
     }
 
     #[test]

@@ -416,10 +416,10 @@ impl Vm {
         self.events()
     }
 
-    /// Tells the core how the guest stands, and which checkpoint will say so.
+    /// Tells the core how the guest stands, and which checkpoint says so, or will.
     fn stands(&self) {
         let joined = self.sinks.as_ref().is_some_and(Sinks::any_joined);
-        let epoch = joined.then(|| self.epoch.next());
+        let epoch = joined.then(|| if self.stance.is_taken() { self.epoch } else { self.epoch.next() });
         let _ = self.core.send(Msg::Stands { generation: self.generation, standing: self.stance.now(), epoch });
     }
 
