@@ -235,7 +235,7 @@ impl Capture {
     }
 
     /// Takes over the machine's step times.
-    pub fn note(&mut self, machine: &Machine) {
+    fn note(&mut self, machine: &Machine) {
         let times = machine.times();
         self.record.stop_us = times.stop_us;
         self.record.save_us = times.save_us;

@@ -753,4 +753,9 @@ impl Sinks {
         self.recent.clear();
         self.put_back(capture);
     }
+
+    /// Ends all of them, with what is remembered for those that have gone. Each that there was is given to `lost`.
+    pub fn end(self, lost: &mut dyn FnMut(Term)) {
+        self.all.iter().for_each(|sink| lost(sink.name));
+    }
 }

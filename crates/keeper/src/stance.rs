@@ -60,6 +60,11 @@ impl Stance {
         said
     }
 
+    /// The latest checkpoint was of no use, and nobody has it.
+    pub fn forget_taken(&mut self) {
+        self.taken = None;
+    }
+
     /// Whether the latest checkpoint says how the guest stands now.
     pub fn is_taken(&self) -> bool {
         self.taken == Some(self.now)

@@ -27,7 +27,6 @@ use ninefold_volume::Frozen;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::bell::Bell;
-use crate::capture::Capture;
 use crate::cpu_clock::CpuClock;
 use crate::disks::Disks;
 use crate::error::{KeeperError, report};
@@ -51,6 +50,8 @@ const STUCK: Duration = Duration::from_secs(10);
 const TELL_STUCK: Duration = Duration::from_secs(1);
 /// How long the guest runs between two pauses in which more of its memory is trapped.
 const BETWEEN_TRAPS: Duration = Duration::from_millis(10);
+/// Why all copying begins anew.
+const WOKE: &str = "the suspended guest woke while it was copied, which QEMU does not hinder before version 9.0";
 /// A look after a shorter time than this says nothing.
 const QUIET_WINDOW: Duration = Duration::from_micros(100);
 
@@ -555,11 +556,25 @@ impl Vm {
         self.disks.pausing(false);
         // One that its owner has paused stands still anyway.
         let paused = self.stance.now().paused;
-        let goes_on = |vm: &mut Self| if paused { Ok(()) } else { vm.machine.cont_in_time() };
+        let goes_on = |vm: &mut Self| if paused { vm.machine.stay() } else { vm.machine.cont_in_time() };
         let went_on = stopped.and_then(|()| meanwhile(self)).and_then(|()| goes_on(self));
         self.resumed = Instant::now();
         self.unless_off(went_on)?;
+        if self.machine.woke_in_pause() {
+            self.begin_anew();
+        }
         self.events()
+    }
+
+    /// The guest has woken in a pause in which it was to stand still. What was copied in it is of no moment, and a write to memory that changed
+    /// hands may have been missed: all to whom it is copied are ended, and come anew with a copy of all of it.
+    fn begin_anew(&mut self) {
+        self.stance.forget_taken();
+        if let Some(sinks) = self.sinks.take() {
+            let core = &self.core;
+            sinks.end(&mut |session| drop(core.send(Msg::CannotReplicate { session, reason: WOKE.into() })));
+        }
+        self.disks.go_through_if_alone();
     }
 
     /// What QEMU refuses to let run because the guest has powered itself off, right before it was stopped, has not failed.
@@ -700,16 +715,29 @@ impl Vm {
         // What the checkpoint has sealed is the guest's own again, if nobody is to have it: the core may have said so while the
         // checkpoint was taken.
         self.disks.go_through_if_alone();
+        let paused = self.stance.now().paused;
+        let stays = last || paused;
+        let ended = if stays { capture.stay(&mut self.machine) } else { capture.resume(&mut self.machine) };
+        if self.machine.woke_in_pause() {
+            self.begin_anew();
+            self.last = Last::No;
+            if last && !paused {
+                self.machine.cont_in_time().map_err(|e| report(&e))?;
+            }
+            self.outlets.let_input();
+            (self.resumed, self.look, self.quiet) = (Instant::now(), None, false);
+            self.events()?;
+            return Ok(true);
+        }
         if last {
-            capture.note(&self.machine);
-            capture.resumed = Instant::now();
+            ended.map_err(|e| report(&e))?;
             self.last = Last::Taken;
             self.paused = true;
             // Before the checkpoint's own message: nobody is to let run what has powered off.
             self.events()?;
             self.tell_off();
             let _ = self.core.send(Msg::FinalTaken { generation: self.generation, epoch });
-        } else if let Err(error) = self.end_pause(&mut capture) {
+        } else if let Err(error) = ended {
             // Its last output is committed all the same.
             self.unless_off(Err(error))?;
         } else {
@@ -740,10 +768,6 @@ impl Vm {
         }
         self.drop_if_empty();
         Ok(true)
-    }
-
-    fn end_pause(&mut self, capture: &mut Capture) -> Result<(), MachineError> {
-        if self.stance.now().paused { capture.stay(&mut self.machine) } else { capture.resume(&mut self.machine) }
     }
 
     fn wait(&mut self, wait: Duration) -> Result<(), String> {

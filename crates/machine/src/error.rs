@@ -75,10 +75,6 @@ pub enum MachineError {
     /// A [`crate::DirtySet`] had no room. What was not reported stays dirty.
     #[error("the dirty set is full at {capacity} runs")]
     DirtySetFull { capacity: usize },
-    /// This QEMU, older than 9.0, does not keep a suspended guest from waking in a pause, and it has woken: what was saved is of
-    /// no use.
-    #[error("the suspended guest woke while a checkpoint was taken, which QEMU does not hinder before version 9.0")]
-    Woke,
     /// The saved devices were not accepted.
     #[error("device state refused: {reason}")]
     Load { reason: String },

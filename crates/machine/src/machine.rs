@@ -428,6 +428,7 @@ impl Machine {
         // Also when `stop` was refused: the save has been sent.
         self.phase = Phase::Saving;
         stopped.map_err(|error| explain(&self.child, error))?;
+        self.suspension.stopped(self.qmp.suspended(), self.version);
         self.clock_step(|clock, process| clock.stopped(process, running))
     }
 
@@ -471,7 +472,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Lets the guest go on after a pause. Its clocks show as if it had run all the time.
+    /// Lets the guest go on after a pause. Its clocks show as if it had run all the time. Whether it has stood still until then:
+    /// [`Machine::woke_in_pause`].
     ///
     /// # Errors
     /// As [`Machine::begin_pause`].
@@ -488,13 +490,15 @@ impl Machine {
         }
         self.phase = Phase::Idle;
         sent.map_err(|error| explain(&self.child, error))?;
-        self.suspension.resumed(self.qmp.suspended())
+        self.suspension.resumed(self.qmp.suspended());
+        Ok(())
     }
 
-    /// Ends a pause of a guest that is not to run on: its owner has paused it.
+    /// Ends a pause of a guest that is not to run on: its owner has paused it, or it is handed over. Whether it has stood still:
+    /// [`Machine::woke_in_pause`]; only where it could wake is QEMU asked.
     ///
     /// # Errors
-    /// `Order`; [`MachineError::Woke`].
+    /// As [`Machine::begin_pause`].
     pub fn stay(&mut self) -> Result<()> {
         if self.phase == Phase::Saving {
             return Err(MachineError::Order { call: "stay", reason: "the save is not finished" });
@@ -504,7 +508,12 @@ impl Machine {
             self.times.pause_us = micros(pause);
         }
         self.phase = Phase::Idle;
-        self.suspension.resumed(self.qmp.suspended())
+        if self.suspension.may_wake() {
+            // The answer comes behind the event.
+            self.query_status()?;
+        }
+        self.suspension.resumed(self.qmp.suspended());
+        Ok(())
     }
 
     /// The latest pause's steps.
@@ -596,7 +605,9 @@ impl Machine {
             return self.start();
         }
         self.clock_step(GuestClock::forget)?;
-        self.no_answer("cont")
+        self.no_answer("cont")?;
+        self.suspension.resumed(self.qmp.suspended());
+        Ok(())
     }
 
     /// `cont` after [`Machine::stop`]: the guest's clocks show as if it had run all the time.
@@ -605,16 +616,19 @@ impl Machine {
     /// As [`Machine::begin_pause`].
     pub fn cont_in_time(&mut self) -> Result<()> {
         self.clock_step(GuestClock::go_on)?;
-        self.no_answer("cont")
+        self.no_answer("cont")?;
+        self.suspension.resumed(self.qmp.suspended());
+        Ok(())
     }
 
-    /// `stop`, outside of a checkpoint's pause. Then [`Machine::cont`] or [`Machine::cont_in_time`].
+    /// `stop`, outside of a checkpoint's pause. Then [`Machine::cont`] or [`Machine::cont_in_time`], or [`Machine::stay`].
     ///
     /// # Errors
     /// As [`Machine::begin_pause`].
     pub fn stop(&mut self) -> Result<()> {
         let running = self.clock_step(|clock, process| clock.read(process))?;
         self.no_answer("stop")?;
+        self.suspension.stopped(self.qmp.suspended(), self.version);
         self.clock_step(|clock, process| clock.stopped(process, running))
     }
 

@@ -1,0 +1,134 @@
+//! A guest that is suspended, in a QEMU older than 9.0, and wakes where it is to stand still: it is whole, and nobody gives it up.
+
+#[path = "../../machine/tests/guest/mod.rs"]
+mod guest;
+mod outlets;
+#[path = "../../machine/tests/guest/sleeper.rs"]
+mod sleeper;
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use guest::{await_count, word};
+use ninefold_keeper::bell::Bell;
+use ninefold_keeper::health::dumps::Dumps;
+use ninefold_keeper::health::told::Told;
+use ninefold_keeper::health::watcher::Watcher;
+use ninefold_keeper::msg::Msg;
+use ninefold_keeper::resync::Rest;
+use ninefold_keeper::session::Job;
+use ninefold_keeper::vm::{self, Command, Surroundings, VmHandle};
+use ninefold_machine::{EventKind, Machine, Ports};
+use ninefold_model::spec::{Accel, Boot, EpochPolicy};
+use ninefold_model::{Activity, Epoch, Standing, Term};
+use rustix::event::{PollFd, PollFlags, poll};
+use sleeper::COUNTER;
+
+/// What any step may take; only so that a failure ends.
+const LIMIT: Duration = Duration::from_secs(60);
+const GENERATION: u64 = 7;
+const BACKUP: Term = Term(1);
+
+/// Gets the VM as a backup does, at once; tells the epochs.
+fn backup(work: Receiver<Job>, handle: Arc<VmHandle>, bell: Bell, epochs: Sender<Epoch>) {
+    for job in work {
+        match job {
+            Job::Round { pieces, .. } => pieces.iter().for_each(|_| bell.ring()),
+            Job::Checkpoint { taken, .. } => {
+                let epoch = taken.epoch;
+                drop(taken);
+                handle.send(Command::Acked { session: BACKUP, epoch });
+                let _ = epochs.send(epoch);
+            }
+            _ => panic!("what a sink is not given here"),
+        }
+    }
+}
+
+/// Waits for what the core is told. Output is held at once, and the VM is not lost.
+fn told<T>(inbox: &Receiver<Msg>, wanted: impl Fn(&Msg) -> Option<T>) -> T {
+    loop {
+        let msg = inbox.recv_timeout(LIMIT).expect("the core is told");
+        if let Some(found) = wanted(&msg) {
+            return found;
+        }
+        match msg {
+            Msg::FirstCheckpoint { held, .. } => held.send(()).unwrap(),
+            Msg::CannotReplicate { session, reason } => panic!("sink {session}: {reason}"),
+            Msg::VmLost { reason, .. } => panic!("{reason}"),
+            _ => {}
+        }
+    }
+}
+
+/// Has the guest suspend itself when it is up.
+fn suspend(machine: &mut Machine, ports: &Ports) {
+    machine.start().unwrap();
+    await_count(machine.memory(), COUNTER, 10);
+    rustix::io::write(&ports.console, b"s").unwrap();
+    let deadline = Instant::now() + LIMIT;
+    while !machine.is_suspended() {
+        assert!(Instant::now() < deadline, "it does not suspend itself");
+        let limit = rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 };
+        poll(&mut [PollFd::from_borrowed_fd(machine.qmp_fd(), PollFlags::IN)], Some(&limit)).unwrap();
+        machine.poll_events().unwrap();
+    }
+    while machine.next_event().is_some_and(|event| event.kind != EventKind::Suspend) {}
+}
+
+#[test]
+fn a_guest_that_wakes_in_a_switchover_that_fails_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let old = |qemu: &std::path::PathBuf| {
+        let mut config = guest::config(qemu, Accel::Tcg, 1, std::path::Path::new("unused"));
+        config.spec.boot = Boot::BootSector { image: sleeper::image(dir.path()) };
+        config.spec.nics.clear();
+        let (machine, ports) = guest::launch(&config);
+        (machine.version().major < 9).then_some((config, machine, ports))
+    };
+    let Some((config, mut machine, ports)) = guest::qemus().iter().find_map(old) else {
+        eprintln!("skipped: no QEMU older than 9.0 is here");
+        return;
+    };
+    suspend(&mut machine, &ports);
+    let outlets = Arc::new(outlets::open(dir.path(), &config.spec));
+    outlets.attach(ports).unwrap();
+    let memory = Arc::clone(machine.memory());
+    let bell = Bell::new().unwrap();
+    let (tell, inbox) = channel();
+    let watcher = Watcher::new(GENERATION, Dumps::new(dir.path(), "vm"), Told::default(), tell.clone());
+    let surroundings = Surroundings { outlets, disks: Arc::default(), bell: bell.clone(), core: tell };
+    let standing = Standing { activity: Activity::Suspended, paused: false };
+    let policy = EpochPolicy::Fixed { ms: 5 };
+    let obtain = Box::new(move || Ok(machine));
+    let handle = Arc::new(vm::start(watcher, obtain, policy, standing, None, Epoch(0), surroundings).unwrap());
+
+    let ((jobs, work), (seen, epochs)) = (sync_channel(8), channel());
+    let (theirs, rings) = (Arc::clone(&handle), bell.clone());
+    thread::spawn(move || backup(work, theirs, rings, seen));
+    let rest = Rest::default();
+    handle.send(Command::AddSink { session: BACKUP, jobs, rounds: 0, rest, once: None, held: None });
+    told(&inbox, |msg| match msg {
+        Msg::FirstCheckpoint { held, .. } => held.send(()).ok(),
+        _ => None,
+    });
+    epochs.recv_timeout(LIMIT).unwrap();
+
+    // The witness is slow: the guest is woken while it is to stand still.
+    handle.send(Command::TakeFinal);
+    let last = told(&inbox, |msg| match msg {
+        Msg::FinalTaken { epoch, .. } => Some(*epoch),
+        _ => None,
+    });
+    handle.send(Command::Wake);
+    told(&inbox, |msg| matches!(msg, Msg::Stands { standing, .. } if standing.runs()).then_some(()));
+    handle.send(Command::GoOn);
+    while epochs.recv_timeout(LIMIT).unwrap() <= last {}
+    await_count(&memory, COUNTER, word(&memory, COUNTER) + 10);
+    while let Ok(msg) = inbox.try_recv() {
+        assert!(!matches!(msg, Msg::VmLost { .. } | Msg::CannotReplicate { .. }), "it is given up");
+    }
+    handle.send(Command::Kill);
+}
