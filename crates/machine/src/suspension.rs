@@ -19,6 +19,7 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
 
 use crate::alarm::{self, Alarm};
@@ -127,7 +128,7 @@ impl Machine {
     }
 
     /// Suspends a guest whose checkpoint was taken while it was suspended. Follows [`Machine::load`] and the start. Before QEMU 9.0,
-    /// and with a state from there, the guest runs for some 0.1 ms in between, in the loop in which it waits to be suspended.
+    /// and with a state from there, the guest runs in between, in the loop in which it waits to be suspended.
     ///
     /// # Errors
     /// As [`Machine::begin_pause`]; `Load` when QEMU does not suspend it.
@@ -139,13 +140,17 @@ impl Machine {
         }
         let value = (self.port(PM1A_CNT)? & !SLP_TYP) | S3 | SLP_EN;
         self.monitor(&format!("o/h {PM1A_CNT:#x} {value:#x}"))?;
-        let began = Instant::now();
-        while !self.is_suspended() {
-            if began.elapsed() > LIMIT {
+        let deadline = Instant::now() + LIMIT;
+        while self.poll_events().map(|_| !self.is_suspended())? {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
                 return Err(MachineError::Load { reason: "the suspended guest cannot be suspended again".into() });
             }
-            // Its answer comes behind the event.
-            self.query_status()?;
+            let limit = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+            match poll(&mut [PollFd::from_borrowed_fd(self.qmp_fd(), PollFlags::IN)], Some(&limit)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(MachineError::os("waiting for QEMU")(error)),
+            }
         }
         self.suspension.stays(self.qmp.suspended());
         Ok(())

@@ -340,6 +340,14 @@ impl Core {
             }
         }
         let standing = health.standing;
+        // From the start on the guest runs, and the VM cannot be given back: what can fail before comes before.
+        let layout = match standby::layout(&machine) {
+            Ok(layout) => layout,
+            Err(reason) => {
+                drop(machine);
+                return self.cannot_resume(format!("the standby does not run: {reason}"));
+            }
+        };
         let started = match (stopped, standing.activity) {
             // Its owner's pause goes on; what is off does not run again.
             _ if standing.paused => Ok(()),
@@ -347,20 +355,13 @@ impl Core {
             (Some((stopped, choice)), _) => machine.start_after(stopped.elapsed(), choice),
             (None, _) => machine.start(),
         };
-        let started = started.and_then(|()| match standing {
-            Standing { activity: Activity::Suspended, paused: false } => machine.stay_suspended(),
-            _ => Ok(()),
-        });
-        if let Err(error) = started.and_then(|()| {
-            standby::layout(&machine)
-                .map(|l| self.layout = Some(l))
-                .map_err(|reason| ninefold_machine::MachineError::Layout { reason })
-        }) {
+        if let Err(error) = started {
             let reason = error::report(&error);
             // It has been killed, and said nothing: its sockets are served from here on.
             drop(machine);
             return self.cannot_resume(format!("the standby does not run: {reason}"));
         }
+        self.layout = Some(layout);
         self.input(Input::Resumed);
         let took = Duration::from_micros(detect_us) + suspected.elapsed();
         let phases = FailoverPhases { detect_us, arbitrate_us, load_us, resume_us: micros(began.elapsed()) };
@@ -376,6 +377,10 @@ impl Core {
         self.announcing = Some((Instant::now(), AnnouncePlan::new()));
         self.counters.failovers += u64::from(origin == Origin::Primary);
         let obtain = Box::new(move || {
+            // It waits to be suspended, if QEMU has not kept that; and QEMU is not waited for where heartbeats are sent.
+            if standing == (Standing { activity: Activity::Suspended, paused: false }) {
+                machine.stay_suspended().map_err(|e| error::report(&e))?;
+            }
             // To end it takes a time in proportion to the memory: the guest runs already.
             drop(unneeded);
             Ok(machine)
