@@ -4,13 +4,12 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use ninefold_keeper::agent::AgentError;
 use ninefold_keeper::api::ApiError;
 use ninefold_lab::LabError;
 use ninefold_model::status::Role;
 use ninefold_snapshot::store::StoreError;
 use ninefold_volume::VolumeError;
-
-use crate::vm::agent::AgentError;
 
 /// Why a command failed. Its text is one line; [`CliError::help`] says what to do.
 #[derive(Debug, thiserror::Error)]

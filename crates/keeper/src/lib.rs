@@ -12,9 +12,10 @@
 //! * [`arbiter`]: asking the witness
 //! * [`disks`]: the VM's volumes · [`resync`]: making a backup's equal to them
 //! * [`health`]: the guest's watchdog, images on trial
-//! * [`outlets`]: NICs, console and agent behind one gate
+//! * [`outlets`]: NICs, console and agent behind one gate · [`agent`]: asking the guest's agent, as a client
 //! * [`server`], [`api`]: the control socket, both ends · [`journal`]: events and measurements · [`metrics`], [`http`]
 
+pub mod agent;
 pub mod api;
 mod arbiter;
 mod aside;

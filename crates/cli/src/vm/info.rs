@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use clap::Args;
+use ninefold_keeper::agent::{Agent, AgentError, plain};
 use serde::{Deserialize, Serialize};
 
-use super::agent::{Agent, AgentError, plain};
 use super::keepers::Where;
 use crate::error::CliError;
 use crate::output::{self, Output, bytes};

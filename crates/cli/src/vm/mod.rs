@@ -1,11 +1,10 @@
 //! `ninefold vm`: a fault-tolerant VM.
 //!
 //! * [`keepers`]: who is asked · [`status`], [`events`] ([`repeats`]), [`checkpoints`]: looking
-//! * [`info`] ([`agent`]): what the guest's agent tells
+//! * [`info`]: what the guest's agent tells
 //! * [`trial`], [`dump`]: images on trial; the guest's memory into a file · [`standing`]: shutdown, pause, resume, wake
 //! * [`control`] ([`handover`], [`awaited`]): start, stop, protect, switch over … · [`console`]: its serial console
 
-pub mod agent;
 mod awaited;
 mod checkpoints;
 mod console;

@@ -6,6 +6,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
@@ -68,17 +69,33 @@ impl Agent {
     pub fn connect(socket: &Path, limit: Duration) -> Result<Self, AgentError> {
         let stream = UnixStream::connect(socket).map_err(|e| AgentError::Io(format!("{}: {e}", socket.display())))?;
         let mut agent = Self { stream, limit, deadline: Instant::now() + limit, rest: Vec::new() };
+        agent.sync(limit)?;
+        Ok(agent)
+    }
+
+    /// Waits until the agent answers again; all that is asked from here on has to be answered within `limit` together. Answers to what
+    /// was asked before are passed over.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub fn sync(&mut self, limit: Duration) -> Result<(), AgentError> {
+        self.give(limit);
         // What an earlier client has left half-said ends here, and its answers are told from ours.
-        let id = std::process::id();
-        agent.send(&[SENTINEL])?;
-        agent.send(format!("{{\"execute\":\"guest-sync-delimited\",\"arguments\":{{\"id\":{id}}}}}\n").as_bytes())?;
+        let id = fresh_id();
+        self.send(&[SENTINEL])?;
+        self.send(format!("{{\"execute\":\"guest-sync-delimited\",\"arguments\":{{\"id\":{id}}}}}\n").as_bytes())?;
         loop {
-            while agent.byte()? != SENTINEL {}
-            let line = agent.line()?;
-            if serde_json::from_slice::<Answer<u32>>(&line).is_ok_and(|a| a.value == Some(id)) {
-                return Ok(agent);
+            while self.byte()? != SENTINEL {}
+            let line = self.line()?;
+            if serde_json::from_slice::<Answer<u64>>(&line).is_ok_and(|a| a.value == Some(id)) {
+                return Ok(());
             }
         }
+    }
+
+    /// All that is asked from here on has to be answered within `limit` together.
+    pub fn give(&mut self, limit: Duration) {
+        (self.limit, self.deadline) = (limit, Instant::now() + limit);
     }
 
     /// Asks for something.
@@ -153,6 +170,13 @@ impl Agent {
             self.fill()?;
         }
     }
+}
+
+/// A number that no other conversation has used lately. (The agent knows numbers up to 2^63.)
+fn fresh_id() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    let count = LAST.fetch_add(1, Ordering::Relaxed) & ((1 << 30) - 1);
+    count << 32 | u64::from(std::process::id())
 }
 
 /// A guest's text, for a terminal: at most `most` characters, none of which moves the cursor.
