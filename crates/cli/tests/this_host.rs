@@ -5,9 +5,23 @@ mod fixture;
 
 use std::io::Write;
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
-use fixture::{LabName, fails, json, ninefold, ok, programs};
+use fixture::{LabName, fails, json, ninefold, ok, programs, run};
 use ninefold_lab::record::lab_dir;
+
+/// Waits until the guest's agent tells of its kernel: a guest whose file systems are frozen does not, nor while its keeper speaks to it.
+fn await_kernel(dir: &str) {
+    let until = Instant::now() + Duration::from_secs(60);
+    loop {
+        let output = run(&["--json", "vm", "info", "--wait", "10", "--run-dir", dir]);
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        if told["kernel"].is_string() {
+            return;
+        }
+        assert!(Instant::now() < until, "{told:#} {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
 
 #[test]
 fn every_verb_needs_only_the_keeper_of_this_host() {
@@ -35,6 +49,10 @@ fn every_verb_needs_only_the_keeper_of_this_host() {
     assert!(info["host"] == "a" && told("agent") && told("kernel"), "{info:#}");
     let macs = info["interfaces"].as_array().unwrap().iter().filter_map(|i| i["mac"].as_str()).collect::<Vec<_>>();
     assert!(macs.iter().any(|mac| mac.starts_with("52:54:00")), "{info:#}");
+    // It freezes the guest's file systems for a snapshot, and would tell nothing if they were frozen still.
+    let taken = on_a(&["snapshot", "monday", "--freeze", "require"])["event"].clone();
+    assert!(taken["event"] == "snapshot_taken" && taken["freeze"]["file_systems"].is_u64(), "{taken:#}");
+    await_kernel(a);
 
     // What changes the VM where it is.
     assert_eq!(on_a(&["epochs", "fixed", "--ms", "30"])["host"], "a");
@@ -48,7 +66,8 @@ fn every_verb_needs_only_the_keeper_of_this_host() {
     assert!(fails(&["vm", "resume", "--run-dir", a], 1).contains("the VM is not paused\nhelp: it runs"));
     assert!(fails(&["vm", "wake", "--run-dir", a], 1).contains("the guest is not suspended"));
     assert_eq!(on_a(&["reset"])["host"], "a");
-    assert_eq!(on_a(&["snapshot", "monday"])["event"]["event"], "snapshot_taken");
+    let hasty = on_a(&["snapshot", "hasty", "--freeze", "never"])["event"].clone();
+    assert!(hasty["event"] == "snapshot_taken" && hasty["freeze"].is_null(), "{hasty:#}");
     assert_eq!(on_a(&["dump"])["event"]["event"], "dumped");
     assert_eq!(on_a(&["unprotect"])["host"], "a");
     assert_eq!(on_a(&["protect"])["event"]["event"], "protected");
@@ -94,6 +113,8 @@ fn every_verb_needs_only_the_keeper_of_this_host() {
     );
     let restored = on_a(&["restore", "monday", "--host", "a"]);
     assert_eq!((&restored["host"], &restored["event"]["event"]), (&"a".into(), &"restored".into()), "{restored:#}");
+    // They were frozen in its memory: whoever goes on with that has them thawed.
+    await_kernel(a);
     let said = fails(&["vm", "start", "--run-dir", a], 1);
     assert!(said.contains("runs on a already"), "{said}");
     on_a(&["stop"]);

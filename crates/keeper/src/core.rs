@@ -14,6 +14,7 @@
 
 mod backup;
 mod clock;
+mod freeze;
 mod health;
 mod log;
 mod prepare;
@@ -541,6 +542,7 @@ impl Core {
             Msg::LogFailed { id, reason } => self.log_failed(id, &reason),
             Msg::Recovery { id, news } => self.recovery_news(id, news),
             Msg::Snapshot { id, news } => self.snapshot_news(id, news),
+            Msg::Frozen { generation, end } => self.frozen_end(generation, end),
             Msg::Synced { .. } => {}
             Msg::BoundTo { session, term } => {
                 if let Some(primary) = self.protocol.primary().cloned() {

@@ -8,7 +8,7 @@
 //!   their queues
 //! * [`standby`]: a backup's side · [`parking`]: one that was not needed
 //! * [`log`]: a non-volatile VM's checkpoints on disk · [`recovery`]: going on from them
-//! * [`snapshot`]: taking one, and starting from one
+//! * [`snapshot`]: taking one, and starting from one · [`freeze`]: the guest's file systems around one
 //! * [`arbiter`]: asking the witness
 //! * [`disks`]: the VM's volumes · [`resync`]: making a backup's equal to them
 //! * [`health`]: the guest's watchdog, images on trial
@@ -32,6 +32,7 @@ mod disk_watch;
 pub mod disks;
 pub mod error;
 pub mod first_copy;
+pub mod freeze;
 mod generation;
 pub mod health;
 pub mod http;

@@ -17,6 +17,7 @@ use ninefold_replica::stream::{Hello, Layout};
 use ninefold_transport::clock::Moment;
 use ninefold_transport::{Link, LinkHandle, LinkWriter};
 
+use crate::freeze::End;
 use crate::recovery::News;
 use crate::resync::Rest;
 use crate::snapshot;
@@ -237,6 +238,12 @@ pub enum Msg {
     Snapshot {
         id: u64,
         news: snapshot::News,
+    },
+
+    /// What became of the request to freeze the guest's file systems, or to thaw them.
+    Frozen {
+        generation: u64,
+        end: End,
     },
 
     // From the backup's receiver.

@@ -85,6 +85,10 @@ pub enum Job {
         taken: Arc<Taken>,
         join: Option<Box<Join>>,
     },
+    /// For a snapshot alone: the checkpoint is taken as soon as `go` is set. The bell is to be rung then.
+    Prepared {
+        go: Arc<AtomicBool>,
+    },
     /// It has been told something beside its queue.
     Told,
     /// For a log alone.
@@ -359,7 +363,7 @@ impl SenderThread {
                     let _ = self.core.send(Msg::Sent { session, epoch, resumed, record });
                 }
                 // Heard already, or not for a backup.
-                Ok(Job::Told | Job::Log(_)) => {}
+                Ok(Job::Told | Job::Prepared { .. } | Job::Log(_)) => {}
                 Err(RecvTimeoutError::Timeout) => self.beat()?,
                 Err(RecvTimeoutError::Disconnected) => return self.last_words(),
             }

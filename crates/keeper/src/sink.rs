@@ -16,9 +16,12 @@
 //! memory is held as it is then ([`Moment`]), and read while the guest goes on. For that all memory has to be trapped first.
 //!
 //! ```text
-//!                 all memory is trapped              a checkpoint
-//!   Trapping ───────────────────────────► Ready ─────────────────────► gone; the tracker stays until all is read
+//!         all memory is trapped                       a checkpoint
+//!   Trapping ───────────► Prepared ─────► Ready ─────────────────────► gone; the tracker stays until all is read
+//!                                   go
 //! ```
+//!
+//! Who takes the snapshot says when its checkpoint may be taken: until then nothing but that is missing.
 //!
 //! A VM that was resumed from a checkpoint that other hosts hold too remembers what was written since: such a host is sent
 //! that alone. In the same way a joined sink that has gone is remembered with what was written since the last checkpoint that it
@@ -26,6 +29,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -105,6 +109,11 @@ enum Stage {
     Copying(Box<Copying>),
     /// Until all memory is trapped.
     Trapping,
+    /// Until who takes the snapshot says so.
+    Prepared {
+        stale: PageMap,
+        go: Arc<AtomicBool>,
+    },
     Ready {
         stale: PageMap,
     },
@@ -216,7 +225,7 @@ impl Sink {
         }
         match &mut self.stage {
             Stage::Copying(copying) => copying.stale.insert(runs),
-            Stage::Ready { stale } => stale.insert(runs),
+            Stage::Prepared { stale, .. } | Stage::Ready { stale } => stale.insert(runs),
             Stage::Trapping | Stage::Joined => {}
         }
     }
@@ -258,9 +267,43 @@ impl Sink {
             let Stage::Copying(copying) = std::mem::replace(&mut self.stage, Stage::Joined) else {
                 return Ok(Copied::Something);
             };
-            self.stage = Stage::Ready { stale: copying.stale };
+            self.prepared(copying.stale)?;
         }
         Ok(Copied::Something)
+    }
+
+    /// Nothing but its checkpoint is missing, with what is stale here.
+    fn prepared(&mut self, stale: PageMap) -> Result<(), String> {
+        if self.once.is_none() {
+            self.stage = Stage::Ready { stale };
+            return Ok(());
+        }
+        let go = Arc::new(AtomicBool::new(false));
+        self.stage = Stage::Prepared { stale, go: Arc::clone(&go) };
+        // There is room: it takes a round before it is sent the next.
+        self.jobs.try_send(Job::Prepared { go }).map_err(|_| gone())
+    }
+
+    /// Goes on with one that waits for memory to be trapped, or to be told so; answers whether it has.
+    fn step(&mut self, trapped: bool, layout: &BlockLayout) -> Result<bool, String> {
+        match &self.stage {
+            Stage::Trapping if trapped => {
+                // The other blocks are small, and go with the checkpoint.
+                let mut stale = PageMap::for_layout(layout);
+                let whole = |(block, of): (u16, &Block)| PageRun { block, first: 0, count: of.pages() as u32 };
+                let others: Vec<_> = (0..).zip(&layout.blocks).skip(1).map(whole).collect();
+                stale.insert(&others);
+                self.prepared(stale)?;
+                Ok(true)
+            }
+            Stage::Prepared { go, .. } if go.load(Ordering::Acquire) => {
+                if let Stage::Prepared { stale, .. } = std::mem::replace(&mut self.stage, Stage::Joined) {
+                    self.stage = Stage::Ready { stale };
+                }
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
     }
 
     /// Whether a round is about to begin, for which the newest scan is wanted.
@@ -493,28 +536,11 @@ impl Sinks {
         self.look_with(Tracker::scan_stopped)
     }
 
-    /// Lets those be ready for which all memory had to be trapped, and answers whether there was one.
-    fn trapped(&mut self, layout: &BlockLayout) -> bool {
-        let mut any = false;
-        if self.tracker.traps_all() {
-            for sink in self.all.iter_mut().filter(|s| matches!(s.stage, Stage::Trapping)) {
-                // The other blocks are small, and go with the checkpoint.
-                let mut stale = PageMap::for_layout(layout);
-                let whole = |(block, of): (u16, &Block)| PageRun { block, first: 0, count: of.pages() as u32 };
-                let others: Vec<_> = (0..).zip(&layout.blocks).skip(1).map(whole).collect();
-                stale.insert(&others);
-                sink.stage = Stage::Ready { stale };
-                any = true;
-            }
-        }
-        any
-    }
-
     /// Whether the next checkpoint is for nobody but those that read the memory for themselves.
     pub fn none_wants_memory(&self) -> bool {
         self.all.iter().all(|s| match s.stage {
             Stage::Joined => false,
-            Stage::Ready { .. } => s.reads_for_itself(),
+            Stage::Prepared { .. } | Stage::Ready { .. } => s.reads_for_itself(),
             Stage::Copying(_) | Stage::Trapping => true,
         })
     }
@@ -600,9 +626,15 @@ impl Sinks {
         if !joined && self.all.iter().any(Sink::between_rounds) {
             self.look()?;
         }
-        let mut copied = if self.trapped(memory.layout()) { Copied::Something } else { Copied::NoRoom };
+        let trapped = self.tracker.traps_all();
+        let most = if joined { SMALL_PIECE } else { PIECE_PAGES };
+        let mut copied = Copied::NoRoom;
         self.all.retain_mut(|sink| {
-            match sink.copy(memory, if joined { SMALL_PIECE } else { PIECE_PAGES }, tell) {
+            let done = sink.step(trapped, memory.layout()).and_then(|stepped| {
+                let copied = sink.copy(memory, most, tell)?;
+                Ok(if stepped { Copied::Something } else { copied })
+            });
+            match done {
                 Ok(Copied::Something) => copied = Copied::Something,
                 Ok(Copied::NoRoom) => {}
                 Err(reason) => {

@@ -13,6 +13,7 @@ use std::fs::File;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ use ninefold_machine::command_line::{CPU, MACHINE};
 use ninefold_machine::version::{NEWEST_TESTED, OLDEST};
 use ninefold_machine::{Moment, PAGE_SIZE, Pages, QemuVersion};
 use ninefold_model::event::SnapshotFigures;
-use ninefold_model::health::Health;
+use ninefold_model::health::{Freeze, Health};
 use ninefold_model::spec::{Accel, AccelChoice, Arch, VmSpec};
 use ninefold_model::status::{SnapshotProgress, SnapshotStep};
 use ninefold_model::{Epoch, SnapshotName, Term};
@@ -38,6 +39,7 @@ use crate::capture::{Join, Taken, micros, physical_memory};
 use crate::config::KeeperConfig;
 use crate::disks::Disks;
 use crate::error::{KeeperError, report};
+use crate::freeze::Freezing;
 use crate::generation::Generation;
 use crate::health::told;
 use crate::launch::launch;
@@ -75,7 +77,8 @@ pub enum News {
         frozen: Vec<Arc<Frozen>>,
     },
     Progress(SnapshotProgress),
-    Taken(SnapshotFigures),
+    /// With how the guest's file systems are in it, if they were to be frozen.
+    Taken(SnapshotFigures, Option<Freeze>),
     /// It could not be taken.
     Failed(String),
     /// A QEMU is loaded with it.
@@ -85,12 +88,13 @@ pub enum News {
 }
 
 /// What is to be taken.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Order {
     pub name: SnapshotName,
     pub parent: Option<SnapshotName>,
     pub hello: Hello,
     pub platform: Platform,
+    pub freezing: Freezing,
 }
 
 /// Starts a thread that takes a snapshot, once the VM's thread copies the VM to it.
@@ -109,8 +113,8 @@ pub fn take(
         let tell = |news| {
             let _ = core.send(Msg::Snapshot { id, news });
         };
-        match taken(&order, &place, &disks, &bell, &tell) {
-            Ok(figures) => tell(News::Taken(figures)),
+        match taken(order, &place, &disks, &bell, &tell) {
+            Ok((figures, freeze)) => tell(News::Taken(figures, freeze)),
             Err(reason) => tell(News::Failed(reason)),
         }
     };
@@ -118,12 +122,12 @@ pub fn take(
 }
 
 fn taken(
-    order: &Order,
+    order: Order,
     place: &Path,
     disks: &Disks,
     bell: &Bell,
     tell: &dyn Fn(News),
-) -> Result<SnapshotFigures, String> {
+) -> Result<(SnapshotFigures, Option<Freeze>), String> {
     let begun = Instant::now();
     let store = Store::open(place).map_err(|e| report(&e))?;
     let parent = order.parent.as_ref().map(|name| store.get(name)).transpose().map_err(|e| report(&e))?;
@@ -138,10 +142,10 @@ fn taken(
         .map_err(|e| report(&e))?;
     let (jobs, work) = sync_channel(JOBS);
     tell(News::Ready { jobs, frozen: frozen.clone() });
-    let (written, pause_us, waited) = write(writer, &work, &frozen, order, bell, tell)?;
+    let Finished { written, pause_us, waited, freeze } = write(writer, &work, &frozen, order, bell, tell)?;
     drop(frozen);
     draft.publish().map_err(|e| report(&e))?;
-    Ok(SnapshotFigures {
+    let figures = SnapshotFigures {
         pause_us,
         waited_us: micros(waited),
         took_ms: micros(begun.elapsed()) / 1000,
@@ -150,7 +154,18 @@ fn taken(
         pages_in_parent: written.pages_in_parent,
         blocks: written.blocks,
         blocks_in_parent: written.blocks_in_parent,
-    })
+    };
+    Ok((figures, freeze))
+}
+
+/// A file that is written, and how its content came about.
+struct Finished {
+    written: Written,
+    /// Microseconds.
+    pause_us: u64,
+    /// How long the guest's writes waited.
+    waited: Duration,
+    freeze: Option<Freeze>,
 }
 
 type Writer = ninefold_snapshot::file::Writer<std::io::BufWriter<File>>;
@@ -159,10 +174,10 @@ fn write(
     mut writer: Writer,
     work: &Receiver<Job>,
     frozen: &[Arc<Frozen>],
-    order: &Order,
+    mut order: Order,
     bell: &Bell,
     tell: &dyn Fn(News),
-) -> Result<(Written, u64, Duration), String> {
+) -> Result<Finished, String> {
     let term = order.hello.term;
     let mut runs = Vec::new();
     let (taken, join) = loop {
@@ -177,21 +192,30 @@ fn write(
                 }
                 writer.end_round().map_err(|e| report(&e))?;
             }
+            Job::Prepared { go } => {
+                order.freezing.freeze()?;
+                go.store(true, Ordering::Release);
+                bell.ring();
+            }
             Job::Checkpoint { taken, join: Some(join) } => break (taken, join),
             _ => {}
         }
     };
+    let Order { name, hello, freezing, .. } = order;
+    // Others than this thread wait for the guest to be thawed.
+    let freeze = freezing.was_taken(taken.resumed)?;
     let pause_us = taken.record.pause_us;
     let Join { console, moment, .. } = *join;
     let mut waited = Duration::ZERO;
-    let output = [console, taken.agent.clone(), taken.addresses.clone().into_bytes(), taken.health.clone()];
+    let health = told::with_freeze(&taken.health, freeze.as_ref());
+    let output = [console, taken.agent.clone(), taken.addresses.clone().into_bytes(), health];
     if let Some(moment) = moment {
         let devices = taken.devices.clone();
         let others = other_blocks(&taken);
         // Others wait for its buffers.
         drop(taken);
         writer.begin_round(term).map_err(|e| report(&e))?;
-        let read = held(&mut writer, &moment, order, tell);
+        let read = held(&mut writer, &moment, &name, &hello, tell);
         waited = moment.waited();
         // The guest is no longer trapped, and the VM's thread is to know.
         drop(moment);
@@ -216,19 +240,25 @@ fn write(
             writer.block(volume, block, &content).map_err(|e| report(&e))?;
             done += content.len() as u64;
             if block % 64 == 0 {
-                let (name, doing) = (order.name.clone(), SnapshotStep::Volumes);
+                let (name, doing) = (name.clone(), SnapshotStep::Volumes);
                 let waited_us = micros(waited);
                 tell(News::Progress(SnapshotProgress { name, doing, done, total, waited_us }));
             }
         }
     }
     let (_, written) = writer.finish().map_err(|e| report(&e))?;
-    Ok((written, pause_us, waited))
+    Ok(Finished { written, pause_us, waited, freeze })
 }
 
 /// Writes the guest's memory as it was at the moment.
-fn held(writer: &mut Writer, moment: &Moment, order: &Order, tell: &dyn Fn(News)) -> Result<(), String> {
-    let total = order.hello.layout.pages(0).unwrap_or(0) * PAGE_SIZE;
+fn held(
+    writer: &mut Writer,
+    moment: &Moment,
+    name: &SnapshotName,
+    hello: &Hello,
+    tell: &dyn Fn(News),
+) -> Result<(), String> {
+    let total = hello.layout.pages(0).unwrap_or(0) * PAGE_SIZE;
     let (mut pages, mut runs, mut told) = (Pages::default(), Vec::new(), Instant::now());
     let mut done = 0;
     while moment.next(&mut pages).map_err(|e| report(&e))? {
@@ -237,7 +267,7 @@ fn held(writer: &mut Writer, moment: &Moment, order: &Order, tell: &dyn Fn(News)
         done += pages.bytes.len() as u64;
         if told.elapsed() >= TELL {
             told = Instant::now();
-            let (name, doing) = (order.name.clone(), SnapshotStep::Memory);
+            let (name, doing) = (name.clone(), SnapshotStep::Memory);
             let waited_us = micros(moment.waited());
             tell(News::Progress(SnapshotProgress { name, doing, done, total, waited_us }));
         }
@@ -258,6 +288,12 @@ fn other_blocks(taken: &Taken) -> Pages {
         }
     }
     others
+}
+
+/// How the guest's file systems are in a snapshot; none: they were not to be frozen for it.
+pub fn freeze_of(snapshot: &Snapshot) -> Option<Freeze> {
+    let said = snapshot.state().output.get(usize::from(HEALTH))?;
+    told::heard(said)?.freeze
 }
 
 /// Whether a snapshot that is being loaded is wanted still: it is until this is dropped.

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use guest::sweep::{self, Place};
 use ninefold_keeper::bell::Bell;
+use ninefold_keeper::freeze::Freezing;
 use ninefold_keeper::health::dumps::Dumps;
 use ninefold_keeper::health::told::Told;
 use ninefold_keeper::health::watcher::Watcher;
@@ -87,7 +88,8 @@ impl Vm {
 
     fn snapshot(&self, name: &str) -> SnapshotFigures {
         let platform = snapshot::platform(Arch::X86_64, self.config.accel, self.qemu);
-        let order = Order { name: name.parse().unwrap(), parent: None, hello: self.hello.clone(), platform };
+        let (hello, freezing) = (self.hello.clone(), Freezing::Never);
+        let order = Order { name: name.parse().unwrap(), parent: None, hello, platform, freezing };
         snapshot::take(1, order, self.place.clone(), Arc::default(), self.bell.clone(), self.tell.clone()).unwrap();
         let News::Ready { jobs, frozen } = self.news() else { panic!("it is not ready") };
         self.handle.send(Command::AddSink {
@@ -99,7 +101,7 @@ impl Vm {
             held: None,
         });
         let news = self.news();
-        let News::Taken(figures) = news else { panic!("{news:?}") };
+        let News::Taken(figures, _) = news else { panic!("{news:?}") };
         println!("{name}: {figures:?}");
         figures
     }

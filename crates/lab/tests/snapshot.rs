@@ -20,7 +20,7 @@ use ninefold_lab::programs::KEEPER;
 use ninefold_lab::topology::{CLIENT, GUEST_IP};
 use ninefold_model::SnapshotName;
 use ninefold_model::Uuid;
-use ninefold_model::control::Request;
+use ninefold_model::control::{FreezeChoice, Request};
 use ninefold_model::event::{EventKind, SnapshotFigures};
 use ninefold_model::spec::{Acknowledge, NonVolatile, Protection, VolumeSpec, serial};
 use ninefold_model::status::{LogState, ProtectionState, VmStatus};
@@ -68,7 +68,7 @@ fn is_marked(scenario: &Scenario, value: &str) -> bool {
 
 fn snapshot(scenario: &Scenario, called: &str, parent: Option<&str>) -> SnapshotFigures {
     let since = scenario.events.mark();
-    let request = Request::Snapshot { name: name(called), parent: parent.map(name) };
+    let request = Request::Snapshot { name: name(called), parent: parent.map(name), freeze: FreezeChoice::Never };
     scenario.lab.ask(&scenario.primary, &request).unwrap();
     let event = scenario.expect(since, &scenario.primary, "snapshot", |e| {
         matches!(e, EventKind::SnapshotTaken { name, .. } | EventKind::SnapshotFailed { name, .. } if name.as_str() == called)
@@ -260,11 +260,14 @@ fn what_cannot_be_started_from_changes_nothing() {
     work(&scenario.lab, "checksum mib=8");
     mark(&scenario, "one");
     snapshot(&scenario, "one", None);
-    let twice = Request::Snapshot { name: name("one"), parent: None };
+    let twice = Request::Snapshot { name: name("one"), parent: None, freeze: FreezeChoice::Auto };
     let since = scenario.events.mark();
     scenario.lab.ask("a", &twice).unwrap();
     scenario.expect(since, "a", "refusal", |e| matches!(e, EventKind::SnapshotFailed { .. }));
-    scenario.lab.ask("a", &Request::Snapshot { name: name("two"), parent: Some(name("none")) }).unwrap();
+    scenario
+        .lab
+        .ask("a", &Request::Snapshot { name: name("two"), parent: Some(name("none")), freeze: FreezeChoice::Auto })
+        .unwrap();
     let failed = scenario.expect(
         since,
         "a",

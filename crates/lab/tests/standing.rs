@@ -12,7 +12,7 @@ use std::os::unix::net::UnixStream;
 
 use ninefold_keeper::config::KeeperConfig;
 use ninefold_lab::{EventWatch, Lab, LabConfig, VmOptions};
-use ninefold_model::control::Request;
+use ninefold_model::control::{FreezeChoice, Request};
 use ninefold_model::event::{Event, EventKind};
 use ninefold_model::spec::{Boot, NonVolatile, Protection};
 use ninefold_model::status::{ProtectionState, Role};
@@ -182,7 +182,7 @@ fn a_paused_guest_stays_paused_until_its_owner_resumes_it() {
     guest.is_protected("a");
     // A snapshot of it, and a start from that.
     let name = "paused".parse().unwrap();
-    guest.ask("a", &Request::Snapshot { name, parent: None });
+    guest.ask("a", &Request::Snapshot { name, parent: None, freeze: FreezeChoice::Auto });
     guest.expect("a", "snapshot", |kind| matches!(kind, EventKind::SnapshotTaken { .. }));
     assert_eq!(guest.run_state("a"), "paused");
     guest.ask("a", &Request::Resume);

@@ -37,12 +37,14 @@ pub enum Request {
     /// Write the guest's memory to a file on the host where it runs. The guest stands still meanwhile. An event tells
     /// the end.
     Dump,
-    /// Take a snapshot of the running VM into the pool of this host; with a parent only what differs from that is stored. An
-    /// event tells the end.
+    /// Take a snapshot of the running VM into the pool of this host; with a parent only what differs from that is stored; with the
+    /// guest's file systems frozen, or not. An event tells the end.
     Snapshot {
         name: SnapshotName,
         #[serde(default)]
         parent: Option<SnapshotName>,
+        #[serde(default)]
+        freeze: FreezeChoice,
     },
     /// Start the VM here from a snapshot: memory, devices and volumes. Refused as a boot is. `clone`: it is a snapshot of
     /// another VM. An event tells the end.
@@ -88,6 +90,19 @@ pub enum Request {
     Checkpoints {
         after: u64,
     },
+}
+
+/// Whether the guest's agent is asked to freeze its file systems for a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FreezeChoice {
+    /// Yes; if it does not, there is a snapshot all the same, which says so.
+    #[default]
+    Auto,
+    /// No.
+    Never,
+    /// Yes; if it does not, there is no snapshot.
+    Require,
 }
 
 /// An answer.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::health::WatchdogAction;
+use crate::health::{Freeze, WatchdogAction};
 use crate::spec::{Boot, Mac};
 use crate::{Epoch, HostName, SnapshotName, Term, VolumeName};
 
@@ -116,14 +116,21 @@ pub enum EventKind {
     LogLost { reason: String },
     /// The VM goes on from the log, after a loss of power or of its QEMU.
     Recovered { term: Term, epoch: Epoch, load_ms: u64 },
-    /// A snapshot of the VM was taken.
-    SnapshotTaken { name: SnapshotName, snapshot: SnapshotFigures },
+    /// A snapshot of the VM was taken; and whether the guest's file systems were frozen at its moment, if they were to be.
+    SnapshotTaken {
+        name: SnapshotName,
+        snapshot: SnapshotFigures,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        freeze: Option<Box<Freeze>>,
+    },
     /// None could be taken.
     SnapshotFailed { name: SnapshotName, reason: String },
     /// The VM was started from a snapshot.
     Restored { term: Term, name: SnapshotName, load_ms: u64 },
     /// It could not be.
     RestoreFailed { name: SnapshotName, reason: String },
+    /// The guest's agent was asked to freeze its file systems, and has not said that it has thawed them.
+    MayBeFrozen { reason: String },
     /// There is a log, and the VM cannot go on from it.
     LogUnusable { reason: String },
     /// This host's image of a volume cannot be written, or not be read. A primary that is protected goes on; a backup is

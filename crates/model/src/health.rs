@@ -166,6 +166,22 @@ pub struct Health {
     /// How the guest stood when the checkpoint was taken.
     #[serde(default)]
     pub standing: Standing,
+    /// The guest's file systems, if they were to be frozen for a snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze: Option<Freeze>,
+}
+
+/// How the guest's file systems are in a checkpoint or a snapshot, as far as that is known.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Freeze {
+    /// They are frozen, or may be: whoever goes on with the guest has them thawed.
+    pub thaw: bool,
+    /// How many the guest's agent has frozen, as it says. None: they were not, or nobody knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_systems: Option<u64>,
+    /// Why they were not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why_not: Option<String>,
 }
 
 impl Health {

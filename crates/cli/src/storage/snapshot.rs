@@ -6,13 +6,16 @@ use std::sync::atomic::Ordering;
 
 use clap::{Args, Subcommand};
 use ninefold_keeper::config::DEFAULT_POOL;
+use ninefold_keeper::snapshot::freeze_of;
 use ninefold_model::SnapshotName;
+use ninefold_model::health::Freeze;
 use ninefold_snapshot::file::{Snapshot, Told};
 use ninefold_snapshot::store::{Store, StoreError};
 use serde::Serialize;
 
 use crate::error::CliError;
 use crate::output::{self, Output, bytes, count};
+use crate::vm::events::frozen;
 use crate::{interrupt, progress};
 
 /// Snapshots of VMs in this host's storage pool
@@ -137,6 +140,8 @@ struct Shown {
     bytes: u64,
     pages: u64,
     blocks: u64,
+    /// How the guest's file systems are in it; none: they were not to be frozen.
+    freeze: Option<Freeze>,
     arch: String,
     accel: String,
     machine: String,
@@ -161,6 +166,7 @@ impl Shown {
             bytes: snapshot.bytes(),
             pages,
             blocks,
+            freeze: freeze_of(snapshot),
             arch: serde_json::to_value(head.platform.arch)
                 .ok()
                 .and_then(|v| v.as_str().map(str::to_owned))
@@ -273,6 +279,9 @@ fn info(store: &Store, name: &SnapshotName, output: &Output) -> Result<(), CliEr
             "needs",
             &format!("{}, {}, CPU {}, {}; was QEMU {}", shown.arch, shown.machine, shown.cpu, shown.accel, shown.qemu),
         );
+        if let Some(freeze) = &shown.freeze {
+            row("frozen", &frozen(freeze));
+        }
         row("root", &shown.root);
         text
     })

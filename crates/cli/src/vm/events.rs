@@ -5,7 +5,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use ninefold_keeper::agent::plain;
 use ninefold_model::event::{Event, EventKind};
+use ninefold_model::health::Freeze;
 
 use super::keepers::{Keepers, Where};
 use super::repeats::Repeats;
@@ -138,6 +140,19 @@ fn clock(unix_us: u64) -> String {
 }
 
 /// Which of the failures that count it is.
+/// Longest reason of the guest's agent that is shown, characters.
+const MAX_REASON: usize = 300;
+
+/// How a guest's file systems are in a snapshot.
+pub fn frozen(freeze: &Freeze) -> String {
+    match (freeze.file_systems, &freeze.why_not) {
+        (Some(1), _) => "1 file system was frozen".into(),
+        (Some(n), _) => format!("{n} file systems were frozen"),
+        (None, Some(reason)) => format!("file systems not frozen: {}", plain(reason, MAX_REASON)),
+        (None, None) => "whether file systems were frozen is not known".into(),
+    }
+}
+
 fn nth(n: u32) -> String {
     if n == 0 { String::new() } else { format!(" (number {n})") }
 }
@@ -192,12 +207,16 @@ pub fn words(kind: &EventKind) -> String {
         EventKind::Recovered { term, epoch, load_ms } => {
             format!("WENT ON FROM THE LOG (term {term}, epoch {epoch}; loaded in {load_ms} ms)")
         }
-        EventKind::SnapshotTaken { name, snapshot: s } => format!(
-            "snapshot '{name}' taken: the guest stood still for {}, its writes waited for {}, {} in {} ms",
+        EventKind::SnapshotTaken { name, snapshot: s, freeze } => format!(
+            "snapshot '{name}' taken: the guest stood still for {}, its writes waited for {}, {} in {} ms{}",
             ms(s.pause_us),
             ms(s.waited_us),
             bytes(s.bytes),
-            s.took_ms
+            s.took_ms,
+            freeze.as_ref().map_or_else(String::new, |freeze| format!("; {}", frozen(freeze)))
+        ),
+        EventKind::MayBeFrozen { reason } => format!(
+            "THE GUEST'S FILE SYSTEMS MAY BE FROZEN: {reason}; send guest-fsfreeze-thaw to its agent, or reset it"
         ),
         EventKind::SnapshotFailed { name, reason } => format!("no snapshot '{name}': {reason}"),
         EventKind::Restored { term, name, load_ms } => {

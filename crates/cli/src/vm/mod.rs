@@ -10,7 +10,7 @@ mod checkpoints;
 mod console;
 mod control;
 mod dump;
-mod events;
+pub mod events;
 mod handover;
 mod info;
 pub mod keepers;

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 use ninefold_model::SnapshotName;
-use ninefold_model::control::Request;
+use ninefold_model::control::{FreezeChoice, Request};
 use ninefold_model::event::{Event, EventKind};
 
 use super::control::tell;
@@ -26,15 +26,43 @@ const EVERY: Duration = Duration::from_millis(200);
 #[command(after_help = "Examples:\n  \
     ninefold vm snapshot before-upgrade\n  \
     ninefold vm snapshot tuesday --parent monday    keeps only what differs\n  \
-    ninefold vm snapshot nightly --json | jq .event.snapshot.pause_us")]
+    ninefold vm snapshot nightly --freeze require   only with the guest's file systems frozen\n  \
+    ninefold vm snapshot nightly --json | jq .event.snapshot.pause_us\n\n\
+    With --json: host, event {event, name, snapshot {pause_us, waited_us, took_ms, bytes, pages, pages_in_parent,\n\
+    blocks, blocks_in_parent},\n\
+    freeze {file_systems (how many were frozen), why_not, thaw (a VM that is started from it is thawed)}; no freeze with --freeze never}.")]
 pub struct SnapshotArgs {
     /// Its name: 1 to 32 lower-case letters, digits and inner hyphens
     name: SnapshotName,
     /// A snapshot of the same VM in the same pool: only what differs from it is stored
     #[arg(long, value_name = "NAME")]
     parent: Option<SnapshotName>,
+    /// Have the guest's agent freeze its file systems for the moment of the snapshot
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
+    freeze: Freeze,
     #[command(flatten)]
     at: Where,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+enum Freeze {
+    /// If it does so; the snapshot says whether it did, and why not
+    #[default]
+    Auto,
+    /// Do not ask it
+    Never,
+    /// Without that there is no snapshot
+    Require,
+}
+
+impl From<Freeze> for FreezeChoice {
+    fn from(freeze: Freeze) -> Self {
+        match freeze {
+            Freeze::Auto => Self::Auto,
+            Freeze::Never => Self::Never,
+            Freeze::Require => Self::Require,
+        }
+    }
 }
 
 /// Start a VM that runs nowhere from a snapshot: memory, devices and volumes as they were
@@ -65,7 +93,8 @@ pub struct RestoreArgs {
 pub fn take(args: &SnapshotArgs, output: &Output) -> Result<(), CliError> {
     let keepers = args.at.keepers()?;
     let (keeper, _) = keepers.primary()?;
-    let request = Request::Snapshot { name: args.name.clone(), parent: args.parent.clone() };
+    let request =
+        Request::Snapshot { name: args.name.clone(), parent: args.parent.clone(), freeze: args.freeze.into() };
     wait(&keeper, &request, "snapshot", output, CliError::NoSnapshot, |event| match &event.kind {
         EventKind::SnapshotTaken { name, .. } if *name == args.name => Some(Ok(())),
         EventKind::SnapshotFailed { name, reason } if *name == args.name => Some(Err(reason.clone())),

@@ -385,6 +385,7 @@ impl Core {
             drop(unneeded);
             Ok(machine)
         });
+        let frozen = self.goes_on_frozen(&health);
         self.start_vm(obtain, standing, continued);
         if self.vm.is_some() {
             self.survivors = survivors;
@@ -411,6 +412,9 @@ impl Core {
         self.say_what_differs();
         self.guest_runs();
         self.health_input(health::policy::Input::TookOver { watchdog, health });
+        if frozen {
+            self.thaw();
+        }
     }
 
     /// The checkpoint that this host holds as a backup is not gone on from here. Its primary, or whoever goes on from what that

@@ -60,6 +60,11 @@ impl HealthSide {
         Watcher::new(generation, self.dumps.clone(), self.told.clone(), core)
     }
 
+    /// What checkpoints say.
+    pub(super) fn told(&self) -> Told {
+        self.told.clone()
+    }
+
     /// What the opening of a session tells the backup.
     pub(super) fn health(&self) -> Health {
         self.policy.health()
@@ -76,6 +81,7 @@ impl HealthSide {
         self.relaunch = None;
         self.running = false;
         self.dump = None;
+        self.told.frozen(false);
     }
 
     fn status(&self) -> HealthStatus {

@@ -93,7 +93,7 @@ impl Core {
                 self.command(Command::Health(Order::Reset));
                 Response::Done
             }
-            Request::Snapshot { name, parent } => self.take_snapshot(name, parent),
+            Request::Snapshot { name, parent, freeze } => self.take_snapshot(name, parent, freeze),
             Request::Restore { name, force, clone } => {
                 self.restore(name, force, clone, &reply);
                 return;

@@ -5,7 +5,7 @@ use std::sync::mpsc::Sender;
 use std::time::Instant;
 
 use ninefold_machine::QemuVersion;
-use ninefold_model::control::Response;
+use ninefold_model::control::{FreezeChoice, Response};
 use ninefold_model::event::EventKind;
 use ninefold_model::status::{SnapshotProgress, SnapshotStep, SyncProgress};
 use ninefold_model::{Record, SnapshotName};
@@ -86,7 +86,12 @@ impl Core {
     }
 
     /// Begins to take a snapshot; the events tell the rest.
-    pub(super) fn take_snapshot(&mut self, name: SnapshotName, parent: Option<SnapshotName>) -> Response {
+    pub(super) fn take_snapshot(
+        &mut self,
+        name: SnapshotName,
+        parent: Option<SnapshotName>,
+        freeze: FreezeChoice,
+    ) -> Response {
         let refuse =
             |message: String, help: &str| Response::Error { message, help: Some(help.to_owned()), try_host: None };
         if let Some(job) = &self.snapshot.job {
@@ -104,8 +109,12 @@ impl Core {
         };
         let platform = snapshot::platform(hello.spec.arch, hello.accel, version);
         let hello = snapshot::hello(hello, record.term);
+        let freezing = match self.freezing(freeze) {
+            Ok(freezing) => freezing,
+            Err(message) => return refuse(message, "`--freeze auto` takes the snapshot all the same"),
+        };
         let id = self.begin_job(Some(&name), false, false, false);
-        let order = Order { name, parent, hello, platform };
+        let order = Order { name, parent, hello, platform, freezing };
         let parts = &self.parts;
         let started = snapshot::take(
             id,
@@ -291,9 +300,9 @@ impl Core {
                 self.command(Command::AddSink { session, jobs, rounds: 0, rest, once: Some(frozen), held: None });
             }
             News::Progress(progress) => job.progress = Some(progress),
-            News::Taken(snapshot) => {
+            News::Taken(snapshot, freeze) => {
                 if let Some(name) = self.snapshot.job.take().and_then(|job| job.name) {
-                    self.event(EventKind::SnapshotTaken { name, snapshot });
+                    self.event(EventKind::SnapshotTaken { name, snapshot, freeze: freeze.map(Box::new) });
                 }
             }
             News::Failed(reason) => self.snapshot_failed(reason),

@@ -161,6 +161,7 @@ impl Policy {
             failures_ms: self.failures.iter().map(|age| millis(*age)).collect(),
             pending: None,
             standing: Standing::default(),
+            freeze: None,
         }
     }
 
@@ -209,7 +210,7 @@ impl Policy {
     }
 
     fn took_over(&mut self, watchdog: Option<Watchdog>, health: Health, out: &mut Vec<Decision>) {
-        let Health { committed, trial, failures_ms, pending, standing: _ } = health;
+        let Health { committed, trial, failures_ms, pending, standing: _, freeze: _ } = health;
         self.watchdog = watchdog;
         self.committed = committed;
         self.trial = trial.map(|t| OnTrial {

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ninefold_model::Standing;
-use ninefold_model::health::{Failure, Health};
+use ninefold_model::health::{Failure, Freeze, Health};
 
 /// The most that is read of a checkpoint's word about the guest's health, bytes.
 pub const MAX: usize = 64 << 10;
@@ -15,6 +15,8 @@ pub struct Told(Arc<Mutex<Inner>>);
 #[derive(Debug, Default)]
 struct Inner {
     health: Health,
+    /// The guest's file systems are frozen, or may be.
+    frozen: bool,
     /// Goes up with each change.
     version: u64,
 }
@@ -42,6 +44,14 @@ impl Told {
         }
     }
 
+    /// From now on the guest's file systems are frozen, or may be; or they are not. Answers what was so before.
+    pub fn frozen(&self, frozen: bool) -> bool {
+        let mut inner = self.lock();
+        let before = std::mem::replace(&mut inner.frozen, frozen);
+        inner.version += u64::from(before != frozen);
+        before
+    }
+
     /// Writes it to `into` if it differs from what was passed on before, or anyhow when `whole`. `standing`: how the
     /// guest stood, `pending`: a failure that the checkpoint contains.
     pub fn pass(
@@ -61,7 +71,8 @@ impl Told {
         passed.standing = Some(standing);
         passed.version = inner.version;
         passed.pending = pending.is_some();
-        let health = Health { pending, standing, ..inner.health.clone() };
+        let freeze = inner.frozen.then(|| Freeze { thaw: true, ..Freeze::default() });
+        let health = Health { pending, standing, freeze, ..inner.health.clone() };
         // It cannot fail: there is nothing in it that JSON has no form for.
         let _ = serde_json::to_writer(into, &health);
     }
@@ -78,6 +89,15 @@ pub fn heard(bytes: &[u8]) -> Option<Health> {
         tracing::warn!(bytes = bytes.len(), "what the primary says of the guest's health is not understood");
     }
     health
+}
+
+/// What a checkpoint says, and how the guest's file systems are in it, if that is known better.
+pub fn with_freeze(bytes: &[u8], freeze: Option<&Freeze>) -> Vec<u8> {
+    let (Some(freeze), Some(mut health)) = (freeze, heard(bytes)) else { return bytes.to_vec() };
+    let thaw = freeze.thaw || health.freeze.is_some_and(|said| said.thaw);
+    health.freeze = Some(Freeze { thaw, ..freeze.clone() });
+    // It cannot fail: there is nothing in it that JSON has no form for.
+    serde_json::to_vec(&health).unwrap_or_else(|_| bytes.to_vec())
 }
 
 #[cfg(test)]
@@ -123,7 +143,34 @@ mod tests {
         assert_eq!(pass(false, None), Some(Health { standing: paused, ..health.clone() }));
         assert_eq!(pass(false, None), None);
         standing.set(Standing::default());
-        assert_eq!(pass(false, None), Some(health), "it runs again");
+        assert_eq!(pass(false, None), Some(health.clone()), "it runs again");
+        told.frozen(true);
+        let frozen = Health { freeze: Some(Freeze { thaw: true, ..Freeze::default() }), ..health.clone() };
+        assert_eq!(pass(false, None), Some(frozen), "whoever goes on with it has it thawed");
+        told.frozen(true);
+        assert_eq!(pass(false, None), None);
+        told.frozen(false);
+        assert_eq!(pass(false, None), Some(health), "it is thawed");
+    }
+
+    /// A request to thaw that is not known to have been obeyed counts, whoever knows of it.
+    #[test]
+    fn a_snapshot_says_how_the_file_systems_are_in_it_and_nothing_else_changes() {
+        let health = Health { failures_ms: vec![7], ..Health::default() };
+        let frozen = |thaw| Some(Freeze { thaw, ..Freeze::default() });
+        let says = |word: Option<Freeze>, known: Option<Freeze>| {
+            let bytes = serde_json::to_vec(&Health { freeze: word, ..health.clone() }).unwrap();
+            let heard = heard(&with_freeze(&bytes, known.as_ref())).unwrap();
+            assert_eq!(Health { freeze: None, ..heard.clone() }, health);
+            heard.freeze
+        };
+        let known = |thaw| Some(Freeze { thaw, file_systems: Some(2), why_not: None });
+        assert_eq!(says(None, None), None);
+        assert_eq!(says(frozen(true), None), frozen(true));
+        assert_eq!(says(None, known(true)), known(true));
+        assert_eq!(says(None, known(false)), known(false));
+        assert_eq!(says(frozen(true), known(false)), known(true));
+        assert_eq!(with_freeze(b"nonsense", known(true).as_ref()), b"nonsense");
     }
 
     proptest! {

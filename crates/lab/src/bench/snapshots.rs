@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use ninefold_model::control::Request;
+use ninefold_model::control::{FreezeChoice, Request};
 use ninefold_model::event::{EventKind, SnapshotFigures};
 use serde::{Deserialize, Serialize};
 
@@ -85,7 +85,7 @@ fn take(subject: &mut Subject, number: usize) -> Result<SnapshotFigures, LabErro
     let mark = subject.vm.events.mark();
     let name = format!("s{number}");
     let name = name.parse().map_err(|_| LabError::NotFound(name))?;
-    subject.lab.ask(&subject.primary, &Request::Snapshot { name, parent: None })?;
+    subject.lab.ask(&subject.primary, &Request::Snapshot { name, parent: None, freeze: FreezeChoice::Never })?;
     let ended = |e: &EventKind| matches!(e, EventKind::SnapshotTaken { .. } | EventKind::SnapshotFailed { .. });
     let event = subject.vm.events.wait_for(mark, Instant::now() + PATIENCE, |e| ended(&e.kind));
     match event.map(|event| event.kind) {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use ninefold_model::control::{CheckpointRecord, Request};
+use ninefold_model::control::{CheckpointRecord, FreezeChoice, Request};
 use ninefold_model::event::{EventKind, SnapshotFigures};
 use ninefold_model::spec::{Accel, Acknowledge, VolumeSpec};
 use ninefold_model::status::MachineStatus;
@@ -176,6 +176,7 @@ impl Run {
         let request = Request::Snapshot {
             name: name(number)?,
             parent: if whole { None } else { Some(name(number.saturating_sub(1))?) },
+            freeze: FreezeChoice::Never,
         };
         let subject = self.subject()?;
         subject.enter(Mode::Adaptive)?;
