@@ -344,6 +344,41 @@ fn a_damaged_log_is_gone_back_in_when_a_person_says_so() {
     assert!(report.lost_checkpoints > 0 && report.lost_ms > 0 && report.newer.is_none(), "{report:?}");
     assert!(!scenario.events.all()[mark..].iter().any(|e| recovered(&e.kind)), "asking changes nothing");
     go_back(&scenario, "a", &report);
+    // Nothing of that is under way any more.
+    let mark = scenario.events.mark();
+    let snapshot = Request::Snapshot { name: "after".parse().unwrap(), parent: None };
+    scenario.lab.ask("a", &snapshot).unwrap();
+    scenario.expect(mark, "a", "snapshot", |k| matches!(k, EventKind::SnapshotTaken { .. }));
+}
+
+/// Whoever asks of the log while the VM is to be started, or the other way round, is answered; and so is who comes after that.
+#[test]
+fn who_asks_while_another_question_is_under_way_is_answered() {
+    let scenario = Scenario::with("asked", non_volatile(Protection::None));
+    scenario.expect(0, "a", "non-volatile", is_non_volatile);
+    let mark = scenario.events.mark();
+    scenario.lab.ask("a", &Request::Stop).unwrap();
+    scenario.expect(mark, "a", "stop", |e| matches!(e, EventKind::Stopped { .. }));
+    // It takes its time for an answer now.
+    let mark = scenario.events.mark();
+    scenario.lab.freeze(WITNESS).unwrap();
+    scenario.expect(mark, "a", "no witness", |e| matches!(e, EventKind::WitnessUnreachable { .. }));
+    let ask = |request| {
+        let (keeper, (told, answer)) = (scenario.lab.keeper("a").unwrap(), std::sync::mpsc::channel());
+        std::thread::spawn(move || told.send(keeper.request(&request)));
+        move || answer.recv_timeout(std::time::Duration::from_secs(60)).expect("an answer")
+    };
+    let (recover, start) = (|| Request::Recover { force: false }, || Request::Start { force: false });
+    for first_is_recover in [true, false] {
+        let (first, second) = if first_is_recover { (recover(), start()) } else { (start(), recover()) };
+        let (first, second) = (ask(first), ask(second));
+        for answer in [first(), second()] {
+            assert!(matches!(&answer, Err(ninefold_keeper::api::ApiError::Refused { .. })), "{answer:?}");
+        }
+    }
+    scenario.lab.thaw(WITNESS).unwrap();
+    wait_until("a start", || scenario.lab.ask("a", &start()).is_ok());
+    scenario.await_guest();
 }
 
 /// A VM that was stopped stays so.
