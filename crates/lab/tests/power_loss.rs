@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
 use ninefold_lab::topology::WITNESS;
-use ninefold_model::control::{LogReport, Request, Response};
+use ninefold_model::control::{FreezeChoice, LogReport, Request, Response};
 use ninefold_model::event::{Event, EventKind};
 use ninefold_model::spec::{Acknowledge, NonVolatile, Protection, VolumeSpec};
 use ninefold_model::status::{LogState, Role};
@@ -346,7 +346,7 @@ fn a_damaged_log_is_gone_back_in_when_a_person_says_so() {
     go_back(&scenario, "a", &report);
     // Nothing of that is under way any more.
     let mark = scenario.events.mark();
-    let snapshot = Request::Snapshot { name: "after".parse().unwrap(), parent: None };
+    let snapshot = Request::Snapshot { name: "after".parse().unwrap(), parent: None, freeze: FreezeChoice::Never };
     scenario.lab.ask("a", &snapshot).unwrap();
     scenario.expect(mark, "a", "snapshot", |k| matches!(k, EventKind::SnapshotTaken { .. }));
 }
