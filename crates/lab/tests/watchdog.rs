@@ -182,13 +182,13 @@ impl Guest {
     /// The VM is stopped and started on this host, by a keeper that was started anew, too.
     fn restart(&mut self, host: &str) {
         self.ask(host, &Request::Stop).unwrap();
+        // Heard before the keeper ends: the events that nobody has asked it for until then end with it.
+        self.expect("end of the VM", |_, kind| matches!(kind, EventKind::Stopped { .. }));
         let keeper = self.lab.keeper(host).unwrap();
         wait_until("end of the VM", || keeper.status().unwrap().role == Role::Standby);
         self.lab.stop_keeper(host).unwrap();
         self.lab.start_keeper(host).unwrap();
         self.ask(host, &Request::Start { force: false }).unwrap();
-        let stopped = |_: &str, kind: &EventKind| matches!(kind, EventKind::Stopped { .. });
-        self.expect("end of the VM", stopped);
         self.expect("boot", |_, kind| matches!(kind, EventKind::Booted { .. }));
     }
 }
