@@ -7,7 +7,7 @@ mod sleeper;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use guest::{Shadow, await_count, word};
+use guest::{Shadow, await_count, hears, word};
 use ninefold_machine::{EventKind, Machine, MachineConfig, Ports, RunState};
 use ninefold_model::spec::{Accel, Boot, ClockGap};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -20,18 +20,6 @@ fn config(qemu: &Path, dir: &Path) -> MachineConfig {
     let mut config = guest::config(qemu, Accel::Tcg, 1, Path::new("unused"));
     config.spec.boot = Boot::BootSector { image: sleeper::image(dir) };
     config
-}
-
-/// Waits until the guest has said this on its console.
-fn hears(ports: &Ports, text: &str) {
-    let mut heard: Vec<u8> = Vec::new();
-    let limit = Timespec { tv_sec: 60, tv_nsec: 0 };
-    while !heard.windows(text.len()).any(|w| w == text.as_bytes()) {
-        assert_eq!(poll(&mut [PollFd::new(&ports.console, PollFlags::IN)], Some(&limit)).unwrap(), 1, "no '{text}'");
-        let mut bytes = [0; 256];
-        let n = rustix::io::read(&ports.console, &mut bytes).unwrap();
-        heard.extend(&bytes[..n]);
-    }
 }
 
 fn say(ports: &Ports, text: &str) {

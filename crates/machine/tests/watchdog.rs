@@ -9,8 +9,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use guest::{Shadow, await_count, word};
-use ninefold_machine::{EventKind, Machine, MachineConfig, Ports, RunState};
+use guest::{Shadow, await_count, hears, word};
+use ninefold_machine::{EventKind, Machine, MachineConfig, RunState};
 use ninefold_model::health::{Watchdog, WatchdogAction, WatchdogDevice};
 use ninefold_model::spec::{Accel, Boot};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -34,18 +34,6 @@ fn each(test: impl Fn(&MachineConfig, &str)) {
         for device in [WatchdogDevice::I6300esb, WatchdogDevice::Ib700] {
             test(&config(&qemu, device, dir.path()), &format!("{} {device}", qemu.display()));
         }
-    }
-}
-
-/// Waits until the guest has said this on its console.
-fn hears(ports: &Ports, text: &str) {
-    let mut heard: Vec<u8> = Vec::new();
-    let limit = Timespec { tv_sec: 60, tv_nsec: 0 };
-    while !heard.windows(text.len()).any(|w| w == text.as_bytes()) {
-        assert_eq!(poll(&mut [PollFd::new(&ports.console, PollFlags::IN)], Some(&limit)).unwrap(), 1, "no '{text}'");
-        let mut bytes = [0; 256];
-        let n = rustix::io::read(&ports.console, &mut bytes).unwrap();
-        heard.extend(&bytes[..n]);
     }
 }
 

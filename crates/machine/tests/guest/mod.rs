@@ -9,7 +9,6 @@ pub mod sweep;
 pub mod timed;
 
 use std::arch::global_asm;
-use std::io::Write as _;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use ninefold_machine::{Machine, MachineConfig, Memory, PAGE_SIZE, PageRun, Ports, Ram};
 use ninefold_model::spec::{Accel, AccelChoice, Arch, Boot, ClockGap, Nic, Protection, VmSpec};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// Physical address of the first vCPU's 32-bit count.
 pub const COUNTER: u64 = 0x500;
@@ -121,16 +121,36 @@ unsafe extern "C" {
 
 /// Writes the boot sector to a file.
 pub fn boot_sector(dir: &Path) -> PathBuf {
-    let (start, end) = (&raw const nf_boot, &raw const nf_boot_end);
-    let length = end as usize - start as usize;
     // SAFETY: both symbols are in the section above, in this order.
+    unsafe { write_sector(&dir.join("boot.img"), &raw const nf_boot, &raw const nf_boot_end) }
+}
+
+/// Writes a boot sector of the code between two symbols to a file.
+///
+/// # Safety
+/// Both are in one section, in this order.
+unsafe fn write_sector(path: &Path, start: *const u8, end: *const u8) -> PathBuf {
+    let length = end as usize - start as usize;
+    // SAFETY: as the caller says.
     let code = unsafe { std::slice::from_raw_parts(start, length) };
     let mut sector = [0; 512];
+    assert!(length <= 510, "{length} bytes do not fit");
     sector[..length].copy_from_slice(code);
     sector[510..].copy_from_slice(&[0x55, 0xaa]);
-    let path = dir.join("boot.img");
-    std::fs::File::create(&path).unwrap().write_all(&sector).unwrap();
-    path
+    std::fs::write(path, sector).unwrap();
+    path.to_owned()
+}
+
+/// Waits until the guest has said this on its console.
+pub fn hears(ports: &Ports, text: &str) {
+    let mut heard: Vec<u8> = Vec::new();
+    let limit = Timespec { tv_sec: 60, tv_nsec: 0 };
+    while !heard.windows(text.len()).any(|w| w == text.as_bytes()) {
+        assert_eq!(poll(&mut [PollFd::new(&ports.console, PollFlags::IN)], Some(&limit)).unwrap(), 1, "no '{text}'");
+        let mut bytes = [0; 256];
+        let n = rustix::io::read(&ports.console, &mut bytes).unwrap();
+        heard.extend(&bytes[..n]);
+    }
 }
 
 /// Where the project keeps what is built outside of the tree.

@@ -73,15 +73,8 @@ unsafe extern "C" {
 
 /// Writes the boot sector to a file.
 pub fn boot_sector(dir: &Path) -> PathBuf {
-    let (start, end) = (&raw const nf_sweep, &raw const nf_sweep_end);
     // SAFETY: both symbols are in the section above, in this order.
-    let code = unsafe { std::slice::from_raw_parts(start, end as usize - start as usize) };
-    let mut sector = [0; 512];
-    sector[..code.len()].copy_from_slice(code);
-    sector[510..].copy_from_slice(&[0x55, 0xaa]);
-    let path = dir.join("sweep.img");
-    std::fs::write(&path, sector).unwrap();
-    path
+    unsafe { super::write_sector(&dir.join("sweep.img"), &raw const nf_sweep, &raw const nf_sweep_end) }
 }
 
 /// Waits until the guest has begun `by` more sweeps.
