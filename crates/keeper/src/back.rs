@@ -379,9 +379,8 @@ mod tests {
     use std::sync::mpsc::channel;
 
     use ninefold_machine::BlockLayout;
-    use ninefold_model::spec::Accel;
     use ninefold_model::{Backup, Epoch};
-    use ninefold_replica::stream::{BlockInfo, Hello, Layout};
+    use ninefold_replica::stream::Hello;
     use ninefold_snapshot::log::{At, New, Options};
 
     use super::*;
@@ -414,25 +413,7 @@ mod tests {
 
     /// The VM of a's first term.
     fn hello(config: &KeeperConfig) -> Hello {
-        let block = BlockInfo { name: "ram".into(), used: 4096, total: 4096 };
-        Hello {
-            session: 1,
-            vm: config.vm.name.clone(),
-            from: host("a"),
-            term: Term(1),
-            spec: config.vm.clone(),
-            epoch_policy: Default::default(),
-            qemu: "10.0.2".into(),
-            machine: "pc-i440fx-7.2".into(),
-            cpu: "qemu64".into(),
-            accel: Accel::Tcg,
-            layout: Layout::new(vec![block]).unwrap(),
-            lanes: 1,
-            health: Default::default(),
-            reign: None,
-            origin: None,
-            generation: None,
-        }
+        Hello { vm: config.vm.name.clone(), spec: config.vm.clone(), ..crate::hello::hello(1, 4096) }
     }
 
     fn told(config: Arc<KeeperConfig>) -> LogReport {

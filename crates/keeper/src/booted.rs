@@ -106,7 +106,6 @@ fn suits_platform(hello: &Hello, ours: &Platform) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use ninefold_model::spec::Accel;
-    use ninefold_replica::stream::{BlockInfo, Layout};
 
     use super::*;
 
@@ -180,25 +179,8 @@ mod tests {
     /// A primary whose QEMU is too new or of another kind is told so before anything is copied.
     #[test]
     fn another_platform_is_refused_by_name() {
-        let block = BlockInfo { name: "ram".into(), used: 4096, total: 4096 };
-        let hello = Hello {
-            session: 1,
-            vm: "db".parse().unwrap(),
-            from: "a".parse().unwrap(),
-            term: ninefold_model::Term(1),
-            spec: config().vm,
-            epoch_policy: Default::default(),
-            qemu: "10.0.2".into(),
-            machine: MACHINE.into(),
-            cpu: CPU.into(),
-            accel: Accel::Tcg,
-            layout: Layout::new(vec![block]).unwrap(),
-            lanes: 1,
-            health: Default::default(),
-            reign: None,
-            origin: None,
-            generation: None,
-        };
+        let hello =
+            Hello { spec: config().vm, machine: MACHINE.into(), cpu: CPU.into(), ..crate::hello::hello(1, 4096) };
         let ours = Platform {
             arch: hello.spec.arch,
             accel: Accel::Tcg,

@@ -35,6 +35,9 @@ pub mod first_copy;
 pub mod freeze;
 mod generation;
 pub mod health;
+#[cfg(test)]
+#[path = "../tests/hello/mod.rs"]
+mod hello;
 pub mod http;
 mod journal;
 pub mod keeper;

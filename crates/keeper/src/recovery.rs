@@ -228,8 +228,6 @@ pub fn play(load: LoadLog<'_>, machine: &Machine, unused: &Unused, place: &Place
 #[cfg(test)]
 mod tests {
     use ninefold_model::Term;
-    use ninefold_model::spec::Accel;
-    use ninefold_replica::stream::{BlockInfo, Layout};
     use ninefold_snapshot::log::{At, New};
 
     use super::*;
@@ -245,24 +243,11 @@ mod tests {
             "witness": { "host": "w", "addr": "10.8.0.3:7700" }, "security": "plain_text"
         });
         let config: KeeperConfig = serde_json::from_value(config).unwrap();
-        let block = BlockInfo { name: "ram".into(), used: 4096, total: 4096 };
         let hello = |from: &str, session| Hello {
-            session,
             vm: config.vm.name.clone(),
             from: from.parse().unwrap(),
-            term: Term(session),
             spec: config.vm.clone(),
-            epoch_policy: Default::default(),
-            qemu: "10.0.2".into(),
-            machine: "pc-i440fx-7.2".into(),
-            cpu: "qemu64".into(),
-            accel: Accel::Tcg,
-            layout: Layout::new(vec![block.clone()]).unwrap(),
-            lanes: 1,
-            health: Default::default(),
-            reign: None,
-            origin: None,
-            generation: None,
+            ..crate::hello::hello(session, 4096)
         };
         let backup = |primary: &str, session| {
             Standing::new(LogRole::Backup { session: Term(session), primary: primary.parse().unwrap() })

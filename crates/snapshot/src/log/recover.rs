@@ -164,6 +164,7 @@ impl Found {
         self.standing.sync()?;
         self.storage.sync().map_err(failed())
     }
+
     /// See [`Recovered::load`].
     pub(super) fn load(
         &self,
