@@ -1,26 +1,33 @@
 //! The client of the witness server.
 //!
 //! ```text
-//!            +--------------------- new connection <-----------+
-//!            v                                                 |
-//!   call --> connected? --yes--> ask --answer--> return        | once, inside the deadline
-//!            | no                 |                            |
-//!            |                    +-- broken or silent: was the connection used before?
-//!            |                                                 | no
-//!            +--> connect, ask --> (the same) ----> Unreachable <
+//!   call --> is there a connection? --yes--> ask --answer--> return
+//!            | no                             |
+//!            |                                +-- broken, cut off, or silent for half of the time
+//!            v                                                  |
+//!            connect, ask --answer--> return                    |
+//!            ^  |                                               |
+//!            |  +-- refused, broken, out of time ---> Unreachable
+//!            +----- cut off, while there is time <--------------+
 //! ```
 //!
-//! A connection that was kept may have died unnoticed: then the call is repeated once on a new one. That is safe because
-//! every call is idempotent.
+//! *Cut off* is a connection whose peer's kernel does not even acknowledge the request. TCP repeats that after 200 ms, then after twice as long,
+//! and so on; when the way is whole again, a new connection is answered at once. So a call is repeated on a new one, again and again, each with
+//! twice the time of the one before. That is safe because every call is idempotent. A witness that is slow acknowledges, and is waited for.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use ninefold_model::{HostName, Record, VmName};
-use ninefold_transport::{Security, connect};
+use ninefold_transport::{Link, LinkHandle, Security, connect};
 
 use crate::wire::{Answer, Call, FrameReader, FrameWriter, Request, VERSION, parse_response};
 use crate::witness::{Swap, Witness, WitnessError};
+
+/// A request that is not acknowledged after so long was sent into a cut: more than the 40 ms for which a kernel may delay an acknowledgement.
+const CUT_OFF: Duration = Duration::from_millis(60);
+/// For the first attempt at a new connection; each further one has twice as long.
+const QUICK: Duration = Duration::from_millis(60);
 
 /// How long a call may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +56,7 @@ pub struct WitnessClient {
 struct Connection {
     requests: FrameWriter,
     responses: FrameReader,
+    link: LinkHandle,
     last_id: u64,
 }
 
@@ -93,19 +101,26 @@ impl WitnessClient {
                 return self.keep(kept, answer);
             }
         }
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = self.timeouts.connect.min(left);
-        let link = connect(self.addr, &self.witness, &self.security, timeout).map_err(|e| self.unreachable(&e))?;
-        let handle = link.handle();
-        let (reader, writer) = link.split();
-        let mut fresh = Connection {
-            requests: FrameWriter::new(writer, handle.clone()),
-            responses: FrameReader::new(reader, handle),
-            last_id: 0,
-        };
-        match fresh.ask(&call, deadline) {
-            Ok(answer) => self.keep(fresh, answer),
-            Err(e) => Err(self.unreachable(&e)),
+        let mut patience = QUICK;
+        loop {
+            let begun = Instant::now();
+            let limit = patience.min(self.timeouts.connect).min(deadline.saturating_duration_since(begun));
+            patience *= 2;
+            let failed = match connect(self.addr, &self.witness, &self.security, limit) {
+                Ok(link) => {
+                    let mut fresh = Connection::new(link);
+                    match fresh.ask(&call, deadline) {
+                        Ok(answer) => return self.keep(fresh, answer),
+                        Err(error @ AskError::CutOff) => self.unreachable(&error),
+                        Err(error) => return Err(self.unreachable(&error)),
+                    }
+                }
+                Err(error) if begun.elapsed() < limit => return Err(self.unreachable(&error)),
+                Err(error) => self.unreachable(&error),
+            };
+            if Instant::now() >= deadline {
+                return Err(failed);
+            }
         }
     }
 
@@ -136,6 +151,17 @@ impl WitnessClient {
 }
 
 impl Connection {
+    fn new(link: Link) -> Self {
+        let handle = link.handle();
+        let (reader, writer) = link.split();
+        Self {
+            requests: FrameWriter::new(writer, handle.clone()),
+            responses: FrameReader::new(reader, handle.clone()),
+            link: handle,
+            last_id: 0,
+        }
+    }
+
     fn ask(&mut self, call: &Call, deadline: Instant) -> Result<Answer, AskError> {
         self.last_id += 1;
         let request = Request { version: VERSION, id: self.last_id, call: call.clone() };
@@ -144,6 +170,14 @@ impl Connection {
             return Err(AskError::Late);
         }
         self.requests.send(&request, left)?;
+        while !self.link.readable_within(CUT_OFF.min(deadline.saturating_duration_since(Instant::now())))? {
+            if self.link.unacknowledged()? > 0 {
+                return Err(AskError::CutOff);
+            }
+            if Instant::now() >= deadline {
+                return Err(AskError::Late);
+            }
+        }
         let response = parse_response(self.responses.read(deadline)?)?;
         // A server that could not read the request cannot name it.
         let unread = response.id == 0 && matches!(response.answer, Answer::Refused { .. });
@@ -156,8 +190,10 @@ impl Connection {
 
 #[derive(Debug, thiserror::Error)]
 enum AskError {
-    #[error("no time left")]
+    #[error("no answer in time")]
     Late,
+    #[error("it does not acknowledge what is sent to it")]
+    CutOff,
     #[error("an answer to another request")]
     WrongId,
     #[error(transparent)]

@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ninefold_model::HostName;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::ioctl_fionread;
 use rustix::net::sockopt;
 use rustls::Connection;
@@ -304,6 +305,35 @@ impl LinkHandle {
             return Duration::ZERO;
         }
         self.last_received().elapsed()
+    }
+
+    /// Bytes that were sent and that the peer's kernel has not acknowledged (SIOCOUTQ, `tcp(7)`). Some that stay so say that the way is cut, or
+    /// that the host is gone: a process that is merely slow does not keep its kernel from acknowledging, for more than the 40 ms of a delayed
+    /// acknowledgement.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn unacknowledged(&self) -> io::Result<usize> {
+        /// As in Linux's `include/uapi/linux/sockios.h`.
+        const SIOCOUTQ: rustix::ioctl::Opcode = 0x5411;
+        // SAFETY: SIOCOUTQ writes one int, which is what the getter has room for.
+        let bytes =
+            unsafe { rustix::ioctl::ioctl(&*self.shared.socket, rustix::ioctl::Getter::<SIOCOUTQ, i32>::new()) }?;
+        Ok(usize::try_from(bytes).unwrap_or(0))
+    }
+
+    /// Waits until bytes have come that nobody has read, or the connection has ended; false if neither was so within `limit`.
+    ///
+    /// # Errors
+    /// Of poll(2), but for interruptions.
+    pub fn readable_within(&self, limit: Duration) -> io::Result<bool> {
+        let timeout =
+            Timespec { tv_sec: limit.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: limit.subsec_nanos().into() };
+        match poll(&mut [PollFd::new(&*self.shared.socket, PollFlags::IN)], Some(&timeout)) {
+            Ok(ready) => Ok(ready > 0),
+            Err(rustix::io::Errno::INTR) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// How long a `read` waits at most before it fails with `WouldBlock`; `None`: for ever. Zero is refused.

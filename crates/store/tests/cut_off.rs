@@ -1,0 +1,120 @@
+//! What was sent into a cut is asked again on a new connection, long before TCP repeats it; a witness that is only slow is not.
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ninefold_model::Record;
+use ninefold_store::{Limits, Witness};
+use support::{PATIENT, Place, any_port, host, vm};
+
+/// A way to a server. Its connections can be cut off, as by a cable, and its answers be late.
+struct Way {
+    addr: SocketAddr,
+    connections: Arc<AtomicUsize>,
+    open: Arc<Mutex<Vec<TcpStream>>>,
+    slow: Arc<AtomicBool>,
+}
+
+impl Way {
+    fn to(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind(any_port()).unwrap();
+        let way = Way {
+            addr: listener.local_addr().unwrap(),
+            connections: Arc::default(),
+            open: Arc::default(),
+            slow: Arc::default(),
+        };
+        let (connections, open, slow) = (way.connections.clone(), way.open.clone(), way.slow.clone());
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                let (client, server) = (client.unwrap(), TcpStream::connect(server).unwrap());
+                connections.fetch_add(1, Ordering::SeqCst);
+                open.lock().unwrap().push(client.try_clone().unwrap());
+                let (requests, back) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+                thread::spawn(move || pass(requests, server, || ()));
+                let slow = slow.clone();
+                thread::spawn(move || {
+                    pass(back, client, || {
+                        if slow.load(Ordering::SeqCst) {
+                            thread::sleep(Duration::from_millis(300));
+                        }
+                    });
+                });
+            }
+        });
+        way
+    }
+
+    /// From now on nothing that is sent on the connections that there are reaches this end's TCP, and so nothing is acknowledged.
+    fn cut(&self) {
+        // A filter of one instruction, `ret #0`: drop everything (socket(7), SO_ATTACH_FILTER).
+        let mut drop_all = libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0 };
+        let program = libc::sock_fprog { len: 1, filter: &raw mut drop_all };
+        for stream in self.open.lock().unwrap().iter() {
+            // SAFETY: the option takes a `sock_fprog`, which points to as many instructions as it says; the kernel copies them.
+            let set = unsafe {
+                libc::setsockopt(
+                    stream.as_raw_fd(),
+                    libc::SOL_SOCKET,
+                    libc::SO_ATTACH_FILTER,
+                    (&raw const program).cast(),
+                    size_of_val(&program) as libc::socklen_t,
+                )
+            };
+            assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+        }
+    }
+
+    fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+}
+
+fn pass(mut from: TcpStream, mut to: TcpStream, before: impl Fn()) {
+    let mut bytes = [0; 4096];
+    while let Ok(n @ 1..) = from.read(&mut bytes) {
+        before();
+        if to.write_all(&bytes[..n]).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Both);
+}
+
+#[test]
+fn what_was_sent_into_a_cut_is_asked_on_a_new_connection() {
+    let place = Place::new();
+    let server = place.serve(any_port(), Limits::default());
+    let way = Way::to(server.addr);
+    let mut a = place.client("a", way.addr);
+    a.ping().unwrap();
+    for cut in 1..=3 {
+        way.cut();
+        let begun = Instant::now();
+        let boot = Record::boot(host("a"));
+        a.compare_and_swap(&vm("db"), None, &boot).unwrap();
+        // The connection that was kept has half of the time if it is not seen to be cut off.
+        assert!(begun.elapsed() < PATIENT.request / 4, "{:?}", begun.elapsed());
+        assert_eq!(way.connections(), 1 + cut);
+    }
+}
+
+#[test]
+fn a_witness_that_is_slow_is_asked_once() {
+    let place = Place::new();
+    let server = place.serve(any_port(), Limits::default());
+    let way = Way::to(server.addr);
+    let mut a = place.client("a", way.addr);
+    a.ping().unwrap();
+    way.slow.store(true, Ordering::SeqCst);
+    a.compare_and_swap(&vm("db"), None, &Record::boot(host("a"))).unwrap();
+    assert_eq!(way.connections(), 1);
+}
