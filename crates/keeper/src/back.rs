@@ -444,7 +444,7 @@ mod tests {
             loop {
                 match heard.recv_timeout(END).unwrap() {
                     Msg::LogHolds { epoch: durable, .. } => break assert_eq!(durable, Epoch(epoch)),
-                    Msg::LogFailed { reason, .. } => panic!("{reason}"),
+                    Msg::LogFailed { failure, .. } => panic!("{}", failure.reason),
                     _ => {}
                 }
             }

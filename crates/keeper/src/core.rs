@@ -41,11 +41,13 @@ use ninefold_net::announce::AnnouncePlan;
 use ninefold_replica::continuation::Reign;
 use ninefold_replica::protocol::{Action, Input, ProposalId, Protocol, Wanted};
 use ninefold_replica::stream::{Layout, Pass, PassKind, Ready, Record};
+use ninefold_replica::target::Target;
 use ninefold_transport::Link;
 use ninefold_transport::clock::Moment;
 
 use self::backup::{BackupSide, SpareSide, Takeover};
 use self::health::HealthSide;
+pub use self::log::LogFailure;
 use self::log::LogSide;
 use self::prepare::Preparing;
 use self::replica::Replica;
@@ -67,7 +69,6 @@ use crate::msg::Msg;
 use crate::outlets::Outlets;
 use crate::parking::Parking;
 use crate::priority;
-use crate::sink;
 use crate::vm::{Command, VmHandle};
 
 /// The core looks at its clock at least this often.
@@ -435,22 +436,26 @@ impl Core {
             Msg::DumpProgress { generation, progress } => self.dump_progress(generation, progress),
             Msg::Dumped { generation, outcome } => self.dumped(generation, outcome),
             Msg::ImageKept { image, before, reason, failure } => self.image_kept(image, before, reason, failure),
-            Msg::SyncProgress { session: sink::SNAPSHOT, progress } => self.snapshot_copied(progress),
-            Msg::CannotReplicate { session: sink::SNAPSHOT, reason } => self.snapshot_failed(reason),
-            Msg::SyncProgress { session, progress } => {
+            Msg::SyncProgress { target: Target::Snapshot, progress } => self.snapshot_copied(progress),
+            Msg::CannotReplicate { target: Target::Snapshot, reason } => self.snapshot_failed(reason),
+            // How far its copy is, a log does not tell.
+            Msg::SyncProgress { target: Target::Log, .. } => {}
+            Msg::SyncProgress { target: Target::Session(session), progress } => {
                 if let Some(replica) = self.replica(session) {
                     replica.sync = Some(progress);
                 }
             }
             // Who is not answered is left out.
             Msg::FirstCheckpoint { generation, .. } if generation != self.generation => {}
-            Msg::FirstCheckpoint { session: sink::LOG, epoch, held, .. } => {
+            Msg::FirstCheckpoint { target: Target::Log, epoch, held, .. } => {
                 if self.log.handle.is_some() && self.log.state == LogState::Copying {
                     self.log_first(epoch);
                     let _ = held.send(());
                 }
             }
-            Msg::FirstCheckpoint { session, epoch, held, .. } => {
+            // Output does not wait for one.
+            Msg::FirstCheckpoint { target: Target::Snapshot, .. } => {}
+            Msg::FirstCheckpoint { target: Target::Session(session), epoch, held, .. } => {
                 if let Some(replica) = self.replica(session) {
                     replica.first = Some(epoch);
                     self.input(Input::FirstCheckpoint { session, epoch });
@@ -467,12 +472,13 @@ impl Core {
                     }
                 }
             }
-            Msg::CannotReplicate { session: sink::LOG, reason } => {
+            Msg::CannotReplicate { target: Target::Log, reason } => {
                 if let Some(id) = self.log.handle.as_ref().map(|h| h.id) {
-                    self.log_failed(id, &reason);
+                    self.log_failed(id, reason.into());
                 }
             }
-            Msg::CannotReplicate { session, reason } | Msg::SessionEnded { session, reason } => {
+            Msg::CannotReplicate { target: Target::Session(session), reason }
+            | Msg::SessionEnded { session, reason } => {
                 self.lose_session(session, reason);
             }
             Msg::NoPeer { reason } => {
@@ -490,7 +496,9 @@ impl Core {
             }
             Msg::Offer { hello, writer, handle, go } => self.offer(&hello, writer, handle, &go),
             Msg::RefusedPeer { peer, reason } => self.event(EventKind::Refused { peer, reason }),
-            Msg::BaseForgotten { session } => self.base_forgotten(session),
+            Msg::BaseForgotten { target: Target::Session(session) } => self.base_forgotten(session),
+            // Neither holds anything before it is copied to.
+            Msg::BaseForgotten { target: Target::Log | Target::Snapshot } => {}
             Msg::Base { session, epoch, changes } => self.base(session, epoch, &changes),
             Msg::ConfiguredOtherwise { session, differences } => self.configured_otherwise(session, differences),
             Msg::SessionReady { session } => self.session_ready(session),
@@ -539,7 +547,7 @@ impl Core {
             }
             Msg::LogBegun { id } => self.log_begun(id),
             Msg::Stood { id, ticket } => self.stood(id, ticket),
-            Msg::LogFailed { id, reason } => self.log_failed(id, &reason),
+            Msg::LogFailed { id, failure } => self.log_failed(id, failure),
             Msg::Recovery { id, news } => self.recovery_news(id, news),
             Msg::Snapshot { id, news } => self.snapshot_news(id, news),
             Msg::Frozen { generation, end } => self.frozen_end(generation, end),

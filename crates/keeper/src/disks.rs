@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use ninefold_model::spec::{Acknowledge, VolumeSpec};
 use ninefold_model::{Epoch, Term};
+use ninefold_replica::target::Target;
 use ninefold_volume::batch::MAX_MEMORY;
 use ninefold_volume::budget::SOFT;
 use ninefold_volume::image::Image;
@@ -24,7 +25,6 @@ use crate::disk_watch::SLOW;
 use crate::error::{KeeperError, report};
 use crate::mixture::{Cause, Mixture};
 use crate::resync;
-use crate::sink::LOG;
 use crate::snapshot::Unfinished;
 
 /// How long a backup may take to put an epoch on its disk, and a host to empty its queue before a session.
@@ -288,13 +288,17 @@ impl Disks {
         self.all.iter().find_map(|d| Some((d.spec.name.as_str(), d.served.found_behind()?.chars().take(64).collect())))
     }
 
-    /// The VM's volumes are about to be held for this session: what clients will be told then is in memory first. Has that
+    /// The VM's volumes are about to be held for this one: what clients will be told then is in memory first. Has that
     /// noted in them, without waiting for it; [`Disks::calm`] does.
-    pub fn falls_behind(&self, session: Term) {
+    pub fn falls_behind(&self, target: Target) {
         if self.all.iter().all(|d| matches!(d.served.behind_noted(), Ok(true))) {
             return;
         }
-        let since = if session == LOG { "while it was logged".into() } else { in_session(session) };
+        let since = match target {
+            Target::Session(session) => in_session(session),
+            // The volumes are not held for a snapshot.
+            Target::Log | Target::Snapshot => "while it was logged".into(),
+        };
         self.all.iter().for_each(|d| d.served.falls_behind(&since));
     }
 
@@ -785,7 +789,7 @@ mod tests {
         disks.brace(true);
         assert!(!disks.calm(false), "nobody has noted it");
         assert!(disks.calm(true), "a snapshot holds nothing");
-        disks.falls_behind(Term(5));
+        disks.falls_behind(Target::Session(Term(5)));
         while !disks.calm(false) {
             std::thread::yield_now();
         }
@@ -803,7 +807,7 @@ mod tests {
         let noted = || Pool::open(&dir.path().join("pool"), Tools::default()).unwrap().behind(&"data".parse().unwrap());
         for held in [true, false] {
             disks.brace(true);
-            disks.falls_behind(Term(5));
+            disks.falls_behind(Target::Session(Term(5)));
             while !disks.calm(false) {
                 std::thread::yield_now();
             }

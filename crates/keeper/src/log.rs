@@ -39,6 +39,7 @@ use crate::back;
 use crate::bell::Bell;
 use crate::capture::{Join, Taken, micros};
 use crate::config::KeeperConfig;
+use crate::core::LogFailure;
 use crate::disks::Disks;
 use crate::error::{KeeperError, report};
 use crate::msg::Msg;
@@ -299,8 +300,8 @@ pub fn start(id: u64, reign: Term, beginning: Beginning, settings: Settings) -> 
             reigns: matches!(&beginning, Beginning::New { standing, .. } if matches!(standing.role, LogRole::Primary { .. })),
             unsure: false,
         };
-        if let Err(reason) = thread.run(beginning, &work) {
-            let _ = core.send(Msg::LogFailed { id, reason });
+        if let Err(failure) = thread.run(beginning, &work) {
+            let _ = core.send(Msg::LogFailed { id, failure });
         }
         // What still comes is answered, so that nobody waits for it.
         while let Ok(job) = work.recv() {
@@ -372,7 +373,7 @@ impl Drop for Running {
 }
 
 impl LogThread {
-    fn run(&mut self, beginning: Beginning, work: &Receiver<Job>) -> Result<(), String> {
+    fn run(&mut self, beginning: Beginning, work: &Receiver<Job>) -> Result<(), LogFailure> {
         let mut state = match beginning {
             Beginning::New { hello, standing } => {
                 self.health = serde_json::to_vec(&hello.health).map_err(|e| e.to_string())?;
@@ -401,7 +402,7 @@ impl LogThread {
                     let _ = done.send(());
                     // The folder may have written something meanwhile. The storage stays locked until it is empty.
                     drop(state);
-                    return Found::remove(&*storage).map_err(|e| report(&e));
+                    return Found::remove(&*storage).map_err(|e| report(&e).into());
                 }
                 Err(error) => return Err(self.failed(Some(state), &error)),
             }
@@ -418,9 +419,9 @@ impl LogThread {
     }
 
     /// Why there is no log any more; whether it says itself that it is behind, if it may come to be.
-    fn failed(&self, state: Option<State>, error: &LogError) -> String {
+    fn failed(&self, state: Option<State>, error: &LogError) -> LogFailure {
         let noted = self.reigns && !self.unsure && state.is_none_or(|state| disown(state, error));
-        format!("{}{}", if noted { NOTED } else { "" }, report(error))
+        LogFailure { noted, reason: report(error) }
     }
 
     /// A backup's session: goes on with the log, if it is what is left, or begins another.
@@ -863,9 +864,6 @@ fn pieces(runs: &[ninefold_machine::PageRun], pages: u32) -> impl Iterator<Item 
         (!piece.is_empty()).then_some(piece)
     })
 }
-
-/// Begins the reason of a failure after which the log says itself that it is behind.
-pub const NOTED: &str = "noted: ";
 
 /// Notes in a log that fails that it is behind; answers whether it is noted, or whether there is no log that could be believed.
 fn disown(state: State, error: &LogError) -> bool {

@@ -14,9 +14,11 @@ use ninefold_model::{Epoch, Record, Standing, Term};
 use ninefold_replica::continuation::Base;
 use ninefold_replica::protocol::{Outcome, ProposalId};
 use ninefold_replica::stream::{Hello, Layout};
+use ninefold_replica::target::Target;
 use ninefold_transport::clock::Moment;
 use ninefold_transport::{Link, LinkHandle, LinkWriter};
 
+use crate::core::LogFailure;
 use crate::freeze::End;
 use crate::recovery::News;
 use crate::resync::Rest;
@@ -103,13 +105,13 @@ pub enum Msg {
         outcome: EventKind,
     },
     SyncProgress {
-        session: Term,
+        target: Target,
         progress: SyncProgress,
     },
-    /// The first checkpoint of the session is being taken: hold all output, then say so.
+    /// The first checkpoint for it is being taken: hold all output, then say so.
     FirstCheckpoint {
         generation: u64,
-        session: Term,
+        target: Target,
         epoch: Epoch,
         held: SyncSender<()>,
     },
@@ -118,15 +120,15 @@ pub enum Msg {
         generation: u64,
         epoch: Epoch,
     },
-    /// The session cannot go on (the VM cannot be followed, memory cannot be read).
+    /// It cannot be copied to any more (the VM cannot be followed, memory cannot be read).
     CannotReplicate {
-        session: Term,
+        target: Target,
         reason: String,
     },
 
-    /// It is not remembered what was written since the checkpoint that the session's backup holds.
+    /// It is not remembered what was written since the checkpoint that it holds.
     BaseForgotten {
-        session: Term,
+        target: Target,
     },
 
     /// The volumes are copied but for what the guest has written lately. `rounds` sync rounds were sent.
@@ -226,7 +228,7 @@ pub enum Msg {
     },
     LogFailed {
         id: u64,
-        reason: String,
+        failure: LogFailure,
     },
     /// What came of an attempt to go on from the log.
     Recovery {

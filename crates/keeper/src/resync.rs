@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use ninefold_model::status::SyncProgress;
 use ninefold_model::{Epoch, Term};
 use ninefold_replica::stream::PageRun;
+use ninefold_replica::target::Target;
 use ninefold_volume::batch::{Batch, Op, put_write, put_zero};
 use ninefold_volume::served::Mark;
 use ninefold_volume::sums::{self, BLOCK, SUM, set_bits};
@@ -228,7 +229,7 @@ pub fn start(
         let rest = Rest::written(Arc::clone(&disks));
         let outcome = disks.working().and_then(|()| copy(session, &disks, &rest, &jobs, &differing, &core));
         if let Err(reason) = outcome {
-            let _ = core.send(Msg::CannotReplicate { session, reason });
+            let _ = core.send(Msg::CannotReplicate { target: Target::Session(session), reason });
         }
     };
     thread::Builder::new().name("resync".into()).spawn(run).map(drop).map_err(KeeperError::Thread)
@@ -304,7 +305,7 @@ fn copy(
                 if told.elapsed() > Duration::from_millis(100) {
                     told = Instant::now();
                     let progress = SyncProgress { round, ..progress };
-                    let _ = core.send(Msg::SyncProgress { session, progress });
+                    let _ = core.send(Msg::SyncProgress { target: Target::Session(session), progress });
                 }
             }
         }

@@ -40,6 +40,7 @@ use ninefold_model::status::SyncProgress;
 use ninefold_model::{Epoch, Term};
 use ninefold_replica::continuation::may_hold;
 use ninefold_replica::pacing::MAX_IN_FLIGHT;
+use ninefold_replica::target::{Basis, Target};
 use ninefold_volume::Frozen;
 
 use crate::bell::Bell;
@@ -72,11 +73,6 @@ const MOST_LEFT: usize = 8;
 /// How often progress is told.
 const TELL: Duration = Duration::from_millis(100);
 
-/// The name of the sink that is this host's log. Others are named by their session: terms do not come so far.
-pub const LOG: Term = Term(u64::MAX);
-/// That of a snapshot that is being taken.
-pub const SNAPSHOT: Term = Term(u64::MAX - 1);
-
 /// What came of an attempt to copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Copied {
@@ -89,7 +85,7 @@ pub enum Copied {
 /// See the [module](self).
 #[derive(Debug)]
 pub struct Sink {
-    pub name: Term,
+    pub name: Target,
     jobs: SyncSender<Job>,
     /// What of the volumes goes with the first checkpoint.
     rest: Rest,
@@ -236,7 +232,12 @@ impl Sink {
     }
 
     /// Sends the next piece of the copy, or ends a round.
-    fn copy(&mut self, memory: &Memory, most: u32, tell: &mut dyn FnMut(Term, SyncProgress)) -> Result<Copied, String> {
+    fn copy(
+        &mut self,
+        memory: &Memory,
+        most: u32,
+        tell: &mut dyn FnMut(Target, SyncProgress),
+    ) -> Result<Copied, String> {
         let Stage::Copying(copying) = &mut self.stage else { return Ok(Copied::NoRoom) };
         if copying.pieces.is_none() && !copying.begin(&self.jobs)? {
             return Ok(Copied::NoRoom);
@@ -320,19 +321,10 @@ pub struct Held {
     pub differs: Vec<PageRun>,
 }
 
-/// A checkpoint since which it is remembered what was written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Basis {
-    /// The one that the VM was resumed from.
-    Resumed,
-    /// The last that the sink of this name had acknowledged when it went.
-    Left(Term),
-}
-
 /// A sink that has gone, and what was written since the last checkpoint that it acknowledged.
 #[derive(Debug)]
 struct Left {
-    name: Term,
+    session: Term,
     written: PageMap,
 }
 
@@ -392,7 +384,7 @@ impl Sinks {
     }
 
     /// Adds a sink that holds all of the VM as it was when the tracker began.
-    pub fn add_joined(&mut self, name: Term, jobs: SyncSender<Job>) {
+    pub fn add_joined(&mut self, name: Target, jobs: SyncSender<Job>) {
         self.all.push(Sink {
             name,
             jobs,
@@ -421,7 +413,7 @@ impl Sinks {
     /// The tracker's.
     pub fn add_holder(
         &mut self,
-        name: Term,
+        name: Target,
         jobs: SyncSender<Job>,
         before: u32,
         rest: Rest,
@@ -434,7 +426,7 @@ impl Sinks {
         }
         let written = match held.basis {
             Basis::Resumed => self.written.as_ref(),
-            Basis::Left(name) => self.left.iter().find(|l| l.name == name).map(|l| &l.written),
+            Basis::Left(session) => self.left.iter().find(|l| l.session == session).map(|l| &l.written),
         };
         let Some(written) = written else { return Ok(false) };
         let mut stale = PageMap::for_layout(memory.layout());
@@ -475,7 +467,7 @@ impl Sinks {
     /// It cannot be found out which memory is in use.
     pub fn add(
         &mut self,
-        name: Term,
+        name: Target,
         jobs: SyncSender<Job>,
         before: u32,
         rest: Rest,
@@ -499,14 +491,16 @@ impl Sinks {
     }
 
     /// Removes a sink. One that may come back with a checkpoint that it has acknowledged is remembered.
-    pub fn remove(&mut self, name: Term, comes_back: bool, memory: &Memory) {
-        if name == LOG && self.all.iter().any(|s| s.name == LOG) {
+    pub fn remove(&mut self, name: Target, comes_back: bool, memory: &Memory) {
+        if name == Target::Log && self.all.iter().any(|s| s.name == Target::Log) {
             // Its disk may hang: what it was given may come back late, or never.
             self.made = u32::try_from(self.spare.len()).unwrap_or(u32::MAX);
         }
         let Some(at) = self.all.iter().position(|s| s.name == name) else {
-            if !comes_back {
-                self.forget_left(name);
+            if let Target::Session(session) = name
+                && !comes_back
+            {
+                self.forget_left(session);
             }
             return;
         };
@@ -565,21 +559,23 @@ impl Sinks {
     fn remember_left(&mut self, sink: &Sink, memory: &Memory) {
         let known = self.recent.front().map_or(self.taken, |(oldest, _)| Epoch(oldest.0 - 1));
         let since = may_hold(sink.before.next(), sink.acked);
-        if !sink.joined() || sink.acked <= sink.before || since < known || sink.name >= SNAPSHOT {
+        // Only a backup comes back.
+        let Target::Session(session) = sink.name else { return };
+        if !sink.joined() || sink.acked <= sink.before || since < known {
             return;
         }
         let mut written = PageMap::for_layout(memory.layout());
         let missed = self.recent.iter().filter(|(epoch, _)| *epoch > since);
         missed.for_each(|(_, runs)| written.insert(runs));
-        self.left.push(Left { name: sink.name, written });
+        self.left.push(Left { session, written });
         if self.left.len() > MOST_LEFT {
             self.left.remove(0);
         }
     }
 
-    /// The sink of this name, which has gone, does not come back.
-    pub fn forget_left(&mut self, name: Term) {
-        self.left.retain(|l| l.name != name);
+    /// The backup of this session, which has gone, does not come back.
+    pub fn forget_left(&mut self, session: Term) {
+        self.left.retain(|l| l.session != session);
     }
 
     /// Nobody needs to know what is written.
@@ -598,7 +594,7 @@ impl Sinks {
     }
 
     /// A sink holds all checkpoints up to `epoch`.
-    pub fn acked(&mut self, name: Term, epoch: Epoch) {
+    pub fn acked(&mut self, name: Target, epoch: Epoch) {
         if let Some(sink) = self.all.iter_mut().find(|s| s.name == name) {
             sink.acked = sink.acked.max(epoch);
         }
@@ -618,8 +614,8 @@ impl Sinks {
     pub fn copy(
         &mut self,
         memory: &Memory,
-        tell: &mut dyn FnMut(Term, SyncProgress),
-        lost: &mut dyn FnMut(Term, String),
+        tell: &mut dyn FnMut(Target, SyncProgress),
+        lost: &mut dyn FnMut(Target, String),
     ) -> Result<Copied, MachineError> {
         let joined = self.any_joined();
         // While one has joined, checkpoints bring what there is to know.
@@ -710,19 +706,19 @@ impl Sinks {
     }
 
     /// The first that is ready to join, and for which the volumes are to be held.
-    pub fn joins_next(&self) -> Option<Term> {
+    pub fn joins_next(&self) -> Option<Target> {
         self.all.iter().find(|s| matches!(s.stage, Stage::Ready { .. }) && s.once.is_none()).map(|s| s.name)
     }
 
     /// Before the checkpoint with which those join that are ready: asks `hold` for each of them whether it may. All output, and
     /// what is done to the volumes, is held from then on. Who may not is left out.
-    pub fn hold(&mut self, mut hold: impl FnMut(Term) -> bool) {
+    pub fn hold(&mut self, mut hold: impl FnMut(Target) -> bool) {
         self.all.retain(|s| !matches!(s.stage, Stage::Ready { .. }) || s.once.is_some() || hold(s.name));
     }
 
     /// Lets those join that are ready; the guest stands still after the checkpoint that carries what they were
     /// [missing](Self::gather).
-    pub fn join(&mut self, outlets: &Outlets, disks: &Disks) -> Vec<(Term, Join)> {
+    pub fn join(&mut self, outlets: &Outlets, disks: &Disks) -> Vec<(Target, Join)> {
         let before = Epoch(self.taken.0 - 1);
         let mut joins = Vec::new();
         for sink in &mut self.all {
@@ -750,9 +746,9 @@ impl Sinks {
     pub fn give(
         &mut self,
         capture: Box<Capture>,
-        mut joins: Vec<(Term, Join)>,
+        mut joins: Vec<(Target, Join)>,
         memory: &Memory,
-        lost: &mut dyn FnMut(Term, String),
+        lost: &mut dyn FnMut(Target, String),
     ) {
         self.remember_recent(&capture);
         let taken = Arc::new(Taken::new(capture, self.home.clone(), self.bell.clone()));
@@ -787,7 +783,7 @@ impl Sinks {
     }
 
     /// Ends all of them, with what is remembered for those that have gone. Each that there was is given to `lost`.
-    pub fn end(self, lost: &mut dyn FnMut(Term)) {
+    pub fn end(self, lost: &mut dyn FnMut(Target)) {
         self.all.iter().for_each(|sink| lost(sink.name));
     }
 }

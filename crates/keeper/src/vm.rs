@@ -23,6 +23,7 @@ use ninefold_model::health::Failure;
 use ninefold_model::spec::EpochPolicy;
 use ninefold_model::{Activity, Epoch, Standing, Term};
 use ninefold_replica::pacing::{Due, EarlyCopy, MAX_IN_FLIGHT, Observation, Pacer};
+use ninefold_replica::target::Target;
 use ninefold_volume::Frozen;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -36,7 +37,7 @@ use crate::outlets::Outlets;
 use crate::priority::{self, Processors};
 use crate::resync::Rest;
 use crate::session::Job;
-use crate::sink::{self, Copied, Held, Sinks};
+use crate::sink::{Copied, Held, Sinks};
 use crate::stance::Stance;
 
 /// How long to wait when nothing is due.
@@ -58,9 +59,9 @@ const QUIET_WINDOW: Duration = Duration::from_micros(100);
 /// What the core asks of the thread.
 #[derive(Debug)]
 pub enum Command {
-    /// Copy the VM to this session's sender, then give it every checkpoint.
+    /// Copy the VM to this one, then give it every checkpoint.
     AddSink {
-        session: Term,
+        target: Target,
         jobs: SyncSender<Job>,
         /// Sync rounds that the volumes took.
         rounds: u32,
@@ -71,12 +72,12 @@ pub enum Command {
         /// It holds a checkpoint already.
         held: Option<Held>,
     },
-    /// The sink's session is over. If it may come back, what it is missing is remembered.
+    /// It is not copied to any more. If it may come back, what it is missing is remembered.
     RemoveSink {
-        session: Term,
+        target: Target,
         comes_back: bool,
     },
-    /// The sink of this session does not come back.
+    /// The backup of this session does not come back.
     ForgetLeft(Term),
     /// No sink comes any more that holds what the VM was resumed from.
     ForgetSurvivors,
@@ -84,9 +85,9 @@ pub enum Command {
     TakeFinal,
     /// Go on after a switchover that failed.
     GoOn,
-    /// The session's backup holds all epochs up to this one.
+    /// It holds all epochs up to this one.
     Acked {
-        session: Term,
+        target: Target,
         epoch: Epoch,
     },
     Policy(EpochPolicy),
@@ -188,7 +189,7 @@ pub fn start(
             let sinks = continued.map(|Continued { tracker, log, survivors }| {
                 let mut sinks = Sinks::with(tracker, machine.memory(), bell.clone(), taken);
                 if let Some(jobs) = log {
-                    sinks.add_joined(sink::LOG, jobs);
+                    sinks.add_joined(Target::Log, jobs);
                 }
                 if survivors {
                     sinks.remember(machine.memory());
@@ -321,17 +322,17 @@ impl Vm {
 
     fn obey(&mut self, command: Command) -> Result<Flow, String> {
         match command {
-            Command::AddSink { session, jobs, rounds, rest, once, held } => {
+            Command::AddSink { target, jobs, rounds, rest, once, held } => {
                 let added = match held {
-                    Some(held) => self.add_holder(session, jobs, rounds, rest, &held),
-                    None => self.add_sink(session, jobs, rounds, rest, once).map(|()| true),
+                    Some(held) => self.add_holder(target, jobs, rounds, rest, &held),
+                    None => self.add_sink(target, jobs, rounds, rest, once).map(|()| true),
                 };
                 match added {
                     Ok(true) => {}
                     // It must not be taken for an empty one: what it holds is not zero.
-                    Ok(false) => drop(self.core.send(Msg::BaseForgotten { session })),
+                    Ok(false) => drop(self.core.send(Msg::BaseForgotten { target })),
                     Err(error) => {
-                        let _ = self.core.send(Msg::CannotReplicate { session, reason: report(&error) });
+                        let _ = self.core.send(Msg::CannotReplicate { target, reason: report(&error) });
                     }
                 }
             }
@@ -341,9 +342,9 @@ impl Vm {
                     self.drop_if_empty();
                 }
             }
-            Command::RemoveSink { session, comes_back } => {
+            Command::RemoveSink { target, comes_back } => {
                 if let Some(sinks) = &mut self.sinks {
-                    sinks.remove(session, comes_back, self.machine.memory());
+                    sinks.remove(target, comes_back, self.machine.memory());
                     self.drop_if_empty();
                 }
             }
@@ -369,9 +370,9 @@ impl Vm {
                     self.resumed = Instant::now();
                 }
             }
-            Command::Acked { session, epoch } => {
+            Command::Acked { target, epoch } => {
                 if let Some(sinks) = &mut self.sinks {
-                    sinks.acked(session, epoch);
+                    sinks.acked(target, epoch);
                 }
             }
             Command::Policy(policy) => self.pacer.set_policy(policy),
@@ -443,7 +444,7 @@ impl Vm {
 
     fn add_sink(
         &mut self,
-        name: Term,
+        target: Target,
         jobs: SyncSender<Job>,
         before: u32,
         rest: Rest,
@@ -453,7 +454,7 @@ impl Vm {
             Some(sinks) => sinks,
             None => Sinks::new(&mut self.machine, self.bell.clone(), self.epoch)?,
         };
-        let added = sinks.add(name, jobs, before, rest, once, self.machine.memory());
+        let added = sinks.add(target, jobs, before, rest, once, self.machine.memory());
         self.sinks = Some(sinks);
         self.drop_if_empty();
         added
@@ -462,14 +463,14 @@ impl Vm {
     /// A backup that holds a checkpoint already; false when it is not known what was written since.
     fn add_holder(
         &mut self,
-        name: Term,
+        target: Target,
         jobs: SyncSender<Job>,
         before: u32,
         rest: Rest,
         held: &Held,
     ) -> Result<bool, MachineError> {
         let Some(sinks) = &mut self.sinks else { return Ok(false) };
-        sinks.add_holder(name, jobs, before, rest, held, self.machine.memory())
+        sinks.add_holder(target, jobs, before, rest, held, self.machine.memory())
     }
 
     /// Without a sink the memory need not be tracked.
@@ -496,8 +497,8 @@ impl Vm {
         if self.watcher.busy() || self.last == Last::Taken || self.off != Off::No {
             return Ok(IDLE);
         }
-        if let Some(name) = sinks.joins_next() {
-            self.disks.falls_behind(name);
+        if let Some(target) = sinks.joins_next() {
+            self.disks.falls_behind(target);
         }
         let (joined, ready) = (sinks.any_joined(), sinks.any_ready());
         let wants_pauses = sinks.trapping();
@@ -572,7 +573,7 @@ impl Vm {
         self.stance.forget_taken();
         if let Some(sinks) = self.sinks.take() {
             let core = &self.core;
-            sinks.end(&mut |session| drop(core.send(Msg::CannotReplicate { session, reason: WOKE.into() })));
+            sinks.end(&mut |target| drop(core.send(Msg::CannotReplicate { target, reason: WOKE.into() })));
         }
         self.disks.go_through_if_alone();
     }
@@ -630,11 +631,11 @@ impl Vm {
         let core = &self.core;
         let copied = sinks.copy(
             self.machine.memory(),
-            &mut |session, progress| {
-                let _ = core.send(Msg::SyncProgress { session, progress });
+            &mut |target, progress| {
+                let _ = core.send(Msg::SyncProgress { target, progress });
             },
-            &mut |session, reason| {
-                let _ = core.send(Msg::CannotReplicate { session, reason });
+            &mut |target, reason| {
+                let _ = core.send(Msg::CannotReplicate { target, reason });
             },
         );
         self.drop_if_empty();
@@ -669,13 +670,13 @@ impl Vm {
             // All output is held before the guest stands still, and so is what it does to its volumes: whatever it, or QEMU,
             // waits for at the disk is let go. The core answers at once.
             let (core, generation) = (&self.core, self.generation);
-            sinks.hold(|session| {
+            sinks.hold(|target| {
                 let (held, answer) = sync_channel(1);
-                let _ = core.send(Msg::FirstCheckpoint { generation, session, epoch, held });
+                let _ = core.send(Msg::FirstCheckpoint { generation, target, epoch, held });
                 let held = answer.recv_timeout(HOLD_LIMIT).is_ok();
                 if !held {
                     let reason = "output is not held in time".into();
-                    let _ = core.send(Msg::CannotReplicate { session, reason });
+                    let _ = core.send(Msg::CannotReplicate { target, reason });
                 }
                 held
             });
@@ -762,8 +763,8 @@ impl Vm {
         } else {
             let core = &self.core;
             // Output stays held until the core has decided.
-            sinks.give(capture, joins, self.machine.memory(), &mut |session, reason| {
-                let _ = core.send(Msg::CannotReplicate { session, reason });
+            sinks.give(capture, joins, self.machine.memory(), &mut |target, reason| {
+                let _ = core.send(Msg::CannotReplicate { target, reason });
             });
         }
         self.drop_if_empty();

@@ -23,7 +23,6 @@ use ninefold_keeper::health::watcher::Watcher;
 use ninefold_keeper::msg::Msg;
 use ninefold_keeper::resync::Rest;
 use ninefold_keeper::session::Job;
-use ninefold_keeper::sink::SNAPSHOT;
 use ninefold_keeper::snapshot::{self, News, Order};
 use ninefold_keeper::standby::{Fresh, layout};
 use ninefold_keeper::vm::{self, Command, Surroundings, VmHandle};
@@ -32,12 +31,13 @@ use ninefold_model::event::SnapshotFigures;
 use ninefold_model::spec::{Accel, Arch, EpochPolicy};
 use ninefold_model::{Epoch, Term};
 use ninefold_replica::stream::Hello;
+use ninefold_replica::target::Target;
 use ninefold_snapshot::store::Store;
 
 /// What any step may take; only so that a failure ends.
 const LIMIT: Duration = Duration::from_secs(120);
 const GENERATION: u64 = 7;
-const BACKUP: Term = Term(1);
+const BACKUP: Target = Target::Session(Term(1));
 
 /// Stands in for the core: output is held at once; what becomes of a snapshot is passed on.
 fn core(inbox: Receiver<Msg>, news: Sender<News>) {
@@ -46,7 +46,7 @@ fn core(inbox: Receiver<Msg>, news: Sender<News>) {
             Msg::FirstCheckpoint { held, .. } => held.send(()).unwrap(),
             Msg::Snapshot { news: News::Progress(_), .. } => {}
             Msg::Snapshot { news: heard, .. } => news.send(heard).unwrap(),
-            Msg::CannotReplicate { session, reason } => panic!("sink {session}: {reason}"),
+            Msg::CannotReplicate { target, reason } => panic!("{target}: {reason}"),
             Msg::VmLost { reason, .. } => panic!("{reason}"),
             _ => {}
         }
@@ -61,7 +61,7 @@ fn backup(work: Receiver<Job>, handle: Arc<VmHandle>, bell: Bell, pauses: Sender
             Job::Checkpoint { taken, .. } => {
                 let (epoch, pause) = (taken.epoch, taken.record.pause_us);
                 drop(taken);
-                handle.send(Command::Acked { session: BACKUP, epoch });
+                handle.send(Command::Acked { target: BACKUP, epoch });
                 let _ = pauses.send(pause);
             }
             _ => panic!("what a sink is not given here"),
@@ -93,7 +93,7 @@ impl Vm {
         snapshot::take(1, order, self.place.clone(), Arc::default(), self.bell.clone(), self.tell.clone()).unwrap();
         let News::Ready { jobs, frozen } = self.news() else { panic!("it is not ready") };
         self.handle.send(Command::AddSink {
-            session: SNAPSHOT,
+            target: Target::Snapshot,
             jobs,
             rounds: 0,
             rest: Rest::default(),
@@ -180,7 +180,7 @@ fn a_guest_that_writes_everywhere_is_in_its_snapshot_once_and_as_it_was() {
     let (handle, bell) = (Arc::clone(&vm.handle), vm.bell.clone());
     thread::spawn(move || backup(work, handle, bell, tell));
     let rest = Rest::default();
-    vm.handle.send(Command::AddSink { session: BACKUP, jobs, rounds: 0, rest, once: None, held: None });
+    vm.handle.send(Command::AddSink { target: BACKUP, jobs, rounds: 0, rest, once: None, held: None });
     let checkpoints: Vec<u64> = (0..20).map(|_| pauses.recv_timeout(LIMIT).unwrap()).collect();
     let protected = vm.snapshot("protected");
     vm.handle.send(Command::Kill);

@@ -32,17 +32,18 @@ use ninefold_keeper::health::watcher::Watcher;
 use ninefold_keeper::msg::Msg;
 use ninefold_keeper::resync::Rest;
 use ninefold_keeper::session::Job;
-use ninefold_keeper::sink::{Basis, Held};
+use ninefold_keeper::sink::Held;
 use ninefold_keeper::vm::{self, Command, Continued, Surroundings, VmHandle};
 use ninefold_machine::{Memory, PAGE_SIZE, PageRun};
 use ninefold_model::spec::EpochPolicy;
 use ninefold_model::{Epoch, Standing, Term};
+use ninefold_replica::target::{Basis, Target};
 
 /// What any step may take; only so that a failure ends.
 const LIMIT: Duration = Duration::from_secs(60);
 const GENERATION: u64 = 7;
 /// A sink that must be refused.
-const TOO_LATE: Term = Term(99);
+const TOO_LATE: u64 = 99;
 
 /// What a sink holds.
 struct Image {
@@ -156,7 +157,14 @@ fn add(
     };
     let shared = Shared(Arc::new((Mutex::new(image), Condvar::new())));
     let (jobs, work) = sync_channel(8);
-    handle.send(Command::AddSink { session: Term(name), jobs, rounds: 0, rest: Rest::default(), once: None, held });
+    handle.send(Command::AddSink {
+        target: Target::Session(Term(name)),
+        jobs,
+        rounds: 0,
+        rest: Rest::default(),
+        once: None,
+        held,
+    });
     let (ours, handle, bell) = (shared.clone(), Arc::clone(handle), bell.clone());
     thread::spawn(move || collect(name, &work, &ours, &handle, &bell));
     shared
@@ -204,7 +212,7 @@ fn collect(name: u64, work: &Receiver<Job>, shared: &Shared, handle: &VmHandle, 
                 drop(image);
                 thread::sleep(habits.slow);
                 if taken.epoch.0 <= habits.acknowledges {
-                    handle.send(Command::Acked { session: Term(name), epoch: taken.epoch });
+                    handle.send(Command::Acked { target: Target::Session(Term(name)), epoch: taken.epoch });
                 }
                 shared.0.1.notify_all();
             }
@@ -214,13 +222,13 @@ fn collect(name: u64, work: &Receiver<Job>, shared: &Shared, handle: &VmHandle, 
 }
 
 /// Stands in for the core: output is held at once; the rest is passed on.
-fn core(inbox: Receiver<Msg>, seen: Sender<Epoch>, refused: Sender<Term>) {
+fn core(inbox: Receiver<Msg>, seen: Sender<Epoch>, refused: Sender<u64>) {
     for msg in inbox {
         match msg {
             Msg::FirstCheckpoint { held, .. } => held.send(()).unwrap(),
             Msg::FinalTaken { generation: GENERATION, epoch } => seen.send(epoch).unwrap(),
-            Msg::BaseForgotten { session: TOO_LATE } => refused.send(TOO_LATE).unwrap(),
-            Msg::CannotReplicate { session, reason } => panic!("sink {session}: {reason}"),
+            Msg::BaseForgotten { target: Target::Session(Term(TOO_LATE)) } => refused.send(TOO_LATE).unwrap(),
+            Msg::CannotReplicate { target, reason } => panic!("{target}: {reason}"),
             Msg::VmLost { reason, .. } => panic!("{reason}"),
             _ => {}
         }
@@ -291,7 +299,7 @@ fn every_sink_holds_every_checkpoint_whole() {
     two.wait("checkpoints at the second", |i| i.sums.len() >= 8);
     one.wait("as many at the first", |i| i.sums.len() >= 13);
     assert!(same_sums(&one, &two) >= 5, "the first two share epochs");
-    handle.send(Command::RemoveSink { session: Term(1), comes_back: false });
+    handle.send(Command::RemoveSink { target: Target::Session(Term(1)), comes_back: false });
 
     // It holds up the others' checkpoints, and loses nothing by it.
     let three = add_sink(3, &handle, &bell, &memory, Duration::from_millis(40));
@@ -400,7 +408,7 @@ fn a_sink_that_holds_what_the_vm_was_resumed_from_is_sent_what_differs() {
 
     // Nobody else comes; one that does has to be copied to anew.
     handle.send(Command::ForgetSurvivors);
-    let _late = add_holder(TOO_LATE.0, &handle, &bell, empty(&memory), resumed(Vec::new()), Duration::ZERO);
+    let _late = add_holder(TOO_LATE, &handle, &bell, empty(&memory), resumed(Vec::new()), Duration::ZERO);
     assert_eq!(refusals.recv_timeout(LIMIT).unwrap(), TOO_LATE);
 
     handle.send(Command::TakeFinal);
@@ -440,7 +448,7 @@ fn a_sink_that_comes_back_is_sent_what_was_written_since() {
     // A sink goes when two checkpoints are on their way to it, or acknowledgements of them on their way back.
     let goes = |sink: &Shared, name| {
         sink.wait("two lost checkpoints", |i| i.lost == 2);
-        handle.send(Command::RemoveSink { session: Term(name), comes_back: true });
+        handle.send(Command::RemoveSink { target: Target::Session(Term(name)), comes_back: true });
         let held = sink.0.0.lock().unwrap().blocks.clone();
         // The guest goes on.
         let deadline = Instant::now() + LIMIT;
@@ -477,9 +485,9 @@ fn a_sink_that_comes_back_is_sent_what_was_written_since() {
     handle.send(Command::ForgetLeft(Term(2)));
     let nothing = add(5, &handle, &bell, empty(&memory), None, Habits { acknowledges: 0, ..Habits::default() });
     nothing.wait("a first checkpoint", |i| i.epoch > 0);
-    handle.send(Command::RemoveSink { session: Term(5), comes_back: true });
+    handle.send(Command::RemoveSink { target: Target::Session(Term(5)), comes_back: true });
     for gone in [2, 5] {
-        let _late = add_holder(TOO_LATE.0, &handle, &bell, empty(&memory), left(gone, Vec::new()), whole);
+        let _late = add_holder(TOO_LATE, &handle, &bell, empty(&memory), left(gone, Vec::new()), whole);
         assert_eq!(refusals.recv_timeout(LIMIT).unwrap(), TOO_LATE);
     }
     handle.send(Command::TakeFinal);

@@ -23,13 +23,14 @@ use ninefold_keeper::vm::{self, Command, Surroundings, VmHandle};
 use ninefold_machine::{EventKind, Machine, Ports};
 use ninefold_model::spec::{Accel, Boot, EpochPolicy};
 use ninefold_model::{Activity, Epoch, Standing, Term};
+use ninefold_replica::target::Target;
 use rustix::event::{PollFd, PollFlags, poll};
 use sleeper::COUNTER;
 
 /// What any step may take; only so that a failure ends.
 const LIMIT: Duration = Duration::from_secs(60);
 const GENERATION: u64 = 7;
-const BACKUP: Term = Term(1);
+const BACKUP: Target = Target::Session(Term(1));
 
 /// Gets the VM as a backup does, at once; tells the epochs.
 fn backup(work: Receiver<Job>, handle: Arc<VmHandle>, bell: Bell, epochs: Sender<Epoch>) {
@@ -39,7 +40,7 @@ fn backup(work: Receiver<Job>, handle: Arc<VmHandle>, bell: Bell, epochs: Sender
             Job::Checkpoint { taken, .. } => {
                 let epoch = taken.epoch;
                 drop(taken);
-                handle.send(Command::Acked { session: BACKUP, epoch });
+                handle.send(Command::Acked { target: BACKUP, epoch });
                 let _ = epochs.send(epoch);
             }
             _ => panic!("what a sink is not given here"),
@@ -56,7 +57,7 @@ fn told<T>(inbox: &Receiver<Msg>, wanted: impl Fn(&Msg) -> Option<T>) -> T {
         }
         match msg {
             Msg::FirstCheckpoint { held, .. } => held.send(()).unwrap(),
-            Msg::CannotReplicate { session, reason } => panic!("sink {session}: {reason}"),
+            Msg::CannotReplicate { target, reason } => panic!("{target}: {reason}"),
             Msg::VmLost { reason, .. } => panic!("{reason}"),
             _ => {}
         }
@@ -109,7 +110,7 @@ fn a_guest_that_wakes_in_a_switchover_that_fails_goes_on() {
     let (theirs, rings) = (Arc::clone(&handle), bell.clone());
     thread::spawn(move || backup(work, theirs, rings, seen));
     let rest = Rest::default();
-    handle.send(Command::AddSink { session: BACKUP, jobs, rounds: 0, rest, once: None, held: None });
+    handle.send(Command::AddSink { target: BACKUP, jobs, rounds: 0, rest, once: None, held: None });
     told(&inbox, |msg| match msg {
         Msg::FirstCheckpoint { held, .. } => held.send(()).ok(),
         _ => None,

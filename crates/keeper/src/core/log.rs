@@ -13,17 +13,17 @@ use ninefold_model::status::{LogState, LogStatus, Role};
 use ninefold_model::{Epoch, Record, Term};
 use ninefold_replica::protocol::{Input, LogRole, Standing};
 use ninefold_replica::stream::Hello;
+use ninefold_replica::target::Target;
 
 use super::Core;
 use super::backup::{Origin, Takeover};
 use crate::arbiter::Question;
 use crate::error;
-use crate::log::{self, Beginning, LogHandle, NOTED, Settings};
+use crate::log::{self, Beginning, LogHandle, Settings};
 use crate::mixture::Cause;
 use crate::parking::KEEP;
 use crate::recovery::{self, News, Place, Recovery};
 use crate::resync::Rest;
-use crate::sink::LOG;
 use crate::snapshot::Unfinished;
 use crate::vm::Command;
 
@@ -37,6 +37,22 @@ const DISK_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long a VM that has ended waits for its log to be removed.
 const REMOVE_LIMIT: Duration = Duration::from_secs(2);
+
+/// Why a log can go on no more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogFailure {
+    /// The log says itself that it is behind, or there is none that could be believed. Otherwise it would be gone on from after a loss of
+    /// power, with what was let go since missing: the witness has to disown it first.
+    pub noted: bool,
+    pub reason: String,
+}
+
+/// Of which the log knows nothing.
+impl From<String> for LogFailure {
+    fn from(reason: String) -> Self {
+        Self { noted: false, reason }
+    }
+}
 
 /// See the [module](self).
 pub(super) struct LogSide {
@@ -55,7 +71,7 @@ pub(super) struct LogSide {
     /// epoch, which therefore get no more.
     pub(super) images_wait: Option<Epoch>,
     /// Why the log of a backup that takes the VM over has failed. What becomes of it follows from how the take-over ends.
-    failed: Option<(u64, String)>,
+    failed: Option<(u64, LogFailure)>,
     /// The newest epoch that is durable.
     pub(super) durable: Epoch,
     last: LogStatus,
@@ -215,7 +231,7 @@ impl Core {
         // A backup that has not acknowledged is left by its primary; one that takes over has nothing else to go on with.
         if self.protocol.role() == Role::Primary && self.log.hangs() {
             let id = self.log.handle.as_ref().map_or(0, |h| h.id);
-            self.log_failed(id, &format!("its disk has not answered for {} s", DISK_LIMIT.as_secs()));
+            self.log_failed(id, format!("its disk has not answered for {} s", DISK_LIMIT.as_secs()).into());
         }
         match self.protocol.role() {
             Role::Primary
@@ -270,7 +286,7 @@ impl Core {
                 self.input(Input::LogLost { noted: true });
             }
             self.command(Command::AddSink {
-                session: LOG,
+                target: Target::Log,
                 jobs,
                 rounds: 0,
                 rest: Rest::default(),
@@ -330,9 +346,9 @@ impl Core {
         if self.log.handle.is_some() {
             // As if it had gone on, and failed: the gate stays shut until the witness has disowned it.
             self.log_first(Epoch(1));
-            let reason = self.log.failed.take().map(|(_, reason)| reason);
-            let ends = "it does not end with the checkpoint that the VM goes on from";
-            self.log_ends(reason.as_deref().unwrap_or(ends));
+            let failed = self.log.failed.take().map(|(_, failure)| failure);
+            let ends = || "it does not end with the checkpoint that the VM goes on from".to_owned().into();
+            self.log_ends(failed.unwrap_or_else(ends));
         }
     }
 
@@ -344,9 +360,9 @@ impl Core {
     /// The take-over during which a log has failed has ended otherwise than by the VM's running here.
     pub(super) fn check_failed_log(&mut self) {
         if self.takeover.is_none()
-            && let Some((id, reason)) = self.log.failed.take()
+            && let Some((id, failure)) = self.log.failed.take()
         {
-            self.log_failed(id, &reason);
+            self.log_failed(id, failure);
         }
     }
 
@@ -391,7 +407,7 @@ impl Core {
         if self.protocol.role() == Role::Primary {
             self.parts.board.logged(status.commit_bytes, status.commit_us);
         }
-        self.command(Command::Acked { session: LOG, epoch });
+        self.command(Command::Acked { target: Target::Log, epoch });
         // It has been running for a while.
         if epoch.0.is_multiple_of(256) {
             self.log.retry = None;
@@ -445,7 +461,7 @@ impl Core {
         }
     }
 
-    pub(super) fn log_failed(&mut self, id: u64, reason: &str) {
+    pub(super) fn log_failed(&mut self, id: u64, failure: LogFailure) {
         self.log.kept.take_if(|(kept, _)| kept.id == id);
         if !self.log.is_mine(id) {
             return;
@@ -454,14 +470,11 @@ impl Core {
         if self.takeover.is_some() && has_asked {
             // The VM is this host's, or may be. If its standby has all that it needs, it goes on without the log, which has noted what
             // was asked for and would be believed: it is left and disowned first.
-            tracing::error!(%reason, "the log fails while the VM comes here");
-            self.log.failed = Some((id, reason.to_owned()));
+            tracing::error!(reason = %failure.reason, "the log fails while the VM comes here");
+            self.log.failed = Some((id, failure));
             return;
         }
-        let (noted, reason) = match reason.strip_prefix(NOTED) {
-            Some(reason) => (true, reason.to_owned()),
-            None => (false, reason.to_owned()),
-        };
+        let LogFailure { noted, reason } = failure;
         let was_on = self.log_is_on();
         self.drop_log();
         self.log.again_later();
@@ -482,7 +495,7 @@ impl Core {
                 }
                 // It speaks of no record that comes from here on, and need not.
                 self.noted();
-                self.command(Command::RemoveSink { session: LOG, comes_back: false });
+                self.command(Command::RemoveSink { target: Target::Log, comes_back: false });
                 self.set_pace();
                 // Not when it is being launched anew.
                 if self.vm.is_some() {
@@ -505,9 +518,9 @@ impl Core {
     }
 
     /// The log that is kept, if one is, can go on no more.
-    pub(super) fn log_ends(&mut self, reason: &str) {
+    pub(super) fn log_ends(&mut self, failure: LogFailure) {
         if let Some(id) = self.log.handle.as_ref().map(|h| h.id) {
-            self.log_failed(id, reason);
+            self.log_failed(id, failure);
             self.log.retry = None;
         }
     }

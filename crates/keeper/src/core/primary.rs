@@ -13,6 +13,7 @@ use ninefold_model::{Epoch, HostName, Standing, Term};
 use ninefold_replica::continuation::Reign;
 use ninefold_replica::protocol::{Input, Phase};
 use ninefold_replica::stream::Hello;
+use ninefold_replica::target::Target;
 
 use super::replica::Replica;
 use super::{Core, RETRY_LAST};
@@ -39,7 +40,7 @@ impl Core {
                 // It holds this: what it had before is of no use to it any more.
                 self.comes_no_more(&host);
                 self.input(Input::Acked { session, epoch });
-                self.command(Command::Acked { session, epoch });
+                self.command(Command::Acked { target: Target::Session(session), epoch });
             }
             Ok(false) => {}
             Err(reason) => self.lose_session(session, reason),
@@ -188,7 +189,7 @@ impl Core {
         // Its QEMU has the volumes open.
         let parked = self.parts.parking.take();
         // What a log has of it is of its former life.
-        self.log_ends("the VM is booted anew");
+        self.log_ends("the VM is booted anew".to_owned().into());
         self.parts.outlets.forget_addresses();
         let obtain = Box::new(move || {
             // It may still write to the volumes.
@@ -268,7 +269,7 @@ impl Core {
         let comes_back = self.goes_absent(session);
         let replica = self.replicas.remove(at);
         // A guest that a switchover has paused stays paused until the witness has spoken: see `Action::GoOn`.
-        self.command(Command::RemoveSink { session, comes_back });
+        self.command(Command::RemoveSink { target: Target::Session(session), comes_back });
         self.set_pace();
         Some(replica)
     }

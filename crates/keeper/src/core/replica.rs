@@ -7,11 +7,11 @@ use ninefold_model::status::SyncProgress;
 use ninefold_model::{Epoch, HostName, Term};
 use ninefold_replica::continuation::Changes;
 use ninefold_replica::pacing::MAX_IN_FLIGHT;
+use ninefold_replica::target::Basis;
 use ninefold_transport::clock::Moment;
 
 use super::{ACK_LIMIT, READY_LIMIT};
 use crate::session::Session;
-use crate::sink::Basis;
 
 /// What a backup holds already.
 pub(super) struct HeldBase {

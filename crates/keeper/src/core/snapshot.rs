@@ -10,6 +10,7 @@ use ninefold_model::event::EventKind;
 use ninefold_model::status::{SnapshotProgress, SnapshotStep, SyncProgress};
 use ninefold_model::{Record, SnapshotName};
 use ninefold_replica::protocol::Input;
+use ninefold_replica::target::Target;
 
 use super::Core;
 use super::backup::{Origin, Takeover};
@@ -18,7 +19,6 @@ use crate::back::{self, Kept};
 use crate::error;
 use crate::recovery::Place;
 use crate::resync::Rest;
-use crate::sink::SNAPSHOT;
 use crate::snapshot::{self, News, Order, Unfinished, Wanted};
 use crate::vm::Command;
 
@@ -286,7 +286,7 @@ impl Core {
     }
 
     pub(super) fn snapshot_failed(&mut self, reason: String) {
-        self.command(Command::RemoveSink { session: SNAPSHOT, comes_back: false });
+        self.command(Command::RemoveSink { target: Target::Snapshot, comes_back: false });
         if let Some(job) = self.snapshot.job.take_if(|job| !job.restore) {
             self.not_taken(job, reason);
         }
@@ -296,8 +296,8 @@ impl Core {
         let Some(job) = self.snapshot.job.as_mut().filter(|job| job.id == id) else { return };
         match news {
             News::Ready { jobs, frozen } => {
-                let (session, rest) = (SNAPSHOT, Rest::default());
-                self.command(Command::AddSink { session, jobs, rounds: 0, rest, once: Some(frozen), held: None });
+                let (target, rest) = (Target::Snapshot, Rest::default());
+                self.command(Command::AddSink { target, jobs, rounds: 0, rest, once: Some(frozen), held: None });
             }
             News::Progress(progress) => job.progress = Some(progress),
             News::Taken(snapshot, freeze) => {

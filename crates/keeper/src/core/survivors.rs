@@ -14,6 +14,7 @@ use ninefold_machine::PageRun;
 use ninefold_model::{Epoch, HostName, Term};
 use ninefold_replica::continuation::{Base, History, Origin, Reign, may_hold};
 use ninefold_replica::protocol::Phase;
+use ninefold_replica::target::{Basis, Target};
 use ninefold_volume::sums;
 
 use super::replica::{HeldBase, Replica};
@@ -22,7 +23,7 @@ use crate::disks::Disks;
 use crate::error;
 use crate::parking;
 use crate::resync::{Answer, Differing, Rest};
-use crate::sink::{Basis, Held};
+use crate::sink::Held;
 use crate::vm::Command;
 
 /// After a first session with such a host that fails; each further failure doubles it.
@@ -180,7 +181,7 @@ impl Core {
             let run = |r: ninefold_replica::stream::PageRun| PageRun { block: r.block, first: r.first, count: r.count };
             Held { basis, differs: differs.pages.into_iter().map(run).collect() }
         });
-        self.command(Command::AddSink { session, jobs, rounds, rest, once: None, held });
+        self.command(Command::AddSink { target: Target::Session(session), jobs, rounds, rest, once: None, held });
     }
 
     /// How soon a host that refused is asked again. One that holds a checkpoint does so as long as it asks the witness for
