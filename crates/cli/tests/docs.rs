@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use ninefold_keeper::config::Timing;
+use ninefold_machine::doctor::{Subject, examine};
 
 /// The table of what happens when something fails, in docs/guides/operate.md.
 fn rows(text: &str) -> Vec<Vec<&str>> {
@@ -46,6 +47,24 @@ fn each_failure_has_its_test() {
         }
         assert!(tests > 0, "{failure}: no test shows it");
     }
+}
+
+/// Each check of `ninefold doctor` is explained, in the order in which the checks come.
+#[test]
+fn each_check_of_the_doctor_is_explained() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let text = std::fs::read_to_string(root.join("docs/guides/operate.md")).unwrap();
+    let (_, section) = text.split_once("\n### `ninefold doctor`\n").expect("there is such a section");
+    let section = section.split_once("\n## ").map_or(section, |(section, _)| section);
+    let explained: Vec<&str> = section
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split_once("` |"))
+        .map(|(name, _)| name)
+        .collect();
+    let dir = tempfile::tempdir().unwrap();
+    let checks = examine(Subject { qemu: Path::new("/nowhere/qemu"), kernel: None, cache_dir: dir.path() });
+    let names: Vec<&str> = checks.iter().map(|check| check.name.as_str()).collect();
+    assert_eq!(explained, names);
 }
 
 /// The times that the documents name are those of the code, for a host that stands still or is silent.

@@ -203,7 +203,7 @@ fn locked_memory() -> Check {
     const NAME: &str = "memlock";
     let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
     let text = limit.map_or_else(|| "no limit".to_owned(), |bytes| format!("{} KiB may be locked", bytes / 1024));
-    // Nothing that we do locks memory today; a host that swaps guests pauses them for long.
+    // Only tracking by soft-dirty bits locks memory. Everywhere else the kernel may swap a guest out, which makes its pauses long.
     let swap = std::fs::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().count() > 1);
     if swap {
         return Check::warning(NAME, format!("{text}; swap is on"), "switch swap off: a swapped guest pauses for long");

@@ -16,7 +16,7 @@
 //! * A page that the kernel is moving while its bit is cleared could come back writable and unmarked. Moving locked pages
 //!   must be switched off ([`super::host`]); a page found on the move all the same is reported now and once more.
 //!
-//! What each rule is for: `docs/decisions/0008-soft-dirty.md`.
+//! What each rule is for: `docs/decisions/0009-soft-dirty-bits-for-older-kernels.md`.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
