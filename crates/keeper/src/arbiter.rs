@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ninefold_model::{Record, VmName};
 use ninefold_replica::protocol::{Outcome, ProposalId};
-use ninefold_store::{Swap, Witness, WitnessClient, WitnessError};
+use ninefold_witness_client::{Swap, Witness, WitnessClient, WitnessError};
 
 use crate::error::KeeperError;
 use crate::msg::Msg;
@@ -163,8 +163,9 @@ mod tests {
     use std::time::Instant;
 
     use ninefold_model::{HostName, Term};
-    use ninefold_store::{Limits, Registers, Server, ServerHandle, Timeouts};
     use ninefold_transport::{Listener, Security};
+    use ninefold_witness::{Limits, Registers, Server, ServerHandle};
+    use ninefold_witness_client::Timeouts;
 
     use super::*;
 

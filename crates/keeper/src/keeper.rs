@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use ninefold_listen::{Bounds, descriptors};
 use ninefold_net::wake::Wake;
-use ninefold_store::{Timeouts, WitnessClient};
+use ninefold_witness_client::{Timeouts, WitnessClient};
 use ninefold_transport::{Identity, Listener, Security};
 use rustix::fs::{FlockOperation, flock};
 

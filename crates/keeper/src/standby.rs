@@ -34,7 +34,7 @@ use ninefold_replica::stream::{
     BlockInfo, CheckpointAssembler, Fed, Hello, Layout, PAGE_SIZE, PageSink, PassKind, Preamble, Record, RecordReader,
     write_record,
 };
-use ninefold_store::{Timeouts, Witness, WitnessClient};
+use ninefold_witness_client::{Timeouts, Witness, WitnessClient};
 use ninefold_transport::{Incoming, Link, LinkHandle, LinkReader, LinkWriter, Security};
 
 use crate::booted;

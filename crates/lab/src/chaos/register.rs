@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ninefold_model::{Record, VmName};
-use ninefold_store::{Timeouts, Witness, WitnessClient};
+use ninefold_witness_client::{Timeouts, Witness, WitnessClient};
 use ninefold_transport::{Identity, Security};
 use rustix::time::{ClockId, clock_gettime};
 

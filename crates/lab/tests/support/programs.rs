@@ -18,7 +18,7 @@ pub fn build() {
         let release = profile.file_name().is_some_and(|p| p == "release");
         let built = Command::new(env!("CARGO"))
             .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")))
-            .args(["build", "--quiet", "--locked", "--bins", "-p", "ninefold-keeper", "-p", "ninefold-store"])
+            .args(["build", "--quiet", "--locked", "--bins", "-p", "ninefold-keeper", "-p", "ninefold-witness"])
             .args(release.then_some("--release"))
             .env("CARGO_TARGET_DIR", target)
             .status()

@@ -14,16 +14,14 @@ use std::thread;
 use std::time::Duration;
 
 use ninefold_listen::{Bounds, Place, Register, Standing};
-use ninefold_model::{HostName, Record};
+use ninefold_model::HostName;
 use ninefold_transport::{Incoming, Link, LinkHandle, Listener, ListenerHandle};
-
-use crate::old::OldRecord;
-use crate::registers::{Registers, SwapError};
-use crate::wire::{
-    Answer, Call, Entry, FrameError, FrameReader, FrameWriter, OLD_VERSION, PAGE, Request, Response, VERSION,
-    parse_request,
+use ninefold_witness_client::Swap;
+use ninefold_witness_client::wire::{
+    Answer, Call, Entry, FrameError, FrameReader, FrameWriter, PAGE, Request, Response, VERSION, parse_request,
 };
-use crate::witness::Swap;
+
+use crate::registers::{Registers, SwapError};
 
 /// A thread here reads JSON of bounded depth and waits.
 const STACK: usize = 512 << 10;
@@ -159,12 +157,12 @@ fn serve(shared: &Shared, link: Link, place: &Place<HostName, LinkHandle>) -> Re
     let (reader, writer) = link.split();
     let mut requests = FrameReader::new(reader, handle.clone());
     let mut responses = FrameWriter::new(writer, handle);
-    let refuse = |id, reason| Response::<Record> { version: VERSION, id, answer: Answer::Refused { reason } };
+    let refuse = |id, reason| Response { version: VERSION, id, answer: Answer::Refused { reason } };
     loop {
         place.idle();
         let request = requests.wait(io);
         place.busy();
-        let Request { version, id, call } = match request {
+        let Request { id, call, .. } = match request {
             Ok(None) => return Ok(()),
             Ok(Some(json)) => match parse_request(json) {
                 Ok(request) => request,
@@ -183,12 +181,7 @@ fn serve(shared: &Shared, link: Link, place: &Place<HostName, LinkHandle>) -> Re
             shared.stop();
             return Ok(());
         };
-        // In the version that was asked in.
-        if version == OLD_VERSION {
-            responses.send(&Response { version, id, answer: answer.map(OldRecord::from) }, io)?;
-        } else {
-            responses.send(&Response { version, id, answer }, io)?;
-        }
+        responses.send(&Response { version: VERSION, id, answer }, io)?;
     }
 }
 

@@ -7,10 +7,11 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use ninefold_model::{Backup, Record, Term};
-use ninefold_store::registers::{FILE, OpenError};
-use ninefold_store::wire::{Answer, MAX_FRAME, Response};
-use ninefold_store::{Limits, Registers, Swap, Witness, WitnessClient, WitnessError};
 use ninefold_transport::{Security, connect};
+use ninefold_witness::registers::{FILE, OpenError};
+use ninefold_witness::{Limits, Registers};
+use ninefold_witness_client::wire::{Answer, MAX_FRAME, Response};
+use ninefold_witness_client::{Swap, Witness, WitnessClient, WitnessError};
 use support::{PATIENT, Place, any_port, host, vm};
 
 fn booted(place: &Place, addr: std::net::SocketAddr) -> (WitnessClient, Record) {
@@ -166,7 +167,7 @@ fn bad_frames_are_refused_with_a_reason_and_harm_nobody() {
         (frame(b""), "not a message"),
         (frame(b"\xff\xfe\x00"), "not a message"),
         (frame(br#"{"version":9,"id":1,"call":{"op":"ping"}}"#), "version 9"),
-        (frame(br#"{"version":1,"id":1,"call":{"op":"read","vm":"A/../B"}}"#), "not a message"),
+        (frame(br#"{"version":1,"id":1,"call":{"op":"ping"}}"#), "version 1; this witness speaks 2"),
         (frame(br#"{"version":2,"id":1,"call":{"op":"read","vm":"A/../B"}}"#), "not a message"),
         (frame("[".repeat(60_000).as_bytes()), "not a message"),
         (((MAX_FRAME + 1) as u32).to_be_bytes().to_vec(), "the limit is 65536"),
@@ -183,75 +184,23 @@ fn bad_frames_are_refused_with_a_reason_and_harm_nobody() {
     assert_eq!(a.read(&vm("db")).unwrap(), Some(boot));
 }
 
-/// Hosts are upgraded one after the other, the witness first.
+/// A file of another format is left as it is, whatever its records look like.
 #[test]
-fn a_keeper_of_the_version_before_is_served() {
-    let place = Place::new();
-    let server = place.serve(any_port(), Limits::default());
-    let ask = |call: &str| {
-        let json = format!(r#"{{"version":1,"id":5,"call":{call}}}"#);
-        let bytes = [&(json.len() as u32).to_be_bytes()[..], json.as_bytes()].concat();
-        String::from_utf8(say(&place, server.addr, &bytes).split_off(4)).unwrap()
-    };
-    let boot = r#"{"term":1,"primary":"a","backup":null,"synced":false}"#;
-    let bound = r#"{"term":2,"primary":"a","backup":"b","synced":true}"#;
-    let swap = |expected: &str, new: &str| {
-        ask(&format!(r#"{{"op":"compare_and_swap","vm":"db","expected":{expected},"new":{new}}}"#))
-    };
-    let answer = |result: &str, record: &str| {
-        format!(r#"{{"version":1,"id":5,"answer":{{"result":"{result}","record":{record}}}}}"#)
-    };
-    assert_eq!(swap("null", boot), answer("won", boot));
-    assert_eq!(swap(boot, bound), answer("won", bound));
-    let mut a = place.client("a", server.addr);
-    let one = a.read(&vm("db")).unwrap().unwrap();
-    assert_eq!(one.backups, [first("b")]);
-    // A second backup: the old form shows the first, and wins nothing with that.
-    let second = Backup { host: host("c"), session: Term(2) };
-    let two = one.bound(vec![first("b"), second]);
-    assert_eq!(a.compare_and_swap(&vm("db"), Some(&one), &two).unwrap(), Swap::Won(two.clone()));
-    let shown = r#"{"term":3,"primary":"a","backup":"b","synced":true}"#;
-    assert_eq!(ask(r#"{"op":"read","vm":"db"}"#), answer("value", shown));
-    let alone = r#"{"term":4,"primary":"a","backup":null,"synced":false}"#;
-    assert_eq!(swap(shown, alone), answer("lost", shown));
-    assert_eq!(a.read(&vm("db")).unwrap(), Some(two));
-}
-
-#[test]
-fn a_file_of_the_format_before_is_taken_over() {
-    let place = Place::new();
-    std::fs::create_dir_all(place.data()).unwrap();
-    let write = |format: u64| {
-        let db = redb::Database::create(place.data().join(FILE)).unwrap();
+fn a_file_of_another_format_is_refused() {
+    for format in [1_u64, 3] {
+        let place = Place::new();
+        drop(Registers::open(place.data()).unwrap());
+        let db = redb::Database::open(place.data().join(FILE)).unwrap();
         let transaction = db.begin_write().unwrap();
-        transaction
-            .open_table(redb::TableDefinition::<&str, u64>::new("meta"))
-            .unwrap()
-            .insert("format", format)
-            .unwrap();
-        let mut records = transaction.open_table(redb::TableDefinition::<&str, &[u8]>::new("records")).unwrap();
-        for (vm, record) in [
-            ("alone", &br#"{"term":7,"primary":"a","backup":null,"synced":false}"#[..]),
-            ("bound", &br#"{"term":8,"primary":"a","backup":"b","synced":true}"#[..]),
-        ] {
-            records.insert(vm, record).unwrap();
-        }
-        drop(records);
+        let meta = redb::TableDefinition::<&str, u64>::new("meta");
+        transaction.open_table(meta).unwrap().insert("format", format).unwrap();
         transaction.commit().unwrap();
-    };
-    write(1);
-    let bound = Backup { host: host("b"), session: Term(7) };
-    let bound = Record { term: Term(8), primary: host("a"), backups: vec![bound] };
-    for _ in 0..2 {
-        let registers = Registers::open(place.data()).unwrap();
-        assert_eq!(registers.read(&vm("bound")), Some(bound.clone()));
-        assert_eq!(registers.read(&vm("alone")), Some(Record { term: Term(7), ..Record::boot(host("a")) }));
+        drop(db);
+        for _ in 0..2 {
+            let opened = Registers::open(place.data()).map(drop);
+            assert!(matches!(&opened, Err(OpenError::Format { found, .. }) if *found == format), "{opened:?}");
+        }
     }
-    // Records of the old form in a file that claims to be new, and a format from the future.
-    write(2);
-    assert!(matches!(Registers::open(place.data()), Err(OpenError::Record { .. })));
-    write(3);
-    assert!(matches!(Registers::open(place.data()), Err(OpenError::Format { found: 3, .. })));
 }
 
 /// A file that something else has written to: what no witness stores is an error, by name, and not somebody's record.

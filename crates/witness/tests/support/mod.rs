@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use ninefold_listen::Bounds;
 use ninefold_model::{HostName, VmName};
-use ninefold_store::{Limits, Registers, Server, ServerHandle, Timeouts, WitnessClient};
 use ninefold_transport::{Authority, Identity, Listener, Security, Validity};
+use ninefold_witness::{Limits, Registers, Server, ServerHandle};
+use ninefold_witness_client::{Timeouts, WitnessClient};
 use tempfile::TempDir;
 
 /// Long enough for the slowest machine; a test that works never waits for it.

@@ -8,12 +8,8 @@ use ninefold_model::{Record, VmName};
 use ninefold_transport::{LinkHandle, LinkReader, LinkWriter};
 use serde::{Deserialize, Serialize};
 
-use crate::old::OldRecord;
-
-/// The newest version of this protocol.
+/// The version of this protocol.
 pub const VERSION: u16 = 2;
-/// The version before: records of one backup at most. A server speaks it, a client does not.
-pub const OLD_VERSION: u16 = 1;
 /// Longest JSON in a frame, bytes.
 pub const MAX_FRAME: usize = 64 << 10;
 /// Records in one answer to `list`: they fit a frame whatever they hold.
@@ -21,25 +17,25 @@ pub const PAGE: usize = 100;
 
 /// From the client.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Request<R = Record> {
+pub struct Request {
     pub version: u16,
     /// Comes back in the response.
     pub id: u64,
-    pub call: Call<R>,
+    pub call: Call,
 }
 
-/// What is asked. `R` is the version's form of a record.
+/// What is asked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Call<R = Record> {
+pub enum Call {
     Ping,
     Read {
         vm: VmName,
     },
     CompareAndSwap {
         vm: VmName,
-        expected: Option<R>,
-        new: R,
+        expected: Option<Record>,
+        new: Record,
     },
     /// The next page of records after a name.
     List {
@@ -49,30 +45,30 @@ pub enum Call<R = Record> {
 
 /// From the server.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Response<R = Record> {
+pub struct Response {
     pub version: u16,
     /// The request's; 0 when the request was unreadable.
     pub id: u64,
-    pub answer: Answer<R>,
+    pub answer: Answer,
 }
 
 /// What is answered.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "result", rename_all = "snake_case")]
-pub enum Answer<R = Record> {
+pub enum Answer {
     Pong,
     Value {
-        record: Option<R>,
+        record: Option<Record>,
     },
     Won {
-        record: R,
+        record: Record,
     },
     Lost {
-        record: Option<R>,
+        record: Option<Record>,
     },
     /// A page; `more` when another follows.
     Page {
-        records: Vec<Entry<R>>,
+        records: Vec<Entry>,
         more: bool,
     },
     /// Nothing was changed.
@@ -83,40 +79,9 @@ pub enum Answer<R = Record> {
 
 /// A VM and its record.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Entry<R = Record> {
+pub struct Entry {
     pub vm: VmName,
-    pub record: R,
-}
-
-impl<R> Call<R> {
-    /// The same question about records of another form.
-    pub fn map<S>(self, f: impl Fn(R) -> S) -> Call<S> {
-        match self {
-            Call::Ping => Call::Ping,
-            Call::Read { vm } => Call::Read { vm },
-            Call::CompareAndSwap { vm, expected, new } => {
-                Call::CompareAndSwap { vm, expected: expected.map(&f), new: f(new) }
-            }
-            Call::List { after } => Call::List { after },
-        }
-    }
-}
-
-impl<R> Answer<R> {
-    /// The same answer with records of another form.
-    pub fn map<S>(self, f: impl Fn(R) -> S) -> Answer<S> {
-        match self {
-            Answer::Pong => Answer::Pong,
-            Answer::Value { record } => Answer::Value { record: record.map(f) },
-            Answer::Won { record } => Answer::Won { record: f(record) },
-            Answer::Lost { record } => Answer::Lost { record: record.map(f) },
-            Answer::Page { records, more } => {
-                let records = records.into_iter().map(|Entry { vm, record }| Entry { vm, record: f(record) });
-                Answer::Page { records: records.collect(), more }
-            }
-            Answer::Refused { reason } => Answer::Refused { reason },
-        }
-    }
+    pub record: Record,
 }
 
 /// The part of every message, in every version, that tells which version the rest is.
@@ -128,28 +93,30 @@ struct Head {
 /// Why a frame's content is no message that this side understands.
 #[derive(Debug, thiserror::Error)]
 pub enum BadMessage {
-    #[error("version {0}; this witness speaks {OLD_VERSION} and {VERSION}")]
+    #[error("version {0}; this witness speaks {VERSION}")]
     Request(u64),
-    #[error("version {0}; this keeper speaks {VERSION} (the witness is upgraded before the keepers)")]
+    #[error("version {0}; this keeper speaks {VERSION}")]
     Response(u64),
     #[error("not a message: {0}")]
     Json(#[from] serde_json::Error),
 }
 
-/// Reads a request of any version that a server speaks; the request says which.
+/// Reads a request.
+///
+/// # Errors
+/// When it is of another version, or no request.
 pub fn parse_request(json: &[u8]) -> Result<Request, BadMessage> {
     let head: Head = serde_json::from_slice(json)?;
-    if head.version == u64::from(OLD_VERSION) {
-        let Request { version, id, call } = serde_json::from_slice::<Request<OldRecord>>(json)?;
-        return Ok(Request { version, id, call: call.map(Record::from) });
-    }
     if head.version != u64::from(VERSION) {
         return Err(BadMessage::Request(head.version));
     }
     Ok(serde_json::from_slice(json)?)
 }
 
-/// Reads the answer to a request of version [`VERSION`].
+/// Reads an answer.
+///
+/// # Errors
+/// When it is of another version, or no answer.
 pub fn parse_response(json: &[u8]) -> Result<Response, BadMessage> {
     let head: Head = serde_json::from_slice(json)?;
     if head.version != u64::from(VERSION) {
@@ -159,7 +126,7 @@ pub fn parse_response(json: &[u8]) -> Result<Response, BadMessage> {
 }
 
 /// The receiving end of a link, by frames.
-pub(crate) struct FrameReader {
+pub struct FrameReader {
     reader: LinkReader,
     link: LinkHandle,
     content: Vec<u8>,
@@ -167,7 +134,7 @@ pub(crate) struct FrameReader {
 
 /// Why there is no frame.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum FrameError {
+pub enum FrameError {
     #[error("a frame of {0} bytes; the limit is {MAX_FRAME}")]
     TooLong(usize),
     #[error(transparent)]
@@ -175,12 +142,12 @@ pub(crate) enum FrameError {
 }
 
 impl FrameReader {
-    pub(crate) fn new(reader: LinkReader, link: LinkHandle) -> Self {
+    pub fn new(reader: LinkReader, link: LinkHandle) -> Self {
         Self { reader, link, content: Vec::new() }
     }
 
     /// Waits for a frame to begin, for ever; then for the rest of it, at most `rest`. `None` at an orderly end.
-    pub(crate) fn wait(&mut self, rest: Duration) -> Result<Option<&[u8]>, FrameError> {
+    pub fn wait(&mut self, rest: Duration) -> Result<Option<&[u8]>, FrameError> {
         let mut length = [0; 4];
         self.link.set_read_deadline(None)?;
         let got = loop {
@@ -195,7 +162,7 @@ impl FrameReader {
     }
 
     /// Reads a frame before `deadline`.
-    pub(crate) fn read(&mut self, deadline: Instant) -> Result<&[u8], FrameError> {
+    pub fn read(&mut self, deadline: Instant) -> Result<&[u8], FrameError> {
         self.finish([0; 4], 0, deadline)
     }
 
@@ -214,20 +181,20 @@ impl FrameReader {
 }
 
 /// The sending end of a link, by frames.
-pub(crate) struct FrameWriter {
+pub struct FrameWriter {
     writer: LinkWriter,
     link: LinkHandle,
     frame: Vec<u8>,
 }
 
 impl FrameWriter {
-    pub(crate) fn new(writer: LinkWriter, link: LinkHandle) -> Self {
+    pub fn new(writer: LinkWriter, link: LinkHandle) -> Self {
         Self { writer, link, frame: Vec::new() }
     }
 
     /// Sends one message in one piece. It fits the kernel's buffer unless the peer has long stopped reading, so a
     /// time-out for each system call is bound enough.
-    pub(crate) fn send(&mut self, message: &impl Serialize, timeout: Duration) -> io::Result<()> {
+    pub fn send(&mut self, message: &impl Serialize, timeout: Duration) -> io::Result<()> {
         self.frame.clear();
         self.frame.extend_from_slice(&[0; 4]);
         serde_json::to_writer(&mut self.frame, message)?;
@@ -272,40 +239,27 @@ mod tests {
         let Call::CompareAndSwap { expected: Some(expected), new, .. } = request.call else { panic!("{request:?}") };
         assert_eq!(expected, Record::boot("a".parse().unwrap()));
         assert_eq!(new, expected.bound(vec![Backup { host: "b".parse().unwrap(), session: Term(1) }]));
-        let next = parse_request(br#"{"version":3,"whatever":true}"#).unwrap_err();
-        assert!(matches!(next, BadMessage::Request(3)), "{next}");
+        for version in [1, 3] {
+            let json = format!(r#"{{"version":{version},"whatever":true}}"#);
+            let other = parse_request(json.as_bytes()).unwrap_err();
+            assert!(matches!(other, BadMessage::Request(v) if v == version), "{other}");
+            let other = parse_response(json.as_bytes()).unwrap_err();
+            assert!(matches!(other, BadMessage::Response(v) if v == version), "{other}");
+        }
         for bad in [
             &b""[..],
             b"\xff\xff",
             b"{}",
-            b"[1]",
+            b"[2]",
             br#"{"version":-1}"#,
             br#"{"version":2,"id":1,"call":{"op":"drop"}}"#,
             br#"{"version":2,"id":1,"call":{"op":"read","vm":"../x"}}"#,
-            br#"{"version":1,"id":1,"call":{"op":"read","vm":"../x"}}"#,
-            // The form of the other version.
+            // A record without its backups.
             br#"{"version":2,"id":1,"call":{"op":"compare_and_swap","vm":"db","expected":null,
-                "new":{"term":1,"primary":"a","backup":null,"synced":false}}}"#,
-            br#"{"version":1,"id":1,"call":{"op":"compare_and_swap","vm":"db","expected":null,
-                "new":{"term":1,"primary":"a","backups":[]}}}"#,
+                "new":{"term":1,"primary":"a"}}}"#,
         ] {
             let outcome = parse_request(bad);
             assert!(matches!(outcome, Err(BadMessage::Json(_))), "{outcome:?}");
         }
-    }
-
-    #[test]
-    fn the_words_of_the_version_before() {
-        let request = parse_request(
-            br#"{"version":1,"id":7,"call":{"op":"compare_and_swap","vm":"db",
-                "expected":{"term":4,"primary":"a","backup":null,"synced":false},
-                "new":{"term":5,"primary":"a","backup":"b","synced":true}}}"#,
-        )
-        .unwrap();
-        assert_eq!(request.version, OLD_VERSION);
-        let Call::CompareAndSwap { expected: Some(expected), new, .. } = request.call else { panic!("{request:?}") };
-        assert_eq!(new, expected.bound(vec![Backup { host: "b".parse().unwrap(), session: Term(4) }]));
-        let old = parse_response(br#"{"version":1,"id":7,"answer":{"result":"pong"}}"#).unwrap_err();
-        assert!(matches!(old, BadMessage::Response(1)), "{old}");
     }
 }

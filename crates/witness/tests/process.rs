@@ -9,7 +9,7 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use ninefold_model::Record;
-use ninefold_store::{Swap, Timeouts, Witness, WitnessClient, WitnessError};
+use ninefold_witness_client::{Swap, Timeouts, Witness, WitnessClient, WitnessError};
 use support::{Place, any_port, host, vm};
 
 /// Swaps go on while the process is killed and restarted again and again; every acknowledged one must be there.

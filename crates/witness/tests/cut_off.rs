@@ -12,7 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ninefold_model::Record;
-use ninefold_store::{Limits, Witness};
+use ninefold_witness::Limits;
+use ninefold_witness_client::Witness;
 use support::{PATIENT, Place, any_port, host, vm};
 
 /// A way to a server. Its connections can be cut off, as by a cable, and its answers be late.

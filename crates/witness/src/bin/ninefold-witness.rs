@@ -8,8 +8,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use ninefold_listen::descriptors;
 use ninefold_model::HostName;
-use ninefold_store::{Limits, Registers, Server};
 use ninefold_transport::{Identity, Listener, Security};
+use ninefold_witness::{Limits, Registers, Server};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 

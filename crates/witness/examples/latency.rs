@@ -1,6 +1,6 @@
 //! How long a compare-and-swap takes over loopback on a warm connection, and what of it is the disk.
 //!
-//! `cargo run --release -p ninefold-store --example latency [DIR]`: data in DIR (default: a temporary directory).
+//! `cargo run --release -p ninefold-witness --example latency [DIR]`: data in DIR (default: a temporary directory).
 
 use std::error::Error;
 use std::io::Write;
@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ninefold_model::{HostName, Record, VmName};
-use ninefold_store::{Limits, Registers, Server, Swap, Timeouts, Witness, WitnessClient};
 use ninefold_transport::{Authority, Identity, Listener, Security, Validity};
+use ninefold_witness::{Limits, Registers, Server};
+use ninefold_witness_client::{Swap, Timeouts, Witness, WitnessClient};
 
 const SWAPS: usize = 1000;
 

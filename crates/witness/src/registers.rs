@@ -23,22 +23,19 @@ use std::thread::{self, JoinHandle};
 
 use ninefold_model::name::MAX_NAME;
 use ninefold_model::{HostName, Record, VmName};
+use ninefold_witness_client::Swap;
+use ninefold_witness_client::wire::MAX_FRAME;
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 
-use crate::old::OldRecord;
 use crate::register::{self, Refusal, Verdict};
-use crate::wire::MAX_FRAME;
-use crate::witness::Swap;
 
 /// Most VMs that one witness keeps.
 pub const MAX_VMS: usize = 100_000;
 /// The file in the data directory.
 pub const FILE: &str = "witness.redb";
 
-/// The format of the file. What older versions wrote is brought to it when the file is opened.
+/// The format of the file.
 const FORMAT: u64 = 2;
-/// The format of one backup at most.
-const OLD_FORMAT: u64 = 1;
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 /// VM name to record, JSON.
 const RECORDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("records");
@@ -54,7 +51,7 @@ pub enum OpenError {
     InUse { file: PathBuf },
     #[error("cannot open {file}")]
     Database { file: PathBuf, source: Box<redb::Error> },
-    #[error("{file} has format {found}; this version reads {OLD_FORMAT} and {FORMAT}")]
+    #[error("{file} has format {found}; this version reads {FORMAT}")]
     Format { file: PathBuf, found: u64 },
     #[error("{file}: the record of '{vm}' is unreadable: {reason}")]
     Record { file: PathBuf, vm: String, reason: String },
@@ -110,17 +107,9 @@ impl Registers {
         })?;
         let database = |source| OpenError::Database { file: file.clone(), source: Box::new(source) };
         let bad = |vm: &str, reason: String| OpenError::Record { file: file.clone(), vm: vm.into(), reason };
-        match prepare(&db).map_err(database)? {
-            FORMAT => {}
-            OLD_FORMAT => {
-                let mut converted = Vec::new();
-                for (vm, json) in load(&db).map_err(database)? {
-                    let old: OldRecord = serde_json::from_slice(&json).map_err(|e| bad(&vm, e.to_string()))?;
-                    converted.push((vm, Record::from(old)));
-                }
-                convert(&db, &converted).map_err(database)?;
-            }
-            found => return Err(OpenError::Format { file, found }),
+        let found = prepare(&db).map_err(database)?;
+        if found != FORMAT {
+            return Err(OpenError::Format { file, found });
         }
         // The new file's name must be on disk as well.
         File::open(dir).and_then(|d| d.sync_all()).map_err(directory)?;
@@ -254,22 +243,6 @@ fn prepare(db: &Database) -> Result<u64, redb::Error> {
     };
     transaction.commit()?;
     Ok(found)
-}
-
-/// Brings all records to the present format, in one transaction.
-fn convert(db: &Database, records: &[(String, Record)]) -> Result<(), redb::Error> {
-    let mut transaction = db.begin_write()?;
-    transaction.set_durability(Durability::Immediate)?;
-    {
-        let mut table = transaction.open_table(RECORDS)?;
-        for (vm, record) in records {
-            let json = serde_json::to_vec(record).map_err(std::io::Error::from)?;
-            table.insert(vm.as_str(), json.as_slice())?;
-        }
-        transaction.open_table(META)?.insert("format", FORMAT)?;
-    }
-    transaction.commit()?;
-    Ok(())
 }
 
 /// All records as they are stored, each cut off where it is longer than any can be.

@@ -1,0 +1,13 @@
+//! The witness: a durable, linearizable register for each VM. Whoever asks it uses the crate `ninefold-witness-client`, which has the
+//! messages, too.
+//!
+//! * [`register`]: the rules, pure
+//! * [`registers`]: all registers on disk
+//! * [`server`]: the server; its process is `ninefold-witness`
+
+pub mod register;
+pub mod registers;
+pub mod server;
+
+pub use registers::Registers;
+pub use server::{Limits, Server, ServerHandle};
