@@ -17,7 +17,7 @@ use ninefold_volume::image::Image;
 use ninefold_volume::nbd::{Access, Handler, Server};
 use ninefold_volume::pool::Kind;
 use ninefold_volume::sums::{self, SUM};
-use ninefold_volume::{Batch, Budget, Format, Note, Pool, Served, Tools, VolumeError, VolumeName, fault};
+use ninefold_volume::{Batch, Budget, Format, Note, Pool, Served, Tools, VolumeError, VolumeName};
 
 use crate::bell::Bell;
 use crate::config::KeeperConfig;
@@ -523,7 +523,7 @@ impl Disks {
         self.check(session)?;
         let disk = self.all.get(usize::from(volume)).ok_or_else(|| format!("there is no volume {volume}"))?;
         let failed = |e: &dyn std::error::Error| format!("volume {}: {}", disk.spec.name, report(e));
-        fault::point("resync.apply").map_err(|e| failed(&e))?;
+        ninefold_fault::point("resync.apply").map_err(|e| failed(&e))?;
         let batch = Batch::parse(operations.to_vec(), disk.spec.size).map_err(|e| failed(&e))?;
         self.mixture.begin(Cause::Resync)?;
         disk.served.apply(&batch).map_err(|e| failed(&e))
@@ -535,7 +535,7 @@ impl Disks {
     /// A volume that is not there, a disk that cannot be read.
     pub fn compare(&self, volume: u16, first: u64, theirs: &[u8]) -> Result<Vec<u8>, String> {
         let disk = self.all.get(usize::from(volume)).ok_or_else(|| format!("there is no volume {volume}"))?;
-        fault::point("resync.answer").map_err(|e| e.to_string())?;
+        ninefold_fault::point("resync.answer").map_err(|e| e.to_string())?;
         let ours = resync::checksums(&disk.served, first, (theirs.len() / SUM) as u64)
             .map_err(|e| format!("volume {}: {}", disk.spec.name, report(&e)))?;
         let mut bits = sums::differing(&ours, theirs);
@@ -556,7 +556,7 @@ impl Disks {
             room -= batch.bytes();
             Ok(batch)
         };
-        fault::point("receive.epoch").map_err(|e| e.to_string())?;
+        ninefold_fault::point("receive.epoch").map_err(|e| e.to_string())?;
         (0u16..).zip(&self.all).map(parse).collect()
     }
 

@@ -38,8 +38,9 @@ pub enum KeeperError {
     VolumeSize { name: String, wanted: u64, found: u64 },
     #[error(transparent)]
     Image(#[from] crate::health::images::ImageError),
-    #[error("the environment's NINEFOLD_FAULTS")]
-    Faults(#[from] ninefold_volume::fault::InvalidFault),
+    /// Fault points that there are not.
+    #[error("{0}")]
+    Faults(String),
     #[error("a thread cannot be started")]
     Thread(#[source] std::io::Error),
 }

@@ -40,7 +40,7 @@ const SESSIONS: Bounds = Bounds { strangers: 4, ..Bounds::new(16) };
 
 /// Runs a keeper until SIGTERM or SIGINT.
 pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
-    if ninefold_volume::fault::read_environment()? {
+    if ninefold_fault::read_environment().map_err(KeeperError::Faults)? {
         tracing::warn!("this keeper has fault points set: it dies or fails on purpose");
     }
     // The ports' bounds sum up to a few hundred; QEMU, volumes and logs come on top.

@@ -26,7 +26,7 @@ use ninefold_replica::target::Target;
 use ninefold_volume::batch::{Batch, Op, put_write, put_zero};
 use ninefold_volume::served::Mark;
 use ninefold_volume::sums::{self, BLOCK, SUM, set_bits};
-use ninefold_volume::{Served, VolumeError, fault};
+use ninefold_volume::{Served, VolumeError};
 
 use crate::disks::Disks;
 use crate::error::{KeeperError, report};
@@ -247,7 +247,7 @@ fn compare(
     let (mut next, mut open) = (0, VecDeque::new());
     while next < all || !open.is_empty() {
         if next < all && open.len() < QUESTIONS {
-            fault::point("resync.ask").map_err(|e| e.to_string())?;
+            ninefold_fault::point("resync.ask").map_err(|e| e.to_string())?;
             let sums = checksums(served, next, ASKED).map_err(|e| report(&e))?;
             open.push_back((next, ASKED.min(all - next)));
             jobs.send(Job::Sums { volume: number, first: next, sums })
@@ -297,7 +297,7 @@ fn copy(
             let mut all = blocks.take();
             progress.bytes_total += all.len() as u64 * BLOCK;
             for some in all.chunks_mut(PIECE) {
-                fault::point("resync.send").map_err(|e| e.to_string())?;
+                ninefold_fault::point("resync.send").map_err(|e| e.to_string())?;
                 let mut out = Vec::with_capacity(PIECE * (BLOCK as usize + 32));
                 encode(&disk.served, some, &mut out).map_err(|e| report(&e))?;
                 pieces.send((number, out)).map_err(|_| gone())?;
@@ -309,7 +309,7 @@ fn copy(
                 }
             }
         }
-        fault::point("resync.round").map_err(|e| e.to_string())?;
+        ninefold_fault::point("resync.round").map_err(|e| e.to_string())?;
         drop(pieces);
         let left: u64 = rest.blocks().iter().map(|b| b.len()).sum();
         if left <= FEW || round >= MAX_ROUNDS {

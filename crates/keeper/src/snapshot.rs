@@ -30,7 +30,7 @@ use ninefold_replica::stream::Hello;
 use ninefold_snapshot::file::{BLOCK, Head, Parent, Platform, Snapshot, Written};
 use ninefold_snapshot::log::Found;
 use ninefold_snapshot::store::Store;
-use ninefold_volume::{Frozen, Note, fault};
+use ninefold_volume::{Frozen, Note};
 
 use crate::back;
 use crate::bell::Bell;
@@ -460,7 +460,7 @@ fn loaded(
     let unfinished = Unfinished::begin(config, name)?;
     into.disks.mixture().begin(Cause::Restore)?;
     for (volume, disk) in (0u16..).zip(into.disks.iter()) {
-        fault::point("restore.volume").map_err(|e| e.to_string())?;
+        ninefold_fault::point("restore.volume").map_err(|e| e.to_string())?;
         snapshot
             .restore_volume(volume, &unused.image(disk), &mut progress(SnapshotStep::Volumes))
             .map_err(|e| format!("volume {}: {}", disk.spec.name, report(&e)))?;

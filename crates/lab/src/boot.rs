@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use ninefold_fault::{IN_VERSION, VARIABLE as FAULTS};
 use ninefold_keeper::api::{ApiError, Client};
 use ninefold_keeper::config::{KeeperConfig, Peer, SecurityConfig, Timing};
 use ninefold_model::control::Request;
@@ -16,7 +17,6 @@ use ninefold_model::spec::{
 };
 use ninefold_model::{HostName, InvalidName, VmName};
 use ninefold_transport::{Authority, Validity};
-use ninefold_volume::fault::VARIABLE as FAULTS;
 
 use crate::config::LabSecurity;
 use crate::error::{LabError, io_at};
@@ -308,12 +308,20 @@ impl Lab {
         self.start_keeper_with_faults(host, "")
     }
 
-    /// The same with fault points set: see `ninefold_volume::fault`. A keeper that dies before it answers has not come up.
+    /// The same with fault points set: see `ninefold_fault`. A keeper that dies before it answers has not come up.
+    ///
+    /// # Errors
+    /// Also when fault points are wanted and the keeper's program has none.
     pub fn start_keeper_with_faults(&self, host: &str, faults: &str) -> Result<(), LabError> {
         let client = self.keeper(host)?;
         let run_dir = self.run_dir(host);
         let mut command = self.program(host, KEEPER)?;
-        command.arg("--config").arg(run_dir.join("keeper.json")).env(FAULTS, faults);
+        // Only what is asked for here, and not what the lab's own environment says.
+        command.arg("--config").arg(run_dir.join("keeper.json")).env_remove(FAULTS);
+        if !faults.is_empty() {
+            self.with_fault_points(host, KEEPER)?;
+            command.env(FAULTS, faults);
+        }
         let pid = self.spawn(host, command, "keeper.log")?;
         let deadline = Instant::now() + Duration::from_secs(20);
         while client.status().is_err() {
@@ -367,6 +375,21 @@ impl Lab {
 
     fn program(&self, host: &str, program: &str) -> Result<Command, LabError> {
         self.command(host, programs::find(program, self.record().bin_dir.as_deref())?)
+    }
+
+    /// Refuses a program that would not even look at what it is told to suffer.
+    fn with_fault_points(&self, host: &str, program: &str) -> Result<(), LabError> {
+        let path = programs::find(program, self.record().bin_dir.as_deref())?;
+        let said = Command::new(&path).arg("--version").output();
+        let said = said.map_err(io_at(format!("start {}", path.display())))?;
+        if String::from_utf8_lossy(&said.stdout).contains(IN_VERSION) {
+            return Ok(());
+        }
+        let what = format!(
+            "{} has no fault points: build it with `cargo build -p {program} --features fault-points`, with --release if this one is from there",
+            path.display()
+        );
+        Err(LabError::Host { host: host.to_owned(), what })
     }
 
     fn not_started(&self, host: &str, program: &str, log: &str) -> LabError {

@@ -50,7 +50,7 @@ impl Lab {
         self.restart_host_with_faults(host, "")
     }
 
-    /// The same with fault points set in its keeper: see `ninefold_volume::fault`.
+    /// The same with fault points set in its keeper: see `ninefold_fault`.
     pub fn restart_host_with_faults(&self, host: &str, faults: &str) -> Result<(), LabError> {
         self.forget_connections(host)?;
         if self.record().disks && !self.is_mounted(host) {

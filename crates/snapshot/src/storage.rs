@@ -9,7 +9,6 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use ninefold_volume::fault;
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags, fallocate, flock};
 use rustix::io::Errno;
 
@@ -126,7 +125,7 @@ impl Directory {
     }
 
     fn locked(path: &Path, operation: FlockOperation) -> io::Result<Self> {
-        fault::point("storage.directory")?;
+        ninefold_fault::point("storage.directory")?;
         DirBuilder::new().recursive(true).mode(0o700).create(path)?;
         let handle = File::open(path)?;
         loop {
@@ -141,7 +140,7 @@ impl Directory {
         }
         // That the directory itself is there has to be durable too.
         if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
-            fault::point("storage.directory")?;
+            ninefold_fault::point("storage.directory")?;
             File::open(parent)?.sync_all()?;
         }
         Ok(Self { path: path.into(), handle })
@@ -170,7 +169,7 @@ impl Directory {
 
 impl Storage for Directory {
     fn create(&self, name: &str) -> io::Result<Box<dyn StorageFile>> {
-        fault::point("storage.create")?;
+        ninefold_fault::point("storage.create")?;
         self.file(name, true)
     }
 
@@ -179,12 +178,12 @@ impl Storage for Directory {
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        fault::point("storage.rename")?;
+        ninefold_fault::point("storage.rename")?;
         std::fs::rename(self.path.join(from), self.path.join(to))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        fault::point("storage.remove")?;
+        ninefold_fault::point("storage.remove")?;
         match std::fs::remove_file(self.path.join(name)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other,
@@ -200,7 +199,7 @@ impl Storage for Directory {
     }
 
     fn sync(&self) -> io::Result<()> {
-        fault::point("storage.sync")?;
+        ninefold_fault::point("storage.sync")?;
         self.handle.sync_all()
     }
 }
@@ -220,12 +219,12 @@ impl StorageFile for File {
     }
 
     fn write_at(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
-        fault::point("storage.write")?;
+        ninefold_fault::point("storage.write")?;
         self.write_all_at(bytes, at)
     }
 
     fn zero(&self, at: u64, length: u64) -> io::Result<()> {
-        fault::point("storage.zero")?;
+        ninefold_fault::point("storage.zero")?;
         match fallocate(self, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, at, length) {
             Ok(()) => Ok(()),
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
@@ -243,7 +242,7 @@ impl StorageFile for File {
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {
-        fault::point("storage.cut")?;
+        ninefold_fault::point("storage.cut")?;
         File::set_len(self, length)
     }
 
@@ -252,7 +251,7 @@ impl StorageFile for File {
     }
 
     fn sync(&self) -> io::Result<()> {
-        fault::point("storage.sync-file")?;
+        ninefold_fault::point("storage.sync-file")?;
         self.sync_data()
     }
 }

@@ -16,7 +16,6 @@ use std::sync::Arc;
 
 use ninefold_model::SnapshotName;
 use ninefold_replica::stream::Hello;
-use ninefold_volume::fault;
 use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 
@@ -243,7 +242,7 @@ impl Store {
             }
         }
         let path = self.path(name);
-        let removed = fault::point("snapshot.remove").and_then(|()| std::fs::remove_file(&path));
+        let removed = ninefold_fault::point("snapshot.remove").and_then(|()| std::fs::remove_file(&path));
         removed.map_err(io_error("cannot remove", &path))?;
         sync_directory(&self.root)
     }
@@ -323,10 +322,10 @@ impl Draft {
             return Err(StoreError::Exists(what));
         }
         let open = || File::options().read(true).write(true).create_new(true).mode(0o600).open(&path);
-        let file = fault::point("snapshot.draft").and_then(|()| open());
+        let file = ninefold_fault::point("snapshot.draft").and_then(|()| open());
         let file = file.map_err(io_error("cannot make", &path))?;
         let draft = Self { file, path, place, what, published: false, _parent: None };
-        fault::point("snapshot.lock").map_err(io_error("cannot lock", &draft.path))?;
+        ninefold_fault::point("snapshot.lock").map_err(io_error("cannot lock", &draft.path))?;
         lock(&draft.file, FlockOperation::NonBlockingLockExclusive)
             .map_err(|e| io_error("cannot lock", &draft.path)(e.into()))?;
         Ok(draft)
@@ -337,9 +336,9 @@ impl Draft {
     /// # Errors
     /// `Exists`, `Io`.
     pub fn publish(mut self) -> Result<(), StoreError> {
-        let synced = fault::point("snapshot.sync").and_then(|()| self.file.sync_all());
+        let synced = ninefold_fault::point("snapshot.sync").and_then(|()| self.file.sync_all());
         synced.map_err(io_error("cannot sync", &self.path))?;
-        fault::point("snapshot.publish").map_err(io_error("cannot make", &self.place))?;
+        ninefold_fault::point("snapshot.publish").map_err(io_error("cannot make", &self.place))?;
         match renameat_with(CWD, &self.path, CWD, &self.place, RenameFlags::NOREPLACE) {
             Ok(()) => self.published = true,
             Err(Errno::EXIST) => return Err(StoreError::Exists(self.what.clone())),
@@ -381,7 +380,7 @@ fn lock(file: &File, operation: FlockOperation) -> Result<(), Errno> {
 }
 
 fn sync_directory(path: &Path) -> Result<(), StoreError> {
-    let opened = fault::point("snapshot.name").and_then(|()| File::open(path));
+    let opened = ninefold_fault::point("snapshot.name").and_then(|()| File::open(path));
     opened.and_then(|file| file.sync_all()).map_err(io_error("cannot sync", path))
 }
 

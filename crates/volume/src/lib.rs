@@ -11,13 +11,12 @@
 //! * [`image`]: what a volume's bytes are kept in. All formats behind one trait.
 //! * [`nbd`]: the protocol by which QEMU reaches a volume.
 //! * [`pool`]: a directory of volumes and golden images. * [`note`]: a file that says in what state something is.
-//! * [`fault`]: how to make things go wrong on purpose. * [`error`]: what can.
+//! * [`error`]: what can go wrong. (How to make it go wrong on purpose: the crate `ninefold-fault`.)
 
 pub mod batch;
 pub mod behind;
 pub mod budget;
 pub mod error;
-pub mod fault;
 pub mod frozen;
 pub mod image;
 pub mod log;

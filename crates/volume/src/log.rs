@@ -37,7 +37,6 @@ use rustix::fs::{MemfdFlags, OFlags, memfd_create};
 
 use crate::batch::{Batch, MAX_PIECE, Op};
 use crate::error::VolumeError;
-use crate::fault;
 use crate::image::Image;
 use crate::overlay::Overlay;
 use crate::random;
@@ -116,7 +115,7 @@ impl WriteLog {
         for batch in epochs {
             let mut put = |this: &File, at: u64| {
                 if at - synced >= STEP {
-                    fault::point("log.sync")?;
+                    ninefold_fault::point("log.sync")?;
                     this.sync_data()?;
                     synced = at;
                     progress();
@@ -126,10 +125,10 @@ impl WriteLog {
             at = self.append_one(batch, next, at, &mut put).map_err(unwritable)?;
             next += 1;
         }
-        fault::point("log.sync").map_err(unwritable)?;
+        ninefold_fault::point("log.sync").map_err(unwritable)?;
         self.file.sync_data().map_err(unwritable)?;
         (self.length, self.next, self.unsure) = (at, next, false);
-        fault::point("log.synced").map_err(unwritable)
+        ninefold_fault::point("log.synced").map_err(unwritable)
     }
 
     /// Writes the records of one epoch from `at` on, and calls `after` with where each ends; where the last does.
@@ -159,14 +158,14 @@ impl WriteLog {
     /// # Errors
     /// `Io`: it may be empty, but not durably. To be called again then.
     pub fn clear(&mut self) -> Result<(), VolumeError> {
-        fault::point("log.clear").map_err(unwritable)?;
+        ninefold_fault::point("log.clear").map_err(unwritable)?;
         self.file.set_len(0).map_err(unwritable)?;
         // At once: what is cut off is no part of it any more, whatever the sync says. What is appended begins a new generation.
         (self.length, self.unsure) = (0, true);
-        fault::point("log.cut").map_err(unwritable)?;
+        ninefold_fault::point("log.cut").map_err(unwritable)?;
         self.file.sync_data().map_err(unwritable)?;
         self.unsure = false;
-        fault::point("log.cleared").map_err(unwritable)
+        ninefold_fault::point("log.cleared").map_err(unwritable)
     }
 
     /// Writes all epochs in the log into the image, makes that durable and empties the log; answers how many they were.
@@ -179,7 +178,7 @@ impl WriteLog {
         if self.is_empty() {
             // What was cut off must not come back over what is written into the image from now on.
             if self.unsure {
-                fault::point("log.unsure").map_err(unwritable)?;
+                ninefold_fault::point("log.unsure").map_err(unwritable)?;
                 self.file.sync_data().map_err(unwritable)?;
                 self.unsure = false;
             }
@@ -188,13 +187,13 @@ impl WriteLog {
         let (epochs, overlay) = self.read(image.size())?;
         let all = usize::try_from(image.size()).unwrap_or(usize::MAX);
         for piece in overlay.pieces(0, all) {
-            fault::point("recover.write").map_err(unwritable)?;
+            ninefold_fault::point("recover.write").map_err(unwritable)?;
             match piece.data {
                 Some(data) => image.write(piece.at as u64, data.as_ref())?,
                 None => image.zero(piece.at as u64, piece.length as u64, true)?,
             }
         }
-        fault::point("recover.flush").map_err(unwritable)?;
+        ninefold_fault::point("recover.flush").map_err(unwritable)?;
         image.flush()?;
         self.clear()?;
         Ok(epochs)
@@ -270,7 +269,7 @@ fn put(file: &File, record: &mut [u8], last: bool, at: u64) -> io::Result<u64> {
     head[24] = last.into();
     let sum = sum(head, operations).to_le_bytes();
     head[28..].copy_from_slice(&sum);
-    fault::point("log.write")?;
+    ninefold_fault::point("log.write")?;
     file.write_all_at(record, at)?;
     Ok(at + record.len() as u64)
 }
@@ -292,6 +291,6 @@ fn unreadable(source: io::Error) -> VolumeError {
 
 /// For [`Op::apply`] with a fault point before it.
 pub(crate) fn apply(op: &Op, image: &dyn Image) -> Result<(), VolumeError> {
-    fault::point("apply.op").map_err(|source| VolumeError::Io { what: "cannot write the image", source })?;
+    ninefold_fault::point("apply.op").map_err(|source| VolumeError::Io { what: "cannot write the image", source })?;
     op.apply(image)
 }

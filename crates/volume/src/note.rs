@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use crate::fault;
 
 /// What of a note is read, bytes.
 const MOST: u64 = 256;
@@ -42,13 +41,13 @@ impl Note {
     /// # Errors
     /// Those of the file system: it may be there or not.
     pub fn write(&self, text: &str) -> io::Result<()> {
-        fault::point("note.create")?;
+        ninefold_fault::point("note.create")?;
         let mut file = File::create(&self.0)?;
-        fault::point("note.write")?;
+        ninefold_fault::point("note.write")?;
         file.write_all(text.as_bytes())?;
-        fault::point("note.sync")?;
+        ninefold_fault::point("note.sync")?;
         file.sync_all()?;
-        fault::point("note.name")?;
+        ninefold_fault::point("note.name")?;
         self.sync()
     }
 
@@ -66,7 +65,7 @@ impl Note {
     /// # Errors
     /// Those of the file system: it may be there or not.
     pub fn take_away(&self) -> io::Result<()> {
-        fault::point("note.remove")?;
+        ninefold_fault::point("note.remove")?;
         match std::fs::remove_file(&self.0) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
@@ -78,7 +77,7 @@ impl Note {
     /// # Errors
     /// Those of the file system.
     pub fn sync(&self) -> io::Result<()> {
-        fault::point("note.settle")?;
+        ninefold_fault::point("note.settle")?;
         let folder = self.0.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         File::open(folder)?.sync_all()
     }

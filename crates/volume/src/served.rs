@@ -59,7 +59,6 @@ use crate::batch::{Batch, Op};
 use crate::behind::{Behind, Due};
 use crate::budget::{Budget, SOFT};
 use crate::error::VolumeError;
-use crate::fault;
 use crate::image::{Image, check_bounds};
 use crate::log::{self, WriteLog};
 use crate::lost::Lost;
@@ -1624,5 +1623,5 @@ impl Applier<'_> {
 }
 
 fn point(name: &str) -> Result<(), VolumeError> {
-    fault::point(name).map_err(|source| VolumeError::Io { what: "cannot write the image", source })
+    ninefold_fault::point(name).map_err(|source| VolumeError::Io { what: "cannot write the image", source })
 }

@@ -10,7 +10,7 @@ use dying::SIGABRT;
 use ninefold_model::Epoch;
 use ninefold_model::spec::Acknowledge;
 use ninefold_volume::pool::Kind;
-use ninefold_volume::{Batch, Format, Note, Op, Pool, Served, Tools, VolumeError, VolumeName, WriteLog, fault};
+use ninefold_volume::{Batch, Format, Note, Op, Pool, Served, Tools, VolumeError, VolumeName, WriteLog};
 
 const SIZE: u64 = 1 << 20;
 /// Far longer than anything here takes.
@@ -119,7 +119,7 @@ fn check_end(dir: &Path, what: &str) {
 
 #[test]
 fn every_step_may_be_the_last_and_may_fail() {
-    let ours: Vec<&str> = fault::POINTS.into_iter().filter(|p| OURS.iter().any(|begin| p.starts_with(begin))).collect();
+    let ours: Vec<&str> = ninefold_fault::POINTS.into_iter().filter(|p| OURS.iter().any(|begin| p.starts_with(begin))).collect();
     assert!(ours.len() > 30);
     for point in ours {
         for passing in [1, 2] {

@@ -7,7 +7,7 @@ use ninefold_lab::topology::WITNESS;
 use ninefold_lab::{Cut, Lab, LabError, Network};
 
 use super::{Done, Which};
-use ninefold_volume::fault::{Faults, InvalidFault};
+use ninefold_fault::{Faults, InvalidFault};
 
 use crate::error::CliError;
 use crate::output::Output;

@@ -53,7 +53,7 @@ pub struct Beginning {
     pub disks: bool,
     /// Called before any keeper runs: makes what has to be in the hosts' pools.
     pub prepare: Option<Prepare>,
-    /// Fault points of the keeper on `a`: see `ninefold_volume::fault`.
+    /// Fault points of the keeper on `a`: see `ninefold_fault`.
     pub faults: String,
 }
 

@@ -19,6 +19,7 @@ pub fn build() {
         let built = Command::new(env!("CARGO"))
             .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")))
             .args(["build", "--quiet", "--locked", "--bins", "-p", "ninefold-keeper", "-p", "ninefold-witness"])
+            .args(["--features", "ninefold-keeper/fault-points"])
             .args(release.then_some("--release"))
             .env("CARGO_TARGET_DIR", target)
             .status()

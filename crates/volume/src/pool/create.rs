@@ -11,7 +11,6 @@ use rustix::io::Errno;
 use super::record::{Record, open_device, size_of};
 use super::{Kind, Pool, VolumeName, check_size, image_file};
 use crate::error::{Refusal, VolumeError};
-use crate::fault;
 use crate::image::qcow2::utf8;
 use crate::image::{Format, Lock, Progress};
 
@@ -30,8 +29,8 @@ impl Pool {
         match format {
             Format::Raw => {
                 let failed = |source| VolumeError::File { what: "cannot make", path: image.clone(), source };
-                let made = fault::point("pool.image").and_then(|()| File::create_new(&image));
-                made.and_then(|file| fault::point("pool.size").and(file.set_len(size))).map_err(failed)?;
+                let made = ninefold_fault::point("pool.image").and_then(|()| File::create_new(&image));
+                made.and_then(|file| ninefold_fault::point("pool.size").and(file.set_len(size))).map_err(failed)?;
             }
             Format::Qcow2 => {
                 self.tools.img(["create", "-q", "-f", "qcow2", "--", utf8(&image)?, &size.to_string()])?;

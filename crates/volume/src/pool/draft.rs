@@ -10,7 +10,6 @@ use rustix::io::Errno;
 use super::record::{Record, sync};
 use super::{Kind, Pool, VolumeName, image_file};
 use crate::error::VolumeError;
-use crate::fault;
 use crate::image::Format;
 use crate::random;
 
@@ -45,7 +44,7 @@ impl Draft {
         }
         record.store(&self.directory)?;
         let place = self.folder.join(self.name.as_str());
-        fault::point("pool.publish").map_err(|source| VolumeError::File {
+        ninefold_fault::point("pool.publish").map_err(|source| VolumeError::File {
             what: "cannot make",
             path: place.clone(),
             source,
@@ -78,9 +77,9 @@ impl Pool {
         let failed = |source| VolumeError::File { what: "cannot make", path: directory.clone(), source };
         // A sweeper must not come between making the directory and locking it.
         let _gate = self.gate(FlockOperation::LockShared)?;
-        fault::point("pool.draft").map_err(failed)?;
+        ninefold_fault::point("pool.draft").map_err(failed)?;
         DirBuilder::new().mode(0o700).create(&directory).map_err(failed)?;
-        fault::point("pool.lock").map_err(failed)?;
+        ninefold_fault::point("pool.lock").map_err(failed)?;
         let lock = File::open(&directory).map_err(failed)?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| failed(error.into()))?;
         Ok(Draft { folder, directory, kind, name: name.clone(), _lock: lock, published: false })
@@ -91,10 +90,10 @@ impl Pool {
         let folder = self.folder(kind);
         let (from, to) = (folder.join(name.as_str()), folder.join(hidden(GONE, name)?));
         let failed = |source| VolumeError::File { what: "cannot remove", path: from.clone(), source };
-        fault::point("pool.remove").map_err(failed)?;
+        ninefold_fault::point("pool.remove").map_err(failed)?;
         std::fs::rename(&from, &to).map_err(failed)?;
         sync(&folder)?;
-        fault::point("pool.clear").map_err(failed)?;
+        ninefold_fault::point("pool.clear").map_err(failed)?;
         std::fs::remove_dir_all(&to).map_err(failed)
     }
 

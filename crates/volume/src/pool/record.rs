@@ -10,7 +10,6 @@ use serde::{Deserialize, Serialize};
 
 use super::VolumeName;
 use crate::error::VolumeError;
-use crate::fault;
 use crate::image::Format;
 use crate::image::qcow2::{regular, virtual_size};
 
@@ -80,13 +79,13 @@ impl Record {
         let failed = |source| VolumeError::File { what: "cannot write", path: path.clone(), source };
         let mut text = serde_json::to_vec_pretty(self).map_err(|error| failed(error.into()))?;
         text.push(b'\n');
-        fault::point("pool.record").map_err(failed)?;
+        ninefold_fault::point("pool.record").map_err(failed)?;
         let mut file = File::create(&draft).map_err(failed)?;
-        fault::point("pool.record-write").map_err(failed)?;
+        ninefold_fault::point("pool.record-write").map_err(failed)?;
         file.write_all(&text).map_err(failed)?;
-        fault::point("pool.record-sync").map_err(failed)?;
+        ninefold_fault::point("pool.record-sync").map_err(failed)?;
         file.sync_all().map_err(failed)?;
-        fault::point("pool.record-name").map_err(failed)?;
+        ninefold_fault::point("pool.record-name").map_err(failed)?;
         std::fs::rename(&draft, &path).map_err(failed)?;
         sync(directory)
     }
@@ -94,7 +93,7 @@ impl Record {
 
 /// Makes the entries of a directory, or the bytes of a file, durable.
 pub(super) fn sync(path: &Path) -> Result<(), VolumeError> {
-    fault::point("pool.sync").and_then(|()| File::open(path)?.sync_all()).map_err(|source| VolumeError::File {
+    ninefold_fault::point("pool.sync").and_then(|()| File::open(path)?.sync_all()).map_err(|source| VolumeError::File {
         what: "cannot sync",
         path: path.into(),
         source,

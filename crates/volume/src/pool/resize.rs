@@ -5,7 +5,6 @@ use std::path::Path;
 
 use super::{Kind, LOST, Pool, VolumeName, check_size};
 use crate::error::{Refusal, VolumeError};
-use crate::fault;
 use crate::image::qcow2::{lock, utf8};
 use crate::image::{Format, Image, Lock, RawFile};
 use crate::lost::Lost;
@@ -86,8 +85,8 @@ impl Pool {
         match format {
             Format::Raw => {
                 let image = RawFile::open(path)?;
-                fault::point("pool.resize").and_then(|()| image.file().set_len(size)).map_err(failed)?;
-                fault::point("pool.resized").and_then(|()| image.file().sync_all()).map_err(unsynced)
+                ninefold_fault::point("pool.resize").and_then(|()| image.file().set_len(size)).map_err(failed)?;
+                ninefold_fault::point("pool.resized").and_then(|()| image.file().sync_all()).map_err(unsynced)
             }
             Format::Qcow2 => {
                 let held = lock(path, Lock::Exclusive)?;

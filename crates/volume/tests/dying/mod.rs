@@ -4,7 +4,6 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use ninefold_volume::fault;
 
 /// How a fault point ends a process.
 pub const SIGABRT: i32 = 6;
@@ -14,7 +13,7 @@ pub fn run(environment: &[(&str, &Path)], faults: &str) -> Option<i32> {
     let child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "child", "--ignored", "--nocapture"])
         .envs(environment.iter().copied())
-        .env(fault::VARIABLE, faults)
+        .env(ninefold_fault::VARIABLE, faults)
         .stdin(Stdio::null())
         .output()
         .unwrap();

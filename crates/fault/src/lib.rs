@@ -8,7 +8,8 @@
 //! * `panic`: the thread panics, as by a mistake in the program.
 //! * `fail`: the step fails with an I/O error, this time. `fail*K`: K times in a row.
 //!
-//! Without the variable a point costs one load and one branch. The points:
+//! All of this is behind the feature `points`, which tests have. Without it a point is nothing, and a program has neither the code nor the
+//! names: [`COMPILED_IN`] says which. With it, and without the variable, a point costs one load and one branch. The points:
 //!
 //! | point | the next step is |
 //! |---|---|
@@ -24,7 +25,7 @@
 //! | `log.unsure` | to make sure that a log that is empty is so on the disk |
 //! | `recover.write` | to write what a log holds into the image |
 //! | `recover.flush` | to make that durable |
-//! | `note.create` | to make a note (see [`note`](crate::note)) |
+//! | `note.create` | to make a note (`crates/volume/src/note.rs`) |
 //! | `note.write` | to write it |
 //! | `note.sync` | to make its content durable |
 //! | `note.name` | to make its name durable |
@@ -69,7 +70,6 @@
 
 use std::io;
 use std::str::FromStr;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The variable's name.
@@ -162,32 +162,77 @@ pub enum InvalidFault {
     Point { name: String },
 }
 
-static FAULTS: OnceLock<Faults> = OnceLock::new();
+/// Whether this program has fault points.
+pub const COMPILED_IN: bool = cfg!(feature = "points");
 
-/// Reads the environment now, so that what is wrong there is said; answers whether there are any faults.
+/// What a program that has fault points says behind its version.
+pub const IN_VERSION: &str = "with fault points";
+
+/// Reads the environment now, so that what is wrong there is said; answers whether there are any faults. A program without fault
+/// points does not look.
 ///
 /// # Errors
-/// See [`InvalidFault`].
-pub fn read_environment() -> Result<bool, InvalidFault> {
-    let faults: Faults = std::env::var(VARIABLE).unwrap_or_default().parse()?;
-    Ok(!FAULTS.get_or_init(|| faults).0.is_empty())
+/// What is wrong with the variable, for a person.
+#[inline(always)]
+pub fn read_environment() -> Result<bool, String> {
+    live::read_environment()
 }
 
 /// A process passes the point `name`.
 ///
 /// # Errors
 /// If it is told to fail here.
+#[inline(always)]
 pub fn point(name: &str) -> io::Result<()> {
-    let faults = FAULTS.get_or_init(|| {
-        let faults = std::env::var(VARIABLE).unwrap_or_default().parse();
-        // Who asks for faults that there are none of has asked for something else than what would happen.
-        faults.unwrap_or_else(|error: InvalidFault| panic!("{VARIABLE}: {error}"))
-    });
-    faults.pass(name)
+    live::point(name)
+}
+
+/// A point is nothing.
+#[cfg(not(feature = "points"))]
+mod live {
+    use std::io;
+
+    #[inline(always)]
+    pub(super) fn read_environment() -> Result<bool, String> {
+        Ok(false)
+    }
+
+    #[inline(always)]
+    pub(super) fn point(_: &str) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(feature = "points")]
+mod live {
+    use super::{Faults, InvalidFault, VARIABLE};
+    use std::io;
+    use std::sync::OnceLock;
+
+    static FAULTS: OnceLock<Faults> = OnceLock::new();
+
+    pub(super) fn read_environment() -> Result<bool, String> {
+        let faults: Result<Faults, InvalidFault> = std::env::var(VARIABLE).unwrap_or_default().parse();
+        let faults = faults.map_err(|error| format!("{VARIABLE}: {error}"))?;
+        Ok(!FAULTS.get_or_init(|| faults).0.is_empty())
+    }
+
+    pub(super) fn point(name: &str) -> io::Result<()> {
+        let faults = FAULTS.get_or_init(|| {
+            let faults = std::env::var(VARIABLE).unwrap_or_default().parse();
+            // Who asks for faults that there are none of has asked for something else than what would happen.
+            faults.unwrap_or_else(|error: InvalidFault| panic!("{VARIABLE}: {error}"))
+        });
+        faults.pass(name)
+    }
 }
 
 impl Faults {
-    fn pass(&self, name: &str) -> io::Result<()> {
+    /// Passes the point `name`.
+    ///
+    /// # Errors
+    /// If it is to fail this time.
+    pub fn pass(&self, name: &str) -> io::Result<()> {
         for fault in self.0.iter().filter(|fault| fault.point == name) {
             let passing = fault.passed.fetch_add(1, Ordering::SeqCst) + 1;
             match fault.action {
@@ -262,7 +307,7 @@ mod tests {
     /// The table is the documentation.
     #[test]
     fn every_point_is_described() {
-        let text = include_str!("fault.rs");
+        let text = include_str!("lib.rs");
         for point in POINTS {
             assert!(text.contains(&format!("//! | `{point}` |")), "{point}");
         }
