@@ -209,8 +209,8 @@ fn tell(back: &Back, config: &KeeperConfig, disks: &Disks, held: &Held) -> LogRe
     }
 }
 
-/// The newest term that the checkpoint is known to be of. Commits say theirs; a primary's of an older release say that in which it got the VM, however
-/// long ago. A log that `ends_with_it` has noted a newer one, perhaps, that the witness has held.
+/// The newest term that the checkpoint is known to be of. Commits say theirs. A log that `ends_with_it` may have noted a newer
+/// one that the witness has held: the primary has bound a backup since that commit.
 fn newest_term(said: Term, standing: &Standing, ends_with_it: bool) -> Term {
     if ends_with_it { said.max(standing.known_term()) } else { said }
 }
@@ -472,7 +472,7 @@ mod tests {
         assert_eq!((a.term, a.epoch, b.term, b.epoch), (Term(3), Epoch(100_000), Term(2), Epoch(500)));
     }
 
-    /// A log of an older release says the first term of its host's reign in all of its commits.
+    /// The primary binds a backup, or loses it, between two commits.
     #[test]
     fn a_log_is_of_the_newest_term_that_it_has_noted() {
         let standing = Standing::new(LogRole::Primary { record: record(2, "a", Some("b")) });

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use ninefold_listen::{Bounds, descriptors};
 use ninefold_net::wake::Wake;
-use ninefold_witness_client::{Timeouts, WitnessClient};
 use ninefold_transport::{Identity, Listener, Security};
+use ninefold_witness_client::{Timeouts, WitnessClient};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::arbiter;

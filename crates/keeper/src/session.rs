@@ -301,8 +301,8 @@ impl OnTheWay {
         now
     }
 
-    /// The backup names this time as that of the newest heartbeat that it has read: when that was sent, if it was. (A backup of
-    /// an earlier release names its own clock's.)
+    /// The backup names this time as that of the newest heartbeat that it has read: when that was sent, if it was.
+    /// None for a time that no heartbeat had.
     fn echoed(&self, time_us: u64) -> Option<Moment> {
         Some(Moment::from_micros(time_us)).filter(|time| self.lock().beats.contains(time))
     }

@@ -34,8 +34,8 @@ use ninefold_replica::stream::{
     BlockInfo, CheckpointAssembler, Fed, Hello, Layout, PAGE_SIZE, PageSink, PassKind, Preamble, Record, RecordReader,
     write_record,
 };
-use ninefold_witness_client::{Timeouts, Witness, WitnessClient};
 use ninefold_transport::{Incoming, Link, LinkHandle, LinkReader, LinkWriter, Security};
+use ninefold_witness_client::{Timeouts, Witness, WitnessClient};
 
 use crate::booted;
 use crate::capture::micros;

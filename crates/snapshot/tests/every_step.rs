@@ -184,7 +184,8 @@ fn check_end(dir: &Path, what: &str) {
 
 #[test]
 fn every_step_may_be_the_last_and_may_fail() {
-    let ours: Vec<&str> = ninefold_fault::POINTS.into_iter().filter(|p| OURS.iter().any(|begin| p.starts_with(begin))).collect();
+    let ours: Vec<&str> =
+        ninefold_fault::POINTS.into_iter().filter(|p| OURS.iter().any(|begin| p.starts_with(begin))).collect();
     assert!(ours.len() >= 15);
     for point in ours {
         for passing in [1, 2, 7, 20] {

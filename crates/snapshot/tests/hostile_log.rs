@@ -78,6 +78,20 @@ fn numbers_that_nobody_counts_to_are_damage() {
     assert!(matches!(look(dir.path()), Err(LogError::Damaged { .. })));
 }
 
+/// A log of another format is refused, and left as it is.
+#[test]
+fn a_log_of_another_format_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    make(dir.path());
+    for format in [1, 2, 4] {
+        forge(dir.path(), |head| head["format"] = format.into());
+        let forged = std::fs::read(dir.path().join("head.json")).unwrap();
+        let found = look(dir.path());
+        assert!(matches!(found, Err(LogError::Version(f, _)) if f == format), "{found:?}");
+        assert_eq!(std::fs::read(dir.path().join("head.json")).unwrap(), forged);
+    }
+}
+
 /// The memory that a head speaks of costs nothing before somebody has said that the VM has it.
 #[test]
 fn a_head_cannot_ask_for_memory() {

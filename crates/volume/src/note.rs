@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-
 /// What of a note is read, bytes.
 const MOST: u64 = 256;
 

@@ -8,8 +8,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ninefold_model::{Record, VmName};
-use ninefold_witness_client::{Timeouts, Witness, WitnessClient};
 use ninefold_transport::{Identity, Security};
+use ninefold_witness_client::{Timeouts, Witness, WitnessClient};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::judge::{Fact, What};

@@ -417,8 +417,8 @@ pub struct Mark {
     pub session: u64,
     /// And its checkpoint, counted as the session does.
     pub epoch: Epoch,
-    /// When this was written by the host's clock, milliseconds since 1970; 0: a release before this wrote it, which said nothing. For
-    /// people: nothing is decided by it.
+    /// When this was written by the host's clock, milliseconds since 1970; 0: that clock is before 1970. For people: nothing is decided
+    /// by it.
     pub time_ms: u64,
 }
 
@@ -698,9 +698,7 @@ impl Record<'_> {
                 put_u64(out, mark.commit);
                 put_u64(out, mark.session);
                 put_u64(out, mark.epoch.0);
-                if mark.time_ms != 0 {
-                    put_u64(out, mark.time_ms);
-                }
+                put_u64(out, mark.time_ms);
             }
             Record::Pad { bytes } | Record::Section { bytes, .. } => out.extend_from_slice(bytes),
         }
@@ -811,7 +809,7 @@ impl<'a> Record<'a> {
                 commit: fields.u64()?,
                 session: fields.u64()?,
                 epoch: Epoch(fields.u64()?),
-                time_ms: if fields.rest.is_empty() { 0 } else { fields.u64()? },
+                time_ms: fields.u64()?,
             }),
             Kind::Pad => Record::Pad { bytes: fields.take_rest() },
             Kind::SnapshotHead => Record::Section { section: Section::Head, bytes: fields.take_rest() },

@@ -12,7 +12,7 @@ use ninefold_replica::stream::{
 
 use super::error::LogError;
 use super::fold::{Folder, Shared};
-use super::head::{FORMAT, Head};
+use super::head::Head;
 use super::segment::Segment;
 use super::standing::StandingFile;
 use super::{At, Committed, Options};
@@ -23,8 +23,6 @@ use crate::storage::Storage;
 pub struct Log {
     pub(super) storage: Arc<dyn Storage>,
     pub(super) log: u128,
-    /// Its marks say when they are written.
-    pub(super) timed: bool,
     pub(super) session: u64,
     pub(super) hello: Hello,
     pub(super) options: Options,
@@ -64,9 +62,9 @@ impl Log {
     }
 
     /// What a mark says of the time now.
-    fn time_ms(&self) -> u64 {
+    fn time_ms() -> u64 {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        if self.timed { u64::try_from(now.as_millis()).unwrap_or(0) } else { 0 }
+        u64::try_from(now.as_millis()).unwrap_or(0)
     }
 
     /// The last durable commit.
@@ -94,8 +92,7 @@ impl Log {
         // First: the record that it speaks of from now on binds a session in which nothing has been acknowledged.
         self.standing.write(standing)?;
         let volumes = self.last + 1;
-        self.shared.change_head(&*self.storage, |head| Head { format: FORMAT, volumes, ..head })?;
-        self.timed = true;
+        self.shared.change_head(&*self.storage, |head| Head { volumes, ..head })?;
         // Nobody plays those operations any more: their segments may go, whatever the images hold.
         self.shared.images_hold(self.last);
         self.hello = hello;
@@ -174,7 +171,7 @@ impl<'a> Commit<'a> {
     pub(super) fn begin(log: &'a mut Log, at: At) -> Result<Self, LogError> {
         let number = log.last + 1;
         let pass = Pass { session: log.session, kind: PassKind::Checkpoint, epoch: Epoch(number) };
-        let time_ms = log.time_ms();
+        let time_ms = Log::time_ms();
         let mark = Mark { log: log.log, commit: number, session: at.session.0, epoch: at.epoch, time_ms };
         log.encoder.set_mode(log.chooser.mode());
         let mut this =
@@ -274,7 +271,7 @@ impl<'a> Commit<'a> {
         log.fresh = false;
         log.last = self.pass.epoch.0;
         log.shared.committed(log.last);
-        let done_ms = log.time_ms();
+        let done_ms = Log::time_ms();
         log.segment.hint(Mark { log: log.log, commit: log.last + 1, session: 0, epoch: Epoch(0), time_ms: done_ms });
         Ok(Committed { number: log.last, at: self.at, bytes, time_ms: self.time_ms })
     }

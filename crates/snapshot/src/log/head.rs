@@ -9,11 +9,8 @@ use crate::storage::{Storage, StorageFile};
 
 pub(super) const FILE: &str = "head.json";
 const NEW: &str = "head.new";
-/// The version of a log's files: its marks say when they were written. Version 2 has none of that, and version 1 no
-/// [`Head::volumes`].
+/// The version of a log's files.
 pub(super) const FORMAT: u32 = 3;
-/// The oldest version.
-pub(super) const OLDEST: u32 = 1;
 /// Commits and segments of a log are never so many.
 pub(super) const MAX_NUMBER: u64 = 1 << 60;
 /// A longer file is not ours, bytes.
@@ -58,11 +55,6 @@ mod hex {
 }
 
 impl Head {
-    /// Whether its marks may say when they were written: who reads the versions before would take them for damage.
-    pub fn is_timed(&self) -> bool {
-        self.format >= 3
-    }
-
     /// The session that the passes in the segments name.
     pub fn session(&self) -> u64 {
         // Half of a random number is one.
@@ -91,7 +83,7 @@ impl Head {
             format: u32,
         }
         let Version { format } = serde_json::from_slice(line).map_err(|e| damaged(e.to_string()))?;
-        if !(OLDEST..=FORMAT).contains(&format) {
+        if format != FORMAT {
             return Err(LogError::Version(format, FORMAT));
         }
         let head: Self = serde_json::from_slice(line).map_err(|e| damaged(e.to_string()))?;

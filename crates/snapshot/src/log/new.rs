@@ -50,7 +50,6 @@ impl New {
         let log = Log {
             storage,
             log,
-            timed: head.is_timed(),
             session: head.session(),
             hello: head.hello.clone(),
             options,

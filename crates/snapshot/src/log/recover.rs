@@ -239,7 +239,6 @@ impl Recovered {
     pub fn resume(self, hello: Hello, options: Options) -> Result<Log, LogError> {
         self.0.head.hello.layout.same_as(&hello.layout)?;
         let Found { storage, head, standing, extents, last, .. } = self.0;
-        let timed = head.is_timed();
         let next = extents.iter().filter(|e| e.last.is_some()).map(|e| e.number).max().unwrap_or(head.first) + 1;
         let segment = Segment::create(&storage, next, &hello)?;
         // The images have all of it, as the caller says.
@@ -251,7 +250,6 @@ impl Recovered {
         }
         Ok(Log {
             log: head.log,
-            timed,
             session: head.session(),
             encoder: PageEncoder::new(&hello.layout),
             hello,

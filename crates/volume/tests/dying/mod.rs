@@ -4,7 +4,6 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-
 /// How a fault point ends a process.
 pub const SIGABRT: i32 = 6;
 
