@@ -56,11 +56,8 @@ fn each_check_of_the_doctor_is_explained() {
     let text = std::fs::read_to_string(root.join("docs/guides/operate.md")).unwrap();
     let (_, section) = text.split_once("\n### `ninefold doctor`\n").expect("there is such a section");
     let section = section.split_once("\n## ").map_or(section, |(section, _)| section);
-    let explained: Vec<&str> = section
-        .lines()
-        .filter_map(|line| line.strip_prefix("| `")?.split_once("` |"))
-        .map(|(name, _)| name)
-        .collect();
+    let explained: Vec<&str> =
+        section.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` |")).map(|(name, _)| name).collect();
     let dir = tempfile::tempdir().unwrap();
     let checks = examine(Subject { qemu: Path::new("/nowhere/qemu"), kernel: None, cache_dir: dir.path() });
     let names: Vec<&str> = checks.iter().map(|check| check.name.as_str()).collect();
