@@ -16,7 +16,7 @@ FUZZ_SECONDS ?= 60
 SECONDS_OF_CHAOS = $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),600)
 SEED ?=
 
-.PHONY: help root bootstrap build guest demo test soak chaos bench fuzz clean
+.PHONY: help root bootstrap build guest demo test soak chaos bench fuzz imports clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -63,6 +63,9 @@ bench: root ## Measure protected against unprotected; results in target/bench
 
 fuzz: ## Fuzz the readers of streams, snapshots, logs and operations on volumes for FUZZ_SECONDS each (needs g++)
 	fuzz/run $(FUZZ_SECONDS)
+
+imports: ## Draw which file uses which: docs/img/imports.svg
+	cargo run -q --locked -p ninefold-tidy --example draw_imports docs/img/imports.svg
 
 clean: ## Remove what was built here (not the cache with the guest)
 	cargo clean

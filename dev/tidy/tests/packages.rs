@@ -1,0 +1,33 @@
+//! What the programs are made of.
+
+use ninefold_tidy::packages::{Packages, features_in_programs};
+use ninefold_tidy::tree::root;
+
+/// What a program must not link with, and why.
+const WITHOUT: [(&str, &[&str], &str); 1] = [(
+    "ninefold-keeper",
+    &["redb", "tokio", "tokio-postgres", "plotters", "proptest", "clap_complete", "ninefold-lab", "ninefold-witness"],
+    "a keeper asks the witness, and keeps no database; it has threads of its own, and nothing of the lab",
+)];
+
+#[test]
+fn programs_link_with_nothing_that_they_do_not_need() {
+    let packages = Packages::ask(&root()).unwrap();
+    for (program, unwanted, why) in WITHOUT {
+        let linked = packages.linked(program).unwrap_or_else(|| panic!("there is no package {program}"));
+        // What finds nothing finds nothing unwanted either.
+        assert!(linked.contains("ninefold-model") && linked.contains("serde"), "{linked:?}");
+        let found: Vec<_> = unwanted.iter().filter(|name| linked.contains(**name)).collect();
+        assert!(found.is_empty(), "{program} links with {found:?}: {why}");
+    }
+}
+
+/// Nobody can tell a program for use to die: it is built without fault points.
+#[test]
+fn programs_for_use_have_no_fault_points() {
+    let features = features_in_programs(&root(), "ninefold-fault").unwrap();
+    assert!(features.is_empty(), "{features:?}");
+    // What finds no features anywhere would find none here either.
+    assert!(features_in_programs(&root(), "serde").unwrap().contains("derive"));
+    assert!(features_in_programs(&root(), "redb-is-not-there").is_err());
+}
