@@ -30,8 +30,8 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use crate::parking::KEEP;
-
+/// How long a standby, and its memory, are kept for a session that suits them.
+pub const KEEP: Duration = Duration::from_secs(30);
 /// The program that holds the memory.
 const PROGRAM: &str = "ninefold-memory";
 /// Where the next keeper finds it, in the run directory.

@@ -32,7 +32,7 @@ use ninefold_replica::stream::{CheckpointAssembler, Hello, PAGE_SIZE, PageRun, P
 use ninefold_snapshot::log::{At, Committed, Found, Log, LogError, New, Options};
 use ninefold_snapshot::storage::{Directory, Storage};
 use ninefold_volume::Batch;
-use ninefold_volume::served::STEP;
+use ninefold_volume::log::STEP;
 
 use crate::aside::Aside;
 use crate::back;

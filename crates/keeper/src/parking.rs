@@ -18,11 +18,10 @@ use ninefold_model::{Epoch, Term};
 use ninefold_replica::continuation::History;
 use ninefold_replica::stream::Layout;
 
+pub use crate::custody::KEEP;
 use crate::custody::{Custody, Kept};
 use crate::proof::Proof;
 
-/// How long a standby is kept for a session that suits it.
-pub const KEEP: Duration = Duration::from_secs(30);
 /// How long a session waits for the former one's thread to let go of its standby.
 const FORMER: Duration = Duration::from_secs(2);
 

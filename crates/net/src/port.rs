@@ -44,13 +44,8 @@ use crate::twin::Twin;
 use crate::wake::Wake;
 use counters::Tally;
 use incoming::Incoming;
-use outgoing::{Batch, Outgoing};
-
-/// Frames written between two checks of whether the VM is still ours.
-pub const BATCH_FRAMES: usize = 64;
-
-/// Bytes written between two such checks, unless one frame alone is longer.
-const BATCH_BYTES: usize = 256 << 10;
+pub use outgoing::BATCH_FRAMES;
+use outgoing::{BATCH_BYTES, Batch, Outgoing};
 
 /// Reads of 128 KiB in one drain: twice what the socket holds. A QEMU that goes on sending does not keep the checkpoint
 /// thread; what is left belongs to the next epoch and leaves later, which is safe.

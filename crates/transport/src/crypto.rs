@@ -10,9 +10,15 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
-use crate::identity::Cipher;
-
 /// The provider with a single cipher suite: both sides are ours, so there is nothing to negotiate down to.
+/// The bulk cipher of TLS 1.3 (RFC 8446, appendix B.4) that is offered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Cipher {
+    #[default]
+    Aes128Gcm,
+    Aes256Gcm,
+}
+
 fn provider(cipher: Cipher) -> Arc<CryptoProvider> {
     let suite = match cipher {
         Cipher::Aes128Gcm => ring::cipher_suite::TLS13_AES_128_GCM_SHA256,

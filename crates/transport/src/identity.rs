@@ -9,7 +9,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
-use crate::crypto;
+use crate::crypto::{self, Cipher};
 use crate::dates::Dates;
 use crate::error::{Result, TransportError};
 
@@ -19,14 +19,6 @@ pub const CA_FILE: &str = "ca.pem";
 pub const CERT_FILE: &str = "cert.pem";
 /// This host's private key, PEM, PKCS #8, SEC 1 or PKCS #1.
 pub const KEY_FILE: &str = "key.pem";
-
-/// The bulk cipher of TLS 1.3 (RFC 8446, appendix B.4) that is offered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Cipher {
-    #[default]
-    Aes128Gcm,
-    Aes256Gcm,
-}
 
 /// A host's certificate and key, and the authority that it trusts. Cheap to clone.
 #[derive(Clone)]

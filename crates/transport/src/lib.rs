@@ -40,7 +40,8 @@ mod socket;
 
 pub use authority::{Authority, Validity};
 pub use connect::connect;
+pub use crypto::Cipher;
 pub use error::{Result, TransportError};
-pub use identity::{Cipher, Identity, Security};
+pub use identity::{Identity, Security};
 pub use link::{Link, LinkHandle, LinkReader, LinkWriter};
 pub use listener::{Incoming, Listener, ListenerHandle};

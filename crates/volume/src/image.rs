@@ -9,6 +9,7 @@
 //! what it sees (CVE-2008-2004, CVE-2024-4467 and others of the kind). So the format comes from the operator and is
 //! kept beside the image, and every program that is called here is told it.
 
+mod access;
 mod child;
 mod daemon;
 mod lock;
@@ -17,56 +18,19 @@ mod raw;
 mod tools;
 mod write_out;
 
-use std::fmt::{self, Debug};
-use std::ops::Range;
+use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::VolumeError;
+pub use access::{Image, check_bounds};
 pub use lock::{Lock, Locked, holder};
 pub use qcow2::Qcow2;
 pub use raw::RawFile;
 pub(crate) use tools::{ADDRESS_SPACE, INPUT, short};
 pub use tools::{Progress, Tools};
-
-/// The bytes of a volume, addressed from 0. All calls block; they may come from several threads at a time.
-///
-/// Overlapping writes that are under way at the same time may end in either order; a caller that cares orders them.
-pub trait Image: Send + Sync + Debug {
-    /// Its size, bytes. It does not change while it is open.
-    fn size(&self) -> u64;
-
-    /// Reads `into.len()` bytes from byte `at` on.
-    fn read(&self, at: u64, into: &mut [u8]) -> Result<(), VolumeError>;
-
-    /// Writes `bytes` from byte `at` on. Durable only after [`Image::flush`].
-    fn write(&self, at: u64, bytes: &[u8]) -> Result<(), VolumeError>;
-
-    /// Makes `length` bytes from `at` on read as zero. With `unmap` their storage may be given back. A guest's discard
-    /// is this too: on every host the bytes must be the same afterwards, so "anything may be read" will not do.
-    fn zero(&self, at: u64, length: u64, unmap: bool) -> Result<(), VolumeError>;
-
-    /// Makes everything written so far durable: it is there after a loss of power.
-    fn flush(&self) -> Result<(), VolumeError>;
-
-    /// Writes out what the cache still has of these pieces, one after the other, so that a flush which follows has little left to
-    /// do; calls `progress` after each of them. An error means what one of a flush means.
-    fn write_out(
-        &self,
-        pieces: &mut dyn Iterator<Item = Range<u64>>,
-        progress: &mut dyn FnMut(),
-    ) -> Result<(), VolumeError> {
-        let _ = (pieces, progress);
-        Ok(())
-    }
-
-    /// Whether it has structures beside the volume's bytes. Who writes all of these again does not write the structures again.
-    fn has_structures(&self) -> bool {
-        false
-    }
-}
 
 /// How an image is laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -127,15 +91,4 @@ pub fn open(path: &Path, format: Format, tools: &Tools) -> Result<Box<dyn Image>
         Format::Raw => Box::new(RawFile::open(path)?),
         Format::Qcow2 => Box::new(Qcow2::open(path, tools)?),
     })
-}
-
-/// Refuses what reaches over the end.
-///
-/// # Errors
-/// `OutOfBounds`.
-pub fn check_bounds(at: u64, length: u64, size: u64) -> Result<(), VolumeError> {
-    match at.checked_add(length) {
-        Some(end) if end <= size => Ok(()),
-        end => Err(VolumeError::OutOfBounds { at, end: end.unwrap_or(u64::MAX), size }),
-    }
 }

@@ -40,9 +40,10 @@ use crate::error::VolumeError;
 use crate::image::Image;
 use crate::overlay::Overlay;
 use crate::random;
-use crate::served::STEP;
 
 const MAGIC: [u8; 4] = *b"9LOG";
+/// So many bytes are written out at a time: a disk that needs longer than a moment for it is a slow one.
+pub const STEP: u64 = 8 << 20;
 const HEAD: usize = 32;
 
 /// An open write log. Whoever holds the volume's image holds its log, too.

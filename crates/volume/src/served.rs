@@ -60,7 +60,7 @@ use crate::behind::{Behind, Due};
 use crate::budget::{Budget, SOFT};
 use crate::error::VolumeError;
 use crate::image::{Image, check_bounds};
-use crate::log::{self, WriteLog};
+use crate::log::{self, STEP, WriteLog};
 use crate::lost::Lost;
 use crate::nbd::Handler;
 use crate::note::Note;
@@ -89,8 +89,7 @@ const FEW: usize = 1 << 20;
 const RETRY: Duration = Duration::from_millis(250);
 /// What fails when a flush has succeeded, and what an earlier one lost is still missing.
 const NOT_AS_WRITTEN: &str = "the image is not on the disk as it was written";
-/// So many bytes, in so many places, are written out at a time: a disk that needs longer than a moment for it is a slow one.
-pub const STEP: u64 = 8 << 20;
+/// In so many places [`STEP`] bytes are written out at a time.
 const FEW_PLACES: usize = 256;
 /// A flush that has been under way for so long is one of a slow disk: no pause should have to wait for it.
 const LONG_FLUSH: Duration = Duration::from_millis(50);

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use ninefold_model::Epoch;
 use ninefold_model::spec::Acknowledge;
 use ninefold_volume::budget::{HARD, SOFT};
+use ninefold_volume::log::STEP;
 use ninefold_volume::nbd::Handler;
-use ninefold_volume::served::STEP;
 use ninefold_volume::{Batch, Budget, Image, Op, Served, VolumeError, WriteLog};
 
 /// What is looked at; beyond that the image is zeros.

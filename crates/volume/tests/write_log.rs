@@ -185,7 +185,7 @@ fn a_long_epoch_is_synced_in_steps() {
     let long: Batch = (0..4096).map(|_| Op::Write { at: 0, data: vec![7; SIZE].into() }).collect();
     let mut steps = 0;
     log.append([&long], &mut || steps += 1).unwrap();
-    let (length, step) = (log.len(), ninefold_volume::served::STEP);
+    let (length, step) = (log.len(), ninefold_volume::log::STEP);
     assert!(length > 3 * step, "{length}");
     // One more record may be written before a sync.
     assert!(steps >= length / (step + (2 << 20)) - 1, "{steps} for {length} bytes");

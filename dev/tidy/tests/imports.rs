@@ -58,11 +58,6 @@ const KNOWN: &[Known] = &[
         because: "messages carry what the threads are about, and the core is one type in several files: both are to be divided",
     },
     Known {
-        directory: "crates/keeper/src",
-        files: &["custody.rs", "parking.rs"],
-        because: "what is parked has its memory in custody, and custody says how long",
-    },
-    Known {
         directory: "crates/lab/src",
         files: &[
             "bench/clock.rs",
@@ -110,11 +105,6 @@ const KNOWN: &[Known] = &[
         because: "a specification has a watchdog's policy, and a trial has an image to boot",
     },
     Known {
-        directory: "crates/net/src",
-        files: &["port.rs", "port/outgoing.rs"],
-        because: "bounds that are declared in the parent",
-    },
-    Known {
         directory: "crates/replica/src",
         files: &[
             "continuation.rs",
@@ -130,26 +120,6 @@ const KNOWN: &[Known] = &[
         directory: "crates/replica/src",
         files: &["protocol/backup.rs", "protocol/give_back.rs", "protocol/mod.rs", "protocol/primary.rs"],
         because: "one state machine in several files: its states lead to each other",
-    },
-    Known {
-        directory: "crates/snapshot/src",
-        files: &["file/reader.rs", "file/writer.rs"],
-        because: "a snapshot is rewritten by whoever reads it",
-    },
-    Known {
-        directory: "crates/transport/src",
-        files: &["crypto.rs", "identity.rs"],
-        because: "the cipher is declared with the identity",
-    },
-    Known {
-        directory: "crates/volume/src",
-        files: &["image.rs", "image/qcow2.rs", "image/raw.rs", "nbd/client.rs"],
-        because: "the kinds of image, and what opens whichever it is",
-    },
-    Known {
-        directory: "crates/volume/src",
-        files: &["log.rs", "served.rs"],
-        because: "a bound that is declared with the volume",
     },
 ];
 

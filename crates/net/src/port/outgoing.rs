@@ -8,10 +8,15 @@ use std::time::Instant;
 use rustix::io::Errno;
 
 use super::counters::Tally;
-use super::{BATCH_BYTES, BATCH_FRAMES};
 use crate::frame::{MAX_FRAME, Splitter};
 use crate::gate::{Gate, Push};
 use crate::urgency::Urgency;
+
+/// Frames written between two checks of whether the VM is still ours.
+pub const BATCH_FRAMES: usize = 64;
+
+/// Bytes written between two such checks, unless one frame alone is longer.
+pub(super) const BATCH_BYTES: usize = 256 << 10;
 
 /// QEMU's socket and the gate behind it.
 pub(super) struct Outgoing {
