@@ -6,8 +6,6 @@ use std::path::PathBuf;
 
 use ninefold_model::HostName;
 
-use crate::dates::{self, Dates, Second};
-
 /// The result of this crate's calls.
 pub type Result<T> = std::result::Result<T, TransportError>;
 
@@ -17,9 +15,6 @@ pub enum TransportError {
     /// A certificate or key file is missing, unreadable or unfit.
     #[error("identity file {path}: {reason}")]
     Identity { path: PathBuf, reason: String },
-    /// A certificate could not be made.
-    #[error("cannot make a certificate for {subject}: {reason}")]
-    Issue { subject: String, reason: String },
     /// The address could not be listened on.
     #[error("cannot listen on {addr}")]
     Bind { addr: SocketAddr, source: io::Error },
@@ -47,13 +42,16 @@ pub enum TransportError {
 }
 
 impl TransportError {
-    /// Sorts what the handshake's I/O reports: a time-out, a verdict of TLS, or a broken connection. `own` are the dates of this
-    /// host's certificate.
-    pub(crate) fn from_handshake(addr: SocketAddr, own: Option<&Dates>, error: io::Error) -> Self {
+    /// Sorts what the handshake's I/O reports: a time-out, a verdict of TLS, which `explain` puts into words, or a broken connection.
+    pub(crate) fn from_handshake(
+        addr: SocketAddr,
+        error: io::Error,
+        explain: impl FnOnce(&rustls::Error) -> String,
+    ) -> Self {
         match error.kind() {
             io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Self::Timeout { addr },
             io::ErrorKind::InvalidData => match error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) {
-                Some(tls) => Self::Tls { addr, reason: dates::explain(tls, own, Second::now()) },
+                Some(tls) => Self::Tls { addr, reason: explain(tls) },
                 None => Self::Protocol { addr, reason: error.to_string() },
             },
             _ => Self::Broken { addr, source: error },

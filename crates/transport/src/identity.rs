@@ -1,59 +1,57 @@
-//! Who this host is on the wire.
+//! Who this host is on the wire, and whom it trusts. What its files say may change while links are up: see [`refresh`].
+//!
+//! * [`refresh`]: looking at the files again · `files`: reading them · `loaded`: what they come to · `standing`: the links that are up
+
+mod files;
+mod loaded;
+pub mod refresh;
+mod standing;
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use ninefold_model::HostName;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::pki_types::CertificateDer;
+use webpki::KeyUsage;
 
-use crate::crypto::{self, Cipher};
-use crate::dates::Dates;
-use crate::error::{Result, TransportError};
+pub use self::files::{CA_FILE, CERT_FILE, CRL_FILE, KEY_FILE};
+pub(crate) use self::loaded::Loaded;
+use self::refresh::{Notice, Shared, State};
+use self::standing::Up;
+use crate::crypto::Cipher;
+use crate::dates::UtcTime;
+use crate::error::Result;
+use crate::link::Link;
 
-/// The authority that both sides trust, PEM.
-pub const CA_FILE: &str = "ca.pem";
-/// This host's certificate (and intermediates, if any), PEM.
-pub const CERT_FILE: &str = "cert.pem";
-/// This host's private key, PEM, PKCS #8, SEC 1 or PKCS #1.
-pub const KEY_FILE: &str = "key.pem";
-
-/// A host's certificate and key, and the authority that it trusts. Cheap to clone.
+/// A host's certificate and key, and the authorities that it trusts, as they are at the moment. Cheap to clone; all clones change
+/// together.
 #[derive(Clone)]
 pub struct Identity {
     host: HostName,
-    /// None if they cannot be read.
-    dates: Option<Dates>,
-    client: Arc<ClientConfig>,
-    server: Arc<ServerConfig>,
+    shared: Arc<Shared>,
 }
 
 impl Identity {
-    /// Reads `ca.pem`, `cert.pem` and `key.pem` in `dir`. The host's name is the one DNS name in the certificate's
-    /// subject alternative names.
+    /// Reads `ca.pem`, `cert.pem` and `key.pem` in `dir`, and `crl.pem` if it is there. The host's name is the one DNS name in the
+    /// certificate's subject alternative names.
     ///
-    /// Dates and the authority's signature are not judged here: the peer judges them at each handshake.
+    /// Dates are not judged here: the peer judges them at each handshake.
+    ///
+    /// # Errors
+    /// A file cannot be read or is unfit, or they do not belong together; the error names the file.
     pub fn load(dir: impl AsRef<Path>) -> Result<Self> {
         Self::load_with_cipher(dir, Cipher::default())
     }
 
     /// As [`Identity::load`], with a cipher of one's choice. Both sides must offer the same one.
+    ///
+    /// # Errors
+    /// As [`Identity::load`].
     pub fn load_with_cipher(dir: impl AsRef<Path>, cipher: Cipher) -> Result<Self> {
-        let file = |name| dir.as_ref().join(name);
-        let (ca_path, cert_path, key_path) = (file(CA_FILE), file(CERT_FILE), file(KEY_FILE));
-
-        let mut roots = RootCertStore::empty();
-        for ca in certificates(&ca_path)? {
-            roots.add(ca).map_err(|e| unfit(&ca_path, e))?;
-        }
-        let chain = certificates(&cert_path)?;
-        let host = crypto::certified_host(&chain[0]).map_err(|e| unfit(&cert_path, e))?;
-        let dates = Dates::of(&chain[0]);
-        let key = PrivateKeyDer::from_pem_file(&key_path).map_err(|e| unfit(&key_path, pem_reason(e)))?;
-        let (client, server) = crypto::configs(roots, chain, key, cipher).map_err(|e| unfit(&cert_path, e))?;
-        Ok(Self { host, dates, client, server })
+        let shared = Shared::load(dir.as_ref(), cipher)?;
+        Ok(Self { host: shared.current().own.host.clone(), shared: Arc::new(shared) })
     }
 
     /// The host that the certificate names.
@@ -61,12 +59,41 @@ impl Identity {
         &self.host
     }
 
-    pub(crate) fn client(&self) -> &Arc<ClientConfig> {
-        &self.client
+    /// Looks at the files once; `now` is what the clock says. Answers what has changed since the last look, and what is to be said
+    /// anew. A fault of the files is told when two looks have found it: they may just be copied.
+    pub fn refresh(&self, now: UtcTime) -> Vec<Notice> {
+        self.shared.refresh(now)
     }
 
-    pub(crate) fn server(&self) -> &Arc<ServerConfig> {
-        &self.server
+    /// Looks at the files each second from a thread of its own, and tells what [`Identity::refresh`] answers, and what is in use
+    /// then. The thread ends when the identity is dropped.
+    ///
+    /// # Errors
+    /// No thread can be started.
+    pub fn watch(&self, tell: impl FnMut(Notice, &State) + Send + 'static) -> io::Result<()> {
+        Shared::watch(&self.shared, tell)
+    }
+
+    /// What is in use now.
+    pub fn state(&self) -> State {
+        self.shared.state()
+    }
+
+    /// What a handshake that begins now uses.
+    pub(crate) fn current(&self) -> Arc<Loaded> {
+        self.shared.current()
+    }
+
+    /// Takes note of a link that has come up, so that it ends when its peer is revoked. Refused when it has been revoked since the
+    /// handshake began, which has used `used`: with the reason, for people.
+    pub(crate) fn admit(
+        &self,
+        link: &Link,
+        used: &Arc<Loaded>,
+        chain: Vec<CertificateDer<'static>>,
+        usage: KeyUsage,
+    ) -> std::result::Result<(), String> {
+        self.shared.admit(Up { peer: link.peer().clone(), chain, usage, link: link.open() }, used)
     }
 }
 
@@ -97,34 +124,4 @@ impl Security {
             Self::PlainText { host } => host,
         }
     }
-
-    /// From when to when this host's certificate is good.
-    pub(crate) fn dates(&self) -> Option<&Dates> {
-        match self {
-            Self::MutualTls(identity) => identity.dates.as_ref(),
-            Self::PlainText { .. } => None,
-        }
-    }
-}
-
-fn certificates(path: &PathBuf) -> Result<Vec<CertificateDer<'static>>> {
-    let found = CertificateDer::pem_file_iter(path)
-        .and_then(|certificates| certificates.collect::<std::result::Result<Vec<_>, _>>())
-        .map_err(|e| unfit(path, pem_reason(e)))?;
-    if found.is_empty() {
-        return Err(unfit(path, "holds no certificate"));
-    }
-    Ok(found)
-}
-
-fn pem_reason(error: rustls::pki_types::pem::Error) -> String {
-    match error {
-        rustls::pki_types::pem::Error::Io(io) => io.to_string(),
-        rustls::pki_types::pem::Error::NoItemsFound => "holds nothing of the kind".into(),
-        other => format!("{other:?}"),
-    }
-}
-
-fn unfit(path: &Path, reason: impl fmt::Display) -> TransportError {
-    TransportError::Identity { path: path.to_owned(), reason: reason.to_string() }
 }

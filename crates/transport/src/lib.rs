@@ -1,7 +1,7 @@
 //! Mutually authenticated connections between hosts: blocking, full duplex, fast enough for checkpoints.
 //!
-//! * [`identity`]: who this host is (certificates), or that it speaks plain text
-//! * [`authority`]: makes a certificate authority and issues host certificates
+//! * [`identity`]: who this host is (certificates) and whom it trusts, or that it speaks plain text
+//! * [`authority`]: makes a certificate authority, issues host certificates, revokes them
 //! * [`connect()`], [`Listener`]: how a [`Link`] comes to be
 //! * [`link`]: the connection itself, its two halves and its handle
 //! * [`clock`]: the clock behind [`LinkHandle::last_received`], and when to use which
@@ -30,18 +30,23 @@ pub mod clock;
 pub mod connect;
 mod crypto;
 mod dates;
+mod der;
 pub mod error;
 mod handshake;
 mod hello;
 pub mod identity;
 pub mod link;
 pub mod listener;
+mod revocation;
 mod socket;
 
-pub use authority::{Authority, Validity};
+pub use authority::{Authority, AuthorityError, Validity};
 pub use connect::connect;
 pub use crypto::Cipher;
+pub use dates::UtcTime;
 pub use error::{Result, TransportError};
+pub use identity::refresh::{Notice, State};
 pub use identity::{Identity, Security};
 pub use link::{Link, LinkHandle, LinkReader, LinkWriter};
 pub use listener::{Incoming, Listener, ListenerHandle};
+pub use revocation::ListState;

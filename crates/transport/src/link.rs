@@ -16,7 +16,7 @@
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use ninefold_model::HostName;
@@ -114,6 +114,11 @@ impl Link {
         LinkHandle { shared: self.reader.shared.clone() }
     }
 
+    /// The connection, for as long as a half of it is there.
+    pub(crate) fn open(&self) -> Weak<Open> {
+        Arc::downgrade(&self.reader._open)
+    }
+
     /// The two halves, for a thread each.
     pub fn split(self) -> (LinkReader, LinkWriter) {
         (self.reader, self.writer)
@@ -121,11 +126,18 @@ impl Link {
 }
 
 /// Closes the socket when the last half is gone, although handles may still refer to it.
-struct Open(Arc<TcpStream>);
+pub(crate) struct Open(Arc<TcpStream>);
+
+impl Open {
+    /// As [`LinkHandle::shutdown`].
+    pub(crate) fn end(&self) {
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
+}
 
 impl Drop for Open {
     fn drop(&mut self) {
-        let _ = self.0.shutdown(Shutdown::Both);
+        self.end();
     }
 }
 

@@ -1,5 +1,7 @@
 //! Links over real sockets on loopback: who gets one, who does not, and what it does under load.
 
+mod support;
+
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
@@ -7,69 +9,8 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use ninefold_model::HostName;
-use ninefold_transport::{
-    Authority, Cipher, Identity, Link, Listener, Result, Security, TransportError, Validity, connect,
-};
-use tempfile::TempDir;
-
-/// Long enough for the slowest machine; a test that works never waits for it.
-const LONG: Duration = Duration::from_secs(30);
-
-fn host(name: &str) -> HostName {
-    name.parse().unwrap()
-}
-
-/// An authority and its hosts' identities in a directory of their own.
-struct Certificates {
-    dir: TempDir,
-    authority: Authority,
-}
-
-impl Certificates {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let authority = Authority::create(dir.path().join("authority"), Validity::days(1)).unwrap();
-        Self { dir, authority }
-    }
-
-    fn issue(&self, name: &str, validity: Validity) -> PathBuf {
-        let dir = self.dir.path().join(name);
-        self.authority.issue(&host(name), &dir, validity).unwrap();
-        dir
-    }
-
-    fn tls(&self, name: &str) -> Security {
-        Security::MutualTls(Identity::load(self.issue(name, Validity::days(1))).unwrap())
-    }
-}
-
-fn plain(name: &str) -> Security {
-    Security::PlainText { host: host(name) }
-}
-
-fn loopback() -> SocketAddr {
-    "127.0.0.1:0".parse().unwrap()
-}
-
-/// Both sides' verdicts on one connection; `client` runs against a listener with security `server`.
-fn meet_with<T>(server: Security, client: impl FnOnce(SocketAddr) -> T) -> (Result<Link>, T) {
-    let listener = Listener::bind(loopback(), server).unwrap();
-    let addr = listener.local_addr();
-    let accepting = thread::spawn(move || listener.accept().unwrap().handshake(LONG));
-    let mine = client(addr);
-    (accepting.join().unwrap(), mine)
-}
-
-fn meet(server: Security, client: Security, expect: &str) -> (Result<Link>, Result<Link>) {
-    meet_with(server, |addr| connect(addr, &host(expect), &client, LONG))
-}
-
-fn pair(server: Security, client: Security) -> (Link, Link) {
-    let expect = server.host().as_str().to_owned();
-    let (accepted, connected) = meet(server, client, &expect);
-    (accepted.unwrap(), connected.unwrap())
-}
+use ninefold_transport::{Authority, Cipher, Identity, Link, Listener, Security, TransportError, Validity, connect};
+use support::{Certificates, LONG, host, loopback, meet, meet_with, pair, plain};
 
 /// The same check for TLS with either cipher and for plain text.
 fn each_kind(check: impl Fn(Link, Link)) {
@@ -78,7 +19,7 @@ fn each_kind(check: impl Fn(Link, Link)) {
     let (server, client) = pair(a, b);
     check(server, client);
     let strong = |name: &str| {
-        let dir = certificates.dir.path().join(name);
+        let dir = certificates.path(name);
         Security::MutualTls(Identity::load_with_cipher(dir, Cipher::Aes256Gcm).unwrap())
     };
     let (server, client) = pair(strong("a"), strong("b"));
@@ -304,9 +245,10 @@ fn another_authority_is_trusted_by_neither_side() {
     assert!(matches!(server, Err(TransportError::Tls { .. } | TransportError::Broken { .. })));
     assert!(matches!(client, Err(TransportError::Tls { .. })), "{:?}", client.err());
 
-    // A client that trusts the server's authority but has a certificate of another one.
+    // A client that trusts the server's authority, too, but has a certificate of another one.
     let dir = theirs.issue("c", Validity::days(1));
-    std::fs::copy(ours.issue("x", Validity::days(1)).join("ca.pem"), dir.join("ca.pem")).unwrap();
+    let both = [dir.join("ca.pem"), ours.path("authority/ca.pem")].map(|ca| std::fs::read_to_string(ca).unwrap());
+    std::fs::write(dir.join("ca.pem"), both.concat()).unwrap();
     let stranger = Security::MutualTls(Identity::load(dir).unwrap());
     let (server, client) = meet(ours.tls("a"), stranger, "a");
     assert!(matches!(server, Err(TransportError::Tls { .. })), "{:?}", server.err());
@@ -576,10 +518,10 @@ fn keys_are_for_their_owner_only_and_an_authority_can_be_reopened() {
     let dir = certificates.issue("a", Validity::days(1));
     let mode = |path: PathBuf| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(dir.join("key.pem")), 0o600);
-    assert_eq!(mode(certificates.dir.path().join("authority/ca-key.pem")), 0o600);
+    assert_eq!(mode(certificates.path("authority/ca-key.pem")), 0o600);
 
-    let reopened = Authority::open(certificates.dir.path().join("authority")).unwrap();
-    let later = certificates.dir.path().join("later");
+    let reopened = Authority::open(certificates.path("authority")).unwrap();
+    let later = certificates.path("later");
     reopened.issue(&host("later"), &later, Validity::days(1)).unwrap();
     let later = Security::MutualTls(Identity::load(later).unwrap());
     let (server, client) = pair(certificates.tls("a"), later);
