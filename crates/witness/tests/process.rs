@@ -9,6 +9,8 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use ninefold_model::Record;
+use ninefold_transport::Validity;
+use ninefold_transport::authority::Which;
 use ninefold_witness_client::{Swap, Timeouts, Witness, WitnessClient, WitnessError};
 use support::{Place, any_port, host, vm};
 
@@ -170,4 +172,44 @@ fn a_stranger_who_knocks_for_ever_does_not_fill_the_log() {
     let text = std::fs::read_to_string(log.path()).unwrap();
     let lines = text.lines().filter(|l| l.contains("turned away")).count();
     assert!((1..=20).contains(&lines), "{lines} lines:\n{text}");
+}
+
+/// The witness goes by its files as they are: who is revoked loses its connection and gets no other, who has another certificate is
+/// served, and the witness's own is renewed. It is never started anew.
+#[test]
+fn certificates_are_renewed_and_revoked_while_it_runs() {
+    let place = Place::new();
+    let process = place.spawn(any_port());
+    let (mut a, mut b) = (place.client("a", process.addr), place.client("b", process.addr));
+    a.ping().unwrap();
+    b.ping().unwrap();
+    place.authority.revoke(Which::Host(&host("a"))).unwrap();
+    std::fs::copy(place.identity("authority/crl.pem"), place.identity("w/crl.pem")).unwrap();
+    // Its kept connection is used until that ends; no new one comes to be.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let told = loop {
+        match a.ping() {
+            Ok(()) => assert!(Instant::now() < deadline, "a revoked host is served"),
+            Err(error) => break error.to_string(),
+        }
+    };
+    assert!(told.contains("the certificate of host a") && told.contains("revoked"), "{told}");
+    b.ping().unwrap();
+    place.authority.issue(&host("a"), place.identity("a"), Validity::days(1)).unwrap();
+    place.client("a", process.addr).ping().unwrap();
+
+    // The witness's own, in the place of the old.
+    place.authority.issue(&host("w"), place.identity("w"), Validity::days(1)).unwrap();
+    place.authority.revoke(Which::Host(&host("w"))).unwrap();
+    let entry = place.authority.issue(&host("w"), place.identity("w"), Validity::days(1)).unwrap();
+    std::fs::copy(place.identity("w/crl.pem"), place.identity("b/crl.pem")).unwrap();
+    let told = loop {
+        // By the list, only the newest certificate is to be trusted.
+        match place.client("b", process.addr).ping() {
+            Ok(()) => break None,
+            Err(error) if Instant::now() > deadline => break Some(error.to_string()),
+            Err(_) => {}
+        }
+    };
+    assert_eq!(told, None, "the certificate with the serial number {} is not used", entry.serial);
 }

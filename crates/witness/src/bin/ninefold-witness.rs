@@ -14,10 +14,11 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 const AFTER_HELP: &str = "\
-Example, with a directory that holds ca.pem, cert.pem and key.pem of host w:
+Example, with a directory that holds ca.pem, cert.pem and key.pem of host w, and crl.pem if anything is revoked:
   ninefold-witness --listen 10.9.0.3:7100 --data /var/lib/ninefold/witness --identity /etc/ninefold/identity
 
-Once it serves it prints 'listening on ADDRESS'. SIGTERM ends it. RUST_LOG sets what it logs (default: info).
+Once it serves it prints 'listening on ADDRESS'. SIGTERM ends it. What changes in the directory of --identity, such as a
+certificate that is renewed or the revocation list in crl.pem, is used within a second. RUST_LOG sets what it logs (default: info).
 It keeps its records through kill -9 and loss of power.";
 
 /// Keeps, for each VM, the record of who may speak for it.
@@ -86,6 +87,12 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
     };
     if let Security::PlainText { host } = &security {
         tracing::warn!(%host, "without TLS: peers are believed whatever they say");
+    }
+    if let Security::MutualTls(identity) = &security {
+        identity.watch(|notice, _| match notice.is_warning() {
+            true => tracing::warn!("{notice}"),
+            false => tracing::info!("{notice}"),
+        })?;
     }
     let registers = Registers::open(&arguments.data)?;
     let mut signals = Signals::new([SIGTERM, SIGINT])?;

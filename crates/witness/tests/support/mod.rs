@@ -29,6 +29,7 @@ pub fn vm(name: &str) -> VmName {
 /// Hosts `a`, `b` and the witness `w`.
 pub struct Place {
     dir: TempDir,
+    pub authority: Authority,
 }
 
 impl Place {
@@ -38,7 +39,7 @@ impl Place {
         for name in ["a", "b", "w"] {
             authority.issue(&host(name), dir.path().join(name), Validity::days(1)).unwrap();
         }
-        Self { dir }
+        Self { dir, authority }
     }
 
     pub fn data(&self) -> PathBuf {
