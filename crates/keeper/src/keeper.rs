@@ -14,6 +14,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::arbiter;
 use crate::bell::Bell;
+use crate::certificates;
 use crate::config::{KeeperConfig, SecurityConfig};
 use crate::connector::Connector;
 use crate::core::{Core, Parts};
@@ -75,6 +76,9 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
         let board = Arc::clone(&board);
         http::serve(addr, move || board.text())?;
     }
+    if let Security::MutualTls(identity) = &security {
+        certificates::watch(identity, journal.clone(), Arc::clone(&board))?;
+    }
     let peers: Vec<_> = config.peers.iter().map(|p| p.addr.ip()).collect();
     let listener = Listener::bind_within(config.listen, security.clone(), HANDSHAKES, &peers)
         .map_err(|e| KeeperError::Listen { addr: config.listen, source: Box::new(e) })?;
@@ -89,11 +93,11 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
         disks: Arc::clone(&disks),
         images: Arc::clone(&images),
         parking: Arc::clone(&parking),
-        security,
+        security: security.clone(),
         core: core.clone(),
     };
     accept(listener, standby)?;
-    server::serve(&KeeperConfig::control_socket(&config.run_dir), journal.clone(), core.clone())?;
+    server::serve(&KeeperConfig::control_socket(&config.run_dir), journal.clone(), security, core.clone())?;
     let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])
         .map_err(KeeperError::Thread)?;
     let to_core = core.clone();

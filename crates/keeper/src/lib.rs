@@ -23,6 +23,7 @@ mod back;
 pub mod bell;
 mod booted;
 pub mod capture;
+mod certificates;
 pub mod config;
 mod connector;
 mod core;

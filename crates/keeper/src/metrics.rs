@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ninefold_model::control::CheckpointRecord;
 use ninefold_model::health::{Failure, WatchdogAction};
-use ninefold_model::status::{Counters, LogState, LogStatus, ProtectionState, Role};
+use ninefold_model::status::{CertificateStatus, Counters, LogState, LogStatus, ProtectionState, Role};
 use ninefold_model::{Epoch, Standing, Term, VmName, VolumeName};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
@@ -92,7 +92,13 @@ pub struct Board {
     log_written: Counter<u64, AtomicU64>,
     log_commit: Histogram,
     logs_lost: Counter,
+    certificate_end: Family<NoLabel, Gauge>,
+    list_due: Family<NoLabel, Gauge>,
+    identity_unusable: Family<NoLabel, Gauge>,
 }
+
+/// Of a metric that is not there before it has a value.
+type NoLabel = Vec<(String, String)>;
 
 /// From 0.1 ms to 6.5 s.
 fn seconds() -> Histogram {
@@ -134,6 +140,9 @@ impl Board {
             log_written: Counter::default(),
             log_commit: seconds(),
             logs_lost: Counter::default(),
+            certificate_end: Family::default(),
+            list_due: Family::default(),
+            identity_unusable: Family::default(),
             registry: Registry::default(),
         };
         let r = &mut registry;
@@ -229,6 +238,23 @@ impl Board {
             board.log_commit.clone(),
         );
         r.register("ninefold_logs_lost", "Times a log has failed here", board.logs_lost.clone());
+        r.register_with_unit(
+            "ninefold_certificate_not_after_timestamp",
+            "Until when this host's certificate is good, since the Unix epoch",
+            Unit::Seconds,
+            board.certificate_end.clone(),
+        );
+        r.register_with_unit(
+            "ninefold_revocation_list_next_update_timestamp",
+            "By when the next revocation list is due, since the Unix epoch; none without a list",
+            Unit::Seconds,
+            board.list_due.clone(),
+        );
+        r.register(
+            "ninefold_identity_unusable",
+            "1 while the files of this host's identity cannot be used as they are, and what was read before is used on",
+            board.identity_unusable.clone(),
+        );
         board.registry = registry;
         board
     }
@@ -357,6 +383,17 @@ impl Board {
             TrialOutcome::FellBack => "fell_back",
         };
         self.trials.get_or_create(&TrialLabel { outcome }).inc();
+    }
+
+    /// The certificate and the revocation lists that this host uses.
+    pub fn certificate(&self, status: &CertificateStatus) {
+        let seconds = |at: u64| i64::try_from(at).unwrap_or(i64::MAX);
+        self.certificate_end.get_or_create(&NoLabel::new()).set(seconds(status.valid_until_s));
+        match status.next_update_s {
+            Some(due) => drop(self.list_due.get_or_create(&NoLabel::new()).set(seconds(due))),
+            None => drop(self.list_due.remove(&NoLabel::new())),
+        }
+        self.identity_unusable.get_or_create(&NoLabel::new()).set(status.problem.is_some().into());
     }
 
     /// All of them, in the OpenMetrics text format.

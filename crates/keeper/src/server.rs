@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 
 use ninefold_listen::{Acceptor, Bounds, Guest, Within};
 use ninefold_model::control::{Request, Response};
+use ninefold_transport::Security;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::certificates;
 use crate::error::KeeperError;
 use crate::journal::Journal;
 use crate::msg::Msg;
@@ -29,7 +31,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(200);
 
 /// Listens at `path` (removing what a former keeper left there) and serves each client from a thread of its own.
-pub fn serve(path: &Path, journal: Journal, core: Sender<Msg>) -> Result<(), KeeperError> {
+pub fn serve(path: &Path, journal: Journal, security: Security, core: Sender<Msg>) -> Result<(), KeeperError> {
     let failed = |source| KeeperError::File { what: "cannot listen at", path: path.to_owned(), source };
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
@@ -37,11 +39,11 @@ pub fn serve(path: &Path, journal: Journal, core: Sender<Msg>) -> Result<(), Kee
     }
     let listener = UnixListener::bind(path).map_err(failed)?;
     let acceptor = Acceptor::new("control", listener, Bounds::new(MAX_CLIENTS), Vec::new());
-    let run = move || acceptor.serve(move |guest| drop(client(&guest, &journal, &core)));
+    let run = move || acceptor.serve(move |guest| drop(client(&guest, &journal, &security, &core)));
     thread::Builder::new().name("control".into()).spawn(run).map(drop).map_err(KeeperError::Thread)
 }
 
-fn client(guest: &Guest<UnixListener>, journal: &Journal, core: &Sender<Msg>) -> io::Result<()> {
+fn client(guest: &Guest<UnixListener>, journal: &Journal, security: &Security, core: &Sender<Msg>) -> io::Result<()> {
     let stream = &*guest.stream;
     let mut input = BufReader::new(Within::new(stream, Instant::now(), usize::MAX));
     loop {
@@ -66,7 +68,13 @@ fn client(guest: &Guest<UnixListener>, journal: &Journal, core: &Sender<Msg>) ->
             }
             Ok(request) => {
                 guest.place.busy();
-                answer(request, journal, core)
+                match answer(request, journal, core) {
+                    Response::Status { mut status } => {
+                        status.certificate = certificates::status_of(security);
+                        Response::Status { status }
+                    }
+                    response => response,
+                }
             }
             Err(error) => refuse(format!("not a request: {error}")),
         };
@@ -140,7 +148,8 @@ mod tests {
                 }
             }
         });
-        serve(&path, Journal::new("a".parse().unwrap()), core).unwrap();
+        let host: ninefold_model::HostName = "a".parse().unwrap();
+        serve(&path, Journal::new(host.clone()), Security::PlainText { host }, core).unwrap();
         Bed { _dir: dir, path }
     }
 

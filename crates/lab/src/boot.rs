@@ -259,7 +259,7 @@ impl Lab {
             what: "making the hosts' certificates".into(),
             detail: e.to_string(),
         };
-        let validity = Validity::days(30);
+        let validity = Validity::days(365);
         let authority = Authority::create(self.dir().join("authority"), validity).map_err(|e| failed(&e))?;
         let hosts = self.topology().hosts.iter().cloned().chain([name(WITNESS)?]);
         for host in hosts {

@@ -110,6 +110,20 @@ pub enum EventKind {
     ConfiguredOtherwise { at: HostName, differences: Vec<String> },
     /// A peer or stream was refused.
     Refused { peer: String, reason: String },
+    /// Another certificate of this host's is used for new connections; or the one in use is on its disk again. Good until then,
+    /// seconds since the Unix epoch.
+    CertificateTaken { serial: String, valid_until_s: u64 },
+    /// This host's certificate is good for so many days more; 0 or less: it has ended, and no other host accepts it. Once a day.
+    CertificateEnds { valid_until_s: u64, days: i64 },
+    /// Another revocation list is used: it names so many certificates, and the next one is due by then, seconds since the Unix epoch.
+    RevocationListTaken { revoked: u64, next_update_s: u64 },
+    /// The next revocation list was due by then and has not come. The one that is here is used on. Once a day.
+    RevocationListOverdue { next_update_s: u64 },
+    /// The files of this host's identity cannot be used as they are. What was read of them before is used on.
+    IdentityUnusable { reason: String },
+    /// A host's certificate is revoked, or of no trusted authority any more, and this host has ended its connections with it. Without
+    /// any it is this host's own.
+    HostDistrusted { peer: HostName, links: u64, reason: String },
     /// From this epoch on a loss of power loses nothing: the VM is in this host's log. Output waits for it if so configured.
     NonVolatile { epoch: Epoch, log_ms: u64 },
     /// The VM is not logged any more: a loss of power would lose it.

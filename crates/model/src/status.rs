@@ -74,12 +74,28 @@ pub struct VmStatus {
     /// In what this host's file differs from the VM that runs here or is held here: what runs is what was booted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub differs: Vec<Difference>,
+    /// Of a keeper that proves by a certificate who its host is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<CertificateStatus>,
     pub counters: Counters,
     /// The latest pauses, microseconds.
     pub pause_us: Option<PauseSummary>,
     /// Null from keepers that do not watch.
     #[serde(default)]
     pub health: Option<HealthStatus>,
+}
+
+/// The certificate by which a host proves who it is, as its keeper uses it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateStatus {
+    /// Hexadecimal.
+    pub serial: String,
+    /// Seconds since the Unix epoch.
+    pub valid_until_s: u64,
+    /// By when the next revocation list is due, seconds since the Unix epoch. None without a list.
+    pub next_update_s: Option<u64>,
+    /// Why the files on the disk are not what is used.
+    pub problem: Option<String>,
 }
 
 /// A volume on one host.

@@ -8,6 +8,7 @@ use clap::Args;
 use ninefold_keeper::agent::plain;
 use ninefold_model::event::{Event, EventKind};
 use ninefold_model::health::Freeze;
+use ninefold_transport::UtcTime;
 
 use super::keepers::{Keepers, Where};
 use super::repeats::Repeats;
@@ -200,6 +201,32 @@ pub fn words(kind: &EventKind) -> String {
             format!("the file of host {at} differs from the VM that runs: {}", differences.join("; "))
         }
         EventKind::Refused { peer, reason } => format!("refused {peer}: {reason}"),
+        EventKind::CertificateTaken { serial, valid_until_s } => {
+            let until = UtcTime(*valid_until_s);
+            format!("this host's certificate with the serial number {serial} is in use, valid until {until}")
+        }
+        EventKind::CertificateEnds { valid_until_s, days } => {
+            let until = UtcTime(*valid_until_s);
+            match days {
+                ..=0 => format!("THIS HOST'S CERTIFICATE HAS EXPIRED: it was valid until {until}"),
+                days => format!("this host's certificate EXPIRES SOON: it is valid until {until}, {days} more days"),
+            }
+        }
+        EventKind::RevocationListTaken { revoked, next_update_s } => {
+            let due = UtcTime(*next_update_s);
+            format!("a revocation list is in use that names {revoked}; the next one is due by {due}")
+        }
+        EventKind::RevocationListOverdue { next_update_s } => {
+            let due = UtcTime(*next_update_s);
+            format!("THE REVOCATION LIST IS OVERDUE: the next one was due by {due}; the one that is here is used on")
+        }
+        EventKind::IdentityUnusable { reason } => {
+            format!("THIS HOST'S CERTIFICATE FILES CANNOT BE USED, and what was read before is used on: {reason}")
+        }
+        EventKind::HostDistrusted { links: 0, reason, .. } => format!("THIS HOST'S CERTIFICATE IS REVOKED: {reason}"),
+        EventKind::HostDistrusted { peer, links, reason } => {
+            format!("HOST {peer} IS NOT TRUSTED ANY MORE, its connections ({links}) were ended: {reason}")
+        }
         EventKind::NonVolatile { epoch, log_ms } => {
             format!("non-volatile: on disk here from epoch {epoch} on (first copy made durable in {log_ms} ms)")
         }

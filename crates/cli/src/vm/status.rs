@@ -8,7 +8,9 @@ use clap::Args;
 use ninefold_model::VmName;
 use ninefold_model::health::HealthStatus;
 use ninefold_model::spec::EpochPolicy;
-use ninefold_model::status::{BackupState, LogState, ProtectionState, Role, VmStatus};
+use ninefold_model::status::{BackupState, CertificateStatus, LogState, ProtectionState, Role, VmStatus};
+use ninefold_transport::UtcTime;
+use ninefold_transport::identity::refresh::FEW_DAYS;
 use serde::Serialize;
 
 use super::keepers::{HostReport, Keepers, Where};
@@ -124,6 +126,23 @@ fn stands(status: &VmStatus) -> &'static str {
     }
 }
 
+/// What there is to do about a host's certificate: nothing, most of the time.
+fn certificate_lines(host: &str, certificate: &CertificateStatus, now: UtcTime) -> String {
+    let (end, mut text) = (UtcTime(certificate.valid_until_s), String::new());
+    match end.days_after(now) {
+        ..=0 => text += &format!("certificate of host {host}: EXPIRED at {end}\n"),
+        days @ 1..=FEW_DAYS => text += &format!("certificate of host {host}: expires in {days} days, at {end}\n"),
+        _ => {}
+    }
+    if let Some(due) = certificate.next_update_s.map(UtcTime).filter(|due| *due <= now) {
+        text += &format!("revocation list of host {host}: OVERDUE since {due}\n");
+    }
+    if let Some(problem) = &certificate.problem {
+        text += &format!("certificate files of host {host}: NOT USED, {problem}\n");
+    }
+    text
+}
+
 fn tell(shown: &Shown) -> String {
     let name = shown.vm.as_ref().map_or_else(|| "?".to_owned(), ToString::to_string);
     let primary = shown.hosts.iter().find(|r| shown.primary.as_ref() == Some(&r.host));
@@ -191,6 +210,11 @@ fn tell(shown: &Shown) -> String {
         if let Some(reason) = &volume.failure {
             text += &format!("volume {} FAILS on host {host}: {reason}\n", volume.name);
         }
+    }
+    for (host, certificate) in
+        shown.hosts.iter().filter_map(|r| Some((&r.host, r.status.as_ref()?.certificate.as_ref()?)))
+    {
+        text += &certificate_lines(host, certificate, UtcTime::now());
     }
     text += "\n";
     let mut table = output::table(&[

@@ -168,6 +168,8 @@ impl Core {
             volumes: self.volume_status(),
             machine: self.machine.clone(),
             differs: self.booted_otherwise(),
+            // The control socket's thread knows it.
+            certificate: None,
             counters: self.counters,
             pause_us: self.parts.journal.pauses(),
             health: Some(self.health_status()),

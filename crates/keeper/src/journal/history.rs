@@ -174,7 +174,11 @@ fn classify(kind: EventKind) -> (EventKind, String, String) {
         // Whoever is not known to be a host of ours: an address, a session.
         EventKind::Refused { peer, .. } if peer.parse::<HostName>().is_err() => "",
         EventKind::Refused { .. } => text("peer"),
-        _ => ["volume", "backup", "primary", "to"].map(text).into_iter().find(|t| !t.is_empty()).unwrap_or_default(),
+        _ => ["volume", "backup", "primary", "to", "peer"]
+            .map(text)
+            .into_iter()
+            .find(|t| !t.is_empty())
+            .unwrap_or_default(),
     };
     let about = format!("{} {whom}", text("event"));
     let mut like = likeness(&without_numbers(value.clone()).to_string());

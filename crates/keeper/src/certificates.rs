@@ -1,0 +1,131 @@
+//! This host's certificate and the revocation lists: what is said of them in events, metrics and the status.
+
+use std::sync::Arc;
+
+use ninefold_model::event::EventKind;
+use ninefold_model::status::CertificateStatus;
+use ninefold_transport::{Identity, Notice, Security, State};
+
+use crate::error::KeeperError;
+use crate::journal::Journal;
+use crate::metrics::Board;
+
+/// Has the identity's files looked at each second, and tells what comes of it.
+///
+/// # Errors
+/// No thread can be started.
+pub fn watch(identity: &Identity, journal: Journal, board: Arc<Board>) -> Result<(), KeeperError> {
+    board.certificate(&status(identity.state()));
+    let tell = move |notice: Notice, state: &State| {
+        if notice.is_warning() {
+            tracing::warn!("{notice}");
+        }
+        journal.event(event(notice));
+        board.certificate(&status(state.clone()));
+    };
+    identity.watch(tell).map_err(KeeperError::Thread)
+}
+
+/// For `status`: none without certificates.
+pub fn status_of(security: &Security) -> Option<CertificateStatus> {
+    match security {
+        Security::MutualTls(identity) => Some(status(identity.state())),
+        Security::PlainText { .. } => None,
+    }
+}
+
+fn status(state: State) -> CertificateStatus {
+    CertificateStatus {
+        serial: state.serial,
+        valid_until_s: state.not_after.0,
+        next_update_s: state.list.map(|list| list.next_update.0),
+        problem: state.problem,
+    }
+}
+
+fn event(notice: Notice) -> EventKind {
+    match notice {
+        Notice::CertificateTaken { serial, not_after } => {
+            EventKind::CertificateTaken { serial, valid_until_s: not_after.0 }
+        }
+        Notice::CertificateEnds { not_after, days } => EventKind::CertificateEnds { valid_until_s: not_after.0, days },
+        Notice::ListTaken { revoked, next_update } => {
+            EventKind::RevocationListTaken { revoked, next_update_s: next_update.0 }
+        }
+        Notice::ListOverdue { next_update } => EventKind::RevocationListOverdue { next_update_s: next_update.0 },
+        Notice::Unusable { reason } => EventKind::IdentityUnusable { reason },
+        Notice::Distrusted { peer, links, reason } => EventKind::HostDistrusted { peer, links: links as u64, reason },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use ninefold_transport::authority::Which;
+    use ninefold_transport::{Authority, Validity};
+
+    use super::*;
+
+    /// Waits for an event after that number.
+    fn hear(journal: &Journal, after: &mut u64, wanted: impl Fn(&EventKind) -> bool) -> EventKind {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            assert!(Instant::now() < deadline, "no such event");
+            for event in journal.events(*after, Duration::from_secs(5)) {
+                *after = event.seq;
+                if wanted(&event.kind) {
+                    return event.kind;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_changes_is_an_event_a_metric_and_in_the_status() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let authority = Authority::create(path("authority"), Validity::days(400)).unwrap();
+        let host = "a".parse().unwrap();
+        authority.issue(&host, path("a"), Validity::days(365)).unwrap();
+        let identity = Identity::load(path("a")).unwrap();
+        let (journal, board) = (Journal::new(host.clone()), Arc::new(Board::new(&"vm".parse().unwrap())));
+        watch(&identity, journal.clone(), Arc::clone(&board)).unwrap();
+        let mut after = 0;
+
+        // It is renewed, for a short time.
+        let entry = authority.issue(&host, path("a"), Validity::days(20)).unwrap();
+        let until = entry.not_after.0;
+        let wanted = EventKind::CertificateTaken { serial: entry.serial.clone(), valid_until_s: until };
+        hear(&journal, &mut after, |k| *k == wanted);
+        hear(&journal, &mut after, |k| *k == EventKind::CertificateEnds { valid_until_s: until, days: 20 });
+        let metric = |name: &str, value: &str| {
+            let line = format!("{name}{{vm=\"vm\"}} {value}");
+            // It is written beside the event, not before.
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while !board.text().lines().any(|l| l == line) {
+                assert!(Instant::now() < deadline, "no '{line}' in\n{}", board.text());
+                std::thread::yield_now();
+            }
+        };
+        metric("ninefold_certificate_not_after_timestamp_seconds", &until.to_string());
+        metric("ninefold_identity_unusable", "0");
+
+        // It is revoked, and the list is damaged later: that is said, and the list stays.
+        authority.revoke(Which::Host(&host)).unwrap();
+        std::fs::copy(authority.list_path(), path("a/crl.pem")).unwrap();
+        let own = |k: &EventKind| matches!(k, EventKind::HostDistrusted { peer, links: 0, .. } if *peer == host);
+        hear(&journal, &mut after, own);
+        std::fs::write(path("a/crl.pem"), "nonsense").unwrap();
+        hear(
+            &journal,
+            &mut after,
+            |k| matches!(k, EventKind::IdentityUnusable { reason } if reason.contains("crl.pem")),
+        );
+        metric("ninefold_identity_unusable", "1");
+        let status = status_of(&Security::MutualTls(identity)).unwrap();
+        assert_eq!((status.serial, status.valid_until_s), (entry.serial, until));
+        assert!(status.problem.is_some_and(|p| p.contains("crl.pem")) && status.next_update_s.is_some());
+        assert_eq!(status_of(&Security::PlainText { host }), None);
+    }
+}
