@@ -40,7 +40,7 @@ demo: root ## Show the main job: VMs that survive their hosts, and a loss of pow
 	@$(MAKE) bootstrap
 	@$(MAKE) build
 	@$(MAKE) guest
-	$(target)/release/ninefold demo
+	$(target)/release/ninefold-lab demo
 
 test: root ## Install what is missing, then run every check and test (about 40 minutes on two cores)
 	@$(MAKE) guest
@@ -54,12 +54,12 @@ soak: root ## Run the long tests: repeated faults, hundreds of failovers, then c
 chaos: root ## Do random faults for SECONDS (600) from a SEED; what is found is kept in target/chaos
 	@$(MAKE) build
 	@$(MAKE) guest
-	$(target)/release/ninefold lab chaos --seconds $(SECONDS_OF_CHAOS) $(if $(SEED),--seed $(SEED)) --keep $(target)/chaos
+	$(target)/release/ninefold-lab chaos --seconds $(SECONDS_OF_CHAOS) $(if $(SEED),--seed $(SEED)) --keep $(target)/chaos
 
 bench: root ## Measure protected against unprotected; results in target/bench
 	@$(MAKE) build
 	@$(MAKE) guest
-	$(target)/release/ninefold bench
+	$(target)/release/ninefold-lab bench
 
 fuzz: ## Fuzz the readers of streams, snapshots, logs and operations on volumes for FUZZ_SECONDS each (needs g++)
 	fuzz/run $(FUZZ_SECONDS)

@@ -4,7 +4,7 @@
 //! right before the files are read, so that the fuzzer gets past them to what is behind.
 #![no_main]
 
-#[path = "../../crates/snapshot/tests/counting/mod.rs"]
+#[path = "../../dev/testkit/src/counting.rs"]
 mod counting;
 #[path = "../../crates/snapshot/tests/guest/mod.rs"]
 mod guest;

@@ -4,7 +4,7 @@
 //! is behind. What opening a file takes is measured: it has to be in proportion to the file.
 #![no_main]
 
-#[path = "../../crates/snapshot/tests/counting/mod.rs"]
+#[path = "../../dev/testkit/src/counting.rs"]
 mod counting;
 #[path = "../../crates/snapshot/tests/seal/mod.rs"]
 mod seal;

@@ -3,7 +3,7 @@
 //! The first byte says what the rest is. The checksums of a write log are put right before it is read.
 #![no_main]
 
-#[path = "../../crates/snapshot/tests/counting/mod.rs"]
+#[path = "../../dev/testkit/src/counting.rs"]
 mod counting;
 
 use std::sync::Mutex;

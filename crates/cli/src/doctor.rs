@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use ninefold_lab::boot::cache_dir;
+use ninefold_keeper::config::cache_dir;
 use ninefold_machine::doctor::{Check, CheckState, Subject, examine};
+use ninefold_shell::output::{self, Output, brief};
+use ninefold_shell::progress;
 use serde::Serialize;
 
 use crate::error::CliError;
-use crate::output::{self, Output, brief};
-use crate::progress;
 
 /// Check what this host can do: QEMU, KVM, dirty tracking, network; with advice for each lack
 ///

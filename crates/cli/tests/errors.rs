@@ -2,26 +2,7 @@
 
 mod fixture;
 
-use fixture::fails;
-
-#[test]
-fn a_lab_that_is_not_there() {
-    for verb in [
-        &["vm", "status", "--lab", "nosuch"][..],
-        &["lab", "status", "--name", "nosuch"],
-        &["lab", "down", "--name", "../x"],
-    ] {
-        let said = fails(verb, 1);
-        assert!(said.starts_with("ninefold: there is no lab"), "{said}");
-        assert!(said.lines().any(|l| l.starts_with("help: ")), "{said}");
-    }
-}
-
-#[test]
-fn a_name_that_cannot_be() {
-    let said = fails(&["lab", "up", "--name", "far-too-long-a-name"], 1);
-    assert!(said.contains("\nhelp: a lab's name has 1 to 8"), "{said}");
-}
+use fixture::{fails, program};
 
 #[test]
 fn a_keeper_that_is_not_there() {
@@ -33,10 +14,19 @@ fn a_keeper_that_is_not_there() {
 }
 
 #[test]
+fn keepers_that_the_environment_names() {
+    let said = program().with("NINEFOLD_RUN_DIR", "/nowhere/a:/nowhere/b").fails(&["vm", "status"], 1);
+    assert!(said.contains("/nowhere/a: ") && said.contains("/nowhere/b: "), "{said}");
+    // What is said on the command line counts.
+    let said = program().with("NINEFOLD_RUN_DIR", "/nowhere/a").fails(&["vm", "status", "--run-dir", "/elsewhere"], 1);
+    assert!(said.contains("/elsewhere: ") && !said.contains("/nowhere"), "{said}");
+}
+
+#[test]
 fn an_error_for_programs() {
-    let said = fails(&["--json", "vm", "status", "--lab", "nosuch"], 1);
+    let said = fails(&["--json", "vm", "status", "--run-dir", "/nowhere"], 1);
     let error: serde_json::Value = serde_json::from_str(&said).unwrap();
-    assert_eq!(error["error"], "there is no lab 'nosuch'");
+    assert!(error["error"].as_str().unwrap().starts_with("no keeper answers: /nowhere"), "{said}");
     assert!(error["help"].is_string());
 }
 

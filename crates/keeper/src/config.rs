@@ -14,6 +14,9 @@ use crate::{small_file, zones};
 
 /// A host's storage pool, where nothing else is said.
 pub const DEFAULT_POOL: &str = "/var/lib/ninefold/pool";
+/// Where a host's keepers have their run directories, one for each VM: the command line looks for them there when it is not told
+/// where. A configuration may name any other directory.
+pub const DEFAULT_RUN_DIRS: &str = "/run/ninefold";
 
 /// Longest configuration, bytes.
 const MAX_CONFIG: u64 = 1 << 20;
@@ -30,7 +33,7 @@ pub struct KeeperConfig {
     /// Directory for this VM's sockets on this host: `keeper.sock`, `console.sock`, `agent.sock`, and the lock.
     pub run_dir: PathBuf,
     /// Where answers that are slow to find are remembered (which accelerator works).
-    #[serde(default = "default_cache")]
+    #[serde(default = "cache_dir")]
     pub cache_dir: PathBuf,
     /// This host's storage pool, where the VM's volumes are.
     #[serde(default = "default_pool")]
@@ -136,7 +139,8 @@ fn default_dumps() -> PathBuf {
     "/var/lib/ninefold/dumps".into()
 }
 
-fn default_cache() -> PathBuf {
+/// Where a host keeps what can be found out or built anew: NINEFOLD_CACHE, or `/var/cache/ninefold`.
+pub fn cache_dir() -> PathBuf {
     std::env::var_os("NINEFOLD_CACHE").map_or_else(|| "/var/cache/ninefold".into(), PathBuf::from)
 }
 

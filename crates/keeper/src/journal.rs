@@ -13,6 +13,7 @@ use ninefold_logging::stderr::FOLDED;
 use ninefold_model::HostName;
 use ninefold_model::control::CheckpointRecord;
 use ninefold_model::event::{Event, EventKind};
+use ninefold_model::series::{Series, Summary};
 use ninefold_model::status::PauseSummary;
 use ninefold_transport::clock::monotonic_us;
 
@@ -86,11 +87,8 @@ impl Journal {
 
     /// The pauses of the last checkpoints (at most 1,000).
     pub fn pauses(&self) -> Option<PauseSummary> {
-        let mut pauses: Vec<u64> =
-            lock(&self.inner.0).checkpoints.iter().rev().take(1000).map(|c| c.pause_us).collect();
-        pauses.sort_unstable();
-        let max = *pauses.last()?;
-        let rank = |p: usize| pauses[(pauses.len() * p).div_ceil(100).saturating_sub(1)];
-        Some(PauseSummary { count: pauses.len() as u64, p50: rank(50), p99: rank(99), max })
+        let pauses: Series = lock(&self.inner.0).checkpoints.iter().rev().take(1000).map(|c| c.pause_us).collect();
+        let Summary { count, p50, p99, max, .. } = pauses.summary();
+        (count > 0).then_some(PauseSummary { count, p50, p99, max })
     }
 }

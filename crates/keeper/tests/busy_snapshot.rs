@@ -3,8 +3,6 @@
 //! The guest stands still for no longer than in a checkpoint, each page is in the file once, and what is in it is one moment: a
 //! QEMU that is loaded with it goes on.
 
-#[path = "../../machine/tests/guest/mod.rs"]
-mod guest;
 mod hello;
 mod outlets;
 
@@ -33,6 +31,7 @@ use ninefold_model::{Epoch, Term};
 use ninefold_replica::stream::Hello;
 use ninefold_replica::target::Target;
 use ninefold_snapshot::store::Store;
+use ninefold_testkit::guest;
 
 /// What any step may take; only so that a failure ends.
 const LIMIT: Duration = Duration::from_secs(120);

@@ -12,8 +12,6 @@
 //! whose QEMU was killed with its keeper, of which only the guest's memory is left. At the end the primary is killed and the standby
 //! goes on.
 
-#[path = "../../machine/tests/guest/mod.rs"]
-mod guest;
 mod outlets;
 
 use std::io::{Read, Write};
@@ -35,6 +33,7 @@ use ninefold_model::{Epoch, Term};
 use ninefold_replica::stream::{
     self, CheckpointAssembler, Fed, Mode, PageEncoder, Pass, PassKind, PassWriter, Preamble, RecordReader,
 };
+use ninefold_testkit::guest;
 
 const TERM: Term = Term(1);
 /// Pages compared at once.

@@ -12,8 +12,6 @@
 //!
 //! Images that hold the same epoch are compared, and at the end, the guest standing still, with the guest's memory itself.
 
-#[path = "../../machine/tests/guest/mod.rs"]
-mod guest;
 mod outlets;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,6 +36,7 @@ use ninefold_machine::{Memory, PAGE_SIZE, PageRun};
 use ninefold_model::spec::EpochPolicy;
 use ninefold_model::{Epoch, Standing, Term};
 use ninefold_replica::target::{Basis, Target};
+use ninefold_testkit::guest;
 
 /// What any step may take; only so that a failure ends.
 const LIMIT: Duration = Duration::from_secs(60);

@@ -1,10 +1,6 @@
 //! A guest that is suspended, in a QEMU older than 9.0, and wakes where it is to stand still: it is whole, and nobody gives it up.
 
-#[path = "../../machine/tests/guest/mod.rs"]
-mod guest;
 mod outlets;
-#[path = "../../machine/tests/guest/sleeper.rs"]
-mod sleeper;
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
@@ -24,6 +20,7 @@ use ninefold_machine::{EventKind, Machine, Ports};
 use ninefold_model::spec::{Accel, Boot, EpochPolicy};
 use ninefold_model::{Activity, Epoch, Standing, Term};
 use ninefold_replica::target::Target;
+use ninefold_testkit::{guest, sleeper};
 use rustix::event::{PollFd, PollFlags, poll};
 use sleeper::COUNTER;
 

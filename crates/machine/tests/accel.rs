@@ -1,10 +1,9 @@
 //! The KVM probe with a real kernel, where the test guest has been built.
 
-mod guest;
-
 use std::path::Path;
 
 use ninefold_machine::{MachineError, probe};
+use ninefold_testkit::guest;
 
 #[test]
 fn the_probe_decides_and_remembers() {

@@ -1,13 +1,12 @@
 //! Checkpoints of a real guest: the dirty pages are exactly what a copy needs, and a standby goes on from the copy.
 
-mod guest;
-
 use std::path::Path;
 
 use guest::COUNTER;
 use guest::protected::{Protected, tracking_is_exact};
 use ninefold_machine::{DirtySet, MachineError, Mechanism, PageSize, Ram, RunState};
 use ninefold_model::spec::Accel;
+use ninefold_testkit::guest;
 
 fn on_all(vcpus: u16) {
     for qemu in guest::qemus() {

@@ -1,7 +1,5 @@
 //! The guest's clocks: they do not notice checkpoints, and after a take-over they are given what has passed.
 
-mod guest;
-
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -9,6 +7,7 @@ use guest::Shadow;
 use guest::timed::{self, Watch, host_seconds, host_tsc};
 use ninefold_machine::{Machine, MachineConfig};
 use ninefold_model::spec::{Accel, ClockGap};
+use ninefold_testkit::guest;
 
 /// Parts per million. In two seconds, 5,000 are 10 ms: a guest that other programs keep from running may look like that. Without
 /// anything done for them, clocks lose some 300,000 here.

@@ -1,12 +1,11 @@
 //! The generation id in the guest's memory, where the firmware has put it: it stays with a standby that has the same, and is another
 //! one with a machine that is a new life.
 
-mod guest;
-
 use guest::protected::Protected;
 use ninefold_machine::{MachineConfig, Memory, PAGE_SIZE};
 use ninefold_model::Uuid;
 use ninefold_model::spec::Accel;
+use ninefold_testkit::guest;
 
 /// Where in the guest's memory a generation id lies: 40 bytes into a page (QEMU, docs/specs/vmgenid), its first three fields
 /// little-endian.

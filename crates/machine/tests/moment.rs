@@ -1,13 +1,12 @@
 //! The guest's memory as it was at one moment is read while a real guest writes to it.
 
-mod guest;
-
 use std::path::Path;
 use std::time::Duration;
 
 use guest::protected::Protected;
 use guest::{COUNTER, OTHER_COUNTER, sweep};
 use ninefold_machine::{MachineError, Mechanism, Moment, PAGE_SIZE, Pages, Ram};
+use ninefold_testkit::guest;
 
 /// A guest at work on two vCPUs, regions hot and cold. None where memory cannot be held.
 fn begin(accel: ninefold_model::spec::Accel, image: &Path) -> Option<Protected> {

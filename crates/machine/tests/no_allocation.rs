@@ -1,13 +1,12 @@
 //! The pause path does not allocate.
 
-mod guest;
-
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use guest::COUNTER;
 use ninefold_machine::DirtySet;
 use ninefold_model::spec::Accel;
+use ninefold_testkit::guest;
 
 struct Counting;
 

@@ -1,7 +1,5 @@
 //! QEMU's death is noticed, and QEMU dies with its keeper.
 
-mod guest;
-
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -9,6 +7,7 @@ use std::time::Duration;
 
 use ninefold_machine::MachineError;
 use ninefold_model::spec::Accel;
+use ninefold_testkit::guest;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 

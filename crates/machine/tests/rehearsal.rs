@@ -1,12 +1,11 @@
 //! A device state is tried in a QEMU of its own: what a standby could not load is found out, and one that it can load leaves no trace.
 
-mod guest;
-
 use std::sync::Arc;
 
 use guest::protected::Protected;
 use ninefold_machine::{MachineConfig, MachineError, Rehearsal};
 use ninefold_model::spec::{Accel, VmSpec, VolumeSpec};
+use ninefold_testkit::guest;
 
 #[test]
 fn a_state_is_tried_and_leaves_no_trace() {

@@ -1,6 +1,5 @@
 //! Tracking by soft-dirty bits, under a kernel that has nothing better: Debian 12's, in a VM.
 
-mod guest;
 mod old_kernel;
 
 use std::path::{Path, PathBuf};
@@ -12,6 +11,7 @@ use guest::protected::{Protected, tracking_is_exact};
 use ninefold_machine::doctor::{CheckState, Subject, examine};
 use ninefold_machine::{DirtySet, MachineConfig, MachineError, Mechanism, PAGE_SIZE, PageSize, Ram};
 use ninefold_model::spec::Accel;
+use ninefold_testkit::guest;
 
 const COMPACTION: &str = "/proc/sys/vm/compact_unevictable_allowed";
 

@@ -1,15 +1,12 @@
 //! A suspended guest is a suspended guest in every QEMU that goes on from its checkpoint, and wakes there.
 
-mod guest;
-#[path = "guest/sleeper.rs"]
-mod sleeper;
-
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use guest::{Shadow, await_count, hears, word};
 use ninefold_machine::{EventKind, Machine, MachineConfig, Ports, RunState};
 use ninefold_model::spec::{Accel, Boot, ClockGap};
+use ninefold_testkit::{guest, sleeper};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sleeper::COUNTER;
 

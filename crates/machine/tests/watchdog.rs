@@ -1,9 +1,5 @@
 //! A watchdog's timer travels with the VM and runs only while the guest does; a panic and a memory dump.
 
-mod guest;
-#[path = "guest/watched.rs"]
-mod watched;
-
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -13,6 +9,7 @@ use guest::{Shadow, await_count, hears, word};
 use ninefold_machine::{EventKind, Machine, MachineConfig, RunState};
 use ninefold_model::health::{Watchdog, WatchdogAction, WatchdogDevice};
 use ninefold_model::spec::{Accel, Boot};
+use ninefold_testkit::{guest, watched};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use watched::{Behaviour, COUNTER, STARTS};
 

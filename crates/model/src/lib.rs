@@ -7,7 +7,7 @@
 //! * [`uuid`]: identities of machines and of lives
 //! * [`standing`]: how it stands: running, suspended, paused, off
 //! * [`health`]: its watchdog, images on trial
-//! * [`status`]: what a keeper says about its VM
+//! * [`status`]: what a keeper says about its VM · [`series`]: measurements in few numbers
 //! * [`difference`]: what of a VM that runs is otherwise in a host's file
 //! * [`event`]: what happened to a VM
 //! * [`control`]: what one may ask of a keeper
@@ -19,6 +19,7 @@ pub mod event;
 pub mod health;
 pub mod name;
 pub mod record;
+pub mod series;
 pub mod spec;
 pub mod standing;
 pub mod status;

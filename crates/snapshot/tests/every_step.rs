@@ -1,8 +1,6 @@
 //! A process that dies at each step of a log's and of a snapshot store's life, by fault points, and steps that fail: in a real
 //! directory. The disk that loses its power, with all that it may keep and lose, is in `log_power.rs`.
 
-#[path = "../../volume/tests/dying/mod.rs"]
-mod dying;
 mod guest;
 
 use std::ops::ControlFlow;
@@ -17,6 +15,7 @@ use ninefold_snapshot::file::Head;
 use ninefold_snapshot::log::{Found, LogError, New, Options};
 use ninefold_snapshot::storage::{Directory, Storage};
 use ninefold_snapshot::store::{Store, StoreError};
+use ninefold_testkit::dying;
 
 /// Points that this crate passes.
 const OURS: [&str; 2] = ["storage.", "snapshot."];

@@ -1,6 +1,5 @@
 //! Snapshot files that somebody else has written, to harm whoever reads them.
 
-mod counting;
 mod guest;
 mod seal;
 
@@ -16,6 +15,7 @@ use ninefold_replica::stream::record::MAX_VOLUMES;
 use ninefold_replica::stream::{BlockInfo, Hello, Layout, PageRun, Record, Section};
 use ninefold_snapshot::file::{BLOCK, FileError, Head, Parent, Platform, Snapshot, Writer};
 use ninefold_snapshot::store::{Store, StoreError};
+use ninefold_testkit::counting;
 use ninefold_volume::pool::MAX_SIZE;
 use seal::seal;
 

@@ -1,6 +1,5 @@
 //! The log of a non-volatile VM whose files somebody else has written.
 
-mod counting;
 mod guest;
 
 use std::path::Path;
@@ -13,6 +12,7 @@ use ninefold_replica::protocol::{LogRole, Standing};
 use ninefold_replica::stream::page::PAGE_SIZE;
 use ninefold_snapshot::log::{Found, LogError, New, Options};
 use ninefold_snapshot::storage::{Directory, Storage};
+use ninefold_testkit::counting;
 use serde_json::Value;
 
 #[global_allocator]

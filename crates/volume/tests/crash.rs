@@ -3,7 +3,6 @@
 //!
 //! The process is this test's own program, told by the fault points where to die.
 
-mod dying;
 mod rig;
 
 use std::path::Path;
@@ -12,6 +11,7 @@ use std::time::Duration;
 use dying::SIGABRT;
 use ninefold_model::Epoch;
 use ninefold_model::spec::Acknowledge;
+use ninefold_testkit::dying;
 use ninefold_volume::nbd::Handler;
 use ninefold_volume::{Format, Image, Op, Pool, Served, Tools, VolumeName};
 use rig::Numbers;

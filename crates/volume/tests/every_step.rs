@@ -1,14 +1,13 @@
 //! Every step of notes, of the write log and of the pool, by the list of fault points: a process dies there, or the step fails.
 //! What is found afterwards is what was before or what was to be, and the next attempt gets to the end.
 
-mod dying;
-
 use std::path::Path;
 use std::time::Duration;
 
 use dying::SIGABRT;
 use ninefold_model::Epoch;
 use ninefold_model::spec::Acknowledge;
+use ninefold_testkit::dying;
 use ninefold_volume::pool::Kind;
 use ninefold_volume::{Batch, Format, Note, Op, Pool, Served, Tools, VolumeError, VolumeName, WriteLog};
 

@@ -1,9 +1,7 @@
 //! Operations on a volume as a hostile peer, or file, writes them: each as small as can be, so that reading them takes much.
 
-#[path = "../../snapshot/tests/counting/mod.rs"]
-mod counting;
-
 use counting::{Counting, most};
+use ninefold_testkit::counting;
 use ninefold_volume::batch::{BatchError, MAX_MEMORY, put_write, put_zero};
 use ninefold_volume::overlay::Overlay;
 use ninefold_volume::{Batch, Op};

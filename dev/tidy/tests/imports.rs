@@ -15,11 +15,6 @@ struct Known {
 const KNOWN: &[Known] = &[
     Known {
         directory: "crates/cli/src",
-        files: &["lab/exec.rs", "lab/faults.rs", "lab/mod.rs", "lab/status.rs", "picture.rs", "vm/keepers.rs"],
-        because: "the verbs of the lab ask its keepers as those of the VM do",
-    },
-    Known {
-        directory: "crates/cli/src",
         files: &["vm/control.rs", "vm/events.rs", "vm/trial.rs"],
         because: "verbs that follow events, and events' words",
     },
@@ -58,7 +53,7 @@ const KNOWN: &[Known] = &[
         because: "messages carry what the threads are about, and the core is one type in several files: both are to be divided",
     },
     Known {
-        directory: "crates/lab/src",
+        directory: "dev/lab/src",
         files: &[
             "bench/clock.rs",
             "bench/plan.rs",
@@ -71,12 +66,12 @@ const KNOWN: &[Known] = &[
         because: "plans and results of the benchmark name each other",
     },
     Known {
-        directory: "crates/lab/src",
+        directory: "dev/lab/src",
         files: &["boot.rs", "guest.rs"],
         because: "a guest is chosen by the options of the VM that boots it",
     },
     Known {
-        directory: "crates/lab/src",
+        directory: "dev/lab/src",
         files: &["disks.rs", "lab.rs", "teardown.rs"],
         because: "one type, the lab, in several files",
     },

@@ -3,9 +3,8 @@
 use std::io;
 use std::path::Path;
 
+use ninefold_shell::output::bytes;
 use ninefold_volume::{Pool, Refusal, Tools, VolumeError};
-
-use crate::output::bytes;
 
 /// Advice for an error in the pool at `root`.
 pub fn help(root: &Path, error: &VolumeError) -> Option<String> {

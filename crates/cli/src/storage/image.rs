@@ -2,6 +2,7 @@
 
 use clap::{Args, Subcommand};
 use ninefold_model::VolumeName;
+use ninefold_shell::Output;
 use ninefold_volume::Format;
 use ninefold_volume::pool::{Import, Kind};
 
@@ -10,7 +11,6 @@ use super::size::Size;
 use super::work::{self, Work};
 use super::{At, in_pool, show};
 use crate::error::CliError;
-use crate::output::Output;
 
 /// Golden images in this host's storage pool, which volumes are made from
 ///

@@ -15,12 +15,12 @@ mod work;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+pub use help::help;
 use ninefold_keeper::config::DEFAULT_POOL;
+use ninefold_shell::ShellError;
 use ninefold_volume::{Pool, Tools, VolumeError};
 
 use crate::error::CliError;
-
-pub use help::help;
 
 /// Which pool.
 #[derive(Debug, Args)]
@@ -48,7 +48,7 @@ impl At {
 /// What went wrong in a pool: `.map_err(in_pool(root))`.
 fn in_pool(pool: &Path) -> impl Fn(VolumeError) -> CliError {
     |source| match source {
-        VolumeError::Cancelled => CliError::Interrupted,
+        VolumeError::Cancelled => ShellError::Interrupted.into(),
         source => CliError::Volume { pool: pool.into(), source: Box::new(source) },
     }
 }

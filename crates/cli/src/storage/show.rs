@@ -1,13 +1,14 @@
 //! What people and programs see of a pool.
 
 use ninefold_model::VolumeName;
+use ninefold_shell::Failure;
+use ninefold_shell::output::{self, Output, bytes};
 use ninefold_volume::pool::{Entry, Info, Kind};
 use ninefold_volume::{Format, Pool};
 use serde::Serialize;
 
 use super::in_pool;
 use crate::error::CliError;
-use crate::output::{self, Output, bytes};
 
 /// A list.
 #[derive(Debug, Serialize)]
@@ -73,7 +74,7 @@ pub fn list(pool: &Pool, kind: Kind, output: &Output) -> Result<(), CliError> {
     let lines: Vec<Line> = pool.list(kind).map_err(&fail)?.into_iter().map(line).collect();
     let objects = if kind == Kind::Volume { Objects::Volumes(lines) } else { Objects::Images(lines) };
     let list = List { pool: pool.root().into(), free: pool.free().map_err(&fail)?, objects };
-    output.show(&list, || text(&list))
+    Ok(output.show(&list, || text(&list))?)
 }
 
 fn text(list: &List) -> String {
@@ -127,7 +128,7 @@ pub fn one(pool: &Pool, kind: Kind, name: &VolumeName, output: &Output) -> Resul
     let info = pool.info(kind, name).map_err(in_pool(pool.root()))?;
     let clones = if kind == Kind::Golden { clones(pool)? } else { Vec::new() };
     let object = object(info, kind, &clones);
-    output.show(&object, || describe(kind, &object))
+    Ok(output.show(&object, || describe(kind, &object))?)
 }
 
 fn describe(kind: Kind, object: &Object) -> String {
@@ -163,5 +164,5 @@ struct Removed<'a> {
 /// Removes an object and says so.
 pub fn remove(pool: &Pool, kind: Kind, name: &VolumeName, output: &Output) -> Result<(), CliError> {
     pool.remove(kind, name).map_err(in_pool(pool.root()))?;
-    output.show(&Removed { removed: name }, || format!("{} '{name}' is gone", kind.as_str()))
+    Ok(output.show(&Removed { removed: name }, || format!("{} '{name}' is gone", kind.as_str()))?)
 }

@@ -9,14 +9,15 @@ use ninefold_keeper::config::DEFAULT_POOL;
 use ninefold_keeper::snapshot::freeze_of;
 use ninefold_model::SnapshotName;
 use ninefold_model::health::Freeze;
+use ninefold_shell::Failure;
+use ninefold_shell::output::{self, Output, bytes, count};
+use ninefold_shell::{interrupt, progress};
 use ninefold_snapshot::file::{Snapshot, Told};
 use ninefold_snapshot::store::{Store, StoreError};
 use serde::Serialize;
 
 use crate::error::CliError;
-use crate::output::{self, Output, bytes, count};
 use crate::vm::events::frozen;
-use crate::{interrupt, progress};
 
 /// Snapshots of VMs in this host's storage pool
 ///
@@ -225,7 +226,7 @@ pub fn run(args: SnapshotArgs, output: &Output) -> Result<(), CliError> {
 }
 
 fn done(output: &Output, what: &'static str, name: &SnapshotName, text: &str) -> Result<(), CliError> {
-    output.show(&Done { done: what, name }, || format!("snapshot '{name}' {text}"))
+    Ok(output.show(&Done { done: what, name }, || format!("snapshot '{name}' {text}"))?)
 }
 
 fn list(store: &Store, output: &Output) -> Result<(), CliError> {
@@ -234,7 +235,7 @@ fn list(store: &Store, output: &Output) -> Result<(), CliError> {
         Err(error) => Line::Unknown { name: listed.name, error: CliError::from(error).text() },
     };
     let list = List { snapshots: store.list()?.into_iter().map(line).collect() };
-    output.show(&list, || text(&list))
+    Ok(output.show(&list, || text(&list))?)
 }
 
 fn text(list: &List) -> String {
@@ -284,7 +285,8 @@ fn info(store: &Store, name: &SnapshotName, output: &Output) -> Result<(), CliEr
         }
         row("root", &shown.root);
         text
-    })
+    })?;
+    Ok(())
 }
 
 fn verify(store: &Store, name: &SnapshotName, output: &Output) -> Result<(), CliError> {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use ninefold_model::VolumeName;
+use ninefold_shell::Output;
 use ninefold_volume::Format;
 use ninefold_volume::pool::{CutOff, Import, Kind};
 
@@ -11,7 +12,6 @@ use super::file::OuterFile;
 use super::size::Size;
 use super::{At, in_pool, show, work};
 use crate::error::CliError;
-use crate::output::Output;
 
 /// The disks of VMs in this host's storage pool
 ///
@@ -21,7 +21,7 @@ use crate::output::Output;
     ninefold volume create db-data --size 20G\n  \
     ninefold volume import db-root debian.qcow2 --size 10G\n  \
     ninefold volume list\n  \
-    ninefold volume list --pool /run/ninefold-lab/demo/a/pool")]
+    ninefold volume list --pool /srv/pool")]
 pub struct VolumeArgs {
     #[command(subcommand)]
     verb: Verb,
@@ -214,7 +214,7 @@ fn create(args: &CreateArgs, output: &Output) -> Result<(), CliError> {
 fn shrink(args: &ShrinkArgs, output: &Output) -> Result<(), CliError> {
     let pool = args.at.open()?;
     let cut = if args.discard_data { CutOff::AllowDataLoss } else { CutOff::MustBeZero };
-    let bar = crate::progress::spinner("looking for data behind the new end");
+    let bar = ninefold_shell::progress::spinner("looking for data behind the new end");
     let done = pool.shrink(&args.name, args.size.0, cut);
     bar.finish_and_clear();
     done.map_err(in_pool(pool.root()))?;

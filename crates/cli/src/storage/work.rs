@@ -4,8 +4,10 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use indicatif::ProgressBar;
 use ninefold_model::VolumeName;
+use ninefold_shell::Output;
+use ninefold_shell::progress::ProgressBar;
+use ninefold_shell::{interrupt, progress};
 use ninefold_volume::Pool;
 use ninefold_volume::pool::{FileFormat, Import, Kind};
 use serde::Serialize;
@@ -13,8 +15,6 @@ use serde::Serialize;
 use super::file::OuterFile;
 use super::{in_pool, show};
 use crate::error::CliError;
-use crate::output::Output;
-use crate::{interrupt, progress};
 
 /// A long operation on a pool, from its beginning until this is dropped.
 pub struct Work {
@@ -68,5 +68,5 @@ pub fn export(pool: &Pool, kind: Kind, name: &VolumeName, file: &OuterFile, outp
     drop(work);
     done.map_err(in_pool(pool.root()))?;
     let exported = Exported { exported: name, file: &file.path, format: format.as_str() };
-    output.show(&exported, || format!("{} '{name}' is in {} ({format})", kind.as_str(), file.path.display()))
+    Ok(output.show(&exported, || format!("{} '{name}' is in {} ({format})", kind.as_str(), file.path.display()))?)
 }

@@ -1,13 +1,13 @@
 //! `ninefold vm checkpoints`.
 
 use clap::Args;
-use ninefold_lab::{Series, Summary};
 use ninefold_model::control::CheckpointRecord;
+use ninefold_model::series::{Series, Summary};
+use ninefold_shell::output::{self, Output, bytes, count, ms};
 use serde::Serialize;
 
 use super::keepers::Where;
 use crate::error::CliError;
-use crate::output::{self, Output, bytes, count, ms};
 
 /// Show the latest checkpoints of a VM, step by step
 #[derive(Debug, Args)]
@@ -51,7 +51,7 @@ pub fn run(args: &CheckpointsArgs, output: &Output) -> Result<(), CliError> {
         wire_bytes: of(|c| c.wire_bytes),
     };
     let shown = Shown { host: keeper.host.clone(), summary, checkpoints };
-    output.show(&shown, || tell(&shown))
+    Ok(output.show(&shown, || tell(&shown))?)
 }
 
 fn tell(shown: &Shown) -> String {

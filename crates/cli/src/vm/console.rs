@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use ninefold_shell::ShellError;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -133,9 +134,7 @@ impl Console {
             let error = match self.keepers.primary() {
                 Ok((keeper, _)) => match UnixStream::connect(keeper.console()) {
                     Ok(stream) => return Ok(Some((keeper.host, stream))),
-                    Err(error) => {
-                        CliError::Io { what: format!("connect to the console at {}", keeper.host), source: error }
-                    }
+                    Err(error) => CliError::io(format!("connect to the console at {}", keeper.host))(error),
                 },
                 Err(error) if self.keepers.is_elsewhere(&error) => return Err(error),
                 Err(error) => error,
@@ -250,7 +249,7 @@ impl Console {
         let mut out = io::stdout().lock();
         match out.write_all(bytes).and_then(|()| out.flush()) {
             Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => return Err(CliError::OutputClosed),
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => return Err(ShellError::OutputClosed.into()),
             Err(e) => return Err(CliError::io("write to the standard output")(e)),
         }
         self.said.extend(bytes);

@@ -9,6 +9,8 @@ use ninefold_model::control::Request;
 use ninefold_model::event::{Event, EventKind};
 use ninefold_model::spec::{EpochPolicy, Protection};
 use ninefold_model::status::{ProtectionState, Role, VmStatus};
+use ninefold_shell::Output;
+use ninefold_shell::progress;
 use serde::Serialize;
 
 use super::awaited::Awaited;
@@ -16,8 +18,6 @@ use super::events::{follow, now_us, words};
 use super::handover::{End, Handover};
 use super::keepers::{Keeper, Keepers, Where};
 use crate::error::CliError;
-use crate::output::Output;
-use crate::progress;
 
 /// How long a first copy may take: memory of any sensible size at the speed of a poor link.
 const SYNC_LIMIT: Duration = Duration::from_secs(600);
@@ -282,7 +282,8 @@ pub(super) fn tell(
     output.show(&done, || match &done.event {
         Some(event) => format!("host {}: {}", event.host, words(&event.kind)),
         None => format!("host {host}: {text}"),
-    })
+    })?;
+    Ok(())
 }
 
 /// Waits, with a bar, until the VM is protected, wherever it runs by then.
@@ -291,7 +292,7 @@ fn await_protection(keepers: &Keepers, since_us: u64, output: &Output) -> Result
     // A program reads one object from the standard error, if any; the reason is in that.
     let tell = |why: &str| match output.is_json() {
         true => {}
-        false => progress::note(&bar, &format!("waiting for protection: {why}")),
+        false => progress::note(crate::error::NAME, &bar, &format!("waiting for protection: {why}")),
     };
     let done = until_protected(keepers, since_us, &bar, tell);
     bar.finish_and_clear();
@@ -301,7 +302,7 @@ fn await_protection(keepers: &Keepers, since_us: u64, output: &Output) -> Result
 fn until_protected(
     keepers: &Keepers,
     since_us: u64,
-    bar: &indicatif::ProgressBar,
+    bar: &progress::ProgressBar,
     tell: impl Fn(&str),
 ) -> Result<Event, CliError> {
     let events = follow(keepers, since_us);

@@ -5,13 +5,13 @@ use std::time::Duration;
 use clap::Args;
 use ninefold_model::control::Request;
 use ninefold_model::event::EventKind;
+use ninefold_shell::Output;
+use ninefold_shell::progress;
 
 use super::control::tell;
 use super::events::{follow, now_us};
 use super::keepers::Where;
 use crate::error::CliError;
-use crate::output::Output;
-use crate::progress;
 
 /// Between two looks at how far it is.
 const EVERY: Duration = Duration::from_millis(200);
@@ -35,7 +35,7 @@ pub fn run(args: &DumpArgs, output: &Output) -> Result<(), CliError> {
     let since = now_us();
     keeper.client.command(&Request::Dump)?;
     let bar = progress::spinner("memory is written");
-    let events = follow(&keeper.only(), since);
+    let events = follow(&keeper.clone().into(), since);
     let end = loop {
         match events.recv_timeout(EVERY) {
             Ok(event) => match &event.kind {

@@ -8,12 +8,12 @@ use clap::Args;
 use ninefold_keeper::agent::plain;
 use ninefold_model::event::{Event, EventKind};
 use ninefold_model::health::Freeze;
+use ninefold_shell::output::{Output, bytes, count, ms, say};
 use ninefold_transport::UtcTime;
 
 use super::keepers::{Keepers, Where};
 use super::repeats::Repeats;
 use crate::error::CliError;
-use crate::output::{Output, bytes, count, ms, say};
 
 /// One long poll of a keeper.
 const POLL: Duration = Duration::from_secs(5);

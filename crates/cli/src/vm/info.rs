@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use clap::Args;
 use ninefold_keeper::agent::{Agent, AgentError, plain};
+use ninefold_shell::output::{self, Output, bytes};
 use serde::{Deserialize, Serialize};
 
 use super::keepers::Where;
 use crate::error::CliError;
-use crate::output::{self, Output, bytes};
 
 /// Network interfaces, addresses of one, and file systems that are shown.
 const MOST: usize = 256;
@@ -107,7 +107,7 @@ pub fn run(args: &InfoArgs, output: &Output) -> Result<(), CliError> {
     let failed = |source| CliError::Agent { host: host.clone(), source };
     let mut agent = Agent::connect(&keeper.agent(), Duration::from_secs(args.wait)).map_err(failed)?;
     let shown = ask(&mut agent, &host).map_err(failed)?;
-    output.show(&shown, || tell(&shown))
+    Ok(output.show(&shown, || tell(&shown))?)
 }
 
 /// Asks for everything; what the agent refuses, or says so that it makes no sense, is left out.

@@ -1,106 +1,53 @@
 //! The keepers of one VM: found, asked, and told apart by their roles.
 
-use std::path::PathBuf;
-use std::sync::mpsc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
 
 use clap::Args;
-use ninefold_keeper::api::Client;
-use ninefold_keeper::config::KeeperConfig;
-use ninefold_lab::Lab;
-use ninefold_model::status::{ProtectionState, Role, VmStatus};
-use serde::Serialize;
+use ninefold_keeper::config::{DEFAULT_RUN_DIRS, KeeperConfig};
+use ninefold_model::status::{Role, VmStatus};
+pub use ninefold_shell::keepers::{HostReport, Keeper, ask_all};
 
 use crate::error::CliError;
-
-/// How long a keeper may take to say how it is. One that takes longer is frozen, or its host is.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Where the VM's keepers are.
 #[derive(Debug, Args)]
 pub struct Where {
-    /// The VM of this lab; without it the only lab that is up
-    #[arg(long, value_name = "LAB", conflicts_with = "run_dir")]
-    lab: Option<String>,
-    /// The run directory of a keeper of the VM; may be given for several keepers of this machine
-    #[arg(long, value_name = "DIR")]
+    /// The run directory of a keeper of the VM; may be given for several keepers of this machine. Without it the only keeper that
+    /// has one in /run/ninefold
+    #[arg(long, value_name = "DIR", env = "NINEFOLD_RUN_DIR", value_delimiter = ':')]
     run_dir: Vec<PathBuf>,
 }
 
 impl Where {
+    /// Them, under the names that they give themselves.
+    ///
+    /// # Errors
+    /// None was named, and this host has none or several.
     pub fn keepers(&self) -> Result<Keepers, CliError> {
-        if self.run_dir.is_empty() {
-            return Keepers::of_lab(&crate::lab::attach(self.lab.as_deref())?);
-        }
-        let all = self.run_dir.iter().map(|dir| {
-            // Its own configuration may lie elsewhere; if it does not answer, the directory stands for the host.
-            let host = dir.display().to_string();
-            Keeper { host, client: Client::new(dir), run_dir: dir.clone() }
-        });
-        let mut keepers = Keepers { all: all.collect(), in_lab: false };
+        let dirs = match &self.run_dir[..] {
+            [] => vec![the_only(Path::new(DEFAULT_RUN_DIRS))?],
+            named => named.to_vec(),
+        };
+        // Its own configuration may lie elsewhere; if it does not answer, the directory stands for the host.
+        let mut keepers =
+            Keepers { all: dirs.iter().map(|dir| Keeper::new(&dir.display().to_string(), dir)).collect() };
         let hosts: Vec<_> = keepers.ask_all().into_iter().map(|r| r.host).collect();
-        for (keeper, host) in keepers.all.iter_mut().zip(hosts) {
-            keeper.host = host;
-        }
+        keepers.all = keepers.all.into_iter().zip(hosts).map(|(keeper, host)| keeper.named(&host)).collect();
         Ok(keepers)
     }
 }
 
-/// One keeper.
-#[derive(Debug, Clone)]
-pub struct Keeper {
-    /// Its host's name; its run directory when that is all that is known.
-    pub host: String,
-    pub client: Client,
-    run_dir: PathBuf,
-}
-
-impl Keeper {
-    /// This one alone, as for what happens on its host and nowhere else.
-    pub fn only(&self) -> Keepers {
-        Keepers { all: vec![self.clone()], in_lab: false }
-    }
-
-    pub fn agent(&self) -> PathBuf {
-        KeeperConfig::agent_socket(&self.run_dir)
-    }
-
-    pub fn console(&self) -> PathBuf {
-        KeeperConfig::console_socket(&self.run_dir)
-    }
-}
-
-/// What a keeper says of itself.
-#[derive(Debug, Clone, Serialize)]
-pub struct HostReport {
-    pub host: String,
-    /// Null when it does not answer.
-    pub status: Option<VmStatus>,
-    pub error: Option<String>,
-}
-
-impl HostReport {
-    /// For people.
-    pub fn role(&self) -> &'static str {
-        match self.status.as_ref().map(|s| s.role) {
-            None => "?",
-            Some(Role::Primary) => "primary",
-            Some(Role::Backup) => "backup",
-            Some(Role::Standby) => "standby",
-        }
-    }
-
-    /// For people; empty unless it is the primary.
-    pub fn protection(&self) -> &'static str {
-        match self.status.as_ref().and_then(|s| s.protection) {
-            None => "",
-            Some(ProtectionState::Off) => "protection off",
-            Some(ProtectionState::Unprotected) => "unprotected",
-            Some(ProtectionState::Syncing) => "syncing",
-            Some(ProtectionState::Protected) => "protected",
-            Some(ProtectionState::Waiting) => "waiting",
-        }
+/// The run directory of the only keeper that has one here. One that is not running may have left its socket: it counts, so that
+/// the command does not go to another VM than yesterday.
+fn the_only(root: &Path) -> Result<PathBuf, CliError> {
+    let entries = std::fs::read_dir(root).into_iter().flatten().flatten();
+    let mut found: Vec<_> =
+        entries.map(|e| e.path()).filter(|dir| KeeperConfig::control_socket(dir).exists()).collect();
+    found.sort();
+    match found.len() {
+        0 => Err(CliError::NoneHere { root: root.to_owned() }),
+        1 => Ok(found.swap_remove(0)),
+        _ => Err(CliError::SeveralHere { dirs: found }),
     }
 }
 
@@ -108,58 +55,19 @@ impl HostReport {
 #[derive(Debug, Clone)]
 pub struct Keepers {
     pub all: Vec<Keeper>,
-    in_lab: bool,
+}
+
+impl From<Keeper> for Keepers {
+    /// This one alone, as for what happens on its host and nowhere else.
+    fn from(keeper: Keeper) -> Self {
+        Self { all: vec![keeper] }
+    }
 }
 
 impl Keepers {
-    /// Those of a lab's hosts.
-    pub fn of_lab(lab: &Lab) -> Result<Self, CliError> {
-        let hosts = lab.topology().hosts.iter().map(|h| h.as_str()).filter(|h| lab.has_keeper(h));
-        let all: Vec<_> = hosts
-            .map(|host| {
-                let run_dir = lab.run_dir(host);
-                Keeper { host: host.to_owned(), client: Client::new(&run_dir), run_dir }
-            })
-            .collect();
-        if all.is_empty() {
-            return Err(CliError::NoVm { lab: lab.name().to_owned() });
-        }
-        Ok(Self { all, in_lab: true })
-    }
-
     /// Asks all of them at once. One that does not answer in time is reported so.
     pub fn ask_all(&self) -> Vec<HostReport> {
-        let (sender, answers) = mpsc::channel();
-        for (place, keeper) in self.all.iter().enumerate() {
-            let (sender, client) = (sender.clone(), keeper.client.clone());
-            // A thread that hangs on a frozen keeper ends with this process, or with its answer.
-            thread::spawn(move || {
-                // Nobody waits for it any more when it comes too late.
-                let _ = sender.send((place, client.status()));
-            });
-        }
-        drop(sender);
-        let mut reports: Vec<_> = self
-            .all
-            .iter()
-            .map(|k| HostReport {
-                host: k.host.clone(),
-                status: None,
-                error: Some(format!("{}: no answer within {} s", k.host, PATIENCE.as_secs())),
-            })
-            .collect();
-        let deadline = Instant::now() + PATIENCE;
-        while let Ok((place, answer)) = answers.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            let report: &mut HostReport = &mut reports[place];
-            match answer {
-                Ok(status) => {
-                    report.host = status.host.to_string();
-                    *report = HostReport { host: report.host.clone(), status: Some(status), error: None };
-                }
-                Err(error) => report.error = Some(format!("{}: {error}", report.host)),
-            }
-        }
-        reports
+        ask_all(&self.all)
     }
 
     /// The keeper on whose host the VM runs. If two claim it (one of them was cut off), the later term is right.
@@ -173,7 +81,7 @@ impl Keepers {
             }
         }
         if let Some((keeper, status)) = best {
-            return Ok((Keeper { host: status.host.to_string(), ..keeper.clone() }, status.clone()));
+            return Ok((keeper.clone().named(status.host.as_str()), status.clone()));
         }
         // A backup's word tells most.
         let mut others: Vec<_> = claims.collect();
@@ -191,7 +99,7 @@ impl Keepers {
     /// None of them answers.
     pub fn silent(&self, reports: &[HostReport]) -> CliError {
         let errors = reports.iter().filter_map(|r| r.error.clone()).collect();
-        CliError::NoKeeper { errors, in_lab: self.in_lab }
+        CliError::NoKeeper { errors }
     }
 
     /// The hosts that can be asked.
@@ -232,9 +140,8 @@ mod tests {
 
     #[test]
     fn a_vm_may_have_gone_where_nobody_is_asked() {
-        let run_dir = PathBuf::from("/run/ninefold/db");
-        let a = Keeper { host: "a".into(), client: Client::new(&run_dir), run_dir };
-        let mut keepers = a.only();
+        let a = Keeper::new("a", Path::new("/run/ninefold/db"));
+        let mut keepers = Keepers::from(a.clone());
         let said = |role, peer: Option<&str>| CliError::NotRunning {
             hosts: vec!["a".into()],
             role,
@@ -242,7 +149,28 @@ mod tests {
         };
         assert!(keepers.is_elsewhere(&said(Role::Backup, Some("b"))));
         assert!(!keepers.is_elsewhere(&said(Role::Standby, None)), "it may come back");
-        keepers.all.push(Keeper { host: "b".into(), ..a });
+        keepers.all.push(a.named("b"));
         assert!(!keepers.is_elsewhere(&said(Role::Backup, Some("b"))), "it is asked");
+    }
+
+    #[test]
+    fn the_only_keeper_of_this_host_needs_no_name() {
+        let root = tempfile::tempdir().unwrap();
+        let none = the_only(&root.path().join("nowhere"));
+        assert!(matches!(none, Err(CliError::NoneHere { .. })), "{none:?}");
+        let make = |vm: &str| {
+            let dir = root.path().join(vm);
+            std::fs::create_dir(&dir).unwrap();
+            std::fs::write(KeeperConfig::control_socket(&dir), "").unwrap();
+            dir
+        };
+        // Something else has a directory there, too.
+        std::fs::create_dir(root.path().join("other")).unwrap();
+        assert!(matches!(the_only(root.path()), Err(CliError::NoneHere { .. })));
+        let db = make("db");
+        assert_eq!(the_only(root.path()).unwrap(), db);
+        let web = make("web");
+        let several = the_only(root.path());
+        assert!(matches!(&several, Err(CliError::SeveralHere { dirs }) if *dirs == [db, web]), "{several:?}");
     }
 }

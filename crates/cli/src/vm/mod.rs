@@ -22,13 +22,14 @@ mod status;
 mod trial;
 
 use clap::{Args, Subcommand};
+use ninefold_shell::Output;
 
 use crate::error::CliError;
-use crate::output::Output;
 
 /// A fault-tolerant VM: its state, its life, its console
 ///
-/// Its keepers are found by --lab NAME or, without a lab, by --run-dir DIR. A command goes to the host where the VM runs.
+/// A command asks the VM's keeper on this host, and no other is needed: it is found by --run-dir DIR or NINEFOLD_RUN_DIR, or by itself where
+/// this host keeps one VM. Of several keepers that are named the one is asked where the VM runs.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     ninefold vm status --watch\n  \

@@ -5,12 +5,12 @@ use std::time::{Duration, UNIX_EPOCH};
 use clap::Args;
 use ninefold_model::control::{LogReport, Request, Response};
 use ninefold_model::event::EventKind;
+use ninefold_shell::Output;
 use serde::Serialize;
 
 use super::keepers::{Keeper, Where};
 use super::snapshot::wait;
 use crate::error::CliError;
-use crate::output::Output;
 
 /// Go on from a log that is damaged, or behind what clients were told
 ///
@@ -78,7 +78,7 @@ pub fn run(args: &RecoverArgs, output: &Output) -> Result<(), CliError> {
     logs.sort_by_key(rank);
     logs.reverse();
     let all = Logs { logs, none };
-    output.show(&all, || words(&all))
+    Ok(output.show(&all, || words(&all))?)
 }
 
 fn ask(keeper: &Keeper) -> Result<LogReport, CliError> {

@@ -3,17 +3,17 @@
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use indicatif::ProgressBar;
 use ninefold_model::SnapshotName;
 use ninefold_model::control::{FreezeChoice, Request};
 use ninefold_model::event::{Event, EventKind};
+use ninefold_shell::Output;
+use ninefold_shell::progress;
+use ninefold_shell::progress::ProgressBar;
 
 use super::control::tell;
 use super::events::{follow, now_us};
 use super::keepers::{Keeper, Where};
 use crate::error::CliError;
-use crate::output::Output;
-use crate::progress;
 
 /// Between two looks at how far it is.
 const EVERY: Duration = Duration::from_millis(200);
@@ -130,7 +130,7 @@ pub(super) fn wait(
     keeper.client.command(request)?;
     let bar: ProgressBar = progress::spinner("memory is copied");
     // All of it happens on that host; only its keeper is asked, and need be.
-    let events = follow(&keeper.only(), since);
+    let events = follow(&keeper.clone().into(), since);
     let done = loop {
         match events.recv_timeout(EVERY) {
             Ok(event) => match end(&event) {

@@ -5,13 +5,13 @@ use std::time::Duration;
 use clap::Args;
 use ninefold_model::control::Request;
 use ninefold_model::event::{Event, EventKind};
+use ninefold_shell::Output;
+use ninefold_shell::progress;
 
 use super::control::{tell, timed_out};
 use super::events::{follow, now_us};
 use super::keepers::{Keeper, Where};
 use crate::error::CliError;
-use crate::output::Output;
-use crate::progress;
 
 /// How long pause, resume and wake may take: a checkpoint is part of a pause.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -119,7 +119,7 @@ fn ask(
 ) -> Result<Event, CliError> {
     let since = now_us();
     keeper.client.command(request)?;
-    let events = follow(&keeper.only(), since);
+    let events = follow(&keeper.clone().into(), since);
     let began = std::time::Instant::now();
     while began.elapsed() < limit {
         match events.recv_timeout(EVERY) {

@@ -9,6 +9,7 @@ use ninefold_model::VmName;
 use ninefold_model::health::HealthStatus;
 use ninefold_model::spec::EpochPolicy;
 use ninefold_model::status::{BackupState, CertificateStatus, LogState, ProtectionState, Role, VmStatus};
+use ninefold_shell::output::{self, Output, bytes, count, ms};
 use ninefold_transport::UtcTime;
 use ninefold_transport::identity::refresh::FEW_DAYS;
 use serde::Serialize;
@@ -16,7 +17,6 @@ use serde::Serialize;
 use super::keepers::{HostReport, Keepers, Where};
 use super::trial;
 use crate::error::CliError;
-use crate::output::{self, Output, bytes, count, ms};
 
 /// Between two looks of `--watch`.
 const EVERY: Duration = Duration::from_millis(500);
@@ -53,7 +53,7 @@ pub fn run(args: &StatusArgs, output: &Output) -> Result<(), CliError> {
         if shown.vm.is_none() {
             return Err(keepers.silent(&shown.hosts));
         }
-        return output.show(&shown, || tell(&shown));
+        return Ok(output.show(&shown, || tell(&shown))?);
     }
     let terminal = std::io::stdout().is_terminal() && !output.is_json();
     loop {

@@ -6,19 +6,19 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use indicatif::ProgressBar;
 use ninefold_model::control::Request;
 use ninefold_model::event::{Event, EventKind};
 use ninefold_model::health::{HealthySign, Trial};
 use ninefold_model::spec::Boot;
 use ninefold_model::status::Role;
+use ninefold_shell::Output;
+use ninefold_shell::progress;
+use ninefold_shell::progress::ProgressBar;
 
 use super::control::{await_event, tell, timed_out};
 use super::events::{follow, now_us};
 use super::keepers::{Keepers, Where};
 use crate::error::CliError;
-use crate::output::Output;
-use crate::progress;
 
 /// Between two looks at the trial, and two probes.
 const EVERY: Duration = Duration::from_millis(200);
@@ -40,7 +40,7 @@ const MARGIN: Duration = Duration::from_secs(120);
 #[command(after_help = "Examples:\n  \
     ninefold vm trial --kernel /boot/vmlinuz-6.12 --initrd /boot/initrd-6.12 --healthy-within 60s --probe tcp:10.9.0.10:6379\n  \
     ninefold vm trial --cmdline 'console=ttyS0 mitigations=off' --console-line 'login:'\n  \
-    ninefold lab exec client -- ninefold vm trial --kernel /new/vmlinuz --probe tcp:10.9.0.10:6379\n  \
+    ninefold vm trial --boot-sector /new/boot.img --healthy-within 10min --console-line ready\n  \
     ninefold vm trial --kernel /new/vmlinuz --detach; …; ninefold vm commit-image\n\n\
     The exit code is 0 when the image was committed.")]
 pub struct TrialArgs {
