@@ -4,8 +4,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-use ninefold_model::{Record, VmName};
-use ninefold_replica::protocol::{Outcome, ProposalId};
+use ninefold_core::effect::Question;
+use ninefold_model::VmName;
+use ninefold_replica::protocol::Outcome;
 use ninefold_witness_client::{Swap, Witness, WitnessClient, WitnessError};
 
 use crate::error::KeeperError;
@@ -19,24 +20,6 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// Between two readings of the record while nothing is proposed: they keep the connection warm and show whether an
 /// operator has moved the VM.
 const LOOK: Duration = Duration::from_millis(1000);
-
-/// A question to the witness. A newer one replaces an unanswered older one; who waits for that is told so.
-#[derive(Debug)]
-pub enum Question {
-    Propose {
-        id: ProposalId,
-        expected: Option<Record>,
-        new: Record,
-        /// It has been answered, by what proves nothing: not at once.
-        again: bool,
-    },
-    /// Read the record and answer the request that waits for it.
-    Start { force: bool },
-    /// Read the record now, if nothing else is asked.
-    Look,
-    /// What was proposed is not wanted any more. A proposal on its way may win all the same.
-    Cancel,
-}
 
 /// Starts the thread. It ends when the sender is dropped.
 pub fn start(vm: VmName, client: WitnessClient, core: Sender<Msg>) -> Result<Sender<Question>, KeeperError> {
@@ -162,7 +145,8 @@ impl Arbiter {
 mod tests {
     use std::time::Instant;
 
-    use ninefold_model::{HostName, Term};
+    use ninefold_model::{HostName, Record, Term};
+    use ninefold_replica::protocol::ProposalId;
     use ninefold_transport::{Listener, Security};
     use ninefold_witness::{Limits, Registers, Server, ServerHandle};
     use ninefold_witness_client::Timeouts;

@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::Duration;
 
-use ninefold_model::HostName;
+use ninefold_core::effect::Wish;
 use ninefold_transport::{Security, connect};
 
 use crate::config::KeeperConfig;
@@ -21,17 +21,6 @@ const QUICK: Duration = Duration::from_millis(60);
 const PAUSE: Duration = Duration::from_millis(250);
 /// The same while there is a host that was just there.
 const QUICK_PAUSE: Duration = Duration::from_millis(20);
-
-/// What is looked for.
-#[derive(Debug, Default)]
-pub struct Wish {
-    /// Any host but these.
-    pub but: Vec<HostName>,
-    /// Those that were there a moment ago, and need little: they are asked before all others.
-    pub first: Vec<HostName>,
-    /// The one that is asked when no other answers: it is probably dead, and to find that out takes its time.
-    pub last: Option<HostName>,
-}
 
 /// The core's way to ask for a peer.
 #[derive(Debug, Clone)]

@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
 
+use ninefold_core::KEEP;
 use ninefold_machine::Ram;
 use ninefold_model::{Epoch, Term};
 use ninefold_replica::continuation::Reign;
@@ -30,8 +31,6 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-/// How long a standby, and its memory, are kept for a session that suits them.
-pub const KEEP: Duration = Duration::from_secs(30);
 /// The program that holds the memory.
 const PROGRAM: &str = "ninefold-memory";
 /// Where the next keeper finds it, in the run directory.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use ninefold_core::disk_watch::SLOW;
 use ninefold_model::spec::{Acknowledge, VolumeSpec};
 use ninefold_model::{Epoch, Term};
 use ninefold_replica::target::Target;
@@ -21,7 +22,6 @@ use ninefold_volume::{Batch, Budget, Format, Note, Pool, Served, Tools, VolumeEr
 
 use crate::bell::Bell;
 use crate::config::KeeperConfig;
-use crate::disk_watch::SLOW;
 use crate::error::{KeeperError, report};
 use crate::mixture::{Cause, Mixture};
 use crate::resync;

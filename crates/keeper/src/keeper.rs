@@ -17,7 +17,6 @@ use crate::bell::Bell;
 use crate::certificates;
 use crate::config::{KeeperConfig, SecurityConfig};
 use crate::connector::Connector;
-use crate::core::{Core, Parts};
 use crate::custody::Kept;
 use crate::disks::Disks;
 use crate::error::KeeperError;
@@ -28,6 +27,7 @@ use crate::metrics::Board;
 use crate::msg::Msg;
 use crate::outlets::Outlets;
 use crate::parking::Parking;
+use crate::runtime::{Parts, Runtime};
 use crate::server;
 use crate::standby::{Door, Standby};
 
@@ -125,7 +125,7 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
         connector,
         parking,
     };
-    Core::new(parts).run();
+    Runtime::new(parts).run();
     let _ = fs::remove_file(KeeperConfig::control_socket(&config.run_dir));
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Keeps one VM on one host: machine, replica and net put together.
 //!
 //! * [`config`]: what a keeper is told · [`keeper`]: how it starts · [`panics`]
-//! * [`core`]: the thread that owns the protocol and does what it says · [`msg`]: what the others tell it
+//! * `runtime`: the thread that drives the [core](ninefold_core) and does what it says · [`msg`]: what the others tell it
 //! * [`vm`]: the thread that owns a running QEMU; [`bell`] wakes it · `stance`: whether its guest runs, sleeps, is paused · [`sink`]: those to whom it is copied ·
 //!   [`capture`]: one checkpoint, the pause path · [`overlay`], [`first_copy`]
 //! * [`session`]: a primary's connection to its backup · [`connector`]: finding one · [`aside`]: what threads are told beside
@@ -26,10 +26,8 @@ pub mod capture;
 mod certificates;
 pub mod config;
 mod connector;
-mod core;
 mod cpu_clock;
 pub mod custody;
-mod disk_watch;
 pub mod disks;
 pub mod error;
 pub mod first_copy;
@@ -55,6 +53,7 @@ mod priority;
 mod proof;
 pub mod recovery;
 pub mod resync;
+mod runtime;
 mod server;
 pub mod session;
 pub mod sink;

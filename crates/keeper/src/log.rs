@@ -25,6 +25,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use ninefold_core::LogFailure;
 use ninefold_model::{Epoch, Term};
 use ninefold_replica::continuation::Reign;
 use ninefold_replica::protocol::{LogRole, Standing};
@@ -39,7 +40,6 @@ use crate::back;
 use crate::bell::Bell;
 use crate::capture::{Join, Taken, micros};
 use crate::config::KeeperConfig;
-use crate::core::LogFailure;
 use crate::disks::Disks;
 use crate::error::{KeeperError, report};
 use crate::msg::Msg;

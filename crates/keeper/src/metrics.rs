@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::Duration;
 
+use ninefold_core::effect::TrialOutcome;
 use ninefold_model::control::CheckpointRecord;
 use ninefold_model::health::{Failure, WatchdogAction};
 use ninefold_model::status::{CertificateStatus, Counters, LogState, LogStatus, ProtectionState, Role};
@@ -48,13 +49,6 @@ struct FailureLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct TrialLabel {
     outcome: &'static str,
-}
-
-/// How a trial of an image ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TrialOutcome {
-    Committed,
-    FellBack,
 }
 
 /// The metrics of one keeper.

@@ -3,6 +3,7 @@
 use std::sync::mpsc::{Sender, SyncSender};
 use std::time::{Duration, Instant};
 
+use ninefold_core::LogFailure;
 use ninefold_machine::Ports;
 use ninefold_model::control::{CheckpointRecord, Request, Response};
 use ninefold_model::difference::Difference;
@@ -18,12 +19,11 @@ use ninefold_replica::target::Target;
 use ninefold_transport::clock::Moment;
 use ninefold_transport::{Link, LinkHandle, LinkWriter};
 
-use crate::core::LogFailure;
 use crate::freeze::End;
 use crate::recovery::News;
 use crate::resync::Rest;
 use crate::snapshot;
-use crate::standby::{Accepted, Loaded};
+use crate::standby::{Answer, Loaded};
 
 /// A message to the core.
 pub enum Msg {
@@ -161,7 +161,7 @@ pub enum Msg {
         hello: Box<Hello>,
         writer: LinkWriter,
         handle: LinkHandle,
-        go: SyncSender<Option<Accepted>>,
+        go: SyncSender<Answer>,
     },
     RefusedPeer {
         peer: String,
@@ -230,6 +230,11 @@ pub enum Msg {
         id: u64,
         failure: LogFailure,
     },
+    /// The log of a VM that has ended is removed, or cannot be.
+    LogRemoved {
+        id: u64,
+        removed: bool,
+    },
     /// What came of an attempt to go on from the log.
     Recovery {
         id: u64,
@@ -268,10 +273,6 @@ pub enum Msg {
         epoch: Epoch,
         /// It is the session's first.
         first: bool,
-    },
-    Synced {
-        session: Term,
-        round: Epoch,
     },
     BoundTo {
         session: Term,

@@ -12,13 +12,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ninefold_core::KEEP;
 use ninefold_machine::{Machine, Ports, Tracker};
 use ninefold_model::spec::VmSpec;
 use ninefold_model::{Epoch, Term};
 use ninefold_replica::continuation::History;
 use ninefold_replica::stream::Layout;
 
-pub use crate::custody::KEEP;
 use crate::custody::{Custody, Kept};
 use crate::proof::Proof;
 

@@ -59,8 +59,6 @@ pub enum News {
 #[derive(Debug)]
 pub struct Recovery {
     pub id: u64,
-    /// Once it is found: on what terms, and its last checkpoint.
-    pub found: Option<(Standing, Epoch)>,
     go: Option<SyncSender<()>>,
 }
 
@@ -70,11 +68,6 @@ impl Recovery {
         if let Some(go) = self.go.take() {
             let _ = go.try_send(());
         }
-    }
-
-    /// Whether it is being loaded, or is.
-    pub fn is_going(&self) -> bool {
-        self.go.is_none()
     }
 }
 
@@ -109,7 +102,7 @@ pub fn start(id: u64, config: Arc<KeeperConfig>, place: Place, core: Sender<Msg>
         }
     };
     thread::Builder::new().name("recovery".into()).spawn(run).map_err(KeeperError::Thread)?;
-    Ok(Recovery { id, found: None, go: Some(go) })
+    Ok(Recovery { id, go: Some(go) })
 }
 
 fn look(config: &KeeperConfig, disks: &Disks) -> Result<Option<Found>, String> {

@@ -22,6 +22,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TrySendErr
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ninefold_core::disk_watch::SLOW;
 use ninefold_listen::{Bounds, Place, Register, Standing};
 use ninefold_machine::{Machine, MachineConfig, Mechanism, Memory, PageRun, Ports, Ram, Tracker};
 use ninefold_model::health::Health;
@@ -41,7 +42,6 @@ use crate::booted;
 use crate::capture::micros;
 use crate::config::KeeperConfig;
 use crate::custody::{self, Custody, Kept, Note};
-use crate::disk_watch::SLOW;
 use crate::disks::Disks;
 use crate::error::report;
 use crate::generation::Generation;
@@ -102,7 +102,17 @@ pub enum Verdict {
     Park,
 }
 
-/// What the core gives a session that it accepts.
+/// What the core says to a session that is offered.
+pub enum Answer {
+    Accepted(Accepted),
+    /// Its writer comes back: the primary is told so.
+    Refused {
+        writer: LinkWriter,
+        reason: String,
+    },
+}
+
+/// What a session gets that is accepted.
 #[derive(Debug)]
 pub struct Accepted {
     /// The thread of this host's log, for a non-volatile VM.
@@ -162,7 +172,7 @@ impl Standby {
         let peer = link.peer().clone();
         let handle = link.handle();
         let _ = handle.set_read_deadline(Some(PATIENCE));
-        // The core writes heartbeats and acknowledgements: it must not wait for a primary that takes nothing.
+        // Heartbeats and acknowledgements come late behind one that takes so long: a primary that takes nothing is of no use.
         let _ = handle.set_write_timeout(Some(WRITE_LIMIT));
         let (reader, mut writer) = link.split();
         let mut records = RecordReader::new(reader);
@@ -200,8 +210,19 @@ impl Standby {
         // It is genuine, and from here on the core watches over it.
         place.busy();
         let _ = self.core.send(Msg::Offer { hello: hello.clone(), writer, handle: handle.clone(), go });
-        // The core refuses over the writer itself.
-        let Some(accepted) = answer.recv().unwrap_or(None) else { return Ok(()) };
+        let accepted = match answer.recv() {
+            Ok(Answer::Accepted(accepted)) => accepted,
+            Ok(Answer::Refused { mut writer, reason }) => {
+                let _ = write_record(
+                    &mut writer,
+                    &mut scratch,
+                    &Record::Refuse { code: RefuseCode::Busy, reason: &reason },
+                );
+                let _ = io::Write::flush(&mut writer);
+                return Ok(());
+            }
+            Err(_) => return Ok(()),
+        };
         // The core closes the connection: when the primary has relinquished, not before the witness has answered.
         if let Err(reason) = self.receive(&hello, records, accepted) {
             let _ = self.core.send(Msg::LoadFailed { session, reason });
@@ -388,7 +409,6 @@ impl Standby {
                     if let Some(log) = &log {
                         let _ = log.send(Job::Log(LogJob::Settle(session)));
                     }
-                    let _ = self.core.send(Msg::Synced { session, round: pass.epoch });
                 }
                 Ok(Fed::More | Fed::Other) => {}
                 Err(error) => break report(&error),
@@ -754,13 +774,6 @@ pub fn layout(machine: &Machine) -> Result<Layout, String> {
     let blocks = &machine.memory().layout().blocks;
     let blocks = blocks.iter().map(|b| BlockInfo { name: b.name.clone(), used: b.used, total: b.total }).collect();
     Layout::new(blocks).map_err(|e| report(&e))
-}
-
-/// Refuses an offer, or says farewell, over a backup's writer.
-pub fn refuse(writer: &mut LinkWriter, reason: &str) {
-    let mut scratch = Vec::new();
-    let _ = write_record(writer, &mut scratch, &Record::Refuse { code: RefuseCode::Busy, reason });
-    let _ = io::Write::flush(writer);
 }
 
 /// The memory of a QEMU that nothing was loaded into yet.

@@ -318,7 +318,7 @@ impl NetPort {
     }
 
     /// Sends one announcement of the guest's place, if the gate is not mute, the TAP's link is up and `still_ours` says yes. Returns
-    /// how many frames were sent. When to announce: [`AnnouncePlan`](crate::announce::AnnouncePlan).
+    /// how many frames were sent. When to announce is for the caller to say.
     pub fn announce(&self, still_ours: &dyn Fn() -> bool) -> usize {
         let _egress = self.shared.egress();
         let mut sent = 0;

@@ -4,11 +4,36 @@ use ninefold_tidy::packages::{Packages, features_in_programs};
 use ninefold_tidy::tree::root;
 
 /// What a program must not link with, and why.
-const WITHOUT: [(&str, &[&str], &str); 1] = [(
-    "ninefold-keeper",
-    &["redb", "tokio", "tokio-postgres", "plotters", "proptest", "clap_complete", "ninefold-lab", "ninefold-witness"],
-    "a keeper asks the witness, and keeps no database; it has threads of its own, and nothing of the lab",
-)];
+const WITHOUT: [(&str, &[&str], &str); 2] = [
+    (
+        "ninefold-keeper",
+        &[
+            "redb",
+            "tokio",
+            "tokio-postgres",
+            "plotters",
+            "proptest",
+            "clap_complete",
+            "ninefold-lab",
+            "ninefold-witness",
+        ],
+        "a keeper asks the witness, and keeps no database; it has threads of its own, and nothing of the lab",
+    ),
+    (
+        "ninefold-core",
+        &[
+            "rustix",
+            "libc",
+            "socket2",
+            "rustls",
+            "ninefold-transport",
+            "ninefold-machine",
+            "ninefold-net",
+            "ninefold-volume",
+        ],
+        "what a keeper decides is a function: it has no files, sockets, processes or threads",
+    ),
+];
 
 #[test]
 fn programs_link_with_nothing_that_they_do_not_need() {

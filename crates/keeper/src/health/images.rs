@@ -38,7 +38,10 @@ pub enum ImageError {
 pub struct Images {
     path: PathBuf,
     configured: Boot,
-    committed: Mutex<Option<Boot>>,
+    /// With a number that goes up with each change.
+    committed: Mutex<(u64, Option<Boot>)>,
+    /// Held by who replaces the record: a disk may be slow, and who asks does not wait for it.
+    writes: Mutex<()>,
 }
 
 impl Images {
@@ -63,16 +66,27 @@ impl Images {
             }
             same.then_some(f.committed)
         });
-        Ok(Self { path, configured, committed: Mutex::new(committed) })
+        Ok(Self { path, configured, committed: Mutex::new((0, committed)), writes: Mutex::new(()) })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Boot>> {
+    fn lock(&self) -> MutexGuard<'_, (u64, Option<Boot>)> {
         self.committed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The committed image; None: that of the configuration.
     pub fn committed(&self) -> Option<Boot> {
+        self.record().1
+    }
+
+    /// The same, with a number that goes up with each change.
+    pub fn record(&self) -> (u64, Option<Boot>) {
         self.lock().clone()
+    }
+
+    /// The same, unless it is the one of this number: then only that.
+    pub fn record_after(&self, number: u64) -> (u64, Option<Boot>) {
+        let record = self.lock();
+        if record.0 == number { (number, None) } else { record.clone() }
     }
 
     /// Replaces the record, durably. Does nothing when it says so already.
@@ -80,15 +94,15 @@ impl Images {
     /// # Errors
     /// It cannot be written; the former one stays.
     pub fn keep(&self, image: Option<&Boot>) -> Result<(), ImageError> {
-        let mut committed = self.lock();
-        if committed.as_ref() == image {
+        let _writes = self.writes.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.committed().as_ref() == image {
             return Ok(());
         }
         let failed = |what| move |source| ImageError::Io { what, path: self.path.clone(), source };
         match image {
             Some(image) => {
-                let record = OnDisk { configured: self.configured.clone(), committed: image.clone() };
-                let text = serde_json::to_vec_pretty(&record).map_err(|e| failed("write")(e.into()))?;
+                let on_disk = OnDisk { configured: self.configured.clone(), committed: image.clone() };
+                let text = serde_json::to_vec_pretty(&on_disk).map_err(|e| failed("write")(e.into()))?;
                 replace(&self.path, &text).map_err(failed("write"))?;
             }
             None => match fs::remove_file(&self.path) {
@@ -96,7 +110,8 @@ impl Images {
                 _ => sync_directory(&self.path).map_err(failed("remove"))?,
             },
         }
-        *committed = image.cloned();
+        let mut record = self.lock();
+        *record = (record.0 + 1, image.cloned());
         Ok(())
     }
 }

@@ -9,7 +9,7 @@
 //!                                                                                  └─► images: the committed one, on disk
 //! ```
 //!
-//! * [`policy`]: what is done about a failure; trials of images. Pure
+//! * [policy](ninefold_core::policy): what is done about a failure; trials of images. Pure, a part of the core
 //! * [`watcher`]: the VM's thread's part: it finds failures, resets, dumps
 //! * [`told`]: what travels to a backup
 //! * [`images`]: the committed image, kept on disk · [`dumps`]: the directory of memory dumps
@@ -20,6 +20,5 @@
 
 pub mod dumps;
 pub mod images;
-pub mod policy;
 pub mod told;
 pub mod watcher;

@@ -1,25 +1,19 @@
 //! The guest's health: the core asks the policy and does what it decides.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ninefold_model::control::{Request, Response};
 use ninefold_model::event::EventKind;
-use ninefold_model::health::{DumpProgress, Failure, Health, HealthStatus, HealthySign, MAX_IMAGE, Watchdog};
+use ninefold_model::health::{DumpProgress, Failure, Health, HealthStatus, HealthySign, Watchdog};
 use ninefold_model::spec::Boot;
 use ninefold_model::status::ProtectionState;
 use ninefold_replica::protocol::Input as ProtocolInput;
 
-use super::{Core, Parts};
-use crate::error;
-use crate::health::dumps::Dumps;
-use crate::health::images::Images;
-use crate::health::policy::{Decision, Happened, Input, Policy};
-use crate::health::told::Told;
-use crate::health::watcher::{Order, Watcher};
-use crate::metrics::TrialOutcome;
-use crate::msg::Msg;
-use crate::vm::{Command, VmHandle};
+use crate::core::Core;
+use crate::effect::{Effect, GuestOrder, Metric, OutletsOrder, TrialOutcome, VmOrder};
+use crate::policy::{Decision, Happened, Input, Policy};
+use crate::settings::Settings;
+use crate::time::Monotonic;
 
 /// How often the policy's time goes on and the console is looked at.
 const STEP: Duration = Duration::from_millis(50);
@@ -27,61 +21,36 @@ const STEP: Duration = Duration::from_millis(50);
 const LONGEST_STEP: Duration = Duration::from_millis(200);
 
 /// What the core has of the guest's health.
-pub(super) struct HealthSide {
-    pub(super) policy: Policy,
-    told: Told,
-    pub(super) images: Arc<Images>,
-    dumps: Dumps,
+pub(crate) struct HealthSide {
+    pub(crate) policy: Policy,
+    /// The image that is on record as the committed one; none: that of the configuration.
+    pub(crate) committed: Option<Boot>,
+    /// What checkpoints say.
+    told: Health,
     /// The VM's QEMU is to be launched anew, and why, as soon as there is no session.
     relaunch: Option<String>,
     /// The guest runs; a QEMU that is being launched is not its.
     running: bool,
-    passed: Instant,
+    passed: Monotonic,
     dump: Option<DumpProgress>,
 }
 
 impl HealthSide {
-    pub(super) fn new(parts: &Parts) -> Self {
-        let (config, images) = (&parts.config, Arc::clone(&parts.images));
+    pub(crate) fn new(settings: &Settings, committed: Option<Boot>, now: Monotonic) -> Self {
         Self {
-            policy: Policy::new(config.vm.watchdog.clone(), config.vm.boot.clone(), images.committed()),
-            told: Told::default(),
-            images,
-            dumps: Dumps::new(&config.dumps, config.vm.name.as_str()),
+            policy: Policy::new(settings.vm.watchdog.clone(), settings.vm.boot.clone(), committed.clone()),
+            committed,
+            told: Health::default(),
             relaunch: None,
             running: false,
-            passed: Instant::now(),
+            passed: now,
             dump: None,
         }
     }
 
-    /// The part of a VM's thread.
-    pub(super) fn watcher(&self, generation: u64, core: std::sync::mpsc::Sender<Msg>) -> Watcher {
-        Watcher::new(generation, self.dumps.clone(), self.told.clone(), core)
-    }
-
-    /// What checkpoints say.
-    pub(super) fn told(&self) -> Told {
-        self.told.clone()
-    }
-
     /// What the opening of a session tells the backup.
-    pub(super) fn health(&self) -> Health {
+    pub(crate) fn health(&self) -> Health {
         self.policy.health()
-    }
-
-    /// Nothing of the VM is here any more.
-    pub(super) fn stand_down(&mut self, watchdog: Option<Watchdog>) {
-        self.forget();
-        self.policy.handle(Input::Boots { watchdog, committed: self.images.committed() }, &mut Vec::new());
-    }
-
-    /// Its QEMU is gone.
-    fn forget(&mut self) {
-        self.relaunch = None;
-        self.running = false;
-        self.dump = None;
-        self.told.frozen(false);
     }
 
     fn status(&self) -> HealthStatus {
@@ -97,7 +66,7 @@ impl HealthSide {
 }
 
 impl Core {
-    pub(super) fn health_input(&mut self, input: Input) {
+    pub(crate) fn health_input(&mut self, input: Input) {
         let mut decisions = Vec::new();
         self.health.policy.handle(input, &mut decisions);
         for decision in decisions {
@@ -105,13 +74,36 @@ impl Core {
         }
         // A session that is being ended has not seen the image that is to be launched.
         if self.health.relaunch.is_none() {
-            self.health.told.set(self.health.policy.health());
+            self.tell_health();
         }
+    }
+
+    fn tell_health(&mut self) {
+        let health = self.health.policy.health();
+        if self.health.told != health {
+            self.health.told = health.clone();
+            self.guest(GuestOrder::Tell(health));
+        }
+    }
+
+    /// Nothing of the VM is here any more.
+    pub(crate) fn health_ends(&mut self) {
+        self.forget_health();
+        let (watchdog, committed) = (self.settings.vm.watchdog.clone(), self.health.committed.clone());
+        self.health.policy.handle(Input::Boots { watchdog, committed }, &mut Vec::new());
+    }
+
+    /// Its QEMU is gone.
+    fn forget_health(&mut self) {
+        self.health.relaunch = None;
+        self.health.running = false;
+        self.health.dump = None;
+        self.guest(GuestOrder::Frozen(false));
     }
 
     fn carry_out(&mut self, decision: Decision) {
         match decision {
-            Decision::Reset => self.command(Command::Health(Order::Reset)),
+            Decision::Reset => self.command(VmOrder::Reset),
             Decision::Dump => self.order_dump(),
             Decision::Relaunch { reason } => {
                 self.health.relaunch = Some(reason.clone());
@@ -123,8 +115,8 @@ impl Core {
             Decision::Refuse { reason } => tracing::debug!(%reason, "refused"),
             Decision::Emit(happened) => {
                 match &happened {
-                    Happened::Failed { failure, action, .. } => self.parts.board.guest_failed(*failure, *action),
-                    Happened::FellBack { .. } => self.parts.board.trial(TrialOutcome::FellBack),
+                    Happened::Failed { failure, action, .. } => self.measure(Metric::GuestFailed(*failure, *action)),
+                    Happened::FellBack { .. } => self.measure(Metric::Trial(TrialOutcome::FellBack)),
                     Happened::TrialStarted { .. } => {}
                 }
                 self.event(happened.into());
@@ -132,38 +124,28 @@ impl Core {
         }
     }
 
-    /// A disk may be slow: a thread of its own writes.
     fn keep_image(&mut self, image: Boot, before: Option<Boot>, reason: String) {
-        let (images, core) = (Arc::clone(&self.health.images), self.parts.core.clone());
         let record = self.health.policy.record().cloned();
-        let told = (image.clone(), before.clone(), reason.clone());
-        let keep = move || {
-            let failure = images.keep(record.as_ref()).err().map(|e| error::report(&e));
-            let _ = core.send(Msg::ImageKept { image, before, reason, failure });
-        };
-        if let Err(failed) = std::thread::Builder::new().name("images".into()).spawn(keep) {
-            let (image, before, reason) = told;
-            self.image_kept(image, before, reason, Some(failed.to_string()));
-        }
+        self.guest(GuestOrder::KeepImage { record, image, before, reason });
     }
 
-    pub(super) fn image_kept(&mut self, image: Boot, before: Option<Boot>, reason: String, failure: Option<String>) {
+    pub(crate) fn image_kept(&mut self, image: Boot, before: Option<Boot>, reason: String, failure: Option<String>) {
         match failure {
             None => {
-                self.parts.board.trial(TrialOutcome::Committed);
+                self.measure(Metric::Trial(TrialOutcome::Committed));
                 self.event(EventKind::ImageCommitted { image, reason });
             }
             // Otherwise the VM has gone, or another image was committed since.
-            Some(reason) if self.vm.is_some() && self.health.policy.committed() == &image => {
+            Some(reason) if self.has_vm && self.health.policy.committed() == &image => {
                 self.health_input(Input::NotKept { before, reason });
             }
             Some(reason) => tracing::error!(%reason, "the committed image is not on record"),
         }
     }
 
-    pub(super) fn guest_failed(&mut self, generation: u64, failure: Failure) {
+    pub(crate) fn guest_failed(&mut self, generation: u64, failure: Failure) {
         // A guest that is to be launched anew is done with.
-        if generation == self.generation && self.vm.is_some() && self.health.relaunch.is_none() {
+        if self.is_here(generation) && self.health.relaunch.is_none() {
             self.health_input(Input::Failed(failure));
         }
     }
@@ -171,16 +153,16 @@ impl Core {
     fn order_dump(&mut self) {
         let keep = self.health.policy.watchdog().map_or(Watchdog::DUMPS, |w| w.keep_dumps);
         self.health.dump = Some(DumpProgress::default());
-        self.command(Command::Health(Order::Dump { keep }));
+        self.command(VmOrder::Dump { keep });
     }
 
-    pub(super) fn dump_progress(&mut self, generation: u64, progress: DumpProgress) {
+    pub(crate) fn dump_progress(&mut self, generation: u64, progress: DumpProgress) {
         if generation == self.generation && self.health.dump.is_some() {
             self.health.dump = Some(progress);
         }
     }
 
-    pub(super) fn dumped(&mut self, generation: u64, outcome: EventKind) {
+    pub(crate) fn dumped(&mut self, generation: u64, outcome: EventKind) {
         self.event(outcome);
         if generation == self.generation {
             self.health.dump = None;
@@ -189,34 +171,34 @@ impl Core {
     }
 
     /// Whether the VM's QEMU is there, and its guest with it.
-    pub(super) fn guest_is_up(&self) -> bool {
+    pub(crate) fn guest_is_up(&self) -> bool {
         self.health.relaunch.is_none() && self.health.running
     }
 
     /// Whether the guest stands still for a dump.
-    pub(super) fn dumps(&self) -> bool {
+    pub(crate) fn dumps(&self) -> bool {
         self.health.dump.is_some()
     }
 
-    pub(super) fn guest_runs(&mut self) {
+    pub(crate) fn guest_runs(&mut self) {
         self.health.running = true;
-        self.health.passed = Instant::now();
+        self.health.passed = self.now.monotonic;
     }
 
     /// QEMU is there, its guest does not run yet.
-    pub(super) fn guest_starts(&self) {
+    pub(crate) fn guest_starts(&mut self) {
         // What an earlier guest said is no sign of this one's health. Of the one that failed, people want to read it.
         if self.health.policy.sign().is_some() {
-            self.parts.outlets.forget();
+            self.outlets(OutletsOrder::ForgetConsole);
         }
     }
 
-    pub(super) fn health_tick(&mut self) {
-        let time = self.health.passed.elapsed();
+    pub(crate) fn health_tick(&mut self) {
+        let time = self.elapsed(self.health.passed);
         if time < STEP {
             return;
         }
-        self.health.passed = Instant::now();
+        self.health.passed = self.now.monotonic;
         let side = &self.health;
         if !side.running
             || side.relaunch.is_some()
@@ -228,35 +210,43 @@ impl Core {
         }
         self.health_input(Input::Passed(time.min(LONGEST_STEP)));
         if let Some(HealthySign::Console { text }) = self.health.policy.sign() {
-            let said = self.parts.outlets.console_history();
-            if said.windows(text.len().max(1)).any(|w| w == text.as_bytes()) {
-                let reason = format!("it said '{text}'");
-                self.health_input(Input::Healthy { reason });
-            }
+            let text = text.clone();
+            self.guest(GuestOrder::Search { text });
+        }
+    }
+
+    /// The console has said this, which was searched for.
+    pub(crate) fn console_shows(&mut self, text: &str) {
+        if matches!(self.health.policy.sign(), Some(HealthySign::Console { text: wanted }) if wanted == text) {
+            let reason = format!("it said '{text}'");
+            self.health_input(Input::Healthy { reason });
         }
     }
 
     /// Launches the VM's QEMU anew if that is wanted and no backup could take the VM over meanwhile.
-    pub(super) fn relaunch(&mut self) {
-        if !self.protocol.is_alone() || self.health.relaunch.is_none() {
+    pub(crate) fn relaunch(&mut self) {
+        // Not before it is known whether output of its former life is held: its checkpoints count on then.
+        if !self.protocol.is_alone() || self.health.relaunch.is_none() || self.awaits_gate() {
             return;
         }
         if let Some(reason) = self.health.relaunch.take() {
             tracing::info!(%reason, "QEMU is launched anew");
         }
-        self.health.forget();
+        self.forget_health();
         // Until it is there, no backup is looked for.
         self.layout = None;
         self.machine = None;
-        self.link = None;
-        self.parts.outlets.detach();
-        let former = self.vm.take().and_then(VmHandle::end);
-        self.boot(former);
-        self.health.told.set(self.health.policy.health());
+        self.forget_peer();
+        self.outlets(OutletsOrder::Detach);
+        if std::mem::take(&mut self.has_vm) {
+            self.effect(Effect::Vm(VmOrder::End { relaunch: true }));
+        }
+        self.boot();
+        self.tell_health();
     }
 
     /// QEMU is gone. True when that is the fault of an image on trial: then the committed one is booted.
-    pub(super) fn trial_lost(&mut self, reason: &str) -> bool {
+    pub(crate) fn trial_lost(&mut self, reason: &str) -> bool {
         use ProtectionState::{Off, Syncing, Unprotected};
         let alone = matches!(self.protocol.protection(), Some(Off | Syncing | Unprotected));
         if !alone || self.health.policy.sign().is_none() {
@@ -267,17 +257,14 @@ impl Core {
     }
 
     /// The VM boots here, from this host's configuration.
-    pub(super) fn health_boots(&mut self) {
-        let watchdog = self.parts.config.vm.watchdog.clone();
-        let committed = self.health.images.committed();
+    pub(crate) fn health_boots(&mut self) {
+        let (watchdog, committed) = (self.settings.vm.watchdog.clone(), self.health.committed.clone());
         self.health_input(Input::Boots { watchdog, committed });
     }
 
-    pub(super) fn health_request(&mut self, request: Request) -> Response {
+    pub(crate) fn health_request(&mut self, request: Request, unusable: Option<String>) -> Response {
         let refuse = |message: String, help: &str| Response::Error { message, help: Some(help.into()), try_host: None };
-        if let Request::Trial { image, sign, .. } = &request
-            && let Err(message) = usable(image, sign)
-        {
+        if let Some(message) = unusable {
             return refuse(message, "the files must be there, under the same names, on every host of the VM");
         }
         let on_trial = self.health.policy.sign().is_some();
@@ -320,42 +307,14 @@ impl Core {
         Response::Done
     }
 
-    pub(super) fn health_status(&self) -> HealthStatus {
+    pub(crate) fn health_status(&self) -> HealthStatus {
         let mut status = self.health.status();
-        if self.vm.is_none() {
+        if !self.has_vm {
             // A backup hears of it while the core has nothing to do with it.
-            let committed = self.health.images.committed();
-            status.committed = committed.unwrap_or_else(|| self.parts.config.vm.boot.clone());
+            let committed = self.health.committed.clone();
+            status.committed = committed.unwrap_or_else(|| self.settings.vm.boot.clone());
             status.image = status.committed.clone();
         }
         status
     }
-}
-
-/// Whether an image can be tried here.
-fn usable(image: &Boot, sign: &HealthySign) -> Result<(), String> {
-    let size = serde_json::to_vec(&(image, sign)).map_or(usize::MAX, |text| text.len());
-    if size > MAX_IMAGE {
-        return Err(format!("the image's description has {size} bytes: {MAX_IMAGE} are possible"));
-    }
-    if matches!(sign, HealthySign::Console { text } if text.is_empty()) {
-        return Err("an empty text is no sign of health".into());
-    }
-    let files = match image {
-        Boot::Linux { kernel, initrd, .. } => vec![Some(kernel), initrd.as_ref()],
-        Boot::BootSector { image } => vec![Some(image)],
-        // Its volume is where the committed image is, too: there would be nothing to fall back to.
-        Boot::Volume => return Err("a trial needs an image of its own: the VM's volume is none".into()),
-    };
-    for path in files.into_iter().flatten() {
-        if !path.is_absolute() {
-            return Err(format!("{} is no absolute path", path.display()));
-        }
-        match std::fs::metadata(path) {
-            Ok(found) if found.is_file() => {}
-            Ok(_) => return Err(format!("{} is no file", path.display())),
-            Err(error) => return Err(format!("{}: {error}", path.display())),
-        }
-    }
-    Ok(())
 }

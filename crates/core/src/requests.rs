@@ -1,25 +1,30 @@
 //! What owners ask over the control socket.
 
-use std::sync::mpsc::Sender;
-use std::time::Instant;
-
 use ninefold_model::control::{Request, Response};
 use ninefold_model::spec::Protection;
 use ninefold_model::status::{BackupState, BackupStatus, ProtectionState, Role, VmStatus};
 use ninefold_model::{HostName, Record};
 use ninefold_replica::protocol::{Action, Input, Phase, Wanted};
 
-use super::replica::Replica;
-use super::{Core, QUIT_LIMIT, Quitting};
-use crate::arbiter::Question;
-use crate::health::watcher::Order;
-use crate::vm::Command;
+use crate::core::{Core, QUIT_LIMIT};
+use crate::effect::{Question, VmOrder};
+use crate::event::{RequestId, Seen};
+use crate::replica::Replica;
+use crate::time::Monotonic;
+
+/// SIGTERM has come.
+pub(crate) struct Quitting {
+    pub(crate) since: Monotonic,
+    /// The VM was to be handed over.
+    asked: bool,
+}
 
 impl Core {
-    pub(super) fn request(&mut self, request: Request, reply: Sender<Response>) {
+    pub(crate) fn request(&mut self, id: RequestId, request: Request, seen: Seen) {
+        let Some((request, seen)) = self.unless_removed(id, request, seen) else { return };
         let refuse = |message: &str| Response::Error { message: message.into(), help: None, try_host: None };
         let answer = match request {
-            Request::Status => Response::Status { status: Box::new(self.status()) },
+            Request::Status => Response::Status { status: Box::new(self.status(&seen)) },
             Request::Start { force } => {
                 if self.start_reply.is_some() {
                     refuse("the VM is being started")
@@ -32,12 +37,12 @@ impl Core {
                         help: Some("try again in a moment".into()),
                         try_host: None,
                     }
-                } else if let Some(reason) = self.is_here() {
+                } else if let Some(reason) = self.why_here() {
                     // Nor may the question take the place of one that is on its way to the witness.
                     // A backup may not have heard yet that the VM has ended: its primary knows.
-                    let try_host = self.protocol.primary().filter(|p| **p != self.parts.config.host).cloned();
+                    let try_host = self.protocol.primary().filter(|p| **p != self.settings.host).cloned();
                     Response::Error { message: reason.into(), help: None, try_host }
-                } else if let Some(why) = self.is_mixture(force) {
+                } else if let Some(why) = Self::is_mixture(seen.mixture, force) {
                     Response::Error {
                         message: why.into(),
                         help: Some(
@@ -46,11 +51,11 @@ impl Core {
                         try_host: None,
                     }
                 } else {
-                    match self.may_start(force) {
+                    match self.may_start(force, &seen) {
                         Ok(now) => {
-                            self.start_reply = Some(reply);
+                            self.start_reply = Some(id);
                             if now {
-                                let _ = self.parts.arbiter.send(Question::Start { force });
+                                self.ask(Question::Start { force });
                             }
                             return;
                         }
@@ -74,36 +79,34 @@ impl Core {
             | Request::Trial { .. }
             | Request::CommitImage
             | Request::FallBack
-                if self.vm.is_none() =>
+                if !self.has_vm =>
             {
                 Response::Error {
-                    message: format!("{} does not run on {}", self.parts.config.vm.name, self.parts.config.host),
+                    message: format!("{} does not run on {}", self.settings.vm.name, self.settings.host),
                     help: Some("`ninefold vm status` shows where it runs".into()),
-                    try_host: self.peer().cloned(),
+                    try_host: self.other().cloned(),
                 }
             }
             Request::Stop => {
                 self.input(Input::Stop { reason: "stopped by its owner".into() });
-                Response::Done
+                return self.reply_when_stopped(id);
             }
             Request::Shutdown { .. } | Request::Pause | Request::Resume | Request::Wake => {
                 self.standing_request(&request)
             }
             Request::Reset => {
-                self.command(Command::Health(Order::Reset));
+                self.command(VmOrder::Reset);
                 Response::Done
             }
-            Request::Snapshot { name, parent, freeze } => self.take_snapshot(name, parent, freeze),
+            Request::Snapshot { name, parent, freeze } => return self.take_snapshot(id, name, parent, freeze),
             Request::Restore { name, force, clone } => {
-                self.restore(name, force, clone, &reply);
-                return;
+                return self.restore(id, name, force, clone, &seen);
             }
             Request::Recover { force } => {
-                self.recover(force, reply);
-                return;
+                return self.recover(id, force);
             }
             Request::Dump | Request::Trial { .. } | Request::CommitImage | Request::FallBack => {
-                self.health_request(request)
+                self.health_request(request, seen.unusable)
             }
             Request::Protect => {
                 self.want(Protection::FaultTolerant);
@@ -138,26 +141,26 @@ impl Core {
             // Answered where the histories are, without troubling the core.
             Request::Events { .. } | Request::Checkpoints { .. } => refuse("not for the core"),
         };
-        let _ = reply.send(answer);
+        self.reply(id, answer);
     }
 
-    pub(super) fn want(&mut self, protection: Protection) {
+    pub(crate) fn want(&mut self, protection: Protection) {
         let wanted = Wanted { protection, ..self.protocol.wanted() };
         self.input(Input::Want(wanted));
     }
 
-    pub(super) fn status(&mut self) -> VmStatus {
-        let config = &self.parts.config;
+    fn status(&self, seen: &Seen) -> VmStatus {
+        let settings = &self.settings;
         VmStatus {
-            vm: config.vm.name.clone(),
-            host: config.host.clone(),
-            pid: std::process::id(),
+            vm: settings.vm.name.clone(),
+            host: settings.host.clone(),
+            pid: settings.pid,
             role: self.protocol.role(),
             protection: self.protocol.protection(),
             wanted: self.protocol.wanted().protection,
             term: self.protocol.term(),
             committed: self.committed,
-            peer: self.peer().cloned(),
+            peer: self.other().cloned(),
             epoch_policy: self.epochs,
             witness_reachable: self.witness_error.is_none(),
             sync: self.replicas.iter().find(|r| r.first.is_none()).and_then(|r| r.sync),
@@ -171,13 +174,13 @@ impl Core {
             // The control socket's thread knows it.
             certificate: None,
             counters: self.counters,
-            pause_us: self.parts.journal.pauses(),
+            pause_us: seen.pauses,
             health: Some(self.health_status()),
         }
     }
 
     fn backup_status(&self, replica: &Replica) -> BackupStatus {
-        let state = match self.protocol.phase(replica.name()) {
+        let state = match self.protocol.phase(replica.session) {
             Some(Phase::Syncing) | None => BackupState::Syncing,
             Some(Phase::Binding) => BackupState::Binding,
             Some(Phase::Bound) => BackupState::Bound,
@@ -186,7 +189,7 @@ impl Core {
         let host = replica.backup.clone();
         BackupStatus {
             host,
-            session: replica.name(),
+            session: replica.session,
             state,
             acked: replica.acked,
             sync: replica.sync,
@@ -195,7 +198,7 @@ impl Core {
     }
 
     /// Why the VM cannot be started here now.
-    pub(super) fn is_here(&self) -> Option<&'static str> {
+    pub(crate) fn why_here(&self) -> Option<&'static str> {
         match self.protocol.role() {
             Role::Primary => Some("the VM runs here already"),
             Role::Backup => Some("the VM runs on another host, or this host is about to take it over"),
@@ -208,26 +211,26 @@ impl Core {
 
     /// Whether the VM would go back here, behind what its clients were told; who asked to start it is told so. `found` is the
     /// witness's record, which allows the start.
-    pub(super) fn is_behind(&mut self, found: Option<&Record>) -> bool {
-        let Some((volume, when)) = self.parts.disks.behind() else { return false };
+    pub(crate) fn is_behind(&mut self, found: Option<&Record>, behind: Option<&(String, String)>) -> bool {
+        let Some((volume, when)) = behind else { return false };
         let reason = format!(
             "volume {volume} may be behind what clients were told {}: it was not all on this host's disk when the VM ended here",
-            if when.is_empty() { "while it was protected" } else { &when }
+            if when.is_empty() { "while it was protected" } else { when }
         );
         self.refuse_start(reason, &if_behind(found), None);
         true
     }
 
-    pub(super) fn start_failed(&mut self, reason: String) {
+    pub(crate) fn start_failed(&mut self, reason: String) {
         self.refuse_start(reason, "`ninefold vm status` and `ninefold doctor` show more", None);
     }
 
     /// The VM is to be started on the host that had it last.
-    pub(super) fn start_elsewhere(&mut self, reason: String, host: HostName) {
+    pub(crate) fn start_elsewhere(&mut self, reason: String, host: HostName) {
         let help = format!(
             "ask the keeper on {host} to start it; if that host is gone for good, `ninefold vm start --host {} --force` boots it here, and what only \
              {host} had is lost",
-            self.parts.config.host
+            self.settings.host
         );
         self.refuse_start(reason, &help, Some(host));
     }
@@ -235,16 +238,16 @@ impl Core {
     fn refuse_start(&mut self, reason: String, help: &str, try_host: Option<HostName>) {
         if let Some(reply) = self.start_reply.take() {
             let help = Some(help.into());
-            let _ = reply.send(Response::Error { message: reason, help, try_host });
+            self.reply(reply, Response::Error { message: reason, help, try_host });
             self.not_here();
         }
     }
 
-    pub(super) fn quit(&mut self) {
+    pub(crate) fn quit(&mut self) {
         if self.quitting.is_some() {
             return;
         }
-        self.quitting = Some(Quitting { since: Instant::now(), asked: false });
+        self.quitting = Some(Quitting { since: self.now.monotonic, asked: false });
         // What has been asked for may be this host's already, and nobody else could go on with it. Nor could anybody, perhaps, with
         // what is about to be asked for: if the primary lives, the witness shows that soon. A log, though, is the safest place, and
         // what is asked for waits for its disk: the next keeper goes on from it.
@@ -259,7 +262,7 @@ impl Core {
     }
 
     /// A keeper that is to end hands its VM over when it can, once; answers whether it does.
-    pub(super) fn hand_over_and_quit(&mut self) -> bool {
+    pub(crate) fn hand_over_and_quit(&mut self) -> bool {
         let bound = self.protocol.protection() == Some(ProtectionState::Protected);
         let Some(quitting) = self.quitting.as_mut().filter(|q| !q.asked) else { return false };
         // Without the witness nobody can take it: the guest would only stand still until the end.

@@ -6,31 +6,26 @@
 //!   a session's end ─────► absent: a backup that holds the last checkpoint that it has acknowledged, or a later one
 //! ```
 
-use std::sync::Arc;
-use std::sync::mpsc::Receiver;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use ninefold_machine::PageRun;
 use ninefold_model::{Epoch, HostName, Term};
 use ninefold_replica::continuation::{Base, History, Origin, Reign, may_hold};
 use ninefold_replica::protocol::Phase;
-use ninefold_replica::target::{Basis, Target};
-use ninefold_volume::sums;
+use ninefold_replica::target::Basis;
 
-use super::replica::{HeldBase, Replica};
-use super::{Core, RETRY_FIRST};
-use crate::disks::Disks;
-use crate::error;
-use crate::parking;
-use crate::resync::{Answer, Differing, Rest};
-use crate::sink::Held;
-use crate::vm::Command;
+use crate::core::{Core, RETRY_FIRST};
+use crate::effect::{DisksOrder, Held, Known, VmOrder};
+use crate::replica::{HeldBase, Replica};
+use crate::time::Monotonic;
 
+/// How long a standby without a session is kept for one that suits it, and what others need for it is remembered.
+pub const KEEP: Duration = Duration::from_secs(30);
 /// After a first session with such a host that fails; each further failure doubles it.
 const HOLDER_RETRY: Duration = Duration::from_millis(20);
 
-/// A backup whose session has ended. The VM's thread remembers which pages were written since, under the session's name.
-pub(super) struct Absent {
+/// A backup whose session has ended. Under the session's name it is remembered which pages were written since, and what has come
+/// into the images.
+pub(crate) struct Absent {
     host: HostName,
     session: Term,
     acked: Epoch,
@@ -38,9 +33,7 @@ pub(super) struct Absent {
     since: Epoch,
     /// It may hold this one: the first of a later session, whose acknowledgement has not come.
     newest: Epoch,
-    /// Of the volumes: what has come into the images since it went. Nothing had that it had not acknowledged.
-    written: Rest,
-    gone: Instant,
+    gone: Monotonic,
 }
 
 impl Absent {
@@ -48,49 +41,44 @@ impl Absent {
         Origin::acknowledged(reign, self.since, self.newest.max(self.acked))
     }
 
-    fn is_over(&self) -> bool {
-        self.gone.elapsed() > parking::KEEP
+    fn is_over(&self, now: Monotonic) -> bool {
+        now.since(self.gone) > KEEP
     }
 }
 
-/// See the [module](self).
-pub(super) struct Survivors {
-    history: History,
-    written: Rest,
-    since: Instant,
+/// See the [module](self). It is remembered what was written since the VM was resumed.
+pub(crate) struct Survivors {
+    pub(crate) history: History,
+    pub(crate) since: Monotonic,
 }
 
 impl Survivors {
-    /// Of a VM that is to be resumed from the last checkpoint of this history: before anything is written.
-    pub(super) fn of(history: History, disks: Arc<Disks>) -> Self {
-        Self { history, written: Rest::written(disks), since: Instant::now() }
-    }
-
-    fn is_over(&self) -> bool {
+    fn is_over(&self, now: Monotonic) -> bool {
         // As long as they are kept where they are.
-        self.since.elapsed() > parking::KEEP
+        now.since(self.since) > KEEP
     }
 }
 
 impl Core {
     /// What this host knows of that it may hold, and since when: to be told to it.
-    pub(super) fn origin(&self, host: &HostName) -> Option<(Origin, Basis)> {
-        let absent = self.absent.iter().find(|a| a.host == *host && !a.is_over());
+    pub(crate) fn origin(&self, host: &HostName) -> Option<(Origin, Basis)> {
+        let now = self.now.monotonic;
+        let absent = self.absent.iter().find(|a| a.host == *host && !a.is_over(now));
         let absent = absent.map(|a| (a.origin(self.reign), Basis::Left(a.session)));
-        let survivors = || self.survivors.as_ref().filter(|s| !s.is_over());
+        let survivors = || self.survivors.as_ref().filter(|s| !s.is_over(now));
         absent.or_else(|| Some((survivors()?.history.origin(), Basis::Resumed)))
     }
 
     /// Hosts to be asked before others whether they want to be a backup.
-    pub(super) fn holders(&self) -> Vec<HostName> {
-        self.absent.iter().filter(|a| !a.is_over()).map(|a| a.host.clone()).collect()
+    pub(crate) fn holders(&self) -> Vec<HostName> {
+        self.absent.iter().filter(|a| !a.is_over(self.now.monotonic)).map(|a| a.host.clone()).collect()
     }
 
     /// A session is over. Whether its backup may come back with what it has; before the protocol lets anything go, and
     /// anything reach the volumes, that it has not acknowledged.
-    pub(super) fn goes_absent(&mut self, session: Term) -> bool {
+    pub(crate) fn goes_absent(&mut self, session: Term) -> bool {
         let wanted = matches!(self.protocol.phase(session), Some(Phase::Binding | Phase::Bound));
-        let Some(replica) = self.replicas.iter().find(|r| r.name() == session) else { return false };
+        let Some(replica) = self.replicas.iter().find(|r| r.session == session) else { return false };
         let (acked, first, host) = (replica.acked, replica.first, replica.backup.clone());
         let (Some(acked), true) = (acked, wanted) else {
             // It may still hold what it had before, or the first checkpoint of this session.
@@ -100,26 +88,27 @@ impl Core {
         };
         self.comes_no_more(&host);
         let since = may_hold(first.unwrap_or(acked), acked);
-        let written = Rest::written(Arc::clone(&self.parts.disks));
-        self.absent.push(Absent { host, session, acked, newest: acked, since, written, gone: Instant::now() });
+        self.disks(DisksOrder::Remember(Basis::Left(session)));
+        self.absent.push(Absent { host, session, acked, newest: acked, since, gone: self.now.monotonic });
         true
     }
 
     /// What this host may hold of an earlier session is of no use any more.
-    pub(super) fn comes_no_more(&mut self, host: &HostName) {
+    pub(crate) fn comes_no_more(&mut self, host: &HostName) {
         if let Some(at) = self.absent.iter().position(|a| a.host == *host) {
             let absent = self.absent.remove(at);
-            self.command(Command::ForgetLeft(absent.session));
+            self.command(VmOrder::ForgetLeft(absent.session));
+            self.disks(DisksOrder::Forget(Basis::Left(absent.session)));
         }
     }
 
     /// A backup says what it holds.
-    pub(super) fn base(&mut self, session: Term, epoch: Epoch, changes: &[u8]) {
+    pub(crate) fn base(&mut self, session: Term, epoch: Epoch, changes: &[u8]) {
         let due = |r: &Replica| (!r.ready && r.held.is_none()).then_some(r.asked).flatten();
         let Some(basis) = self.replica(session).and_then(|r| due(r)) else {
             return self.lose_session(session, "the backup goes on from what it was not asked for".into());
         };
-        let volumes: Vec<u64> = self.parts.disks.iter().map(|d| sums::blocks(d.served.size())).collect();
+        let volumes = &self.settings.volume_blocks;
         let Some(layout) = &self.layout else { return };
         let difference = |base: Base| match basis {
             Basis::Resumed => {
@@ -131,7 +120,7 @@ impl Core {
                 absent.origin(self.reign).difference(base)
             }
         };
-        let base = Base::parse(epoch, changes, layout, &volumes).map_err(|e| error::report(&e));
+        let base = Base::parse(epoch, changes, layout, volumes).map_err(|e| report(&e));
         // What has come into the images is known since what was acknowledged.
         let is_older = |a: &Absent| basis == Basis::Left(a.session) && epoch < a.acked;
         let in_doubt = base.as_ref().is_ok_and(|b| b.volumes_in_doubt) || self.absent.iter().any(is_older);
@@ -148,65 +137,83 @@ impl Core {
     }
 
     /// The VM's thread does not know what was written since the checkpoint that the session's backup holds.
-    pub(super) fn base_forgotten(&mut self, session: Term) {
+    pub(crate) fn base_forgotten(&mut self, session: Term) {
         if let Some(host) = self.replica(session).map(|r| r.backup.clone()) {
             self.comes_no_more(&host);
         }
         self.lose_session(session, "it is not known any more what was written since".into());
     }
 
-    /// Where this session's volumes differ, if that is known; the answers to checksums come to `comparison`.
-    pub(super) fn differing(&mut self, session: Term, comparison: Receiver<Answer>) -> Differing {
+    /// Where this session's volumes differ, if that is known.
+    pub(crate) fn differing(&mut self, session: Term) -> Option<Known> {
         let certain = |held: &HeldBase| (!held.in_doubt).then_some(held.basis);
-        let basis = self.replica(session).and_then(|r| certain(r.held.as_ref()?));
-        let written = basis.and_then(|basis| match basis {
-            Basis::Resumed => self.survivors.as_ref().map(|s| s.written.clone()),
-            Basis::Left(left) => self.absent.iter().find(|a| a.session == left).map(|a| a.written.clone()),
-        });
-        let known = self.replica(session).and_then(|r| r.held.as_mut());
-        match (known, written) {
-            (Some(known), Some(written)) => {
-                Differing::Known { blocks: std::mem::take(&mut known.differs.volumes), written }
-            }
-            _ => Differing::Compared(comparison),
-        }
+        let basis = self.replica(session).and_then(|r| certain(r.held.as_ref()?))?;
+        let remembered = match basis {
+            Basis::Resumed => self.survivors.is_some(),
+            Basis::Left(left) => self.absent.iter().any(|a| a.session == left),
+        };
+        let held = self.replica(session).and_then(|r| r.held.as_mut()).filter(|_| remembered)?;
+        Some(Known { basis, blocks: std::mem::take(&mut held.differs.volumes) })
     }
 
     /// The session's volumes are equal: the memory follows, all of it or what differs.
-    pub(super) fn add_sink(&mut self, session: Term, rounds: u32, rest: Rest) {
+    pub(crate) fn add_target(&mut self, session: Term, rounds: u32) {
         let Some(replica) = self.replica(session) else { return };
-        let jobs = replica.session.jobs.clone();
         let held = replica.held.take().map(|HeldBase { basis, differs, .. }| {
             replica.continued = true;
-            let run = |r: ninefold_replica::stream::PageRun| PageRun { block: r.block, first: r.first, count: r.count };
-            Held { basis, differs: differs.pages.into_iter().map(run).collect() }
+            Held { basis, differs: differs.pages }
         });
-        self.command(Command::AddSink { target: Target::Session(session), jobs, rounds, rest, once: None, held });
+        self.command(VmOrder::AddSession { session, rounds, held });
     }
 
     /// How soon a host that refused is asked again. One that holds a checkpoint does so as long as it asks the witness for
     /// itself.
-    pub(super) fn first_retry(&self) -> Duration {
-        let survivors = self.survivors.as_ref().is_some_and(|s| !s.is_over());
+    pub(crate) fn first_retry(&self) -> Duration {
+        let survivors = self.survivors.as_ref().is_some_and(|s| !s.is_over(self.now.monotonic));
         if survivors || !self.holders().is_empty() { HOLDER_RETRY } else { RETRY_FIRST }
     }
 
     /// Forgets those who hold something when none is to be expected any more.
-    pub(super) fn check_survivors(&mut self) {
+    pub(crate) fn check_survivors(&mut self) {
         if self.survivors.is_none() && self.absent.is_empty() {
             return;
         }
+        let now = self.now.monotonic;
         let asked = |r: &Replica| r.asked.filter(|_| r.acked.is_none());
         let pending: Vec<Basis> = self.replicas.iter().filter_map(asked).collect();
         let synced = |r: &&Replica| r.first.is_some();
         let enough = self.replicas.iter().filter(synced).count() >= self.protocol.wanted().count();
-        let over = |a: &&Absent| (enough || a.is_over()) && !pending.contains(&Basis::Left(a.session));
+        let over = |a: &&Absent| (enough || a.is_over(now)) && !pending.contains(&Basis::Left(a.session));
         for host in self.absent.iter().filter(over).map(|a| a.host.clone()).collect::<Vec<_>>() {
             self.comes_no_more(&host);
         }
-        if self.survivors.as_ref().is_some_and(|s| enough || s.is_over()) && !pending.contains(&Basis::Resumed) {
+        if self.survivors.as_ref().is_some_and(|s| enough || s.is_over(now)) && !pending.contains(&Basis::Resumed) {
             self.survivors = None;
-            self.command(Command::ForgetSurvivors);
+            self.command(VmOrder::ForgetSurvivors);
+            self.disks(DisksOrder::Forget(Basis::Resumed));
         }
     }
+
+    /// None of those who hold something comes any more: the VM is not here, or begins anew.
+    pub(crate) fn forget_holders(&mut self) {
+        if self.survivors.take().is_some() {
+            self.disks(DisksOrder::Forget(Basis::Resumed));
+        }
+        for absent in std::mem::take(&mut self.absent) {
+            self.disks(DisksOrder::Forget(Basis::Left(absent.session)));
+        }
+        self.drop_resuming();
+    }
+}
+
+/// An error with its causes, on one line.
+fn report(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(c) = cause {
+        text.push_str(": ");
+        text.push_str(&c.to_string());
+        cause = c.source();
+    }
+    text
 }

@@ -1,22 +1,23 @@
 //! How the guest stands, and what its owner wants of that: pause, resume, wake, shutdown.
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ninefold_model::control::{Request, Response};
 use ninefold_model::event::EventKind;
 use ninefold_model::{Activity, Epoch, Standing};
 use ninefold_replica::protocol::Input;
 
-use super::Core;
-use crate::vm::Command;
+use crate::core::Core;
+use crate::effect::{Metric, VmOrder};
+use crate::time::Monotonic;
 
 /// Changes that wait for their checkpoint, at most. Each takes one request.
 const MOST_WAITING: usize = 64;
 
 /// What the core has of it.
 #[derive(Debug, Default)]
-pub(super) struct StandingSide {
+pub(crate) struct StandingSide {
     now: Standing,
     /// What is told when the checkpoint with it is held by all that count.
     waiting: VecDeque<(Epoch, EventKind)>,
@@ -26,14 +27,14 @@ pub(super) struct StandingSide {
 /// The power button has been pressed.
 #[derive(Debug)]
 struct Shutdown {
-    pressed: Instant,
+    pressed: Monotonic,
     within: Duration,
     end: bool,
 }
 
 impl StandingSide {
     /// Whether the guest runs, as far as is known here.
-    pub(super) fn runs(&self) -> bool {
+    pub(crate) fn runs(&self) -> bool {
         self.now.runs()
     }
 }
@@ -56,19 +57,19 @@ fn told(before: Standing, now: Standing) -> Vec<EventKind> {
 
 impl Core {
     /// Nothing of the VM is here.
-    pub(super) fn forget_standing(&mut self) {
+    pub(crate) fn forget_standing(&mut self) {
         self.standing = StandingSide::default();
-        self.parts.board.standing(None);
+        self.measure(Metric::Standing(None));
     }
 
     /// A guest goes on here, or begins, which stands like this.
-    pub(super) fn begins_to_stand(&mut self, standing: Standing) {
+    pub(crate) fn begins_to_stand(&mut self, standing: Standing) {
         let waiting = told(Standing::default(), standing).into_iter().map(|event| (Epoch(0), event)).collect();
         self.standing = StandingSide { now: standing, waiting, shutdown: None };
     }
 
-    pub(super) fn stands(&mut self, generation: u64, standing: Standing, epoch: Option<Epoch>) {
-        if generation != self.generation || self.vm.is_none() {
+    pub(crate) fn stands(&mut self, generation: u64, standing: Standing, epoch: Option<Epoch>) {
+        if !self.is_here(generation) {
             return;
         }
         let before = std::mem::replace(&mut self.standing.now, standing);
@@ -83,9 +84,9 @@ impl Core {
     }
 
     /// Puts it into `status` and the metrics.
-    pub(super) fn show_standing(&mut self) {
+    pub(crate) fn show_standing(&mut self) {
         let state = self.standing.now.to_string();
-        self.parts.board.standing(Some(self.standing.now));
+        self.measure(Metric::Standing(Some(self.standing.now)));
         if let Some(machine) = &mut self.machine {
             machine.run_state = state;
         }
@@ -103,10 +104,10 @@ impl Core {
         }
     }
 
-    pub(super) fn standing_tick(&mut self) {
+    pub(crate) fn standing_tick(&mut self) {
         self.tell_standing();
         let Some(shutdown) = &self.standing.shutdown else { return };
-        if self.off || shutdown.pressed.elapsed() < shutdown.within {
+        if self.off || self.now.monotonic.since(shutdown.pressed) < shutdown.within {
             return;
         }
         let (within, ended) = (shutdown.within, shutdown.end);
@@ -120,7 +121,7 @@ impl Core {
     }
 
     /// Pause, resume, wake and shutdown of a VM that is here.
-    pub(super) fn standing_request(&mut self, request: &Request) -> Response {
+    pub(crate) fn standing_request(&mut self, request: &Request) -> Response {
         match self.obey(request) {
             Ok(()) => Response::Done,
             Err((message, help)) => {
@@ -145,24 +146,24 @@ impl Core {
             Request::Pause | Request::Resume if self.dumps() => {
                 return Err(("the guest's memory is being written", "`ninefold vm status` shows how far it is"));
             }
-            Request::Pause => self.command(Command::Pause(true)),
+            Request::Pause => self.command(VmOrder::Pause(true)),
             Request::Resume if !now.paused => {
                 let help = if suspended { "the guest has suspended itself: `ninefold vm wake`" } else { "it runs" };
                 return Err(("the VM is not paused", help));
             }
-            Request::Resume => self.command(Command::Pause(false)),
+            Request::Resume => self.command(VmOrder::Pause(false)),
             Request::Wake | Request::Shutdown { .. } if now.paused => {
                 return Err(("the VM is paused: its guest hears nothing", "`ninefold vm resume` first"));
             }
             Request::Wake if !suspended => return Err(("the guest is not suspended", "it runs")),
-            Request::Wake => self.command(Command::Wake),
+            Request::Wake => self.command(VmOrder::Wake),
             Request::Shutdown { .. } if suspended => {
                 return Err(("the guest is suspended, and hears nothing", "`ninefold vm wake` first"));
             }
             Request::Shutdown { within_ms, end } => {
                 let within = Duration::from_millis(*within_ms);
-                self.standing.shutdown = Some(Shutdown { pressed: Instant::now(), within, end: *end });
-                self.command(Command::PowerButton);
+                self.standing.shutdown = Some(Shutdown { pressed: self.now.monotonic, within, end: *end });
+                self.command(VmOrder::PowerButton);
             }
             _ => return Err(("not about how the guest stands", "")),
         }

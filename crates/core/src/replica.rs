@@ -1,6 +1,6 @@
 //! One of a primary's sessions, as the core keeps it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ninefold_model::difference::Difference;
 use ninefold_model::status::SyncProgress;
@@ -8,57 +8,57 @@ use ninefold_model::{Epoch, HostName, Term};
 use ninefold_replica::continuation::Changes;
 use ninefold_replica::pacing::MAX_IN_FLIGHT;
 use ninefold_replica::target::Basis;
-use ninefold_transport::clock::Moment;
 
-use super::{ACK_LIMIT, READY_LIMIT};
-use crate::session::Session;
+use crate::core::{ACK_LIMIT, READY_LIMIT};
+use crate::time::{Boottime, Monotonic, Now};
 
 /// What a backup holds already.
-pub(super) struct HeldBase {
-    pub(super) basis: Basis,
+pub(crate) struct HeldBase {
+    pub(crate) basis: Basis,
     /// Where it may be different from that, beside what was written since.
-    pub(super) differs: Changes,
+    pub(crate) differs: Changes,
     /// Its volumes have to be compared.
-    pub(super) in_doubt: bool,
+    pub(crate) in_doubt: bool,
 }
 
-/// See the [module](self). Dropping it closes the connection.
-pub(super) struct Replica {
-    pub(super) session: Session,
-    pub(super) backup: HostName,
+/// See the [module](self).
+pub(crate) struct Replica {
+    /// The term that names it.
+    pub(crate) session: Term,
+    pub(crate) backup: HostName,
     /// In what its file differs from the VM that runs.
-    pub(super) differs: Vec<Difference>,
+    pub(crate) differs: Vec<Difference>,
     /// When it was opened.
-    pub(super) began: Instant,
+    pub(crate) began: Monotonic,
     /// Its QEMU is there.
-    pub(super) ready: bool,
+    pub(crate) ready: bool,
     /// What it holds already; until its copy begins.
-    pub(super) held: Option<HeldBase>,
+    pub(crate) held: Option<HeldBase>,
     /// It was told what it may hold.
-    pub(super) asked: Option<Basis>,
+    pub(crate) asked: Option<Basis>,
     /// It is sent only what differs.
-    pub(super) continued: bool,
-    pub(super) sync: Option<SyncProgress>,
+    pub(crate) continued: bool,
+    pub(crate) sync: Option<SyncProgress>,
     /// What the resync of the volumes sent.
-    pub(super) volume_bytes: u64,
+    pub(crate) volume_bytes: u64,
     /// Its first checkpoint.
-    pub(super) first: Option<Epoch>,
+    pub(crate) first: Option<Epoch>,
     /// The newest checkpoint that it has acknowledged.
-    pub(super) acked: Option<Epoch>,
+    pub(crate) acked: Option<Epoch>,
     /// Checkpoints that were sent and are not acknowledged, and when the guest ran again after each.
-    pub(super) unacked: Vec<(Epoch, Instant)>,
-    pub(super) uplink: bool,
+    pub(crate) unacked: Vec<(Epoch, Monotonic)>,
+    pub(crate) uplink: bool,
     /// When the newest thing was sent of which it is known that the backup had it, and had not begun to claim when it did.
-    pub(super) with_us: Moment,
+    pub(crate) with_us: Boottime,
 }
 
 impl Replica {
-    pub(super) fn new(session: Session, backup: HostName) -> Self {
+    pub(crate) fn new(session: Term, backup: HostName, now: Now) -> Self {
         Self {
             session,
             backup,
             differs: Vec::new(),
-            began: Instant::now(),
+            began: now.monotonic,
             ready: false,
             held: None,
             asked: None,
@@ -69,19 +69,15 @@ impl Replica {
             acked: None,
             unacked: Vec::new(),
             uplink: false,
-            with_us: Moment::now(),
+            with_us: now.boottime,
         }
-    }
-
-    pub(super) fn name(&self) -> Term {
-        self.session.name
     }
 
     /// Takes in an acknowledgement; false when it was known.
     ///
     /// # Errors
     /// It acknowledges what it cannot have.
-    pub(super) fn acked(&mut self, epoch: Epoch) -> Result<bool, String> {
+    pub(crate) fn acked(&mut self, epoch: Epoch) -> Result<bool, String> {
         let Some(first) = self.first else { return Err("the backup acknowledges what it was not sent".into()) };
         let before = self.acked.unwrap_or(Epoch(first.0 - 1));
         // As many as can be unacknowledged: the pacer's, and a switchover's last.
@@ -96,11 +92,18 @@ impl Replica {
         Ok(true)
     }
 
-    /// Why it must be given up, if it must. It is not expected to have been heard before `thawed`, when this host went on after it
-    /// had stood still: what came meanwhile has still to be read.
-    pub(super) fn lost(&self, failure_timeout: Duration, thawed: Moment) -> Option<String> {
-        let silence = self.session.handle.silence().min(thawed.elapsed());
-        let patience = |limit: Duration, since: Instant| since.elapsed().min(thawed.elapsed()) > limit;
+    /// Why it must be given up, if it must: it has said nothing for `silence`. It is not expected to have been heard before `thawed`,
+    /// when this host went on after it had stood still: what came meanwhile has still to be read.
+    pub(crate) fn lost(
+        &self,
+        failure_timeout: Duration,
+        silence: Duration,
+        now: Now,
+        thawed: Boottime,
+    ) -> Option<String> {
+        let awake = now.boottime.since(thawed);
+        let silence = silence.min(awake);
+        let patience = |limit: Duration, since: Monotonic| now.monotonic.since(since).min(awake) > limit;
         // A backup that starts its QEMU answers with heartbeats already; one that is not ready in time is lost too.
         if silence > failure_timeout {
             Some(format!("the backup was silent for {} ms", silence.as_millis()))

@@ -7,71 +7,67 @@
 //! Once it cannot tell any more, or has itself stood still, it is in doubt ([`Input::Doubt`]): it releases nothing, asks the
 //! witness, and reads meanwhile what has come. Everything else goes on as ever.
 
-use std::cell::Cell;
-use std::time::Duration;
-
 use ninefold_model::event::EventKind;
 use ninefold_model::status::Role;
 use ninefold_model::{Epoch, Term};
 use ninefold_replica::protocol::Input;
-use ninefold_transport::clock::Moment;
 
-use super::{Core, TICK};
-use crate::config::Timing;
-use crate::outlets::Outlets;
+use crate::core::{Core, TICK};
+use crate::effect::{Metric, OutletsOrder};
+use crate::settings::Timing;
+use crate::time::Boottime;
 
 /// What the core knows of its own time.
-pub(super) struct StallSide {
+pub(crate) struct StallSide {
     /// When this host was last seen not to stand still.
-    awake: Moment,
+    pub(crate) awake: Boottime,
     /// When it last went on after it had stood still: what others were due to say before has perhaps still to be read.
-    pub(super) thawed: Moment,
+    pub(crate) thawed: Boottime,
     /// When the present doubt arose.
-    doubted: Moment,
+    doubted: Boottime,
     /// Something may leave and was kept.
     kept: bool,
+    /// It is being tried to let go what was kept.
+    again: bool,
+    /// An announcement goes with what is being released.
+    announces: bool,
 }
 
 impl StallSide {
-    pub(super) fn new() -> Self {
-        let now = Moment::now();
-        Self { awake: now, thawed: now, doubted: now, kept: false }
+    pub(crate) fn new(now: Boottime) -> Self {
+        Self { awake: now, thawed: now, doubted: now, kept: false, again: false, announces: false }
     }
 
-    /// It is awake now; for how long it had not been seen to be.
-    pub(super) fn wake(&mut self) -> Duration {
-        let still = self.awake.elapsed();
-        self.awake = Moment::now();
-        still
+    /// It was seen not to stand still at this time.
+    pub(crate) fn looked(&mut self, at: Boottime) {
+        self.awake = self.awake.max(at);
     }
 
-    pub(super) fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.kept = false;
     }
 }
 
-/// Asked before each batch that leaves. Yes, as long as this host has not stood still since the last time (`look`) and each of
-/// its backups has had something from it within the failure timeout (the oldest such thing was sent at `oldest`).
-fn still_ours(look: &Cell<Moment>, oldest: Option<Moment>, timing: &Timing) -> bool {
-    let ours = look.get().elapsed() < timing.look_limit()
-        && oldest.is_none_or(|sent| sent.elapsed() < timing.failure_timeout());
-    if ours {
-        look.set(Moment::now());
-    }
-    ours
+/// Asked before each batch that leaves. Yes, as long as this host has not stood still since it was last seen awake (`look`) and each of
+/// its backups has had something from it within the failure timeout (the oldest such thing was sent at `oldest`). After a yes this host
+/// has been seen awake `now`.
+pub fn still_ours(look: Boottime, oldest: Option<Boottime>, now: Boottime, timing: &Timing) -> bool {
+    now.since(look) < timing.look_limit() && oldest.is_none_or(|sent| now.since(sent) < timing.failure_timeout())
 }
 
 impl Core {
     /// This host was frozen, suspended or starved, for so long that its peers may have lost patience. As a primary it must assume
     /// that it has been replaced until it knows better. Neither as a primary nor as a backup must it take its own deafness for
     /// the others' silence.
-    pub(super) fn check_still(&mut self) {
-        let still = self.stall.wake();
-        self.parts.board.waited(still.saturating_sub(TICK));
-        if still < self.parts.config.timing.stall_limit() {
+    pub(crate) fn check_still(&mut self) {
+        let now = self.now.boottime;
+        let still = now.since(self.stall.awake);
+        self.stall.awake = now;
+        self.measure(Metric::Waited(still.saturating_sub(TICK)));
+        if still < self.settings.timing.stall_limit() {
             return;
         }
-        self.stall.thawed = Moment::now();
+        self.stall.thawed = now;
         self.log.stood_still();
         if self.protocol.role() != Role::Standby {
             self.event(EventKind::StoodStill { ms: u64::try_from(still.as_millis()).unwrap_or(u64::MAX) });
@@ -80,29 +76,29 @@ impl Core {
     }
 
     fn doubt(&mut self) {
-        self.stall.doubted = Moment::now();
+        self.stall.doubted = self.now.boottime;
         self.input(Input::Doubt);
     }
 
     /// Before anything that could let output go: hears late, then doubts.
-    pub(super) fn doubt_if_late(&mut self, input: &Input) {
+    pub(crate) fn doubt_if_late(&mut self, input: &Input) {
         let limit = self.failure_timeout();
         if *input != Input::Doubt
             && self.protocol.role() == Role::Primary
             && !self.protocol.doubts()
-            && self.oldest().is_some_and(|sent| sent.elapsed() >= limit)
+            && self.oldest().is_some_and(|sent| self.now.boottime.since(sent) >= limit)
         {
             self.doubt();
         }
     }
 
     /// When the oldest of the things was sent by which each backup that holds a checkpoint is known to have been with us.
-    fn oldest(&self) -> Option<Moment> {
+    fn oldest(&self) -> Option<Boottime> {
         self.replicas.iter().filter(|r| r.acked.is_some()).map(|r| r.with_us).min()
     }
 
     /// A backup has answered what was sent then. It had not begun to claim when it did.
-    pub(super) fn heard(&mut self, session: Term, sent: Option<Moment>) {
+    pub(crate) fn heard(&mut self, session: Term, sent: Option<Boottime>) {
         let (Some(sent), Some(replica)) = (sent, self.replica(session)) else { return };
         replica.with_us = replica.with_us.max(sent);
         if self.protocol.doubts() && sent > self.stall.doubted {
@@ -111,56 +107,49 @@ impl Core {
     }
 
     /// The witness has said that nobody has taken the VM over. When it did: that is at most one call ago.
-    pub(super) fn confirmed(&mut self) {
-        let now = Moment::now();
+    pub(crate) fn confirmed(&mut self) {
+        let now = self.now.boottime;
         self.replicas.iter_mut().for_each(|r| r.with_us = now);
     }
 
     /// Lets what belongs to these epochs go, as long as it is certain whose the VM is.
-    pub(super) fn release(&mut self, epoch: Epoch) {
-        let (timing, oldest) = (self.parts.config.timing, self.oldest());
-        let look = Cell::new(self.stall.awake);
-        let ours = || still_ours(&look, oldest, &timing);
-        self.stall.kept = !self.parts.outlets.release(epoch, &ours);
-        if std::mem::take(&mut self.announce) && self.parts.outlets.announce(&ours) == 0 {
-            self.announce = true;
+    pub(crate) fn release(&mut self, epoch: Epoch) {
+        let (awake, oldest) = (self.stall.awake, self.oldest());
+        let announce = std::mem::take(&mut self.announce);
+        self.outlets(OutletsOrder::Release { epoch, awake, oldest, announce });
+        self.stall.announces = announce;
+    }
+
+    /// What came of it. A long release is work, not a freeze. One that ended in a freeze leaves it to be found by the next tick.
+    pub(crate) fn released(&mut self, kept: bool, announced: bool, looked: Boottime) {
+        self.stall.kept = kept;
+        self.announce |= std::mem::take(&mut self.stall.announces) && !announced;
+        self.stall.looked(looked);
+        let again = std::mem::take(&mut self.stall.again);
+        if again && kept && self.now.boottime.since(self.stall.awake) < self.settings.timing.look_limit() {
+            self.doubt();
         }
-        // A long release is work, not a freeze. One that ended in a freeze leaves it to be found by the next tick.
-        ours();
-        self.stall.awake = look.get();
     }
 
     /// What was kept in the middle of a release leaves when there is no doubt any more.
-    pub(super) fn release_kept(&mut self) {
+    pub(crate) fn release_kept(&mut self) {
         if self.stall.kept && !self.protocol.doubts() && self.holding {
             // Of no further epoch.
+            self.stall.again = true;
             self.release(Epoch(0));
-            if self.stall.kept && self.stall.awake.elapsed() < self.parts.config.timing.look_limit() {
-                self.doubt();
-            }
         }
-    }
-
-    /// Does what may take a while with a gate that was full. That is work, not a freeze: it looks at the clock now and then.
-    pub(super) fn at_work(&mut self, work: impl FnOnce(&Outlets, &dyn Fn())) {
-        let timing = self.parts.config.timing;
-        let look = Cell::new(self.stall.awake);
-        let seen = || {
-            still_ours(&look, None, &timing);
-        };
-        work(&self.parts.outlets, &seen);
-        seen();
-        self.stall.awake = look.get();
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
-    /// The moment `ms` milliseconds ago. (The clock counts from boot; a machine that has just booted has few moments behind it.)
-    fn ago(ms: u64) -> Moment {
-        Moment::from_micros(Moment::now().as_micros().saturating_sub(ms * 1000))
+    /// The moment `ms` milliseconds before the tests' present.
+    fn ago(ms: u64) -> Boottime {
+        Boottime::from_micros((3_600_000 - ms) * 1000)
     }
 
     #[test]
@@ -172,13 +161,7 @@ mod tests {
 
     #[test]
     fn nothing_leaves_once_a_backup_may_have_lost_patience() {
-        let asked = |look: u64, oldest: Option<u64>| {
-            let cell = Cell::new(ago(look));
-            let before = cell.get();
-            let ours = still_ours(&cell, oldest.map(ago), &Timing::default());
-            assert_eq!(cell.get() != before, ours, "only one that is certain has looked");
-            ours
-        };
+        let asked = |look: u64, oldest: Option<u64>| still_ours(ago(look), oldest.map(ago), ago(0), &Timing::default());
         assert!(asked(20, None) && asked(20, Some(20)));
         assert!(!asked(125, None), "it stood still");
         assert!(!asked(20, Some(250)), "an answer to what was sent 250 ms ago says nothing of now");

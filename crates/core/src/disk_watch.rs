@@ -12,10 +12,10 @@
 //! [`FAILS`] (one that is only full when more is held than should be); a disk that does not answer at all, after [`HANGS`]; one
 //! that is so slow that the guest has been slowed down a good deal, after [`CROWDED_FOR`].
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use ninefold_volume::budget::{HARD, SOFT};
-use ninefold_volume::served::Failure;
+use crate::settings::Budget;
+use crate::time::Monotonic;
 
 /// An error that passes sooner is not worth a switchover.
 pub const FAILS: Duration = Duration::from_secs(1);
@@ -25,16 +25,23 @@ pub const SLOW: Duration = Duration::from_secs(2);
 pub const CALM: Duration = Duration::from_secs(5);
 /// One that has neither answered for so long, nor got on with what it was asked, hangs. A log's disk is given the same time.
 pub const HANGS: Duration = Duration::from_secs(10);
-/// So many bytes held: the guest is slowed down to 50 MB/s or less.
-const CROWDED: usize = SOFT + (HARD - SOFT) / 2;
 /// A host that has held so many for so long is left.
 pub const CROWDED_FOR: Duration = Duration::from_secs(10);
 /// A disk that is slow or hangs is not left by a VM that has come to it less than this before: if those of both hosts are slow,
 /// nothing is won.
 pub const SETTLED: Duration = Duration::from_secs(60);
 
+/// Why a volume cannot be written or read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// The error with its causes.
+    pub reason: String,
+    /// The file system, or the thin device, is full: what is there can still be read.
+    pub out_of_space: bool,
+}
+
 /// How a volume is when it is looked at.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Look {
     pub failure: Option<Failure>,
     /// For how long its disk has not answered, nor got on.
@@ -58,7 +65,7 @@ pub enum Said {
 enum State {
     Works,
     /// It last had not answered for long at that time.
-    Slow(Instant),
+    Slow(Monotonic),
     Fails(Failure),
 }
 
@@ -66,17 +73,19 @@ enum State {
 #[derive(Debug)]
 pub struct DiskWatch {
     volumes: Vec<State>,
+    budget: Budget,
     full: bool,
-    fails_since: Option<Instant>,
-    crowded_since: Option<Instant>,
+    fails_since: Option<Monotonic>,
+    crowded_since: Option<Monotonic>,
     /// No further attempt to leave before that.
-    not_before: Option<Instant>,
+    not_before: Option<Monotonic>,
 }
 
 impl DiskWatch {
-    pub fn new(volumes: usize) -> Self {
+    pub fn new(volumes: usize, budget: Budget) -> Self {
         Self {
             volumes: vec![State::Works; volumes],
+            budget,
             full: false,
             fails_since: None,
             crowded_since: None,
@@ -88,7 +97,7 @@ impl DiskWatch {
     /// should.
     pub fn look(
         &mut self,
-        now: Instant,
+        now: Monotonic,
         looks: &[Look],
         held: usize,
         primary_for: Option<Duration>,
@@ -99,7 +108,7 @@ impl DiskWatch {
             let next = match (&look.failure, stalled, &*state) {
                 (Some(failure), ..) => State::Fails(failure.clone()),
                 (None, Some(_), _) => State::Slow(now),
-                (None, None, State::Slow(last)) if now.saturating_duration_since(*last) < CALM => continue,
+                (None, None, State::Slow(last)) if now.since(*last) < CALM => continue,
                 (None, None, _) => State::Works,
             };
             match (&*state, &next) {
@@ -112,17 +121,18 @@ impl DiskWatch {
             }
             *state = next;
         }
-        let full = held >= HARD || (self.full && held > CROWDED);
+        let (soft, crowded) = (self.budget.soft, self.budget.crowded());
+        let full = held >= self.budget.hard || (self.full && held > crowded);
         if full != std::mem::replace(&mut self.full, full) {
             said.push(if full { Said::Full(held) } else { Said::Room });
         }
-        let since = |on: bool, since: &mut Option<Instant>| {
+        let since = |on: bool, since: &mut Option<Monotonic>| {
             *since = on.then(|| since.unwrap_or(now));
-            since.map(|since| now.saturating_duration_since(since))
+            since.map(|since| now.since(since))
         };
-        let bad = looks.iter().filter_map(|l| l.failure.as_ref()).find(|f| !f.out_of_space || held > SOFT);
+        let bad = looks.iter().filter_map(|l| l.failure.as_ref()).find(|f| !f.out_of_space || held > soft);
         let fails = since(bad.is_some(), &mut self.fails_since).is_some_and(|time| time >= FAILS);
-        let crowded = since(held > CROWDED, &mut self.crowded_since).is_some_and(|time| time >= CROWDED_FOR);
+        let too_slow = since(held > crowded, &mut self.crowded_since).is_some_and(|time| time >= CROWDED_FOR);
         let primary_for = primary_for?;
         if self.not_before.is_some_and(|at| now < at) {
             return None;
@@ -132,7 +142,7 @@ impl DiskWatch {
         match (bad.filter(|_| fails), hangs) {
             (Some(failure), _) => Some(format!("a volume fails here: {}", failure.reason)),
             (None, Some(time)) => Some(format!("a disk has not answered here for {} s", time.as_secs())),
-            (None, None) if crowded && settled => {
+            (None, None) if too_slow && settled => {
                 Some(format!("the disks here are slower than the guest: {} MiB are held", held >> 20))
             }
             (None, None) => None,
@@ -140,7 +150,7 @@ impl DiskWatch {
     }
 
     /// It has been tried. If nothing comes of it, it is tried again after a while.
-    pub fn tried(&mut self, now: Instant) {
+    pub fn tried(&mut self, now: Monotonic) {
         self.not_before = Some(now + 2 * FAILS);
     }
 }
@@ -149,6 +159,10 @@ impl DiskWatch {
 mod tests {
     use super::*;
 
+    const SOFT: usize = 64 << 20;
+    const HARD: usize = 512 << 20;
+    const BUDGET: Budget = Budget { soft: SOFT, hard: HARD };
+    const CROWDED: usize = BUDGET.crowded();
     const LONG: Option<Duration> = Some(Duration::from_secs(3600));
 
     fn stalled(seconds: u64) -> Look {
@@ -160,11 +174,11 @@ mod tests {
     }
 
     /// A watch and a clock that somebody turns.
-    struct Bench(DiskWatch, Instant);
+    struct Bench(DiskWatch, Monotonic);
 
     impl Bench {
         fn new() -> Self {
-            Self(DiskWatch::new(1), Instant::now())
+            Self(DiskWatch::new(1, BUDGET), Monotonic::from_micros(0))
         }
 
         fn after(&mut self, time: Duration, look: &Look, held: usize) -> (Vec<Said>, Option<String>) {

@@ -3,9 +3,7 @@
 //! Nothing is proposed to the witness before the log has noted it: a host that finds the record that it proposed knows that it
 //! had won it, and that it let nothing go since that is not in the log.
 
-use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ninefold_model::event::EventKind;
 use ninefold_model::spec::{EpochPolicy, NonVolatile};
@@ -15,17 +13,12 @@ use ninefold_replica::protocol::{Input, LogRole, Standing};
 use ninefold_replica::stream::Hello;
 use ninefold_replica::target::Target;
 
-use super::Core;
-use super::backup::{Origin, Takeover};
-use crate::arbiter::Question;
-use crate::error;
-use crate::log::{self, Beginning, LogHandle, Settings};
-use crate::mixture::Cause;
-use crate::parking::KEEP;
-use crate::recovery::{self, News, Place, Recovery};
-use crate::resync::Rest;
-use crate::snapshot::Unfinished;
-use crate::vm::Command;
+use crate::backup::{Origin, Takeover};
+use crate::core::Core;
+use crate::effect::{Beginning, DisksOrder, Effect, LogOrder, Metric, Question, RecoveryOrder, VmOrder};
+use crate::event::{Mixture, RecoveryNews, RequestId, Seen, Source};
+use crate::survivors::KEEP;
+use crate::time::Monotonic;
 
 /// After an attempt that failed; each further one doubles it.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
@@ -54,44 +47,67 @@ impl From<String> for LogFailure {
     }
 }
 
+/// A log that was found and may be gone on from.
+struct Recovery {
+    id: u64,
+    /// Once it is found: on what terms, and its last checkpoint.
+    found: Option<(Standing, Epoch)>,
+    /// It is being loaded, or is.
+    going: bool,
+}
+
+/// A VM has stopped, and that is told when its log is gone.
+struct Removal {
+    id: u64,
+    since: Monotonic,
+    /// `Stopped`.
+    event: EventKind,
+    /// Who wants to know that the VM has stopped.
+    told: Vec<RequestId>,
+    /// What is asked meanwhile: it would find a log that goes.
+    later: Vec<(RequestId, ninefold_model::control::Request, Seen)>,
+}
+
 /// See the [module](self).
-pub(super) struct LogSide {
-    pub(super) handle: Option<LogHandle>,
+pub(crate) struct LogSide {
+    /// The number of the log that is kept.
+    pub(crate) id: Option<u64>,
     /// That of a backup's former session, for as long as its standby: the next one may go on with it. It has the directory.
-    pub(super) kept: Option<(LogHandle, Instant)>,
+    kept: Option<(u64, Monotonic)>,
     /// Numbers threads and attempts.
     last_id: u64,
-    pub(super) state: LogState,
-    pub(super) standing: Option<Standing>,
+    pub(crate) state: LogState,
+    pub(crate) standing: Option<Standing>,
     /// The newest term that the log was told of.
     term: Term,
     /// Where the thread of this number stands, and since when that is known.
-    at_work: Option<(u64, u64, Instant)>,
+    at_work: Option<(u64, u64, Monotonic)>,
     /// A log has failed and not noted it, and is to be disowned: it would be gone on from with the images as they were in this
     /// epoch, which therefore get no more.
-    pub(super) images_wait: Option<Epoch>,
+    pub(crate) images_wait: Option<Epoch>,
     /// Why the log of a backup that takes the VM over has failed. What becomes of it follows from how the take-over ends.
     failed: Option<(u64, LogFailure)>,
     /// The newest epoch that is durable.
-    pub(super) durable: Epoch,
+    pub(crate) durable: Epoch,
     last: LogStatus,
     recovery: Option<Recovery>,
     /// The record that the log being loaded speaks of.
     vouched: Option<Record>,
     /// Of a VM that has ended: its files may have to go. With whether there was a log.
-    parting: Option<(LogHandle, bool)>,
+    parting: Option<(u64, bool)>,
+    removal: Option<Removal>,
     /// Somebody waits for the VM to be booted, if there is no log.
-    pub(super) start_wanted: bool,
+    pub(crate) start_wanted: bool,
     /// When a standby looks for a log: once at first, then when there is a cause.
-    look: Option<Instant>,
+    look: Option<Monotonic>,
     /// When the next attempt may be made after one that failed, and the pause after that.
-    retry: Option<(Instant, Duration)>,
+    retry: Option<(Monotonic, Duration)>,
 }
 
 impl LogSide {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new(now: Monotonic) -> Self {
         Self {
-            handle: None,
+            id: None,
             kept: None,
             last_id: 0,
             state: LogState::Off,
@@ -105,34 +121,16 @@ impl LogSide {
             recovery: None,
             vouched: None,
             parting: None,
+            removal: None,
             start_wanted: false,
-            look: Some(Instant::now()),
+            look: Some(now),
             retry: None,
         }
     }
 
-    /// The VM has ended here.
-    pub(super) fn part(&mut self) {
-        let was_on = self.state == LogState::On;
-        self.parting = self.handle.take().map(|handle| (handle, was_on));
-    }
-
-    pub(super) fn expire_kept(&mut self) {
-        self.kept.take_if(|(_, since)| since.elapsed() > KEEP);
-    }
-
-    /// A person looks at the log, or goes back in it: what was found of it is let go, unless it is being loaded. False: it is. With
-    /// `wanted` it is not looked for either.
-    pub(super) fn leave_alone(&mut self, wanted: bool) -> bool {
-        if self.recovery.as_ref().is_some_and(Recovery::is_going) {
-            return false;
-        }
-        self.recovery = None;
-        self.look = None;
-        if wanted {
-            self.kept = None;
-        }
-        true
+    /// Whether a VM has stopped and its log is not gone yet.
+    pub(crate) fn is_being_removed(&self) -> bool {
+        self.removal.is_some()
     }
 
     fn next_id(&mut self) -> u64 {
@@ -140,37 +138,37 @@ impl LogSide {
         self.last_id
     }
 
-    fn again_later(&mut self) {
+    fn again_later(&mut self, now: Monotonic) {
         let pause = self.retry.map_or(RETRY_FIRST, |(_, pause)| pause);
-        self.retry = Some((Instant::now() + pause, (pause * 2).min(RETRY_LAST)));
+        self.retry = Some((now + pause, (pause * 2).min(RETRY_LAST)));
     }
 
     /// This host has stood still: how long its disk did is not known.
-    pub(super) fn stood_still(&mut self) {
+    pub(crate) fn stood_still(&mut self) {
         self.at_work = None;
     }
 
-    /// Whether the thread has not got on for too long, while others wait for it.
-    fn hangs(&mut self) -> bool {
-        let at_work =
-            self.handle.as_ref().filter(|_| self.state == LogState::On).and_then(|h| Some((h.id, h.at_work()?)));
+    /// Whether the thread has not got on for too long, while others wait for it. `seen`: where the threads of logs are.
+    fn hangs(&mut self, seen: &[(u64, Option<u64>)], now: Monotonic) -> bool {
+        let mine = self.id.filter(|_| self.state == LogState::On);
+        let at_work = mine.and_then(|id| Some((id, seen.iter().find(|(of, _)| *of == id)?.1?)));
         match (at_work, self.at_work) {
-            (Some((id, now)), Some((of, then, since))) if id == of && now == then => since.elapsed() > DISK_LIMIT,
+            (Some((id, at)), Some((of, then, since))) if id == of && at == then => now.since(since) > DISK_LIMIT,
             _ => {
-                self.at_work = at_work.map(|(id, now)| (id, now, Instant::now()));
+                self.at_work = at_work.map(|(id, at)| (id, at, now));
                 false
             }
         }
     }
 
-    pub(super) fn is_mine(&self, id: u64) -> bool {
-        self.handle.as_ref().is_some_and(|h| h.id == id)
+    pub(crate) fn is_mine(&self, id: u64) -> bool {
+        self.id == Some(id)
     }
 }
 
 impl Core {
-    pub(super) fn non_volatile(&self) -> Option<NonVolatile> {
-        self.parts.config.vm.non_volatile
+    pub(crate) fn non_volatile(&self) -> Option<NonVolatile> {
+        self.settings.vm.non_volatile
     }
 
     /// Whether output waits for the log.
@@ -179,11 +177,11 @@ impl Core {
     }
 
     /// Whether the log has what it is given.
-    pub(super) fn log_is_on(&self) -> bool {
+    pub(crate) fn log_is_on(&self) -> bool {
         self.log.state == LogState::On
     }
 
-    pub(super) fn log_status(&self) -> Option<LogStatus> {
+    pub(crate) fn log_status(&self) -> Option<LogStatus> {
         self.non_volatile().map(|_| {
             let recovering = self.log.recovery.as_ref().is_some_and(|r| r.found.is_some());
             let state = if recovering { LogState::Recovering } else { self.log.state };
@@ -192,51 +190,95 @@ impl Core {
     }
 
     /// The VM's record, its memory and what runs it, for a log that begins here.
-    pub(super) fn log_hello(&self) -> Option<(Hello, Record)> {
+    pub(crate) fn log_hello(&self) -> Option<(Hello, Record)> {
         let Some(LogRole::Primary { record }) = self.protocol.log_role() else { return None };
         let hello = self.hello(record.term)?;
         Some((hello, record))
     }
 
-    fn start_log(&mut self, reign: Term, beginning: Beginning, standing: Standing) {
-        self.log.kept = None;
-        let id = self.log.next_id();
-        let parts = &self.parts;
-        let settings = Settings::of(&parts.config, Arc::clone(&parts.disks), parts.bell.clone(), parts.core.clone());
-        match log::start(id, reign, beginning, settings) {
-            Ok(handle) => self.log_is(handle, standing),
-            Err(error) => {
-                self.log.again_later();
-                tracing::error!(error = %error::report(&error), "the log cannot be kept");
-            }
-        }
+    fn log_order(&mut self, id: u64, order: LogOrder) {
+        self.effect(Effect::Log { id, order });
     }
 
-    fn log_is(&mut self, handle: LogHandle, standing: Standing) {
-        self.log.handle = Some(handle);
+    fn start_log(&mut self, reign: Term, beginning: Beginning, standing: Standing) {
+        self.drop_kept_log();
+        let id = self.log.next_id();
+        self.log_is(id, standing);
+        self.log_order(id, LogOrder::Start { reign, beginning });
+    }
+
+    fn log_is(&mut self, id: u64, standing: Standing) {
+        self.log.id = Some(id);
         self.log.standing = Some(standing);
         self.log.term = Term(0);
         self.log.durable = Epoch(0);
         self.log.state = LogState::Copying;
     }
 
+    /// That of a backup's former session is of no use any more.
+    pub(crate) fn drop_kept_log(&mut self) {
+        if let Some((id, _)) = self.log.kept.take() {
+            self.log_order(id, LogOrder::Drop);
+        }
+    }
+
+    pub(crate) fn expire_kept_log(&mut self) {
+        let now = self.now.monotonic;
+        if self.log.kept.is_some_and(|(_, since)| now.since(since) > KEEP) {
+            self.drop_kept_log();
+        }
+    }
+
+    /// The VM has ended here: its log may have to go.
+    pub(crate) fn part_log(&mut self) {
+        self.drop_parting_log();
+        let was_on = self.log.state == LogState::On;
+        self.log.parting = self.log.id.take().map(|id| (id, was_on));
+        self.drop_log();
+    }
+
+    /// It stays.
+    pub(crate) fn drop_parting_log(&mut self) {
+        if let Some((id, _)) = self.log.parting.take() {
+            self.log_order(id, LogOrder::Drop);
+        }
+    }
+
+    fn drop_recovery(&mut self) {
+        if let Some(Recovery { id, .. }) = self.log.recovery.take() {
+            self.effect(Effect::Recovery { id, order: RecoveryOrder::Drop });
+        }
+    }
+
+    /// A person looks at the log, or goes back in it: what was found of it is let go, unless it is being loaded. False: it is. With
+    /// `wanted` it is not looked for either.
+    pub(crate) fn leave_log_alone(&mut self, wanted: bool) -> bool {
+        if self.log.recovery.as_ref().is_some_and(|r| r.going) {
+            return false;
+        }
+        self.drop_recovery();
+        self.log.look = None;
+        if wanted {
+            self.drop_kept_log();
+        }
+        true
+    }
+
     /// A primary whose VM is not logged begins a log.
-    pub(super) fn check_log(&mut self) {
-        let now = Instant::now();
+    pub(crate) fn check_log(&mut self) {
+        let now = self.now.monotonic;
         if self.protocol.role() != Role::Primary {
-            self.log.parting = None;
+            self.drop_parting_log();
         }
         let Some(status) = self.log_status() else { return };
-        self.parts.board.log(&status);
+        self.measure(Metric::Log(status));
         // A backup that has not acknowledged is left by its primary; one that takes over has nothing else to go on with.
-        if self.protocol.role() == Role::Primary && self.log.hangs() {
-            let id = self.log.handle.as_ref().map_or(0, |h| h.id);
+        if self.protocol.role() == Role::Primary && self.log.hangs(&self.observed.logs, now) {
+            let id = self.log.id.unwrap_or_default();
             self.log_failed(id, format!("its disk has not answered for {} s", DISK_LIMIT.as_secs()).into());
         }
         match self.protocol.role() {
-            Role::Primary
-                if self.vm.is_some() && self.log.handle.is_none() && self.log.retry.is_none_or(|(at, _)| now >= at) =>
-            {
+            Role::Primary if self.has_vm && self.log.id.is_none() && self.log.retry.is_none_or(|(at, _)| now >= at) => {
                 let Some((hello, record)) = self.log_hello() else { return };
                 let mut standing = Standing::new(LogRole::Primary { record: record.clone() });
                 // It was asked for when there was no log that could note it.
@@ -252,23 +294,11 @@ impl Core {
                     && !self.done
                     && self.log.look.is_some_and(|at| now >= at) =>
             {
-                (self.log.look, self.log.kept) = (None, None);
+                self.log.look = None;
+                self.drop_kept_log();
                 let id = self.log.next_id();
-                let parts = &self.parts;
-                let started = recovery::start(
-                    id,
-                    Arc::clone(&parts.config),
-                    Place {
-                        outlets: Arc::clone(&parts.outlets),
-                        disks: Arc::clone(&parts.disks),
-                        images: Arc::clone(&self.health.images),
-                    },
-                    parts.core.clone(),
-                );
-                match started {
-                    Ok(recovery) => self.log.recovery = Some(recovery),
-                    Err(error) => tracing::error!(error = %error::report(&error), "the log cannot be looked at"),
-                }
+                self.log.recovery = Some(Recovery { id, found: None, going: false });
+                self.effect(Effect::Recovery { id, order: RecoveryOrder::Look });
             }
             _ => {}
         }
@@ -276,65 +306,59 @@ impl Core {
 
     /// The VM can be copied to its new log. Not before: what output does not wait for any more must not be in one that would be
     /// believed.
-    pub(super) fn log_begun(&mut self, id: u64) {
-        if let Some(handle) = self.log.handle.as_ref().filter(|h| h.id == id)
-            && self.protocol.role() == Role::Primary
-        {
-            let jobs = handle.jobs.clone();
+    pub(crate) fn log_begun(&mut self, id: u64) {
+        if self.log.is_mine(id) && self.protocol.role() == Role::Primary {
             if self.log.images_wait.is_some() {
                 // What the witness was to disown is gone: nothing waits for that any more.
                 self.input(Input::LogLost { noted: true });
             }
-            self.command(Command::AddSink {
-                target: Target::Log,
-                jobs,
-                rounds: 0,
-                rest: Rest::default(),
-                once: None,
-                held: None,
-            });
+            self.command(VmOrder::AddLog { id });
         }
     }
 
     /// What a primary's log gets from here on is of the term of the newest record that this host has won, as a backup's is of the newest that binds it:
     /// so it is seen which of them is the newer one, also when nobody can ask the witness.
-    pub(super) fn tell_log_term(&mut self) {
+    pub(crate) fn tell_log_term(&mut self) {
         let term = self.protocol.term();
-        if let Some(handle) = &self.log.handle
+        if let Some(id) = self.log.id
             && self.protocol.role() == Role::Primary
             && self.log.term < term
         {
-            handle.term(term);
+            self.log_order(id, LogOrder::Term(term));
             self.log.term = term;
         }
     }
 
     /// A backup's session is over: the next one may go on with its log.
-    pub(super) fn keep_log(&mut self) {
+    pub(crate) fn keep_log(&mut self) {
         let backup = self.log.standing.as_ref().is_some_and(|s| matches!(s.role, LogRole::Backup { .. }));
         if self.backup.is_some() && backup {
-            self.log.kept = self.log.handle.take().map(|handle| (handle, Instant::now()));
+            self.drop_kept_log();
+            let now = self.now.monotonic;
+            self.log.kept = self.log.id.take().map(|id| (id, now));
         }
     }
 
     /// A backup's log begins with its session, or goes on.
-    pub(super) fn log_session(&mut self, hello: &Hello) {
+    pub(crate) fn log_session(&mut self, hello: &Hello) {
         self.not_started("another host has the VM".into());
-        self.log.recovery = None;
+        self.drop_recovery();
         self.drop_log();
         if self.non_volatile().is_some() {
             let role = LogRole::Backup { session: hello.term, primary: hello.from.clone() };
             let standing = Standing::new(role);
             match self.log.kept.take() {
-                Some((handle, _)) => self.log_is(handle, standing),
+                Some((id, _)) => self.log_is(id, standing),
                 None => self.start_log(hello.term, Beginning::Awaited, standing),
             }
         }
     }
 
     /// Lets go of the log; its files stay.
-    pub(super) fn drop_log(&mut self) {
-        self.log.handle = None;
+    pub(crate) fn drop_log(&mut self) {
+        if let Some(id) = self.log.id.take() {
+            self.log_order(id, LogOrder::Drop);
+        }
         self.log.standing = None;
         self.log.state = LogState::Off;
     }
@@ -342,8 +366,8 @@ impl Core {
     /// This host has taken the VM over, and goes on without the log that it kept as a backup: that does not end with the checkpoint, or
     /// its disk does not answer. It would be believed after a loss of power, since it has noted what was asked for: nothing is let
     /// go before it is disowned.
-    pub(super) fn leave_log(&mut self) {
-        if self.log.handle.is_some() {
+    pub(crate) fn leave_log(&mut self) {
+        if self.log.id.is_some() {
             // As if it had gone on, and failed: the gate stays shut until the witness has disowned it.
             self.log_first(Epoch(1));
             let failed = self.log.failed.take().map(|(_, failure)| failure);
@@ -353,12 +377,12 @@ impl Core {
     }
 
     /// The log that this host kept as a backup can be gone on with.
-    pub(super) fn log_lives(&self) -> bool {
+    pub(crate) fn log_lives(&self) -> bool {
         self.log.failed.is_none()
     }
 
     /// The take-over during which a log has failed has ended otherwise than by the VM's running here.
-    pub(super) fn check_failed_log(&mut self) {
+    pub(crate) fn check_failed_log(&mut self) {
         if self.takeover.is_none()
             && let Some((id, failure)) = self.log.failed.take()
         {
@@ -366,48 +390,98 @@ impl Core {
         }
     }
 
-    /// The VM has ended for good: so does its log.
-    pub(super) fn remove_log(&mut self) {
-        if let Some((handle, was_on)) = self.log.parting.take() {
-            let (done, removed) = sync_channel(1);
-            handle.remove(done);
-            // Who is told that the VM has stopped may switch off this host. There is nothing to wait for if it was no log yet.
-            match if was_on { removed.recv_timeout(REMOVE_LIMIT) } else { Ok(()) } {
-                Ok(()) => {}
-                Err(RecvTimeoutError::Timeout) => {
-                    tracing::error!("the log of a VM that has stopped is not removed yet: it might go on from it");
-                }
-                Err(RecvTimeoutError::Disconnected) => {
-                    tracing::error!("the log of a VM that has stopped is not removed: it might go on from it");
-                }
-            }
-        }
+    /// The VM has ended for good: so does its log. Who is told that the VM has stopped may switch off this host: so that is told when
+    /// the log is gone. There is nothing to wait for if it was no log yet.
+    pub(crate) fn remove_log(&mut self, stopped: EventKind) {
         // Nothing is to be gone on from.
         self.log.look = None;
+        let Some((id, was_on)) = self.log.parting.take() else { return self.event(stopped) };
+        self.log_order(id, LogOrder::Remove);
+        if was_on {
+            let since = self.now.monotonic;
+            self.end_removal();
+            self.log.removal = Some(Removal { id, since, event: stopped, told: Vec::new(), later: Vec::new() });
+        } else {
+            self.event(stopped);
+        }
+    }
+
+    pub(crate) fn log_removed(&mut self, id: u64, removed: bool) {
+        if self.log.removal.as_ref().is_some_and(|r| r.id == id) {
+            if !removed {
+                tracing::error!("the log of a VM that has stopped is not removed: it might go on from it");
+            }
+            self.end_removal();
+        }
+    }
+
+    pub(crate) fn check_removal(&mut self) {
+        let now = self.now.monotonic;
+        if self.log.removal.as_ref().is_some_and(|r| now.since(r.since) >= REMOVE_LIMIT) {
+            tracing::error!("the log of a VM that has stopped is not removed yet: it might go on from it");
+            self.end_removal();
+        }
+    }
+
+    /// The VM has stopped, as far as can be said.
+    fn end_removal(&mut self) {
+        let Some(Removal { event, told, later, .. }) = self.log.removal.take() else { return };
+        self.event(event);
+        for request in told {
+            self.reply(request, ninefold_model::control::Response::Done);
+        }
+        for (id, request, seen) in later {
+            self.request(id, request, seen);
+        }
+    }
+
+    /// Answers who has had the VM stopped, when its log is gone.
+    pub(crate) fn reply_when_stopped(&mut self, to: RequestId) {
+        match &mut self.log.removal {
+            Some(removal) => removal.told.push(to),
+            None => self.reply(to, ninefold_model::control::Response::Done),
+        }
+    }
+
+    /// While a log goes nothing begins that might find it. Answers what is asked if it is to be dealt with now.
+    pub(crate) fn unless_removed(
+        &mut self,
+        id: RequestId,
+        request: ninefold_model::control::Request,
+        seen: Seen,
+    ) -> Option<(ninefold_model::control::Request, Seen)> {
+        use ninefold_model::control::Request;
+        match (&mut self.log.removal, &request) {
+            (Some(removal), Request::Start { .. } | Request::Restore { .. } | Request::Recover { .. }) => {
+                removal.later.push((id, request, seen));
+                None
+            }
+            _ => Some((request, seen)),
+        }
     }
 
     /// The first checkpoint for the log is being taken.
-    pub(super) fn log_first(&mut self, epoch: Epoch) {
+    pub(crate) fn log_first(&mut self, epoch: Epoch) {
         self.log.state = LogState::On;
         self.log.durable = Epoch(epoch.0.saturating_sub(1));
         if self.holds_for_log() {
             self.input(Input::LogFirst { epoch });
         } else {
-            self.parts.disks.hold();
+            self.disks(DisksOrder::Hold);
         }
         self.set_pace();
     }
 
-    pub(super) fn log_holds(&mut self, id: u64, epoch: Epoch, first: Option<Duration>, status: LogStatus) {
+    pub(crate) fn log_holds(&mut self, id: u64, epoch: Epoch, first: Option<Duration>, status: LogStatus) {
         if !self.log.is_mine(id) {
             return;
         }
         self.log.durable = epoch;
         self.log.last = status;
         if self.protocol.role() == Role::Primary {
-            self.parts.board.logged(status.commit_bytes, status.commit_us);
+            self.measure(Metric::Logged { bytes: status.commit_bytes, us: status.commit_us });
         }
-        self.command(Command::Acked { target: Target::Log, epoch });
+        self.command(VmOrder::Acked { target: Target::Log, epoch });
         // It has been running for a while.
         if epoch.0.is_multiple_of(256) {
             self.log.retry = None;
@@ -426,43 +500,45 @@ impl Core {
     }
 
     /// Whether the volumes may have what the guest did last, as far as the log goes.
-    pub(super) fn log_has_the_last(&self) -> bool {
+    pub(crate) fn log_has_the_last(&self) -> bool {
         let durable = || self.final_epoch.is_some_and(|last| last <= self.log.durable);
         self.log.images_wait.is_none() && (!self.log_is_on() || durable())
     }
 
     /// The volumes may have what all have that output waits for, and what the log has.
-    pub(super) fn commit_disks(&mut self) {
+    pub(crate) fn commit_disks(&mut self) {
         let epoch = match (self.holding, self.log_is_on()) {
             (true, true) => self.committed.min(self.log.durable),
             (true, false) => self.committed,
             (false, _) => self.log.durable,
         };
-        self.parts.disks.commit(self.log.images_wait.map_or(epoch, |limit| epoch.min(limit)));
+        self.disks(DisksOrder::Commit(self.log.images_wait.map_or(epoch, |limit| epoch.min(limit))));
     }
 
     /// The volumes may have what the guest does from now on, but for what a log has to have first, or must not be gone on from.
-    pub(super) fn let_volumes(&mut self) {
+    pub(crate) fn let_volumes(&mut self) {
         if self.holding || self.log_is_on() || self.log.images_wait.is_some() {
             self.commit_disks();
         } else {
-            self.parts.disks.go_through();
+            self.disks(DisksOrder::GoThrough);
         }
     }
 
     /// When a log that had not noted its end is believed no more.
-    pub(super) fn check_disowned(&mut self) {
+    pub(crate) fn check_disowned(&mut self) {
         if self.log.images_wait.is_some() && !self.protocol.disowns() {
             self.log.images_wait = None;
-            if self.protocol.role() == Role::Primary && self.vm.is_some() {
+            if self.protocol.role() == Role::Primary && self.has_vm {
                 self.let_volumes();
                 self.stop_due |= self.is_off_and_done();
             }
         }
     }
 
-    pub(super) fn log_failed(&mut self, id: u64, failure: LogFailure) {
-        self.log.kept.take_if(|(kept, _)| kept.id == id);
+    pub(crate) fn log_failed(&mut self, id: u64, failure: LogFailure) {
+        if self.log.kept.is_some_and(|(kept, _)| kept == id) {
+            self.drop_kept_log();
+        }
         if !self.log.is_mine(id) {
             return;
         }
@@ -477,8 +553,8 @@ impl Core {
         let LogFailure { noted, reason } = failure;
         let was_on = self.log_is_on();
         self.drop_log();
-        self.log.again_later();
-        self.parts.board.log_lost();
+        self.log.again_later(self.now.monotonic);
+        self.measure(Metric::LogLost);
         self.event(EventKind::LogLost { reason: reason.clone() });
         match self.protocol.role() {
             Role::Primary => {
@@ -495,10 +571,10 @@ impl Core {
                 }
                 // It speaks of no record that comes from here on, and need not.
                 self.noted();
-                self.command(Command::RemoveSink { target: Target::Log, comes_back: false });
+                self.command(VmOrder::RemoveTarget { target: Target::Log, comes_back: false });
                 self.set_pace();
                 // Not when it is being launched anew.
-                if self.vm.is_some() {
+                if self.has_vm {
                     self.stop_when_off();
                 }
             }
@@ -508,7 +584,7 @@ impl Core {
                 }
             }
             // What a spare holds is whole without its log, but for volumes, which may lack what the log did not take.
-            Role::Standby if self.protocol.is_spare() && self.parts.config.vm.volumes.is_empty() => {}
+            Role::Standby if self.protocol.is_spare() && self.settings.vm.volumes.is_empty() => {}
             // The VM was to go on from it. What is on the disk is as good as it was, and is looked at again.
             Role::Standby => {
                 self.reset_protocol();
@@ -518,71 +594,72 @@ impl Core {
     }
 
     /// The log that is kept, if one is, can go on no more.
-    pub(super) fn log_ends(&mut self, failure: LogFailure) {
-        if let Some(id) = self.log.handle.as_ref().map(|h| h.id) {
+    pub(crate) fn log_ends(&mut self, failure: LogFailure) {
+        if let Some(id) = self.log.id {
             self.log_failed(id, failure);
             self.log.retry = None;
         }
     }
 
     /// While only the log gets checkpoints, they are as far apart as it wants.
-    pub(super) fn set_pace(&mut self) {
+    pub(crate) fn set_pace(&mut self) {
         let alone = self.log_is_on() && !self.protocol.sessions().iter().any(|s| s.acked().is_some());
         let policy = match self.non_volatile().filter(|_| alone) {
             Some(NonVolatile { interval_ms, hold_output: true }) => EpochPolicy::Adaptive { max_ms: interval_ms },
             Some(NonVolatile { interval_ms, hold_output: false }) => EpochPolicy::Fixed { ms: interval_ms },
             None => self.epochs,
         };
-        self.command(Command::Policy(policy));
+        self.command(VmOrder::Policy(policy));
     }
 
     // ---- going on from the log ----
 
     /// What was to start here has not. A log that was not looked for because of that may be looked for again.
-    pub(super) fn not_here(&mut self) {
+    pub(crate) fn not_here(&mut self) {
         if self.non_volatile().is_some() && self.log.look.is_none() && self.log.recovery.is_none() {
-            self.log.look = Some(Instant::now() + RETRY_FIRST);
+            self.log.look = Some(self.now.monotonic + RETRY_FIRST);
         }
     }
 
     /// The VM is lost here, and perhaps its log can be gone on from.
-    pub(super) fn log_after_loss(&mut self) {
+    pub(crate) fn log_after_loss(&mut self) {
         if self.non_volatile().is_some() {
-            self.log.again_later();
+            self.log.again_later(self.now.monotonic);
             self.log.look = self.log.retry.map(|(at, _)| at);
         }
     }
 
     /// Why the volumes are of no use to anybody, if they are: not even `--force` boots from them. What a snapshot or a log has left
     /// half done can be done to the end: [`Core::may_start`] knows.
-    pub(super) fn is_mixture(&self, force: bool) -> Option<&'static str> {
-        match self.parts.disks.mixture().found()? {
-            Cause::Resync => Some("the volumes are a mixture: a resync from another host was cut off"),
-            Cause::Log if force => Some("the volumes are a mixture: going on from the log was cut off"),
-            Cause::Log | Cause::Restore => None,
+    pub(crate) fn is_mixture(mixture: Option<Mixture>, force: bool) -> Option<&'static str> {
+        match mixture? {
+            Mixture::Resync => Some("the volumes are a mixture: a resync from another host was cut off"),
+            Mixture::Log if force => Some("the volumes are a mixture: going on from the log was cut off"),
+            Mixture::Log | Mixture::Restore => None,
         }
     }
 
     /// Whether the VM is to be booted now: not while there may be a log to go on from.
-    pub(super) fn may_start(&mut self, force: bool) -> Result<bool, String> {
+    pub(crate) fn may_start(&mut self, force: bool, seen: &Seen) -> Result<bool, String> {
         if force {
             self.end_spare();
         }
-        if let Some(name) = Unfinished::left(&self.parts.config).filter(|_| !force) {
+        if let Some(name) = seen.unfinished.as_ref().filter(|_| !force) {
             return Err(format!("the volumes are a mixture: restoring the snapshot '{name}' was cut off"));
         }
-        if force && self.log.recovery.as_ref().is_some_and(Recovery::is_going) {
+        if force && self.log.recovery.as_ref().is_some_and(|r| r.going) {
             // It is being loaded, and writes nothing more from here on.
-            self.parts.disks.used();
+            self.disks(DisksOrder::Used);
         }
         if let Some(look) = self.log.look.as_mut().filter(|_| !force) {
             // Not after the pause that follows a failure: somebody waits.
-            *look = Instant::now();
+            *look = self.now.monotonic;
         }
         self.check_log();
         let Some(recovery) = self.log.recovery.as_ref().filter(|_| !force) else {
             // Nor is one to be looked for when the VM is on its way: see `not_here`.
-            (self.log.recovery, self.log.look) = (None, None);
+            self.drop_recovery();
+            self.log.look = None;
             return Ok(true);
         };
         match &recovery.found {
@@ -594,48 +671,47 @@ impl Core {
         }
     }
 
-    pub(super) fn recovery_news(&mut self, id: u64, news: News) {
+    pub(crate) fn recovery_news(&mut self, id: u64, news: RecoveryNews) {
         if self.log.recovery.as_ref().is_none_or(|r| r.id != id) {
             return;
         }
         match news {
-            News::Nothing => {
-                self.log.recovery = None;
+            RecoveryNews::Nothing => {
+                self.drop_recovery();
                 if std::mem::take(&mut self.log.start_wanted) {
-                    let _ = self.parts.arbiter.send(Question::Start { force: false });
+                    self.ask(Question::Start { force: false });
                 }
             }
-            News::Unusable(reason) => {
-                self.log.recovery = None;
+            RecoveryNews::Unusable(reason) => {
+                self.drop_recovery();
                 self.event(EventKind::LogUnusable { reason: reason.clone() });
                 self.not_started(format!(
                     "there is a log, and it cannot be used: {reason}; `ninefold vm recover` says what can be gone back to"
                 ));
             }
-            News::Found { standing, epoch } => {
+            RecoveryNews::Found { standing, epoch } => {
                 self.not_started(format!("the VM goes on from its log (epoch {epoch}) when the witness allows"));
                 tracing::info!(%epoch, ?standing, "there is a log");
                 if let Some(recovery) = &mut self.log.recovery {
                     recovery.found = Some((standing, epoch));
                 }
                 // The witness's next word decides.
-                let _ = self.parts.arbiter.send(Question::Cancel);
+                self.ask(Question::Cancel);
             }
-            News::Failed(reason) => {
-                self.log.recovery = None;
+            RecoveryNews::Failed(reason) => {
+                self.drop_recovery();
                 self.event(EventKind::LogUnusable { reason });
                 self.log_after_loss();
             }
-            News::Loaded { loaded, log, health } => {
+            RecoveryNews::Loaded(loaded) => {
                 let found = self.log.recovery.take().and_then(|r| r.found);
                 let (Some((standing, epoch)), Some(record)) = (found, self.log.vouched.take()) else { return };
-                self.start_log(Term(0), Beginning::Continued { log, health }, standing.clone());
-                let detect_us = 0;
+                self.start_log(Term(0), Beginning::Continued { recovery: id }, standing.clone());
                 self.takeover = Some(Takeover {
-                    suspected: Instant::now(),
-                    detect_us,
+                    suspected: self.now.monotonic,
+                    detect_us: 0,
                     won: None,
-                    loaded: Some(loaded),
+                    loaded: Some((Source::Log(id), loaded)),
                     ready: true,
                     origin: Origin::Log,
                 });
@@ -651,7 +727,7 @@ impl Core {
     }
 
     /// Why this is not what the witness held, if there is a log here that waits to be gone on from.
-    pub(super) fn log_doubts(&self, held: Option<&Record>) -> Option<String> {
+    pub(crate) fn log_doubts(&self, held: Option<&Record>) -> Option<String> {
         let (standing, _) = self.log.recovery.as_ref().and_then(|r| r.found.as_ref())?;
         let known = standing.known_term();
         match held {
@@ -664,21 +740,23 @@ impl Core {
     }
 
     /// The witness holds this. If the log speaks of it, the VM is this host's to go on with.
-    pub(super) fn record_seen(&mut self, record: &Record) {
+    pub(crate) fn record_seen(&mut self, record: &Record) {
         let Some(recovery) = &mut self.log.recovery else { return };
         let Some((standing, epoch)) = recovery.found.clone() else { return };
-        if recovery.is_going() || record.term < standing.known_term() {
+        if recovery.going || record.term < standing.known_term() {
             return;
         }
-        if standing.vouches(record, &self.parts.config.host) {
+        if standing.vouches(record, &self.settings.host) {
             self.log.vouched = Some(record.clone());
-            recovery.go();
+            recovery.going = true;
+            let id = recovery.id;
+            self.effect(Effect::Recovery { id, order: RecoveryOrder::Load });
             return;
         }
-        self.log.recovery = None;
+        self.drop_recovery();
         let who = &record.primary;
         // It says so itself; or it could not, and was disowned at the witness.
-        let is_behind = standing.behind || *who == self.parts.config.host;
+        let is_behind = standing.behind || *who == self.settings.host;
         let why = if is_behind {
             format!("what the VM said after epoch {epoch} is not in the log")
         } else {

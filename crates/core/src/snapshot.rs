@@ -1,0 +1,356 @@
+//! Snapshots as the core sees them: one at a time is taken, or loaded. So is a log that a person goes back in.
+
+use ninefold_model::control::{FreezeChoice, Response};
+use ninefold_model::event::EventKind;
+use ninefold_model::status::{SnapshotProgress, SnapshotStep, SyncProgress};
+use ninefold_model::{Record, SnapshotName};
+use ninefold_replica::protocol::Input;
+use ninefold_replica::target::Target;
+
+use crate::backup::{Origin, Takeover};
+use crate::core::Core;
+use crate::effect::{Effect, JobOrder, Question, VmOrder};
+use crate::event::{JobNews, Refusal, RequestId, Seen, Source};
+
+/// See the [module](self).
+#[derive(Default)]
+pub(crate) struct SnapshotSide {
+    last_id: u64,
+    /// What is under way.
+    job: Option<Running>,
+    /// Who wants to know what the log would be gone back to, when the witness has been asked.
+    asks: Option<RequestId>,
+}
+
+impl SnapshotSide {
+    pub(crate) fn asks_of_log(&mut self) -> Option<RequestId> {
+        self.asks.take()
+    }
+
+    /// Somebody waits for that.
+    pub(crate) fn is_asked_of_log(&self) -> bool {
+        self.asks.is_some()
+    }
+}
+
+struct Running {
+    id: u64,
+    /// The snapshot; none: the VM's log.
+    name: Option<SnapshotName>,
+    progress: Option<SnapshotProgress>,
+    /// The VM is to be started from it.
+    restore: bool,
+    clone: bool,
+    force: bool,
+    /// The witness's record under which it is loaded, once that is known.
+    found: Option<Option<Record>>,
+}
+
+impl Running {
+    fn title(&self) -> String {
+        match &self.name {
+            Some(name) => format!("the snapshot '{name}' is under way"),
+            None => "the VM is being started from its log".into(),
+        }
+    }
+}
+
+impl Core {
+    pub(crate) fn snapshot_progress(&self) -> Option<SnapshotProgress> {
+        self.snapshot.job.as_ref().and_then(|job| job.progress.clone())
+    }
+
+    fn begin_job(&mut self, name: Option<&SnapshotName>, restore: bool, clone: bool, force: bool) -> u64 {
+        self.snapshot.last_id += 1;
+        let doing = if restore { SnapshotStep::Verifying } else { SnapshotStep::Memory };
+        let progress = name.map(|name| SnapshotProgress { name: name.clone(), doing, done: 0, total: 0, waited_us: 0 });
+        let id = self.snapshot.last_id;
+        let name = name.cloned();
+        self.snapshot.job = Some(Running { id, name, progress, restore, clone, force, found: None });
+        id
+    }
+
+    fn job_order(&mut self, id: u64, order: JobOrder) {
+        self.effect(Effect::Job { id, order });
+    }
+
+    /// The job is over, and the VM does not go on from it. Whatever loads it touches no more.
+    fn leave_job(&mut self, job: &Running) {
+        self.job_order(job.id, JobOrder::End { gone_on: false });
+    }
+
+    /// Begins to take a snapshot; the events tell the rest.
+    pub(crate) fn take_snapshot(
+        &mut self,
+        request: RequestId,
+        name: SnapshotName,
+        parent: Option<SnapshotName>,
+        freeze: FreezeChoice,
+    ) {
+        if let Err(refusal) = self.begin_snapshot(request, name, parent, freeze) {
+            self.refuse(request, refusal);
+        }
+    }
+
+    fn begin_snapshot(
+        &mut self,
+        request: RequestId,
+        name: SnapshotName,
+        parent: Option<SnapshotName>,
+        freeze: FreezeChoice,
+    ) -> Result<(), Refusal> {
+        let refusal = |message: &str, help: &str| Refusal { message: message.into(), help: help.into() };
+        if let Some(job) = &self.snapshot.job {
+            return Err(refusal(&job.title(), "try again when it is done"));
+        }
+        if self.final_epoch.is_some() || self.off {
+            return Err(refusal("the guest stands still", "try again when it runs"));
+        }
+        let Some((hello, record)) = self.log_hello() else {
+            return Err(refusal("the VM does not run yet", "`ninefold vm status` shows when it does"));
+        };
+        let plan = self.freezing(freeze);
+        let plan = plan.map_err(|why| refusal(&why, "`--freeze auto` takes the snapshot all the same"))?;
+        let id = self.begin_job(Some(&name), false, false, false);
+        let (qemu, generation) = (hello.qemu.clone(), self.generation);
+        let (hello, term) = (Box::new(hello), record.term);
+        self.job_order(id, JobOrder::Take { request, name, parent, hello, term, qemu, freeze: plan, generation });
+        Ok(())
+    }
+
+    /// The snapshot is being taken, or cannot be.
+    pub(crate) fn snapshot_begun(&mut self, id: u64, request: RequestId, outcome: Result<(), Refusal>) {
+        match outcome {
+            Ok(()) => self.reply(request, Response::Done),
+            Err(refusal) => {
+                self.snapshot.job.take_if(|job| job.id == id);
+                self.refuse(request, refusal);
+            }
+        }
+    }
+
+    fn refuse(&mut self, request: RequestId, Refusal { message, help }: Refusal) {
+        self.reply(request, Response::Error { message, help: Some(help), try_host: None });
+    }
+
+    /// Begins to load a snapshot; the witness is asked when it is loaded.
+    pub(crate) fn restore(&mut self, request: RequestId, name: SnapshotName, force: bool, clone: bool, seen: &Seen) {
+        let outcome = self.begin_restore(name, force, clone, seen);
+        match outcome {
+            Ok(()) => self.reply(request, Response::Done),
+            Err(refusal) => self.refuse(request, refusal),
+        }
+    }
+
+    fn begin_restore(&mut self, name: SnapshotName, force: bool, clone: bool, seen: &Seen) -> Result<(), Refusal> {
+        let refusal = |message: &str, help: &str| Refusal { message: message.into(), help: help.into() };
+        if self.why_here().is_some() || self.start_reply.is_some() {
+            return Err(refusal("the VM is here already", "stop it first: `ninefold vm stop`"));
+        }
+        if self.snapshot.job.is_some() {
+            return Err(refusal("a snapshot is under way", "try again when it is done"));
+        }
+        if self.snapshot.is_asked_of_log() {
+            return Err(refusal("the VM's log is being looked at", "try again in a moment"));
+        }
+        // What another attempt has left is overwritten.
+        let again = seen.unfinished.is_some();
+        match self.may_start(force || again, seen) {
+            Ok(true) => {}
+            Ok(false) => {
+                self.log.start_wanted = false;
+                return Err(refusal("the VM's log is being looked at", "try again in a moment"));
+            }
+            Err(message) => return Err(refusal(&message, "`--force` starts from the snapshot, and the log is lost")),
+        }
+        self.begin_job(Some(&name), true, clone, force);
+        // Nothing is touched before the witness has been heard.
+        self.ask(Question::Start { force });
+        Ok(())
+    }
+
+    /// Tells what the VM's log here would be gone back to, or goes back in it.
+    pub(crate) fn recover(&mut self, request: RequestId, force: bool) {
+        if let Err(refusal) = self.begin_recover(request, force) {
+            self.refuse(request, refusal);
+        }
+    }
+
+    fn begin_recover(&mut self, request: RequestId, force: bool) -> Result<(), Refusal> {
+        let refusal = |message: &str, help: &str| Refusal { message: message.into(), help: help.into() };
+        if self.non_volatile().is_none() {
+            return Err(refusal("the VM is not non-volatile: it has no log", "`ninefold vm start` boots it"));
+        }
+        if let Some(why) = self.why_here() {
+            return Err(refusal(why, "`ninefold vm status` shows where it runs"));
+        }
+        if self.start_reply.is_some() || self.snapshot.is_asked_of_log() {
+            return Err(refusal("the VM is being started, or its log looked at", "try again in a moment"));
+        }
+        if let Some(job) = &self.snapshot.job {
+            return Err(refusal(&job.title(), "try again when it is done"));
+        }
+        if force {
+            self.end_spare();
+        }
+        if !self.leave_log_alone(force) {
+            let help = "`ninefold vm events --follow` shows how";
+            return Err(refusal("the VM is going on from its log by itself", help));
+        }
+        if force {
+            self.begin_job(None, true, false, true);
+            self.reply(request, Response::Done);
+        } else {
+            self.snapshot.asks = Some(request);
+        }
+        self.ask(Question::Start { force });
+        Ok(())
+    }
+
+    /// The witness has been asked: what is on the disk is read.
+    pub(crate) fn tell_of_log(&mut self, held: Result<Option<Record>, String>, to: RequestId) {
+        self.effect(Effect::ReportLog { to, held });
+        // It may be one that is gone on from without being told to.
+        self.not_here();
+    }
+
+    /// The witness would let the VM start here: the snapshot is loaded.
+    fn load_snapshot(&mut self) {
+        let Some(job) = &self.snapshot.job else { return };
+        let (id, name, clone) = (job.id, job.name.clone(), job.clone);
+        let record = job.found.clone().flatten();
+        self.drop_kept_log();
+        self.job_order(id, JobOrder::Load { name, clone, record });
+    }
+
+    /// The VM is being started from a snapshot.
+    pub(crate) fn restoring(&self) -> bool {
+        self.snapshot.job.as_ref().is_some_and(|job| job.restore)
+    }
+
+    /// What was under way is done: the VM goes on from it.
+    pub(crate) fn drop_job(&mut self) {
+        if let Some(job) = self.snapshot.job.take() {
+            self.job_order(job.id, JobOrder::End { gone_on: true });
+        }
+    }
+
+    /// A session has come in between: what is being loaded is not wanted.
+    pub(crate) fn drop_restore(&mut self, why: &str) {
+        if let Some(job) = self.snapshot.job.take_if(|job| job.restore) {
+            self.leave_job(&job);
+            self.not_loaded(job.name, why.into());
+        }
+    }
+
+    /// The VM is not here any more: nothing of it can be taken.
+    pub(crate) fn drop_snapshot(&mut self) {
+        if let Some(job) = self.snapshot.job.take_if(|job| !job.restore) {
+            self.not_taken(job, "the VM has ended here".into());
+        }
+    }
+
+    fn not_taken(&mut self, job: Running, reason: String) {
+        self.leave_job(&job);
+        if let Some(name) = job.name {
+            self.event(EventKind::SnapshotFailed { name, reason });
+        }
+    }
+
+    fn not_loaded(&mut self, name: Option<SnapshotName>, reason: String) {
+        self.event(match name {
+            Some(name) => EventKind::RestoreFailed { name, reason },
+            None => EventKind::LogUnusable { reason },
+        });
+        self.not_here();
+    }
+
+    pub(crate) fn snapshot_copied(&mut self, progress: SyncProgress) {
+        if let Some(of) = self.snapshot.job.as_mut().and_then(|job| job.progress.as_mut()) {
+            (of.done, of.total) = (progress.bytes_sent, progress.bytes_total);
+        }
+    }
+
+    pub(crate) fn snapshot_failed(&mut self, reason: String) {
+        self.command(VmOrder::RemoveTarget { target: Target::Snapshot, comes_back: false });
+        if let Some(job) = self.snapshot.job.take_if(|job| !job.restore) {
+            self.not_taken(job, reason);
+        }
+    }
+
+    pub(crate) fn job_news(&mut self, id: u64, news: JobNews) {
+        let Some(job) = self.snapshot.job.as_mut().filter(|job| job.id == id) else { return };
+        match news {
+            JobNews::Ready => self.command(VmOrder::AddSnapshot { job: id }),
+            JobNews::Progress(progress) => job.progress = Some(progress),
+            JobNews::Taken(snapshot, freeze) => {
+                if let Some(job) = self.snapshot.job.take() {
+                    self.leave_job(&job);
+                    if let Some(name) = job.name {
+                        let freeze = freeze.map(Box::new);
+                        self.event(EventKind::SnapshotTaken { name, snapshot, freeze });
+                    }
+                }
+            }
+            JobNews::Failed(reason) => self.snapshot_failed(reason),
+            JobNews::NotLoaded(reason) => {
+                if let Some(job) = self.snapshot.job.take() {
+                    self.leave_job(&job);
+                    self.not_loaded(job.name, reason);
+                }
+            }
+            JobNews::Loaded(loaded) => {
+                let (name, force, found) = (job.name.clone(), job.force, job.found.clone().flatten());
+                if let Some(progress) = &mut job.progress {
+                    progress.doing = SnapshotStep::Loading;
+                }
+                let origin = name.map_or(Origin::Log, |name| Origin::Snapshot { name });
+                let suspected = self.now.monotonic;
+                let loaded = Some((Source::Job(id), loaded));
+                self.takeover = Some(Takeover { suspected, detect_us: 0, won: None, loaded, ready: true, origin });
+                self.input(Input::StartLoaded { found, force });
+            }
+        }
+    }
+
+    /// The witness's record is here, for the VM that is to be started.
+    pub(crate) fn start_from(&mut self, found: Option<Record>, force: bool, behind: Option<&(String, String)>) {
+        if let Some(reply) = self.snapshot.asks_of_log() {
+            self.tell_of_log(Ok(found.clone()), reply);
+        }
+        let Some(job) = self.snapshot.job.as_mut().filter(|job| job.restore && job.found.is_none()) else {
+            // Who has asked may have been refused meanwhile.
+            if self.start_reply.is_none() {
+                return;
+            }
+            // Another host that has more is what the witness knows of; this one knows of its own disks.
+            if !force
+                && self.protocol.may_start(found.as_ref(), force).is_ok()
+                && self.is_behind(found.as_ref(), behind)
+            {
+                return;
+            }
+            if !force
+                && let Err(reason) = self.protocol.may_start(found.as_ref(), force)
+                && let Some(host) = self.protocol.had_it_last(found.as_ref()).cloned()
+            {
+                return self.start_elsewhere(reason, host);
+            }
+            return self.input(Input::Start { found, force });
+        };
+        match self.protocol.may_start(found.as_ref(), force) {
+            Ok(_) => {
+                job.found = Some(found);
+                self.load_snapshot();
+            }
+            Err(reason) => self.drop_restore(&reason),
+        }
+    }
+
+    /// What was to be started is not.
+    pub(crate) fn restore_refused(&mut self, reason: &str) {
+        let restoring = self.restoring();
+        self.takeover.take_if(|t| restoring && t.origin != Origin::Primary);
+        self.drop_restore(reason);
+    }
+}

@@ -1,0 +1,250 @@
+//! Whole cores through what a VM lives through: events go in, effects are looked at. No thread, no clock, no file.
+
+mod world;
+
+use std::time::Duration;
+
+use ninefold_core::effect::{DisksOrder, Effect, LogOrder, OutletsOrder, Question, VmOrder};
+use ninefold_core::event::{Event, Observed, Seen};
+use ninefold_model::Epoch;
+use ninefold_model::control::{Request, Response};
+use ninefold_model::event::EventKind;
+use ninefold_model::spec::VmSpec;
+use ninefold_model::status::{LogState, ProtectionState, Role};
+use world::{Gate, World, spec};
+
+const A: usize = 0;
+const B: usize = 1;
+const SECOND: Duration = Duration::from_secs(1);
+
+fn plain() -> VmSpec {
+    spec(serde_json::json!({}))
+}
+
+fn non_volatile() -> VmSpec {
+    spec(serde_json::json!({
+        "protection": "none", "non_volatile": { "interval_ms": 100, "hold_output": true }
+    }))
+}
+
+/// The VM runs on a, which has been asked to boot it.
+fn booted(vm: &VmSpec, hosts: usize) -> World {
+    let mut world = World::new(hosts, vm);
+    world.pass(SECOND);
+    assert!(matches!(world.answer(A, Request::Start { force: false }), Response::Done));
+    world
+}
+
+/// And b is its backup.
+fn protected() -> World {
+    let mut world = booted(&plain(), 2);
+    world.pass(SECOND);
+    assert_eq!(world.status(A).protection, Some(ProtectionState::Protected));
+    world
+}
+
+fn told(world: &World, at: usize, is: impl Fn(&EventKind) -> bool) -> bool {
+    world.hosts[at].journal.iter().any(is)
+}
+
+/// The place of the first effect of this kind from `from` on.
+fn place(world: &World, at: usize, from: usize, is: impl Fn(&Effect) -> bool) -> usize {
+    let found = world.hosts[at].effects[from..].iter().position(is);
+    from + found.unwrap_or_else(|| panic!("no such effect: {:?}", &world.hosts[at].effects[from..]))
+}
+
+#[test]
+fn a_vm_boots_when_the_witness_grants_it_and_its_output_leaves_at_once() {
+    let world = booted(&plain(), 1);
+    let host = &world.hosts[A];
+    assert_eq!(host.gate, Gate::Open);
+    assert_eq!(world.witness.as_ref().map(|r| r.primary.as_str()), Some("a"));
+    let asked = place(&world, A, 0, |e| matches!(e, Effect::Ask(Question::Propose { .. })));
+    let boots = place(&world, A, asked, |e| matches!(e, Effect::Vm(VmOrder::Boot { .. })));
+    // Its first frames find the gate open.
+    let opens = place(&world, A, boots, |e| matches!(e, Effect::Outlets(OutletsOrder::Open { .. })));
+    let goes = place(&world, A, boots, |e| matches!(e, Effect::LetGo(_)));
+    assert!(opens < goes);
+    assert!(told(&world, A, |e| matches!(e, EventKind::Booted { .. })));
+}
+
+#[test]
+fn output_is_held_from_the_first_checkpoint_on_and_leaves_when_it_is_acknowledged() {
+    let mut world = protected();
+    let host = &world.hosts[A];
+    let holds = place(&world, A, 0, |e| matches!(e, Effect::Outlets(OutletsOrder::Hold { .. })));
+    let disks = place(&world, A, holds, |e| matches!(e, Effect::Disks(DisksOrder::Hold)));
+    let goes = place(&world, A, holds, |e| matches!(e, Effect::LetGo(_)));
+    assert!(holds < goes && disks < goes, "the checkpoint is taken before output and volumes are held");
+    assert_eq!(host.gate, Gate::Held);
+    assert!(host.released > Epoch(50), "{:?}", host.released);
+    assert!(told(&world, A, |e| matches!(e, EventKind::Protected { .. })));
+    assert!(told(&world, B, |e| matches!(e, EventKind::BackupReady { .. })));
+    assert_eq!(world.witness.as_ref().map(|r| r.backups.len()), Some(1));
+    // Nothing leaves that the backup has not.
+    world.cut();
+    let released = world.hosts[A].released;
+    world.pass(Duration::from_millis(100));
+    assert_eq!(world.hosts[A].released, released);
+}
+
+#[test]
+fn a_backup_takes_over_when_its_primary_is_gone() {
+    let mut world = protected();
+    world.kill(A);
+    world.pass(SECOND);
+    let status = world.status(B);
+    assert_eq!((status.role, status.protection), (Role::Primary, Some(ProtectionState::Unprotected)));
+    let host = &world.hosts[B];
+    assert!(host.runs.is_some() && host.gate == Gate::Open);
+    assert!(told(&world, B, |e| matches!(e, EventKind::TookOver { .. })));
+    assert_eq!(world.witness.as_ref().map(|r| r.primary.as_str()), Some("b"));
+    // The guest does not run before the witness has granted the VM, nor does anything leave before it runs.
+    let claims = place(&world, B, 0, |e| matches!(e, Effect::Ask(Question::Propose { .. })));
+    let starts = place(&world, B, 0, |e| matches!(e, Effect::Vm(VmOrder::Start { .. })));
+    let opens = place(&world, B, 0, |e| matches!(e, Effect::Outlets(OutletsOrder::Open { .. })));
+    assert!(claims < starts && starts < opens);
+}
+
+/// A backup that hears nothing any more suspects its primary; the primary, which cannot tell whether it has been replaced, lets nothing go
+/// meanwhile.
+#[test]
+fn of_two_hosts_that_do_not_hear_each_other_one_speaks() {
+    let mut world = protected();
+    let term = world.status(A).term;
+    world.cut();
+    world.pass(SECOND * 2);
+    let speaks = |at: usize| world.hosts[at].gate == Gate::Open && world.hosts[at].runs.is_some();
+    assert!(speaks(A) != speaks(B), "a: {}, b: {}", speaks(A), speaks(B));
+    let record = world.witness.clone().unwrap();
+    assert!(record.term > term && record.backups.is_empty());
+    assert_eq!(record.primary.as_str(), if speaks(A) { "a" } else { "b" });
+}
+
+/// A primary that has stood still for so long that it may have been replaced releases nothing before it has asked.
+#[test]
+fn a_primary_that_has_stood_still_asks_before_it_lets_anything_go() {
+    let mut world = protected();
+    world.hosts[A].cut_from_witness = true;
+    world.pass_without(A, Duration::from_millis(200));
+    let released = world.hosts[A].released;
+    world.cut = true;
+    world.tell(A, Event::Tick(Observed { uplink: true, ..Observed::default() }));
+    world.settle();
+    assert!(told(&world, A, |e| matches!(e, EventKind::StoodStill { .. })));
+    let session = world.hosts[A].sessions[0];
+    let epoch = Epoch(released.0 + 1);
+    world.tell(A, Event::Acked { session, epoch, sent: None });
+    world.settle();
+    assert_eq!(world.hosts[A].released, released, "it may have been replaced");
+}
+
+#[test]
+fn a_switchover_moves_the_vm_with_its_last_checkpoint() {
+    let mut world = protected();
+    assert!(matches!(world.answer(A, Request::Switchover), Response::Done));
+    world.pass(SECOND);
+    assert_eq!(world.witness.as_ref().map(|r| r.primary.as_str()), Some("b"));
+    assert!(world.hosts[B].runs.is_some() && world.hosts[A].runs.is_none());
+    // The former primary is the backup now.
+    assert_eq!(world.status(B).protection, Some(ProtectionState::Protected));
+    let muted = place(&world, A, 0, |e| matches!(e, Effect::Vm(VmOrder::TakeFinal)));
+    let muted = place(&world, A, muted, |e| matches!(e, Effect::Outlets(OutletsOrder::Mute)));
+    let ended = place(&world, A, muted, |e| matches!(e, Effect::Vm(VmOrder::End { .. })));
+    assert!(muted < ended, "it is muted before the rest is taken down");
+}
+
+#[test]
+fn an_unprotected_vm_speaks_at_once_when_the_witness_has_released_its_backup() {
+    let mut world = protected();
+    world.hosts[A].cut_from_witness = true;
+    assert!(matches!(world.answer(A, Request::Unprotect), Response::Done));
+    assert_eq!(world.hosts[A].gate, Gate::Held, "the backup may still take over");
+    let mut world = protected();
+    assert!(matches!(world.answer(A, Request::Unprotect), Response::Done));
+    world.pass(SECOND);
+    assert_eq!(world.hosts[A].gate, Gate::Open);
+    assert_eq!(world.status(A).protection, Some(ProtectionState::Off));
+    assert!(world.hosts[A].sessions.is_empty());
+    assert_eq!(world.witness.as_ref().map(|r| r.backups.len()), Some(0));
+}
+
+/// Without its witness a protected VM goes on; what needs the witness is refused, or waits.
+#[test]
+fn a_vm_goes_on_without_its_witness_as_long_as_its_hosts_hear_each_other() {
+    let mut world = protected();
+    world.hosts.iter_mut().for_each(|host| host.cut_from_witness = true);
+    let released = world.hosts[A].released;
+    world.pass(SECOND);
+    assert!(world.hosts[A].released > released);
+    assert!(!world.status(A).witness_reachable);
+    assert!(matches!(world.answer(A, Request::Switchover), Response::Error { .. }));
+    // Its backup is gone: it holds its output until it may go on alone.
+    world.kill(B);
+    world.pass(SECOND);
+    assert_eq!(world.hosts[A].gate, Gate::Held);
+}
+
+#[test]
+fn output_waits_for_the_log_and_what_is_proposed_is_noted_before() {
+    let mut world = booted(&non_volatile(), 1);
+    world.pass(SECOND);
+    assert_eq!(world.status(A).log.map(|log| log.state), Some(LogState::On));
+    assert_eq!(world.hosts[A].gate, Gate::Held);
+    assert!(world.hosts[A].released > Epoch(50));
+    assert!(told(&world, A, |e| matches!(e, EventKind::NonVolatile { .. })));
+}
+
+/// A log whose disk hangs is disowned at the witness before output leaves without it.
+#[test]
+fn a_log_that_hangs_is_disowned_before_output_goes_on() {
+    let mut world = booted(&non_volatile(), 1);
+    world.pass(SECOND);
+    let (term, released) = (world.status(A).term, world.hosts[A].released);
+    let from = world.hosts[A].effects.len();
+    world.log_hangs = true;
+    world.pass(SECOND * 5);
+    assert_eq!(world.hosts[A].released, released);
+    world.pass(SECOND * 8);
+    assert!(told(&world, A, |e| matches!(e, EventKind::LogLost { .. })));
+    assert!(world.witness.as_ref().unwrap().term > term, "the log is of an older term now");
+    let proposed = place(&world, A, from, |e| matches!(e, Effect::Ask(Question::Propose { .. })));
+    let opened = place(&world, A, from, |e| matches!(e, Effect::Outlets(OutletsOrder::Open { .. })));
+    assert!(proposed < opened);
+}
+
+/// Who has a VM stopped hears of it when its log cannot be gone on from any more.
+#[test]
+fn a_vm_is_said_to_have_stopped_when_its_log_is_gone() {
+    let mut world = booted(&non_volatile(), 1);
+    world.pass(SECOND);
+    world.log_hangs = true;
+    let request = world.ask(A, Request::Stop);
+    assert!(world.hosts[A].effects.iter().any(|e| matches!(e, Effect::Log { order: LogOrder::Remove, .. })));
+    let stopped = |world: &World| told(world, A, |e| matches!(e, EventKind::Stopped { .. }));
+    assert!(!stopped(&world) && !world.hosts[A].replies.contains_key(&request));
+    // Nor is the VM started meanwhile.
+    let start = world.ask(A, Request::Start { force: false });
+    world.pass(SECOND);
+    assert!(world.hosts[A].runs.is_none() && !world.hosts[A].replies.contains_key(&start));
+    // But a disk that does not answer is not waited for without end.
+    world.pass(SECOND * 2);
+    assert!(stopped(&world) && world.hosts[A].replies.contains_key(&request));
+    assert!(world.hosts[A].runs.is_some());
+}
+
+/// A thread that the core does not want any more is not let go on, and what it says is ignored.
+#[test]
+fn a_late_word_of_a_former_thread_is_ignored() {
+    let mut world = booted(&plain(), 1);
+    assert!(matches!(world.answer(A, Request::Stop), Response::Done));
+    assert!(matches!(world.answer(A, Request::Start { force: false }), Response::Done));
+    let generation = world.hosts[A].runs.unwrap();
+    world.tell(A, Event::VmLost { generation: generation - 1, reason: "late".into() });
+    world.settle();
+    assert_eq!(world.status(A).role, Role::Primary);
+    let id = ninefold_core::event::RequestId(900);
+    world.tell(A, Event::Request { id, request: Request::Stop, seen: Seen::default() });
+    world.settle();
+    assert_eq!(world.hosts[A].gate, Gate::Mute);
+}

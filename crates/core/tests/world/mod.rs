@@ -1,0 +1,614 @@
+//! A world for whole cores: a witness, hosts that can hear each other or not, QEMUs, logs and standbys that do what they are asked
+//! at once. Nothing in it fails by itself; a test cuts, kills and delays.
+//!
+//! What is here stands for what is outside of a core, as effects and events say it. The witness keeps its rule: a record is replaced only by
+//! who names the one that is there.
+
+#![allow(dead_code, reason = "each test uses what it needs")]
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use ninefold_core::effect::{
+    Beginning, Close, Effect, JobOrder, LogOrder, OutletsOrder, PrimaryOrder, Question, RecoveryOrder, SessionOrder,
+    VmOrder, Word,
+};
+use ninefold_core::event::{Event, Loaded, Observed, OfferId, RecoveryNews, RequestId, Seen, Source, WaiterId};
+use ninefold_core::settings::{Budget, Settings, Timing};
+use ninefold_core::time::{Boottime, Monotonic, Now};
+use ninefold_core::{Core, TICK};
+use ninefold_model::control::{CheckpointRecord, Request, Response};
+use ninefold_model::event::EventKind;
+use ninefold_model::health::Health;
+use ninefold_model::spec::{Accel, EpochPolicy, VmSpec};
+use ninefold_model::status::{MachineStatus, VmStatus};
+use ninefold_model::{Epoch, Record, Standing, Term};
+use ninefold_replica::protocol::Outcome;
+use ninefold_replica::stream::{BlockInfo, Hello, Layout};
+use ninefold_replica::target::Target;
+
+/// What a gate does with output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    Mute,
+    Held,
+    Open,
+}
+
+/// One host, its core and what it has.
+pub struct Host {
+    pub name: String,
+    pub core: Core,
+    /// What is to be told to the core, in order.
+    inbox: VecDeque<Event>,
+    /// All effects, in order.
+    pub effects: Vec<Effect>,
+    pub journal: Vec<EventKind>,
+    pub replies: BTreeMap<RequestId, Response>,
+    pub gate: Gate,
+    /// Epochs up to this one were released.
+    pub released: Epoch,
+    /// The guest runs here, in the thread of this generation.
+    pub runs: Option<u64>,
+    generation: u64,
+    /// The newest checkpoint that was taken.
+    taken: Epoch,
+    targets: Vec<Target>,
+    /// A thread of the VM's that waits, and what it does when it is let go on.
+    waits: BTreeMap<WaiterId, Waits>,
+    last_id: u64,
+    /// As a primary: sessions that are open.
+    pub sessions: Vec<Term>,
+    /// As a backup: the session, and the newest checkpoint that is held.
+    pub backup: Option<(Term, Epoch)>,
+    spec: Option<VmSpec>,
+    offers: BTreeMap<OfferId, (usize, Hello)>,
+    /// Since when each session, and the primary, was last heard.
+    heard: BTreeMap<Term, Boottime>,
+    pub log: Option<(u64, Epoch)>,
+    pub alive: bool,
+    /// The witness does not hear it.
+    pub cut_from_witness: bool,
+    told_unreachable: bool,
+}
+
+#[derive(Debug, Clone)]
+enum Waits {
+    Up { generation: u64 },
+    First { target: Target, epoch: Epoch },
+}
+
+/// See the [module](self).
+pub struct World {
+    pub now: Now,
+    pub hosts: Vec<Host>,
+    pub witness: Option<Record>,
+    /// The hosts do not hear each other.
+    pub cut: bool,
+    /// The log's disk does not answer.
+    pub log_hangs: bool,
+    last_request: u64,
+}
+
+fn status() -> MachineStatus {
+    MachineStatus {
+        pid: 1,
+        qemu: "8.2.2".into(),
+        accel: Accel::Kvm,
+        accel_reason: String::new(),
+        run_state: "running".into(),
+        generation: None,
+    }
+}
+
+fn layout() -> Layout {
+    let bytes = 64 << 20;
+    Layout::new(vec![BlockInfo { name: "pc.ram".into(), used: bytes, total: bytes }]).unwrap()
+}
+
+/// A VM of two hosts; `extra` are further fields of its specification.
+pub fn spec(extra: serde_json::Value) -> VmSpec {
+    let mut spec = serde_json::json!({
+        "name": "db", "memory_mib": 64, "boot": { "boot_sector": { "image": "/x" } }, "protection": "fault-tolerant",
+    });
+    spec.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+    serde_json::from_value(spec).unwrap()
+}
+
+impl World {
+    /// Hosts a, b, … of this VM, none of which has it.
+    pub fn new(hosts: usize, vm: &VmSpec) -> Self {
+        let now = Now { monotonic: Monotonic::from_micros(10_000_000), boottime: Boottime::from_micros(20_000_000) };
+        let host = |n: usize| {
+            let name = char::from(b'a' + n as u8).to_string();
+            let settings = Settings {
+                host: name.parse().unwrap(),
+                vm: vm.clone(),
+                timing: Timing::default(),
+                epochs: EpochPolicy::default(),
+                uplink: None,
+                pid: 7,
+                machine: "q35".into(),
+                cpu: "host".into(),
+                volume_blocks: vm.volumes.iter().map(|v| v.size.div_ceil(65536)).collect(),
+                budget: Budget { soft: 64 << 20, hard: 512 << 20 },
+            };
+            Host {
+                core: Core::new(settings, None, now),
+                name,
+                inbox: VecDeque::new(),
+                effects: Vec::new(),
+                journal: Vec::new(),
+                replies: BTreeMap::new(),
+                gate: Gate::Mute,
+                released: Epoch(0),
+                runs: None,
+                generation: 0,
+                taken: Epoch(0),
+                targets: Vec::new(),
+                waits: BTreeMap::new(),
+                last_id: 0,
+                sessions: Vec::new(),
+                backup: None,
+                spec: None,
+                offers: BTreeMap::new(),
+                heard: BTreeMap::new(),
+                log: None,
+                alive: true,
+                cut_from_witness: false,
+                told_unreachable: false,
+            }
+        };
+        let hosts = (0..hosts).map(host).collect();
+        Self { now, hosts, witness: None, cut: false, log_hangs: false, last_request: 0 }
+    }
+
+    /// Asks host `at`; the answer is in its `replies`.
+    pub fn ask(&mut self, at: usize, request: Request) -> RequestId {
+        self.last_request += 1;
+        let id = RequestId(self.last_request);
+        self.tell(at, Event::Request { id, request, seen: Seen::default() });
+        self.settle();
+        id
+    }
+
+    /// What host `at` answers at once.
+    pub fn answer(&mut self, at: usize, request: Request) -> Response {
+        let id = self.ask(at, request);
+        self.hosts[at].replies.get(&id).cloned().expect("an answer")
+    }
+
+    pub fn status(&mut self, at: usize) -> VmStatus {
+        match self.answer(at, Request::Status) {
+            Response::Status { status } => *status,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Something happens at host `at`. What follows from it is done by [`World::settle`].
+    pub fn tell(&mut self, at: usize, event: Event) {
+        self.hosts[at].inbox.push_back(event);
+    }
+
+    /// Until nothing is left to be done.
+    pub fn settle(&mut self) {
+        while let Some(at) = (0..self.hosts.len()).find(|at| self.hosts[*at].alive && !self.hosts[*at].inbox.is_empty())
+        {
+            if let Some(event) = self.hosts[at].inbox.pop_front() {
+                self.step(at, event);
+            }
+        }
+    }
+
+    /// One event, with the answers to its effects.
+    fn step(&mut self, at: usize, event: Event) {
+        let mut answers = VecDeque::from([event]);
+        while let Some(event) = answers.pop_front() {
+            let mut effects = Vec::new();
+            self.hosts[at].core.step(self.now, event, &mut effects);
+            for effect in effects {
+                self.hosts[at].effects.push(effect.clone());
+                answers.extend(self.carry_out(at, effect));
+            }
+        }
+    }
+
+    /// Lets time go by, tick by tick. Guests take a checkpoint at each.
+    pub fn pass(&mut self, time: Duration) {
+        let until = self.now.monotonic + time;
+        while self.now.monotonic < until {
+            self.now = self.now.later(TICK);
+            for at in 0..self.hosts.len() {
+                if self.hosts[at].alive {
+                    self.checkpoint(at);
+                    let observed = self.observe(at);
+                    self.tell(at, Event::Tick(observed));
+                    self.reach_witness(at);
+                }
+                self.settle();
+            }
+        }
+    }
+
+    /// Host `at` stands still, while time goes by for the others.
+    pub fn pass_without(&mut self, at: usize, time: Duration) {
+        self.hosts[at].alive = false;
+        self.pass(time);
+        self.hosts[at].alive = true;
+    }
+
+    /// Host `at` is gone, and the connections with it.
+    pub fn kill(&mut self, at: usize) {
+        self.hosts[at].alive = false;
+        self.break_connections(at, "the connection is broken");
+        self.settle();
+    }
+
+    fn break_connections(&mut self, of: usize, reason: &str) {
+        for at in 0..self.hosts.len() {
+            if at == of {
+                continue;
+            }
+            for session in self.hosts[of].sessions.clone() {
+                if self.hosts[at].backup.is_some_and(|(its, _)| its == session) {
+                    let reason = reason.to_owned();
+                    self.tell(at, Event::PrimaryGone { session, reason, silence: Duration::ZERO });
+                    self.tell(at, Event::StandbyWaits { session });
+                }
+            }
+            if let Some((session, _)) = self.hosts[of].backup
+                && self.hosts[at].sessions.contains(&session)
+            {
+                self.tell(at, Event::SessionEnded { session, reason: reason.to_owned() });
+            }
+        }
+    }
+
+    fn observe(&self, at: usize) -> Observed {
+        let host = &self.hosts[at];
+        let silence = |session: &Term| {
+            let heard = if self.cut { host.heard.get(session).copied() } else { None };
+            self.now.boottime.since(heard.unwrap_or(self.now.boottime))
+        };
+        Observed {
+            uplink: true,
+            silences: host.sessions.iter().map(|session| (*session, silence(session))).collect(),
+            primary_silence: host.backup.as_ref().map(|(session, _)| (*session, silence(session))),
+            logs: host.log.iter().map(|(id, _)| (*id, self.log_hangs.then_some(1))).collect(),
+            ..Observed::default()
+        }
+    }
+
+    /// The hosts hear each other no more.
+    pub fn cut(&mut self) {
+        self.cut = true;
+        let now = self.now.boottime;
+        for host in &mut self.hosts {
+            let sessions = host.sessions.iter().copied().chain(host.backup.map(|(session, _)| session));
+            host.heard.extend(sessions.map(|session| (session, now)));
+        }
+    }
+
+    fn reach_witness(&mut self, at: usize) {
+        let host = &mut self.hosts[at];
+        if host.cut_from_witness != host.told_unreachable {
+            host.told_unreachable = host.cut_from_witness;
+            let error = host.cut_from_witness.then(|| "no route".to_owned());
+            self.tell(at, Event::Witness { error });
+        }
+    }
+
+    /// The guest's host takes a checkpoint for all that get them.
+    fn checkpoint(&mut self, at: usize) {
+        let host = &mut self.hosts[at];
+        if host.runs.is_none() || host.targets.is_empty() {
+            return;
+        }
+        host.taken = host.taken.next();
+        let (epoch, targets) = (host.taken, host.targets.clone());
+        for target in targets {
+            self.send(at, target, epoch);
+        }
+    }
+
+    fn send(&mut self, at: usize, target: Target, epoch: Epoch) {
+        let record = CheckpointRecord { epoch: epoch.0, ..CheckpointRecord::default() };
+        match target {
+            Target::Session(session) => {
+                self.tell(at, Event::Sent { session, epoch, resumed: self.now.monotonic, record });
+                let of = (0..self.hosts.len()).find(|b| self.hosts[*b].backup.is_some_and(|(its, _)| its == session));
+                if let Some(b) = of.filter(|b| !self.cut && self.hosts[*b].alive) {
+                    let first = self.hosts[b].backup.is_some_and(|(_, held)| held == Epoch(0));
+                    self.hosts[b].backup = Some((session, epoch));
+                    self.tell(b, Event::Held { session, epoch, first });
+                }
+            }
+            Target::Log => {
+                if let Some((id, _)) = self.hosts[at].log.filter(|_| !self.log_hangs) {
+                    let first = (self.hosts[at].log == Some((id, Epoch(0)))).then_some(Duration::ZERO);
+                    self.hosts[at].log = Some((id, epoch));
+                    self.tell(at, Event::LogHolds { id, epoch, first, commit_bytes: 1, bytes: 1, commit_us: 1 });
+                }
+            }
+            Target::Snapshot => {}
+        }
+    }
+
+    /// Does it; what it is answered with.
+    fn carry_out(&mut self, at: usize, effect: Effect) -> Vec<Event> {
+        let now = self.now;
+        match effect {
+            Effect::Publish(kind) => self.hosts[at].journal.push(kind),
+            Effect::Reply { to, response } => drop(self.hosts[at].replies.insert(to, response)),
+            Effect::Ask(question) => self.asked(at, question),
+            Effect::LetGo(waiter) => self.let_go(at, waiter),
+            Effect::Find(wish) => {
+                let free = |b: &usize| {
+                    let host = &self.hosts[*b];
+                    *b != at && host.alive && !wish.but.iter().any(|h| h.as_str() == host.name)
+                };
+                let found = (0..self.hosts.len()).find(free).filter(|_| !self.cut);
+                let event = match found {
+                    Some(b) => Event::PeerConnected { peer: self.hosts[b].name.parse().unwrap() },
+                    None => Event::NoPeer { reason: "nobody answers".into() },
+                };
+                self.tell(at, event);
+            }
+            Effect::AcceptOffer { offer, session, .. } => {
+                let (_, hello) = self.hosts[at].offers.remove(&offer).expect("an offer");
+                self.hosts[at].backup = Some((session, Epoch(0)));
+                self.hosts[at].spec = Some(hello.spec);
+                self.tell(at, Event::StandbyReady { session, status: status(), base: None });
+            }
+            Effect::RefuseOffer { offer, reason } => {
+                let (from, hello) = self.hosts[at].offers.remove(&offer).expect("an offer");
+                self.tell(from, Event::SessionEnded { session: hello.term, reason });
+            }
+            Effect::Outlets(order) => return self.outlets(at, order),
+            Effect::Vm(order) => return self.vm(at, order),
+            Effect::Session { session, order } => self.session(at, session, order),
+            Effect::Primary { session, order } => self.primary(at, session, order),
+            Effect::Log { id, order } => self.log(at, id, order),
+            Effect::Recovery { id, order: RecoveryOrder::Look } => {
+                self.tell(at, Event::Recovery { id, news: RecoveryNews::Nothing });
+            }
+            Effect::Job { id, order: JobOrder::Take { request, .. } } => {
+                return vec![Event::SnapshotBegun { id, request, outcome: Ok(()) }];
+            }
+            Effect::Measure(_)
+            | Effect::ReportLog { .. }
+            | Effect::ForgetPeer
+            | Effect::Disks(_)
+            | Effect::Parking(_)
+            | Effect::Guest(_)
+            | Effect::Recovery { .. }
+            | Effect::Job { .. } => {}
+        }
+        let _ = now;
+        Vec::new()
+    }
+
+    fn asked(&mut self, at: usize, question: Question) {
+        if self.hosts[at].cut_from_witness {
+            return;
+        }
+        match question {
+            Question::Propose { id, expected, new, .. } => {
+                let outcome = if self.witness == expected {
+                    self.witness = Some(new);
+                    Outcome::Won
+                } else {
+                    Outcome::Lost(self.witness.clone())
+                };
+                self.tell(at, Event::WitnessAnswer { id, outcome });
+            }
+            Question::Start { force } => {
+                let found = self.witness.clone();
+                self.tell(at, Event::StartFrom { found, force, behind: None });
+            }
+            Question::Look => self.tell(at, Event::WitnessHolds(self.witness.clone())),
+            Question::Cancel => {}
+        }
+    }
+
+    fn let_go(&mut self, at: usize, waiter: WaiterId) {
+        match self.hosts[at].waits.remove(&waiter).expect("a thread that waits") {
+            Waits::Up { generation } => {
+                self.hosts[at].runs = Some(generation);
+                self.tell(at, Event::VmRunning { generation });
+            }
+            Waits::First { target, epoch } => {
+                assert_ne!(self.hosts[at].gate, Gate::Open, "output leaves in the epoch of {target}");
+                self.hosts[at].targets.push(target);
+                self.send(at, target, epoch);
+            }
+        }
+    }
+
+    fn wait(&mut self, at: usize, waits: Waits) -> WaiterId {
+        let host = &mut self.hosts[at];
+        host.last_id += 1;
+        let id = WaiterId(host.last_id);
+        host.waits.insert(id, waits);
+        id
+    }
+
+    fn first(&mut self, at: usize, target: Target) {
+        let host = &mut self.hosts[at];
+        host.taken = host.taken.next();
+        let (epoch, generation) = (host.taken, host.generation);
+        let held = self.wait(at, Waits::First { target, epoch });
+        self.tell(at, Event::FirstCheckpoint { generation, target, epoch, held });
+    }
+
+    fn outlets(&mut self, at: usize, order: OutletsOrder) -> Vec<Event> {
+        let looked = self.now.boottime;
+        let host = &mut self.hosts[at];
+        match order {
+            OutletsOrder::Hold { .. } => {
+                host.gate = Gate::Held;
+                vec![Event::Looked(looked)]
+            }
+            OutletsOrder::Release { epoch, announce, .. } => {
+                host.released = host.released.max(epoch);
+                vec![Event::Released { kept: false, announced: announce, looked }]
+            }
+            OutletsOrder::Open { .. } | OutletsOrder::TryOpen { .. } => {
+                host.gate = Gate::Open;
+                vec![Event::Gate { open: true, looked }]
+            }
+            OutletsOrder::Mute => {
+                host.gate = Gate::Mute;
+                Vec::new()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn vm(&mut self, at: usize, order: VmOrder) -> Vec<Event> {
+        match order {
+            VmOrder::Boot { generation, taken, .. } => {
+                self.hosts[at].generation = generation;
+                (self.hosts[at].taken, self.hosts[at].released) = (taken, Epoch(0));
+                let up = self.wait(at, Waits::Up { generation });
+                self.tell(at, Event::VmStarted { generation, status: status(), layout: layout(), up });
+            }
+            VmOrder::Start { .. } => return vec![Event::GuestStarted { layout: layout(), status: status() }],
+            VmOrder::Run { generation, taken, .. } => {
+                let host = &mut self.hosts[at];
+                (host.generation, host.runs) = (generation, Some(generation));
+                (host.taken, host.released) = (taken, Epoch(0));
+                self.tell(at, Event::VmRunning { generation });
+            }
+            VmOrder::End { .. } => {
+                let host = &mut self.hosts[at];
+                host.runs = None;
+                host.targets.clear();
+            }
+            VmOrder::AddSession { session, .. } => self.first(at, Target::Session(session)),
+            VmOrder::AddLog { .. } => self.first(at, Target::Log),
+            VmOrder::RemoveTarget { target, .. } => self.hosts[at].targets.retain(|t| *t != target),
+            VmOrder::TakeFinal => {
+                let host = &mut self.hosts[at];
+                host.taken = host.taken.next();
+                let (epoch, generation, targets) = (host.taken, host.generation, host.targets.clone());
+                host.runs = None;
+                self.tell(at, Event::FinalTaken { generation, epoch });
+                targets.into_iter().for_each(|target| self.send(at, target, epoch));
+            }
+            VmOrder::GoOn => {
+                let host = &mut self.hosts[at];
+                host.runs = Some(host.generation);
+            }
+            _ => {}
+        }
+        Vec::new()
+    }
+
+    /// The host that is the backup of this session.
+    fn backup_of(&self, session: Term) -> Option<usize> {
+        (0..self.hosts.len()).find(|b| self.hosts[*b].backup.is_some_and(|(its, _)| its == session))
+    }
+
+    fn primary_of(&self, session: Term) -> Option<usize> {
+        (0..self.hosts.len()).find(|a| self.hosts[*a].sessions.contains(&session))
+    }
+
+    fn session(&mut self, at: usize, session: Term, order: SessionOrder) {
+        let backup = self.backup_of(session).filter(|b| !self.cut && self.hosts[*b].alive);
+        match order {
+            SessionOrder::Open { peer, hello } => {
+                let b = self.hosts.iter().position(|h| h.name == peer.as_str()).expect("a host");
+                self.hosts[at].sessions.push(session);
+                let host = &mut self.hosts[b];
+                host.last_id += 1;
+                let offer = OfferId(host.last_id);
+                host.offers.insert(offer, (at, (*hello).clone()));
+                self.tell(b, Event::Offer { offer, hello });
+            }
+            SessionOrder::Sync { .. } => self.tell(at, Event::VolumesSynced { session, rounds: 0, bytes: 0 }),
+            SessionOrder::Bound(term) => {
+                if let Some(b) = backup {
+                    self.tell(b, Event::BoundTo { session, term });
+                }
+            }
+            SessionOrder::Relinquish { reason, .. } => {
+                if let Some(b) = backup {
+                    self.tell(b, Event::Relinquished { session, reason, silence: Duration::ZERO });
+                    self.tell(b, Event::StandbyWaits { session });
+                }
+            }
+            SessionOrder::Close(close) => {
+                self.hosts[at].sessions.retain(|s| *s != session);
+                if let Some(b) = backup {
+                    let reason = if close == Close::Farewell { "the session has ended" } else { "closed" };
+                    self.tell(b, Event::PrimaryGone { session, reason: reason.into(), silence: Duration::ZERO });
+                    if close != Close::Farewell {
+                        self.tell(b, Event::StandbyWaits { session });
+                    }
+                }
+            }
+        }
+    }
+
+    fn primary(&mut self, at: usize, session: Term, order: PrimaryOrder) {
+        let primary = self.primary_of(session).filter(|a| !self.cut && self.hosts[*a].alive);
+        match order {
+            PrimaryOrder::Say(Word::Ready) => {
+                if let Some(a) = primary {
+                    self.tell(a, Event::SessionReady { session });
+                }
+            }
+            PrimaryOrder::Say(Word::Ack { epoch }) => {
+                if let Some(a) = primary {
+                    self.tell(a, Event::Acked { session, epoch, sent: Some(self.now.boottime) });
+                }
+            }
+            PrimaryOrder::Say(Word::Heartbeat { uplink, .. }) => {
+                if let Some(a) = primary {
+                    self.tell(a, Event::PeerBeat { session, up: uplink, echo: Some(self.now.boottime) });
+                }
+            }
+            PrimaryOrder::Load { .. } => {
+                let Some((_, epoch)) = self.hosts[at].backup else { return };
+                let spec = self.hosts[at].spec.clone().expect("a spec");
+                let health = Health { standing: Standing::default(), ..Health::default() };
+                let (load_us, tracked, history, logged) = (0, false, None, false);
+                let loaded = Box::new(Loaded { spec, epoch, health, load_us, tracked, history, logged });
+                self.tell(at, Event::Loaded { session, loaded });
+            }
+            PrimaryOrder::Drop => {
+                self.hosts[at].backup = None;
+                if let Some(a) = primary {
+                    self.tell(a, Event::SessionEnded { session, reason: "the backup closed the connection".into() });
+                }
+            }
+            PrimaryOrder::Say(_) | PrimaryOrder::Park | PrimaryOrder::Cut => {}
+        }
+    }
+
+    fn log(&mut self, at: usize, id: u64, order: LogOrder) {
+        match order {
+            LogOrder::Start { beginning, .. } => {
+                self.hosts[at].log = Some((id, Epoch(0)));
+                if let Beginning::New { .. } = beginning {
+                    self.tell(at, Event::LogBegun { id });
+                }
+            }
+            LogOrder::Stand { ticket, .. } if !self.log_hangs => self.tell(at, Event::Stood { id, ticket }),
+            LogOrder::Remove => {
+                self.hosts[at].log = None;
+                if !self.log_hangs {
+                    self.tell(at, Event::LogRemoved { id, removed: true });
+                }
+            }
+            LogOrder::Drop => drop(self.hosts[at].log.take_if(|(its, _)| *its == id)),
+            LogOrder::Stand { .. } | LogOrder::Reign(_) | LogOrder::Term(_) => {}
+        }
+    }
+}
+
+/// The QEMU that a core waits for.
+pub fn waits_for(core: &Core) -> Option<Source> {
+    core.loaded()
+}

@@ -1,0 +1,189 @@
+//! What a message says, as an event; what comes with it and is no data stays here.
+
+use std::sync::mpsc::{Sender, SyncSender};
+
+use ninefold_core::event::{Event, JobNews, Mixture, OfferId, RecoveryNews, RequestId, Seen, Source, WaiterId};
+use ninefold_model::control::{Request, Response};
+use ninefold_replica::stream::Hello;
+use ninefold_transport::{LinkHandle, LinkWriter};
+
+use super::durable::{Recovered, Snapshot};
+use super::vm::Waiting;
+use super::{Runtime, boottime, monotonic, trial};
+use crate::freeze::End;
+use crate::mixture::Cause;
+use crate::msg::Msg;
+use crate::recovery;
+use crate::snapshot::{self, Unfinished};
+use crate::standby::{Answer, Loaded};
+
+/// A session that a primary offers.
+pub(super) struct Offer {
+    pub(super) id: OfferId,
+    pub(super) writer: LinkWriter,
+    pub(super) handle: LinkHandle,
+    pub(super) go: SyncSender<Answer>,
+}
+
+impl Runtime {
+    /// What the message says; nothing, if it is of what is not here any more.
+    pub(super) fn event_of(&mut self, msg: Msg) -> Option<Event> {
+        Some(match msg {
+            Msg::Request { request, reply } => self.request(request, reply),
+            Msg::Quit => Event::Quit,
+            Msg::WitnessAnswer { id, outcome } => Event::WitnessAnswer { id, outcome },
+            Msg::WitnessHolds(found) => Event::WitnessHolds(found),
+            Msg::WitnessRefuses { reason } => Event::WitnessRefuses { reason },
+            Msg::StartFrom { found, force } => {
+                let behind = self.parts.disks.behind().map(|(volume, when)| (volume.to_owned(), when));
+                Event::StartFrom { found, force, behind }
+            }
+            Msg::StartFailed(reason) => Event::StartFailed(reason),
+            Msg::Witness { error } => Event::Witness { error },
+            Msg::VmStarted { generation, status, layout, ports, up } => {
+                self.ports = Some(ports);
+                Event::VmStarted { generation, status, layout, up: self.waits(up) }
+            }
+            Msg::VmRunning { generation } => Event::VmRunning { generation },
+            Msg::Stands { generation, standing, epoch } => Event::Stands { generation, standing, epoch },
+            Msg::VmLost { generation, reason } => Event::VmLost { generation, reason },
+            Msg::VmShutdown { generation } => Event::VmShutdown { generation },
+            Msg::Stuck { generation, step, waited } => Event::Stuck { generation, step, waited },
+            Msg::GuestFailed { generation, failure } => Event::GuestFailed { generation, failure },
+            Msg::DumpProgress { generation, progress } => Event::DumpProgress { generation, progress },
+            Msg::Dumped { generation, outcome } => Event::Dumped { generation, outcome },
+            Msg::SyncProgress { target, progress } => Event::SyncProgress { target, progress },
+            Msg::FirstCheckpoint { generation, target, epoch, held } => {
+                Event::FirstCheckpoint { generation, target, epoch, held: self.waits(held) }
+            }
+            Msg::FinalTaken { generation, epoch } => Event::FinalTaken { generation, epoch },
+            Msg::CannotReplicate { target, reason } => Event::CannotReplicate { target, reason },
+            Msg::BaseForgotten { target } => Event::BaseForgotten { target },
+            Msg::VolumesSynced { session, rounds, bytes, rest } => {
+                self.sessions.get_mut(&session)?.rest = Some(rest);
+                Event::VolumesSynced { session, rounds, bytes }
+            }
+            Msg::ImageKept { image, before, reason, failure } => Event::ImageKept { image, before, reason, failure },
+            Msg::PeerConnected { link } => {
+                let peer = link.peer().clone();
+                self.link = Some(link);
+                Event::PeerConnected { peer }
+            }
+            Msg::NoPeer { reason } => Event::NoPeer { reason },
+            Msg::Offer { hello, writer, handle, go } => self.offered(hello, writer, handle, go),
+            Msg::RefusedPeer { peer, reason } => Event::RefusedPeer { peer, reason },
+            Msg::Base { session, epoch, changes } => Event::Base { session, epoch, changes },
+            Msg::ConfiguredOtherwise { session, differences } => Event::ConfiguredOtherwise { session, differences },
+            Msg::SessionReady { session } => Event::SessionReady { session },
+            Msg::Acked { session, epoch, sent } => Event::Acked { session, epoch, sent: sent.map(boottime) },
+            Msg::Sent { session, epoch, resumed, record } => {
+                Event::Sent { session, epoch, resumed: monotonic(resumed), record }
+            }
+            Msg::SessionEnded { session, reason } => Event::SessionEnded { session, reason },
+            Msg::PeerBeat { session, up, echo } => Event::PeerBeat { session, up, echo: echo.map(boottime) },
+            Msg::LogHolds { id, epoch, first, commit_bytes, bytes, commit_us } => {
+                Event::LogHolds { id, epoch, first, commit_bytes, bytes, commit_us }
+            }
+            Msg::LogBegun { id } => Event::LogBegun { id },
+            Msg::Stood { id, ticket } => Event::Stood { id, ticket },
+            Msg::LogFailed { id, failure } => Event::LogFailed { id, failure },
+            Msg::LogRemoved { id, removed } => Event::LogRemoved { id, removed },
+            Msg::Recovery { id, news } => Event::Recovery { id, news: self.recovery_news(id, news) },
+            Msg::Snapshot { id, news } => Event::Job { id, news: self.job_news(id, news) },
+            Msg::Frozen { generation, end } => {
+                let unsure = match end {
+                    End::Unsure(reason) => Some(reason),
+                    End::Untouched | End::Thawed => None,
+                };
+                Event::FreezeEnds { generation, unsure }
+            }
+            Msg::StandbyReady { session, status, base } => Event::StandbyReady { session, status, base },
+            Msg::Differs { session, volume, first, bits } => Event::Differs { session, volume, first, bits },
+            Msg::Held { session, epoch, first } => Event::Held { session, epoch, first },
+            Msg::BoundTo { session, term } => Event::BoundTo { session, term },
+            Msg::Relinquished { session, reason } => {
+                Event::Relinquished { session, reason, silence: self.silence(session) }
+            }
+            Msg::PrimaryGone { session, reason } => {
+                Event::PrimaryGone { session, reason, silence: self.silence(session) }
+            }
+            Msg::StandbyWaits { session } => Event::StandbyWaits { session },
+            Msg::Loaded { session, loaded } => {
+                Event::Loaded { session, loaded: self.loaded(Source::Session(session), *loaded) }
+            }
+            Msg::LoadFailed { session, reason } => Event::LoadFailed { session, reason },
+        })
+    }
+
+    fn request(&mut self, request: Request, reply: Sender<Response>) -> Event {
+        self.last_request += 1;
+        let id = RequestId(self.last_request);
+        self.requests.insert(id, reply);
+        let seen = match &request {
+            Request::Status => Seen { pauses: self.parts.journal.pauses(), ..Seen::default() },
+            Request::Start { .. } | Request::Restore { .. } => Seen {
+                mixture: self.parts.disks.mixture().found().map(|cause| match cause {
+                    Cause::Resync => Mixture::Resync,
+                    Cause::Log => Mixture::Log,
+                    Cause::Restore => Mixture::Restore,
+                }),
+                unfinished: Unfinished::left(&self.parts.config),
+                ..Seen::default()
+            },
+            Request::Trial { image, sign, .. } => {
+                Seen { unusable: trial::usable(image, sign).err(), ..Seen::default() }
+            }
+            _ => Seen::default(),
+        };
+        Event::Request { id, request, seen }
+    }
+
+    fn waits(&mut self, thread: SyncSender<()>) -> WaiterId {
+        self.last_waiter += 1;
+        let id = WaiterId(self.last_waiter);
+        self.waiter = Some((id, thread));
+        id
+    }
+
+    fn offered(&mut self, hello: Box<Hello>, writer: LinkWriter, handle: LinkHandle, go: SyncSender<Answer>) -> Event {
+        self.last_offer += 1;
+        let id = OfferId(self.last_offer);
+        self.offer = Some(Offer { id, writer, handle, go });
+        Event::Offer { offer: id, hello }
+    }
+
+    fn recovery_news(&mut self, id: u64, news: recovery::News) -> RecoveryNews {
+        match news {
+            recovery::News::Nothing => RecoveryNews::Nothing,
+            recovery::News::Unusable(reason) => RecoveryNews::Unusable(reason),
+            recovery::News::Found { standing, epoch } => RecoveryNews::Found { standing, epoch },
+            recovery::News::Failed(reason) => RecoveryNews::Failed(reason),
+            recovery::News::Loaded { loaded, log, health } => {
+                self.recovered = Some(Recovered { id, log, health });
+                RecoveryNews::Loaded(self.loaded(Source::Log(id), *loaded))
+            }
+        }
+    }
+
+    fn job_news(&mut self, id: u64, news: snapshot::News) -> JobNews {
+        match news {
+            snapshot::News::Ready { jobs, frozen } => {
+                self.snapshot = Some(Snapshot { id, jobs, frozen });
+                JobNews::Ready
+            }
+            snapshot::News::Progress(progress) => JobNews::Progress(progress),
+            snapshot::News::Taken(figures, freeze) => JobNews::Taken(figures, freeze),
+            snapshot::News::Failed(reason) => JobNews::Failed(reason),
+            snapshot::News::Loaded(loaded) => JobNews::Loaded(self.loaded(Source::Job(id), *loaded)),
+            snapshot::News::NotLoaded(reason) => JobNews::NotLoaded(reason),
+        }
+    }
+
+    /// A QEMU waits with a checkpoint loaded: what the core has to know of it.
+    fn loaded(&mut self, source: Source, loaded: Loaded) -> Box<ninefold_core::event::Loaded> {
+        let Loaded { machine, ports, spec, epoch, health, load_us, tracker, history, logged, stopped } = loaded;
+        let tracked = tracker.is_some();
+        self.waiting.push(Waiting { source, machine, ports: Some(ports), tracker, stopped });
+        Box::new(ninefold_core::event::Loaded { spec, epoch, health, load_us, tracked, history, logged })
+    }
+}
