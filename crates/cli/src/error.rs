@@ -8,6 +8,7 @@ use ninefold_keeper::api::ApiError;
 use ninefold_model::status::Role;
 use ninefold_shell::{Failure, ShellError};
 use ninefold_snapshot::store::StoreError;
+use ninefold_transport::AuthorityError;
 use ninefold_volume::VolumeError;
 
 /// The name of this program, before what it says on its standard error.
@@ -29,6 +30,8 @@ pub enum CliError {
     },
     #[error("{0}")]
     Store(#[source] Box<StoreError>),
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
     #[error("{0}")]
     NoSnapshot(String),
     #[error("{0}")]
@@ -113,6 +116,7 @@ impl Failure for CliError {
         let text = match self {
             Self::Shell(_) => return None,
             Self::Volume { pool, source } => return crate::storage::help(pool, source),
+            Self::Authority(error) => return crate::ca::help(error),
             Self::NoPool { .. } => {
                 "name the host's pool with --pool DIR (`pool` in the keeper's configuration); `create`, `import` and `adopt` \
                  make one"

@@ -2,9 +2,11 @@
 //!
 //! * [`vm`]: a fault-tolerant VM: its state, its life, its console
 //! * [`storage`]: volumes, golden images and snapshots in a host's pool
+//! * [`ca`]: the authority by whose certificates hosts know each other
 //! * [`doctor`]: what this host can do
 //! * [`error`]: what went wrong, and what to do
 
+mod ca;
 mod doctor;
 mod error;
 mod storage;
@@ -29,7 +31,8 @@ use crate::error::{CliError, NAME};
         ninefold vm status --watch      how the VM is\n  \
         ninefold vm events              what happened to it\n  \
         ninefold vm switchover          hand it to its backup, as for maintenance\n  \
-        ninefold volume list            the disks of VMs in this host's pool\n\n\
+        ninefold volume list            the disks of VMs in this host's pool\n  \
+        ninefold ca list                the certificates that hosts have been issued\n\n\
         Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."
 )]
 struct Args {
@@ -46,6 +49,7 @@ enum Noun {
     Volume(storage::volume::VolumeArgs),
     Image(storage::image::ImageArgs),
     Snapshot(storage::snapshot::SnapshotArgs),
+    Ca(ca::CaArgs),
     Doctor(doctor::DoctorArgs),
 }
 
@@ -58,6 +62,7 @@ fn main() -> ExitCode {
         Noun::Volume(args) => storage::volume::run(args, &output),
         Noun::Image(args) => storage::image::run(args, &output),
         Noun::Snapshot(args) => storage::snapshot::run(args, &output),
+        Noun::Ca(args) => ca::run(args, &output),
         Noun::Doctor(args) => doctor::run(&args, &output),
     };
     match done {
