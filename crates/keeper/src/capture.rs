@@ -1,14 +1,18 @@
 //! One checkpoint's buffers and how they are filled. The pause path: nothing here allocates once the buffers have grown
 //! to their size, nothing logs, nothing waits for the network.
+//!
+//! Pages are copied before the pause where that shortens it, in the pause, or behind it: when there is much to copy, the guest's
+//! memory is held as it is in the pause ([`Moment`]), and copied while the guest goes on.
 
 use std::io;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use ninefold_machine::{
-    BlockLayout, DirtySet, Machine, MachineError, Memory, Moment, PAGE_SIZE, PageMap, PageRun, Tracker,
+    BlockLayout, DirtySet, Machine, MachineError, Memory, Moment, PAGE_SIZE, PageMap, PageRun, Pages, Tracker,
 };
 use ninefold_model::Epoch;
 use ninefold_model::control::CheckpointRecord;
@@ -25,6 +29,11 @@ use crate::priority::Processors;
 const PREFAULT: usize = 32 << 20;
 /// Room for device state and for what the byte channels say in an epoch.
 const STATE_ROOM: usize = 1 << 20;
+/// So many pages may be copied before the pause and, where they are written again, in it: 8 MiB. With more they are held.
+pub const FEW_PAGES: u64 = 2048;
+/// How often it is looked at most for what was written before a pause that copies nothing of it: who writes meanwhile is trapped
+/// each time, so that it soon is little.
+pub const MOST_LOOKS: u32 = 4;
 
 /// One checkpoint.
 #[derive(Debug)]
@@ -34,6 +43,10 @@ pub struct Capture {
     pub early: bool,
     /// Leave the guest's memory out: who gets this reads it as it is [held](Join::moment) in the pause. It is scanned all the same.
     pub bare: bool,
+    /// The guest's memory may be held and copied behind the pause, if there is much to copy and all of it is trapped.
+    pub may_hold: bool,
+    /// Pages that are held, and to be [collected](Self::collect).
+    held: Option<Moment>,
     dirty: DirtySet,
     late: DirtySet,
     /// What the checkpoint carries; a page once.
@@ -78,6 +91,8 @@ impl Capture {
             epoch: Epoch(0),
             early: false,
             bare: false,
+            may_hold: false,
+            held: None,
             dirty: DirtySet::for_layout(layout),
             late: DirtySet::for_layout(layout),
             runs: Vec::with_capacity(layout.blocks.iter().map(|b| b.pages() as usize).sum()),
@@ -99,6 +114,8 @@ impl Capture {
     pub fn clear(&mut self) {
         self.early = false;
         self.bare = false;
+        self.may_hold = false;
+        self.held = None;
         self.dirty.clear();
         self.late.clear();
         self.runs.clear();
@@ -113,7 +130,8 @@ impl Capture {
     }
 
     /// Stops the guest and takes `epoch`, with the pages of `missing` too, whether they were written or not: those are then
-    /// copied before the pause. The guest is still paused when this returns; [`Capture::resume`] follows.
+    /// copied before the pause, or held in it. The guest is still paused when this returns; [`Capture::resume`] and
+    /// [`Capture::collect`] follow.
     #[expect(clippy::too_many_arguments, reason = "all that a VM is made of")]
     pub fn take(
         &mut self,
@@ -131,7 +149,16 @@ impl Capture {
             tracker.scan(&mut self.dirty)?;
             if let Some(missing) = missing {
                 missing.insert(self.dirty.runs());
+                let hold = self.may_hold && tracker.traps_all() && missing.pages() > FEW_PAGES;
+                if hold {
+                    self.settle(tracker, missing)?;
+                }
                 missing.drain_into(&mut self.dirty);
+                if hold {
+                    let moment = Moment::of_pages(machine.memory().ram());
+                    moment.include(self.dirty.runs());
+                    self.held = Some(moment);
+                }
             }
             self.copy_all(machine.memory())?;
             self.record.early_pages = self.count;
@@ -146,6 +173,15 @@ impl Capture {
         let stopped = Instant::now();
         tracker.scan_stopped(if self.early { &mut self.late } else { &mut self.dirty })?;
         let scanned = Instant::now();
+        if let Some(moment) = &self.held {
+            moment.include(self.late.runs());
+            if !tracker.hold(moment) {
+                // There is nothing left but to copy them now.
+                self.held = None;
+                self.runs.clear();
+                self.copy_all(machine.memory())?;
+            }
+        }
         if self.early {
             self.copy_late(machine.memory())?;
         } else {
@@ -166,9 +202,53 @@ impl Capture {
         Ok(())
     }
 
+    /// Takes what has been written meanwhile, until there is little, so that little is left for the pause.
+    fn settle(&mut self, tracker: &mut Tracker, missing: &mut PageMap) -> Result<(), MachineError> {
+        for _ in 1..MOST_LOOKS {
+            if self.dirty.pages() <= FEW_PAGES {
+                break;
+            }
+            self.dirty.clear();
+            tracker.scan(&mut self.dirty)?;
+            missing.insert(self.dirty.runs());
+        }
+        Ok(())
+    }
+
+    /// Copies the pages that were held while the guest runs. Nothing to do if none were.
+    ///
+    /// # Errors
+    /// The guest's writes are not followed any more.
+    pub fn collect(&mut self) -> Result<(), MachineError> {
+        let Some(moment) = self.held.take() else { return Ok(()) };
+        let (mut pages, before) = (Pages::default(), self.count);
+        while moment.next(&mut pages)? {
+            let at = bytes(self.count);
+            self.count += pages.bytes.len() as u64 / PAGE_SIZE;
+            self.reach(self.count);
+            self.pages[at..bytes(self.count)].copy_from_slice(&pages.bytes);
+            self.runs.extend_from_slice(&pages.runs);
+            // Who answers trapped writes has the same priority, and perhaps no other processor.
+            thread::yield_now();
+        }
+        self.record.dirty_pages = self.count;
+        self.record.held_pages = self.count - before;
+        Ok(())
+    }
+
+    /// Whether pages are held that are still to be copied.
+    pub fn holds(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// Whether the guest's memory is not copied before the pause or in it.
+    fn leaves_memory_out(&self) -> bool {
+        self.bare || self.held.is_some()
+    }
+
     /// Copies the pages of the one scan there is.
     fn copy_all(&mut self, memory: &Memory) -> Result<(), MachineError> {
-        let dirty = wanted(self.bare, self.dirty.runs());
+        let dirty = wanted(self.leaves_memory_out(), self.dirty.runs());
         self.count = dirty.iter().map(|run| u64::from(run.count)).sum();
         self.runs.extend_from_slice(dirty);
         self.reach(self.count);
@@ -178,10 +258,11 @@ impl Capture {
 
     /// Copies what was written since the early scan: over the early copy where there is one, else behind it.
     fn copy_late(&mut self, memory: &Memory) -> Result<(), MachineError> {
-        let again: u64 = wanted(self.bare, self.late.runs()).iter().map(|run| u64::from(run.count)).sum();
+        let bare = self.leaves_memory_out();
+        let again: u64 = wanted(bare, self.late.runs()).iter().map(|run| u64::from(run.count)).sum();
         self.reach(self.count + again);
-        let Self { bare, dirty, late, runs, count, pages, .. } = self;
-        overlay::split(wanted(*bare, dirty.runs()), wanted(*bare, late.runs()), |part| {
+        let Self { dirty, late, runs, count, pages, .. } = self;
+        overlay::split(wanted(bare, dirty.runs()), wanted(bare, late.runs()), |part| {
             let (at, run) = match part {
                 Part::Again { at, run } => (at, run),
                 Part::New(run) => {

@@ -4,9 +4,16 @@
 //! ```text
 //!             a round was small                 a checkpoint, with all that is stale here
 //!   Copying ────────────────────► Ready ──────────────────────────────────────────► Joined ──► every checkpoint
-//!    │   ▲ a round: what is stale
-//!    └───┘
+//!    │ │ ▲ a round: what is stale   ▲
+//!    │ └─┘                          │ all memory is trapped
+//!    └───────────────────────► Much ┘
+//!       rounds get no smaller
 //! ```
+//!
+//! A guest that writes faster than it is copied leaves as much after each round as before it. What is left then goes with the
+//! checkpoint all the same, and is not copied in its pause: all memory is trapped, the pages are held as they are in the pause
+//! ([`Capture::collect`]), and copied behind it. In the same way a checkpoint of a guest that writes very much between two of them
+//! is taken, when its memory is trapped.
 //!
 //! *Stale* pages are those that the guest has written since this sink was sent them. A scan reports a page once, whoever
 //! asked for it, so what it finds is noted for every sink that is not yet joined; a joined one gets it with the next
@@ -44,7 +51,7 @@ use ninefold_replica::target::{Basis, Target};
 use ninefold_volume::Frozen;
 
 use crate::bell::Bell;
-use crate::capture::{Capture, Join, Taken};
+use crate::capture::{Capture, FEW_PAGES, Join, MOST_LOOKS, Taken};
 use crate::disks::Disks;
 use crate::error::report;
 use crate::first_copy;
@@ -57,15 +64,14 @@ use crate::session::{Job, Piece};
 /// held up.
 const PIECE_PAGES: u32 = 1024;
 const SMALL_PIECE: u32 = 256;
-/// When a round leaves at most this much stale, the rest goes with the first checkpoint.
-const FEW_PAGES: u64 = 2048;
 /// After so many rounds the first checkpoint is taken however much is stale.
 const MAX_ROUNDS: u32 = 12;
+/// A checkpoint with so many pages is one of very many, 128 MiB: to copy them takes tens of milliseconds. The next ones are held ...
+const VERY_MANY: u64 = 32_768;
+/// ... until one has no more than this.
+const NOT_MANY: u64 = VERY_MANY / 4;
 /// The same for a sink that keeps all it was sent, where memory cannot be held: each further round makes it larger.
 const FEW_ROUNDS: u32 = 3;
-/// How often it is looked for what was written before a pause that copies nothing of it: who writes meanwhile is trapped each time, so
-/// that it soon is little.
-const MOST_LOOKS: u32 = 4;
 /// Checkpoints whose pages are remembered: as many as can be unacknowledged, a switchover's last among them.
 const RECENT: usize = MAX_IN_FLIGHT as usize + 2;
 /// Sinks that have gone and are remembered: more than a VM has backups.
@@ -110,8 +116,14 @@ enum Stage {
         stale: PageMap,
         go: Arc<AtomicBool>,
     },
+    /// Until all memory is trapped, and nobody else reads it as it was at another moment.
+    Much {
+        stale: PageMap,
+    },
     Ready {
         stale: PageMap,
+        /// It is to be held in the pause.
+        much: bool,
     },
     Joined,
 }
@@ -124,6 +136,9 @@ struct Copying {
     most_rounds: u32,
     /// Rounds of the volumes, which came before.
     before: u32,
+    /// Pages of this round, and of the one before.
+    size: u64,
+    former: u64,
     /// What this round carries.
     runs: Vec<PageRun>,
     dirty: DirtySet,
@@ -147,6 +162,8 @@ impl Copying {
             round: 0,
             most_rounds,
             before,
+            size: runs.iter().map(|r| u64::from(r.count)).sum(),
+            former: u64::MAX,
             total: runs.iter().map(|r| r.bytes() as u64).sum(),
             runs,
             dirty: DirtySet::for_layout(layout),
@@ -172,6 +189,7 @@ impl Copying {
             self.runs.clear();
             self.runs.extend_from_slice(self.dirty.runs());
             self.total += self.dirty.pages() * PAGE_SIZE;
+            (self.former, self.size) = (self.size, self.dirty.pages());
         }
         self.round += 1;
         (self.run, self.page) = (0, 0);
@@ -199,10 +217,16 @@ impl Copying {
         Ok(piece)
     }
 
-    /// Whether what this round did not carry may go with the first checkpoint.
+    /// Whether what this round did not carry goes with the first checkpoint.
     fn enough(&self) -> bool {
-        (self.round > 1 && self.dirty.pages() <= FEW_PAGES) || self.round >= self.most_rounds
+        (self.round > 1 && !worth_another(self.size, self.former)) || self.round >= self.most_rounds
     }
+}
+
+/// Whether another round follows one of so many pages, with so many before it. As long as each is smaller by a quarter at least, all of
+/// them together carry less than four times the first, and one more.
+fn worth_another(size: u64, former: u64) -> bool {
+    size > FEW_PAGES && size <= former - former / 4
 }
 
 fn gone() -> String {
@@ -221,7 +245,7 @@ impl Sink {
         }
         match &mut self.stage {
             Stage::Copying(copying) => copying.stale.insert(runs),
-            Stage::Prepared { stale, .. } | Stage::Ready { stale } => stale.insert(runs),
+            Stage::Prepared { stale, .. } | Stage::Much { stale } | Stage::Ready { stale, .. } => stale.insert(runs),
             Stage::Trapping | Stage::Joined => {}
         }
     }
@@ -236,6 +260,7 @@ impl Sink {
         &mut self,
         memory: &Memory,
         most: u32,
+        can_hold: bool,
         tell: &mut dyn FnMut(Target, SyncProgress),
     ) -> Result<Copied, String> {
         let Stage::Copying(copying) = &mut self.stage else { return Ok(Copied::NoRoom) };
@@ -268,15 +293,16 @@ impl Sink {
             let Stage::Copying(copying) = std::mem::replace(&mut self.stage, Stage::Joined) else {
                 return Ok(Copied::Something);
             };
-            self.prepared(copying.stale)?;
+            let much = can_hold && copying.size > FEW_PAGES;
+            self.prepared(copying.stale, much)?;
         }
         Ok(Copied::Something)
     }
 
     /// Nothing but its checkpoint is missing, with what is stale here.
-    fn prepared(&mut self, stale: PageMap) -> Result<(), String> {
+    fn prepared(&mut self, stale: PageMap, much: bool) -> Result<(), String> {
         if self.once.is_none() {
-            self.stage = Stage::Ready { stale };
+            self.stage = if much { Stage::Much { stale } } else { Stage::Ready { stale, much } };
             return Ok(());
         }
         let go = Arc::new(AtomicBool::new(false));
@@ -285,21 +311,28 @@ impl Sink {
         self.jobs.try_send(Job::Prepared { go }).map_err(|_| gone())
     }
 
-    /// Goes on with one that waits for memory to be trapped, or to be told so; answers whether it has.
-    fn step(&mut self, trapped: bool, layout: &BlockLayout) -> Result<bool, String> {
+    /// Goes on with one that waits for memory to be trapped, or to be told so; answers whether it has. Memory is `free` when it is
+    /// trapped and nobody reads it as it was at a moment.
+    fn step(&mut self, trapped: bool, free: bool, layout: &BlockLayout) -> Result<bool, String> {
         match &self.stage {
+            Stage::Much { .. } if free => {
+                if let Stage::Much { stale } = std::mem::replace(&mut self.stage, Stage::Joined) {
+                    self.stage = Stage::Ready { stale, much: true };
+                }
+                Ok(true)
+            }
             Stage::Trapping if trapped => {
                 // The other blocks are small, and go with the checkpoint.
                 let mut stale = PageMap::for_layout(layout);
                 let whole = |(block, of): (u16, &Block)| PageRun { block, first: 0, count: of.pages() as u32 };
                 let others: Vec<_> = (0..).zip(&layout.blocks).skip(1).map(whole).collect();
                 stale.insert(&others);
-                self.prepared(stale)?;
+                self.prepared(stale, false)?;
                 Ok(true)
             }
             Stage::Prepared { go, .. } if go.load(Ordering::Acquire) => {
                 if let Stage::Prepared { stale, .. } = std::mem::replace(&mut self.stage, Stage::Joined) {
-                    self.stage = Stage::Ready { stale };
+                    self.stage = Stage::Ready { stale, much: false };
                 }
                 Ok(true)
             }
@@ -348,6 +381,8 @@ pub struct Sinks {
     back: Receiver<Box<Capture>>,
     home: Sender<Box<Capture>>,
     bell: Bell,
+    /// Checkpoints are of very many pages.
+    many: bool,
     /// The newest checkpoint.
     pub taken: Epoch,
 }
@@ -379,6 +414,7 @@ impl Sinks {
             back,
             home,
             bell,
+            many: false,
             taken,
         }
     }
@@ -433,7 +469,7 @@ impl Sinks {
         stale.insert_all(written);
         stale.insert(&held.differs);
         let stage = if stale.pages() <= FEW_PAGES {
-            Stage::Ready { stale }
+            Stage::Ready { stale, much: false }
         } else {
             let mut first = DirtySet::for_layout(memory.layout());
             stale.drain_into(&mut first);
@@ -513,13 +549,37 @@ impl Sinks {
 
     /// Memory need not be trapped for one that has gone.
     fn trap_as_needed(&mut self) {
-        let wanted = self.all.iter().any(|s| s.reads_for_itself());
-        self.tracker.trap_all(wanted);
+        let wants = |s: &Sink| s.reads_for_itself() || matches!(s.stage, Stage::Much { .. } | Stage::Ready { .. });
+        self.tracker.trap_all(self.many || self.all.iter().any(wants));
     }
 
-    /// Whether all memory is to be trapped, and is not; it becomes so in pauses.
+    /// Whether somebody waits for all memory to be trapped, and it is not; it becomes so in pauses.
     pub fn trapping(&self) -> bool {
-        self.all.iter().any(|s| matches!(s.stage, Stage::Trapping)) && !self.tracker.traps_all()
+        let waits = |s: &Sink| matches!(s.stage, Stage::Trapping | Stage::Much { .. });
+        self.all.iter().any(waits) && !self.tracker.traps_all()
+    }
+
+    /// Before a checkpoint: memory is held as it is at one moment for one reader at a time. While somebody reads it for itself, or is
+    /// about to, nobody joins for whom much is to be held.
+    pub fn line_up(&mut self) {
+        let waits = !self.may_hold();
+        for sink in self.all.iter_mut().filter(|_| waits) {
+            if let Stage::Ready { stale, much: true } = &mut sink.stage {
+                let stale = std::mem::replace(stale, PageMap::empty());
+                sink.stage = Stage::Much { stale };
+            }
+        }
+        self.trap_as_needed();
+    }
+
+    /// Whether what the next checkpoint has to copy may be held: nobody reads the memory as it was at another moment, or is about to.
+    pub fn may_hold(&self) -> bool {
+        !self.all.iter().any(Sink::reads_for_itself) && !self.tracker.holds()
+    }
+
+    /// Whether the next checkpoint is likely to have very many pages, and memory is trapped for that.
+    pub fn holds_many(&self) -> bool {
+        self.many && self.tracker.traps_all()
     }
 
     /// Notes what is found in a pause of a guest of which nobody gets checkpoints.
@@ -535,7 +595,7 @@ impl Sinks {
         self.all.iter().all(|s| match s.stage {
             Stage::Joined => false,
             Stage::Prepared { .. } | Stage::Ready { .. } => s.reads_for_itself(),
-            Stage::Copying(_) | Stage::Trapping => true,
+            Stage::Copying(_) | Stage::Trapping | Stage::Much { .. } => true,
         })
     }
 
@@ -623,11 +683,13 @@ impl Sinks {
             self.look()?;
         }
         let trapped = self.tracker.traps_all();
+        let free = trapped && self.may_hold();
+        let can_hold = self.tracker.can_hold();
         let most = if joined { SMALL_PIECE } else { PIECE_PAGES };
         let mut copied = Copied::NoRoom;
         self.all.retain_mut(|sink| {
-            let done = sink.step(trapped, memory.layout()).and_then(|stepped| {
-                let copied = sink.copy(memory, most, tell)?;
+            let done = sink.step(trapped, free, memory.layout()).and_then(|stepped| {
+                let copied = sink.copy(memory, most, can_hold, tell)?;
                 Ok(if stepped { Copied::Something } else { copied })
             });
             match done {
@@ -640,6 +702,7 @@ impl Sinks {
             }
             true
         });
+        self.trap_as_needed();
         Ok(copied)
     }
 
@@ -673,7 +736,7 @@ impl Sinks {
         self.missing.clear();
         let mut any = false;
         for sink in &self.all {
-            if let Stage::Ready { stale } = &sink.stage {
+            if let Stage::Ready { stale, .. } = &sink.stage {
                 self.missing.insert_all(stale);
                 any = true;
             }
@@ -751,6 +814,9 @@ impl Sinks {
         lost: &mut dyn FnMut(Target, String),
     ) {
         self.remember_recent(&capture);
+        let pages = capture.record.dirty_pages;
+        self.many = pages >= if self.many { NOT_MANY } else { VERY_MANY };
+        self.trap_as_needed();
         let taken = Arc::new(Taken::new(capture, self.home.clone(), self.bell.clone()));
         let mut at = 0;
         while let Some(sink) = self.all.get(at) {
@@ -785,5 +851,40 @@ impl Sinks {
     /// Ends all of them, with what is remembered for those that have gone. Each that there was is given to `lost`.
     pub fn end(self, lost: &mut dyn FnMut(Target)) {
         self.all.iter().for_each(|sink| lost(sink.name));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All pages of a copy, and of what is left, of a guest that writes so much of a round's pages again while it is sent, and
+    /// writes to so many.
+    fn copied(memory: u64, share: f64, written: u64) -> (u32, u64, u64) {
+        let (mut rounds, mut all, mut former, mut size) = (1, memory, u64::MAX, memory);
+        loop {
+            let stale = ((size as f64 * share) as u64).min(written);
+            if (rounds > 1 && !worth_another(size, former)) || rounds == MAX_ROUNDS {
+                return (rounds, all, stale);
+            }
+            (rounds, all, former, size) = (rounds + 1, all + stale, size, stale);
+        }
+    }
+
+    /// However fast the guest writes, the copy is a few times its memory.
+    #[test]
+    fn a_copy_ends_and_carries_a_few_times_the_memory() {
+        for memory in [100, FEW_PAGES, 1 << 16, 1 << 24] {
+            for written in [0, memory / 10, memory / 2, memory] {
+                for percent in 0..=400 {
+                    let share = f64::from(percent) / 100.0;
+                    let (rounds, all, stale) = copied(memory, share, written);
+                    assert!(rounds <= MAX_ROUNDS && all + stale <= 6 * memory, "{share}: {rounds} rounds, {all} pages");
+                    // It is not given up while it gets on, and not gone on with in vain.
+                    assert!(percent > 70 || stale <= FEW_PAGES.max(memory / 32), "{share}: {stale} of {memory} left");
+                    assert!(percent < 100 || written < memory || rounds == 2, "{share}: {rounds} rounds");
+                }
+            }
+        }
     }
 }

@@ -667,6 +667,7 @@ impl Vm {
         let last = self.last == Last::Wanted;
         let epoch = self.epoch.next();
         if !last {
+            sinks.line_up();
             // All output is held before the guest stands still, and so is what it does to its volumes: whatever it, or QEMU,
             // waits for at the disk is let go. The core answers at once.
             let (core, generation) = (&self.core, self.generation);
@@ -694,20 +695,23 @@ impl Vm {
         if capture.bare {
             sinks.settle().map_err(|e| report(&e))?;
         }
+        // The guest of a switchover stands still until all is copied.
+        capture.may_hold = !last && !capture.bare && sinks.may_hold();
+        let many = capture.may_hold && sinks.holds_many();
         capture.early = self.early_copy.wanted();
         capture.busy = self.cpu.as_ref().map_or(Processors::NONE, CpuClock::processors);
-        if capture.early || joining {
+        if capture.early || joining || many {
             // The guest runs while its pages are copied.
             priority::step_aside(&capture.busy);
         }
         let Sinks { tracker, missing, .. } = sinks;
-        let missing = joining.then_some(missing);
+        let missing = (joining || many).then_some(missing);
         capture
             .take(epoch, ran, &mut self.machine, tracker, &self.outlets, &self.disks, missing)
             .map_err(|e| report(&e))?;
         let standing = self.stance.checkpoint(self.machine.was_suspended());
         let seen = &capture.record;
-        if !capture.bare {
+        if !capture.bare && !capture.holds() {
             self.early_copy.learned(seen.dirty_pages, seen.early_pages, seen.again_pages);
         }
         sinks.taken(&capture);
@@ -758,6 +762,10 @@ impl Vm {
         self.watcher.fill(joining, standing, &mut capture.health);
         self.watcher.report();
         let Some(sinks) = &mut self.sinks else { return Ok(true) };
+        if !nobody && capture.holds() {
+            priority::step_aside(&capture.busy);
+            capture.collect().map_err(|e| report(&e))?;
+        }
         if nobody {
             sinks.give_to_nobody(capture);
         } else {

@@ -8,7 +8,8 @@
 //!
 //! The guests are a Linux with two vCPUs that writes to its memory in several patterns while redis, kernel and console
 //! go on as they do, and a boot sector that runs from the first instruction of the firmware on (also on KVM where it
-//! opens). Sessions break, with checkpoints on their way, and the standby is brought up to date by what was written since; also one
+//! opens). Some checkpoints are held in the pause and copied behind it: those are compared with what the memory was in the pause.
+//! Sessions break, with checkpoints on their way, and the standby is brought up to date by what was written since; also one
 //! whose QEMU was killed with its keeper, of which only the guest's memory is left. At the end the primary is killed and the standby
 //! goes on.
 
@@ -124,14 +125,65 @@ impl Proof {
         self.checkpoint_with(mode, None);
     }
 
+    /// Takes checkpoints until all memory is trapped, which it becomes in pauses.
+    fn trap_all(&mut self) {
+        self.tracker.trap_all(true);
+        while self.tracker.can_hold() && !self.tracker.traps_all() {
+            self.take(None, false);
+            self.send(Mode::Raw);
+            self.resume();
+        }
+    }
+
+    /// The same with one whose pages are held in the pause, and copied when the guest has run for a while. Answers whether they were.
+    fn checkpoint_held(&mut self, mode: Mode) -> bool {
+        let mut missing = PageMap::for_layout(self.primary.memory().layout());
+        self.take(Some(&mut missing), true);
+        let held = self.capture.holds();
+        let mut expected = Vec::new();
+        let ours = self.primary.memory();
+        for run in ours.all_runs(STEP) {
+            let at = expected.len();
+            expected.resize(at + run.bytes(), 0);
+            ours.read_run(run, &mut expected[at..]).unwrap();
+        }
+        self.resume();
+        // What it writes meanwhile is in no page of the checkpoint.
+        std::thread::sleep(Duration::from_millis(20));
+        self.capture.collect().unwrap();
+        self.send(mode);
+        let theirs = self.standby.memory();
+        let mut expected = expected.as_slice();
+        for run in theirs.all_runs(STEP) {
+            let (content, rest) = expected.split_at(run.bytes());
+            expected = rest;
+            let differs = theirs.first_difference(run, content).unwrap();
+            assert_eq!(differs, None, "{}: epoch {}, held: {held}, block {}", self.what, self.epoch, run.block);
+        }
+        held
+    }
+
     fn checkpoint_with(&mut self, mode: Mode, missing: Option<&mut PageMap>) {
+        self.take(missing, false);
+        self.send(mode);
+        self.compare(&format!("{}: epoch {}, {mode:?}", self.what, self.epoch));
+    }
+
+    fn take(&mut self, missing: Option<&mut PageMap>, may_hold: bool) {
         let next = self.epoch.next();
         self.capture.clear();
+        self.capture.may_hold = may_hold;
         // Four copy once before the pause, the next four do not: each in every mode.
         self.capture.early = (next.0 / 4).is_multiple_of(2);
         self.capture
             .take(next, Duration::ZERO, &mut self.primary, &mut self.tracker, &self.outlets, &Disks::default(), missing)
             .unwrap();
+        self.epoch = next;
+    }
+
+    /// Brings what was taken to the standby.
+    fn send(&mut self, mode: Mode) {
+        let next = self.epoch;
         let pass = Pass { session: TERM.0, kind: PassKind::Checkpoint, epoch: next };
         self.encoder.set_mode(mode);
         let (mut wire, mut scratch) = (Vec::new(), Vec::new());
@@ -144,8 +196,6 @@ impl Proof {
         self.bytes += wire.len() as u64;
         self.receive(wire);
         assert_eq!(self.assembler.whole(), next);
-        self.epoch = next;
-        self.compare(&format!("{}: epoch {next}, {mode:?}", self.what));
         self.outlets.release(next, &|| true);
     }
 
@@ -328,6 +378,7 @@ fn a_linux_guest_that_dirties_memory_hard() {
         proof.sync_round(Mode::ALL[round % 4]);
     }
     proof.outlets.hold(&|| ());
+    let mut holds = Vec::new();
     for (i, pattern) in patterns.into_iter().enumerate() {
         if i > 0 {
             // Its answer waits for checkpoints: they go on.
@@ -347,11 +398,22 @@ fn a_linux_guest_that_dirties_memory_hard() {
             proof.resume();
         }
         proof.rebind((i % 2 == 1).then_some(&config));
+        let mut held = 0;
+        proof.trap_all();
+        for (n, runs) in RUNS_MS.into_iter().enumerate() {
+            // It is trapped now, and slower.
+            std::thread::sleep(Duration::from_millis(4 * runs));
+            held += u32::from(proof.checkpoint_held(Mode::ALL[n % Mode::ALL.len()]));
+        }
+        proof.tracker.trap_all(false);
+        holds.push(held);
         let (pages, bytes) = (proof.pages - pages, (proof.bytes - bytes) >> 20);
         println!("{pattern}: 32 checkpoints, {pages} pages, {bytes} MiB sent, {:.1?}", begun.elapsed());
         assert!(pages > 3200, "{pattern}: the guest has hardly dirtied anything ({pages} pages)");
     }
 
+    println!("checkpoints of {} that were held: {holds:?}", RUNS_MS.len());
+    assert!(!proof.tracker.can_hold() || holds.iter().sum::<u32>() >= 8, "{holds:?}");
     // The last one; then the standby goes on, and its memory is as its guest left it.
     proof.checkpoint(Mode::Lz4);
     proof.fail_over();

@@ -197,11 +197,15 @@ impl Tracker {
     }
 
     /// This is the moment: the guest stands still after [`Tracker::scan_stopped`], and all of its memory is trapped. If it is
-    /// not, or one is held already, the moment is over at once, which its reader is told.
-    pub fn hold(&mut self, moment: &Moment) {
+    /// not, or one is held already, the moment is over at once, which its reader is told. Answers whether it is held. Does not
+    /// allocate.
+    pub fn hold(&mut self, moment: &Moment) -> bool {
         match self {
             Tracker::PagemapScan(tracker) => tracker.hold(moment),
-            Tracker::SoftDirty(_) => moment.shared().end(moment::End::Undivided),
+            Tracker::SoftDirty(_) => {
+                moment.shared().end(moment::End::Undivided);
+                false
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use guest::protected::Protected;
 use guest::{COUNTER, OTHER_COUNTER, sweep};
-use ninefold_machine::{MachineError, Mechanism, Moment, PAGE_SIZE, Pages, Ram};
+use ninefold_machine::{DirtySet, MachineError, Mechanism, Moment, PAGE_SIZE, Pages, Ram};
 use ninefold_testkit::guest;
 
 /// A guest at work on two vCPUs, regions hot and cold. None where memory cannot be held.
@@ -93,6 +93,59 @@ fn memory_is_read_as_it_was_while_the_guest_and_its_checkpoints_go_on() {
     }
 }
 
+/// What was written is read as it was, behind the pause, while two vCPUs go on writing: in one checkpoint after the other, and the
+/// copy that is kept up from that alone is the guest's memory.
+#[test]
+fn what_was_written_is_read_behind_the_pause() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = guest::boot_sector(dir.path());
+    for accel in guest::accels() {
+        let Some(mut vm) = begin(accel, &image) else { return };
+        vm.tracker.trap_all(true);
+        while !vm.tracker.traps_all() {
+            vm.pause("memory becomes cold");
+            vm.machine.resume().unwrap();
+        }
+        let memory = vm.machine.memory().clone();
+        let (mut early, mut late) = (DirtySet::for_layout(memory.layout()), DirtySet::for_layout(memory.layout()));
+        let others = |set: &DirtySet| set.runs().iter().filter(|run| run.block > 0).copied().collect::<Vec<_>>();
+        let (mut again, mut read) = (0, 0);
+        for round in 0..6 {
+            guest::await_count(&memory, COUNTER, 40 * round);
+            early.clear();
+            late.clear();
+            vm.tracker.scan(&mut early).unwrap();
+            let moment = Moment::of_pages(memory.ram());
+            moment.include(early.runs());
+            guest::await_count(&memory, COUNTER, 10);
+            vm.machine.begin_pause().unwrap();
+            vm.tracker.scan_stopped(&mut late).unwrap();
+            moment.include(late.runs());
+            assert!(vm.tracker.hold(&moment));
+            vm.machine.finish_save().unwrap();
+            [&early, &late].iter().for_each(|set| vm.shadow.take(&memory, &others(set)));
+            let whole: Vec<_> = memory.all_runs(256).filter(|run| run.block == 0).collect();
+            let mut expected = vec![0; vm.shadow.blocks[0].len()];
+            memory.read_runs(&whole, &mut expected).unwrap();
+            vm.machine.resume().unwrap();
+            guest::await_count(&memory, COUNTER, 60);
+            guest::await_count(&memory, OTHER_COUNTER, 1);
+            let (mut seen, mut pages) = (vec![false; expected.len() / PAGE_SIZE as usize], Pages::default());
+            while moment.next(&mut pages).unwrap() {
+                put(&mut vm.shadow.blocks[0], &mut seen, &pages);
+                guest::await_count(&memory, COUNTER, 2);
+            }
+            read += seen.iter().filter(|seen| **seen).count();
+            again += late.pages();
+            let differs = vm.shadow.blocks[0].chunks(4096).zip(expected.chunks(4096)).position(|(a, b)| a != b);
+            assert_eq!(differs, None, "{accel}, round {round}");
+        }
+        assert!(read > 500 && again > 50, "{accel}: {read} pages, {again} of them late");
+        vm.pause(&format!("{accel}, without one"));
+        vm.machine.kill();
+    }
+}
+
 /// Whoever reads, or follows the writes, may go at any time.
 #[test]
 fn the_guest_goes_on_when_a_moment_is_given_up() {
@@ -129,7 +182,7 @@ fn memory_that_is_not_trapped_is_not_held() {
         let Some(mut vm) = begin(accel, &image) else { return };
         vm.pause("some regions are hot");
         let moment = Moment::new(vm.machine.memory().ram());
-        vm.tracker.hold(&moment);
+        assert!(!vm.tracker.hold(&moment));
         vm.machine.resume().unwrap();
         assert!(!vm.tracker.holds());
         let error = moment.next(&mut Pages::default()).unwrap_err();

@@ -4,7 +4,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use guest::COUNTER;
-use ninefold_machine::DirtySet;
+use ninefold_machine::{DirtySet, Moment};
 use ninefold_model::spec::Accel;
 use ninefold_testkit::guest;
 
@@ -42,20 +42,30 @@ fn a_pause_allocates_nothing() {
         let mut dirty = DirtySet::for_layout(memory.layout());
         let mut pages = vec![0; 40 << 20];
         let mut state = Vec::with_capacity(1 << 20);
+        // With this, nothing becomes hot.
+        tracker.trap_all(true);
         machine.start().unwrap();
         guest::await_boot(&memory, 1);
-        for _ in 0..20 {
+        for round in 0..20 {
             guest::await_count(&memory, COUNTER, 50);
             dirty.clear();
+            let moment = (round % 2 == 1 && tracker.can_hold()).then(|| Moment::of_pages(memory.ram()));
+            if round == 10 {
+                tracker.trap_all(false);
+            }
             let before = ALLOCATIONS.with(Cell::get);
             machine.begin_pause().unwrap();
             tracker.scan_stopped(&mut dirty).unwrap();
+            let held = moment.as_ref().is_none_or(|moment| {
+                moment.include(dirty.runs());
+                tracker.hold(moment) || round > 10
+            });
             let read = memory.read_runs(dirty.runs(), &mut pages).unwrap();
             machine.finish_save().unwrap();
             machine.state_into(&mut state).unwrap();
             machine.resume().unwrap();
             assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0, "{}", qemu.display());
-            assert!(read > 0 && !state.is_empty());
+            assert!(held && read > 0 && !state.is_empty());
         }
     }
 }

@@ -173,6 +173,9 @@ pub struct CheckpointRecord {
     pub early_pages: u64,
     #[serde(default)]
     pub again_pages: u64,
+    /// Held in the pause as they were, and copied when the guest ran again: there was much to copy.
+    #[serde(default)]
+    pub held_pages: u64,
     pub state_bytes: u64,
     pub wire_bytes: u64,
     /// From the end of the pause to the backup's acknowledgement.

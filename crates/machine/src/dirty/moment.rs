@@ -7,6 +7,8 @@
 //!
 //! What is kept has a bound. When the reader does not take it away, trapped writers wait for room, and when they have waited for
 //! too long in all ([`super::patience`]), the moment is given up: the guest is more than a copy of it.
+//!
+//! A snapshot reads all of the memory. A checkpoint that has much to copy reads some of it, see [`Moment::of_pages`].
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -245,15 +247,35 @@ impl Moment {
         Self::with(ram, Patience::default())
     }
 
+    /// One of those pages alone that are [put in](Moment::include) before it comes. All of them are read, also what was never
+    /// touched. Its reader copies from memory to memory and is waited for as long as it takes: it would have kept the guest
+    /// waiting for all of it otherwise.
+    pub fn of_pages(ram: &Arc<Ram>) -> Moment {
+        Self::of(ram, PageSet::empty(ram.bytes() / PAGE_SIZE), 0..u64::MAX, Patience::endless())
+    }
+
+    /// Puts the pages of the guest's memory among these in. Does not allocate.
+    pub fn include(&self, runs: &[PageRun]) {
+        let mut state = self.0.lock();
+        if matches!(state.stage, Stage::Before) {
+            let ours = runs.iter().filter(|run| run.block == 0);
+            ours.for_each(|run| state.pending.insert_range(run.first, run.first + u64::from(run.count)));
+        }
+    }
+
     pub(super) fn with(ram: &Arc<Ram>, patience: Patience) -> Moment {
         let pages = ram.bytes() / PAGE_SIZE;
         let mut pending = PageSet::empty(pages);
         pending.insert_range(0, pages);
+        Self::of(ram, pending, 0..0, patience)
+    }
+
+    fn of(ram: &Arc<Ram>, pending: PageSet, used: Range<u64>, patience: Patience) -> Moment {
         let state = State {
             stage: Stage::Before,
             pending,
             at: 0,
-            used: 0..0,
+            used,
             kept: VecDeque::with_capacity(CHUNKS),
             spare: Some(Kept::default()),
             patience,
@@ -271,7 +293,8 @@ impl Moment {
         &self.0
     }
 
-    /// Replaces `out` by further pages, as they were at the moment: each page that was ever touched comes once, others are zero.
+    /// Replaces `out` by further pages, as they were at the moment: each page that was ever touched comes once, others are zero. (Of
+    /// a moment of [some pages](Moment::of_pages) each of them comes once.)
     /// False when there are no more.
     ///
     /// # Errors
@@ -441,6 +464,36 @@ mod tests {
         assert!(!moment.next(&mut pages).unwrap());
         // Of what was never touched nothing was brought into being but by the writer.
         assert_eq!(moment.0.next_in_use(720).unwrap(), 1500..2000);
+    }
+
+    #[test]
+    fn a_moment_of_some_pages_has_each_of_them_once_and_no_other() {
+        let ram = memory(2000, 700..1500);
+        let moment = Moment::of_pages(&ram);
+        let run = |block, first, count| PageRun { block, first, count };
+        // Twice, in the hole, beyond the end; and of another block.
+        moment.include(&[run(0, 3, 2), run(0, 4, 300), run(0, 600, 200), run(1, 500, 1), run(0, 1999, 50)]);
+        moment.0.hold(&doorbell());
+        moment.include(&[run(0, 0, 1)]);
+        for (first, end) in [(0, 10), (650, 720), (400, 500)] {
+            overwrite(&moment, first, end);
+        }
+        let content = |page| if (700..1500).contains(&page) { 0 } else { page + 1 };
+        let expected = (3..304).chain(600..800).chain(1999..2000).map(|page| (page, content(page)));
+        assert_eq!(rest(&moment), expected.collect::<Vec<_>>());
+    }
+
+    /// Who copies from memory to memory takes everything away in the end, however little processor time it gets.
+    #[test]
+    fn a_moment_of_some_pages_is_not_given_up_while_it_is_read() {
+        let moment = Moment::of_pages(&memory(ROOM + 1, 0..0));
+        moment.include(&[PageRun { block: 0, first: 0, count: (ROOM + 1) as u32 }]);
+        moment.0.hold(&doorbell());
+        assert_eq!(moment.0.keep(0, ROOM), ROOM);
+        assert_eq!(moment.0.keep(ROOM, ROOM + 1), ROOM, "there is no room");
+        moment.0.lock().patience.waits_since(Instant::now().checked_sub(Duration::from_secs(3600)).unwrap());
+        assert!(moment.0.left().unwrap() > Duration::from_secs(3600));
+        assert_eq!(rest(&moment).len() as u64, ROOM + 1);
     }
 
     #[test]

@@ -16,6 +16,11 @@ impl PageMap {
         PageMap { blocks: layout.blocks.iter().map(|block| PageSet::empty(block.pages())).collect() }
     }
 
+    /// One that has room for no page.
+    pub fn empty() -> PageMap {
+        PageMap { blocks: Vec::new() }
+    }
+
     /// Puts pages in. Those that no block has are ignored. Does not allocate.
     pub fn insert(&mut self, runs: &[PageRun]) {
         for run in runs {

@@ -159,10 +159,9 @@ impl PagemapScan {
     }
 
     /// See [`super::Tracker::hold`].
-    pub(super) fn hold(&mut self, moment: &Moment) {
-        if let Err(why) = self.try_hold(moment) {
-            moment.shared().end(why);
-        }
+    pub(super) fn hold(&mut self, moment: &Moment) -> bool {
+        let held = self.try_hold(moment);
+        held.map_err(|why| moment.shared().end(why)).is_ok()
     }
 
     fn try_hold(&self, moment: &Moment) -> std::result::Result<(), End> {

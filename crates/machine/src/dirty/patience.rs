@@ -66,6 +66,17 @@ impl Patience {
         self.total + self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
     }
 
+    /// One that has no end.
+    pub(super) fn endless() -> Patience {
+        Patience { most: Duration::MAX, ..Patience::default() }
+    }
+
+    /// A write waits already, since then.
+    #[cfg(test)]
+    pub(super) fn waits_since(&mut self, since: Instant) {
+        self.since = Some(since);
+    }
+
     /// One that waits for so long.
     #[cfg(test)]
     pub(super) fn of(most: Duration) -> Patience {
