@@ -1,7 +1,7 @@
 //! How well the guest's clock keeps time: against the host's, under the loads that its pauses depend on.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +9,7 @@ use super::plan::{MIDDLE_RANGE, Mode, PIPELINED};
 use super::redis::Call;
 use super::subject::Subject;
 use crate::error::LabError;
-use crate::guest_clock::GuestClock;
+use crate::guest_clock::{Drift, GuestClock};
 
 /// What the guest does meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -61,26 +61,52 @@ impl ClockFigures {
     }
 }
 
-/// Parts per million over about `time`. `rate`: requests a second that the guest answers.
-pub fn measure(subject: &mut Subject, load: ClockLoad, time: Duration, rate: f64) -> Result<f64, LabError> {
+/// How long a drift is measured.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Span {
+    /// At least.
+    pub least: Duration,
+    /// Longer, until it is so exact ...
+    pub error_ppm: f64,
+    /// ... but no longer than this.
+    pub most: Duration,
+}
+
+impl Span {
+    /// About this time, however exact that is.
+    pub fn of(time: Duration) -> Self {
+        Self { least: time, error_ppm: f64::INFINITY, most: time }
+    }
+}
+
+/// How much faster than the host's the guest's clock is under a load. `rate`: requests a second that the guest answers.
+///
+/// # Errors
+/// A VM that cannot be brought into the mode; a guest that does not answer.
+pub fn measure(subject: &mut Subject, load: ClockLoad, span: Span, rate: f64) -> Result<Drift, LabError> {
     subject.enter(if load == ClockLoad::Unprotected { Mode::Unprotected } else { Mode::Adaptive })?;
     let mut clock = GuestClock::connect(&subject.lab)?;
-    let ppm = match load {
-        ClockLoad::Unprotected | ClockLoad::Idle => clock.drift(time)?,
-        ClockLoad::Dirty100 => {
-            subject.workload.dirty(100)?;
-            let ppm = clock.drift(time)?;
-            subject.workload.stop()?;
-            ppm
+    if load == ClockLoad::Dirty100 {
+        subject.workload.dirty(100)?;
+    }
+    let (clients, pipeline) = PIPELINED;
+    let call = Call { test: "set", clients, pipeline, range: MIDDLE_RANGE, requests: 0 };
+    let asking = span.least / 4;
+    let before = clock.reading(asking)?;
+    let began = Instant::now();
+    let drift = loop {
+        // Half of the time lies between the first two readings. A full pipeline is not asked into: what waits behind it would be measured.
+        match load {
+            ClockLoad::Redis => drop(call.lasting(span.least / 2, rate).run(&subject.lab)?),
+            _ => std::thread::sleep(span.least / 2),
         }
-        ClockLoad::Redis => {
-            let (clients, pipeline) = PIPELINED;
-            let call = Call { test: "set", clients, pipeline, range: MIDDLE_RANGE, requests: 0 };
-            // The clock is read before and after: what waits behind a full pipeline would be measured otherwise.
-            let before = clock.offset(time / 8)?;
-            call.lasting(time, rate).run(&subject.lab)?;
-            clock.offset(time / 8)?.ppm_since(&before)
+        let drift = clock.reading(asking)?.drift_since(&before);
+        if drift.error_ppm <= span.error_ppm || began.elapsed() >= span.most {
+            break drift;
         }
     };
-    Ok(ppm)
+    if load == ClockLoad::Dirty100 {
+        subject.workload.stop()?;
+    }
+    Ok(drift)
 }

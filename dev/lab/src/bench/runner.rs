@@ -12,7 +12,7 @@ use ninefold_model::status::MachineStatus;
 use ninefold_transport::clock::monotonic_us;
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::clock::{self, ClockFigures};
+use super::clock::{self, ClockFigures, Span};
 use super::pace::{Pace, Progress};
 use super::plan::{
     Command, LARGE_MIB, Loss, MIDDLE_RANGE, Measure, Mode, PIPELINED, PauseLoad, Plan, RANGES, Stage, warm_up,
@@ -186,8 +186,8 @@ impl Run {
             Stage::Clock { load } => {
                 let range = MIDDLE_RANGE;
                 let rate = self.work.get(&(Mode::Adaptive, Measure::SetPipelined { range })).copied();
-                let ppm = clock::measure(self.main()?, load, time, rate.unwrap_or_default())?;
-                self.clock_ppm.set(load, ppm);
+                let drift = clock::measure(self.main()?, load, Span::of(time), rate.unwrap_or_default())?;
+                self.clock_ppm.set(load, drift.ppm);
             }
             Stage::Lose { how } => self.lose(how)?,
         }
