@@ -4,14 +4,16 @@
 //! snapshot it is what it was, and after a reset, which reads it from the disk, too. A job in the guest fills memory and verifies
 //! every word of it all the time.
 
+#[path = "fixture/shell.rs"]
+mod shell;
 mod support;
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use ninefold_keeper::config::KeeperConfig;
 use ninefold_lab::VmOptions;
 use ninefold_lab::boot::redis;
 use ninefold_lab::ledger::resp::{self, Reply};
@@ -22,6 +24,7 @@ use ninefold_model::SnapshotName;
 use ninefold_model::Uuid;
 use ninefold_model::control::{FreezeChoice, Request};
 use ninefold_model::event::{EventKind, SnapshotFigures};
+use ninefold_model::health::Freeze;
 use ninefold_model::spec::{Acknowledge, NonVolatile, Protection, VolumeSpec, serial};
 use ninefold_model::status::{LogState, ProtectionState, VmStatus};
 use ninefold_snapshot::store::Store;
@@ -67,15 +70,24 @@ fn is_marked(scenario: &Scenario, value: &str) -> bool {
 }
 
 fn snapshot(scenario: &Scenario, called: &str, parent: Option<&str>) -> SnapshotFigures {
+    taken(scenario, called, parent, FreezeChoice::Never).0
+}
+
+fn taken(
+    scenario: &Scenario,
+    called: &str,
+    parent: Option<&str>,
+    freeze: FreezeChoice,
+) -> (SnapshotFigures, Option<Freeze>) {
     let since = scenario.events.mark();
-    let request = Request::Snapshot { name: name(called), parent: parent.map(name), freeze: FreezeChoice::Never };
+    let request = Request::Snapshot { name: name(called), parent: parent.map(name), freeze };
     scenario.lab.ask(&scenario.primary, &request).unwrap();
     let event = scenario.expect(since, &scenario.primary, "snapshot", |e| {
         matches!(e, EventKind::SnapshotTaken { name, .. } | EventKind::SnapshotFailed { name, .. } if name.as_str() == called)
     });
-    let EventKind::SnapshotTaken { snapshot, .. } = event.kind else { panic!("{:?}", event.kind) };
-    eprintln!("  {called}: {snapshot:?}");
-    snapshot
+    let EventKind::SnapshotTaken { snapshot, freeze, .. } = event.kind else { panic!("{:?}", event.kind) };
+    eprintln!("  {called}: {snapshot:?}, {freeze:?}");
+    (snapshot, freeze.map(|freeze| *freeze))
 }
 
 fn restore(scenario: &Scenario, host: &str, called: &str, force: bool) -> Result<(), String> {
@@ -139,32 +151,9 @@ fn work_is_new(scenario: &Scenario) -> bool {
     matches!(asked, Ok(line) if line.contains("\"ok\":true") && !line.contains("checksum_rounds")) && redis.is_ok()
 }
 
-/// What a command in the guest's root shell prints, if the guest answers soon.
-fn asked_in_the_guest(scenario: &Scenario, command: &str) -> Option<String> {
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    let begin = format!("<{}:", COUNT.fetch_add(1, Ordering::Relaxed));
-    // What the terminal echoes has no such beginning.
-    let line = format!("printf '<%s:%s>\\n' {} \"$({command})\"", &begin[1..begin.len() - 1]);
-    let mut console = scenario.type_line(&line);
-    console.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
-    let (mut said, mut buffer) = (Vec::new(), [0; 4096]);
-    loop {
-        let n = console.read(&mut buffer).ok().filter(|n| *n > 0)?;
-        said.extend_from_slice(&buffer[..n]);
-        let text = String::from_utf8_lossy(&said);
-        if let Some((answer, _)) = text.split_once(&begin).and_then(|(_, rest)| rest.split_once('>')) {
-            return Some(answer.replace("\r\n", " ").trim().to_owned());
-        }
-    }
-}
-
+/// What a command in the guest's root shell prints.
 fn in_the_guest(scenario: &Scenario, command: &str) -> String {
-    let mut answer = None;
-    wait_until("answer of the guest's shell", || {
-        answer = asked_in_the_guest(scenario, command);
-        answer.is_some()
-    });
-    answer.unwrap()
+    shell::ask(&KeeperConfig::console_socket(&scenario.lab.run_dir(&scenario.primary)), command)
 }
 
 fn status(scenario: &Scenario) -> VmStatus {
@@ -251,6 +240,23 @@ fn a_vm_that_is_alone_starts_from_its_snapshots() {
 #[test]
 fn a_protected_vm_starts_from_its_snapshots() {
     taken_and_started_from("protected", Protection::FaultTolerant);
+}
+
+/// The file system that was frozen for the snapshot is frozen in it. Whoever starts from it has it thawed: redis, which has each write
+/// on that file system before it answers, answers at once.
+#[test]
+fn a_file_system_that_was_frozen_for_the_snapshot_can_be_written_to_after_a_restore() {
+    let scenario = Scenario::with("thawed", begin(Protection::None));
+    mark(&scenario, "first");
+    let (_, freeze) = taken(&scenario, "frozen", None, FreezeChoice::Require);
+    assert_eq!(freeze, Some(Freeze { thaw: true, file_systems: Some(1), why_not: None }), "/data");
+    mark(&scenario, "second");
+    stop(&scenario);
+    restore(&scenario, "a", "frozen", false).unwrap();
+    scenario.await_guest();
+    assert!(is_marked(&scenario, "first"));
+    mark(&scenario, "third");
+    assert!(is_marked(&scenario, "third"));
 }
 
 /// What is no good is refused before anything is touched.
