@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use ninefold_machine::command_line::{CPU, MACHINE};
 use ninefold_machine::version::{NEWEST_TESTED, OLDEST};
 use ninefold_machine::{Moment, PAGE_SIZE, Pages, QemuVersion};
+use ninefold_model::control::CheckpointRecord;
 use ninefold_model::event::SnapshotFigures;
 use ninefold_model::health::{Freeze, Health};
 use ninefold_model::spec::{Accel, AccelChoice, Arch, VmSpec};
@@ -205,6 +206,7 @@ fn write(
     // Others than this thread wait for the guest to be thawed.
     let freeze = freezing.was_taken(taken.resumed)?;
     let pause_us = taken.record.pause_us;
+    steps(&taken.record);
     let Join { console, moment, .. } = *join;
     let mut waited = Duration::ZERO;
     let health = told::with_freeze(&taken.health, freeze.as_ref());
@@ -248,6 +250,12 @@ fn write(
     }
     let (_, written) = writer.finish().map_err(|e| report(&e))?;
     Ok(Finished { written, pause_us, waited, freeze })
+}
+
+/// Says in the log how long each step of the pause took: the one pause that a snapshot has is in no statistics.
+fn steps(record: &CheckpointRecord) {
+    let CheckpointRecord { pause_us, stop_us, save_us, scan_us, copy_us, cont_us, again_pages, .. } = *record;
+    tracing::info!(pause_us, stop_us, save_us, scan_us, copy_us, cont_us, again_pages, "the pause of the snapshot");
 }
 
 /// Writes the guest's memory as it was at the moment.

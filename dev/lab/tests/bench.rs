@@ -2,7 +2,9 @@
 
 mod fixture;
 
-use ninefold_lab::bench::plan::{Break, LARGE_MIB};
+use std::time::{Duration, Instant};
+
+use ninefold_lab::bench::plan::{Break, LARGE_MIB, Mode};
 use ninefold_lab::bench::rebind::{self, Rebind, RebindFigures};
 use ninefold_lab::bench::subject::Subject;
 use ninefold_lab::bench::{self, Options, scaling, snapshots, volume};
@@ -187,4 +189,62 @@ fn a_scan_costs_no_more_with_a_large_guest() {
     // Sixteen times as much memory took ten times as long when all of it was looked at.
     let small = rows[0].scan_us_p50;
     assert!(rows.iter().all(|row| row.scan_us_p50 < 4 * small), "{rows:?}");
+}
+
+/// For docs/performance.md: for how long a guest stands still when its protection begins, and in the seconds after that, over its memory
+/// and over how fast it writes to the half of it. With programs of a release build (NINEFOLD_BIN_DIR).
+#[test]
+#[ignore = "a measurement"]
+fn the_beginning_of_protection() {
+    for (letter, memory_mib) in ['u', 'v', 'w'].into_iter().zip(snapshots::SIZES) {
+        let mut vm = VmOptions::new("bench".parse().unwrap());
+        vm.memory_mib = memory_mib;
+        let config = LabConfig::new(&format!("{letter}{:x}", std::process::id())).unwrap();
+        let mut subject = Subject::up(&config, &vm).unwrap();
+        subject.enter(Mode::Unprotected).unwrap();
+        let written = memory_mib / 2;
+        subject.workload.fill(written).unwrap();
+        for rate in [None, Some(100), Some(0)] {
+            let mut before = 0.0;
+            if let Some(mbps) = rate {
+                subject.workload.dirty_all(written, mbps).unwrap();
+                before = subject.workload.dirty_rate(Duration::from_secs(1)).unwrap();
+            }
+            subject.new_checkpoints().unwrap();
+            let begun = Instant::now();
+            subject.enter(Mode::Adaptive).unwrap();
+            let took = begun.elapsed();
+            std::thread::sleep(Duration::from_secs(6));
+            let all = subject.new_checkpoints().unwrap();
+            let meanwhile =
+                if rate.is_some() { subject.workload.dirty_rate(Duration::from_secs(2)).unwrap() } else { 0.0 };
+            subject.workload.stop().unwrap();
+            subject.enter(Mode::Unprotected).unwrap();
+            println!("{memory_mib} MiB, {before:.0} MB/s before, {meanwhile:.0} after; protected in {took:.1?}");
+            let mut others: Vec<u64> = all[1..].iter().map(|c| c.pause_us).collect();
+            others.sort_unstable();
+            println!(
+                "    {} checkpoints followed: p50 {:?} us, most {:?} us",
+                others.len(),
+                others.get(others.len() / 2),
+                others.last()
+            );
+            for c in all.iter().take(6) {
+                println!(
+                    "    pause {} us (stop {} save {} scan {} copy {} cont {}), {} pages: {} early, {} again, {} held; commit {} us",
+                    c.pause_us,
+                    c.stop_us,
+                    c.save_us,
+                    c.scan_us,
+                    c.copy_us,
+                    c.cont_us,
+                    c.dirty_pages,
+                    c.early_pages,
+                    c.again_pages,
+                    c.held_pages,
+                    c.commit_us
+                );
+            }
+        }
+    }
 }
