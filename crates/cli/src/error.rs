@@ -63,6 +63,12 @@ pub enum CliError {
         #[source]
         source: AgentError,
     },
+    #[error("the guest on {host} cannot be shut down by its agent")]
+    AgentShutdown {
+        host: String,
+        #[source]
+        source: AgentError,
+    },
     #[error("the VM runs on {host} already")]
     Running { host: String },
     #[error("the VM stays on {host}: {reason}")]
@@ -148,6 +154,12 @@ impl Failure for CliError {
                 "the guest has to run QEMU's agent (qemu-guest-agent); one that is busy may answer with a longer --wait"
             }
             Self::Agent { .. } => "try again; the agent has one client at a time",
+            Self::AgentShutdown { source: AgentError::Refused(_), .. } => {
+                "its agent has /sbin/shutdown do it: is that there, and allowed? `--mode acpi` presses the power button"
+            }
+            Self::AgentShutdown { .. } => {
+                "a guest that runs, and QEMU's agent in it (qemu-guest-agent), are needed; `--mode acpi` presses the power button"
+            }
             Self::Running { .. } => "`ninefold vm stop` ends it, `ninefold vm switchover` moves it",
             Self::NoSuchHost { hosts, .. } => {
                 let hosts = hosts.join(", ");

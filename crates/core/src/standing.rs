@@ -24,7 +24,7 @@ pub(crate) struct StandingSide {
     shutdown: Option<Shutdown>,
 }
 
-/// The power button has been pressed.
+/// The power button has been pressed, or the guest's agent asked.
 #[derive(Debug)]
 struct Shutdown {
     pressed: Monotonic,
@@ -160,10 +160,12 @@ impl Core {
             Request::Shutdown { .. } if suspended => {
                 return Err(("the guest is suspended, and hears nothing", "`ninefold vm wake` first"));
             }
-            Request::Shutdown { within_ms, end } => {
+            Request::Shutdown { within_ms, end, asked } => {
                 let within = Duration::from_millis(*within_ms);
                 self.standing.shutdown = Some(Shutdown { pressed: self.now.monotonic, within, end: *end });
-                self.command(VmOrder::PowerButton);
+                if !asked {
+                    self.command(VmOrder::PowerButton);
+                }
             }
             _ => return Err(("not about how the guest stands", "")),
         }

@@ -103,13 +103,31 @@ impl Agent {
     /// # Errors
     /// See [`AgentError`]; after `Refused` it can be asked on.
     pub fn ask<T: DeserializeOwned>(&mut self, command: &str) -> Result<T, AgentError> {
-        self.send(format!("{{\"execute\":\"{command}\"}}\n").as_bytes())?;
+        self.ask_with(command, "")
+    }
+
+    fn ask_with<T: DeserializeOwned>(&mut self, command: &str, arguments: &str) -> Result<T, AgentError> {
+        self.send(format!("{{\"execute\":\"{command}\"{arguments}}}\n").as_bytes())?;
         let line = self.line()?;
         let answer: Answer<T> = serde_json::from_slice(&line).map_err(|_| AgentError::Garbled("makes no sense"))?;
         match answer {
             Answer { value: Some(value), .. } => Ok(value),
             Answer { error: Some(refusal), .. } => Err(AgentError::Refused(plain(&refusal.desc, MAX_REASON))),
             _ => Err(AgentError::Garbled("says nothing")),
+        }
+    }
+
+    /// Has the guest switch itself off. An agent that does so says nothing (QEMU, qapi/qga, `guest-shutdown`), one that cannot says why:
+    /// if nothing has come `within` this time, or the channel is closed, the guest is on its way.
+    ///
+    /// # Errors
+    /// `Refused`, if it cannot; see [`AgentError`].
+    pub fn shut_down(&mut self, within: Duration) -> Result<(), AgentError> {
+        self.give(within);
+        match self.ask_with::<serde_json::Value>("guest-shutdown", ",\"arguments\":{\"mode\":\"powerdown\"}") {
+            // Some agents answer with an empty object all the same.
+            Ok(_) | Err(AgentError::Silent(_) | AgentError::Closed) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 
@@ -244,6 +262,42 @@ mod tests {
             });
             let mut agent = Agent::connect(&path, limit).unwrap();
             assert_eq!(agent.ask::<u64>("guest-info").unwrap_err(), wanted);
+            drop(agent);
+            thread.join().unwrap();
+        }
+    }
+
+    /// Who switches itself off says nothing, or is gone at once; who cannot says why.
+    #[test]
+    fn an_agent_that_cannot_shut_the_guest_down_says_so_and_one_that_does_says_nothing() {
+        type Says = fn(usize, &[u8], &mut UnixStream);
+        let cases: [(Says, Result<(), AgentError>); 4] = [
+            (|_, _, _| (), Ok(())),
+            (|_, _, s| drop(s.shutdown(std::net::Shutdown::Both)), Ok(())),
+            (|_, _, s| drop(s.write_all(b"{\"return\":{}}\n")), Ok(())),
+            (
+                |_, line, s| {
+                    // Of what was asked, one that cannot says this.
+                    let asked: serde_json::Value = serde_json::from_slice(line).unwrap();
+                    assert_eq!(asked["execute"], "guest-shutdown");
+                    assert_eq!(asked["arguments"]["mode"], "powerdown");
+                    let _ = s.write_all(b"{\"error\":{\"desc\":\"child process has failed to shutdown\"}}\n");
+                },
+                Err(AgentError::Refused("child process has failed to shutdown".into())),
+            ),
+        ];
+        for (says, wanted) in cases {
+            static SAYS: std::sync::Mutex<Option<Says>> = std::sync::Mutex::new(None);
+            *SAYS.lock().unwrap() = Some(says);
+            let dir = tempfile::tempdir().unwrap();
+            let (path, thread) = guest(dir.path(), |turn, line, stream| match turn {
+                0 => sync(line, stream),
+                _ => SAYS.lock().unwrap().unwrap()(turn, line, stream),
+            });
+            let mut agent = Agent::connect(&path, Duration::from_secs(20)).unwrap();
+            let refuses = wanted.is_err();
+            let patience = if refuses { Duration::from_secs(20) } else { Duration::from_millis(50) };
+            assert_eq!(agent.shut_down(patience), wanted);
             drop(agent);
             thread.join().unwrap();
         }

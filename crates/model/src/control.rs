@@ -21,10 +21,12 @@ pub enum Request {
     /// End the VM (as by pulling its plug) and give up the role.
     Stop,
     /// Press the guest's power button, and wait for it to switch itself off, for so long at most: then it is ended, or left to run,
-    /// and an event says so.
+    /// and an event says so. `asked`: its agent has been asked for that, and the button is not pressed.
     Shutdown {
         within_ms: u64,
         end: bool,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        asked: bool,
     },
     /// Stop the guest's processors until `resume`. It is protected meanwhile, and stays paused wherever it goes.
     Pause,

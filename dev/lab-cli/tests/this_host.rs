@@ -3,11 +3,14 @@
 
 mod fixture;
 
-use std::io::Write;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use fixture::LabName;
+use ninefold_keeper::config::KeeperConfig;
 use ninefold_testkit::command::Program;
 
 /// Waits until the guest's agent tells of its kernel: a guest whose file systems are frozen does not, nor while its keeper speaks to it.
@@ -20,6 +23,19 @@ fn await_kernel(ninefold: &Program) {
             return;
         }
         assert!(Instant::now() < until, "{told:#} {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+/// Types a line into the guest's root shell, and waits until it says this.
+fn types(dir: &Path, line: &str, says: &str) {
+    let mut console = UnixStream::connect(KeeperConfig::console_socket(dir)).unwrap();
+    console.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    writeln!(console, "\n{line}").unwrap();
+    let (mut said, mut buffer) = (String::new(), [0; 4096]);
+    while !said.contains(says) {
+        let count = console.read(&mut buffer).expect("what the guest's shell says");
+        assert!(count > 0, "the console is closed: {said}");
+        said.push_str(&String::from_utf8_lossy(&buffer[..count]));
     }
 }
 
@@ -105,8 +121,22 @@ fn every_verb_needs_only_the_keeper_of_this_host() {
         assert!(a.fails(&["vm", verb], 1).contains("no image is on trial"));
     }
 
-    // Ended, and begun in each way.
-    assert_eq!(on_a(&["stop"])["host"], "a");
+    // Nobody in this guest hears the button, and what its agent needs is not there: it runs on. Then it is.
+    for mode in ["acpi", "auto"] {
+        let said = a.fails(&["vm", "shutdown", "--mode", mode, "--within", "100ms"], 1);
+        assert!(said.contains("has not switched itself off within 100ms, and runs on"), "{mode}: {said}");
+    }
+    let said = a.fails(&["vm", "shutdown", "--mode", "agent"], 1);
+    assert!(said.contains("cannot be shut down by its agent: the agent refuses"), "{said}");
+    assert!(said.contains("help: its agent has /sbin/shutdown do it"), "{said}");
+    types(
+        &dirs[0],
+        "printf '#!/bin/sh\\nexec poweroff -f\\n' >/sbin/shutdown; chmod +x /sbin/shutdown; echo th'ere'",
+        "there",
+    );
+    assert_eq!(on_a(&["shutdown", "--within", "30s"])["event"]["event"], "stopped");
+
+    // Begun in each way.
     let said = a.fails(&["vm", "restore", "tuesday"], 1);
     assert!(said.contains("tuesday"), "{said}");
     let said = a.fails(&["vm", "start", "--host", "b"], 1);

@@ -158,7 +158,7 @@ fn a_suspended_guest_is_taken_over_as_such_and_wakes() {
     guest.happens("a", &EventKind::Suspended);
     guest.happens("a", &EventKind::Woke);
     guest.obeys("a");
-    assert!(guest.refused("a", &Request::Shutdown { within_ms: 1, end: true }).contains("suspended"));
+    assert!(guest.refused("a", &Request::Shutdown { within_ms: 1, end: true, asked: false }).contains("suspended"));
 }
 
 #[test]
@@ -230,7 +230,7 @@ fn a_guest_is_shut_down_or_what_its_owner_wants_then() {
     let mut guest = Guest::start(Protection::FaultTolerant, None);
     let keepers = ["a", "b"].map(|host| guest.lab.keeper(host).unwrap());
     let ended = || wait_until("the VM's end", || keepers.iter().all(|k| k.status().unwrap().role == Role::Standby));
-    guest.ask("a", &Request::Shutdown { within_ms: 60_000, end: false });
+    guest.ask("a", &Request::Shutdown { within_ms: 60_000, end: false, asked: false });
     let stopped = |kind: &EventKind| matches!(kind, EventKind::Stopped { .. });
     guest.expect("a", "end of the VM", stopped);
     ended();
@@ -239,11 +239,11 @@ fn a_guest_is_shut_down_or_what_its_owner_wants_then() {
     guest.protected("a");
     guest.say("a", "d");
     guest.hears("a", "deaf\n");
-    guest.ask("a", &Request::Shutdown { within_ms: 300, end: false });
+    guest.ask("a", &Request::Shutdown { within_ms: 300, end: false, asked: false });
     guest.happens("a", &EventKind::ShutdownIgnored { within_ms: 300, ended: false });
     guest.is_protected("a");
     assert_eq!(guest.run_state("a"), "running");
-    guest.ask("a", &Request::Shutdown { within_ms: 300, end: true });
+    guest.ask("a", &Request::Shutdown { within_ms: 300, end: true, asked: false });
     guest.happens("a", &EventKind::ShutdownIgnored { within_ms: 300, ended: true });
     let event = guest.expect("a", "end of the VM", stopped);
     let EventKind::Stopped { reason } = event.kind else { unreachable!("it was looked for") };

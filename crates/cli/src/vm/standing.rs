@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use ninefold_keeper::agent::{Agent, AgentError};
 use ninefold_model::control::Request;
 use ninefold_model::event::{Event, EventKind};
 use ninefold_shell::Output;
@@ -20,24 +21,45 @@ const END: Duration = Duration::from_secs(60);
 /// Between two looks at whether the keeper still answers.
 const EVERY: Duration = Duration::from_millis(100);
 
-/// Press the guest's power button, and wait until it has switched itself off
+/// How long it may take to find the guest's agent.
+const FIND: Duration = Duration::from_secs(3);
+/// An agent that cannot shut the guest down says so within this time. One that can says nothing.
+const REFUSES: Duration = Duration::from_secs(2);
+
+/// Ask the guest to shut down, and wait until it has switched itself off
 ///
-/// By ACPI: the guest's operating system decides what it does about it. If it does not obey in time the VM runs on, and the command
+/// By its agent (qemu-guest-agent) if that answers, otherwise by its power button (ACPI), with which the guest's operating system
+/// does what it likes: one without acpid or logind ignores it. If the guest does not obey in time the VM runs on, and the command
 /// fails with status 1; with --force it is ended then, as by `ninefold vm stop`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     ninefold vm shutdown\n  \
     ninefold vm shutdown --within 10m\n  \
+    ninefold vm shutdown --mode agent\n  \
     ninefold vm shutdown --within 30s --force")]
 pub struct ShutdownArgs {
     #[command(flatten)]
     at: Where,
+    /// How the guest is asked
+    #[arg(long, value_enum, default_value_t = Mode::Auto)]
+    mode: Mode,
     /// How long it may take
     #[arg(long, value_name = "TIME", default_value = "3min", value_parser = humantime::parse_duration)]
     within: Duration,
     /// End the VM if it has not obeyed by then
     #[arg(long)]
     force: bool,
+}
+
+/// How a guest is asked to shut down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    /// By its agent, or by its power button if no agent answers or the agent cannot
+    Auto,
+    /// By its agent alone
+    Agent,
+    /// By its power button
+    Acpi,
 }
 
 /// Stop the guest's processors until `resume`
@@ -91,12 +113,30 @@ pub fn wake(args: &WakeArgs, output: &Output) -> Result<(), CliError> {
 }
 
 pub fn shutdown(args: &ShutdownArgs, output: &Output) -> Result<(), CliError> {
-    let (keeper, _) = args.at.keepers()?.primary()?;
+    let (keeper, status) = args.at.keepers()?.primary()?;
+    // One that stands still hears nothing; its keeper says what to do.
+    let still = status.machine.is_some_and(|m| matches!(m.run_state.as_str(), "paused" | "suspended"));
+    let mode = if still { Mode::Acpi } else { args.mode };
     let within_ms = u64::try_from(args.within.as_millis()).unwrap_or(u64::MAX);
-    let request = Request::Shutdown { within_ms, end: args.force };
+    let since = now_us();
+    let asked = match asked(mode, &keeper) {
+        Ok(()) => true,
+        Err(Some(source)) if mode == Mode::Agent => {
+            return Err(CliError::AgentShutdown { host: keeper.host, source });
+        }
+        Err(_) => false,
+    };
+    let refused = keeper.client.command(&Request::Shutdown { within_ms, end: args.force, asked });
+    // A guest that its agent has switched off is gone before anybody can wait for it.
+    let limit = match refused {
+        Err(_) if asked => END,
+        other => {
+            other?;
+            args.within.saturating_add(END)
+        }
+    };
     let bar = progress::spinner("the guest shuts down");
-    let limit = args.within.saturating_add(END);
-    let event = ask(&keeper, &request, limit, "the end of the guest", |kind| {
+    let event = await_event(&keeper, since, limit, "the end of the guest", |kind| {
         matches!(kind, EventKind::Stopped { .. } | EventKind::ShutdownIgnored { ended: false, .. })
     });
     bar.finish_and_clear();
@@ -108,8 +148,19 @@ pub fn shutdown(args: &ShutdownArgs, output: &Output) -> Result<(), CliError> {
     }
 }
 
-/// Asks the keeper, and waits for what it says when that has happened. What this host's keeper knows is enough: a VM that leaves this
-/// host meanwhile ends the wait.
+/// Has the guest's agent shut it down, if that is to be asked.
+///
+/// # Errors
+/// It is not to be, or why it does not.
+fn asked(mode: Mode, keeper: &Keeper) -> Result<(), Option<AgentError>> {
+    if mode == Mode::Acpi {
+        return Err(None);
+    }
+    let mut agent = Agent::connect(&keeper.agent(), FIND)?;
+    Ok(agent.shut_down(REFUSES)?)
+}
+
+/// Asks the keeper, and waits for what it says when that has happened.
 fn ask(
     keeper: &Keeper,
     request: &Request,
@@ -119,6 +170,17 @@ fn ask(
 ) -> Result<Event, CliError> {
     let since = now_us();
     keeper.client.command(request)?;
+    await_event(keeper, since, limit, what, wanted)
+}
+
+/// Waits for an event since then. What this host's keeper knows is enough: a VM that leaves this host meanwhile ends the wait.
+fn await_event(
+    keeper: &Keeper,
+    since: u64,
+    limit: Duration,
+    what: &str,
+    wanted: impl Fn(&EventKind) -> bool,
+) -> Result<Event, CliError> {
     let events = follow(&keeper.clone().into(), since);
     let began = std::time::Instant::now();
     while began.elapsed() < limit {
