@@ -16,7 +16,7 @@ FUZZ_SECONDS ?= 60
 SECONDS_OF_CHAOS = $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),600)
 SEED ?=
 
-.PHONY: help root bootstrap build guest demo test soak chaos bench fuzz imports clean
+.PHONY: help root bootstrap build guest demo test soak chaos bench fuzz simulate imports clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -60,6 +60,9 @@ bench: root ## Measure protected against unprotected; results in target/bench
 	@$(MAKE) build
 	@$(MAKE) guest
 	$(target)/release/ninefold-lab bench
+
+simulate: ## Run whole keepers' cores in a simulated world for SEEDS (1000) lives from SEED (1) on
+	cargo run --release --locked -p ninefold-simulator -- --seeds $(or $(SEEDS),1000) --seed $(or $(SEED),1)
 
 fuzz: ## Fuzz the readers of streams, snapshots, logs and operations on volumes for FUZZ_SECONDS each (needs g++)
 	fuzz/run $(FUZZ_SECONDS)

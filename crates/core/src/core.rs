@@ -9,7 +9,7 @@ use ninefold_model::spec::{EpochPolicy, VmSpec};
 use ninefold_model::status::{Counters, LogState, LogStatus, MachineStatus};
 use ninefold_model::{Backup, Epoch, HostName, Record as WitnessRecord, Term};
 use ninefold_replica::continuation::Reign;
-use ninefold_replica::protocol::{Action, Input, ProposalId, Protocol, Wanted};
+use ninefold_replica::protocol::{Action, Input, ProposalId, Protocol, Rules, Wanted};
 use ninefold_replica::stream::Layout;
 use ninefold_replica::target::Target;
 
@@ -139,8 +139,19 @@ pub struct Core {
 impl Core {
     /// Of a keeper that begins now, on whose host `committed` is on record as the committed image (none: that of the configuration).
     pub fn new(settings: Settings, committed: Option<ninefold_model::spec::Boot>, now: Now) -> Self {
+        Self::with_rules(settings, committed, now, Rules::ALL)
+    }
+
+    /// One that may break rules of the protocol, so that the simulator can show what each is for.
+    #[doc(hidden)]
+    pub fn with_rules(
+        settings: Settings,
+        committed: Option<ninefold_model::spec::Boot>,
+        now: Now,
+        rules: Rules,
+    ) -> Self {
         let wanted = Wanted { protection: settings.vm.protection, backups: settings.vm.backups.into() };
-        let protocol = Protocol::new(settings.host.clone(), wanted);
+        let protocol = Protocol::with_rules(settings.host.clone(), wanted, rules);
         Self {
             protocol,
             now,

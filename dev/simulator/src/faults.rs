@@ -1,0 +1,249 @@
+//! What goes wrong, and how it passes.
+
+use ninefold_core::event::{Event, RequestId};
+use ninefold_model::control::Request;
+
+use crate::keeper::At;
+use crate::plan::Fault;
+use crate::world::{Item, MS, What, World};
+
+impl World {
+    pub(crate) fn fault(&mut self, n: usize) {
+        let mut fault = self.plan.faults[n].fault.clone();
+        let now = self.now;
+        self.trace.fault(now, &fault);
+        let lasts = fault.lasts().map_or(0, |ms| *ms * MS);
+        self.after(lasts.max(1), Item::Passes(n));
+        match fault {
+            Fault::KillKeeper { host, back_ms } => {
+                self.keeper_dies(host, true);
+                self.after(back_ms * MS, Item::Begins { host });
+            }
+            Fault::Quit { host, back_ms } => {
+                if self.hosts[host].keeper.is_some() {
+                    self.hosts[host].back_after = back_ms * MS;
+                    self.tell_later(host, 0, Event::Quit);
+                }
+            }
+            Fault::KillQemu { host } => {
+                let Some(keeper) = &mut self.hosts[host].keeper else { return };
+                if let Some(vm) = keeper.vm.take_if(|vm| vm.launched) {
+                    let generation = vm.generation;
+                    let dies = self.rng.u64(1..20 * MS);
+                    self.tell_later(host, dies, Event::VmLost { generation, reason: "QEMU ended".into() });
+                    self.judge_holders("the VM's QEMU was killed");
+                }
+            }
+            Fault::KillStandby { host } => {
+                let Some(keeper) = &mut self.hosts[host].keeper else { return };
+                keeper.waiting = None;
+                self.hosts[host].robbed = true;
+                let Some(keeper) = &mut self.hosts[host].keeper else { return };
+                let alive = keeper.standbys.iter_mut().filter(|(_, s)| !matches!(s.at, At::Door | At::Over));
+                let mut dead = Vec::new();
+                for (id, standby) in alive {
+                    standby.alive = false;
+                    dead.push(*id);
+                }
+                for connection in dead {
+                    let found = self.rng.u64(1..40 * MS);
+                    self.later(host, found, What::StandbyDied { connection });
+                }
+                self.judge_holders("a standby was killed");
+            }
+            Fault::LoadFails { host } => {
+                (self.hosts[host].load_fails, self.hosts[host].robbed) = (true, true);
+            }
+            Fault::Freeze { host, amid: true, .. } => self.hosts[host].freezes_amid = Some(n),
+            Fault::Freeze { host, amid: false, .. } => self.freezes(host, n),
+            Fault::Suspend { host, .. } => {
+                let h = &mut self.hosts[host];
+                if h.suspended.is_none() && h.power {
+                    h.suspended = Some(now);
+                    h.still_since.get_or_insert(now);
+                }
+            }
+            Fault::PowerOff { host, back_ms } => self.loses_power(host, back_ms * MS),
+            Fault::PowerLoss { back_ms } => {
+                for host in 0..self.hosts.len() {
+                    let later = self.rng.u64(..500 * MS);
+                    self.loses_power(host, back_ms * MS + later);
+                }
+            }
+            Fault::Cut { from, to, .. } => self.cuts[from][to] += 1,
+            Fault::Isolate { host, .. } => self.isolate(host, true),
+            Fault::Delay { from, to, by_ms, .. } => self.delays[from][to] += by_ms * MS,
+            Fault::Reset { a, b } => {
+                let between = |hosts: [usize; 2]| hosts == [a, b] || hosts == [b, a];
+                let ids: Vec<u64> =
+                    self.connections.iter().filter(|(_, c)| between(c.hosts)).map(|(id, _)| *id).collect();
+                for connection in ids {
+                    for side in 0..2 {
+                        self.after(1, Item::Resets { connection, side });
+                    }
+                }
+            }
+            Fault::WitnessDown { .. } => self.witness.down += 1,
+            Fault::WitnessSlow { by_ms, .. } => self.witness.slow += by_ms * MS,
+            Fault::WitnessMute { .. } => self.witness.mute += 1,
+            Fault::WitnessLate { by_ms, .. } => self.witness.late += by_ms * MS,
+            Fault::WitnessForgets { changes, .. } => self.witness.forgets = Some(changes),
+            Fault::WitnessRefuses { .. } => self.witness.refuses += 1,
+            Fault::WitnessCut { host, .. } => self.hosts[host].witness_cut += 1,
+            Fault::DiskSlow { host, by_ms, .. } => self.hosts[host].disk_slow += by_ms * MS,
+            Fault::LogFails { host, noted } => {
+                (self.hosts[host].log_fails, self.hosts[host].robbed) = (Some(noted), true);
+            }
+            Fault::Uplink { host, .. } => self.hosts[host].uplink = false,
+            Fault::Switchover => self.requests(Request::Switchover),
+            Fault::Unprotect { .. } => self.requests(Request::Unprotect),
+            Fault::PowersOff => {
+                if let Some(host) = self.runner() {
+                    self.switches_off(host);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn passes(&mut self, n: usize) {
+        self.faults_left -= 1;
+        let now = self.now;
+        match self.plan.faults[n].fault.clone() {
+            Fault::Freeze { host, .. } => {
+                let h = &mut self.hosts[host];
+                h.freezes_amid.take_if(|of| *of == n);
+                if h.frozen.contains(&n) {
+                    h.frozen.retain(|of| *of != n);
+                    self.thaws(host);
+                }
+            }
+            Fault::Suspend { host, .. } => {
+                if let Some(since) = self.hosts[host].suspended.take() {
+                    self.hosts[host].asleep += now - since;
+                    self.healed();
+                    self.thaws(host);
+                }
+            }
+            Fault::Cut { from, to, .. } => {
+                self.cuts[from][to] -= 1;
+                self.healed();
+            }
+            Fault::Isolate { host, .. } => {
+                self.isolate(host, false);
+                self.healed();
+            }
+            Fault::Delay { from, to, by_ms, .. } => self.delays[from][to] -= by_ms * MS,
+            Fault::WitnessDown { .. } => self.witness.down -= 1,
+            Fault::WitnessSlow { by_ms, .. } => self.witness.slow -= by_ms * MS,
+            Fault::WitnessMute { .. } => self.witness.mute -= 1,
+            Fault::WitnessLate { by_ms, .. } => self.witness.late -= by_ms * MS,
+            Fault::WitnessForgets { .. } => self.witness.forgets = None,
+            Fault::WitnessRefuses { .. } => self.witness.refuses -= 1,
+            Fault::WitnessCut { host, .. } => self.hosts[host].witness_cut -= 1,
+            Fault::DiskSlow { host, by_ms, .. } => self.hosts[host].disk_slow -= by_ms * MS,
+            Fault::Uplink { host, .. } => self.hosts[host].uplink = true,
+            Fault::Unprotect { .. } => self.judge.protect_again = true,
+            _ => {}
+        }
+    }
+
+    fn isolate(&mut self, host: usize, yes: bool) {
+        let change = |n: &mut u32| if yes { *n += 1 } else { *n -= 1 };
+        for other in (0..self.hosts.len()).filter(|o| *o != host) {
+            change(&mut self.cuts[host][other]);
+            change(&mut self.cuts[other][host]);
+        }
+        change(&mut self.hosts[host].witness_cut);
+    }
+
+    pub(crate) fn freezes(&mut self, host: usize, fault: usize) {
+        let now = self.now;
+        let h = &mut self.hosts[host];
+        if h.power {
+            h.frozen.push(fault);
+            h.still_since.get_or_insert(now);
+            self.trace.say(now, &self.hosts[host].name, || "stands still".into());
+        }
+    }
+
+    fn thaws(&mut self, host: usize) {
+        if self.still(host) {
+            return;
+        }
+        let now = self.now;
+        self.trace.say(now, &self.hosts[host].name, || "goes on".into());
+        let h = &mut self.hosts[host];
+        if h.still_since.take().is_some_and(|since| now - since >= 170 * MS) {
+            h.thawed = Some(now);
+        }
+        self.goes_on(host);
+    }
+
+    fn loses_power(&mut self, host: usize, back: u64) {
+        if !self.hosts[host].power {
+            return;
+        }
+        let now = self.now;
+        if let Some(since) = self.hosts[host].suspended.take() {
+            self.hosts[host].asleep += now - since;
+        }
+        self.keeper_dies(host, false);
+        let h = &mut self.hosts[host];
+        (h.power, h.still_since) = (false, None);
+        h.frozen.clear();
+        self.after(back, Item::Begins { host });
+        self.after(back.saturating_sub(1), Item::PowerIsBack { host });
+        // Its peers hear of it when it is there again.
+        let theirs: Vec<(u64, usize)> = self
+            .connections
+            .iter()
+            .flat_map(|(id, c)| (0..2).filter(|s| c.hosts[1 - s] == host && !c.closed[*s]).map(|s| (*id, s)))
+            .collect();
+        for (connection, side) in theirs {
+            let heard = back + self.rng.u64(..300 * MS);
+            self.after(heard, Item::Resets { connection, side });
+        }
+    }
+
+    /// A keeper's process is gone, with its QEMUs and all that it knew.
+    pub(crate) fn keeper_dies(&mut self, host: usize, says_so: bool) {
+        if self.hosts[host].keeper.take().is_none() {
+            return;
+        }
+        self.judge.ended(host);
+        self.hosts[host].backlog.clear();
+        self.hosts[host].freezes_amid = None;
+        let now = self.now;
+        self.trace.say(now, &self.hosts[host].name, || "its keeper is gone".into());
+        self.ends_connections(host, says_so);
+        self.judge_holders("a keeper has ended");
+    }
+
+    /// A keeper has done what it was told and ends.
+    pub(crate) fn keeper_ends(&mut self, host: usize) {
+        self.keeper_dies(host, true);
+        let back = self.hosts[host].back_after;
+        self.after(back.max(1), Item::Begins { host });
+    }
+
+    /// The host on which the VM runs, as far as there is one.
+    pub(crate) fn runner(&self) -> Option<usize> {
+        let runs = |h: &crate::world::Host| h.keeper.as_ref().is_some_and(|k| k.vm.as_ref().is_some_and(|vm| vm.runs));
+        let named = self.record().map(|r| self.number(&r.primary)).filter(|n| runs(&self.hosts[*n]));
+        named.or_else(|| self.hosts.iter().position(runs))
+    }
+
+    /// An owner asks for something where the VM runs.
+    pub(crate) fn requests(&mut self, request: Request) {
+        if let Some(host) = self.runner() {
+            self.request(host, request);
+        }
+    }
+
+    pub(crate) fn request(&mut self, host: usize, request: Request) {
+        if self.hosts[host].keeper.is_some() {
+            let id = RequestId(1);
+            self.tell_later(host, 1, Event::Request { id, request, seen: Default::default() });
+        }
+    }
+}

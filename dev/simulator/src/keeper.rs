@@ -1,0 +1,251 @@
+//! A keeper's process: its core, and what its threads are at. All of it is gone when the process is.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use ninefold_core::Core;
+use ninefold_core::effect::{Effect, Question, VmOrder};
+use ninefold_core::event::{Event, OfferId, Source, WaiterId};
+use ninefold_model::{Epoch, Record, Term};
+use ninefold_replica::protocol;
+use ninefold_replica::stream::Hello;
+use ninefold_replica::target::{Basis, Target};
+
+use crate::guest::{Checkpoint, Guest};
+use crate::network::Msg;
+use crate::outlets::Outlets;
+use crate::volumes::{Volumes, Writes};
+
+/// See the [module](self).
+pub struct Keeper {
+    pub core: Core,
+    /// When it was last told of the time.
+    pub ticked: u64,
+    pub answers: VecDeque<Event>,
+    /// Effects that are still to be carried out, by a keeper that was frozen amid them.
+    pub undone: VecDeque<Effect>,
+    pub stepping: bool,
+    pub waiter: Option<(WaiterId, Waits)>,
+    pub offer: Option<(OfferId, u64)>,
+    pub last_id: u64,
+    /// A host that could be the backup.
+    pub link: Option<u64>,
+    pub outlets: Outlets,
+    pub volumes: Volumes,
+    /// What has reached the images since.
+    pub written: Vec<(Basis, BTreeSet<usize>)>,
+    pub vm: Option<Vm>,
+    pub waiting: Option<(Source, Guest)>,
+    pub sessions: BTreeMap<Term, Session>,
+    pub primary: Option<Primary>,
+    pub standbys: BTreeMap<u64, Standby>,
+    /// The newest session that was accepted.
+    pub announced: Term,
+    pub client: Client,
+    pub looking: bool,
+    pub turns: usize,
+    pub logs: BTreeMap<u64, Log>,
+    pub recovery: Option<(u64, bool)>,
+    /// A log that is loaded, of the attempt of this number.
+    pub recovered: Option<u64>,
+    pub looked: u64,
+    pub quitting: bool,
+}
+
+/// A thread that waits for the core's word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waits {
+    Started { generation: u64 },
+    First { generation: u64, target: Target },
+}
+
+/// The VM's thread.
+#[derive(Debug)]
+pub struct Vm {
+    pub generation: u64,
+    pub guest: Guest,
+    /// QEMU is there, and the guest is let run.
+    pub runs: bool,
+    pub launched: bool,
+    pub sinks: Vec<Sink>,
+    pub epoch: Epoch,
+    pub last: Last,
+    /// After the last checkpoint.
+    pub paused: bool,
+    pub off: Off,
+    /// When the guest ran again.
+    pub resumed: u64,
+    /// When its thread looks next.
+    pub alarm: u64,
+    pub orders: VecDeque<VmOrder>,
+    /// It waits for output to be held for this one.
+    pub asks: Option<Target>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Last {
+    No,
+    Wanted,
+    Taken,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Off {
+    No,
+    Seen,
+    Told,
+}
+
+/// Whoever the VM is copied to.
+#[derive(Debug)]
+pub struct Sink {
+    pub target: Target,
+    pub log: Option<u64>,
+    pub stage: Stage,
+    pub acked: Epoch,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    Copying,
+    Ready,
+    /// Output is held for it.
+    Asked,
+    Joined,
+}
+
+/// A primary's session.
+#[derive(Debug)]
+pub struct Session {
+    pub connection: u64,
+    /// When something was last sent.
+    pub sent_at: u64,
+    /// Checkpoints on their way, and when each was sent.
+    pub sent: VecDeque<(Epoch, u64)>,
+    /// What has reached the images since the volumes' copy began.
+    pub since: Option<BTreeSet<usize>>,
+    pub over: bool,
+}
+
+/// A backup's connection to its primary.
+#[derive(Debug)]
+pub struct Primary {
+    pub session: Term,
+    pub connection: u64,
+    /// The time in its newest heartbeat.
+    pub echo: u64,
+}
+
+/// A thread that receives a session.
+#[derive(Debug)]
+pub struct Standby {
+    pub session: Term,
+    pub hello: Option<Box<Hello>>,
+    pub at: At,
+    pub since: u64,
+    /// Has come and is not read.
+    pub pending: VecDeque<Msg>,
+    pub log: Option<u64>,
+    pub checkpoint: Option<Checkpoint>,
+    pub first: bool,
+    pub verdict: Option<Verdict>,
+    pub asked_log: bool,
+    pub logged: Option<bool>,
+    /// Its QEMU lives.
+    pub alive: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum At {
+    /// Hello is awaited, the witness asked, the core.
+    Door,
+    Entering,
+    Building,
+    Receiving,
+    /// The stream has ended: the witness's word is awaited.
+    Waits,
+    Loading,
+    Over,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    Load { others: bool },
+    End,
+}
+
+/// The witness's client.
+#[derive(Debug, Default)]
+pub struct Client {
+    /// What its thread has not heard yet.
+    pub queued: VecDeque<Question>,
+    pub pending: Option<Question>,
+    /// The call that is under way.
+    pub call: Option<u64>,
+    pub last_call: u64,
+    /// Which alarm is the present one.
+    pub alarm: u64,
+    pub unreachable: bool,
+}
+
+/// A log's thread.
+#[derive(Debug)]
+pub struct Log {
+    pub state: LogState,
+    pub jobs: VecDeque<LogJob>,
+    pub note: Option<(u64, protocol::Standing)>,
+    pub busy: bool,
+    pub steps: u64,
+    pub session: Term,
+    pub reigns: bool,
+    pub standing: Option<protocol::Standing>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogState {
+    Nothing,
+    New,
+    Log,
+    Failed,
+}
+
+#[derive(Debug, Clone)]
+pub enum LogJob {
+    /// Begins anew.
+    Begin(protocol::Standing),
+    /// A backup's session begins, of the standby on this connection.
+    Session {
+        session: Term,
+        standing: protocol::Standing,
+    },
+    Checkpoint {
+        checkpoint: Box<Checkpoint>,
+        rest: Option<Writes>,
+    },
+    Received {
+        session: Term,
+        checkpoint: Box<Checkpoint>,
+        rest: Option<Writes>,
+        first: bool,
+    },
+    Drain {
+        connection: u64,
+    },
+    Remove,
+}
+
+/// A log as it survives.
+#[derive(Debug, Clone)]
+pub struct OnDisk {
+    pub standing: protocol::Standing,
+    pub checkpoint: Checkpoint,
+    /// All that was written to the volumes since the log has begun.
+    pub writes: Writes,
+    pub at: (Term, Epoch),
+}
+
+impl OnDisk {
+    /// Whether its host may go on from it under this record.
+    pub fn vouches(&self, record: &Record, host: &ninefold_model::HostName) -> bool {
+        self.standing.vouches(record, host)
+    }
+}

@@ -1,0 +1,52 @@
+//! Connections between hosts: each is two ordered streams, which end. What is sent into a cut arrives when that is healed.
+
+use std::collections::VecDeque;
+
+use ninefold_core::effect::Word;
+use ninefold_model::Term;
+use ninefold_replica::stream::Hello;
+
+use crate::guest::Checkpoint;
+use crate::volumes::Writes;
+
+/// What goes over a connection.
+#[derive(Debug, Clone)]
+pub enum Msg {
+    Hello(Box<Hello>),
+    /// A round of the initial copy of memory.
+    Round,
+    /// Blocks of the primary's images as they are.
+    Volumes(Writes),
+    /// With `rest`, the session's first: blocks of the images as they are, and all that is held.
+    Checkpoint {
+        checkpoint: Box<Checkpoint>,
+        rest: Option<Writes>,
+    },
+    /// The primary's heartbeat, with its time.
+    Beat(u64),
+    Bound(Term),
+    Relinquish(String),
+    Bye,
+    /// What a backup says, and the primary's time that its heartbeat names.
+    Word(Word, u64),
+    /// The other side has closed it.
+    End,
+}
+
+/// A connection. Its side 0 has opened it.
+#[derive(Debug)]
+pub struct Connection {
+    pub hosts: [usize; 2],
+    /// The keepers' incarnations.
+    pub keepers: [u64; 2],
+    /// When the newest message to this side arrives.
+    pub last_arrival: [u64; 2],
+    /// When this side has last read something, by its CLOCK_BOOTTIME.
+    pub last_read: [u64; 2],
+    /// Has come and is not read.
+    pub unread: [u32; 2],
+    /// This side sends nothing more, and reads nothing.
+    pub closed: [bool; 2],
+    /// To this side, and held up by a cut.
+    pub held: [VecDeque<Msg>; 2],
+}

@@ -1,0 +1,262 @@
+//! What the [judge](crate::judge) sees: outputs, what each host holds, how the VM is when all faults have passed. And the VM's owner, who
+//! starts it.
+
+use ninefold_core::event::Source;
+use ninefold_model::control::{Request, Response};
+use ninefold_model::status::{ProtectionState, Role};
+use ninefold_model::{Epoch, Record, Term};
+
+use crate::guest::{Guest, Node};
+use crate::judge::Verdict;
+use crate::keeper::At;
+use crate::world::{Item, MS, World};
+
+/// A late frame is one that leaves so long after another host has won the VM: the failure timeout, and one call to the witness.
+const LATE: u64 = 1300 * MS;
+/// How long a primary may call itself protected when its backup is gone.
+const UNNOTICED: u64 = 1000 * MS;
+/// How long it may take after the last fault until all is well.
+const HEALS: u64 = 100_000 * MS;
+/// All is well when it has been so for this long.
+const SETTLED: u64 = 300 * MS;
+
+impl World {
+    /// This host has won the VM, or changed who may take it over, by what this keeper asked for.
+    pub(crate) fn record_changed(&mut self, host: usize, keeper: u64) {
+        let now = self.now;
+        self.judge.changed = now;
+        let records = &self.witness.records;
+        let before = records.len().checked_sub(2).map(|n| &records[n]);
+        let (Some(record), Some(before)) = (self.record(), before) else { return };
+        let h = &self.hosts[host];
+        let lives = h.incarnation == keeper && h.keeper.is_some() && !h.robbed;
+        let won = before.primary != record.primary && self.judge.lost.is_none() && !self.judge.stopped;
+        if won && lives && !self.holds(host, record) {
+            let words = format!("{} wins the VM, and has given it up", h.name);
+            self.judge.harm(now, "L", words);
+        }
+        // One that was asked for by a host that has ended since may bind those alone who hold nothing any more.
+        self.judge_holders("the record has changed");
+    }
+
+    /// A step of the guest is told to the world.
+    pub(crate) fn observe_output(&mut self, host: usize, node: Node, open: bool) {
+        let (now, name) = (self.now, self.hosts[host].name.clone());
+        self.trace.say(now, &name, || format!("says {node}{}", if open { ", at once" } else { "" }));
+        let spoken = self.judge.spoken;
+        if self.steps.has(node, spoken) {
+            self.judge.spoken = node;
+        } else if !self.steps.has(spoken, node) {
+            let words = format!("{name} says {node}, which does not follow what has been said: {spoken}");
+            return self.judge.harm(now, "I3", words);
+        }
+        let Some(record) = self.record().cloned() else {
+            return self.judge.harm(now, "I3", format!("{name} speaks, and has never won the VM"));
+        };
+        let owner = self.number(&record.primary);
+        if owner != host {
+            let (changed, thawed) = (self.judge.changed, self.hosts[host].thawed);
+            if thawed.is_some_and(|at| at > changed) {
+                let words = format!("{name} stood still, was replaced by {}, and speaks", record.primary);
+                self.judge.harm(now, "I3", words);
+            } else if now - changed > LATE {
+                let words = format!("{name} speaks {} ms after {} had won", (now - changed) / MS, record.primary);
+                self.judge.harm(now, "I3", words);
+            }
+            return;
+        }
+        for backup in &record.backups {
+            let b = self.number(&backup.host);
+            let holds = self.judge.acked.get(&(b, backup.session)).is_some_and(|at| self.steps.has(*at, node));
+            if !holds {
+                let words = format!("{name} says {node}, which {} does not hold, and may take over", backup.host);
+                return self.judge.harm(now, "I1", words);
+            }
+        }
+    }
+
+    /// A backup says that it holds a checkpoint.
+    pub(crate) fn acknowledges(&mut self, host: usize, session: Term, epoch: Epoch) {
+        if let Some(at) = self.judge.taken.get(&(session, epoch)) {
+            self.judge.acked.insert((host, session), *at);
+        }
+    }
+
+    /// A guest is let run that was loaded from a checkpoint.
+    pub(crate) fn resumes(&mut self, host: usize, guest: &Guest) {
+        let (now, name) = (self.now, self.hosts[host].name.clone());
+        let spoken = self.judge.spoken;
+        self.judge.takeovers += 1;
+        self.trace.say(now, &name, || format!("goes on from {}", guest.at));
+        if !self.steps.has(guest.at, spoken) {
+            let words = format!("{name} goes on from {}, and {spoken} has been said", guest.at);
+            return self.judge.harm(now, "I2", words);
+        }
+        if self.record().is_none_or(|r| r.primary != name) {
+            return self.judge.harm(now, "I3", format!("{name} goes on, and has not won the VM"));
+        }
+        if self.hosts[host].images != guest.disk {
+            let words = format!(
+                "{name} goes on with volumes {:?}, and the guest has written {:?}",
+                self.hosts[host].images, guest.disk
+            );
+            self.judge.harm(now, "volumes", words);
+        }
+    }
+
+    /// The guest begins anew. Answers its first step.
+    pub(crate) fn boots(&mut self, host: usize) -> Node {
+        let (now, name) = (self.now, self.hosts[host].name.clone());
+        let judge = &mut self.judge;
+        if judge.life.is_some() && !judge.stopped && judge.lost.is_none() {
+            judge.harm(now, "L", format!("{name} boots the VM anew, and it was lost by nothing"));
+        }
+        let node = self.steps.after(0);
+        self.hosts.iter_mut().for_each(|h| h.robbed = false);
+        let judge = &mut self.judge;
+        (judge.life, judge.spoken, judge.stopped, judge.lost) = (Some(node), node, false, None);
+        judge.acked.clear();
+        judge.lives += 1;
+        self.trace.say(now, &name, || format!("boots, with {node}"));
+        node
+    }
+
+    pub(crate) fn says_role(&mut self, host: usize, role: Role, protection: Option<ProtectionState>, term: Term) {
+        self.judge.roles.insert(host, (role, protection, term));
+    }
+
+    /// Something was taken from somebody: does anybody hold the VM still?
+    pub(crate) fn judge_holders(&mut self, why: &str) {
+        if self.judge.life.is_none() || self.judge.lost.is_some() {
+            return;
+        }
+        let Some(record) = self.record() else { return };
+        let hosts = std::iter::once(&record.primary).chain(record.backups.iter().map(|b| &b.host));
+        if !hosts.map(|name| self.number(name)).any(|host| self.holds(host, record)) {
+            let now = self.now;
+            self.trace.judge(now, || format!("nobody holds the VM any more: {why}"));
+            self.judge.lost = Some(why.to_owned());
+        }
+    }
+
+    fn holds(&self, host: usize, record: &Record) -> bool {
+        let h = &self.hosts[host];
+        if h.log.as_ref().is_some_and(|log| log.vouches(record, &h.name)) {
+            return true;
+        }
+        let Some(keeper) = &h.keeper else { return false };
+        let mine = record.primary == h.name;
+        let counts = |session: Term| mine || record.binds(&h.name, session);
+        let standby = keeper
+            .standbys
+            .values()
+            .any(|s| s.alive && s.checkpoint.is_some() && s.at != At::Over && counts(s.session));
+        let waits = keeper.waiting.as_ref().is_some_and(|(source, _)| match source {
+            Source::Session(session) => counts(*session),
+            Source::Log(_) | Source::Job(_) => mine,
+        });
+        standby || waits || (mine && keeper.vm.is_some())
+    }
+
+    pub(crate) fn operator_hears(&mut self, response: &Response) {
+        if let Response::Error { .. } = response {
+            self.judge.tries += 1;
+        }
+    }
+
+    /// Looks at all of it, every now and then.
+    pub(crate) fn look(&mut self) {
+        self.after(10 * MS, Item::Look);
+        self.operator();
+        self.check_said_protected();
+        let now = self.now;
+        if self.faults_left > 0 {
+            return;
+        }
+        let healed = *self.judge.healed.get_or_insert(now);
+        if self.all_is_well() {
+            let since = *self.judge.good.get_or_insert(now);
+            if now - since >= SETTLED {
+                self.judge.verdict = Some(Verdict::Fine);
+            }
+            return;
+        }
+        self.judge.good = None;
+        if now - healed > HEALS {
+            let (rule, words) = match self.runner() {
+                None if self.judge.lost.is_none() && !self.judge.stopped => {
+                    ("L", "the VM is gone, and was lost by nothing")
+                }
+                None => ("liveness", "the VM cannot be started again"),
+                Some(_) => ("liveness", "the VM is not protected again"),
+            };
+            self.judge.harm(now, rule, words.into());
+        }
+    }
+
+    fn all_is_well(&self) -> bool {
+        let Some(record) = self.record() else { return false };
+        let owner = self.number(&record.primary);
+        let runs = |h: &crate::world::Host| {
+            h.keeper.as_ref().is_some_and(|k| k.vm.as_ref().is_some_and(|vm| vm.runs && !vm.paused))
+        };
+        let wanted = usize::from(self.plan.setup.backups);
+        let says = self.judge.roles.get(&owner);
+        let protected =
+            says.is_some_and(|(role, p, _)| *role == Role::Primary && *p == Some(ProtectionState::Protected));
+        let alone = self.hosts.iter().filter(|h| runs(h)).count() == 1;
+        alone && runs(&self.hosts[owner]) && protected && record.backups.len() == wanted
+    }
+
+    fn check_said_protected(&mut self) {
+        let now = self.now;
+        for host in 0..self.hosts.len() {
+            let h = &self.hosts[host];
+            let says = self.judge.roles.get(&host);
+            let claims = says.is_some_and(|(r, p, _)| *r == Role::Primary && *p == Some(ProtectionState::Protected));
+            let still = !h.frozen.is_empty() || h.suspended.is_some() || h.keeper.is_none();
+            let backed = || {
+                self.hosts.iter().any(|b| {
+                    b.keeper.as_ref().is_some_and(|k| {
+                        k.standbys
+                            .values()
+                            .any(|s| s.at != At::Door && s.hello.as_ref().is_some_and(|hello| hello.from == h.name))
+                    })
+                })
+            };
+            if !claims || still || backed() {
+                self.judge.unbacked.remove(&host);
+                continue;
+            }
+            let since = *self.judge.unbacked.entry(host).or_insert(now);
+            if now - since > UNNOTICED {
+                let words = format!("{} calls itself protected, and has had no backup for a second", h.name);
+                self.judge.harm(now, "I4", words);
+            }
+        }
+    }
+
+    /// The VM's owner: starts it, also after it has ended, and wants it protected.
+    fn operator(&mut self) {
+        let now = self.now;
+        if now - self.judge.asked < 500 * MS && now > 50 * MS {
+            return;
+        }
+        if std::mem::take(&mut self.judge.protect_again) {
+            if self.runner().is_none() {
+                self.judge.protect_again = true;
+            }
+            self.requests(Request::Protect);
+        }
+        let gone = self.judge.life.is_none() || self.judge.stopped || self.judge.lost.is_some();
+        let here = self.hosts.iter().any(|h| h.keeper.as_ref().is_some_and(|k| k.vm.is_some() || k.waiting.is_some()));
+        if !gone || here {
+            self.judge.tries = 0;
+            return;
+        }
+        self.judge.asked = now;
+        let host = self.record().map_or(0, |r| self.number(&r.primary));
+        let force = self.judge.tries >= 3 && self.record().is_some();
+        self.request(host, Request::Start { force });
+    }
+}

@@ -1,0 +1,344 @@
+//! A keeper's core takes an event; what it says is carried out, as the keeper's runtime does it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use ninefold_core::disk_watch::Look;
+use ninefold_core::effect::{DisksOrder, Effect, GuestOrder, Metric, OutletsOrder, ParkingOrder, PrimaryOrder};
+use ninefold_core::event::{Event, Frames, Observed, OfferId, VolumeSeen};
+use ninefold_core::settings::Timing;
+use ninefold_core::still_ours;
+use ninefold_core::time::Boottime;
+use ninefold_model::Epoch;
+use ninefold_model::event::EventKind;
+use ninefold_replica::stream::Hello;
+
+use crate::guest::Node;
+use crate::keeper::{Verdict, Waits};
+use crate::network::Msg;
+use crate::outlets::Gate;
+use crate::volumes::Writes;
+use crate::world::{MS, TICK_US, World};
+
+impl World {
+    /// Tells the core what happens.
+    pub(crate) fn tell(&mut self, host: usize, event: Event) {
+        if self.tick_if_due(host) {
+            self.step(host, event);
+        }
+    }
+
+    /// Before anything that has waited: a host that stood still must not act on it as if no time had passed. False if the keeper has ended.
+    pub(crate) fn tick_if_due(&mut self, host: usize) -> bool {
+        if self.hosts[host].keeper.is_some() && self.now - self.keeper(host).ticked >= TICK_US {
+            self.tick(host);
+        }
+        self.hosts[host].keeper.is_some()
+    }
+
+    pub(crate) fn tell_offer(&mut self, host: usize, offer: OfferId, connection: u64, hello: Box<Hello>) {
+        if self.tick_if_due(host) {
+            self.keeper(host).offer = Some((offer, connection));
+            self.step(host, Event::Offer { offer, hello });
+        }
+    }
+
+    pub(crate) fn tick(&mut self, host: usize) {
+        self.keeper(host).ticked = self.now;
+        let observed = self.observe(host);
+        self.step(host, Event::Tick(observed));
+    }
+
+    fn observe(&mut self, host: usize) -> Observed {
+        let volumes = self.spec.volumes.len();
+        let (uplink, slow) = (self.hosts[host].uplink, self.hosts[host].disk_slow);
+        let Some(keeper) = &self.hosts[host].keeper else { return Observed::default() };
+        let silences = keeper.sessions.iter().map(|(name, s)| (*name, self.silence(s.connection, 0))).collect();
+        let primary_silence = keeper.primary.as_ref().map(|p| (p.session, self.silence(p.connection, 1)));
+        let logs = keeper.logs.iter().map(|(id, log)| (*id, log.busy.then_some(log.steps))).collect();
+        let stalled = (slow >= 2000 * MS).then(|| Duration::from_micros(slow));
+        let seen = VolumeSeen { look: Look { failure: None, stalled }, held: 0 };
+        Observed {
+            uplink,
+            silences,
+            primary_silence,
+            logs,
+            volumes: vec![seen; volumes],
+            held: 0,
+            full: false,
+            frames: Frames::default(),
+            twins: Vec::new(),
+        }
+    }
+
+    /// One event, all that it has as a consequence, and the answers to that.
+    fn step(&mut self, host: usize, event: Event) {
+        self.keeper(host).answers.push_back(event);
+        if !self.keeper(host).stepping {
+            self.keeper(host).stepping = true;
+            self.go_on(host);
+        }
+    }
+
+    /// Goes on with the effects of the step at hand, and with its answers. A host may freeze in between.
+    pub(crate) fn go_on(&mut self, host: usize) {
+        loop {
+            while let Some(effect) = self.keeper(host).undone.pop_front() {
+                let releases = matches!(
+                    effect,
+                    Effect::Outlets(
+                        OutletsOrder::Release { .. } | OutletsOrder::Open { .. } | OutletsOrder::TryOpen { .. }
+                    )
+                );
+                if releases && let Some(fault) = self.hosts[host].freezes_amid.take() {
+                    self.keeper(host).undone.push_front(effect);
+                    self.freezes(host, fault);
+                    return;
+                }
+                self.trace.effect(self.now, &self.hosts[host].name, &effect);
+                self.carry_out(host, effect);
+            }
+            let now = self.clocks(host);
+            let keeper = self.keeper(host);
+            let Some(event) = keeper.answers.pop_front() else { break };
+            let mut effects = Vec::new();
+            let name = &self.hosts[host].name;
+            self.trace.event(self.now, name, &event);
+            if let Some(keeper) = &mut self.hosts[host].keeper {
+                keeper.core.step(now, event, &mut effects);
+                keeper.undone.extend(effects);
+            }
+        }
+        self.stepped(host);
+    }
+
+    /// What the core has not taken up is over.
+    fn stepped(&mut self, host: usize) {
+        let keeper = self.keeper(host);
+        keeper.stepping = false;
+        let (waiter, offer) = (keeper.waiter.take(), keeper.offer.take());
+        keeper.recovered = None;
+        let wanted = keeper.core.loaded();
+        keeper.waiting.take_if(|(source, _)| Some(*source) != wanted);
+        let done = keeper.core.is_done() && !keeper.quitting;
+        if let Some((_, waits)) = waiter {
+            self.not_let_go(host, waits);
+        }
+        if let Some((_, connection)) = offer {
+            self.close(connection, 1);
+            self.keeper(host).standbys.remove(&connection);
+        }
+        if done {
+            self.keeper(host).quitting = true;
+            self.step(host, Event::End);
+            self.keeper_ends(host);
+        }
+    }
+
+    fn answer(&mut self, host: usize, event: Event) {
+        self.keeper(host).answers.push_back(event);
+    }
+
+    fn carry_out(&mut self, host: usize, effect: Effect) {
+        match effect {
+            Effect::Publish(kind) => self.published(&kind),
+            Effect::Measure(metric) => {
+                if let Metric::Role { role, protection, term } = metric {
+                    self.says_role(host, role, protection, term);
+                }
+            }
+            Effect::Reply { to: _, response } => self.operator_hears(&response),
+            Effect::ReportLog { .. } => {}
+            Effect::LetGo(waiter) => {
+                if let Some((_, waits)) = self.keeper(host).waiter.take_if(|(id, _)| *id == waiter) {
+                    self.let_go(host, waits);
+                }
+            }
+            Effect::Ask(question) => self.ask(host, question),
+            Effect::Find(wish) => self.find(host, wish),
+            Effect::ForgetPeer => self.forget_peer(host),
+            Effect::AcceptOffer { offer, session, log } => {
+                if let Some((_, connection)) = self.keeper(host).offer.take_if(|(id, _)| *id == offer) {
+                    self.session_accepted(host, connection, session, log);
+                }
+            }
+            Effect::RefuseOffer { offer, reason } => {
+                if let Some((_, connection)) = self.keeper(host).offer.take_if(|(id, _)| *id == offer) {
+                    let refuse = ninefold_core::effect::Word::Refuse { reason };
+                    self.send(connection, 1, Msg::Word(refuse, 0));
+                    self.close(connection, 1);
+                    self.keeper(host).standbys.remove(&connection);
+                }
+            }
+            Effect::Outlets(order) => self.outlets(host, order),
+            Effect::Disks(order) => self.disks(host, order),
+            Effect::Parking(order) => {
+                if let ParkingOrder::Announce(session) = order {
+                    let keeper = self.keeper(host);
+                    keeper.announced = keeper.announced.max(session);
+                }
+            }
+            Effect::Guest(order) => {
+                if let GuestOrder::KeepImage { record: _, image, before, reason } = order {
+                    self.tell_later(host, MS, Event::ImageKept { image, before, reason, failure: None });
+                }
+            }
+            Effect::Vm(order) => self.vm_order(host, order),
+            Effect::Session { session, order } => self.session_order(host, session, order),
+            Effect::Primary { session, order } => self.primary_order(host, session, order),
+            Effect::Log { id, order } => self.log_order(host, id, order),
+            Effect::Recovery { id, order } => self.recovery_order(host, id, &order),
+            Effect::Job { .. } => {}
+        }
+    }
+
+    fn let_go(&mut self, host: usize, waits: Waits) {
+        let soon = self.moment();
+        match waits {
+            Waits::Started { generation } => self.guest_runs(host, generation),
+            Waits::First { generation, target } => {
+                self.later(host, soon, crate::world::What::Held { generation, target, yes: true });
+            }
+        }
+    }
+
+    fn not_let_go(&mut self, host: usize, waits: Waits) {
+        let soon = self.moment();
+        match waits {
+            Waits::Started { generation } => {
+                let reason = "it is not wanted any more".into();
+                self.tell_later(host, soon, Event::VmLost { generation, reason });
+            }
+            Waits::First { generation, target } => {
+                self.later(host, soon, crate::world::What::Held { generation, target, yes: false });
+            }
+        }
+    }
+
+    // ---- the gate ----
+
+    fn ours(&mut self, host: usize, awake: Boottime, oldest: Option<Boottime>) -> bool {
+        let now = self.clocks(host).boottime;
+        let keeper = self.keeper(host);
+        let look = awake.max(Boottime::from_micros(keeper.looked));
+        let ours = still_ours(look, oldest, now, &Timing::default());
+        if ours {
+            keeper.looked = now.as_micros();
+        } else {
+            keeper.looked = look.as_micros();
+        }
+        ours
+    }
+
+    fn outlets(&mut self, host: usize, order: OutletsOrder) {
+        match order {
+            OutletsOrder::Hold { awake } => {
+                self.ours(host, awake, None);
+                let keeper = self.keeper(host);
+                keeper.outlets.hold();
+                let looked = Boottime::from_micros(keeper.looked);
+                self.answer(host, Event::Looked(looked));
+            }
+            OutletsOrder::Release { epoch, awake, oldest, announce } => {
+                let ours = self.ours(host, awake, oldest);
+                let (leaves, kept) = self.keeper(host).outlets.release(epoch, ours);
+                for node in leaves {
+                    self.leaves(host, node);
+                }
+                let looked = Boottime::from_micros(self.keeper(host).looked);
+                self.answer(host, Event::Released { kept, announced: announce && ours, looked });
+            }
+            OutletsOrder::Open { awake, .. } | OutletsOrder::TryOpen { awake } => {
+                self.ours(host, awake, None);
+                let leaves = self.keeper(host).outlets.pass();
+                for node in leaves {
+                    self.leaves(host, node);
+                }
+                let looked = Boottime::from_micros(self.keeper(host).looked);
+                self.answer(host, Event::Gate { open: true, looked });
+            }
+            OutletsOrder::Mute => self.keeper(host).outlets.mute(),
+            _ => {}
+        }
+    }
+
+    /// Something that the guest said leaves the host, to all the world.
+    pub(crate) fn leaves(&mut self, host: usize, node: Node) {
+        let open = self.keeper(host).outlets.gate == Gate::Open;
+        self.observe_output(host, node, open);
+    }
+
+    // ---- volumes ----
+
+    fn disks(&mut self, host: usize, order: DisksOrder) {
+        let crate::world::Host { keeper: Some(keeper), images, .. } = &mut self.hosts[host] else { return };
+        let reached = match order {
+            DisksOrder::Hold => {
+                keeper.volumes.hold();
+                return;
+            }
+            DisksOrder::Commit(epoch) => keeper.volumes.commit(images, epoch),
+            DisksOrder::GoThrough => keeper.volumes.go_through(images),
+            DisksOrder::Discard => {
+                keeper.volumes.discard();
+                return;
+            }
+            DisksOrder::Remember(basis) => {
+                keeper.written.retain(|(of, _)| *of != basis);
+                keeper.written.push((basis, BTreeSet::new()));
+                return;
+            }
+            DisksOrder::Forget(basis) => {
+                keeper.written.retain(|(of, _)| *of != basis);
+                return;
+            }
+            DisksOrder::Used | DisksOrder::Over => return,
+        };
+        self.reached_images(host, &reached);
+    }
+
+    /// It is remembered what has reached the images.
+    pub(crate) fn reached_images(&mut self, host: usize, writes: &Writes) {
+        let keeper = self.keeper(host);
+        let since = keeper.sessions.values_mut().filter_map(|s| s.since.as_mut());
+        for set in since.chain(keeper.written.iter_mut().map(|(_, set)| set)) {
+            set.extend(writes.iter().map(|(block, _)| *block));
+        }
+    }
+
+    // ---- the session in which this host is the backup ----
+
+    fn primary_order(&mut self, host: usize, session: ninefold_model::Term, order: PrimaryOrder) {
+        let Some(primary) = &self.keeper(host).primary else { return };
+        if primary.session != session {
+            return;
+        }
+        let (connection, echo) = (primary.connection, primary.echo);
+        match order {
+            PrimaryOrder::Say(word) => {
+                if let ninefold_core::effect::Word::Ack { epoch } = word {
+                    self.acknowledges(host, session, epoch);
+                }
+                self.send(connection, 1, Msg::Word(word, echo));
+            }
+            PrimaryOrder::Load { others } => self.sentence(host, connection, Verdict::Load { others }),
+            // What is parked is not gone on with here.
+            PrimaryOrder::Park => self.sentence(host, connection, Verdict::End),
+            PrimaryOrder::Cut => self.standby_cut(host, connection),
+            PrimaryOrder::Drop => {
+                self.keeper(host).primary = None;
+                self.standby_cut(host, connection);
+                self.sentence(host, connection, Verdict::End);
+            }
+        }
+    }
+
+    fn published(&mut self, kind: &EventKind) {
+        if let EventKind::Stopped { .. } = kind {
+            self.judge.vm_stopped();
+        }
+    }
+}
+
+/// The epoch before any.
+pub(crate) const NONE: Epoch = Epoch(0);

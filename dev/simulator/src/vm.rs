@@ -1,0 +1,453 @@
+//! The thread that owns a VM: its guest, to whom it is copied, its checkpoints.
+
+use ninefold_core::effect::VmOrder;
+use ninefold_core::event::{Event, Source, WaiterId};
+use ninefold_model::spec::Accel;
+use ninefold_model::status::MachineStatus;
+use ninefold_model::{Activity, Epoch, Standing};
+use ninefold_replica::pacing::MAX_IN_FLIGHT;
+use ninefold_replica::target::Target;
+
+use crate::guest::{Checkpoint, Guest};
+use crate::keeper::{Last, LogJob, Off, Sink, Stage, Vm, Waits};
+use crate::network::Msg;
+use crate::step::NONE;
+use crate::volumes::Writes;
+use crate::world::{MS, What, World};
+
+/// The longest that the guest runs between two checkpoints.
+const LONGEST: u64 = 100 * MS;
+/// The shortest.
+const SHORTEST: u64 = 3 * MS;
+
+impl World {
+    pub(crate) fn machine(&self) -> MachineStatus {
+        MachineStatus {
+            pid: 1,
+            qemu: "10.0.2".into(),
+            accel: Accel::Tcg,
+            accel_reason: String::new(),
+            run_state: "running".into(),
+            generation: None,
+        }
+    }
+
+    pub(crate) fn vm_order(&mut self, host: usize, order: VmOrder) {
+        match order {
+            VmOrder::Boot { generation, taken, .. } => {
+                let images = self.hosts[host].images.clone();
+                let at = self.boots(host);
+                let vm = Vm {
+                    generation,
+                    guest: Guest::boots(at, &images),
+                    runs: false,
+                    launched: false,
+                    sinks: Vec::new(),
+                    epoch: taken,
+                    last: Last::No,
+                    paused: false,
+                    off: Off::No,
+                    resumed: self.now,
+                    alarm: 0,
+                    orders: Default::default(),
+                    asks: None,
+                };
+                self.keeper(host).vm = Some(vm);
+                let takes = self.rng.u64(50 * MS..300 * MS);
+                self.later(host, takes, What::Launched { generation });
+            }
+            VmOrder::Start { source, run: _ } => self.starts(host, source),
+            VmOrder::Run { generation, source, standing, log, survivors: _, taken, .. } => {
+                let Some((_, guest)) = self.keeper(host).waiting.take_if(|(of, _)| *of == source) else {
+                    let reason = "the standby is gone".into();
+                    return self.keeper(host).answers.push_back(Event::VmLost { generation, reason });
+                };
+                let sinks =
+                    log.map(|id| Sink { target: Target::Log, log: Some(id), stage: Stage::Joined, acked: NONE });
+                let off = standing.activity == Activity::Off;
+                let vm = Vm {
+                    generation,
+                    guest,
+                    runs: true,
+                    launched: true,
+                    sinks: sinks.into_iter().collect(),
+                    epoch: taken,
+                    last: Last::No,
+                    paused: false,
+                    off: if off { Off::Seen } else { Off::No },
+                    resumed: self.now,
+                    alarm: 0,
+                    orders: Default::default(),
+                    asks: None,
+                };
+                self.keeper(host).vm = Some(vm);
+                let soon = self.moment();
+                self.tell_later(host, soon, Event::VmRunning { generation });
+                self.later(host, soon, What::GuestSteps { generation });
+                self.works_in(host, generation, soon + 1);
+            }
+            VmOrder::End { .. } => self.keeper(host).vm = None,
+            order => {
+                let Some(vm) = &mut self.keeper(host).vm else { return };
+                vm.orders.push_back(order);
+                let generation = vm.generation;
+                let soon = self.moment();
+                self.works_in(host, generation, soon);
+            }
+        }
+    }
+
+    pub(crate) fn vm(&mut self, host: usize, generation: u64) -> Option<&mut Vm> {
+        self.hosts[host].keeper.as_mut()?.vm.as_mut().filter(|vm| vm.generation == generation)
+    }
+
+    /// The guest of a loaded QEMU is let run.
+    fn starts(&mut self, host: usize, source: Source) {
+        let fails = std::mem::take(&mut self.hosts[host].load_fails);
+        let there = self.keeper(host).waiting.as_ref().is_some_and(|(of, _)| *of == source);
+        let answer = if there && !fails {
+            let guest = self.keeper(host).waiting.as_ref().map(|(_, guest)| guest.clone());
+            if let Some(guest) = guest {
+                self.resumes(host, &guest);
+            }
+            Event::GuestStarted { layout: self.layout.clone(), status: self.machine() }
+        } else {
+            self.keeper(host).waiting = None;
+            self.judge_holders("a standby that did not run");
+            Event::GuestNotStarted { reason: "it does not run".into() }
+        };
+        self.keeper(host).answers.push_back(answer);
+    }
+
+    pub(crate) fn launched(&mut self, host: usize, generation: u64) {
+        let (status, layout) = (self.machine(), self.layout.clone());
+        let Some(vm) = self.vm(host, generation) else { return };
+        vm.launched = true;
+        let keeper = self.keeper(host);
+        keeper.last_id += 1;
+        let up = WaiterId(keeper.last_id);
+        self.tell_with(host, up, Waits::Started { generation }, Event::VmStarted { generation, status, layout, up });
+    }
+
+    fn tell_with(&mut self, host: usize, id: WaiterId, waits: Waits, event: Event) {
+        if self.tick_if_due(host) {
+            self.keeper(host).waiter = Some((id, waits));
+            self.tell(host, event);
+        }
+    }
+
+    pub(crate) fn guest_runs(&mut self, host: usize, generation: u64) {
+        let now = self.now;
+        let images = self.hosts[host].images.clone();
+        let Some(vm) = self.vm(host, generation) else { return };
+        (vm.runs, vm.resumed) = (true, now);
+        // It reads its volumes as it finds them.
+        vm.guest.disk = images;
+        let soon = self.moment();
+        self.tell_later(host, soon, Event::VmRunning { generation });
+        self.later(host, soon, What::GuestSteps { generation });
+        self.works_in(host, generation, soon);
+    }
+
+    /// The guest does something: it computes, writes, says something.
+    pub(crate) fn guest_steps(&mut self, host: usize, generation: u64) {
+        let next = self.rng.u64(300..6 * MS);
+        let now = self.now;
+        let Some(vm) = self.vm(host, generation) else { return };
+        if vm.off != Off::No {
+            return;
+        }
+        let runs = vm.runs && !vm.paused && now >= vm.resumed;
+        let before = vm.guest.at;
+        self.later(host, next, What::GuestSteps { generation });
+        if !runs {
+            return;
+        }
+        let node = self.steps.after(before);
+        let blocks = self.hosts[host].images.len();
+        let block = (blocks > 0 && self.rng.u8(..3) == 0).then(|| self.rng.usize(..blocks));
+        let says = self.rng.u8(..3) == 0;
+        let Some(vm) = self.vm(host, generation) else { return };
+        vm.guest.at = node;
+        if let Some(block) = block {
+            vm.guest.disk[block] = node;
+            let h = &mut self.hosts[host];
+            if let Some(keeper) = &mut h.keeper
+                && keeper.volumes.write(&mut h.images, block, node)
+            {
+                self.reached_images(host, &vec![(block, node)]);
+            }
+        }
+        if says && self.keeper(host).outlets.say(node) {
+            self.leaves(host, node);
+        }
+    }
+
+    /// The guest switches itself off.
+    pub(crate) fn switches_off(&mut self, host: usize) {
+        let Some(vm) = self.hosts[host].keeper.as_mut().and_then(|k| k.vm.as_mut()) else { return };
+        if !vm.runs || vm.paused || vm.off != Off::No {
+            return;
+        }
+        vm.guest.off = true;
+        vm.off = Off::Seen;
+        let generation = vm.generation;
+        let joined = vm.sinks.iter().any(|s| s.stage == Stage::Joined);
+        let epoch = joined.then(|| vm.epoch.next());
+        let standing = Standing { activity: Activity::Off, paused: false };
+        self.tell_later(host, 1, Event::Stands { generation, standing, epoch });
+        self.works_in(host, generation, 2);
+    }
+
+    /// Whoever was copied to has all but little of it.
+    pub(crate) fn copied(&mut self, host: usize, generation: u64, target: Target) {
+        let session = target.session().and_then(|s| self.keeper(host).sessions.get(&s)).map(|s| s.connection);
+        if let Some(connection) = session {
+            self.send(connection, 0, Msg::Round);
+        }
+        let Some(vm) = self.vm(host, generation) else { return };
+        if let Some(sink) = vm.sinks.iter_mut().find(|s| s.target == target) {
+            sink.stage = Stage::Ready;
+        }
+        self.works_in(host, generation, 1);
+    }
+
+    /// The core has said whether output is held for this one.
+    pub(crate) fn output_held(&mut self, host: usize, generation: u64, target: Target, yes: bool) {
+        let Some(vm) = self.vm(host, generation) else { return };
+        if vm.asks.take_if(|t| *t == target).is_none() {
+            return;
+        }
+        if yes {
+            if let Some(sink) = vm.sinks.iter_mut().find(|s| s.target == target) {
+                sink.stage = Stage::Asked;
+            }
+        } else {
+            vm.sinks.retain(|s| s.target != target);
+            let reason = "output is not held in time".into();
+            self.tell_later(host, 1, Event::CannotReplicate { target, reason });
+        }
+        // Nothing of what has been ordered meanwhile comes in between.
+        self.checkpoint(host, generation);
+    }
+
+    fn obey(&mut self, host: usize, generation: u64, order: VmOrder) {
+        let now = self.now;
+        let Some(vm) = self.vm(host, generation) else { return };
+        let joined = |vm: &Vm| vm.sinks.iter().any(|s| s.stage == Stage::Joined);
+        let added = match order {
+            VmOrder::AddSession { session, .. } => Some((Target::Session(session), None)),
+            VmOrder::AddLog { id } => Some((Target::Log, Some(id))),
+            VmOrder::RemoveTarget { target, .. } => {
+                vm.sinks.retain(|s| s.target != target);
+                None
+            }
+            VmOrder::TakeFinal => {
+                if joined(vm) {
+                    vm.last = Last::Wanted;
+                }
+                None
+            }
+            VmOrder::GoOn => {
+                vm.last = Last::No;
+                if std::mem::take(&mut vm.paused) && vm.off == Off::No {
+                    vm.resumed = now;
+                }
+                None
+            }
+            VmOrder::Acked { target, epoch } => {
+                if let Some(sink) = vm.sinks.iter_mut().find(|s| s.target == target) {
+                    sink.acked = sink.acked.max(epoch);
+                }
+                None
+            }
+            _ => None,
+        };
+        if let Some((target, log)) = added {
+            vm.sinks.retain(|s| s.target != target);
+            vm.sinks.push(Sink { target, log, stage: Stage::Copying, acked: NONE });
+            let takes = self.rng.u64(2 * MS..250 * MS);
+            self.later(host, takes, What::Copied { generation, target });
+        }
+    }
+
+    /// The thread does what is due.
+    pub(crate) fn vm_works(&mut self, host: usize, generation: u64) {
+        let Some(vm) = self.vm(host, generation) else { return };
+        if !vm.runs || vm.asks.is_some() {
+            return;
+        }
+        vm.alarm = 0;
+        while let Some(order) = self.vm(host, generation).and_then(|vm| vm.orders.pop_front()) {
+            self.obey(host, generation, order);
+        }
+        let now = self.now;
+        let waits = self.keeper(host).outlets.waits();
+        let Some(vm) = self.vm(host, generation) else { return };
+        let joined = vm.sinks.iter().any(|s| s.stage == Stage::Joined);
+        if vm.off == Off::Seen {
+            if joined && vm.last != Last::Taken {
+                vm.last = Last::Wanted;
+                return self.checkpoint(host, generation);
+            }
+            vm.off = Off::Told;
+            return self.tell_later(host, 1, Event::VmShutdown { generation });
+        }
+        if vm.last == Last::Taken || vm.off != Off::No {
+            return;
+        }
+        let ready = vm.sinks.iter().any(|s| s.stage == Stage::Ready);
+        let of = |s: &Sink| vm.epoch.0.saturating_sub(s.acked.0);
+        let in_flight = vm.sinks.iter().filter(|s| s.stage == Stage::Joined).map(of).max().unwrap_or(0);
+        let room = in_flight < u64::from(MAX_IN_FLIGHT);
+        let run = now.saturating_sub(vm.resumed);
+        let due = if waits { SHORTEST } else { LONGEST };
+        if vm.last == Last::Wanted || (room && (ready || (joined && run >= due))) {
+            return self.checkpoint(host, generation);
+        }
+        if joined || ready {
+            let wait = if room { due.saturating_sub(run).clamp(500, 5 * MS) } else { 20 * MS };
+            // One alarm: what is older is no more than a look too many.
+            self.works_in(host, generation, wait);
+        }
+    }
+
+    /// Has the thread look again, unless it does so before then anyway.
+    fn works_in(&mut self, host: usize, generation: u64, us: u64) {
+        let (now, at) = (self.now, self.now + us.max(1));
+        let Some(vm) = self.vm(host, generation) else { return };
+        if vm.alarm <= now || at < vm.alarm {
+            vm.alarm = at;
+            self.later(host, us.max(1), What::Works { generation });
+        }
+    }
+
+    /// Takes a checkpoint for all that have joined or are ready to.
+    fn checkpoint(&mut self, host: usize, generation: u64) {
+        let Some(vm) = self.vm(host, generation) else { return };
+        let last = vm.last == Last::Wanted;
+        let epoch = vm.epoch.next();
+        if !last && let Some(sink) = vm.sinks.iter().find(|s| s.stage == Stage::Ready) {
+            let target = sink.target;
+            vm.asks = Some(target);
+            let keeper = self.keeper(host);
+            keeper.last_id += 1;
+            let held = WaiterId(keeper.last_id);
+            let event = Event::FirstCheckpoint { generation, target, epoch, held };
+            return self.tell_with(host, held, Waits::First { generation, target }, event);
+        }
+        let gets = |s: &Sink| matches!(s.stage, Stage::Joined | Stage::Asked);
+        if !vm.sinks.iter().any(gets) {
+            self.through_if_alone(host);
+            return self.works_in(host, generation, MS);
+        }
+        vm.epoch = epoch;
+        let guest = vm.guest.clone();
+        let keeper = self.keeper(host);
+        keeper.outlets.seal(epoch);
+        let writes = keeper.volumes.seal(epoch);
+        let queued = keeper.volumes.held();
+        let checkpoint = Checkpoint { epoch, guest, writes };
+        let pause = self.rng.u64(200..2 * MS);
+        let now = self.now;
+        let Some(vm) = self.vm(host, generation) else { return };
+        vm.resumed = now + pause;
+        if last {
+            (vm.last, vm.paused) = (Last::Taken, true);
+            let off = vm.off == Off::Seen;
+            if off {
+                vm.off = Off::Told;
+                self.tell_later(host, 1, Event::VmShutdown { generation });
+            }
+            // The core knows it before anybody can have it.
+            self.tell_later(host, 2, Event::FinalTaken { generation, epoch });
+        }
+        let Some(vm) = self.vm(host, generation) else { return };
+        let mut to = Vec::new();
+        for sink in vm.sinks.iter_mut().filter(|s| gets(s)) {
+            // A switchover's last is for those that have joined.
+            if sink.stage == Stage::Asked && last {
+                continue;
+            }
+            let joins = sink.stage == Stage::Asked;
+            if joins {
+                (sink.stage, sink.acked) = (Stage::Joined, Epoch(epoch.0 - 1));
+            }
+            to.push((sink.target, sink.log, joins));
+        }
+        for (target, log, joins) in to {
+            self.give(host, target, log, &checkpoint, joins.then_some(&queued), pause);
+        }
+        self.through_if_alone(host);
+        self.works_in(host, generation, pause + SHORTEST);
+    }
+
+    /// What a checkpoint that nobody is to have has sealed is the guest's own again.
+    fn through_if_alone(&mut self, host: usize) {
+        if let crate::world::Host { keeper: Some(keeper), images, .. } = &mut self.hosts[host]
+            && keeper.volumes.is_alone()
+        {
+            let reached = keeper.volumes.go_through(images);
+            self.reached_images(host, &reached);
+        }
+    }
+
+    fn give(
+        &mut self,
+        host: usize,
+        target: Target,
+        log: Option<u64>,
+        checkpoint: &Checkpoint,
+        queued: Option<&Writes>,
+        pause: u64,
+    ) {
+        let images = self.hosts[host].images.clone();
+        match target {
+            Target::Session(name) => {
+                let boot = self.boot_us(host);
+                let (epoch, resumed) = (checkpoint.epoch, self.clocks(host).monotonic);
+                let Some(session) = self.keeper(host).sessions.get_mut(&name) else { return };
+                // The images as they are, but for what is held; that comes with it.
+                let rest = queued.map(|queued| {
+                    let since = session.since.take().unwrap_or_default();
+                    let left = since.into_iter().map(|block| (block, images[block]));
+                    left.chain(queued.iter().copied()).collect()
+                });
+                session.sent.push_back((epoch, boot));
+                session.sent_at = boot;
+                let connection = session.connection;
+                self.judge.takes(name, epoch, checkpoint.guest.at);
+                self.send(connection, 0, Msg::Checkpoint { checkpoint: Box::new(checkpoint.clone()), rest });
+                let record = record(epoch);
+                self.tell_later(host, pause + 50, Event::Sent { session: name, epoch, resumed, record });
+            }
+            Target::Log => {
+                let Some(id) = log else { return };
+                let rest = queued.cloned();
+                self.log_job(host, id, LogJob::Checkpoint { checkpoint: Box::new(checkpoint.clone()), rest });
+            }
+            Target::Snapshot => {}
+        }
+    }
+}
+
+fn record(epoch: Epoch) -> ninefold_model::control::CheckpointRecord {
+    ninefold_model::control::CheckpointRecord {
+        seq: 0,
+        epoch: epoch.0,
+        run_us: 0,
+        stop_us: 0,
+        save_us: 0,
+        scan_us: 0,
+        copy_us: 0,
+        cont_us: 0,
+        pause_us: 0,
+        dirty_pages: 1,
+        held_pages: 0,
+        early_pages: 0,
+        again_pages: 0,
+        state_bytes: 0,
+        wire_bytes: 1,
+        commit_us: 0,
+    }
+}
