@@ -473,7 +473,6 @@ impl Shared {
 
     /// A frame for the guest has come from the network.
     fn network_sends(&self, frame: &[u8]) {
-        self.tally.came(frame);
         if snoop::sender(frame) == Some(self.mac) {
             if lock(&self.twin).heard(Instant::now()) {
                 self.has_twin.store(true, Ordering::Relaxed);
@@ -481,6 +480,8 @@ impl Shared {
         } else {
             snoop::words(frame, |vlan, word| lock(&self.addresses).other_said(vlan, word, Instant::now()));
         }
+        // Last, so that who sees the frame counted finds all of it done.
+        self.tally.came(frame);
     }
 
     /// The port's thread.

@@ -270,7 +270,9 @@ fn two_nics_on_one_bridge_announce_each_its_own() {
     bed.port.learn_addresses(0, &Told::parse(lines.as_bytes()).unwrap());
     assert_eq!(announced(&bed), [(GUEST, [10, 0, 0, 7])]);
 
-    // The guest moves an address from one NIC to the other.
+    // The guest moves an address from one NIC to the other. The second has heard the first speak for it until then: what it hears
+    // only after the guest has moved the address would count as somebody else's claim to it.
+    until("the second NIC hears all of it", || second.counters().frames_in == 5);
     let moved = announce::gratuitous_arp(other, [10, 0, 0, 7].into());
     let before = bed.port.address_changes();
     its_qemu.say(&moved);
