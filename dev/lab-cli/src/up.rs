@@ -29,6 +29,7 @@ use crate::progress;
     ninefold-lab up --backups 2        hosts a, b and c: two losses one after the other\n  \
     ninefold-lab up --non-volatile     goes on after every host has lost its power\n  \
     ninefold-lab up --watchdog dump\n  \
+    ninefold-lab up --apart && ninefold-lab exec a -- ninefold vm status\n  \
     ninefold-lab up --name old --qemu /var/cache/ninefold/qemu-7.2/qemu-system-x86_64\n  \
     ninefold-lab up --no-vm && ninefold-lab exec b -- ninefold vm start")]
 pub struct UpArgs {
@@ -37,6 +38,9 @@ pub struct UpArgs {
     name: String,
     #[command(flatten)]
     vm: VmShape,
+    /// Each host sees its own files alone, and so its own keeper alone, as on machines of their own: `ninefold-lab exec HOST -- ninefold vm …`
+    #[arg(long)]
+    apart: bool,
     /// Start the witness and the keepers, but do not boot the VM
     #[arg(long)]
     no_vm: bool,
@@ -144,6 +148,7 @@ struct Made {
 pub fn run(args: &UpArgs, output: &Output) -> Result<(), CommandError> {
     let mut config = LabConfig::new(&args.name)?;
     config.persistent = true;
+    config.apart = args.apart;
     config.security = args.vm.security();
     config.set_hosts(1 + usize::from(args.vm.backups))?;
     let options = args.vm.options()?;

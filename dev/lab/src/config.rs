@@ -26,6 +26,9 @@ pub struct LabConfig {
     /// Each host's storage pool, and the witness's register, is on a disk of its own that forgets what was not synced when
     /// its host loses power. Needs loop devices and ext4.
     pub disks: bool,
+    /// Each host sees its own files alone, and so the socket of its own keeper alone, as on machines of their own. The machine on which the lab is sees
+    /// all of them.
+    pub apart: bool,
     /// Where the logs go when the thread that owns the lab panics (a failed test). By default `lab-debris` in Cargo's
     /// target directory.
     pub debris: Option<PathBuf>,
@@ -53,6 +56,7 @@ impl LabConfig {
             bin_dir: None,
             control_groups: true,
             disks: false,
+            apart: false,
             debris: None,
         };
         config.set_hosts(2)?;

@@ -56,6 +56,7 @@ impl Lab {
                 .map(|m| m.join(format!("ninefold-{}", topology.lab))),
             security: config.security,
             disks: config.disks,
+            apart: config.apart,
             bin_dir: config.bin_dir.clone(),
             topology,
         };
@@ -183,6 +184,7 @@ impl Lab {
             command.env(RUN_DIR, self.run_dir(host));
         }
         netns::confine(&mut command, Some(&self.netns(host)?), self.processes(host)?.join_by()?)?;
+        self.restrict(&mut command, host)?;
         Ok(command)
     }
 

@@ -16,7 +16,7 @@
 //! * [`bench`]: protected against unprotected, measured
 //! * [`status`]: how a lab is at the moment
 //! * [`demo`]: the main job from beginning to end, with its report
-//! * [`netns`], [`link`], [`processes`]: namespaces, interfaces and control groups
+//! * [`netns`], [`link`], [`processes`]: namespaces, interfaces and control groups. `view`: hosts that do not see each other's files
 //! * [`record`]: a lab's files. `teardown`: how it goes away. [`traces`]: what is left of it
 
 pub mod bench;
@@ -43,6 +43,7 @@ pub mod status;
 mod teardown;
 pub mod topology;
 pub mod traces;
+mod view;
 pub mod watch;
 
 pub use boot::{BootedVm, VmOptions};

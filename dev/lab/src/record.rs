@@ -20,6 +20,9 @@ use crate::topology::Topology;
 /// Where the labs of this machine are.
 pub const LABS: &str = "/run/ninefold-lab";
 
+/// In a lab's directory: where a process of a host puts together what it may see (`view`).
+pub(crate) const VIEW: &str = ".view";
+
 /// What is written in `lab.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LabRecord {
@@ -35,6 +38,9 @@ pub struct LabRecord {
     /// Its hosts have disks of their own.
     #[serde(default)]
     pub disks: bool,
+    /// Its hosts do not see each other's files.
+    #[serde(default)]
+    pub apart: bool,
     /// Where the programs of Ninefold are.
     pub bin_dir: Option<PathBuf>,
 }
@@ -90,7 +96,7 @@ impl LabRecord {
                 return Err(at(&draft)(e));
             }
         }
-        for node in self.topology.nodes() {
+        for node in self.topology.nodes().chain([VIEW]) {
             let run = draft.join(node);
             fs::create_dir(&run).map_err(at(&run))?;
         }

@@ -10,6 +10,8 @@ use serde_json::Value;
 #[derive(Debug, Clone)]
 pub struct Program {
     path: PathBuf,
+    /// Before all others.
+    arguments: Vec<String>,
     /// With `None` a variable that is not there.
     environment: Vec<(OsString, Option<OsString>)>,
 }
@@ -17,7 +19,13 @@ pub struct Program {
 impl Program {
     /// The program at this path.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), environment: Vec::new() }
+        Self { path: path.into(), arguments: Vec::new(), environment: Vec::new() }
+    }
+
+    /// The same with these arguments before all others, as of a program that runs another one.
+    pub fn before(mut self, arguments: &[&str]) -> Self {
+        self.arguments.extend(arguments.iter().map(|word| (*word).to_owned()));
+        self
     }
 
     /// The same with a variable in its environment.
@@ -35,7 +43,7 @@ impl Program {
     /// A command line.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.path);
-        command.args(arguments);
+        command.args(&self.arguments).args(arguments);
         for (name, value) in &self.environment {
             match value {
                 Some(value) => command.env(name, value),
