@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use ninefold_listen::Within;
 use ninefold_model::HostName;
 use ninefold_model::control::{CheckpointRecord, Request, Response};
-use ninefold_model::event::Event;
+use ninefold_model::event::{Event, Position};
 use ninefold_model::status::VmStatus;
 
 use crate::config::KeeperConfig;
@@ -85,8 +85,12 @@ impl Client {
         }
     }
 
-    /// Events after `after`; waits up to `wait` for the first one.
-    pub fn events(&self, after: u64, wait: Duration) -> Result<Vec<Event>, ApiError> {
+    /// Events after `after` ([`Position::START`]: all); waits up to `wait` for the first one. A keeper that was started anew since tells all that it
+    /// has.
+    ///
+    /// # Errors
+    /// It does not answer, or not so.
+    pub fn events(&self, after: Position, wait: Duration) -> Result<Vec<Event>, ApiError> {
         let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         match self.request(&Request::Events { after, wait_ms })? {
             Response::Events { events } => Ok(events),

@@ -62,18 +62,20 @@ fn event(notice: Notice) -> EventKind {
 mod tests {
     use std::time::{Duration, Instant};
 
+    use ninefold_model::Incarnation;
+    use ninefold_model::event::Position;
     use ninefold_transport::authority::Which;
     use ninefold_transport::{Authority, Validity};
 
     use super::*;
 
-    /// Waits for an event after that number.
-    fn hear(journal: &Journal, after: &mut u64, wanted: impl Fn(&EventKind) -> bool) -> EventKind {
+    /// Waits for an event after that position.
+    fn hear(journal: &Journal, after: &mut Position, wanted: impl Fn(&EventKind) -> bool) -> EventKind {
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             assert!(Instant::now() < deadline, "no such event");
             for event in journal.events(*after, Duration::from_secs(5)) {
-                *after = event.seq;
+                *after = event.position();
                 if wanted(&event.kind) {
                     return event.kind;
                 }
@@ -89,9 +91,10 @@ mod tests {
         let host = "a".parse().unwrap();
         authority.issue(&host, path("a"), Validity::days(365)).unwrap();
         let identity = Identity::load(path("a")).unwrap();
-        let (journal, board) = (Journal::new(host.clone()), Arc::new(Board::new(&"vm".parse().unwrap())));
+        let (journal, board) =
+            (Journal::new(host.clone(), Incarnation(1)), Arc::new(Board::new(&"vm".parse().unwrap())));
         watch(&identity, journal.clone(), Arc::clone(&board)).unwrap();
-        let mut after = 0;
+        let mut after = Position::START;
 
         // It is renewed, for a short time.
         let entry = authority.issue(&host, path("a"), Validity::days(20)).unwrap();

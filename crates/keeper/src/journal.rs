@@ -10,11 +10,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use history::{History, Noted};
 use ninefold_logging::stderr::FOLDED;
-use ninefold_model::HostName;
 use ninefold_model::control::CheckpointRecord;
-use ninefold_model::event::{Event, EventKind};
+use ninefold_model::event::{Event, EventKind, Position};
 use ninefold_model::series::{Series, Summary};
 use ninefold_model::status::PauseSummary;
+use ninefold_model::{HostName, Incarnation};
 use ninefold_transport::clock::monotonic_us;
 
 /// Checkpoints kept: 200 s at 25 ms.
@@ -38,8 +38,9 @@ fn lock(m: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
 }
 
 impl Journal {
-    pub fn new(host: HostName) -> Self {
-        let inner = Inner { events: History::new(host), checkpoints: VecDeque::new(), last_checkpoint: 0 };
+    /// Nothing has happened yet in this life of the keeper of `host`.
+    pub fn new(host: HostName, incarnation: Incarnation) -> Self {
+        let inner = Inner { events: History::new(host, incarnation), checkpoints: VecDeque::new(), last_checkpoint: 0 };
         Self { inner: Arc::new((Mutex::new(inner), Condvar::new())) }
     }
 
@@ -56,10 +57,12 @@ impl Journal {
         }
     }
 
-    /// Events with a number above `after`, and folded ones to which something was added since; waits up to `wait` until there is one.
-    pub fn events(&self, after: u64, wait: Duration) -> Vec<Event> {
+    /// Events after this position, and folded ones to which something was added since; waits up to `wait` until there is one. A position of
+    /// another life says nothing of this one: all follow it.
+    pub fn events(&self, after: Position, wait: Duration) -> Vec<Event> {
         let until = Instant::now() + wait.min(Duration::from_secs(3600));
         let mut inner = lock(&self.inner.0);
+        let after = if after.incarnation == inner.events.incarnation() { after.seq } else { 0 };
         loop {
             if inner.events.last() > after {
                 return inner.events.since(after);
@@ -90,5 +93,29 @@ impl Journal {
         let pauses: Series = lock(&self.inner.0).checkpoints.iter().rev().take(1000).map(|c| c.pause_us).collect();
         let Summary { count, p50, p99, max, .. } = pauses.summary();
         (count > 0).then_some(PauseSummary { count, p50, p99, max })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A follower goes on from where it was; after a restart of the keeper it hears all, also where the numbers begin anew.
+    #[test]
+    fn a_position_of_another_life_is_before_everything() {
+        let host: HostName = "a".parse().unwrap();
+        let journal = Journal::new(host.clone(), Incarnation(5));
+        for _ in 0..3 {
+            journal.event(EventKind::WitnessReachable);
+        }
+        let all = journal.events(Position::START, Duration::ZERO);
+        assert_eq!(
+            all.iter().map(|e| (e.incarnation, e.seq)).collect::<Vec<_>>(),
+            [1, 2, 3].map(|n| (Incarnation(5), n))
+        );
+        assert_eq!(journal.events(all[1].position(), Duration::ZERO).len(), 1);
+        let anew = Journal::new(host, Incarnation(6));
+        anew.event(EventKind::WitnessReachable);
+        assert_eq!(anew.events(all[2].position(), Duration::ZERO).len(), 1, "it has said less than the former one");
     }
 }

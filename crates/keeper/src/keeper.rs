@@ -22,6 +22,7 @@ use crate::disks::Disks;
 use crate::error::KeeperError;
 use crate::health::images::Images;
 use crate::http;
+use crate::incarnation;
 use crate::journal::Journal;
 use crate::metrics::Board;
 use crate::msg::Msg;
@@ -70,7 +71,8 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
     let disks = Arc::new(Disks::open(&config)?);
     let record = config.image_record.clone().unwrap_or_else(|| config.run_dir.join("image.json"));
     let images = Arc::new(Images::open(record, config.vm.boot.clone())?);
-    let journal = Journal::new(config.host.clone());
+    let incarnation = incarnation::begin(&config.run_dir).map_err(at("cannot note this life in"))?;
+    let journal = Journal::new(config.host.clone(), incarnation);
     let board = Arc::new(Board::new(&config.vm.name));
     if let Some(addr) = config.metrics {
         let board = Arc::clone(&board);

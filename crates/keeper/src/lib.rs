@@ -13,7 +13,7 @@
 //! * [`disks`]: the VM's volumes · [`resync`]: making a backup's equal to them
 //! * [`health`]: the guest's watchdog, images on trial
 //! * [`outlets`]: NICs, console and agent behind one gate · [`agent`]: asking the guest's agent, as a client
-//! * [`server`], [`api`]: the control socket, both ends · [`journal`]: events and measurements · [`metrics`], [`http`]
+//! * [`server`], [`api`]: the control socket, both ends · [`journal`]: events and measurements · `incarnation`: whose · [`metrics`], [`http`]
 
 pub mod agent;
 pub mod api;
@@ -38,6 +38,7 @@ pub mod health;
 #[path = "../tests/hello/mod.rs"]
 mod hello;
 pub mod http;
+mod incarnation;
 mod journal;
 pub mod keeper;
 mod launch;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use ninefold_listen::{Acceptor, Bounds, Guest, Within};
 use ninefold_model::control::{Request, Response};
+use ninefold_model::event::Position;
 use ninefold_transport::Security;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -93,7 +94,7 @@ fn refuse(message: String) -> Response {
 }
 
 /// Waits for events; none when the client has gone, or has lost its place.
-fn events(stream: &UnixStream, journal: &Journal, after: u64, wait: Duration) -> Option<Response> {
+fn events(stream: &UnixStream, journal: &Journal, after: Position, wait: Duration) -> Option<Response> {
     let begun = Instant::now();
     loop {
         let left = wait.saturating_sub(begun.elapsed());
@@ -129,6 +130,8 @@ fn answer(request: Request, journal: &Journal, core: &Sender<Msg>) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use ninefold_model::Incarnation;
+
     use super::*;
 
     struct Bed {
@@ -149,7 +152,7 @@ mod tests {
             }
         });
         let host: ninefold_model::HostName = "a".parse().unwrap();
-        serve(&path, Journal::new(host.clone()), Security::PlainText { host }, core).unwrap();
+        serve(&path, Journal::new(host.clone(), Incarnation(1)), Security::PlainText { host }, core).unwrap();
         Bed { _dir: dir, path }
     }
 
@@ -188,7 +191,9 @@ mod tests {
         let waiting: Vec<_> = (0..2 * MAX_CLIENTS)
             .map(|_| {
                 let mut client = UnixStream::connect(&bed.path).unwrap();
-                let _ = client.write_all(b"{\"request\":\"events\",\"after\":0,\"wait_ms\":3600000}\n");
+                let _ = client.write_all(
+                    b"{\"request\":\"events\",\"after\":{\"incarnation\":0,\"seq\":0},\"wait_ms\":3600000}\n",
+                );
                 client
             })
             .collect();

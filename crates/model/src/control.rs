@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::event::Event;
+use crate::event::{Event, Position};
 use crate::health::HealthySign;
 use crate::spec::{Boot, EpochPolicy};
 use crate::status::VmStatus;
@@ -82,9 +82,10 @@ pub enum Request {
     SetEpochs {
         policy: EpochPolicy,
     },
-    /// Events with `seq > after`; answers at once when there are some, else when one comes or after `wait_ms`.
+    /// Events after a position; answers at once when there are some, else when one comes or after `wait_ms`. After a position of another
+    /// incarnation come all that this keeper has.
     Events {
-        after: u64,
+        after: Position,
         #[serde(default)]
         wait_ms: u64,
     },

@@ -1,4 +1,4 @@
-//! Terms and epochs: the two counters that order everything.
+//! Terms and epochs, the two counters that order everything; and the lives of a keeper.
 
 use std::fmt;
 
@@ -37,4 +37,9 @@ counter! {
 counter! {
     /// One round of running and checkpointing, counted from 1 in each replication session.
     Epoch
+}
+counter! {
+    /// One life of one keeper's process: microseconds since the Unix epoch at its start, raised above that of its former life on this host. So it
+    /// tells two lives apart, and which of them was later also when the clock was set back.
+    Incarnation
 }

@@ -6,17 +6,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::health::{Freeze, WatchdogAction};
 use crate::spec::{Boot, Mac};
-use crate::{Epoch, HostName, SnapshotName, Term, VolumeName};
+use crate::{Epoch, HostName, Incarnation, SnapshotName, Term, VolumeName};
 
 /// One event with its time and place. One that happens again and again is folded: it is told as it was the last time, with how
 /// often it was and when it was first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Event {
-    /// Counts up from 1 in each keeper. Of a folded event it is the last one's, so that whoever follows sees it again.
+    /// The life of the keeper that says it.
+    pub incarnation: Incarnation,
+    /// Counts up from 1 in each incarnation. Of a folded event it is the last one's, so that whoever follows sees it again.
     pub seq: u64,
-    /// When, microseconds since the Unix epoch. For people: nothing is decided by it.
+    /// When, microseconds since the Unix epoch, by this host's clock, which may be wrong and may be set back: no protocol decides by it.
     pub unix_us: u64,
-    /// When, microseconds of CLOCK_MONOTONIC: comparable between processes on one machine.
+    /// When, microseconds of this host's CLOCK_MONOTONIC. It means nothing on another machine, nor after a restart of this one: what one keeper
+    /// says is in the order of its positions, and what several say is ordered by [`EventKind::of_record`] and `unix_us`.
     pub monotonic_us: u64,
     pub host: HostName,
     /// How many events this stands for: 1, unless it is folded.
@@ -29,7 +32,25 @@ pub struct Event {
     pub kind: EventKind,
 }
 
+/// A place in what a keeper says: all that it says is in this order, and one can go on from any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Position {
+    pub incarnation: Incarnation,
+    pub seq: u64,
+}
+
+impl Position {
+    /// Before everything that any keeper has said.
+    pub const START: Self = Self { incarnation: Incarnation(0), seq: 0 };
+}
+
 impl Event {
+    /// Its place; of a folded event that of the last one.
+    pub fn position(&self) -> Position {
+        Position { incarnation: self.incarnation, seq: self.seq }
+    }
+
     /// When it was first; if it was once, when it was.
     pub fn first(&self) -> Moment {
         self.first.unwrap_or(Moment { seq: self.seq, unix_us: self.unix_us, monotonic_us: self.monotonic_us })
@@ -193,6 +214,32 @@ pub enum EventKind {
     FellBack { image: Boot, reason: String },
 }
 
+/// What an event tells of the witness's record, whose versions follow each other whatever the hosts' clocks say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OfRecord {
+    /// This keeper has made the record of this version; no other has.
+    Made(Term),
+    /// This keeper has seen the record of this version, which may be another's.
+    Seen(Term),
+}
+
+impl EventKind {
+    /// What it tells of the witness's record, if anything.
+    pub fn of_record(&self) -> Option<OfRecord> {
+        match self {
+            Self::Booted { term }
+            | Self::Protected { term, .. }
+            | Self::Unprotected { term, .. }
+            | Self::TookOver { term, .. }
+            | Self::GaveBack { term, .. }
+            | Self::Recovered { term, .. }
+            | Self::Restored { term, .. } => Some(OfRecord::Made(*term)),
+            Self::StoodDown { term, .. } | Self::ClaimLost { term } => Some(OfRecord::Seen(*term)),
+            _ => None,
+        }
+    }
+}
+
 /// What a snapshot took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct SnapshotFigures {
@@ -246,8 +293,31 @@ mod tests {
         }
         let kind = EventKind::WatchdogFired { action: WatchdogAction::Dump, count: 3 };
         let host = "a".parse().unwrap();
-        let event = Event { seq: 1, unix_us: 2, monotonic_us: 3, host, times: 4, first: None, kind };
+        let incarnation = Incarnation(9);
+        let event = Event { incarnation, seq: 1, unix_us: 2, monotonic_us: 3, host, times: 4, first: None, kind };
         let text = serde_json::to_string(&event).unwrap();
         assert_eq!(serde_json::from_str::<Event>(&text).unwrap(), event, "{text}");
+    }
+
+    /// Whoever adds a kind that names a term says what it tells of the record.
+    #[test]
+    fn each_kind_that_names_a_term_tells_of_the_record() {
+        let source = include_str!("event.rs");
+        let (_, kinds) = source.split_once("pub enum EventKind {").unwrap();
+        let (kinds, rest) = kinds.split_once("\n}").unwrap();
+        let (_, told) = rest.split_once("fn of_record").unwrap();
+        let (told, _) = told.split_once("\n    }").unwrap();
+        let mut name = "";
+        let mut found = 0;
+        for line in kinds.lines() {
+            if let Some(rest) = line.strip_prefix("    ").filter(|l| l.starts_with(char::is_uppercase)) {
+                name = rest.split([' ', ',']).next().unwrap();
+            }
+            if line.contains("term: Term") {
+                found += 1;
+                assert!(told.contains(&format!("Self::{name} ")), "{name}");
+            }
+        }
+        assert!(found >= 9, "{found}");
     }
 }

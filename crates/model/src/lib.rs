@@ -1,7 +1,7 @@
 //! The nouns of Ninefold. Every other crate may use this one; it does no I/O.
 //!
 //! * [`name`]: host and VM names
-//! * [`count`]: terms and epochs
+//! * [`count`]: terms and epochs, incarnations of a keeper
 //! * [`record`]: what the witness keeps for each VM
 //! * [`spec`]: what a VM is made of
 //! * [`uuid`]: identities of machines and of lives
@@ -9,7 +9,7 @@
 //! * [`health`]: its watchdog, images on trial
 //! * [`status`]: what a keeper says about its VM · [`series`]: measurements in few numbers
 //! * [`difference`]: what of a VM that runs is otherwise in a host's file
-//! * [`event`]: what happened to a VM
+//! * [`event`]: what happened to a VM · [`order`]: one order for what several hosts say
 //! * [`control`]: what one may ask of a keeper
 
 pub mod control;
@@ -18,6 +18,7 @@ pub mod difference;
 pub mod event;
 pub mod health;
 pub mod name;
+pub mod order;
 pub mod record;
 pub mod series;
 pub mod spec;
@@ -25,7 +26,7 @@ pub mod standing;
 pub mod status;
 pub mod uuid;
 
-pub use count::{Epoch, Term};
+pub use count::{Epoch, Incarnation, Term};
 pub use name::{HostName, InvalidName, SnapshotName, VmName, VolumeName};
 pub use record::{Backup, Record};
 pub use standing::{Activity, Standing};

@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ninefold_keeper::api::Client;
+use ninefold_keeper::api::{ApiError, Client};
 use ninefold_keeper::config::KeeperConfig;
 use ninefold_model::status::{ProtectionState, Role, VmStatus};
 use serde::Serialize;
@@ -77,36 +77,36 @@ impl HostReport {
     }
 }
 
-/// Asks all of them at once. One that does not answer in time is reported so.
+/// Asks all of them at once how they are. One that does not answer in time is reported so.
 pub fn ask_all(keepers: &[Keeper]) -> Vec<HostReport> {
+    let answers = ask_each(keepers, Client::status);
+    let report = |(keeper, answer): (&Keeper, Result<VmStatus, String>)| match answer {
+        Ok(status) => HostReport { host: status.host.to_string(), status: Some(status), error: None },
+        Err(error) => HostReport { host: keeper.host.clone(), status: None, error: Some(error) },
+    };
+    keepers.iter().zip(answers).map(report).collect()
+}
+
+/// Asks all of them the same at once: what each says, or in words why it does not. None is waited for longer than two seconds.
+pub fn ask_each<T: Send + 'static>(
+    keepers: &[Keeper],
+    ask: fn(&Client) -> Result<T, ApiError>,
+) -> Vec<Result<T, String>> {
     let (sender, answers) = mpsc::channel();
     for (place, keeper) in keepers.iter().enumerate() {
         let (sender, client) = (sender.clone(), keeper.client.clone());
         // A thread that hangs on a frozen keeper ends with this process, or with its answer.
         thread::spawn(move || {
             // Nobody waits for it any more when it comes too late.
-            let _ = sender.send((place, client.status()));
+            let _ = sender.send((place, ask(&client)));
         });
     }
     drop(sender);
-    let mut reports: Vec<_> = keepers
-        .iter()
-        .map(|k| HostReport {
-            host: k.host.clone(),
-            status: None,
-            error: Some(format!("{}: no answer within {} s", k.host, PATIENCE.as_secs())),
-        })
-        .collect();
+    let late = |k: &Keeper| Err(format!("{}: no answer within {} s", k.host, PATIENCE.as_secs()));
+    let mut all: Vec<Result<T, String>> = keepers.iter().map(late).collect();
     let deadline = Instant::now() + PATIENCE;
     while let Ok((place, answer)) = answers.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-        let report: &mut HostReport = &mut reports[place];
-        match answer {
-            Ok(status) => {
-                report.host = status.host.to_string();
-                *report = HostReport { host: report.host.clone(), status: Some(status), error: None };
-            }
-            Err(error) => report.error = Some(format!("{}: {error}", report.host)),
-        }
+        all[place] = answer.map_err(|error| format!("{}: {error}", keepers[place].host));
     }
-    reports
+    all
 }

@@ -26,7 +26,8 @@ fn a_guest_that_panics_and_images_on_trial() {
     fixture::build();
     let lab = LabName::new();
     let name = lab.name();
-    let ninefold = lab.ninefold();
+    // With the keeper of the one host alone, as on a real host.
+    let ninefold = fixture::ninefold([lab.run_dir("a").as_path()]);
     let vm = |verb: &[&str]| ninefold.json(&[&["vm"], verb].concat());
     fixture::lab().json(&["up", "--name", name, "--watchdog", "dump"]);
     let told = ninefold.ok(&["vm", "status"]);

@@ -1,7 +1,10 @@
 //! What the keepers of a lab say, as it comes, also across their deaths and restarts.
 //!
-//! One thread per host asks its keeper for events by long polling. A keeper that is not there is asked again; a new one
-//! starts counting at 1, so events are told apart by their time.
+//! One thread per host asks its keeper for events by long polling, from the position on that it has heard. A keeper that is not there is asked
+//! again; a new one tells all that it has.
+//!
+//! All hosts of a lab are on one machine, and so are those who kill them and listen to them. Here alone CLOCK_MONOTONIC is one clock for all of them, and
+//! the lab holds it against the frames that it saw and the faults that it did ([`EventWatch::takeovers`]).
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -9,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ninefold_keeper::api::Client;
-use ninefold_model::event::{Event, EventKind};
+use ninefold_model::event::{Event, EventKind, Position};
 
 use crate::lab::Lab;
 use crate::observer::Takeover;
@@ -76,7 +79,7 @@ impl EventWatch {
         }
     }
 
-    /// Who began to speak for the VM, and when, in order of time.
+    /// Who began to speak for the VM, and when, in order of this machine's clock.
     pub fn takeovers(&self) -> Vec<Takeover> {
         let events = self.shared.events();
         let begins = |e: &&Event| {
@@ -103,24 +106,17 @@ impl Drop for EventWatch {
 }
 
 fn follow(client: &Client, shared: &Shared) {
-    let mut after = 0;
-    // The latest event's time and number; a new keeper repeats none, an old one found again repeats all.
-    let mut latest = (0, 0);
+    let mut after = Position::START;
     while !shared.stop.load(Ordering::Relaxed) {
         match client.events(after, POLL) {
             Ok(new) => {
-                after = new.last().map_or(after, |e| e.seq);
-                let fresh: Vec<_> = new.into_iter().filter(|e| (e.monotonic_us, e.seq) > latest).collect();
-                if let Some(last) = fresh.last() {
-                    latest = (last.monotonic_us, last.seq);
-                    shared.events().extend(fresh);
+                if let Some(last) = new.last() {
+                    after = last.position();
+                    shared.events().extend(new);
                     shared.more.notify_all();
                 }
             }
-            Err(_) => {
-                after = 0;
-                std::thread::sleep(RETRY);
-            }
+            Err(_) => std::thread::sleep(RETRY),
         }
     }
 }

@@ -14,7 +14,8 @@ use ninefold_shell::progress;
 use serde::Serialize;
 
 use super::awaited::Awaited;
-use super::events::{follow, now_us, words};
+use super::events::words;
+use super::follow::Marks;
 use super::handover::{End, Handover};
 use super::keepers::{Keeper, Keepers, Where};
 use crate::error::CliError;
@@ -90,7 +91,8 @@ pub struct ResetArgs {
 
 /// Set when checkpoints are taken
 ///
-/// All keepers that answer are told, so that it holds after a failover too.
+/// Each host has its own: it holds while the VM is there, until its keeper is started anew. All keepers that are asked are told, whatever their role; the one of
+/// another machine is told there, so that it holds after a failover, too.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  ninefold vm epochs adaptive --max-ms 100\n  ninefold vm epochs fixed --ms 25")]
 pub struct EpochsArgs {
@@ -131,6 +133,13 @@ struct Done {
     event: Option<Event>,
 }
 
+/// Which hosts have been told when checkpoints are taken, for programs.
+#[derive(Debug, Serialize)]
+struct Epochs {
+    done: &'static str,
+    hosts: Vec<String>,
+}
+
 pub fn start(args: &StartArgs, output: &Output) -> Result<(), CliError> {
     let keepers = args.at.keepers()?;
     let reports = keepers.ask_all();
@@ -144,7 +153,7 @@ pub fn start(args: &StartArgs, output: &Output) -> Result<(), CliError> {
             keepers.all[place.ok_or_else(|| keepers.silent(&reports))?].clone()
         }
     };
-    let since = now_us();
+    let since = keepers.marks();
     let start = |keeper: &Keeper| {
         let bar = progress::spinner(&format!("the VM boots on {}", keeper.host));
         let started = keeper.client.command(&Request::Start { force: args.force });
@@ -162,7 +171,7 @@ pub fn start(args: &StartArgs, output: &Output) -> Result<(), CliError> {
     let wanted = keeper.client.status()?.wanted;
     let mut event = None;
     if wanted == Protection::FaultTolerant && !args.no_wait {
-        event = Some(await_protection(&keepers, since, output)?);
+        event = Some(await_protection(&keepers, &since, output)?);
     }
     tell(output, "start", &keeper.host, event, "the VM runs")
 }
@@ -181,7 +190,7 @@ pub fn stop(args: &StopArgs, output: &Output) -> Result<(), CliError> {
     let (keeper, _) = keepers.primary()?;
     keeper.client.command(&Request::Stop)?;
     // A protected VM's end is first agreed with the witness, so that its backup does not take over.
-    await_role(&keeper, "the end of the VM", |s| s.role != Role::Primary)?;
+    await_status(&keeper, "the end of the VM", has_ended)?;
     tell(output, "stop", &keeper.host, None, "the VM has stopped")
 }
 
@@ -194,7 +203,7 @@ pub fn reset(args: &ResetArgs, output: &Output) -> Result<(), CliError> {
 pub fn protect(args: &ProtectArgs, output: &Output) -> Result<(), CliError> {
     let keepers = args.at.keepers()?;
     // Before the look at its state, so that no event between the two is missed.
-    let since = now_us();
+    let since = keepers.marks();
     let (keeper, status) = keepers.primary()?;
     keeper.client.command(&Request::Protect)?;
     if status.protection == Some(ProtectionState::Protected) {
@@ -203,7 +212,7 @@ pub fn protect(args: &ProtectArgs, output: &Output) -> Result<(), CliError> {
     if args.no_wait {
         return tell(output, "protect", &keeper.host, None, "the VM will be protected as soon as a host allows");
     }
-    let event = await_protection(&keepers, since, output)?;
+    let event = await_protection(&keepers, &since, output)?;
     tell(output, "protect", &keeper.host, Some(event), "")
 }
 
@@ -212,17 +221,17 @@ pub fn unprotect(args: &UnprotectArgs, output: &Output) -> Result<(), CliError> 
     let (keeper, _) = keepers.primary()?;
     keeper.client.command(&Request::Unprotect)?;
     // The witness must have agreed before the VM goes on alone.
-    await_role(&keeper, "going on without a backup", |s| s.protection == Some(ProtectionState::Off))?;
+    await_status(&keeper, "going on without a backup", is_alone)?;
     tell(output, "unprotect", &keeper.host, None, "the VM runs without a backup")
 }
 
 pub fn switchover(args: &SwitchoverArgs, output: &Output) -> Result<(), CliError> {
     let keepers = args.at.keepers()?;
     let (keeper, _) = keepers.primary()?;
-    let since = now_us();
+    let since = keepers.marks();
     keeper.client.command(&Request::Switchover)?;
     let bar = progress::spinner("the VM is handed over");
-    let end = await_handover(&keepers, &keeper, since);
+    let end = await_handover(&keepers, &keeper, &since);
     bar.finish_and_clear();
     match end? {
         End::Taken(event) => tell(output, "switchover", &event.host.to_string(), Some(*event), ""),
@@ -234,8 +243,8 @@ pub fn switchover(args: &SwitchoverArgs, output: &Output) -> Result<(), CliError
     }
 }
 
-fn await_handover(keepers: &Keepers, keeper: &Keeper, since_us: u64) -> Result<End, CliError> {
-    let events = follow(keepers, since_us);
+fn await_handover(keepers: &Keepers, keeper: &Keeper, since: &Marks) -> Result<End, CliError> {
+    let events = since.follow();
     let mut handover = Handover::new(&keeper.host, keepers.hosts());
     let deadline = Instant::now() + LIMIT;
     while Instant::now() < deadline {
@@ -257,18 +266,22 @@ pub fn epochs(args: &EpochsArgs, output: &Output) -> Result<(), CliError> {
         Policy::Fixed { at, ms } => (at, EpochPolicy::Fixed { ms: *ms }),
     };
     let keepers = at.keepers()?;
-    let (primary, _) = keepers.primary()?;
-    primary.client.command(&Request::SetEpochs { policy })?;
-    for (keeper, report) in keepers.all.iter().zip(keepers.ask_all()) {
-        if report.status.is_some_and(|s| s.role != Role::Primary) {
-            keeper.client.command(&Request::SetEpochs { policy })?;
-        }
+    let reports = keepers.ask_all();
+    let mut told = Vec::new();
+    for (keeper, report) in keepers.all.iter().zip(&reports).filter(|(_, r)| r.status.is_some()) {
+        keeper.client.command(&Request::SetEpochs { policy })?;
+        told.push(report.host.clone());
+    }
+    if told.is_empty() {
+        return Err(keepers.silent(&reports));
     }
     let words = match policy {
         EpochPolicy::Fixed { ms } => format!("a checkpoint every {ms} ms"),
         EpochPolicy::Adaptive { max_ms } => format!("a checkpoint soon after output, at most {max_ms} ms apart"),
     };
-    tell(output, "epochs", &primary.host, None, &words)
+    let shown = Epochs { done: "epochs", hosts: told };
+    output.show(&shown, || format!("while the VM is on host {}: {words}", shown.hosts.join(" or ")))?;
+    Ok(())
 }
 
 pub(super) fn tell(
@@ -287,25 +300,25 @@ pub(super) fn tell(
 }
 
 /// Waits, with a bar, until the VM is protected, wherever it runs by then.
-fn await_protection(keepers: &Keepers, since_us: u64, output: &Output) -> Result<Event, CliError> {
+fn await_protection(keepers: &Keepers, since: &Marks, output: &Output) -> Result<Event, CliError> {
     let bar = progress::spinner("the backup gets ready");
     // A program reads one object from the standard error, if any; the reason is in that.
     let tell = |why: &str| match output.is_json() {
         true => {}
         false => progress::note(crate::error::NAME, &bar, &format!("waiting for protection: {why}")),
     };
-    let done = until_protected(keepers, since_us, &bar, tell);
+    let done = until_protected(keepers, since, &bar, tell);
     bar.finish_and_clear();
     done
 }
 
 fn until_protected(
     keepers: &Keepers,
-    since_us: u64,
+    since: &Marks,
     bar: &progress::ProgressBar,
     tell: impl Fn(&str),
 ) -> Result<Event, CliError> {
-    let events = follow(keepers, since_us);
+    let events = since.follow();
     let deadline = Instant::now() + SYNC_LIMIT;
     let mut awaited = Awaited::default();
     while Instant::now() < deadline {
@@ -344,26 +357,59 @@ fn until_protected(
     Err(timed_out(&what, SYNC_LIMIT))
 }
 
-/// Waits until a keeper says what is wanted of it. No event says this in every case.
-fn await_role(keeper: &Keeper, what: &str, wanted: impl Fn(&VmStatus) -> bool) -> Result<(), CliError> {
+/// Waits until a keeper says what is wanted of it, or that this will not come. No event says this in every case.
+fn await_status(
+    keeper: &Keeper,
+    what: &str,
+    end: impl Fn(&VmStatus) -> Option<Result<(), CliError>>,
+) -> Result<(), CliError> {
     let deadline = Instant::now() + LIMIT;
-    while !wanted(&keeper.client.status()?) {
+    loop {
+        if let Some(end) = end(&keeper.client.status()?) {
+            return end;
+        }
         if Instant::now() > deadline {
             return Err(timed_out(what, LIMIT));
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    Ok(())
+}
+
+/// Whether a VM that was to be ended here has; one that another host has taken meanwhile has not.
+fn has_ended(status: &VmStatus) -> Option<Result<(), CliError>> {
+    match status.role {
+        Role::Primary => None,
+        Role::Standby => Some(Ok(())),
+        Role::Backup => Some(Err(went(status))),
+    }
+}
+
+/// Whether a VM that was to run without a backup does; one that has left this host does not, here.
+fn is_alone(status: &VmStatus) -> Option<Result<(), CliError>> {
+    match (status.role, status.protection) {
+        (Role::Primary, Some(ProtectionState::Off)) => Some(Ok(())),
+        (Role::Primary, _) => None,
+        _ => Some(Err(went(status))),
+    }
+}
+
+/// The VM has left this host.
+fn went(status: &VmStatus) -> CliError {
+    CliError::NotRunning {
+        hosts: vec![status.host.to_string()],
+        role: status.role,
+        peer: status.peer.as_ref().map(ToString::to_string),
+    }
 }
 
 pub(super) fn await_event(
     keepers: &Keepers,
-    since_us: u64,
+    since: &Marks,
     limit: Duration,
     what: &str,
     wanted: impl Fn(&Event) -> bool,
 ) -> Result<Event, CliError> {
-    let events = follow(keepers, since_us);
+    let events = since.follow();
     let deadline = Instant::now() + limit;
     while Instant::now() < deadline {
         match events.recv_timeout(EVERY) {
@@ -384,7 +430,29 @@ pub(super) fn timed_out(what: &str, after: Duration) -> CliError {
 
 #[cfg(test)]
 mod tests {
+    use ninefold_shell::Failure;
+
+    use super::super::handover::tests::status;
     use super::*;
+
+    /// A command that waits for its end sees that the VM has left, where only this host's keeper tells it.
+    #[test]
+    fn a_vm_that_leaves_meanwhile_is_not_waited_for() {
+        let (off, protected) = (Some("off"), Some("protected"));
+        let moved = status("backup", None, Some("b"));
+        let says = |end: Option<Result<(), CliError>>| end.map(|end| end.map_err(|e| (e.to_string(), e.help())));
+        let elsewhere = Err((
+            "the VM does not run on a".to_owned(),
+            Some("it is the backup of b: ask the keeper there".to_owned()),
+        ));
+        assert_eq!(says(has_ended(&status("primary", protected, Some("b")))), None);
+        assert_eq!(says(has_ended(&status("standby", None, None))), Some(Ok(())));
+        assert_eq!(says(has_ended(&moved)), Some(elsewhere.clone()));
+        assert_eq!(says(is_alone(&status("primary", protected, Some("b")))), None);
+        assert_eq!(says(is_alone(&status("primary", off, None))), Some(Ok(())));
+        assert_eq!(says(is_alone(&moved)), Some(elsewhere));
+        assert!(is_alone(&status("standby", None, None)).unwrap().is_err());
+    }
 
     /// Whoever forces a start means the host that is asked, and knows nothing of the one that it names.
     #[test]

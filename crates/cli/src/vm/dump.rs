@@ -9,8 +9,7 @@ use ninefold_shell::Output;
 use ninefold_shell::progress;
 
 use super::control::tell;
-use super::events::{follow, now_us};
-use super::keepers::Where;
+use super::keepers::{Keepers, Where};
 use crate::error::CliError;
 
 /// Between two looks at how far it is.
@@ -32,10 +31,10 @@ pub struct DumpArgs {
 pub fn run(args: &DumpArgs, output: &Output) -> Result<(), CliError> {
     let keepers = args.at.keepers()?;
     let (keeper, _) = keepers.primary()?;
-    let since = now_us();
+    let since = Keepers::from(keeper.clone()).marks();
     keeper.client.command(&Request::Dump)?;
     let bar = progress::spinner("memory is written");
-    let events = follow(&keeper.clone().into(), since);
+    let events = since.follow();
     let end = loop {
         match events.recv_timeout(EVERY) {
             Ok(event) => match &event.kind {

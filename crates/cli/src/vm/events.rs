@@ -1,35 +1,37 @@
-//! `ninefold vm events`, and waiting for one.
+//! `ninefold vm events`.
 
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::thread;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use ninefold_keeper::agent::plain;
-use ninefold_model::event::{Event, EventKind};
+use ninefold_model::event::{Event, EventKind, Position};
 use ninefold_model::health::Freeze;
+use ninefold_model::order::in_order;
+use ninefold_shell::keepers::ask_each;
 use ninefold_shell::output::{Output, bytes, count, ms, say};
 use ninefold_transport::UtcTime;
 
-use super::keepers::{Keepers, Where};
+use super::follow::Marks;
+use super::keepers::Where;
 use super::repeats::Repeats;
 use crate::error::CliError;
 
-/// One long poll of a keeper.
-const POLL: Duration = Duration::from_secs(5);
-/// Before a keeper that is not there is asked again.
-const RETRY: Duration = Duration::from_millis(100);
 /// Between two looks for repeated events that have not been told yet.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Show what happened to a VM, from all of its keepers, in order of time
+/// Show what happened to a VM, from all keepers that are asked
+///
+/// What one keeper says is in its order; between hosts the witness's record gives the order where it can (term by term), and else the hosts' clocks,
+/// which may differ. With --follow what comes is shown as it comes.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     ninefold vm events\n  \
     ninefold vm events --follow\n  \
     ninefold vm events --json | jq 'select(.event == \"took_over\").phases'\n\n\
     What happens again and again is one event that says how often it was, when first and when last.\n\n\
-    With --json: one event a line; of a folded one `times`, `first`, and in `seq` and the times the last. A keeper that was killed \
+    With --json: one event a line; of a folded one `times`, `first`, and in `seq` and the times the last. `incarnation` and `seq` are the\n\
+    order of what one keeper says; `monotonic_us` can be compared with nothing of another machine. A keeper that was killed \
     takes its events with it.")]
 pub struct EventsArgs {
     #[command(flatten)]
@@ -41,23 +43,21 @@ pub struct EventsArgs {
 
 pub fn run(args: &EventsArgs, output: &Output) -> Result<(), CliError> {
     let keepers = args.at.keepers()?;
-    let now = now_us();
-    let reports = keepers.ask_all();
-    let mut events = Vec::new();
-    // A frozen keeper would keep us for long.
-    for (keeper, _) in keepers.all.iter().zip(&reports).filter(|(_, r)| r.status.is_some()) {
-        events.extend(keeper.client.events(0, Duration::ZERO)?);
+    // A frozen keeper is not waited for.
+    let said = ask_each(&keepers.all, |client| client.events(Position::START, Duration::ZERO));
+    let marks = Marks::after(&keepers, &said);
+    let (mut events, mut errors) = (Vec::new(), Vec::new());
+    for said in said {
+        match said {
+            Ok(said) => events.extend(said),
+            Err(error) => errors.push(error),
+        }
     }
-    if reports.iter().all(|r| r.status.is_none()) && !args.follow {
-        return Err(keepers.silent(&reports));
+    if errors.len() == keepers.all.len() && !args.follow {
+        return Err(CliError::NoKeeper { errors });
     }
-    let errors: Vec<_> = reports.into_iter().filter_map(|r| r.error).collect();
-    if args.follow {
-        events.retain(|e| e.monotonic_us <= now);
-    }
-    events.sort_by_key(|e| (e.first().monotonic_us, e.first().seq));
-    for event in &events {
-        output.line(event, || line(event))?;
+    for event in in_order(events) {
+        output.line(&event, || line(&event))?;
     }
     if !args.follow {
         for error in errors.iter().filter(|_| !output.is_json()) {
@@ -65,7 +65,7 @@ pub fn run(args: &EventsArgs, output: &Output) -> Result<(), CliError> {
         }
         return Ok(());
     }
-    let (events, mut repeats, begun) = (follow(&keepers, now), Repeats::default(), Instant::now());
+    let (events, mut repeats, begun) = (marks.follow(), Repeats::default(), Instant::now());
     loop {
         let new = match events.recv_timeout(LOOK) {
             Ok(event) => repeats.take(event, begun.elapsed()),
@@ -76,43 +76,6 @@ pub fn run(args: &EventsArgs, output: &Output) -> Result<(), CliError> {
             output.line(&event, || again(&event))?;
         }
     }
-}
-
-/// All events after this moment (microseconds of CLOCK_MONOTONIC), as they come, also across the keepers' deaths and
-/// restarts.
-pub fn follow(keepers: &Keepers, since_us: u64) -> Receiver<Event> {
-    let (sender, events) = mpsc::channel();
-    for keeper in &keepers.all {
-        let (client, sender) = (keeper.client.clone(), sender.clone());
-        // Each ends when nobody listens any more, at the latest with this process.
-        thread::spawn(move || {
-            // A new keeper counts from 1, and an old one found again repeats all: told apart by their time.
-            let (mut after, mut latest) = (0, (since_us, u64::MAX));
-            loop {
-                let Ok(new) = client.events(after, POLL) else {
-                    after = 0;
-                    thread::sleep(RETRY);
-                    continue;
-                };
-                for event in new {
-                    after = event.seq;
-                    if (event.monotonic_us, event.seq) > latest {
-                        latest = (event.monotonic_us, event.seq);
-                        if sender.send(event).is_err() {
-                            return;
-                        }
-                    }
-                }
-            }
-        });
-    }
-    events
-}
-
-/// CLOCK_MONOTONIC in microseconds, as in the events of this machine's keepers.
-pub fn now_us() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1000
 }
 
 /// An event for people, at the time when it was first.
@@ -140,7 +103,6 @@ fn clock(unix_us: u64) -> String {
     format!("{h:02}:{m:02}:{s:02}.{:03}", us / 1000)
 }
 
-/// Which of the failures that count it is.
 /// Longest reason of the guest's agent that is shown, characters.
 const MAX_REASON: usize = 300;
 
@@ -154,6 +116,7 @@ pub fn frozen(freeze: &Freeze) -> String {
     }
 }
 
+/// Which of the failures that count it is.
 fn nth(n: u32) -> String {
     if n == 0 { String::new() } else { format!(" (number {n})") }
 }
@@ -297,6 +260,7 @@ pub fn words(kind: &EventKind) -> String {
 
 #[cfg(test)]
 mod tests {
+    use ninefold_model::Incarnation;
     use ninefold_model::event::Moment;
 
     use super::*;
@@ -306,7 +270,9 @@ mod tests {
         let hours = |h: u64| h * 3_600_000_000;
         let kind = EventKind::Refused { peer: "10.0.0.7:1".into(), reason: "no".into() };
         let host = "b".parse().unwrap();
-        let mut event = Event { seq: 9, unix_us: hours(18), monotonic_us: 0, host, times: 1, first: None, kind };
+        let incarnation = Incarnation(1);
+        let mut event =
+            Event { incarnation, seq: 9, unix_us: hours(18), monotonic_us: 0, host, times: 1, first: None, kind };
         assert_eq!(line(&event), "18:00:00.000  b         refused 10.0.0.7:1: no");
         assert_eq!(line(&event), again(&event));
         event.times = 4711;

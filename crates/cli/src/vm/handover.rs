@@ -83,13 +83,13 @@ impl Handover {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use ninefold_model::{Epoch, Term};
+    use ninefold_model::{Epoch, Incarnation, Term};
 
     use super::*;
 
     pub fn event(host: &str, kind: EventKind) -> Event {
         let host = host.parse().unwrap();
-        Event { seq: 1, unix_us: 0, monotonic_us: 0, host, times: 1, first: None, kind }
+        Event { incarnation: Incarnation(1), seq: 1, unix_us: 0, monotonic_us: 0, host, times: 1, first: None, kind }
     }
 
     pub fn status(role: &str, protection: Option<&str>, peer: Option<&str>) -> VmStatus {

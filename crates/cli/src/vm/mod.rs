@@ -1,6 +1,6 @@
 //! `ninefold vm`: a fault-tolerant VM.
 //!
-//! * [`keepers`]: who is asked · [`status`], [`events`] ([`repeats`]), [`checkpoints`]: looking
+//! * [`keepers`]: who is asked · [`status`], [`events`] ([`repeats`]), [`checkpoints`]: looking · [`follow`]: what comes from one moment on
 //! * [`info`]: what the guest's agent tells
 //! * [`trial`], [`dump`]: images on trial; the guest's memory into a file · [`standing`]: shutdown, pause, resume, wake
 //! * [`control`] ([`handover`], [`awaited`]): start, stop, protect, switch over … · [`console`]: its serial console
@@ -11,6 +11,7 @@ mod console;
 mod control;
 mod dump;
 pub mod events;
+mod follow;
 mod handover;
 mod info;
 pub mod keepers;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use ninefold_model::HostName;
-use ninefold_model::event::Event;
+use ninefold_model::event::{Event, Position};
 
 /// Between two lines about the same thing.
 const EACH: Duration = Duration::from_secs(10);
@@ -12,8 +12,8 @@ const EACH: Duration = Duration::from_secs(10);
 /// Folded events as they are followed: each is told at once, and when it goes on then once in ten seconds, with how often it was.
 #[derive(Debug, Default)]
 pub struct Repeats {
-    /// By keeper and by the number of the first: when it was told, and what is to be told next.
-    told: HashMap<(HostName, u64), (Duration, Option<Event>)>,
+    /// By host and by the place of the first: when it was told, and what is to be told next.
+    told: HashMap<(HostName, Position), (Duration, Option<Event>)>,
 }
 
 impl Repeats {
@@ -22,19 +22,20 @@ impl Repeats {
         if event.times == 1 {
             return Some(event);
         }
-        match self.told.get_mut(&(event.host.clone(), event.first().seq)) {
+        let key = (event.host.clone(), Position { seq: event.first().seq, ..event.position() });
+        match self.told.get_mut(&key) {
             Some((told, held)) if now.saturating_sub(*told) < EACH => {
                 *held = Some(event);
                 None
             }
             _ => {
-                self.told.insert((event.host.clone(), event.first().seq), (now, None));
+                self.told.insert(key, (now, None));
                 Some(event)
             }
         }
     }
 
-    /// Those whose time has come.
+    /// Those whose time has come, by the time when they last were.
     pub fn due(&mut self, now: Duration) -> Vec<Event> {
         let mut due = Vec::new();
         self.told.retain(|_, (told, held)| {
@@ -45,13 +46,14 @@ impl Repeats {
             // Quiet ones are forgotten: the next is told at once.
             held.take().map(|event| due.push(event)).is_some()
         });
-        due.sort_by_key(|e| (e.monotonic_us, e.seq));
+        due.sort_by_cached_key(|e| (e.unix_us, e.host.clone(), e.position()));
         due
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use ninefold_model::Incarnation;
     use ninefold_model::event::{EventKind, Moment};
 
     use super::*;
@@ -60,7 +62,16 @@ mod tests {
         let first = (first < seq).then_some(Moment { seq: first, unix_us: 0, monotonic_us: 0 });
         let count = first.map_or(1, |f| seq - f.seq + 1);
         let host = "a".parse().unwrap();
-        Event { seq, unix_us: 0, monotonic_us: seq, host, times: count, first, kind: EventKind::WitnessReachable }
+        Event {
+            incarnation: Incarnation(1),
+            seq,
+            unix_us: seq,
+            monotonic_us: 0,
+            host,
+            times: count,
+            first,
+            kind: EventKind::WitnessReachable,
+        }
     }
 
     #[test]

@@ -11,8 +11,7 @@ use ninefold_shell::progress;
 use ninefold_shell::progress::ProgressBar;
 
 use super::control::tell;
-use super::events::{follow, now_us};
-use super::keepers::{Keeper, Where};
+use super::keepers::{Keeper, Keepers, Where};
 use crate::error::CliError;
 
 /// Between two looks at how far it is.
@@ -125,12 +124,12 @@ pub(super) fn wait(
     failed: fn(String) -> CliError,
     end: impl Fn(&Event) -> Option<Result<(), String>>,
 ) -> Result<(), CliError> {
-    let since = now_us();
+    // All of it happens on that host; only its keeper is asked, and need be.
+    let since = Keepers::from(keeper.clone()).marks();
     let pid = keeper.client.status()?.pid;
     keeper.client.command(request)?;
     let bar: ProgressBar = progress::spinner("memory is copied");
-    // All of it happens on that host; only its keeper is asked, and need be.
-    let events = follow(&keeper.clone().into(), since);
+    let events = since.follow();
     let done = loop {
         match events.recv_timeout(EVERY) {
             Ok(event) => match end(&event) {

@@ -10,8 +10,8 @@ use ninefold_shell::Output;
 use ninefold_shell::progress;
 
 use super::control::{tell, timed_out};
-use super::events::{follow, now_us};
-use super::keepers::{Keeper, Where};
+use super::follow::Marks;
+use super::keepers::{Keeper, Keepers, Where};
 use crate::error::CliError;
 
 /// How long pause, resume and wake may take: a checkpoint is part of a pause.
@@ -118,7 +118,7 @@ pub fn shutdown(args: &ShutdownArgs, output: &Output) -> Result<(), CliError> {
     let still = status.machine.is_some_and(|m| matches!(m.run_state.as_str(), "paused" | "suspended"));
     let mode = if still { Mode::Acpi } else { args.mode };
     let within_ms = u64::try_from(args.within.as_millis()).unwrap_or(u64::MAX);
-    let since = now_us();
+    let since = Keepers::from(keeper.clone()).marks();
     let asked = match asked(mode, &keeper) {
         Ok(()) => true,
         Err(Some(source)) if mode == Mode::Agent => {
@@ -136,7 +136,7 @@ pub fn shutdown(args: &ShutdownArgs, output: &Output) -> Result<(), CliError> {
         }
     };
     let bar = progress::spinner("the guest shuts down");
-    let event = await_event(&keeper, since, limit, "the end of the guest", |kind| {
+    let event = await_event(&keeper, &since, limit, "the end of the guest", |kind| {
         matches!(kind, EventKind::Stopped { .. } | EventKind::ShutdownIgnored { ended: false, .. })
     });
     bar.finish_and_clear();
@@ -168,20 +168,20 @@ fn ask(
     what: &str,
     wanted: impl Fn(&EventKind) -> bool,
 ) -> Result<Event, CliError> {
-    let since = now_us();
+    let since = Keepers::from(keeper.clone()).marks();
     keeper.client.command(request)?;
-    await_event(keeper, since, limit, what, wanted)
+    await_event(keeper, &since, limit, what, wanted)
 }
 
 /// Waits for an event since then. What this host's keeper knows is enough: a VM that leaves this host meanwhile ends the wait.
 fn await_event(
     keeper: &Keeper,
-    since: u64,
+    since: &Marks,
     limit: Duration,
     what: &str,
     wanted: impl Fn(&EventKind) -> bool,
 ) -> Result<Event, CliError> {
-    let events = follow(&keeper.clone().into(), since);
+    let events = since.follow();
     let began = std::time::Instant::now();
     while began.elapsed() < limit {
         match events.recv_timeout(EVERY) {

@@ -16,7 +16,7 @@ use ninefold_shell::progress;
 use ninefold_shell::progress::ProgressBar;
 
 use super::control::{await_event, tell, timed_out};
-use super::events::{follow, now_us};
+use super::follow::Marks;
 use super::keepers::{Keepers, Where};
 use crate::error::CliError;
 
@@ -146,13 +146,13 @@ pub fn run(args: &TrialArgs, output: &Output) -> Result<(), CliError> {
         None => HealthySign::Asked,
     };
     let within_ms = u64::try_from(args.healthy_within.as_millis()).unwrap_or(u64::MAX);
-    let since = now_us();
+    let since = keepers.marks();
     keeper.client.command(&Request::Trial { image, within_ms, sign })?;
     if args.detach {
         return tell(output, "trial", &keeper.host, None, "the image is on trial");
     }
     let bar = progress::spinner("the image is launched");
-    let ended = end(&keepers, since, args, &bar);
+    let ended = end(&keepers, &since, args, &bar);
     bar.finish_and_clear();
     let event = ended?;
     let host = event.host.to_string();
@@ -160,10 +160,10 @@ pub fn run(args: &TrialArgs, output: &Output) -> Result<(), CliError> {
 }
 
 /// Waits until the image is committed, wherever the VM runs by then.
-fn end(keepers: &Keepers, since: u64, args: &TrialArgs, bar: &ProgressBar) -> Result<Event, CliError> {
+fn end(keepers: &Keepers, since: &Marks, args: &TrialArgs, bar: &ProgressBar) -> Result<Event, CliError> {
     let limit = args.healthy_within.saturating_add(MARGIN);
     let deadline = Instant::now() + limit;
-    let events = follow(keepers, since);
+    let events = since.follow();
     while Instant::now() < deadline {
         if let Ok(event) = events.recv_timeout(EVERY) {
             match &event.kind {
@@ -216,9 +216,9 @@ pub fn fall_back(args: &FallBackArgs, output: &Output) -> Result<(), CliError> {
 fn asked(at: &Where, request: &Request, what: &str, wanted: impl Fn(&EventKind) -> bool) -> Result<Event, CliError> {
     let keepers = at.keepers()?;
     let (keeper, _) = keepers.primary()?;
-    let since = now_us();
+    let since = keepers.marks();
     keeper.client.command(request)?;
-    await_event(&keepers, since, Duration::from_secs(30), what, |e| wanted(&e.kind))
+    await_event(&keepers, &since, Duration::from_secs(30), what, |e| wanted(&e.kind))
 }
 
 /// An image for people.

@@ -13,8 +13,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use ninefold_logging::{Bucket, likeness};
-use ninefold_model::HostName;
 use ninefold_model::event::{Event, EventKind};
+use ninefold_model::{HostName, Incarnation};
 use serde_json::Value;
 
 /// Entries kept.
@@ -43,6 +43,7 @@ pub enum Noted {
 #[derive(Debug)]
 pub struct History {
     host: HostName,
+    incarnation: Incarnation,
     most: usize,
     last: u64,
     /// By the number of the first of each.
@@ -74,12 +75,17 @@ struct Like {
 
 impl History {
     /// Nothing has happened yet. It keeps [`ENTRIES`] entries.
-    pub fn new(host: HostName) -> Self {
-        Self::of(host, ENTRIES)
+    pub fn new(host: HostName, incarnation: Incarnation) -> Self {
+        Self::of(host, incarnation, ENTRIES)
     }
 
-    fn of(host: HostName, most: usize) -> Self {
-        Self { host, most, last: 0, entries: BTreeMap::new(), subjects: HashMap::new() }
+    fn of(host: HostName, incarnation: Incarnation, most: usize) -> Self {
+        Self { host, incarnation, most, last: 0, entries: BTreeMap::new(), subjects: HashMap::new() }
+    }
+
+    /// The life of the keeper whose events these are.
+    pub fn incarnation(&self) -> Incarnation {
+        self.incarnation
     }
 
     /// The number of the latest event; 0 when there was none.
@@ -110,6 +116,7 @@ impl History {
             let event = &mut entry.event;
             let first = event.first();
             *event = Event {
+                incarnation: self.incarnation,
                 seq,
                 unix_us,
                 monotonic_us,
@@ -129,7 +136,8 @@ impl History {
         known.bucket.take(now);
         (known.entries, known.open) = (known.entries + 1, seq);
         subject.entries.insert(seq);
-        let event = Event { seq, unix_us, monotonic_us, host: self.host.clone(), times: 1, first: None, kind };
+        let (host, incarnation) = (self.host.clone(), self.incarnation);
+        let event = Event { incarnation, seq, unix_us, monotonic_us, host, times: 1, first: None, kind };
         self.entries.insert(seq, Entry { event: event.clone(), subject: about, like });
         if self.entries.len() > self.most {
             self.forget_one();
@@ -225,7 +233,7 @@ mod tests {
     const SECOND: u64 = 1_000_000;
 
     fn history(most: usize) -> History {
-        History::of("a".parse().unwrap(), most)
+        History::of("a".parse().unwrap(), Incarnation(7), most)
     }
 
     fn refused(peer: &str, reason: &str) -> EventKind {
@@ -321,7 +329,7 @@ mod tests {
             // More than there are subjects.
             const MOST: usize = 24;
             let mut history = history(MOST);
-            let mut unbounded = super::History::of("a".parse().unwrap(), usize::MAX);
+            let mut unbounded = super::History::of("a".parse().unwrap(), Incarnation(7), usize::MAX);
             let (mut at, mut follower, mut seen) = (0, 0, 0);
             let mut subjects = std::collections::HashSet::new();
             for (n, (kind, ms)) in script.iter().enumerate() {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use ninefold_model::event::EventKind;
+use ninefold_model::event::{EventKind, Position};
 use ninefold_model::status::{Role, SyncProgress};
 
 use crate::boot::{BootedVm, VmOptions};
@@ -73,7 +73,7 @@ fn look(lab: &Lab, host: &str, elapsed: Duration) -> BootProgress {
     }
     // The keeper does not know when the guest's services answer; the copy of its memory shows as soon as there is one.
     let copied = keeper
-        .events(0, Duration::ZERO)
+        .events(Position::START, Duration::ZERO)
         .is_ok_and(|e| e.iter().any(|e| matches!(e.kind, EventKind::SyncStarted { .. } | EventKind::Protected { .. })));
     let phase = if copied { BootPhase::Syncing } else { BootPhase::Booting };
     BootProgress { phase, elapsed, sync: status.sync }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use ninefold_model::control::Request;
 use ninefold_model::event::{Event, EventKind};
+use ninefold_model::order::in_order;
 
 use super::act::{PATIENCE, Show};
 use super::{Audience, Step};
@@ -34,10 +35,9 @@ struct Last {
 }
 
 impl Last {
-    fn of(mut events: Vec<Event>) -> Option<Self> {
-        events.sort_by_key(|e| e.monotonic_us);
+    fn of(events: Vec<Event>) -> Option<Self> {
         let mut last: Option<Self> = None;
-        for event in events {
+        for event in in_order(events) {
             let host = event.host.to_string();
             match event.kind {
                 EventKind::Booted { .. } | EventKind::TookOver { .. } => {
