@@ -152,6 +152,7 @@ impl Core {
     fn status(&self, seen: &Seen) -> VmStatus {
         let settings = &self.settings;
         VmStatus {
+            id: settings.vm.id,
             vm: settings.vm.name.clone(),
             host: settings.host.clone(),
             pid: settings.pid,

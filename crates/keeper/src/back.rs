@@ -403,7 +403,7 @@ mod tests {
 
     fn config(me: &str, other: &str, dir: &Path) -> Arc<KeeperConfig> {
         let config = serde_json::json!({
-            "host": me, "vm": { "name": "db", "memory_mib": 64, "boot": { "boot_sector": { "image": "/x" } } },
+            "host": me, "vm": { "id": "3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4", "name": "db", "memory_mib": 64, "boot": { "boot_sector": { "image": "/x" } } },
             "run_dir": dir, "pool": dir, "listen": "10.8.0.1:7701",
             "peers": [{ "host": other, "addr": "10.8.0.2:7701" }],
             "witness": { "host": "w", "addr": "10.8.0.3:7700" }, "security": "plain_text"

@@ -113,7 +113,7 @@ mod tests {
         let config = serde_json::json!({
             "host": "b", "run_dir": "/run/db", "listen": "10.8.0.2:7701", "peers": [],
             "vm": {
-                "name": "db", "memory_mib": 256, "boot": "volume", "non_volatile": {},
+                "id": "3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4", "name": "db", "memory_mib": 256, "boot": "volume", "non_volatile": {},
                 "volumes": [{ "name": "root", "size": 512 }],
                 "nics": [{ "mac": "52:54:00:12:34:56", "bridge": "br0" }]
             },

@@ -203,7 +203,7 @@ mod tests {
         let mut config = serde_json::json!({
             "host": "a",
             "vm": {
-                "name": "db", "memory_mib": 64, "boot": { "boot_sector": { "image": "/x" } },
+                "id": "3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4", "name": "db", "memory_mib": 64, "boot": { "boot_sector": { "image": "/x" } },
                 "nics": [{ "mac": "52:54:00:12:34:56", "bridge": "br0" }]
             },
             "run_dir": "/run/db", "listen": "10.8.0.1:7701", "peers": [{ "host": "b", "addr": "10.8.0.2:7701" }],

@@ -251,7 +251,7 @@ impl Disks {
             return Ok(Self { mixture: Mixture::of(Vec::new(), restoring), ..Self::default() });
         }
         let pool = Pool::open(&config.pool, Tools::default())?;
-        let made = Note::at(config.pool.join(format!("made-{}", config.vm.name)));
+        let made = Note::at(config.pool.join(format!("made-{}", config.vm.id)));
         let budget = Arc::new(Budget::default());
         let open = |(n, spec): (usize, &VolumeSpec)| Disk::open(&pool, &budget, &config.run_dir, &made, n, spec);
         let all = config.vm.volumes.iter().enumerate().map(open).collect::<Result<Vec<_>, _>>()?;

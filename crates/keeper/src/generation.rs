@@ -3,15 +3,15 @@
 //! A guest that has been put back (a restore, a clone, a recovery from a log) knows things that it must not use again, such as the
 //! state of its random numbers. It is told by an id of that life that it has not seen before. A take-over and a switchover go on
 //! with one life, and a boot with what is on the disks: the id stays. So it is noted in the pool, and a backup notes that of its
-//! primary; where there is no note it follows from the VM's identity.
+//! primary; where there is no note it follows from the VM's id.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 
 use ninefold_model::Uuid;
 use ninefold_volume::Note;
 
 use crate::config::KeeperConfig;
+use crate::random;
 
 /// The note in this host's pool.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ impl Generation {
     /// Of the VM that `config` describes.
     pub fn of(config: &KeeperConfig) -> Self {
         Self {
-            note: Note::at(config.pool.join(format!("generation-{}", config.vm.name))),
+            note: Note::at(config.pool.join(format!("generation-{}", config.vm.id))),
             first: config.vm.first_generation(),
         }
     }
@@ -46,9 +46,7 @@ impl Generation {
     /// # Errors
     /// Those of the file system, and of random(4).
     pub fn renew(&self) -> io::Result<Uuid> {
-        let mut bits = [0; 16];
-        File::open("/dev/urandom")?.read_exact(&mut bits)?;
-        let generation = Uuid::random(u128::from_le_bytes(bits));
+        let generation = Uuid::random(random::bits()?);
         self.note.write(&generation.to_string())?;
         Ok(generation)
     }

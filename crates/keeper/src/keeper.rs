@@ -70,7 +70,7 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
     let outlets = Arc::new(Outlets::open(&config, &wake)?);
     let disks = Arc::new(Disks::open(&config)?);
     let record = config.image_record.clone().unwrap_or_else(|| config.run_dir.join("image.json"));
-    let images = Arc::new(Images::open(record, config.vm.boot.clone())?);
+    let images = Arc::new(Images::open(record, config.vm.id, config.vm.boot.clone())?);
     let incarnation = incarnation::begin(&config.run_dir).map_err(at("cannot note this life in"))?;
     let journal = Journal::new(config.host.clone(), incarnation);
     let board = Arc::new(Board::new(&config.vm.name));

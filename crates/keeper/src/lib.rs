@@ -12,6 +12,7 @@
 //! * [`arbiter`]: asking the witness
 //! * [`disks`]: the VM's volumes · [`resync`]: making a backup's equal to them
 //! * [`health`]: the guest's watchdog, images on trial
+//! * [`random`]: ids that nothing else has
 //! * [`outlets`]: NICs, console and agent behind one gate · [`agent`]: asking the guest's agent, as a client
 //! * [`server`], [`api`]: the control socket, both ends · [`journal`]: events and measurements · `incarnation`: whose · [`metrics`], [`http`]
 
@@ -52,6 +53,7 @@ pub mod panics;
 pub mod parking;
 mod priority;
 mod proof;
+pub mod random;
 pub mod recovery;
 pub mod resync;
 mod runtime;

@@ -265,7 +265,7 @@ impl Settings {
 
 /// Where this host keeps the VM's log.
 pub fn place(config: &KeeperConfig) -> PathBuf {
-    config.pool.join("logs").join(config.vm.name.as_str())
+    config.pool.join("logs").join(config.vm.id.to_string())
 }
 
 /// Opens the directory, when whoever had it before has let go of it.

@@ -230,7 +230,7 @@ mod tests {
     fn a_log_is_that_of_the_hosts_of_today() {
         let dir = tempfile::tempdir().unwrap();
         let config = serde_json::json!({
-            "host": "a", "vm": { "name": "db", "memory_mib": 64, "boot": { "boot_sector": { "image": "/x" } } },
+            "host": "a", "vm": { "id": "3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4", "name": "db", "memory_mib": 64, "boot": { "boot_sector": { "image": "/x" } } },
             "run_dir": dir.path(), "pool": dir.path(), "listen": "10.8.0.1:7701",
             "peers": [{ "host": "b", "addr": "10.8.0.2:7701" }],
             "witness": { "host": "w", "addr": "10.8.0.3:7700" }, "security": "plain_text"

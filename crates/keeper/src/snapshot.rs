@@ -511,7 +511,7 @@ pub struct Unfinished(Note);
 impl Unfinished {
     /// The note. It goes when a primary has filled the volumes, too: see [`crate::mixture`].
     pub fn of(config: &KeeperConfig) -> Note {
-        Note::at(config.pool.join(format!("restoring-{}", config.vm.name)))
+        Note::at(config.pool.join(format!("restoring-{}", config.vm.id)))
     }
 
     fn begin(config: &KeeperConfig, name: &SnapshotName) -> Result<Self, String> {
@@ -537,12 +537,13 @@ pub fn hello(hello: Hello, term: Term) -> Hello {
 
 #[cfg(test)]
 mod tests {
+    use ninefold_model::VmId;
     use ninefold_model::spec::{Nic, VolumeSpec};
 
     use super::*;
 
     fn vm(macs: &[u8], volumes: &[u64]) -> VmSpec {
-        let json = serde_json::json!({ "name": "vm", "memory_mib": 64, "boot": "volume" });
+        let json = serde_json::json!({ "id": "3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4", "name": "vm", "memory_mib": 64, "boot": "volume" });
         let mac = |last: &u8| format!("52:54:00:00:00:{last:02x}").parse().unwrap();
         let disk = |(n, size): (usize, &u64)| VolumeSpec::new(format!("v{n}").parse().unwrap(), *size);
         VmSpec {
@@ -563,7 +564,7 @@ mod tests {
         assert_eq!(beginning(&theirs, &larger, false), Ok(Start::Memory), "it goes on as it was booted");
         let began = machine_of(&theirs, &larger, Start::Memory);
         assert_eq!((began.memory_mib, began.vcpus), (64, 1));
-        let clone = VmSpec { name: "copy".parse().unwrap(), ..larger };
+        let clone = VmSpec { id: VmId::random(7), name: "copy".parse().unwrap(), ..larger };
         let began = machine_of(&theirs, &clone, Start::Memory);
         assert_eq!((began.memory_mib, began.uuid(), began.name.as_str()), (64, clone.uuid(), "copy"));
         assert_eq!(machine_of(&theirs, &clone, Start::Disks).memory_mib, 65);

@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use ninefold_keeper::outlets::Outlets;
 use ninefold_machine::Ports;
+use ninefold_model::VmId;
 use ninefold_model::spec::{Mac, VmSpec};
 use ninefold_net::{Tap, announce, socket_pair};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -49,10 +50,11 @@ fn mac(last: u8) -> Mac {
     Mac([0x52, 0x54, 0, 0, 0, last])
 }
 
-fn outlets_of(vm: &str, dir: &std::path::Path) -> Outlets {
+fn outlets_of(id: u8, vm: &str, dir: &std::path::Path) -> Outlets {
     let nic = |last, bridge| serde_json::json!({ "mac": mac(last).to_string(), "bridge": bridge });
     let json = serde_json::json!({
-        "name": vm, "memory_mib": 1, "boot": "volume", "nics": [nic(1, "br0"), nic(2, "br1")],
+        "id": VmId::random(u128::from(id) << 120), "name": vm, "memory_mib": 1, "boot": "volume",
+        "nics": [nic(1, "br0"), nic(2, "br1")],
     });
     outlets::with_nics(dir, &serde_json::from_value::<VmSpec>(json).unwrap())
 }
@@ -80,7 +82,7 @@ fn each_nic_announces_its_own_addresses_and_what_is_given_up_nobody() {
     let _net = Net::with_bridges(&["br0", "br1"]);
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     // Two hosts share the bridges.
-    let (primary, backup) = (outlets_of("on-a", dirs[0].path()), outlets_of("on-b", dirs[1].path()));
+    let (primary, backup) = (outlets_of(1, "on-a", dirs[0].path()), outlets_of(2, "on-b", dirs[1].path()));
     let observers = ["br0", "br1"].map(|bridge| Tap::open("obs%d", Some(bridge)).unwrap());
     let (qemus, nics): (Vec<_>, Vec<_>) = (0..2).map(|_| socket_pair().unwrap()).unzip();
     let [(_console_end, console), (_agent_end, agent)] = [socket_pair().unwrap(), socket_pair().unwrap()];

@@ -103,7 +103,7 @@ fn volume(dir: &Path, size: u64) -> Disks {
         "host": "a", "run_dir": dir, "pool": dir.join("pool"), "listen": "127.0.0.1:0", "peers": [],
         "witness": { "host": "w", "addr": "127.0.0.1:1" }, "security": "plain_text",
         "vm": {
-            "name": "db", "memory_mib": 256, "nics": [], "boot": { "linux": { "kernel": "/k", "initrd": "/i", "cmdline": "quiet" } },
+            "id": "3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4", "name": "db", "memory_mib": 256, "nics": [], "boot": { "linux": { "kernel": "/k", "initrd": "/i", "cmdline": "quiet" } },
             "volumes": [{ "name": "data", "size": size }],
         },
     });

@@ -48,6 +48,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let config = MachineConfig {
         qemu,
         spec: VmSpec {
+            id: ninefold_model::VmId::random(1),
             name: "measure".parse()?,
             arch: Arch::X86_64,
             vcpus,

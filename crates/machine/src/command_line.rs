@@ -255,11 +255,13 @@ pub fn display(args: &[OsString]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ninefold_model::VmId;
     use ninefold_model::health::{Watchdog, WatchdogAction};
     use ninefold_model::spec::{AccelChoice, Arch, ClockGap, Nic, Protection, VolumeSpec};
 
     fn spec(boot: Boot) -> VmSpec {
         VmSpec {
+            id: VmId::random(7),
             name: "t".parse().unwrap(),
             arch: Arch::X86_64,
             vcpus: 2,

@@ -76,6 +76,7 @@ impl fmt::Display for Difference {
 pub fn differences(runs: &VmSpec, file: &VmSpec) -> Vec<Difference> {
     let mut found = Found(Vec::new());
     use Bearing::{CannotFollow, NextBoot, Policy};
+    found.compare("id", &runs.id, &file.id, CannotFollow);
     found.compare("name", &runs.name, &file.name, CannotFollow);
     found.json("arch", &runs.arch, &file.arch, CannotFollow);
     found.compare("vcpus", &runs.vcpus, &file.vcpus, NextBoot);
@@ -193,7 +194,7 @@ mod tests {
 
     fn vm() -> VmSpec {
         let json = serde_json::json!({
-            "name": "db", "memory_mib": 256, "boot": { "linux": { "kernel": "/k", "initrd": null, "cmdline": "quiet" } },
+            "id": "3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4", "name": "db", "memory_mib": 256, "boot": { "linux": { "kernel": "/k", "initrd": null, "cmdline": "quiet" } },
             "nics": [{ "mac": "52:54:00:12:34:56", "bridge": "br0" }],
             "volumes": [{ "name": "root", "size": 512 }, { "name": "data", "size": 1024 }]
         });
@@ -204,6 +205,7 @@ mod tests {
 
     /// Every field of a VM's specification, by what a difference in it means.
     const CASES: &[(&str, Bearing, Change)] = &[
+        ("id", Bearing::CannotFollow, |s| s.id = crate::VmId::random(7)),
         ("name", Bearing::CannotFollow, |s| s.name = "other".parse().unwrap()),
         ("vcpus", Bearing::NextBoot, |s| s.vcpus = 2),
         ("memory_mib", Bearing::NextBoot, |s| s.memory_mib = 512),

@@ -1,6 +1,6 @@
 //! The nouns of Ninefold. Every other crate may use this one; it does no I/O.
 //!
-//! * [`name`]: host and VM names
+//! * [`id`]: who a VM is · [`name`]: what hosts, VMs and disks are called
 //! * [`count`]: terms and epochs, incarnations of a keeper
 //! * [`record`]: what the witness keeps for each VM
 //! * [`spec`]: what a VM is made of
@@ -17,6 +17,7 @@ pub mod count;
 pub mod difference;
 pub mod event;
 pub mod health;
+pub mod id;
 pub mod name;
 pub mod order;
 pub mod record;
@@ -27,6 +28,7 @@ pub mod status;
 pub mod uuid;
 
 pub use count::{Epoch, Incarnation, Term};
+pub use id::{InvalidVmId, VmId};
 pub use name::{HostName, InvalidName, SnapshotName, VmName, VolumeName};
 pub use record::{Backup, Record};
 pub use standing::{Activity, Standing};

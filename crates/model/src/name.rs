@@ -73,7 +73,8 @@ name_type! {
     HostName
 }
 name_type! {
-    /// A virtual machine, unique in the installation.
+    /// What people call a virtual machine. It may be changed, and another VM may have had it: what is the VM's own is found by its
+    /// [`VmId`](crate::VmId).
     VmName
 }
 name_type! {

@@ -7,12 +7,14 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::health::Watchdog;
-use crate::{Uuid, VmName, VolumeName};
+use crate::{Uuid, VmId, VmName, VolumeName};
 
 /// A VM as its owner describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VmSpec {
+    /// Who it is, for ever and on every host.
+    pub id: VmId,
     pub name: VmName,
     #[serde(default)]
     pub arch: Arch,
@@ -42,7 +44,7 @@ pub struct VmSpec {
     /// Watches the guest's health, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watchdog: Option<Watchdog>,
-    /// The machine's identity, as the guest reads it from its firmware; by default it follows from the name: [`VmSpec::uuid`].
+    /// The machine's identity, as the guest reads it from its firmware; by default its id: [`VmSpec::uuid`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uuid: Option<Uuid>,
 }
@@ -52,16 +54,16 @@ fn one_backup() -> u8 {
 }
 
 impl VmSpec {
-    /// The machine's identity: the one given, or the one that belongs to the VM's name, the same on every host.
+    /// The machine's identity: the one given, or the VM's id.
     #[must_use]
     pub fn uuid(&self) -> Uuid {
-        self.uuid.unwrap_or_else(|| Uuid::of_name("ninefold vm", self.name.as_str()))
+        self.uuid.unwrap_or_else(|| self.id.into())
     }
 
-    /// The generation id of a VM that has never been restored, cloned or recovered: it follows from the identity.
+    /// The generation id of a VM that has never been restored, cloned or recovered: it follows from the VM's id.
     #[must_use]
     pub fn first_generation(&self) -> Uuid {
-        Uuid::of_name("ninefold generation", &self.uuid().to_string())
+        Uuid::of_name("ninefold generation", &self.id.to_string())
     }
 
     /// Two volumes that the guest could not tell apart: their serial numbers are equal.
@@ -341,12 +343,14 @@ impl Default for EpochPolicy {
 mod tests {
     use super::*;
 
+    const ID: &str = "3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4";
+
     #[test]
     fn the_firmware_tries_what_the_owner_wants() {
         let volume = |name: &str, bootindex| VolumeSpec { bootindex, ..VolumeSpec::new(name.parse().unwrap(), 512) };
         let order = |boot: &Boot, volumes: &[(&str, Option<u16>)]| {
             let volumes = volumes.iter().map(|(name, index)| volume(name, *index)).collect();
-            let json = serde_json::json!({ "name": "vm", "memory_mib": 1, "boot": boot });
+            let json = serde_json::json!({ "id": ID, "name": "vm", "memory_mib": 1, "boot": boot });
             VmSpec { volumes, ..serde_json::from_value(json).unwrap() }.boot_order()
         };
         let sector = Boot::BootSector { image: "/x".into() };
@@ -362,7 +366,7 @@ mod tests {
 
     fn volumes(names: &[&str]) -> VmSpec {
         let volumes = names.iter().map(|name| VolumeSpec::new(name.parse().unwrap(), 512)).collect();
-        let json = serde_json::json!({ "name": "vm", "memory_mib": 1, "boot": "volume" });
+        let json = serde_json::json!({ "id": ID, "name": "vm", "memory_mib": 1, "boot": "volume" });
         VmSpec { volumes, ..serde_json::from_value(json).unwrap() }
     }
 
@@ -385,13 +389,18 @@ mod tests {
     #[test]
     fn a_machine_has_its_own_identity_or_the_one_that_is_given() {
         let vm = volumes(&[]);
-        let other = VmSpec { name: "copy".parse().unwrap(), ..vm.clone() };
+        assert_eq!(vm.uuid().to_string(), ID);
+        // What it is called says nothing of who it is.
+        let renamed = VmSpec { name: "other".parse().unwrap(), ..vm.clone() };
+        assert_eq!((renamed.uuid(), renamed.first_generation()), (vm.uuid(), vm.first_generation()));
+        let other = VmSpec { id: VmId::random(7), ..vm.clone() };
         assert_ne!(vm.uuid(), other.uuid());
         assert_ne!(vm.first_generation(), vm.uuid());
+        assert_ne!(vm.first_generation(), other.first_generation());
         let given: Uuid = "1b4e28ba-2fa1-41d2-883f-0016d3cca427".parse().unwrap();
         let with = VmSpec { uuid: Some(given), ..vm.clone() };
         assert_eq!(with.uuid(), given);
-        assert_ne!(with.first_generation(), vm.first_generation());
+        assert_eq!(with.first_generation(), vm.first_generation());
         let json = serde_json::to_value(&with).unwrap();
         assert_eq!(json["uuid"], given.to_string());
         assert_eq!(serde_json::from_value::<VmSpec>(json).unwrap(), with);
@@ -411,7 +420,7 @@ mod tests {
     #[test]
     fn a_clock_gap_is_named_and_may_be_left_out() {
         let of = |field: &str| {
-            let text = format!(r#"{{"name":"db","memory_mib":256,"boot":"volume"{field}}}"#);
+            let text = format!(r#"{{"id":"{ID}","name":"db","memory_mib":256,"boot":"volume"{field}}}"#);
             serde_json::from_str::<VmSpec>(&text)
         };
         assert_eq!(of("").unwrap().clock_gap, ClockGap::AtOnce);

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::difference::Difference;
 use crate::health::HealthStatus;
 use crate::spec::{Accel, EpochPolicy, Protection};
-use crate::{Epoch, HostName, SnapshotName, Term, Uuid, VmName, VolumeName};
+use crate::{Epoch, HostName, SnapshotName, Term, Uuid, VmId, VmName, VolumeName};
 
 /// What a keeper is for its VM at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -38,6 +38,7 @@ pub enum ProtectionState {
 /// A keeper's answer to `status`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VmStatus {
+    pub id: VmId,
     pub vm: VmName,
     pub host: HostName,
     pub pid: u32,

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 /// A UUID: never the one of zeros alone or of ones alone, which firmware takes for none at all (SMBIOS, 7.2.1).
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Uuid(u128);
 
@@ -20,6 +20,12 @@ impl Uuid {
     #[must_use]
     pub fn random(bits: u128) -> Self {
         Self::versioned(bits, 4)
+    }
+
+    /// Its 128 bits, the first hexadecimal digit being the most significant.
+    #[must_use]
+    pub fn as_u128(self) -> u128 {
+        self.0
     }
 
     /// The one that belongs to `name` among names of this `kind`, the same everywhere: version 8, of the 128-bit FNV-1a hash of both.

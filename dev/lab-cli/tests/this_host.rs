@@ -84,6 +84,7 @@ fn every_verb_needs_only_the_keeper_of_this_host() {
 
     each_host_sees_itself_alone(&lab);
 
+    assert_ne!(a.json(&["new-id"])["id"], b.json(&["new-id"])["id"], "no VM has another's id");
     // Looking. Hosts are named, not their directories.
     let status = a.json(&["status"]);
     assert_eq!((&status["primary"], &status["hosts"][0]["host"]), (&"a".into(), &"a".into()), "{status:#}");

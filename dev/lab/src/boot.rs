@@ -1,6 +1,8 @@
 //! The witness, the keepers and the VM of a lab.
 
+use std::collections::hash_map::RandomState;
 use std::fs;
+use std::hash::{BuildHasher, Hasher};
 use std::net::{SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 use std::process::Command;
@@ -15,7 +17,7 @@ use ninefold_model::health::Watchdog;
 use ninefold_model::spec::{
     AccelChoice, Acknowledge, Boot, ClockGap, EpochPolicy, Mac, Nic, NonVolatile, Protection, VmSpec, VolumeSpec,
 };
-use ninefold_model::{HostName, InvalidName, VmName};
+use ninefold_model::{HostName, InvalidName, VmId, VmName};
 use ninefold_transport::{Authority, Validity};
 
 use crate::config::LabSecurity;
@@ -43,6 +45,8 @@ pub const DATA_VOLUME: u64 = 512 << 20;
 /// A lab's VM.
 #[derive(Debug, Clone)]
 pub struct VmOptions {
+    /// Made anew for each VM; whoever changes the name for another VM changes it, too ([`VmOptions::new_id`]).
+    pub id: VmId,
     pub name: VmName,
     pub guest: Guest,
     pub mac: Mac,
@@ -73,6 +77,7 @@ impl VmOptions {
     /// Debian with redis: one vCPU, 256 MiB, protected.
     pub fn new(name: VmName) -> Self {
         Self {
+            id: Self::new_id(),
             name,
             guest: Guest::Basic,
             mac: Mac([0x52, 0x54, 0, 0x0f, 0x09, 0x10]),
@@ -93,6 +98,13 @@ impl VmOptions {
         }
     }
 
+    /// An id that no other VM has. (Two hashes, each under keys of the kernel's random numbers.)
+    #[must_use]
+    pub fn new_id() -> VmId {
+        let half = || u128::from(RandomState::new().build_hasher().finish());
+        VmId::random(half() << 64 | half())
+    }
+
     /// Debian with PostgreSQL: one vCPU, 512 MiB, a volume, protected.
     pub fn postgres(name: VmName, acknowledge: Acknowledge) -> Result<Self, LabError> {
         let data =
@@ -110,6 +122,7 @@ impl VmOptions {
         // What the guest's recipe wants its kernel to be told; a guest that says nothing still has a console.
         let wanted = fs::read_to_string(guest.join("cmdline")).unwrap_or_else(|_| "console=ttyS0".into());
         Ok(VmSpec {
+            id: self.id,
             name: self.name.clone(),
             arch: Default::default(),
             vcpus: self.vcpus,

@@ -285,7 +285,10 @@ fn a_log_that_is_behind_is_not_believed() {
     if !again {
         let event = scenario.expect(mark, "a", "refusal", |e| matches!(e, EventKind::LogUnusable { .. }));
         eprintln!("  {:?}", event.kind);
-        assert!(pool.join("logs/vm/head.json").exists(), "its files are left for a person");
+        assert!(
+            pool.join(format!("logs/{}/head.json", scenario.options.id)).exists(),
+            "its files are left for a person"
+        );
         assert!(!scenario.events.all().iter().any(|e| recovered(&e.kind)));
         let report = what_is_there(&scenario, "a");
         assert!(report.newer.as_ref().is_some_and(|why| why.contains("without its log")), "{report:?}");
@@ -314,7 +317,10 @@ fn go_back(scenario: &Scenario, host: &str, report: &LogReport) {
     scenario.await_guest();
     // It has another log by and by, which survives as any.
     scenario.expect(mark, host, "non-volatile", is_non_volatile);
-    assert!(scenario.lab.pool_dir(host).join("logs-aside/vm/1/head.json").exists(), "the old one is kept");
+    assert!(
+        scenario.lab.pool_dir(host).join(format!("logs-aside/{}/1/head.json", scenario.options.id)).exists(),
+        "the old one is kept"
+    );
     let mark = scenario.events.mark();
     scenario.lab.kill_qemu(host).unwrap();
     scenario.expect(mark, host, "recovery", recovered);
@@ -329,7 +335,7 @@ fn a_damaged_log_is_gone_back_in_when_a_person_says_so() {
     scenario.expect_writes(10 * WRITES);
     let mark = scenario.events.mark();
     scenario.lab.kill_keeper("a").unwrap();
-    let dir = scenario.lab.pool_dir("a").join("logs/vm");
+    let dir = scenario.lab.pool_dir("a").join(format!("logs/{}", scenario.options.id));
     let names = std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
     let last = names.filter_map(|n| n.strip_prefix("segment-")?.parse::<u64>().ok()).max().unwrap();
     let segment = std::fs::OpenOptions::new().write(true).open(dir.join(format!("segment-{last}"))).unwrap();
@@ -389,7 +395,7 @@ fn a_stopped_vm_does_not_come_back() {
     let mark = scenario.events.mark();
     scenario.lab.ask("a", &Request::Stop).unwrap();
     scenario.expect(mark, "a", "stop", |e| matches!(e, EventKind::Stopped { .. }));
-    let log = scenario.lab.pool_dir("a").join("logs/vm");
+    let log = scenario.lab.pool_dir("a").join(format!("logs/{}", scenario.options.id));
     wait_until("removal of the log", || std::fs::read_dir(&log).unwrap().count() == 0);
     power_failure(&scenario);
     // It can be booted again: nothing of its former life is in the way.

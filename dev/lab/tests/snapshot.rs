@@ -174,8 +174,8 @@ fn taken_and_started_from(called: &'static str, protection: Protection) {
     let mut scenario = Scenario::with(called, begin);
     let serials = in_the_guest(&scenario, "cat /sys/block/vda/serial; echo; cat /sys/block/vdb/serial");
     assert_eq!(serials, format!("data {}", serial(&LONG.parse().unwrap())));
-    let uuid = Uuid::of_name("ninefold vm", status(&scenario).vm.as_str());
-    assert_eq!(in_the_guest(&scenario, "cat /sys/class/dmi/id/product_uuid"), uuid.to_string());
+    let uuid = scenario.options.id.to_string();
+    assert_eq!(in_the_guest(&scenario, "cat /sys/class/dmi/id/product_uuid"), uuid);
     let born = generation(&scenario);
     work(&scenario.lab, "checksum mib=24");
     scenario.expect_writes(100);
@@ -389,7 +389,7 @@ fn a_clone_is_started_from_the_snapshot_of_another_vm() {
     ["a", "b"].iter().for_each(|host| scenario.lab.stop_keeper(host).unwrap());
     let image = scenario.lab.pool_dir("a").join("volumes/data/image.raw");
     let before = std::fs::read(&image).unwrap();
-    let mut clone = VmOptions { name: "copy".parse().unwrap(), ..scenario.options.clone() };
+    let mut clone = VmOptions { id: VmOptions::new_id(), name: "copy".parse().unwrap(), ..scenario.options.clone() };
     clone.volumes[0].name = "other".parse().unwrap();
     scenario.lab.configure_vm(&clone).unwrap();
     ["a", "b"].iter().for_each(|host| scenario.lab.start_keeper(host).unwrap());
@@ -425,6 +425,5 @@ fn a_clone_is_started_from_the_snapshot_of_another_vm() {
     scenario.await_guest();
     assert!(!is_marked(&scenario, "one"), "it has not booted");
     assert_eq!(in_the_guest(&scenario, "cat /sys/class/net/eth0/address"), clone.mac.to_string());
-    let uuid = Uuid::of_name("ninefold vm", "copy").to_string();
-    assert_eq!(in_the_guest(&scenario, "cat /sys/class/dmi/id/product_uuid"), uuid);
+    assert_eq!(in_the_guest(&scenario, "cat /sys/class/dmi/id/product_uuid"), clone.id.to_string());
 }

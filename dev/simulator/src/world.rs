@@ -195,7 +195,7 @@ impl World {
         let Setup { hosts, backups, volumes, log } = plan.setup;
         let volume = |n: usize| VolumeSpec::new(["one", "two"][n].parse().expect("a name"), (BLOCKS as u64) << 16);
         let json = serde_json::json!({
-            "name": "vm", "memory_mib": 1, "boot": { "boot_sector": { "image": "/x" } }, "backups": backups,
+            "id": "3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4", "name": "vm", "memory_mib": 1, "boot": { "boot_sector": { "image": "/x" } }, "backups": backups,
         });
         let mut spec: VmSpec = serde_json::from_value(json).expect("a spec");
         spec.volumes = (0..volumes).map(volume).collect();

@@ -3,6 +3,7 @@
 //! * [`keepers`]: who is asked · [`status`], [`events`] ([`repeats`]), [`checkpoints`]: looking · [`follow`]: what comes from one moment on
 //! * [`info`]: what the guest's agent tells
 //! * [`trial`], [`dump`]: images on trial; the guest's memory into a file · [`standing`]: shutdown, pause, resume, wake
+//! * [`new_id`]: an id for a new VM
 //! * [`control`] ([`handover`], [`awaited`]): start, stop, protect, switch over … · [`console`]: its serial console
 
 mod awaited;
@@ -15,6 +16,7 @@ mod follow;
 mod handover;
 mod info;
 pub mod keepers;
+mod new_id;
 mod recover;
 mod repeats;
 mod snapshot;
@@ -67,6 +69,7 @@ enum Verb {
     Checkpoints(checkpoints::CheckpointsArgs),
     Console(console::ConsoleArgs),
     Epochs(control::EpochsArgs),
+    NewId(new_id::NewIdArgs),
 }
 
 pub fn run(args: VmArgs, output: &Output) -> Result<(), CliError> {
@@ -94,5 +97,6 @@ pub fn run(args: VmArgs, output: &Output) -> Result<(), CliError> {
         Verb::Checkpoints(args) => checkpoints::run(&args, output),
         Verb::Console(args) => console::run(&args),
         Verb::Epochs(args) => control::epochs(&args, output),
+        Verb::NewId(args) => new_id::run(&args, output),
     }
 }

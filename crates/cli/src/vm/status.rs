@@ -5,10 +5,10 @@ use std::thread;
 use std::time::Duration;
 
 use clap::Args;
-use ninefold_model::VmName;
 use ninefold_model::health::HealthStatus;
 use ninefold_model::spec::EpochPolicy;
 use ninefold_model::status::{BackupState, CertificateStatus, LogState, ProtectionState, Role, VmStatus};
+use ninefold_model::{VmId, VmName};
 use ninefold_shell::output::{self, Output, bytes, count, ms};
 use ninefold_transport::UtcTime;
 use ninefold_transport::identity::refresh::FEW_DAYS;
@@ -27,7 +27,7 @@ const EVERY: Duration = Duration::from_millis(500);
     ninefold vm status\n  \
     ninefold vm status --watch\n  \
     ninefold vm status --json | jq -r .primary\n\n\
-    With --json: vm, primary (host or null), protection, and for each host its keeper's status or error.")]
+    With --json: id, vm (its name), primary (host or null), protection, and for each host its keeper's status or error.")]
 pub struct StatusArgs {
     #[command(flatten)]
     at: Where,
@@ -39,6 +39,7 @@ pub struct StatusArgs {
 /// A VM as its keepers see it.
 #[derive(Debug, Serialize)]
 struct Shown {
+    id: Option<VmId>,
     vm: Option<VmName>,
     /// Where it runs; null when no keeper that answers runs it.
     primary: Option<String>,
@@ -70,6 +71,7 @@ fn look(keepers: &Keepers) -> Shown {
     let statuses = || hosts.iter().filter_map(|r| r.status.as_ref());
     let primary = statuses().filter(|s| s.role == Role::Primary).max_by_key(|s| s.term);
     Shown {
+        id: statuses().next().map(|s| s.id),
         vm: statuses().next().map(|s| s.vm.clone()),
         primary: primary.map(|s| s.host.to_string()),
         protection: primary.and_then(|s| s.protection),
@@ -197,6 +199,9 @@ fn tell(shown: &Shown) -> String {
             _ => format!("VM '{name}' runs on no host that answers\n"),
         },
     };
+    if let Some(id) = shown.id {
+        text += &format!("id: {id}\n");
+    }
     for difference in differing(&shown.hosts) {
         text += &format!("configured otherwise: {difference}\n");
     }

@@ -109,7 +109,7 @@ fn layout() -> Layout {
 /// A VM of two hosts; `extra` are further fields of its specification.
 pub fn spec(extra: serde_json::Value) -> VmSpec {
     let mut spec = serde_json::json!({
-        "name": "db", "memory_mib": 64, "boot": { "boot_sector": { "image": "/x" } }, "protection": "fault-tolerant",
+        "id": "3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4", "name": "db", "memory_mib": 64, "boot": { "boot_sector": { "image": "/x" } }, "protection": "fault-tolerant",
     });
     spec.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
     serde_json::from_value(spec).unwrap()

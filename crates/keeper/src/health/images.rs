@@ -1,13 +1,15 @@
 //! The committed image of a VM on this host, when it is not the one in the configuration: one small file beside that.
 //!
 //! It is replaced in one step, so that a crash leaves the former or the new one. It remembers what the configuration said
-//! when the image was committed: an owner who changes the configuration afterwards means that.
+//! when the image was committed: an owner who changes the configuration afterwards means that. And it says whose it is: another VM whose
+//! configuration takes the place of this one's has committed nothing.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use ninefold_model::VmId;
 use ninefold_model::spec::Boot;
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +21,7 @@ const MAX_RECORD: u64 = 64 << 10;
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct OnDisk {
+    vm: VmId,
     /// What the configuration said.
     configured: Boot,
     committed: Boot,
@@ -37,6 +40,7 @@ pub enum ImageError {
 #[derive(Debug)]
 pub struct Images {
     path: PathBuf,
+    vm: VmId,
     configured: Boot,
     /// With a number that goes up with each change.
     committed: Mutex<(u64, Option<Boot>)>,
@@ -45,11 +49,11 @@ pub struct Images {
 }
 
 impl Images {
-    /// Reads the record, if there is one.
+    /// Reads the record of `vm`, if there is one.
     ///
     /// # Errors
     /// It cannot be read, or is none.
-    pub fn open(path: PathBuf, configured: Boot) -> Result<Self, ImageError> {
+    pub fn open(path: PathBuf, vm: VmId, configured: Boot) -> Result<Self, ImageError> {
         let text = match small_file::read(&path, MAX_RECORD) {
             Ok(text) => Some(text),
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
@@ -60,13 +64,18 @@ impl Images {
             Err(source) => return Err(ImageError::Parse { path, source }),
         };
         let committed = found.and_then(|f| {
-            let same = f.configured == configured;
-            if !same {
-                tracing::warn!(record = %path.display(), "the configuration has been changed since an image was committed: it counts");
+            let record = path.display();
+            if f.vm != vm {
+                tracing::warn!(%record, of = %f.vm, "the image in the record was committed for another VM: it does not count");
+                return None;
             }
-            same.then_some(f.committed)
+            if f.configured != configured {
+                tracing::warn!(%record, "the configuration has been changed since an image was committed: it counts");
+                return None;
+            }
+            Some(f.committed)
         });
-        Ok(Self { path, configured, committed: Mutex::new((0, committed)), writes: Mutex::new(()) })
+        Ok(Self { path, vm, configured, committed: Mutex::new((0, committed)), writes: Mutex::new(()) })
     }
 
     fn lock(&self) -> MutexGuard<'_, (u64, Option<Boot>)> {
@@ -101,7 +110,7 @@ impl Images {
         let failed = |what| move |source| ImageError::Io { what, path: self.path.clone(), source };
         match image {
             Some(image) => {
-                let on_disk = OnDisk { configured: self.configured.clone(), committed: image.clone() };
+                let on_disk = OnDisk { vm: self.vm, configured: self.configured.clone(), committed: image.clone() };
                 let text = serde_json::to_vec_pretty(&on_disk).map_err(|e| failed("write")(e.into()))?;
                 replace(&self.path, &text).map_err(failed("write"))?;
             }
@@ -146,7 +155,8 @@ mod tests {
     fn what_is_kept_is_there_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("vm.image.json");
-        let open = |configured: &str| Images::open(path.clone(), image(configured)).unwrap();
+        let of = |vm: u128, configured: &str| Images::open(path.clone(), VmId::random(vm), image(configured)).unwrap();
+        let open = |configured: &str| of(1, configured);
         let images = open("/a");
         assert_eq!(images.committed(), None);
         images.keep(Some(&image("/b"))).unwrap();
@@ -155,6 +165,7 @@ mod tests {
         fs::write(dir.path().join("vm.image.json.new"), "{").unwrap();
         assert_eq!(open("/a").committed(), Some(image("/b")));
         assert_eq!(open("/c").committed(), None, "the owner has decided otherwise since");
+        assert_eq!(of(2, "/a").committed(), None, "another VM, which has the first one's name and image");
         images.keep(None).unwrap();
         images.keep(None).unwrap();
         assert_eq!(open("/a").committed(), None);
@@ -166,7 +177,7 @@ mod tests {
         let path = dir.path().join("vm.image.json");
         for bad in ["", "{}", "[1]", "{\"configured\":1}"] {
             fs::write(&path, bad).unwrap();
-            let error = Images::open(path.clone(), image("/a")).unwrap_err();
+            let error = Images::open(path.clone(), VmId::random(1), image("/a")).unwrap_err();
             assert!(error.to_string().contains("remove it"), "{error}");
             assert_eq!(fs::read_to_string(&path).unwrap(), bad);
         }
@@ -176,7 +187,7 @@ mod tests {
     fn a_record_that_cannot_be_written_leaves_the_former_one() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("gone").join("vm.image.json");
-        let images = Images::open(path, image("/a")).unwrap();
+        let images = Images::open(path, VmId::random(1), image("/a")).unwrap();
         assert!(images.keep(Some(&image("/b"))).is_err());
         assert_eq!(images.committed(), None);
     }

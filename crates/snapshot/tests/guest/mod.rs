@@ -41,7 +41,7 @@ pub fn hello() -> Hello {
         from: "host-a".parse().unwrap(),
         term: Term(5),
         spec: serde_json::from_str(
-            r#"{"name":"db","memory_mib":256,"boot":{"linux":{"kernel":"/k","initrd":"/i","cmdline":"quiet"}},
+            r#"{"id":"3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4","name":"db","memory_mib":256,"boot":{"linux":{"kernel":"/k","initrd":"/i","cmdline":"quiet"}},
                 "nics":[{"mac":"52:54:00:12:34:56","bridge":"public"}],"volumes":[{"name":"data","size":8192}]}"#,
         )
         .unwrap(),

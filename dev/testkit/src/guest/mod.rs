@@ -178,6 +178,7 @@ pub fn config(qemu: &Path, accel: Accel, vcpus: u16, image: &Path) -> MachineCon
     MachineConfig {
         qemu: qemu.into(),
         spec: VmSpec {
+            id: ninefold_model::VmId::random(1),
             name: "test".parse().unwrap(),
             arch: Arch::X86_64,
             vcpus,
