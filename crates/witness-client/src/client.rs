@@ -13,7 +13,8 @@
 //!
 //! *Cut off* is a connection whose peer's kernel does not even acknowledge the request. TCP repeats that after 200 ms, then after twice as long,
 //! and so on; when the way is whole again, a new connection is answered at once. So a call is repeated on a new one, again and again, each with
-//! twice the time of the one before. That is safe because every call is idempotent. A witness that is slow acknowledges, and is waited for.
+//! twice the time of the one before. That is safe because every call is idempotent. A witness that is slow acknowledges, and is waited for. One that
+//! is far away acknowledges late: each connection knows from its handshake how late.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -24,7 +25,8 @@ use ninefold_transport::{Link, LinkHandle, Security, connect};
 use crate::wire::{Answer, Call, FrameReader, FrameWriter, Request, VERSION, parse_response};
 use crate::witness::{Swap, Witness, WitnessError};
 
-/// A request that is not acknowledged after so long was sent into a cut: more than the 40 ms for which a kernel may delay an acknowledgement.
+/// A request that is not acknowledged after so long, and after the time that the connection's handshake took, was sent into a cut: more than the
+/// 40 ms for which a kernel may delay an acknowledgement, and, as a handshake goes there and back twice, more than the way takes.
 const CUT_OFF: Duration = Duration::from_millis(60);
 /// For the first attempt at a new connection; each further one has twice as long.
 const QUICK: Duration = Duration::from_millis(60);
@@ -58,6 +60,8 @@ struct Connection {
     responses: FrameReader,
     link: LinkHandle,
     last_id: u64,
+    /// After which a request that is not acknowledged was sent into a cut.
+    cut_off: Duration,
 }
 
 impl WitnessClient {
@@ -108,7 +112,7 @@ impl WitnessClient {
             patience *= 2;
             let failed = match connect(self.addr, &self.witness, &self.security, limit) {
                 Ok(link) => {
-                    let mut fresh = Connection::new(link);
+                    let mut fresh = Connection::new(link, begun.elapsed());
                     match fresh.ask(&call, deadline) {
                         Ok(answer) => return self.keep(fresh, answer),
                         Err(error @ AskError::CutOff) => self.unreachable(&error),
@@ -151,7 +155,8 @@ impl WitnessClient {
 }
 
 impl Connection {
-    fn new(link: Link) -> Self {
+    /// A connection whose handshake has taken so long.
+    fn new(link: Link, handshake: Duration) -> Self {
         let handle = link.handle();
         let (reader, writer) = link.split();
         Self {
@@ -159,6 +164,7 @@ impl Connection {
             responses: FrameReader::new(reader, handle.clone()),
             link: handle,
             last_id: 0,
+            cut_off: CUT_OFF + handshake,
         }
     }
 
@@ -170,7 +176,7 @@ impl Connection {
             return Err(AskError::Late);
         }
         self.requests.send(&request, left)?;
-        while !self.link.readable_within(CUT_OFF.min(deadline.saturating_duration_since(Instant::now())))? {
+        while !self.link.readable_within(self.cut_off.min(deadline.saturating_duration_since(Instant::now())))? {
             if self.link.unacknowledged()? > 0 {
                 return Err(AskError::CutOff);
             }
