@@ -810,5 +810,7 @@ impl Core {
         self.stall.reset();
         self.uncommitted.clear();
         self.committed = Epoch(0);
+        // What somebody waits for does not come any more, and others may want to start the VM after that.
+        self.start_failed("the VM has ended here before its guest ran".into());
     }
 }

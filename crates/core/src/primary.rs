@@ -136,7 +136,6 @@ impl Core {
         self.begins_to_stand(standing);
         self.reign = Reign { term: self.protocol.term(), generation: self.generation };
         self.retry = None;
-        self.parking(ParkingOrder::Clear);
         // Its checkpoints count from 1. But a VM that is launched anew while output of its former life is held counts on, from well
         // behind that: what waits for its epochs must not be taken for older, nor the former life's for newer.
         let counts_on = (self.holding || self.opening || self.log.images_wait.is_some()) && !continued;
@@ -158,6 +157,7 @@ impl Core {
         self.forget_holders();
         let taken = self.begin_vm(Standing::default(), false);
         let (generation, policy) = (self.generation, self.epochs);
+        // What is parked is not ended before: the new QEMU waits until it has let go of the volumes and its memory.
         self.effect(Effect::Vm(VmOrder::Boot { generation, image, policy, taken }));
     }
 
@@ -171,6 +171,7 @@ impl Core {
         survivors: bool,
     ) {
         let continued = tracked && (log.is_some() || survivors);
+        self.parking(ParkingOrder::Clear);
         let taken = self.begin_vm(standing, continued);
         let (generation, policy) = (self.generation, self.epochs);
         let survivors = survivors && tracked;

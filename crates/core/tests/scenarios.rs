@@ -4,7 +4,7 @@ mod world;
 
 use std::time::Duration;
 
-use ninefold_core::effect::{DisksOrder, Effect, LogOrder, OutletsOrder, Question, VmOrder};
+use ninefold_core::effect::{DisksOrder, Effect, LogOrder, OutletsOrder, ParkingOrder, Question, VmOrder};
 use ninefold_core::event::{Event, Observed, Seen};
 use ninefold_model::Epoch;
 use ninefold_model::control::{Request, Response};
@@ -233,6 +233,20 @@ fn a_vm_is_said_to_have_stopped_when_its_log_is_gone() {
     assert!(world.hosts[A].runs.is_some());
 }
 
+/// A standby that was parked has the volumes open and the memory of a whole VM: the QEMU that is launched waits until that is gone, for which it
+/// has to find it.
+#[test]
+fn what_is_parked_is_left_to_the_launch_that_waits_for_its_end() {
+    let mut world = protected();
+    assert!(matches!(world.answer(A, Request::Stop), Response::Done));
+    world.pass(SECOND);
+    let from = world.hosts[B].effects.len();
+    assert!(matches!(world.answer(B, Request::Start { force: true }), Response::Done));
+    let boots = place(&world, B, from, |e| matches!(e, Effect::Vm(VmOrder::Boot { .. })));
+    let clears = |e: &Effect| matches!(e, Effect::Parking(ParkingOrder::Clear));
+    assert!(!world.hosts[B].effects[from..boots].iter().any(clears));
+}
+
 /// A thread that the core does not want any more is not let go on, and what it says is ignored.
 #[test]
 fn a_late_word_of_a_former_thread_is_ignored() {
@@ -247,4 +261,29 @@ fn a_late_word_of_a_former_thread_is_ignored() {
     world.tell(A, Event::Request { id, request: Request::Stop, seen: Seen::default() });
     world.settle();
     assert_eq!(world.hosts[A].gate, Gate::Mute);
+}
+
+/// Who starts a VM that ends before its guest runs hears of it, and whoever starts it after that is not told to wait for the first.
+#[test]
+fn a_vm_that_ends_while_it_is_launched_can_be_started_again() {
+    let ends = |end: fn(&mut World)| {
+        let mut world = World::new(1, &plain());
+        world.launch_hangs = true;
+        world.pass(SECOND);
+        let start = world.ask(A, Request::Start { force: false });
+        assert!(!world.hosts[A].replies.contains_key(&start), "its QEMU is not there");
+        end(&mut world);
+        assert!(matches!(world.hosts[A].replies.get(&start), Some(Response::Error { .. })));
+        world.launch_hangs = false;
+        let again = world.answer(A, Request::Start { force: true });
+        assert!(matches!(again, Response::Done), "{again:?}");
+    };
+    ends(|world| assert!(matches!(world.answer(A, Request::Stop), Response::Done)));
+    // An operator has started it elsewhere.
+    ends(|world| {
+        let record = world.witness.clone().unwrap().alone("b".parse().unwrap());
+        world.witness = Some(record.clone());
+        world.tell(A, Event::WitnessHolds(Some(record)));
+        world.settle();
+    });
 }

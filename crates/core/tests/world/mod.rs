@@ -87,6 +87,8 @@ pub struct World {
     pub cut: bool,
     /// The log's disk does not answer.
     pub log_hangs: bool,
+    /// A QEMU that is launched is long in coming.
+    pub launch_hangs: bool,
     last_request: u64,
 }
 
@@ -160,7 +162,7 @@ impl World {
             }
         };
         let hosts = (0..hosts).map(host).collect();
-        Self { now, hosts, witness: None, cut: false, log_hangs: false, last_request: 0 }
+        Self { now, hosts, witness: None, cut: false, log_hangs: false, launch_hangs: false, last_request: 0 }
     }
 
     /// Asks host `at`; the answer is in its `replies`.
@@ -470,6 +472,9 @@ impl World {
             VmOrder::Boot { generation, taken, .. } => {
                 self.hosts[at].generation = generation;
                 (self.hosts[at].taken, self.hosts[at].released) = (taken, Epoch(0));
+                if self.launch_hangs {
+                    return Vec::new();
+                }
                 let up = self.wait(at, Waits::Up { generation });
                 self.tell(at, Event::VmStarted { generation, status: status(), layout: layout(), up });
             }
@@ -543,9 +548,7 @@ impl World {
                 if let Some(b) = backup {
                     let reason = if close == Close::Farewell { "the session has ended" } else { "closed" };
                     self.tell(b, Event::PrimaryGone { session, reason: reason.into(), silence: Duration::ZERO });
-                    if close != Close::Farewell {
-                        self.tell(b, Event::StandbyWaits { session });
-                    }
+                    self.tell(b, Event::StandbyWaits { session });
                 }
             }
         }
