@@ -246,6 +246,13 @@ impl Core {
         self.observed.primary_silence.filter(|(session, _)| Some(*session) == ours).map_or(Duration::ZERO, |(_, s)| s)
     }
 
+    /// The time in the primary's newest heartbeat, as of the last tick.
+    pub(crate) fn primary_echo(&self) -> u64 {
+        let ours = self.backup.as_ref().map(|b| b.session);
+        let of = self.observed.primary_silence.map(|(session, _)| session);
+        if of == ours { self.observed.primary_echo } else { 0 }
+    }
+
     /// A spare looks at the witness more often than others: the VM may be given back to it, and stands still until it has seen that. For
     /// so long as its standby would be kept for a session; and while the witness does not answer nobody can give anything back.
     pub(crate) fn check_spare(&mut self) {

@@ -94,8 +94,10 @@ impl Core {
         if beat_due && !gone {
             self.last_beat = now.monotonic;
             self.beats += 1;
-            // So that the primary can tell when this host was with it.
-            let beat = Word::Heartbeat { seq: self.beats, uplink: self.observed.uplink };
+            // So that the primary can tell when this host was with it. If this host begins to claim in this very tick, it has read nothing
+            // since for longer than the primary relies on that.
+            let echo_us = self.primary_echo();
+            let beat = Word::Heartbeat { seq: self.beats, uplink: self.observed.uplink, echo_us };
             self.tell_primary(beat);
         }
         let Some(ready) = ready else { return };

@@ -410,10 +410,11 @@ pub enum Word {
     Ack {
         epoch: Epoch,
     },
-    /// It lives. Goes out with the time in the newest heartbeat of the primary's that has been read.
+    /// It lives, and had read the primary's heartbeat of that time (0: none) when it had not begun to claim.
     Heartbeat {
         seq: u64,
         uplink: bool,
+        echo_us: u64,
     },
     /// It is no backup.
     Refuse {

@@ -400,6 +400,9 @@ pub struct Observed {
     pub silences: Vec<(Term, Duration)>,
     /// For how long the primary of the session in which this host is the backup has said nothing.
     pub primary_silence: Option<(Term, Duration)>,
+    /// The time in the newest heartbeat of that primary's that had been read *before* its silence was looked at, microseconds of its clock; 0 if
+    /// none had been. So what this host says of it is older than any silence in which it begins to claim.
+    pub primary_echo: u64,
     /// Where the threads of logs are, by their number: another figure whenever one has got on; none while it is not at work.
     pub logs: Vec<(u64, Option<u64>)>,
     /// The VM's volumes, in order.

@@ -4,7 +4,9 @@ mod world;
 
 use std::time::Duration;
 
-use ninefold_core::effect::{DisksOrder, Effect, LogOrder, OutletsOrder, ParkingOrder, Question, VmOrder};
+use ninefold_core::effect::{
+    DisksOrder, Effect, LogOrder, OutletsOrder, ParkingOrder, PrimaryOrder, Question, VmOrder, Word,
+};
 use ninefold_core::event::{Event, Observed, Seen};
 use ninefold_model::Epoch;
 use ninefold_model::control::{Request, Response};
@@ -286,4 +288,24 @@ fn a_vm_that_ends_while_it_is_launched_can_be_started_again() {
         world.tell(A, Event::WitnessHolds(Some(record)));
         world.settle();
     });
+}
+
+/// What a backup says in the moment in which it begins to claim is of what it had read before its primary fell silent for it, whatever has come
+/// since: a primary relies on that for as long as a backup has patience.
+#[test]
+fn a_backup_that_begins_to_claim_answers_nothing_that_came_later() {
+    let mut world = protected();
+    let (session, _) = world.hosts[B].backup.unwrap();
+    world.pass_without(B, Duration::from_millis(100));
+    let from = world.hosts[B].effects.len();
+    let silence = Duration::from_millis(400);
+    let seen =
+        Observed { uplink: true, primary_silence: Some((session, silence)), primary_echo: 7, ..Observed::default() };
+    world.tell(B, Event::Tick(seen));
+    world.settle();
+    let told =
+        |e: &Effect| matches!(e, Effect::Primary { order: PrimaryOrder::Say(Word::Heartbeat { echo_us: 7, .. }), .. });
+    let beats = place(&world, B, from, told);
+    let cuts = place(&world, B, from, |e| matches!(e, Effect::Primary { order: PrimaryOrder::Cut, .. }));
+    assert!(beats < cuts);
 }

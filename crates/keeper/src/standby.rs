@@ -350,7 +350,7 @@ impl Standby {
                     break format!("the primary left: {reason}");
                 }
                 Record::Begin { pass, .. } if pass.kind == PassKind::Checkpoint => coming = Some(Instant::now()),
-                Record::Heartbeat(beat) if beat.session == session.0 => echo.store(beat.time_us, Ordering::Relaxed),
+                Record::Heartbeat(beat) if beat.session == session.0 => echo.store(beat.time_us, Ordering::Release),
                 _ => {}
             }
             match assembler.feed(&frame, &mut sink) {

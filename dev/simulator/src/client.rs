@@ -243,7 +243,7 @@ impl World {
         if !good {
             let reason = "the witness does not vouch for it".to_owned();
             let refuse = ninefold_core::effect::Word::Refuse { reason: reason.clone() };
-            self.send(connection, 1, Msg::Word(refuse, 0));
+            self.send(connection, 1, Msg::Word(refuse));
             self.close(connection, 1);
             self.keeper(host).standbys.remove(&connection);
             let peer = hello.from.to_string();

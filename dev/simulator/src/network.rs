@@ -28,7 +28,7 @@ pub enum Msg {
     Relinquish(String),
     Bye,
     /// What a backup says, and the primary's time that its heartbeat names.
-    Word(Word, u64),
+    Word(Word),
     /// The other side has closed it.
     End,
 }

@@ -107,23 +107,23 @@ impl World {
                 open.over = true;
                 Event::SessionEnded { session, reason: "the backup closed the connection".into() }
             }
-            Msg::Word(Word::Refuse { reason }, _) => {
+            Msg::Word(Word::Refuse { reason }) => {
                 open.over = true;
                 Event::SessionEnded { session, reason: format!("the backup refuses: {reason}") }
             }
-            Msg::Word(Word::Ready, _) => Event::SessionReady { session },
-            Msg::Word(Word::Ack { epoch }, _) => {
+            Msg::Word(Word::Ready) => Event::SessionReady { session },
+            Msg::Word(Word::Ack { epoch }) => {
                 let mut sent = None;
                 while open.sent.front().is_some_and(|(of, _)| *of <= epoch) {
                     sent = open.sent.pop_front().map(|(_, at)| Boottime::from_micros(at));
                 }
                 Event::Acked { session, epoch, sent }
             }
-            Msg::Word(Word::Heartbeat { uplink, .. }, echo) => {
-                let echo = (echo > 0).then(|| Boottime::from_micros(echo));
+            Msg::Word(Word::Heartbeat { uplink, echo_us, .. }) => {
+                let echo = (echo_us > 0).then(|| Boottime::from_micros(echo_us));
                 Event::PeerBeat { session, up: uplink, echo }
             }
-            Msg::Word(Word::Base { epoch, changes }, _) => Event::Base { session, epoch, changes },
+            Msg::Word(Word::Base { epoch, changes }) => Event::Base { session, epoch, changes },
             _ => return,
         };
         self.tell(host, event);

@@ -62,6 +62,7 @@ impl World {
             uplink,
             silences,
             primary_silence,
+            primary_echo: keeper.primary.as_ref().map_or(0, |p| p.echo),
             logs,
             volumes: vec![seen; volumes],
             held: 0,
@@ -165,7 +166,7 @@ impl World {
             Effect::RefuseOffer { offer, reason } => {
                 if let Some((_, connection)) = self.keeper(host).offer.take_if(|(id, _)| *id == offer) {
                     let refuse = ninefold_core::effect::Word::Refuse { reason };
-                    self.send(connection, 1, Msg::Word(refuse, 0));
+                    self.send(connection, 1, Msg::Word(refuse));
                     self.close(connection, 1);
                     self.keeper(host).standbys.remove(&connection);
                 }
@@ -313,13 +314,13 @@ impl World {
         if primary.session != session {
             return;
         }
-        let (connection, echo) = (primary.connection, primary.echo);
+        let connection = primary.connection;
         match order {
             PrimaryOrder::Say(word) => {
                 if let ninefold_core::effect::Word::Ack { epoch } = word {
                     self.acknowledges(host, session, epoch);
                 }
-                self.send(connection, 1, Msg::Word(word, echo));
+                self.send(connection, 1, Msg::Word(word));
             }
             PrimaryOrder::Load { others } => self.sentence(host, connection, Verdict::Load { others }),
             // What is parked is not gone on with here.

@@ -276,6 +276,7 @@ impl World {
             uplink: true,
             silences: host.sessions.iter().map(|session| (*session, silence(session))).collect(),
             primary_silence: host.backup.as_ref().map(|(session, _)| (*session, silence(session))),
+            primary_echo: if self.cut { 0 } else { self.now.boottime.as_micros() },
             logs: host.log.iter().map(|(id, _)| (*id, self.log_hangs.then_some(1))).collect(),
             ..Observed::default()
         }
@@ -567,9 +568,10 @@ impl World {
                     self.tell(a, Event::Acked { session, epoch, sent: Some(self.now.boottime) });
                 }
             }
-            PrimaryOrder::Say(Word::Heartbeat { uplink, .. }) => {
+            PrimaryOrder::Say(Word::Heartbeat { uplink, echo_us, .. }) => {
                 if let Some(a) = primary {
-                    self.tell(a, Event::PeerBeat { session, up: uplink, echo: Some(self.now.boottime) });
+                    let echo = (echo_us > 0).then(|| Boottime::from_micros(echo_us));
+                    self.tell(a, Event::PeerBeat { session, up: uplink, echo });
                 }
             }
             PrimaryOrder::Load { .. } => {

@@ -22,12 +22,16 @@ impl Runtime {
             },
             held: d.served.held(),
         };
+        // In this order: see `Observed::primary_echo`.
+        let primary_echo = self.primary.as_ref().map_or(0, |p| p.echo.load(Ordering::Acquire));
+        let primary_silence = self.primary.as_ref().map(|p| (p.session, p.handle.silence()));
         let mut counters = Counters::default();
         parts.outlets.count(&mut counters);
         Observed {
             uplink,
             silences: self.sessions.iter().map(|(name, open)| (*name, open.session.handle.silence())).collect(),
-            primary_silence: self.primary.as_ref().map(|p| (p.session, p.handle.silence())),
+            primary_silence,
+            primary_echo,
             logs: self.logs.iter().map(|(id, log)| (*id, log.at_work())).collect(),
             volumes: parts.disks.iter().map(volume).collect(),
             held: parts.disks.held(),

@@ -4,7 +4,7 @@
 
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
@@ -28,6 +28,8 @@ const WORDS: usize = 64;
 pub(super) struct Primary {
     pub(super) session: Term,
     pub(super) handle: LinkHandle,
+    /// The time in the primary's newest heartbeat, as the receiver's thread has read it.
+    pub(super) echo: Arc<AtomicU64>,
     /// Dropped, the thread closes the connection when it has written what waits.
     words: SyncSender<Word>,
     /// What becomes of the standby when the primary is gone. Dropped: it is of no use.
@@ -46,13 +48,13 @@ impl Runtime {
         let (verdict, heard) = sync_channel(1);
         let (words, said) = sync_channel(WORDS);
         let echo = Arc::new(AtomicU64::new(0));
-        let (its, closes) = (Arc::clone(&echo), handle.clone());
-        let speak = move || speak(session, writer, &closes, &said, &its);
+        let closes = handle.clone();
+        let speak = move || speak(session, writer, &closes, &said);
         if let Err(error) = thread::Builder::new().name("answer".into()).spawn(speak) {
             let reason = format!("a thread cannot be started: {error}");
             return self.answer(Event::LoadFailed { session, reason });
         }
-        self.primary = Some(Primary { session, handle, words, verdict });
+        self.primary = Some(Primary { session, handle, echo: Arc::clone(&echo), words, verdict });
         let _ = go.send(Answer::Accepted(Accepted { log, verdict: heard, echo }));
     }
 
@@ -87,25 +89,18 @@ impl Runtime {
 }
 
 /// Writes what is said to the primary, until nothing more is.
-fn speak(session: Term, mut writer: LinkWriter, handle: &LinkHandle, said: &Receiver<Word>, echo: &AtomicU64) {
+fn speak(session: Term, mut writer: LinkWriter, handle: &LinkHandle, said: &Receiver<Word>) {
     priority::raise();
     let mut scratch = Vec::new();
     while let Ok(word) = said.recv() {
         // An error shows as the end of the stream.
-        let _ = write(session, &mut writer, &mut scratch, &word, echo)
-            .map_err(io::Error::other)
-            .and_then(|()| writer.flush());
+        let _ =
+            write(session, &mut writer, &mut scratch, &word).map_err(io::Error::other).and_then(|()| writer.flush());
     }
     handle.shutdown();
 }
 
-fn write(
-    session: Term,
-    writer: &mut LinkWriter,
-    scratch: &mut Vec<u8>,
-    word: &Word,
-    echo: &AtomicU64,
-) -> Result<(), StreamError> {
+fn write(session: Term, writer: &mut LinkWriter, scratch: &mut Vec<u8>, word: &Word) -> Result<(), StreamError> {
     let name = session.0;
     let record = match word {
         Word::Base { epoch, changes } => Record::Base { session: name, epoch: *epoch, changes },
@@ -115,10 +110,8 @@ fn write(
             Record::VolumeDiffers { session: name, volume: *volume, first: *first, bits }
         }
         Word::Ack { epoch } => Record::Ack { pass: Pass { session: name, kind: PassKind::Checkpoint, epoch: *epoch } },
-        Word::Heartbeat { seq, uplink } => {
-            // So that the primary can tell when this host was with it.
-            let time_us = echo.load(Ordering::Relaxed);
-            Record::Heartbeat(Heartbeat { session: name, seq: *seq, uplink: *uplink, time_us })
+        Word::Heartbeat { seq, uplink, echo_us } => {
+            Record::Heartbeat(Heartbeat { session: name, seq: *seq, uplink: *uplink, time_us: *echo_us })
         }
         Word::Refuse { reason } => Record::Refuse { code: RefuseCode::Busy, reason },
     };
