@@ -24,6 +24,7 @@ use crate::health::images::Images;
 use crate::http;
 use crate::incarnation;
 use crate::journal::Journal;
+use crate::looks::Looks;
 use crate::metrics::Board;
 use crate::msg::Msg;
 use crate::outlets::Outlets;
@@ -99,7 +100,8 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
         core: core.clone(),
     };
     accept(listener, standby)?;
-    server::serve(&KeeperConfig::control_socket(&config.run_dir), journal.clone(), security, core.clone())?;
+    let looks = Looks::at(Arc::clone(&config), Arc::clone(&disks));
+    server::serve(&KeeperConfig::control_socket(&config.run_dir), journal.clone(), security, looks, core.clone())?;
     let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])
         .map_err(KeeperError::Thread)?;
     let to_core = core.clone();

@@ -14,7 +14,7 @@
 //! * [`health`]: the guest's watchdog, images on trial
 //! * [`random`]: ids that nothing else has
 //! * [`outlets`]: NICs, console and agent behind one gate · [`agent`]: asking the guest's agent, as a client
-//! * [`server`], [`api`]: the control socket, both ends · [`journal`]: events and measurements · `incarnation`: whose · [`metrics`], [`http`]
+//! * [`server`], [`api`]: the control socket, both ends · `looks`: what is looked at before the core is asked · [`journal`]: events and measurements · `incarnation`: whose · [`metrics`], [`http`]
 
 pub mod agent;
 pub mod api;
@@ -44,6 +44,7 @@ mod journal;
 pub mod keeper;
 mod launch;
 pub mod log;
+mod looks;
 mod metrics;
 mod mixture;
 pub mod msg;

@@ -4,6 +4,7 @@ use std::sync::mpsc::{Sender, SyncSender};
 use std::time::{Duration, Instant};
 
 use ninefold_core::LogFailure;
+use ninefold_core::event::Seen;
 use ninefold_machine::Ports;
 use ninefold_model::control::{CheckpointRecord, Request, Response};
 use ninefold_model::difference::Difference;
@@ -27,9 +28,10 @@ use crate::standby::{Answer, Loaded};
 
 /// A message to the core.
 pub enum Msg {
-    /// Somebody asks over the control socket.
+    /// Somebody asks over the control socket; `seen` is what was looked at for that.
     Request {
         request: Request,
+        seen: Seen,
         reply: Sender<Response>,
     },
     /// SIGTERM: hand the VM over if possible, and end.

@@ -16,6 +16,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::certificates;
 use crate::error::KeeperError;
 use crate::journal::Journal;
+use crate::looks::Looks;
 use crate::msg::Msg;
 
 /// Longest request, bytes.
@@ -32,7 +33,13 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(200);
 
 /// Listens at `path` (removing what a former keeper left there) and serves each client from a thread of its own.
-pub fn serve(path: &Path, journal: Journal, security: Security, core: Sender<Msg>) -> Result<(), KeeperError> {
+pub fn serve(
+    path: &Path,
+    journal: Journal,
+    security: Security,
+    looks: Looks,
+    core: Sender<Msg>,
+) -> Result<(), KeeperError> {
     let failed = |source| KeeperError::File { what: "cannot listen at", path: path.to_owned(), source };
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
@@ -40,11 +47,17 @@ pub fn serve(path: &Path, journal: Journal, security: Security, core: Sender<Msg
     }
     let listener = UnixListener::bind(path).map_err(failed)?;
     let acceptor = Acceptor::new("control", listener, Bounds::new(MAX_CLIENTS), Vec::new());
-    let run = move || acceptor.serve(move |guest| drop(client(&guest, &journal, &security, &core)));
+    let run = move || acceptor.serve(move |guest| drop(client(&guest, &journal, &security, &looks, &core)));
     thread::Builder::new().name("control".into()).spawn(run).map(drop).map_err(KeeperError::Thread)
 }
 
-fn client(guest: &Guest<UnixListener>, journal: &Journal, security: &Security, core: &Sender<Msg>) -> io::Result<()> {
+fn client(
+    guest: &Guest<UnixListener>,
+    journal: &Journal,
+    security: &Security,
+    looks: &Looks,
+    core: &Sender<Msg>,
+) -> io::Result<()> {
     let stream = &*guest.stream;
     let mut input = BufReader::new(Within::new(stream, Instant::now(), usize::MAX));
     loop {
@@ -69,7 +82,7 @@ fn client(guest: &Guest<UnixListener>, journal: &Journal, security: &Security, c
             }
             Ok(request) => {
                 guest.place.busy();
-                match answer(request, journal, core) {
+                match answer(request, journal, looks, core) {
                     Response::Status { mut status } => {
                         status.certificate = certificates::status_of(security);
                         Response::Status { status }
@@ -115,12 +128,21 @@ fn is_gone(stream: &UnixStream) -> bool {
     poll(&mut fds, Some(&Timespec::default())).is_ok() && !fds[0].revents().is_empty()
 }
 
-fn answer(request: Request, journal: &Journal, core: &Sender<Msg>) -> Response {
+fn answer(request: Request, journal: &Journal, looks: &Looks, core: &Sender<Msg>) -> Response {
     match request {
         Request::Checkpoints { after } => Response::Checkpoints { checkpoints: journal.checkpoints(after) },
         request => {
+            let Some(mut seen) = looks.before(&request) else {
+                let message =
+                    "what another client has asked for is still being looked at: does the disk answer?".into();
+                let help = Some("`ninefold vm status` shows the VM; try again in a moment".into());
+                return Response::Error { message, help, try_host: None };
+            };
+            if matches!(request, Request::Status) {
+                seen.pauses = journal.pauses();
+            }
             let (reply, answer) = channel();
-            if core.send(Msg::Request { request, reply }).is_err() {
+            if core.send(Msg::Request { request, seen, reply }).is_err() {
                 return refuse("the keeper is ending".into());
             }
             answer.recv_timeout(ANSWER_LIMIT).unwrap_or_else(|_| refuse("the keeper did not answer".into()))
@@ -130,6 +152,9 @@ fn answer(request: Request, journal: &Journal, core: &Sender<Msg>) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use ninefold_core::event::Seen;
     use ninefold_model::Incarnation;
 
     use super::*;
@@ -140,6 +165,10 @@ mod tests {
     }
 
     fn bed() -> Bed {
+        bed_where(Looks::by(|_| Seen::default()))
+    }
+
+    fn bed_where(looks: Looks) -> Bed {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("keeper.sock");
         let (core, inbox) = channel();
@@ -152,7 +181,7 @@ mod tests {
             }
         });
         let host: ninefold_model::HostName = "a".parse().unwrap();
-        serve(&path, Journal::new(host.clone(), Incarnation(1)), Security::PlainText { host }, core).unwrap();
+        serve(&path, Journal::new(host.clone(), Incarnation(1)), Security::PlainText { host }, looks, core).unwrap();
         Bed { _dir: dir, path }
     }
 
@@ -199,6 +228,30 @@ mod tests {
             .collect();
         bed.is_served();
         drop(waiting);
+    }
+
+    /// The disk of a VM that is to be started does not answer. Who asks for that waits; the core hears everybody else.
+    #[test]
+    fn a_disk_that_does_not_answer_keeps_nobody_else_waiting() {
+        let (looked, looks) = channel();
+        let (answers, hung) = channel::<()>();
+        let hung = Mutex::new(hung);
+        let bed = bed_where(Looks::by(move |_| {
+            looked.send(()).unwrap();
+            let _ = hung.lock().unwrap().recv();
+            Seen::default()
+        }));
+        let start = b"{\"request\":\"start\"}\n";
+        thread::scope(|scope| {
+            let first = scope.spawn(|| bed.ask(start).unwrap());
+            looks.recv().unwrap();
+            let status = bed.ask(b"{\"request\":\"status\"}\n").unwrap();
+            assert!(status.contains("done"), "{status}");
+            let second = bed.ask(start).unwrap();
+            assert!(second.contains("still being looked at"), "{second}");
+            drop(answers);
+            assert!(first.join().unwrap().contains("done"));
+        });
     }
 
     #[test]

@@ -2,19 +2,18 @@
 
 use std::sync::mpsc::{Sender, SyncSender};
 
-use ninefold_core::event::{Event, JobNews, Mixture, OfferId, RecoveryNews, RequestId, Seen, Source, WaiterId};
+use ninefold_core::event::{Event, JobNews, OfferId, RecoveryNews, RequestId, Seen, Source, WaiterId};
 use ninefold_model::control::{Request, Response};
 use ninefold_replica::stream::Hello;
 use ninefold_transport::{LinkHandle, LinkWriter};
 
 use super::durable::{Recovered, Snapshot};
 use super::vm::Waiting;
-use super::{Runtime, boottime, monotonic, trial};
+use super::{Runtime, boottime, monotonic};
 use crate::freeze::End;
-use crate::mixture::Cause;
 use crate::msg::Msg;
 use crate::recovery;
-use crate::snapshot::{self, Unfinished};
+use crate::snapshot;
 use crate::standby::{Answer, Loaded};
 
 /// A session that a primary offers.
@@ -29,7 +28,7 @@ impl Runtime {
     /// What the message says; nothing, if it is of what is not here any more.
     pub(super) fn event_of(&mut self, msg: Msg) -> Option<Event> {
         Some(match msg {
-            Msg::Request { request, reply } => self.request(request, reply),
+            Msg::Request { request, seen, reply } => self.request(request, seen, reply),
             Msg::Quit => Event::Quit,
             Msg::WitnessAnswer { id, outcome } => Event::WitnessAnswer { id, outcome },
             Msg::WitnessHolds(found) => Event::WitnessHolds(found),
@@ -115,26 +114,10 @@ impl Runtime {
         })
     }
 
-    fn request(&mut self, request: Request, reply: Sender<Response>) -> Event {
+    fn request(&mut self, request: Request, seen: Seen, reply: Sender<Response>) -> Event {
         self.last_request += 1;
         let id = RequestId(self.last_request);
         self.requests.insert(id, reply);
-        let seen = match &request {
-            Request::Status => Seen { pauses: self.parts.journal.pauses(), ..Seen::default() },
-            Request::Start { .. } | Request::Restore { .. } => Seen {
-                mixture: self.parts.disks.mixture().found().map(|cause| match cause {
-                    Cause::Resync => Mixture::Resync,
-                    Cause::Log => Mixture::Log,
-                    Cause::Restore => Mixture::Restore,
-                }),
-                unfinished: Unfinished::left(&self.parts.config),
-                ..Seen::default()
-            },
-            Request::Trial { image, sign, .. } => {
-                Seen { unusable: trial::usable(image, sign).err(), ..Seen::default() }
-            }
-            _ => Seen::default(),
-        };
         Event::Request { id, request, seen }
     }
 

@@ -21,7 +21,6 @@ mod inbox;
 mod observe;
 mod primary;
 mod sessions;
-mod trial;
 mod vm;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
