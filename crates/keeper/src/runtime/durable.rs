@@ -157,7 +157,6 @@ impl Runtime {
             }
             JobOrder::Load { name, clone, record } => self.load(id, name, clone, record),
             JobOrder::End { gone_on } => {
-                self.snapshot.take_if(|s| s.id == id);
                 if let Some(Job { kept: Some(kept), .. }) = self.job.take_if(|job| job.id == id)
                     && gone_on
                 {

@@ -101,6 +101,8 @@ pub struct Runtime {
     offer: Option<Offer>,
     ports: Option<Ports>,
     recovered: Option<Recovered>,
+    /// Dropped, the thread that takes it ends.
+    snapshot: Option<Snapshot>,
     /// A host that could be the backup.
     link: Option<Link>,
     vm: Option<VmHandle>,
@@ -116,7 +118,6 @@ pub struct Runtime {
     logs: BTreeMap<u64, LogHandle>,
     recovery: Option<Recovery>,
     job: Option<Job>,
-    snapshot: Option<Snapshot>,
     /// What has to be on this host's disks before output leaves at once.
     owed: Option<Vec<(usize, u64)>>,
     /// When this host was last seen not to stand still while something was being let go.
@@ -158,6 +159,7 @@ impl Runtime {
             offer: None,
             ports: None,
             recovered: None,
+            snapshot: None,
             link: None,
             vm: None,
             former: None,
@@ -168,7 +170,6 @@ impl Runtime {
             logs: BTreeMap::new(),
             recovery: None,
             job: None,
-            snapshot: None,
             owed: None,
             looked: now.boottime,
             told: Told::default(),
@@ -215,6 +216,7 @@ impl Runtime {
         }
         // A thread that is not let go on hears of it by this.
         (self.waiter, self.offer, self.ports, self.recovered) = (None, None, None, None);
+        self.snapshot = None;
         let wanted = self.core.loaded();
         self.waiting.retain(|waiting| Some(waiting.source) == wanted);
     }
