@@ -225,7 +225,7 @@ impl Capture {
         while moment.next(&mut pages)? {
             let at = bytes(self.count);
             self.count += pages.bytes.len() as u64 / PAGE_SIZE;
-            self.reach(self.count);
+            reach(&mut self.pages, self.count);
             self.pages[at..bytes(self.count)].copy_from_slice(&pages.bytes);
             self.runs.extend_from_slice(&pages.runs);
             // Who answers trapped writes has the same priority, and perhaps no other processor.
@@ -251,7 +251,7 @@ impl Capture {
         let dirty = wanted(self.leaves_memory_out(), self.dirty.runs());
         self.count = dirty.iter().map(|run| u64::from(run.count)).sum();
         self.runs.extend_from_slice(dirty);
-        self.reach(self.count);
+        reach(&mut self.pages, self.count);
         memory.read_runs(&self.runs, &mut self.pages[..bytes(self.count)])?;
         Ok(())
     }
@@ -259,19 +259,9 @@ impl Capture {
     /// Copies what was written since the early scan: over the early copy where there is one, else behind it.
     fn copy_late(&mut self, memory: &Memory) -> Result<(), MachineError> {
         let bare = self.leaves_memory_out();
-        let again: u64 = wanted(bare, self.late.runs()).iter().map(|run| u64::from(run.count)).sum();
-        self.reach(self.count + again);
         let Self { dirty, late, runs, count, pages, .. } = self;
-        overlay::split(wanted(bare, dirty.runs()), wanted(bare, late.runs()), |part| {
-            let (at, run) = match part {
-                Part::Again { at, run } => (at, run),
-                Part::New(run) => {
-                    let at = *count;
-                    runs.push(run);
-                    *count += u64::from(run.count);
-                    (at, run)
-                }
-            };
+        lay_over(wanted(bare, dirty.runs()), wanted(bare, late.runs()), runs, count, |at, run| {
+            reach(pages, at + u64::from(run.count));
             memory.read_run(run, &mut pages[bytes(at)..][..run.bytes()])
         })
     }
@@ -279,14 +269,6 @@ impl Capture {
     /// All pages that the guest has written, in two scans: in the checkpoint or left out.
     pub fn written(&self) -> [&[PageRun]; 2] {
         [self.dirty.runs(), self.late.runs()]
-    }
-
-    /// Makes the buffer reach over `count` pages. It only ever grows, within its capacity: what is in it need not be
-    /// cleared.
-    fn reach(&mut self, count: u64) {
-        if self.pages.len() < bytes(count) {
-            self.pages.resize(bytes(count), 0);
-        }
     }
 
     /// What the checkpoint carries; a page is in it once.
@@ -323,6 +305,34 @@ impl Capture {
         self.record.cont_us = times.cont_us;
         self.record.pause_us = times.pause_us;
     }
+}
+
+/// Makes the buffer reach over `count` pages. It only ever grows, within its capacity as long as a page is counted once: what is in it
+/// need not be cleared.
+fn reach(pages: &mut Vec<u8>, count: u64) {
+    if pages.len() < bytes(count) {
+        pages.resize(bytes(count), 0);
+    }
+}
+
+/// Gives `copy` each part of the late scan with its place, a page's number: that of the early scan's copy, whose pages are counted in
+/// `count`, or behind all that there is, as a further one of `runs`.
+fn lay_over<E>(
+    early: &[PageRun],
+    late: &[PageRun],
+    runs: &mut Vec<PageRun>,
+    count: &mut u64,
+    mut copy: impl FnMut(u64, PageRun) -> Result<(), E>,
+) -> Result<(), E> {
+    overlay::split(early, late, |part| match part {
+        Part::Again { at, run } => copy(at, run),
+        Part::New(run) => {
+            let at = *count;
+            runs.push(run);
+            *count += u64::from(run.count);
+            copy(at, run)
+        }
+    })
 }
 
 /// Of the runs of one scan, those that a checkpoint carries: the guest's memory is the first block.
@@ -388,4 +398,35 @@ fn bytes(pages: u64) -> usize {
 /// Whole microseconds.
 pub fn micros(d: Duration) -> u64 {
     u64::try_from(d.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use super::*;
+
+    /// Memory that is copied early, and written again all over before the pause, needs no more room than it has: in the pause nothing
+    /// is allocated, and the buffer has no room for a page twice.
+    #[test]
+    fn what_is_written_again_needs_no_more_room() {
+        let run = |block, first, count| PageRun { block, first, count };
+        let early = [run(0, 0, 90), run(1, 0, 4)];
+        let late = [run(0, 10, 90), run(1, 2, 3)];
+        let (mut runs, mut count) = (early.to_vec(), 94);
+        // As large as the memory, of which each page is in it once.
+        let mut pages = Vec::with_capacity(bytes(105));
+        reach(&mut pages, count);
+        let place = pages.as_ptr();
+        let mut copied = Vec::new();
+        let done: Result<(), Infallible> = lay_over(&early, &late, &mut runs, &mut count, |at, run| {
+            reach(&mut pages, at + u64::from(run.count));
+            copied.push((at, run));
+            Ok(())
+        });
+        done.unwrap();
+        assert_eq!(copied, [(10, run(0, 10, 80)), (94, run(0, 90, 10)), (92, run(1, 2, 2)), (104, run(1, 4, 1))]);
+        assert_eq!(runs[2..], [run(0, 90, 10), run(1, 4, 1)]);
+        assert_eq!((count, pages.len(), pages.as_ptr()), (105, bytes(105), place), "it was not moved");
+    }
 }
