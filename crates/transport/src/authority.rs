@@ -49,8 +49,9 @@ const LOCK_FILE: &str = "lock";
 
 /// How long the next revocation list may take, days.
 pub const LIST_DAYS: u32 = 365;
-/// A revoked certificate is named by the lists for so long after its end: the hosts' clocks differ.
-const AFTER_END: u64 = 30 * DAY;
+/// A revoked certificate is named by the lists for so long after its end: the hosts' clocks differ, and a connection that it has opened
+/// outlives its end, while no list names it.
+const AFTER_END: u64 = 400 * DAY;
 /// How long one command waits for another.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// 2025-01-01: no clock that is set says something before that.
@@ -85,7 +86,7 @@ pub enum Occasion {
 /// What is to be revoked.
 #[derive(Debug, Clone, Copy)]
 pub enum Which<'a> {
-    /// All that a host has been issued.
+    /// All that a host has been issued, also what has expired: a connection may be left of it.
     Host(&'a HostName),
     /// The one with this serial number, hexadecimal.
     Serial(&'a str),
@@ -310,10 +311,10 @@ impl Authority {
                 if !index.entries.iter().any(|e| e.host == *host) {
                     return Err(AuthorityError::UnknownHost { host: host.clone(), known: index.hosts() });
                 }
-                let in_force = |(_, e): &(usize, &Entry)| e.host == *host && e.is_in_force(now);
-                let chosen: Vec<_> = index.entries.iter().enumerate().filter(in_force).map(|(n, _)| n).collect();
+                let counts = |(_, e): &(usize, &Entry)| e.host == *host && e.revoked.is_none() && is_named(e, now);
+                let chosen: Vec<_> = index.entries.iter().enumerate().filter(counts).map(|(n, _)| n).collect();
                 if chosen.is_empty() {
-                    return Err(AuthorityError::NothingInForce { host: host.clone() });
+                    return Err(AuthorityError::NothingToRevoke { host: host.clone() });
                 }
                 chosen
             }
@@ -422,10 +423,11 @@ impl Authority {
     fn list(&self, index: &mut Index, days: u32) -> Result<String> {
         let fail =
             |e: rcgen::Error| AuthorityError::Make { subject: "the revocation list".into(), reason: e.to_string() };
-        index.list_number += 1;
         let now = UtcTime::now();
+        // By the clock: an authority of which an old copy was put back must not make lists that hosts find older than what they have.
+        index.list_number = index.list_number.saturating_add(1).max(milliseconds());
         let time = |at: UtcTime| (SystemTime::UNIX_EPOCH + Duration::from_secs(at.0)).into();
-        let named = index.entries.iter().filter(|e| e.not_after.0.saturating_add(AFTER_END) > now.0);
+        let named = index.entries.iter().filter(|e| is_named(e, now));
         let revoked = named.filter_map(|entry| {
             Some(RevokedCertParams {
                 revocation_time: time(entry.revoked?),
@@ -460,6 +462,17 @@ impl Authority {
         }
         Ok(Lock(file))
     }
+}
+
+/// What this host's clock says, milliseconds since the Unix epoch.
+fn milliseconds() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Whether a list names it, if it is revoked.
+fn is_named(entry: &Entry, now: UtcTime) -> bool {
+    entry.not_after.0.saturating_add(AFTER_END) > now.0
 }
 
 /// What this host's clock says, if it is set.

@@ -40,7 +40,7 @@ pub fn help(error: &AuthorityError) -> Option<String> {
             let known: Vec<_> = known.iter().map(ToString::to_string).collect();
             return Some(format!("hosts that have: {}; `ninefold ca issue` issues a host its first", known.join(", ")));
         }
-        AuthorityError::NothingInForce { .. } | AuthorityError::AlreadyRevoked { .. } => {
+        AuthorityError::NothingToRevoke { .. } | AuthorityError::AlreadyRevoked { .. } => {
             "`ninefold ca list` shows them; `ninefold ca crl --out FILE` writes the list that names those that are revoked"
         }
         AuthorityError::UnknownSerial { .. } => {

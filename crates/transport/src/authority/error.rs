@@ -34,8 +34,8 @@ pub enum AuthorityError {
     HasOne { host: HostName, not_after: UtcTime },
     #[error("no certificate has been issued to host {host}")]
     UnknownHost { host: HostName, known: Vec<HostName> },
-    #[error("host {host} has no certificate that could be revoked: each has expired, or is revoked")]
-    NothingInForce { host: HostName },
+    #[error("host {host} has no certificate that could be revoked: each is revoked, or has expired long ago")]
+    NothingToRevoke { host: HostName },
     #[error("no certificate with the serial number {serial} has been issued")]
     UnknownSerial { serial: String },
     #[error("the certificate with the serial number {serial} was revoked at {at}")]

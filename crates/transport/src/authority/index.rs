@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! ninefold-authority 1
-//! list 4                                                               the number of the latest revocation list
+//! list 1764480000000                                                   the number of the latest revocation list
 //! certificate a 5b0e…c1 1764470000 1796006000 -                        host, serial number, issued, good until, revoked
 //! certificate b 61f7…09 1764470000 1796006000 1764480000
 //! end 9c2f11aa                                                         CRC-32 of all that comes before this line
@@ -44,7 +44,7 @@ impl Entry {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Index {
     pub entries: Vec<Entry>,
-    /// Of the latest revocation list; each has a higher one.
+    /// Of the latest revocation list; each has a higher one, and at least the milliseconds since the Unix epoch when it was made.
     pub list_number: u64,
 }
 
