@@ -21,6 +21,7 @@ struct List {
     parsed: CertRevocationList<'static>,
     /// The list's number, without leading zeros: each list of an authority has a higher one than that before it.
     number: Vec<u8>,
+    this_update: UtcTime,
     next_update: UtcTime,
     revoked: u64,
 }
@@ -30,6 +31,8 @@ struct List {
 pub struct ListState {
     /// How many certificates they name.
     pub revoked: u64,
+    /// When they were made; of several the oldest.
+    pub this_update: UtcTime,
     /// By when the authority has promised the next of them.
     pub next_update: UtcTime,
 }
@@ -78,6 +81,17 @@ impl Lists {
         Self(kept.filter_map(|list| List::read(list.der.clone()).ok()).collect())
     }
 
+    /// Takes those of authorities that have none here; answers whether there were any.
+    pub(crate) fn keep(&mut self, others: Self) -> bool {
+        let before = self.0.len();
+        for list in others.0 {
+            if self.of(&list).is_none() {
+                self.0.push(list);
+            }
+        }
+        self.0.len() > before
+    }
+
     fn of(&self, other: &List) -> Option<&List> {
         self.0.iter().find(|list| list.parsed.issuer() == other.parsed.issuer())
     }
@@ -99,7 +113,8 @@ impl Lists {
     /// None when there is no list.
     pub(crate) fn state(&self) -> Option<ListState> {
         let next_update = self.0.iter().map(|list| list.next_update).min()?;
-        Some(ListState { revoked: self.0.iter().map(|list| list.revoked).sum(), next_update })
+        let this_update = self.0.iter().map(|list| list.this_update).min()?;
+        Some(ListState { revoked: self.0.iter().map(|list| list.revoked).sum(), this_update, next_update })
     }
 
     /// Whether these are the same lists.
@@ -112,9 +127,9 @@ impl List {
     fn read(der: CertificateRevocationListDer<'static>) -> Result<Self, String> {
         let parsed =
             OwnedCertRevocationList::from_der(&der).map_err(|e| format!("is not a list that can be used: {e}"))?;
-        let (number, next_update, revoked) =
+        let Details { number, this_update, next_update, revoked } =
             details(&der).ok_or("is not a list that can be used: it cannot be read")?;
-        Ok(Self { parsed: parsed.into(), number, next_update, revoked, der })
+        Ok(Self { parsed: parsed.into(), number, this_update, next_update, revoked, der })
     }
 
     fn is_signed_by(&self, authority: &TrustAnchor<'_>) -> bool {
@@ -133,14 +148,21 @@ impl List {
     }
 }
 
-/// Number, next update, and how many certificates a list names.
-fn details(list: &[u8]) -> Option<(Vec<u8>, UtcTime, u64)> {
+/// What is read of a list beside what webpki reads.
+struct Details {
+    number: Vec<u8>,
+    this_update: UtcTime,
+    next_update: UtcTime,
+    revoked: u64,
+}
+
+fn details(list: &[u8]) -> Option<Details> {
     let signed = der::signed(list)?;
     let content = der::tagged(signed.message, SEQUENCE)?.content;
-    // Version, algorithm, issuer, this update.
-    let mut fields = der::elements(content).skip(4);
-    let next = fields.next()?;
-    let next_update = UtcTime::parse(next.tag, next.content)?;
+    // Version, algorithm, issuer.
+    let mut fields = der::elements(content).skip(3);
+    let mut time = || fields.next().and_then(|field| UtcTime::parse(field.tag, field.content));
+    let (this_update, next_update) = (time()?, time()?);
     let (mut revoked, mut number) = (0, Vec::new());
     for field in fields {
         match field.tag {
@@ -151,5 +173,5 @@ fn details(list: &[u8]) -> Option<(Vec<u8>, UtcTime, u64)> {
             _ => {}
         }
     }
-    Some((number, next_update, revoked))
+    Some(Details { number, this_update, next_update, revoked })
 }

@@ -5,6 +5,7 @@ mod support;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
@@ -322,6 +323,122 @@ fn what_cannot_be_used_leaves_the_old_in_use() {
     assert_ne!(a.state().serial, serial);
     let (server, _) = meet(tls(&a), c, "a");
     assert!(server.is_err(), "c is revoked as before");
+}
+
+/// The key is this host: whoever can read it can speak as this host.
+#[test]
+fn a_key_that_others_can_read_is_not_used() {
+    let certificates = Certificates::new();
+    let (a, b) = (identity(&certificates, "a"), identity(&certificates, "b"));
+    let dir = certificates.path("a");
+    let key = dir.join("key.pem");
+    let mode = |mode| fs::set_permissions(&key, fs::Permissions::from_mode(mode)).unwrap();
+    let refused = |because: &str| {
+        let at_start = Identity::load(&dir).unwrap_err().to_string();
+        assert!(at_start.contains("key.pem") && at_start.contains(because), "{at_start}");
+        let notices = looks(&a);
+        assert!(matches!(&notices[..], [Notice::Unusable { reason }] if *reason == at_start), "{notices:?}");
+        // What was read before is used on.
+        let (server, client) = pair(tls(&a), tls(&b));
+        Ends::of(server).sends_to(&mut Ends::of(client));
+    };
+    let taken_again = || {
+        let notices = looks(&a);
+        assert!(matches!(&notices[..], [Notice::CertificateTaken { .. }]), "{notices:?}");
+        Identity::load(&dir).unwrap();
+    };
+    for open in [0o640, 0o620, 0o604, 0o602, 0o644, 0o666, 0o777] {
+        mode(open);
+        refused(&format!("(mode {open:03o}): `chmod go= key.pem`"));
+        mode(0o600);
+        taken_again();
+    }
+    mode(0o400);
+    Identity::load(&dir).expect("its owner may read it");
+    if rustix::process::geteuid().is_root() {
+        chown(&key, Some(1), None).unwrap();
+        refused("belongs to another user (number 1): `chown root key.pem`");
+        chown(&key, Some(0), None).unwrap();
+        taken_again();
+    }
+}
+
+/// Who is revoked is refused whatever is wrong with the files beside the list.
+#[test]
+fn a_list_counts_whatever_is_wrong_with_the_other_files() {
+    type Spoil = fn(&Path);
+    let spoils: [Spoil; 5] = [
+        |dir| fs::remove_file(dir.join("cert.pem")).unwrap(),
+        |dir| fs::remove_file(dir.join("key.pem")).unwrap(),
+        |dir| fs::remove_file(dir.join("ca.pem")).unwrap(),
+        |dir| fs::set_permissions(dir.join("key.pem"), fs::Permissions::from_mode(0o644)).unwrap(),
+        |dir| fs::File::options().write(true).open(dir.join("cert.pem")).unwrap().set_len(1 << 30).unwrap(),
+    ];
+    for (n, spoil) in spoils.into_iter().enumerate() {
+        let certificates = Certificates::new();
+        let (a, b) = (identity(&certificates, "a"), identity(&certificates, "b"));
+        let (server, client) = pair(tls(&a), tls(&b));
+        certificates.authority.revoke(Which::Host(&host("b"))).unwrap();
+        spoil(&certificates.path("a"));
+        bring_list(&certificates, "a");
+        let notices = looks(&a);
+        let ended = |n: &Notice| matches!(n, Notice::Distrusted { peer, links: 1, .. } if *peer == host("b"));
+        assert!(notices.iter().any(ended), "{n}: {notices:?}");
+        assert!(matches!(notices.last(), Some(Notice::Unusable { .. })), "{n}: {notices:?}");
+        assert!(Ends::of(server).is_ended() && Ends::of(client).is_ended(), "{n}");
+        assert!(meet(tls(&a), tls(&b), "a").0.is_err(), "{n}");
+    }
+}
+
+/// One authority takes the place of another, and both have revoked somebody: a file that has the new one's list alone lets nobody in
+/// again.
+#[test]
+fn a_list_of_one_authority_does_not_take_the_place_of_another_s() {
+    let (old, new) = (Certificates::new(), Certificates::new());
+    let (a, b) = (old.issue("a", Validity::days(1)), old.issue("b", Validity::days(1)));
+    new.issue("c", Validity::days(1));
+    let text = |file: &str| [&old, &new].map(|of| fs::read_to_string(of.path(file)).unwrap());
+    for dir in [&a, &b, &new.path("c")] {
+        fs::write(dir.join("ca.pem"), text("authority/ca.pem").concat()).unwrap();
+    }
+    old.authority.revoke(Which::Host(&host("b"))).unwrap();
+    let bring = |text: &str| fs::write(a.join("crl.pem"), text).unwrap();
+    bring(&text("authority/crl.pem").concat());
+    let load = |dir: &Path| Identity::load(dir).unwrap();
+    let (a, b, c) = (load(&a), load(&b), load(&new.path("c")));
+    let is_refused = |peer: &Identity| meet(tls(&a), tls(peer), "a").0.is_err();
+    assert!(is_refused(&b) && !is_refused(&c));
+
+    new.authority.revoke(Which::Host(&host("c"))).unwrap();
+    bring(&text("authority/crl.pem")[1]);
+    let notices = looks(&a);
+    let unusable = |n: &Notice| matches!(n, Notice::Unusable { reason } if reason.contains("no list any more of one of the authorities"));
+    assert!(notices.iter().any(unusable), "{notices:?}");
+    assert_eq!(a.state().list.unwrap().revoked, 2);
+    assert!(is_refused(&b) && is_refused(&c));
+    bring(&text("authority/crl.pem").concat());
+    looks(&a);
+    assert_eq!((a.state().problem, a.state().list.unwrap().revoked), (None, 2));
+    assert!(is_refused(&b) && is_refused(&c));
+}
+
+/// Who looks at the files does not wait for a pipe, and who asks what is in use does not wait for who looks.
+#[test]
+fn what_is_no_file_keeps_nobody_waiting() {
+    let certificates = Certificates::new();
+    let a = identity(&certificates, "a");
+    let place = certificates.path("a/crl.pem");
+    fs::remove_file(&place).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, &place, 0o600.into()).unwrap();
+    let (tell, told) = channel();
+    let looking = a.clone();
+    thread::spawn(move || tell.send(looks(&looking)));
+    let notices = told.recv_timeout(LONG).expect("an answer");
+    assert!(
+        matches!(&notices[..], [Notice::Unusable { reason }] if reason.contains("crl.pem: is not a regular file")),
+        "{notices:?}"
+    );
+    assert!(a.state().problem.is_some());
 }
 
 #[test]

@@ -10,7 +10,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use webpki::{EndEntityCert, KeyUsage};
 
-use super::files::{CA_FILE, CERT_FILE, CRL_FILE, Files, KEY_FILE, pem_reason, unfit};
+use super::files::{CA_FILE, CERT_FILE, CRL_FILE, Files, KEY_FILE, needed, pem_reason, unfit};
 use crate::crypto::{self, Cipher, Configs};
 use crate::dates::{Dates, Named, UtcTime};
 use crate::error::Result;
@@ -40,15 +40,16 @@ impl Own {
     pub(super) fn read(dir: &Path, files: &Files) -> Result<Self> {
         let (ca_path, cert_path, key_path) = (dir.join(CA_FILE), dir.join(CERT_FILE), dir.join(KEY_FILE));
         let mut roots = RootCertStore::empty();
-        for ca in certificates(&ca_path, &files.ca)? {
+        for ca in certificates(&ca_path, needed(&ca_path, &files.ca)?)? {
             roots.add(ca).map_err(|e| unfit(&ca_path, e))?;
         }
-        let chain = certificates(&cert_path, &files.cert)?;
+        let chain = certificates(&cert_path, needed(&cert_path, &files.cert)?)?;
         let host = crypto::certified_host(&chain[0]).map_err(|e| unfit(&cert_path, e))?;
         let unreadable = || unfit(&cert_path, "its dates or its serial number cannot be read");
         let dates = Dates::of(&chain[0]).ok_or_else(unreadable)?;
         let named = crypto::named(&chain[0]).ok_or_else(unreadable)?;
-        let key = PrivateKeyDer::from_pem_slice(&files.key).map_err(|e| unfit(&key_path, pem_reason(e)))?;
+        let key = needed(&key_path, &files.key)?;
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| unfit(&key_path, pem_reason(e)))?;
         let certified = crypto::certified(chain, key).map_err(|e| match e {
             rustls::Error::InconsistentKeys(_) => unfit(&key_path, "is not the key of the certificate in cert.pem"),
             e => unfit(&key_path, e),
@@ -88,15 +89,15 @@ impl Loaded {
     /// From these files, all of them good.
     pub(super) fn read(dir: &Path, files: &Files, cipher: Cipher) -> Result<Self> {
         let own = Own::read(dir, files)?;
-        let lists = match &files.crl {
-            Some(crl) => Self::read_lists(dir, crl, &own, &Lists::default())?,
-            None => Lists::default(),
-        };
+        let lists = Self::read_lists(dir, files, &own, &Lists::default())?.unwrap_or_default();
         Self::of(dir, own, lists, cipher)
     }
 
-    pub(super) fn read_lists(dir: &Path, crl: &[u8], own: &Own, before: &Lists) -> Result<Lists> {
-        Lists::parse(crl, &own.roots.roots, before).map_err(|e| unfit(&dir.join(CRL_FILE), e))
+    /// None when there is no such file.
+    pub(super) fn read_lists(dir: &Path, files: &Files, own: &Own, before: &Lists) -> Result<Option<Lists>> {
+        let unfit = |reason: &str| unfit(&dir.join(CRL_FILE), reason);
+        let Some(crl) = files.crl.as_ref().map_err(|reason| unfit(reason))? else { return Ok(None) };
+        Lists::parse(crl, &own.roots.roots, before).map(Some).map_err(|reason| unfit(&reason))
     }
 
     pub(super) fn of(dir: &Path, own: Own, lists: Lists, cipher: Cipher) -> Result<Self> {

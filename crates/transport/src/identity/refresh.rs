@@ -115,6 +115,8 @@ pub(super) struct Shared {
     /// In use for new handshakes.
     current: RwLock<Arc<Loaded>>,
     standing: Standing,
+    /// Held by who looks at the files: nobody else waits for that.
+    looking: Mutex<()>,
     look: Mutex<Look>,
 }
 
@@ -124,7 +126,7 @@ impl Shared {
         let files = Files::read(&dir)?;
         let current = RwLock::new(Arc::new(Loaded::read(&dir, &files, cipher)?));
         let look = Mutex::new(Look { seen: Some(files), ..Look::default() });
-        Ok(Self { dir, cipher, current, standing: Standing::new(), look })
+        Ok(Self { dir, cipher, current, standing: Standing::new(), looking: Mutex::default(), look })
     }
 
     pub(super) fn current(&self) -> Arc<Loaded> {
@@ -160,9 +162,12 @@ impl Shared {
 
     /// See `Identity::refresh`.
     pub(super) fn refresh(&self, now: UtcTime) -> Vec<Notice> {
+        let _looking = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
+        // The disk may hang, and people ask what is in use.
+        let files = Files::read(&self.dir);
         let mut look = self.look.lock().unwrap_or_else(PoisonError::into_inner);
         let mut notices = Vec::new();
-        let again = match Files::read(&self.dir) {
+        let again = match files {
             Ok(files) if look.seen.as_ref() == Some(&files) => true,
             Ok(files) => {
                 look.problem = self.take(&files, &mut notices).err();
@@ -187,19 +192,27 @@ impl Shared {
         let old = self.current();
         let own = Own::read(&self.dir, files).and_then(|own| self.same_host(&old.own, own));
         let (own, of_own) = own.map_or_else(|e| (old.own.clone(), Some(e.to_string())), |own| (own, None));
-        let lists = match &files.crl {
-            Some(crl) => Loaded::read_lists(&self.dir, crl, &own, &old.lists),
-            None if old.lists.state().is_none() => Ok(Lists::default()),
-            None => Err(unfit(&self.dir.join(CRL_FILE), "there is no such file any more")),
+        let roots = &own.roots.roots;
+        let gone = |what: &str| unfit(&self.dir.join(CRL_FILE), what).to_string();
+        let (lists, of_lists) = match Loaded::read_lists(&self.dir, files, &own, &old.lists) {
+            Ok(Some(mut lists)) => {
+                // What an authority has revoked counts until it says otherwise, not until another's list has taken its place.
+                let kept = lists.keep(old.lists.retained(roots));
+                (
+                    lists,
+                    kept.then(|| gone("has no list any more of one of the authorities in ca.pem: put it there, too")),
+                )
+            }
+            Ok(None) if old.lists.state().is_none() => (Lists::default(), None),
+            Ok(None) => (old.lists.retained(roots), Some(gone("there is no such file any more"))),
+            Err(error) => (old.lists.retained(roots), Some(error.to_string())),
         };
-        let retained = || old.lists.retained(&own.roots.roots);
-        let (lists, of_lists) = lists.map_or_else(|e| (retained(), Some(e.to_string())), |lists| (lists, None));
         let loaded = Loaded::of(&self.dir, own, lists, self.cipher).map_err(|e| e.to_string())?;
         if loaded.own.named != old.own.named {
             let (serial, not_after) = (loaded.own.named.serial.clone(), loaded.not_after());
             notices.push(Notice::CertificateTaken { serial, not_after });
         }
-        if let Some(ListState { revoked, next_update }) = loaded.lists.state()
+        if let Some(ListState { revoked, next_update, .. }) = loaded.lists.state()
             && !loaded.lists.same(&old.lists)
         {
             notices.push(Notice::ListTaken { revoked, next_update });
