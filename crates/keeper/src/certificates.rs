@@ -4,11 +4,30 @@ use std::sync::Arc;
 
 use ninefold_model::event::EventKind;
 use ninefold_model::status::CertificateStatus;
-use ninefold_transport::{Identity, Notice, Security, State};
+use ninefold_transport::identity::CERT_FILE;
+use ninefold_transport::{Identity, Notice, Security, State, TransportError};
 
+use crate::config::{KeeperConfig, SecurityConfig};
 use crate::error::KeeperError;
 use crate::journal::Journal;
 use crate::metrics::Board;
+
+/// How this host proves that it is the one of the configuration.
+///
+/// # Errors
+/// Its certificate cannot be used, or is another host's: peers and the witness would take this host for that one.
+pub fn security(config: &KeeperConfig) -> Result<Security, KeeperError> {
+    let SecurityConfig::MutualTls { identity: dir } = &config.security else {
+        return Ok(Security::PlainText { host: config.host.clone() });
+    };
+    let unfit = |error| KeeperError::Identity(Box::new(error));
+    let identity = Identity::load(dir).map_err(unfit)?;
+    if *identity.host() != config.host {
+        let reason = format!("it is of host {}, and `host` in the configuration is {}", identity.host(), config.host);
+        return Err(unfit(TransportError::Identity { path: dir.join(CERT_FILE), reason }));
+    }
+    Ok(Security::MutualTls(identity))
+}
 
 /// Has the identity's files looked at each second, and tells what comes of it.
 ///
@@ -81,6 +100,26 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// A keeper that began with another host's certificate would be refused by everybody, each time for a reason that does not say so.
+    #[test]
+    fn a_certificate_of_another_host_is_refused_at_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let authority = Authority::create(path("authority"), Validity::days(1)).unwrap();
+        authority.issue(&"a".parse().unwrap(), path("a"), Validity::days(1)).unwrap();
+        let config = |host: &str| -> KeeperConfig {
+            serde_json::from_value(serde_json::json!({
+                "host": host, "vm": { "id": "6f1b0c6e-8a43-4c1e-9d11-0a4b7f0e5d21", "name": "db", "memory_mib": 64, "boot": { "boot_sector": { "image": "/x" } } },
+                "run_dir": "/run/db", "listen": "10.8.0.1:7701", "peers": [],
+                "witness": { "host": "w", "addr": "10.8.0.3:7700" }, "security": { "mutual_tls": { "identity": path("a") } }
+            }))
+            .unwrap()
+        };
+        assert_eq!(security(&config("a")).unwrap().host().as_str(), "a");
+        let said = crate::error::report(&security(&config("b")).unwrap_err());
+        assert!(said.contains("a/cert.pem: it is of host a, and `host` in the configuration is b"), "{said}");
     }
 
     #[test]

@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use ninefold_listen::{Bounds, descriptors};
 use ninefold_net::wake::Wake;
-use ninefold_transport::{Identity, Listener, Security};
+use ninefold_transport::{Listener, Security};
 use ninefold_witness_client::{Timeouts, WitnessClient};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::arbiter;
 use crate::bell::Bell;
 use crate::certificates;
-use crate::config::{KeeperConfig, SecurityConfig};
+use crate::config::KeeperConfig;
 use crate::connector::Connector;
 use crate::custody::Kept;
 use crate::disks::Disks;
@@ -58,12 +58,7 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
     };
     fs::create_dir_all(&config.run_dir).map_err(at("cannot make"))?;
     let _lock = lock(&config)?;
-    let security = match &config.security {
-        SecurityConfig::MutualTls { identity } => {
-            Security::MutualTls(Identity::load(identity).map_err(|e| KeeperError::Identity(Box::new(e)))?)
-        }
-        SecurityConfig::PlainText => Security::PlainText { host: config.host.clone() },
-    };
+    let security = certificates::security(&config)?;
     let (core, inbox) = channel();
     let bell = Bell::new()?;
     let ring = bell.clone();
