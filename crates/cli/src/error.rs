@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use ninefold_keeper::agent::AgentError;
 use ninefold_keeper::api::ApiError;
+use ninefold_keeper::config::ConfigError;
 use ninefold_model::status::Role;
 use ninefold_shell::{Failure, ShellError};
 use ninefold_snapshot::store::StoreError;
@@ -32,6 +33,8 @@ pub enum CliError {
     Store(#[source] Box<StoreError>),
     #[error(transparent)]
     Authority(#[from] AuthorityError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     #[error("{0}")]
     NoSnapshot(String),
     #[error("{0}")]
@@ -123,6 +126,7 @@ impl Failure for CliError {
             Self::Shell(_) => return None,
             Self::Volume { pool, source } => return crate::storage::help(pool, source),
             Self::Authority(error) => return crate::ca::help(error),
+            Self::Config(_) => "docs/guides/operate.md, 'The keepers', has each field of a keeper's configuration",
             Self::NoPool { .. } => {
                 "name the host's pool with --pool DIR (`pool` in the keeper's configuration); `create`, `import` and `adopt` \
                  make one"

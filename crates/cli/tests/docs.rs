@@ -1,9 +1,10 @@
 //! What the documents say that tests show.
 
+mod fixture;
+
 use std::path::Path;
 
 use ninefold_keeper::config::Timing;
-use ninefold_machine::doctor::{Subject, examine};
 
 /// The table of what happens when something fails, in docs/guides/operate.md.
 fn rows(text: &str) -> Vec<Vec<&str>> {
@@ -59,8 +60,16 @@ fn each_check_of_the_doctor_is_explained() {
     let explained: Vec<&str> =
         section.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` |")).map(|(name, _)| name).collect();
     let dir = tempfile::tempdir().unwrap();
-    let checks = examine(Subject { qemu: Path::new("/nowhere/qemu"), kernel: None, cache_dir: dir.path() });
-    let names: Vec<&str> = checks.iter().map(|check| check.name.as_str()).collect();
+    let output = fixture::program().with("NINEFOLD_CACHE", dir.path()).run(&[
+        "doctor",
+        "--json",
+        "--qemu",
+        "/nowhere/qemu",
+        "--identity",
+        "/nowhere/identity",
+    ]);
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let names: Vec<&str> = found["checks"].as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap()).collect();
     assert_eq!(explained, names);
 }
 

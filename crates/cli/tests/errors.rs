@@ -34,3 +34,9 @@ fn an_error_for_programs() {
 fn a_kernel_that_is_not_there() {
     assert!(fails(&["doctor", "--kernel", "/nowhere/vmlinuz"], 1).contains("/nowhere/vmlinuz"));
 }
+
+#[test]
+fn a_configuration_that_is_not_there() {
+    let said = fails(&["doctor", "--config", "/nowhere/db.json"], 1);
+    assert!(said.contains("cannot read /nowhere/db.json") && said.contains("help: "), "{said}");
+}

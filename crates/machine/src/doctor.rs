@@ -38,15 +38,18 @@ pub struct Check {
 }
 
 impl Check {
-    fn ok(name: &str, detail: impl Into<String>) -> Check {
+    /// All is well.
+    pub fn ok(name: &str, detail: impl Into<String>) -> Check {
         Check { name: name.into(), state: CheckState::Ok, detail: detail.into(), advice: None }
     }
 
-    fn warning(name: &str, detail: impl Into<String>, advice: &str) -> Check {
+    /// [`CheckState::Warning`], and what to do.
+    pub fn warning(name: &str, detail: impl Into<String>, advice: &str) -> Check {
         Check { state: CheckState::Warning, advice: Some(advice.into()), ..Check::ok(name, detail) }
     }
 
-    fn failed(name: &str, detail: impl Into<String>, advice: &str) -> Check {
+    /// [`CheckState::Failed`], and what to do.
+    pub fn failed(name: &str, detail: impl Into<String>, advice: &str) -> Check {
         Check { state: CheckState::Failed, ..Check::warning(name, detail, advice) }
     }
 }

@@ -1,23 +1,29 @@
 //! `ninefold doctor`: what this host can do.
+//!
+//! * [`certificates`]: whether other hosts will know it
+
+mod certificates;
 
 use std::path::PathBuf;
 
 use clap::Args;
-use ninefold_keeper::config::cache_dir;
+use ninefold_keeper::config::{KeeperConfig, cache_dir};
 use ninefold_machine::doctor::{Check, CheckState, Subject, examine};
 use ninefold_shell::output::{self, Output, brief};
 use ninefold_shell::progress;
+use ninefold_transport::UtcTime;
 use serde::Serialize;
 
 use crate::error::CliError;
 
-/// Check what this host can do: QEMU, KVM, dirty tracking, network; with advice for each lack
+/// Check what this host can do: QEMU, KVM, dirty tracking, network, its certificate; with advice for each lack
 ///
 /// Exit code 1 when a VM could not run or could not be protected here.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     ninefold doctor\n  \
     ninefold doctor --kernel /boot/vmlinuz-$(uname -r)\n  \
+    ninefold doctor --config /etc/ninefold/db.json     with the certificate that this keeper uses\n  \
     ninefold doctor --json | jq '.checks[] | select(.state != \"ok\")'\n\n\
     With --json: ok, and for each check its name, state (ok, warning, failed), detail and advice.")]
 pub struct DoctorArgs {
@@ -27,6 +33,12 @@ pub struct DoctorArgs {
     /// QEMU's program
     #[arg(long, value_name = "PROGRAM", default_value = "qemu-system-x86_64")]
     qemu: PathBuf,
+    /// The configuration of a keeper: its certificate is looked at, and whether it is of the keeper's host
+    #[arg(long, value_name = "FILE", conflicts_with = "identity")]
+    config: Option<PathBuf>,
+    /// The directory with a host's certificate; without it /etc/ninefold/identity, if that is there
+    #[arg(long, value_name = "DIR")]
+    identity: Option<PathBuf>,
 }
 
 #[derive(Debug, Serialize)]
@@ -42,11 +54,17 @@ pub fn run(args: &DoctorArgs, output: &Output) -> Result<(), CliError> {
     {
         return Err(CliError::Host { what: "there is no such kernel".into(), path: kernel.clone() });
     }
+    let whose = match (&args.config, &args.identity) {
+        (Some(config), _) => certificates::Subject::of(KeeperConfig::load(config)?),
+        (None, Some(dir)) => certificates::Subject::Identity(dir.clone()),
+        (None, None) => certificates::Subject::Usual,
+    };
     let cache = cache_dir();
     let guest = cache.join("guest/current/vmlinuz");
     let kernel = args.kernel.clone().or_else(|| guest.is_file().then_some(guest));
     let bar = progress::spinner("examining this host (a kernel may be booted)");
-    let checks = examine(Subject { qemu: &args.qemu, kernel: kernel.as_deref(), cache_dir: &cache });
+    let mut checks = examine(Subject { qemu: &args.qemu, kernel: kernel.as_deref(), cache_dir: &cache });
+    checks.extend(certificates::examine(&whose, UtcTime::now()));
     bar.finish_and_clear();
     let failed: Vec<_> = checks.iter().filter(|c| c.state == CheckState::Failed).map(|c| c.name.clone()).collect();
     let shown = Shown { ok: failed.is_empty(), checks };
