@@ -116,7 +116,7 @@ enum Stage {
         stale: PageMap,
         go: Arc<AtomicBool>,
     },
-    /// Until all memory is trapped, and nobody else reads it as it was at another moment.
+    /// Until all memory is trapped, and nobody else reads it as it was at another moment; with less than very many pages not for that.
     Much {
         stale: PageMap,
     },
@@ -311,13 +311,14 @@ impl Sink {
         self.jobs.try_send(Job::Prepared { go }).map_err(|_| gone())
     }
 
-    /// Goes on with one that waits for memory to be trapped, or to be told so; answers whether it has. Memory is `free` when it is
-    /// trapped and nobody reads it as it was at a moment.
+    /// Goes on with one that waits for memory to be trapped, or to be told so; answers whether it has. Memory is `free` when nobody reads
+    /// it as it was at a moment, or is about to.
     fn step(&mut self, trapped: bool, free: bool, layout: &BlockLayout) -> Result<bool, String> {
         match &self.stage {
-            Stage::Much { .. } if free => {
+            // Who reads it may take long, or wait for a disk that hangs: it is not worth that to hold what checkpoints copy otherwise.
+            Stage::Much { stale } if (free && trapped) || (!free && stale.pages() < VERY_MANY) => {
                 if let Stage::Much { stale } = std::mem::replace(&mut self.stage, Stage::Joined) {
-                    self.stage = Stage::Ready { stale, much: true };
+                    self.stage = Stage::Ready { stale, much: free };
                 }
                 Ok(true)
             }
@@ -560,7 +561,7 @@ impl Sinks {
     }
 
     /// Before a checkpoint: memory is held as it is at one moment for one reader at a time. While somebody reads it for itself, or is
-    /// about to, nobody joins for whom much is to be held.
+    /// about to, nobody joins for whom much is to be held, unless it is little enough to be [copied](Sink::step) as before.
     pub fn line_up(&mut self) {
         let waits = !self.may_hold();
         for sink in self.all.iter_mut().filter(|_| waits) {
@@ -683,7 +684,7 @@ impl Sinks {
             self.look()?;
         }
         let trapped = self.tracker.traps_all();
-        let free = trapped && self.may_hold();
+        let free = self.may_hold();
         let can_hold = self.tracker.can_hold();
         let most = if joined { SMALL_PIECE } else { PIECE_PAGES };
         let mut copied = Copied::NoRoom;
@@ -885,6 +886,39 @@ mod tests {
                     assert!(percent < 100 || written < memory || rounds == 2, "{share}: {rounds} rounds");
                 }
             }
+        }
+    }
+
+    /// A snapshot on a disk that hangs keeps no VM unprotected whose memory could be copied in a pause: it may read for ever.
+    #[test]
+    fn who_needs_little_copied_does_not_wait_for_who_reads_the_memory() {
+        let block = Block { name: "m0".into(), used: 1 << 30, total: 1 << 30 };
+        let layout = BlockLayout { blocks: vec![block] };
+        let (jobs, _work) = sync_channel(1);
+        let much = |pages: u64| {
+            let mut stale = PageMap::for_layout(&layout);
+            stale.insert(&[PageRun { block: 0, first: 7, count: pages as u32 }]);
+            let stage = Stage::Much { stale };
+            let (name, jobs, rest) = (Target::Log, jobs.clone(), Rest::default());
+            Sink { name, jobs, rest, acked: Epoch(0), before: Epoch(0), stage, once: None, moment: None }
+        };
+        // Trapped, free; with so many pages: whether it is held, or it waits.
+        for (trapped, free, pages, expected) in [
+            (true, true, 10, Some(true)),
+            (true, true, VERY_MANY, Some(true)),
+            (false, true, 10, None),
+            (true, false, VERY_MANY - 1, Some(false)),
+            (false, false, VERY_MANY - 1, Some(false)),
+            (true, false, VERY_MANY, None),
+            (false, false, VERY_MANY, None),
+        ] {
+            let mut sink = much(pages);
+            assert_eq!(sink.step(trapped, free, &layout), Ok(expected.is_some()));
+            let found = match sink.stage {
+                Stage::Ready { much, .. } => Some(much),
+                _ => None,
+            };
+            assert_eq!(found, expected, "{trapped} {free} {pages}");
         }
     }
 }
