@@ -3,11 +3,11 @@
 use std::io;
 use std::path::PathBuf;
 
+use ninefold_control::{ClientError, Refusal};
 use ninefold_keeper::agent::AgentError;
-use ninefold_keeper::api::ApiError;
 use ninefold_keeper::config::ConfigError;
 use ninefold_model::status::Role;
-use ninefold_shell::{Failure, ShellError};
+use ninefold_shell::{Failure, ShellError, refusal};
 use ninefold_snapshot::store::StoreError;
 use ninefold_transport::AuthorityError;
 use ninefold_volume::VolumeError;
@@ -20,8 +20,8 @@ pub const NAME: &str = "ninefold";
 pub enum CliError {
     #[error(transparent)]
     Shell(#[from] ShellError),
-    #[error(transparent)]
-    Keeper(#[from] ApiError),
+    #[error("{}", refusal::told(.0))]
+    Keeper(ClientError),
     #[error("{source}")]
     Volume {
         /// The pool's directory.
@@ -100,6 +100,12 @@ pub enum CliError {
     Doctor(Vec<String>),
 }
 
+impl From<ClientError> for CliError {
+    fn from(error: ClientError) -> Self {
+        Self::Keeper(error)
+    }
+}
+
 impl From<StoreError> for CliError {
     fn from(error: StoreError) -> Self {
         if error.is_cancelled() { ShellError::Interrupted.into() } else { Self::Store(Box::new(error)) }
@@ -117,6 +123,13 @@ impl Failure for CliError {
     fn shell(&self) -> Option<&ShellError> {
         match self {
             Self::Shell(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    fn refusal(&self) -> Option<&Refusal> {
+        match self {
+            Self::Keeper(error) => error.refusal(),
             _ => None,
         }
     }
@@ -143,7 +156,9 @@ impl Failure for CliError {
                 "`ninefold vm recover` says what each host's log would go back to; `ninefold vm events` shows what happened"
             }
             Self::FileFormat { .. } => "say it with --file-format: raw, qcow2, vmdk, vdi or vhdx",
-            Self::Keeper(ApiError::Refused { help, .. }) => return help.clone(),
+            Self::Keeper(error @ (ClientError::Refused(_) | ClientError::Unknown { .. })) => {
+                return refusal::help_for(error);
+            }
             Self::Keeper(_) => "start the keeper, and look at its log",
             Self::NoneHere { .. } => {
                 "name its run directory (`run_dir` in its configuration) with --run-dir or in NINEFOLD_RUN_DIR"

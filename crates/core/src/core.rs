@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ninefold_model::control::{CheckpointRecord, Response};
+use ninefold_control::{Answer, Refusal, Reply};
+use ninefold_model::checkpoint::CheckpointRecord;
 use ninefold_model::event::EventKind;
 use ninefold_model::spec::{EpochPolicy, VmSpec};
 use ninefold_model::status::{Counters, LogState, LogStatus, MachineStatus};
@@ -23,6 +24,7 @@ use crate::event::{Event, Observed, RequestId, Source, WaiterId};
 use crate::health::HealthSide;
 use crate::log::LogSide;
 use crate::prepare::Preparing;
+use crate::refusal;
 use crate::replica::Replica;
 use crate::requests::Quitting;
 use crate::settings::Settings;
@@ -249,8 +251,8 @@ impl Core {
         self.effect(Effect::Measure(metric));
     }
 
-    pub(crate) fn reply(&mut self, to: RequestId, response: Response) {
-        self.effect(Effect::Reply { to, response });
+    pub(crate) fn reply(&mut self, to: RequestId, reply: Reply) {
+        self.effect(Effect::Reply { to, reply });
     }
 
     pub(crate) fn ask(&mut self, question: Question) {
@@ -450,7 +452,7 @@ impl Core {
                     self.tell_of_log(Err(reason.clone()), reply);
                 }
                 self.restore_refused(&reason);
-                self.start_failed(reason);
+                self.start_failed(Refusal::WitnessSilent { reason });
             }
             Event::Witness { error } => {
                 self.event(match &error {
@@ -466,7 +468,7 @@ impl Core {
                 }
                 self.show_standing();
                 if let Some(reply) = self.start_reply.take() {
-                    self.reply(reply, Response::Done);
+                    self.reply(reply, Ok(Answer::Done));
                 }
                 self.guest_runs();
             }
@@ -475,7 +477,7 @@ impl Core {
                 if self.is_here(generation) && !self.trial_lost(&reason) {
                     // Until its owner has been told that it runs it has not lived.
                     self.unborn = self.start_reply.is_some();
-                    self.start_failed(reason.clone());
+                    self.start_failed(Refusal::StartFailed { reason: reason.clone() });
                     self.input(Input::MachineLost { reason });
                     self.unborn = false;
                 }
@@ -740,10 +742,11 @@ impl Core {
                     self.done = true;
                 }
             }
-            Action::Refuse { reason } => {
+            Action::Refuse(refused) => {
+                let reason = refused.to_string();
                 tracing::warn!(%reason, "refused");
                 self.restore_refused(&reason);
-                self.start_failed(reason);
+                self.start_failed(refusal::of_protocol(refused));
             }
             Action::Emit(event) => self.emit(event),
         }
@@ -811,6 +814,6 @@ impl Core {
         self.uncommitted.clear();
         self.committed = Epoch(0);
         // What somebody waits for does not come any more, and others may want to start the VM after that.
-        self.start_failed("the VM has ended here before its guest ran".into());
+        self.start_failed(Refusal::StartFailed { reason: "the VM has ended here before its guest ran".into() });
     }
 }

@@ -13,7 +13,8 @@
 
 use std::time::Duration;
 
-use ninefold_model::control::{CheckpointRecord, Response};
+use ninefold_control::Reply;
+use ninefold_model::checkpoint::CheckpointRecord;
 use ninefold_model::event::EventKind;
 use ninefold_model::health::{Failure, Health, WatchdogAction};
 use ninefold_model::spec::{Boot, EpochPolicy};
@@ -36,7 +37,7 @@ pub enum Effect {
     /// Answers a request.
     Reply {
         to: RequestId,
-        response: Response,
+        reply: Reply,
     },
     /// Answers a request with what this host's log would be gone back to; `held` is what the witness holds, or why that is not known.
     ReportLog {

@@ -3,13 +3,14 @@
 
 use std::time::Duration;
 
-use ninefold_model::control::{CheckpointRecord, Request};
+use ninefold_control::{Mixture, Refusal, Request};
+use ninefold_model::checkpoint::CheckpointRecord;
 use ninefold_model::difference::Difference;
 use ninefold_model::event::{EventKind, SnapshotFigures};
 use ninefold_model::health::{DumpProgress, Failure, Freeze, Health};
 use ninefold_model::spec::{Boot, VmSpec};
 use ninefold_model::status::{MachineStatus, PauseSummary, SnapshotProgress, SyncProgress};
-use ninefold_model::{Epoch, HostName, Record, Standing, Term};
+use ninefold_model::{Epoch, HostName, Record, Standing, Term, VolumeName};
 use ninefold_replica::continuation::{Base, History};
 use ninefold_replica::protocol::{self, Outcome, ProposalId};
 use ninefold_replica::stream::{Hello, Layout};
@@ -73,8 +74,7 @@ pub enum Event {
     StartFrom {
         found: Option<Record>,
         force: bool,
-        /// A volume whose image may be behind what clients were told, and since when.
-        behind: Option<(String, String)>,
+        behind: Option<Behind>,
     },
     /// The witness could not be asked.
     StartFailed(String),
@@ -360,11 +360,12 @@ pub enum Event {
     },
 }
 
-/// Why a request is refused, and what there is to do about it.
+/// A volume whose image may be behind what clients were told.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
-    pub message: String,
-    pub help: String,
+pub struct Behind {
+    pub volume: VolumeName,
+    /// Since when, in words, where that is known.
+    pub since: Option<String>,
 }
 
 /// What the keeper has looked at for a request.
@@ -378,17 +379,6 @@ pub struct Seen {
     pub unfinished: Option<String>,
     /// For `Trial`: why the image cannot be tried here.
     pub unusable: Option<String>,
-}
-
-/// By what a host's volumes become a mixture that is of no one moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mixture {
-    /// Another host's volumes were copied to here.
-    Resync,
-    /// A log's operations were played onto them; that can be repeated.
-    Log,
-    /// A snapshot was restored; that can be repeated.
-    Restore,
 }
 
 /// What the keeper sees at a tick.

@@ -1,6 +1,6 @@
 //! The guest's file systems around a snapshot: frozen, and thawed by whoever goes on with the guest.
 
-use ninefold_model::control::FreezeChoice;
+use ninefold_control::{FreezeChoice, Refusal};
 use ninefold_model::event::EventKind;
 use ninefold_model::health::Health;
 
@@ -12,12 +12,12 @@ impl Core {
     ///
     /// # Errors
     /// They have to be frozen, and cannot be.
-    pub(crate) fn freezing(&self, choice: FreezeChoice) -> Result<FreezePlan, String> {
+    pub(crate) fn freezing(&self, choice: FreezeChoice) -> Result<FreezePlan, Refusal> {
         let required = choice == FreezeChoice::Require;
         match choice {
             FreezeChoice::Never => Ok(FreezePlan::Never),
             _ if self.standing.runs() => Ok(FreezePlan::Ask { required }),
-            _ if required => Err("the guest's file systems cannot be frozen: the guest does not run".into()),
+            _ if required => Err(Refusal::CannotFreeze { reason: "the guest does not run".into() }),
             _ => Ok(FreezePlan::Cannot("the guest does not run".into())),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ninefold_model::control::{Request, Response};
+use ninefold_control::{Answer, Refusal, Reply, Request, Work};
 use ninefold_model::event::EventKind;
 use ninefold_model::health::{DumpProgress, Failure, Health, HealthStatus, HealthySign, Watchdog};
 use ninefold_model::spec::Boot;
@@ -12,6 +12,7 @@ use ninefold_replica::protocol::Input as ProtocolInput;
 use crate::core::Core;
 use crate::effect::{Effect, GuestOrder, Metric, OutletsOrder, TrialOutcome, VmOrder};
 use crate::policy::{Decision, Happened, Input, Policy};
+use crate::refusal;
 use crate::settings::Settings;
 use crate::time::Monotonic;
 
@@ -112,7 +113,7 @@ impl Core {
             Decision::Stop { reason } => self.input(ProtocolInput::Stop { reason }),
             Decision::Keep { image, before, reason } => self.keep_image(image, before, reason),
             // Asked for by a request, which was answered.
-            Decision::Refuse { reason } => tracing::debug!(%reason, "refused"),
+            Decision::Refuse(refused) => tracing::debug!(?refused, "refused"),
             Decision::Emit(happened) => {
                 match &happened {
                     Happened::Failed { failure, action, .. } => self.measure(Metric::GuestFailed(*failure, *action)),
@@ -262,10 +263,9 @@ impl Core {
         self.health_input(Input::Boots { watchdog, committed });
     }
 
-    pub(crate) fn health_request(&mut self, request: Request, unusable: Option<String>) -> Response {
-        let refuse = |message: String, help: &str| Response::Error { message, help: Some(help.into()), try_host: None };
-        if let Some(message) = unusable {
-            return refuse(message, "the files must be there, under the same names, on every host of the VM");
+    pub(crate) fn health_request(&mut self, request: Request, unusable: Option<String>) -> Reply {
+        if let Some(reason) = unusable {
+            return Err(Refusal::ImageUnusable { reason });
         }
         let on_trial = self.health.policy.sign().is_some();
         let needs_guest = match &request {
@@ -274,15 +274,13 @@ impl Core {
             _ => true,
         };
         if needs_guest && !self.guest_is_up() {
-            return refuse("the VM's QEMU is being launched".into(), "try again in a moment");
+            return Err(Refusal::Busy { with: Work::Launch });
         }
         match request {
-            Request::Dump if self.health.dump.is_some() => {
-                refuse("the guest's memory is being written already".into(), "`ninefold vm status` shows how far it is")
-            }
+            Request::Dump if self.health.dump.is_some() => Err(Refusal::Busy { with: Work::Dump }),
             Request::Dump => {
                 self.order_dump();
-                Response::Done
+                Ok(Answer::Done)
             }
             Request::Trial { image, within_ms, sign } => {
                 let within = Duration::from_millis(within_ms);
@@ -290,21 +288,20 @@ impl Core {
             }
             Request::CommitImage => self.health_request_input(Input::Healthy { reason: "asked for".into() }),
             Request::FallBack => self.health_request_input(Input::FallBack),
-            _ => refuse("not about the guest's health".into(), ""),
+            _ => Err(Refusal::Failed { reason: "this is not about the guest's health".into() }),
         }
     }
 
-    fn health_request_input(&mut self, input: Input) -> Response {
+    fn health_request_input(&mut self, input: Input) -> Reply {
         let mut probe = Vec::new();
         self.health.policy.clone().handle(input.clone(), &mut probe);
         for decision in probe {
-            if let Decision::Refuse { reason } = decision {
-                let help = Some("`ninefold vm status` shows which image runs".into());
-                return Response::Error { message: reason, help, try_host: None };
+            if let Decision::Refuse(refused) = decision {
+                return Err(refusal::of_policy(refused));
             }
         }
         self.health_input(input);
-        Response::Done
+        Ok(Answer::Done)
     }
 
     pub(crate) fn health_status(&self) -> HealthStatus {

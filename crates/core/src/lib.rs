@@ -15,7 +15,7 @@
 //! have for it.
 //!
 //! * [`event`]: what happens · [`effect`]: what is to be done · [`time`]: two clocks, as values · [`settings`]
-//! * `core`: the state, events, what the protocol says · `clock`: ticks · `stall`: whether this host has stood still · `requests`
+//! * `core`: the state, events, what the protocol says · `clock`: ticks · `stall`: whether this host has stood still · `requests`, `refusal`
 //! * `primary`, `replica`, `survivors`: the VM, its sessions, those that may come back · `backup`: the take-over
 //! * `prepare`, `log`, `snapshot`, `freeze`: what comes before a proposal; what is on disk
 //! * `health` and [`policy`]: the guest's watchdog, images on trial · `standing`: paused, suspended, off
@@ -36,6 +36,7 @@ mod log;
 pub mod policy;
 mod prepare;
 mod primary;
+mod refusal;
 mod replica;
 mod requests;
 pub mod settings;

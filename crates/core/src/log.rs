@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use ninefold_control::{Answer, Mixture, Refusal, Request};
 use ninefold_model::event::EventKind;
 use ninefold_model::spec::{EpochPolicy, NonVolatile};
 use ninefold_model::status::{LogState, LogStatus, Role};
@@ -16,7 +17,7 @@ use ninefold_replica::target::Target;
 use crate::backup::{Origin, Takeover};
 use crate::core::Core;
 use crate::effect::{Beginning, DisksOrder, Effect, LogOrder, Metric, Question, RecoveryOrder, VmOrder};
-use crate::event::{Mixture, RecoveryNews, RequestId, Seen, Source};
+use crate::event::{RecoveryNews, RequestId, Seen, Source};
 use crate::survivors::KEEP;
 use crate::time::Monotonic;
 
@@ -65,7 +66,7 @@ struct Removal {
     /// Who wants to know that the VM has stopped.
     told: Vec<RequestId>,
     /// What is asked meanwhile: it would find a log that goes.
-    later: Vec<(RequestId, ninefold_model::control::Request, Seen)>,
+    later: Vec<(RequestId, Request, Seen)>,
 }
 
 /// See the [module](self).
@@ -341,7 +342,7 @@ impl Core {
 
     /// A backup's log begins with its session, or goes on.
     pub(crate) fn log_session(&mut self, hello: &Hello) {
-        self.not_started("another host has the VM".into());
+        self.not_started(Refusal::RunsElsewhere { host: Some(hello.from.clone()) });
         self.drop_recovery();
         self.drop_log();
         if self.non_volatile().is_some() {
@@ -428,7 +429,7 @@ impl Core {
         let Some(Removal { event, told, later, .. }) = self.log.removal.take() else { return };
         self.event(event);
         for request in told {
-            self.reply(request, ninefold_model::control::Response::Done);
+            self.reply(request, Ok(Answer::Done));
         }
         for (id, request, seen) in later {
             self.request(id, request, seen);
@@ -439,18 +440,12 @@ impl Core {
     pub(crate) fn reply_when_stopped(&mut self, to: RequestId) {
         match &mut self.log.removal {
             Some(removal) => removal.told.push(to),
-            None => self.reply(to, ninefold_model::control::Response::Done),
+            None => self.reply(to, Ok(Answer::Done)),
         }
     }
 
     /// While a log goes nothing begins that might find it. Answers what is asked if it is to be dealt with now.
-    pub(crate) fn unless_removed(
-        &mut self,
-        id: RequestId,
-        request: ninefold_model::control::Request,
-        seen: Seen,
-    ) -> Option<(ninefold_model::control::Request, Seen)> {
-        use ninefold_model::control::Request;
+    pub(crate) fn unless_removed(&mut self, id: RequestId, request: Request, seen: Seen) -> Option<(Request, Seen)> {
         match (&mut self.log.removal, &request) {
             (Some(removal), Request::Start { .. } | Request::Restore { .. } | Request::Recover { .. }) => {
                 removal.later.push((id, request, seen));
@@ -631,21 +626,21 @@ impl Core {
 
     /// Why the volumes are of no use to anybody, if they are: not even `--force` boots from them. What a snapshot or a log has left
     /// half done can be done to the end: [`Core::may_start`] knows.
-    pub(crate) fn is_mixture(mixture: Option<Mixture>, force: bool) -> Option<&'static str> {
+    pub(crate) fn is_mixture(mixture: Option<Mixture>, force: bool) -> Option<Refusal> {
         match mixture? {
-            Mixture::Resync => Some("the volumes are a mixture: a resync from another host was cut off"),
-            Mixture::Log if force => Some("the volumes are a mixture: going on from the log was cut off"),
+            by @ Mixture::Resync => Some(Refusal::VolumesMixed { by, snapshot: None }),
+            by @ Mixture::Log if force => Some(Refusal::VolumesMixed { by, snapshot: None }),
             Mixture::Log | Mixture::Restore => None,
         }
     }
 
     /// Whether the VM is to be booted now: not while there may be a log to go on from.
-    pub(crate) fn may_start(&mut self, force: bool, seen: &Seen) -> Result<bool, String> {
+    pub(crate) fn may_start(&mut self, force: bool, seen: &Seen) -> Result<bool, Refusal> {
         if force {
             self.end_spare();
         }
         if let Some(name) = seen.unfinished.as_ref().filter(|_| !force) {
-            return Err(format!("the volumes are a mixture: restoring the snapshot '{name}' was cut off"));
+            return Err(Refusal::VolumesMixed { by: Mixture::Restore, snapshot: Some(name.clone()) });
         }
         if force && self.log.recovery.as_ref().is_some_and(|r| r.going) {
             // It is being loaded, and writes nothing more from here on.
@@ -663,7 +658,7 @@ impl Core {
             return Ok(true);
         };
         match &recovery.found {
-            Some((_, epoch)) => Err(format!("the VM goes on from its log (epoch {epoch}) when the witness allows")),
+            Some((_, epoch)) => Err(Refusal::LogGoesOn { epoch: Some(*epoch) }),
             None => {
                 self.log.start_wanted = true;
                 Ok(false)
@@ -685,12 +680,10 @@ impl Core {
             RecoveryNews::Unusable(reason) => {
                 self.drop_recovery();
                 self.event(EventKind::LogUnusable { reason: reason.clone() });
-                self.not_started(format!(
-                    "there is a log, and it cannot be used: {reason}; `ninefold vm recover` says what can be gone back to"
-                ));
+                self.not_started(Refusal::LogUnusable { reason });
             }
             RecoveryNews::Found { standing, epoch } => {
-                self.not_started(format!("the VM goes on from its log (epoch {epoch}) when the witness allows"));
+                self.not_started(Refusal::LogGoesOn { epoch: Some(epoch) });
                 tracing::info!(%epoch, ?standing, "there is a log");
                 if let Some(recovery) = &mut self.log.recovery {
                     recovery.found = Some((standing, epoch));
@@ -720,9 +713,9 @@ impl Core {
         }
     }
 
-    fn not_started(&mut self, reason: String) {
+    fn not_started(&mut self, refusal: Refusal) {
         if std::mem::take(&mut self.log.start_wanted) {
-            self.start_failed(reason);
+            self.start_failed(refusal);
         }
     }
 

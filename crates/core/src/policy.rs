@@ -45,6 +45,19 @@ pub enum Input {
     TrialLost { reason: String },
 }
 
+/// Why a request about images is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// An image is on trial already.
+    OnTrial,
+    /// None is.
+    NothingOnTrial,
+    /// The guest has failed, and its memory is being written.
+    Dumping,
+    /// A trial needs time.
+    NoTime,
+}
+
 /// What is to be done, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
@@ -67,9 +80,7 @@ pub enum Decision {
         reason: String,
     },
     /// The request cannot be carried out.
-    Refuse {
-        reason: String,
-    },
+    Refuse(Refused),
     Emit(Happened),
 }
 
@@ -198,8 +209,7 @@ impl Policy {
             }
             Input::FallBack if self.trial.is_some() => self.fall_back("asked for".into(), out),
             Input::FallBack => {
-                let reason = "no image is on trial: the committed one runs already".into();
-                out.push(Decision::Refuse { reason });
+                out.push(Decision::Refuse(Refused::NothingOnTrial));
             }
             Input::TrialLost { reason } => {
                 if self.trial.is_some() {
@@ -289,16 +299,16 @@ impl Policy {
 
     fn begin_trial(&mut self, image: Boot, within: Duration, sign: HealthySign, out: &mut Vec<Decision>) {
         let refusal = if self.trial.is_some() {
-            Some("an image is on trial already")
+            Some(Refused::OnTrial)
         } else if self.dumping.is_some() {
-            Some("the guest has failed and its memory is being written")
+            Some(Refused::Dumping)
         } else if within.is_zero() {
-            Some("a trial needs time")
+            Some(Refused::NoTime)
         } else {
             None
         };
-        if let Some(reason) = refusal {
-            out.push(Decision::Refuse { reason: reason.into() });
+        if let Some(refused) = refusal {
+            out.push(Decision::Refuse(refused));
             return;
         }
         let within_ms = millis(within);
@@ -309,7 +319,7 @@ impl Policy {
 
     fn healthy(&mut self, reason: String, out: &mut Vec<Decision>) {
         if self.dumping.is_some() || self.trial.is_none() {
-            out.push(Decision::Refuse { reason: "no image is on trial".into() });
+            out.push(Decision::Refuse(Refused::NothingOnTrial));
             return;
         }
         let Some(trial) = self.trial.take() else { return };
@@ -400,7 +410,7 @@ mod tests {
         let mut p = policy(WatchdogAction::Reset, 3);
         assert!(relaunches(&take(&mut p, trial(1, 10))));
         assert_eq!((p.image(), p.committed()), (&image(1), &image(0)));
-        assert!(matches!(take(&mut p, trial(2, 10))[..], [Decision::Refuse { .. }]));
+        assert!(matches!(take(&mut p, trial(2, 10))[..], [Decision::Refuse(_)]));
         assert_eq!(take(&mut p, Input::Passed(Duration::from_secs(9))), []);
         let kept = take(&mut p, Input::Healthy { reason: "asked".into() });
         assert_eq!(kept, [Decision::Keep { image: image(1), before: None, reason: "asked".into() }]);
@@ -431,7 +441,7 @@ mod tests {
         assert!(relaunches(&take(&mut p, Input::Passed(Duration::from_secs(1)))));
         take(&mut p, trial(1, 10));
         assert!(relaunches(&take(&mut p, Input::FallBack)));
-        assert!(matches!(take(&mut p, Input::FallBack)[..], [Decision::Refuse { .. }]));
+        assert!(matches!(take(&mut p, Input::FallBack)[..], [Decision::Refuse(_)]));
         take(&mut p, trial(1, 10));
         assert!(relaunches(&take(&mut p, Input::TrialLost { reason: "no such file".into() })));
         assert_eq!(take(&mut p, Input::TrialLost { reason: String::new() }), []);

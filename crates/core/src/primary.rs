@@ -1,6 +1,6 @@
 //! The primary's side: the VM, its session, its acknowledgements.
 
-use ninefold_model::control::CheckpointRecord;
+use ninefold_model::checkpoint::CheckpointRecord;
 use ninefold_model::difference::{Difference, differences};
 use ninefold_model::event::EventKind;
 use ninefold_model::{Epoch, HostName, Standing, Term};

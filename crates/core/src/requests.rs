@@ -1,14 +1,15 @@
 //! What owners ask over the control socket.
 
-use ninefold_model::control::{Request, Response};
+use ninefold_control::{Answer, Refusal, Reply, Request, Work};
+use ninefold_model::Record;
 use ninefold_model::spec::Protection;
 use ninefold_model::status::{BackupState, BackupStatus, ProtectionState, Role, VmStatus};
-use ninefold_model::{HostName, Record};
 use ninefold_replica::protocol::{Action, Input, Phase, Wanted};
 
 use crate::core::{Core, QUIT_LIMIT};
 use crate::effect::{Question, VmOrder};
-use crate::event::{RequestId, Seen};
+use crate::event::{Behind, RequestId, Seen};
+use crate::refusal;
 use crate::replica::Replica;
 use crate::time::Monotonic;
 
@@ -22,51 +23,12 @@ pub(crate) struct Quitting {
 impl Core {
     pub(crate) fn request(&mut self, id: RequestId, request: Request, seen: Seen) {
         let Some((request, seen)) = self.unless_removed(id, request, seen) else { return };
-        let refuse = |message: &str| Response::Error { message: message.into(), help: None, try_host: None };
         let answer = match request {
-            Request::Status => Response::Status { status: Box::new(self.status(&seen)) },
-            Request::Start { force } => {
-                if self.start_reply.is_some() {
-                    refuse("the VM is being started")
-                } else if self.restoring() {
-                    refuse("the VM is being started from a snapshot")
-                } else if self.snapshot.is_asked_of_log() {
-                    // The witness has one question at a time, and one answer to it.
-                    Response::Error {
-                        message: "the VM's log is being looked at".into(),
-                        help: Some("try again in a moment".into()),
-                        try_host: None,
-                    }
-                } else if let Some(reason) = self.why_here() {
-                    // Nor may the question take the place of one that is on its way to the witness.
-                    // A backup may not have heard yet that the VM has ended: its primary knows.
-                    let try_host = self.protocol.primary().filter(|p| **p != self.settings.host).cloned();
-                    Response::Error { message: reason.into(), help: None, try_host }
-                } else if let Some(why) = Self::is_mixture(seen.mixture, force) {
-                    Response::Error {
-                        message: why.into(),
-                        help: Some(
-                            "start it on another host, or restore a snapshot here: `ninefold vm restore`".into(),
-                        ),
-                        try_host: None,
-                    }
-                } else {
-                    match self.may_start(force, &seen) {
-                        Ok(now) => {
-                            self.start_reply = Some(id);
-                            if now {
-                                self.ask(Question::Start { force });
-                            }
-                            return;
-                        }
-                        Err(message) => Response::Error {
-                            message,
-                            help: Some("`--force` boots it all the same, and what there is of it is lost".into()),
-                            try_host: None,
-                        },
-                    }
-                }
-            }
+            Request::Status => Ok(Answer::Status { status: Box::new(self.status(&seen)) }),
+            Request::Start { force } => match self.begin_start(id, force, &seen) {
+                Ok(()) => return,
+                Err(refusal) => Err(refusal),
+            },
             Request::Stop
             | Request::Shutdown { .. }
             | Request::Pause
@@ -81,11 +43,7 @@ impl Core {
             | Request::FallBack
                 if !self.has_vm =>
             {
-                Response::Error {
-                    message: format!("{} does not run on {}", self.settings.vm.name, self.settings.host),
-                    help: Some("`ninefold vm status` shows where it runs".into()),
-                    try_host: self.other().cloned(),
-                }
+                Err(Refusal::NotRunningHere { host: self.other().cloned() })
             }
             Request::Stop => {
                 self.input(Input::Stop { reason: "stopped by its owner".into() });
@@ -96,7 +54,7 @@ impl Core {
             }
             Request::Reset => {
                 self.command(VmOrder::Reset);
-                Response::Done
+                Ok(Answer::Done)
             }
             Request::Snapshot { name, parent, freeze } => return self.take_snapshot(id, name, parent, freeze),
             Request::Restore { name, force, clone } => {
@@ -110,38 +68,68 @@ impl Core {
             }
             Request::Protect => {
                 self.want(Protection::FaultTolerant);
-                Response::Done
+                Ok(Answer::Done)
             }
             Request::Unprotect => {
                 self.want(Protection::None);
-                Response::Done
+                Ok(Answer::Done)
             }
-            Request::Switchover if self.witness_error.is_some() => Response::Error {
-                message: "the witness does not answer: the guest would stand still until it does".into(),
-                help: Some("see to the witness first; `ninefold vm status` shows when it answers again".into()),
-                try_host: None,
-            },
-            Request::Switchover => {
-                let mut actions = Vec::new();
-                self.protocol.handle(Input::Switchover { to: None, reason: "asked for".into() }, &mut actions);
-                let refused = actions.iter().find_map(|a| match a {
-                    Action::Refuse { reason } => Some(refuse(reason)),
-                    _ => None,
-                });
-                for action in actions {
-                    self.act(action);
-                }
-                refused.unwrap_or(Response::Done)
-            }
+            Request::Switchover => self.begin_switchover(),
             Request::SetEpochs { policy } => {
                 self.epochs = policy;
                 self.set_pace();
-                Response::Done
+                Ok(Answer::Done)
             }
             // Answered where the histories are, without troubling the core.
-            Request::Events { .. } | Request::Checkpoints { .. } => refuse("not for the core"),
+            Request::Events { .. } | Request::Checkpoints { .. } => {
+                Err(Refusal::Failed { reason: "this is not for the core".into() })
+            }
         };
         self.reply(id, answer);
+    }
+
+    /// Begins to start the VM; its end is the answer.
+    fn begin_start(&mut self, id: RequestId, force: bool, seen: &Seen) -> Result<(), Refusal> {
+        if self.start_reply.is_some() {
+            return Err(Refusal::Busy { with: Work::Start });
+        }
+        if self.restoring() {
+            return Err(Refusal::Busy { with: Work::Restore });
+        }
+        // The witness has one question at a time, and one answer to it.
+        if self.snapshot.is_asked_of_log() {
+            return Err(Refusal::Busy { with: Work::LogLook });
+        }
+        // Nor may the question take the place of one that is on its way to the witness.
+        if let Some(refusal) = self.why_here() {
+            return Err(refusal);
+        }
+        if let Some(refusal) = Self::is_mixture(seen.mixture, force) {
+            return Err(refusal);
+        }
+        let now = self.may_start(force, seen)?;
+        self.start_reply = Some(id);
+        if now {
+            self.ask(Question::Start { force });
+        }
+        Ok(())
+    }
+
+    fn begin_switchover(&mut self) -> Reply {
+        // The guest would stand still until the witness answers.
+        if let Some(reason) = self.witness_error.clone() {
+            return Err(Refusal::WitnessSilent { reason });
+        }
+        let mut actions = Vec::new();
+        self.protocol.handle(Input::Switchover { to: None, reason: "asked for".into() }, &mut actions);
+        let mut reply = Ok(Answer::Done);
+        for action in actions {
+            if let Action::Refuse(refused) = &action {
+                reply = Err(refusal::of_protocol(refused.clone()));
+            }
+            self.act(action);
+        }
+        reply
     }
 
     pub(crate) fn want(&mut self, protection: Protection) {
@@ -199,47 +187,31 @@ impl Core {
     }
 
     /// Why the VM cannot be started here now.
-    pub(crate) fn why_here(&self) -> Option<&'static str> {
+    pub(crate) fn why_here(&self) -> Option<Refusal> {
         match self.protocol.role() {
-            Role::Primary => Some("the VM runs here already"),
-            Role::Backup => Some("the VM runs on another host, or this host is about to take it over"),
-            Role::Standby if self.protocol.awaits_witness() => {
-                Some("the VM is being started here: the witness is asked")
+            Role::Primary => Some(Refusal::RunsHere),
+            // A backup may not have heard yet that the VM has ended: its primary knows.
+            Role::Backup => {
+                let host = self.protocol.primary().filter(|p| **p != self.settings.host).cloned();
+                Some(Refusal::RunsElsewhere { host })
             }
+            Role::Standby if self.protocol.awaits_witness() => Some(Refusal::Busy { with: Work::Start }),
             Role::Standby => None,
         }
     }
 
     /// Whether the VM would go back here, behind what its clients were told; who asked to start it is told so. `found` is the
     /// witness's record, which allows the start.
-    pub(crate) fn is_behind(&mut self, found: Option<&Record>, behind: Option<&(String, String)>) -> bool {
-        let Some((volume, when)) = behind else { return false };
-        let reason = format!(
-            "volume {volume} may be behind what clients were told {}: it was not all on this host's disk when the VM ended here",
-            if when.is_empty() { "while it was protected" } else { when }
-        );
-        self.refuse_start(reason, &if_behind(found), None);
+    pub(crate) fn is_behind(&mut self, found: Option<&Record>, behind: Option<&Behind>) -> bool {
+        let Some(Behind { volume, since }) = behind.cloned() else { return false };
+        self.start_failed(Refusal::VolumesBehind { volume, since, record: found.cloned() });
         true
     }
 
-    pub(crate) fn start_failed(&mut self, reason: String) {
-        self.refuse_start(reason, "`ninefold vm status` and `ninefold doctor` show more", None);
-    }
-
-    /// The VM is to be started on the host that had it last.
-    pub(crate) fn start_elsewhere(&mut self, reason: String, host: HostName) {
-        let help = format!(
-            "ask the keeper on {host} to start it; if that host is gone for good, `ninefold vm start --host {} --force` boots it here, and what only \
-             {host} had is lost",
-            self.settings.host
-        );
-        self.refuse_start(reason, &help, Some(host));
-    }
-
-    fn refuse_start(&mut self, reason: String, help: &str, try_host: Option<HostName>) {
+    /// Tells whoever asked for a start that it has come to nothing.
+    pub(crate) fn start_failed(&mut self, refusal: Refusal) {
         if let Some(reply) = self.start_reply.take() {
-            let help = Some(help.into());
-            self.reply(reply, Response::Error { message: reason, help, try_host });
+            self.reply(reply, Err(refusal));
             self.not_here();
         }
     }
@@ -273,37 +245,5 @@ impl Core {
         quitting.asked = true;
         self.input(Input::Switchover { to: None, reason: "the keeper was told to end".into() });
         true
-    }
-}
-
-/// What there is to do about images that may be behind here, on the host that the witness's record names, if there is one.
-fn if_behind(found: Option<&Record>) -> String {
-    let last = match found {
-        Some(record) => format!(
-            "by the witness's record (term {}) {} ran the VM last, alone: another host's disks are as they were when it was a backup",
-            record.term, record.primary
-        ),
-        None => "the witness does not know which host ran the VM last: another host's disks may have more, or be hours older".into(),
-    };
-    format!(
-        "{last}; compare them (`ninefold vm status` and `ninefold vm events` there) before you start the VM there with `--force`; \
-         `--force` here starts it without what is missing"
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Nobody is sent to a host whose disks may be older without being told so.
-    #[test]
-    fn the_help_says_which_host_ran_the_vm_last() {
-        let record = Record { term: ninefold_model::Term(9), primary: "a".parse().unwrap(), backups: Vec::new() };
-        let (known, unknown) = (if_behind(Some(&record)), if_behind(None));
-        assert!(known.contains("(term 9) a ran the VM last"), "{known}");
-        assert!(unknown.contains("does not know which host"), "{unknown}");
-        for help in [known, unknown] {
-            assert!(help.contains("compare") && !help.contains("  "), "{help}");
-        }
     }
 }

@@ -1,6 +1,6 @@
 //! Snapshots as the core sees them: one at a time is taken, or loaded. So is a log that a person goes back in.
 
-use ninefold_model::control::{FreezeChoice, Response};
+use ninefold_control::{Answer, FreezeChoice, Refusal, Work};
 use ninefold_model::event::EventKind;
 use ninefold_model::status::{SnapshotProgress, SnapshotStep, SyncProgress};
 use ninefold_model::{Record, SnapshotName};
@@ -10,7 +10,7 @@ use ninefold_replica::target::Target;
 use crate::backup::{Origin, Takeover};
 use crate::core::Core;
 use crate::effect::{Effect, JobOrder, Question, VmOrder};
-use crate::event::{JobNews, Refusal, RequestId, Seen, Source};
+use crate::event::{Behind, JobNews, RequestId, Seen, Source};
 
 /// See the [module](self).
 #[derive(Default)]
@@ -47,10 +47,12 @@ struct Running {
 }
 
 impl Running {
-    fn title(&self) -> String {
-        match &self.name {
-            Some(name) => format!("the snapshot '{name}' is under way"),
-            None => "the VM is being started from its log".into(),
+    /// What one is told who wants something else.
+    fn work(&self) -> Work {
+        match (&self.name, self.restore) {
+            (None, _) => Work::Recover,
+            (Some(_), true) => Work::Restore,
+            (Some(_), false) => Work::Snapshot,
         }
     }
 }
@@ -88,7 +90,7 @@ impl Core {
         freeze: FreezeChoice,
     ) {
         if let Err(refusal) = self.begin_snapshot(request, name, parent, freeze) {
-            self.refuse(request, refusal);
+            self.reply(request, Err(refusal));
         }
     }
 
@@ -99,18 +101,19 @@ impl Core {
         parent: Option<SnapshotName>,
         freeze: FreezeChoice,
     ) -> Result<(), Refusal> {
-        let refusal = |message: &str, help: &str| Refusal { message: message.into(), help: help.into() };
         if let Some(job) = &self.snapshot.job {
-            return Err(refusal(&job.title(), "try again when it is done"));
+            return Err(Refusal::Busy { with: job.work() });
         }
-        if self.final_epoch.is_some() || self.off {
-            return Err(refusal("the guest stands still", "try again when it runs"));
+        if self.off {
+            return Err(Refusal::GuestOff);
+        }
+        if self.final_epoch.is_some() {
+            return Err(Refusal::Busy { with: Work::Switchover });
         }
         let Some((hello, record)) = self.log_hello() else {
-            return Err(refusal("the VM does not run yet", "`ninefold vm status` shows when it does"));
+            return Err(Refusal::Busy { with: Work::Launch });
         };
-        let plan = self.freezing(freeze);
-        let plan = plan.map_err(|why| refusal(&why, "`--freeze auto` takes the snapshot all the same"))?;
+        let plan = self.freezing(freeze)?;
         let id = self.begin_job(Some(&name), false, false, false);
         let (qemu, generation) = (hello.qemu.clone(), self.generation);
         let (hello, term) = (Box::new(hello), record.term);
@@ -121,47 +124,41 @@ impl Core {
     /// The snapshot is being taken, or cannot be.
     pub(crate) fn snapshot_begun(&mut self, id: u64, request: RequestId, outcome: Result<(), Refusal>) {
         match outcome {
-            Ok(()) => self.reply(request, Response::Done),
+            Ok(()) => self.reply(request, Ok(Answer::Done)),
             Err(refusal) => {
                 self.snapshot.job.take_if(|job| job.id == id);
-                self.refuse(request, refusal);
+                self.reply(request, Err(refusal));
             }
         }
-    }
-
-    fn refuse(&mut self, request: RequestId, Refusal { message, help }: Refusal) {
-        self.reply(request, Response::Error { message, help: Some(help), try_host: None });
     }
 
     /// Begins to load a snapshot; the witness is asked when it is loaded.
     pub(crate) fn restore(&mut self, request: RequestId, name: SnapshotName, force: bool, clone: bool, seen: &Seen) {
         let outcome = self.begin_restore(name, force, clone, seen);
         match outcome {
-            Ok(()) => self.reply(request, Response::Done),
-            Err(refusal) => self.refuse(request, refusal),
+            Ok(()) => self.reply(request, Ok(Answer::Done)),
+            Err(refusal) => self.reply(request, Err(refusal)),
         }
     }
 
     fn begin_restore(&mut self, name: SnapshotName, force: bool, clone: bool, seen: &Seen) -> Result<(), Refusal> {
-        let refusal = |message: &str, help: &str| Refusal { message: message.into(), help: help.into() };
-        if self.why_here().is_some() || self.start_reply.is_some() {
-            return Err(refusal("the VM is here already", "stop it first: `ninefold vm stop`"));
+        if let Some(refusal) = self.why_here() {
+            return Err(refusal);
         }
-        if self.snapshot.job.is_some() {
-            return Err(refusal("a snapshot is under way", "try again when it is done"));
+        if self.start_reply.is_some() {
+            return Err(Refusal::Busy { with: Work::Start });
+        }
+        if let Some(job) = &self.snapshot.job {
+            return Err(Refusal::Busy { with: job.work() });
         }
         if self.snapshot.is_asked_of_log() {
-            return Err(refusal("the VM's log is being looked at", "try again in a moment"));
+            return Err(Refusal::Busy { with: Work::LogLook });
         }
         // What another attempt has left is overwritten.
         let again = seen.unfinished.is_some();
-        match self.may_start(force || again, seen) {
-            Ok(true) => {}
-            Ok(false) => {
-                self.log.start_wanted = false;
-                return Err(refusal("the VM's log is being looked at", "try again in a moment"));
-            }
-            Err(message) => return Err(refusal(&message, "`--force` starts from the snapshot, and the log is lost")),
+        if !self.may_start(force || again, seen)? {
+            self.log.start_wanted = false;
+            return Err(Refusal::Busy { with: Work::LogLook });
         }
         self.begin_job(Some(&name), true, clone, force);
         // Nothing is touched before the witness has been heard.
@@ -172,34 +169,35 @@ impl Core {
     /// Tells what the VM's log here would be gone back to, or goes back in it.
     pub(crate) fn recover(&mut self, request: RequestId, force: bool) {
         if let Err(refusal) = self.begin_recover(request, force) {
-            self.refuse(request, refusal);
+            self.reply(request, Err(refusal));
         }
     }
 
     fn begin_recover(&mut self, request: RequestId, force: bool) -> Result<(), Refusal> {
-        let refusal = |message: &str, help: &str| Refusal { message: message.into(), help: help.into() };
         if self.non_volatile().is_none() {
-            return Err(refusal("the VM is not non-volatile: it has no log", "`ninefold vm start` boots it"));
+            return Err(Refusal::NotLogged);
         }
-        if let Some(why) = self.why_here() {
-            return Err(refusal(why, "`ninefold vm status` shows where it runs"));
+        if let Some(refusal) = self.why_here() {
+            return Err(refusal);
         }
-        if self.start_reply.is_some() || self.snapshot.is_asked_of_log() {
-            return Err(refusal("the VM is being started, or its log looked at", "try again in a moment"));
+        if self.start_reply.is_some() {
+            return Err(Refusal::Busy { with: Work::Start });
+        }
+        if self.snapshot.is_asked_of_log() {
+            return Err(Refusal::Busy { with: Work::LogLook });
         }
         if let Some(job) = &self.snapshot.job {
-            return Err(refusal(&job.title(), "try again when it is done"));
+            return Err(Refusal::Busy { with: job.work() });
         }
         if force {
             self.end_spare();
         }
         if !self.leave_log_alone(force) {
-            let help = "`ninefold vm events --follow` shows how";
-            return Err(refusal("the VM is going on from its log by itself", help));
+            return Err(Refusal::LogGoesOn { epoch: None });
         }
         if force {
             self.begin_job(None, true, false, true);
-            self.reply(request, Response::Done);
+            self.reply(request, Ok(Answer::Done));
         } else {
             self.snapshot.asks = Some(request);
         }
@@ -314,7 +312,7 @@ impl Core {
     }
 
     /// The witness's record is here, for the VM that is to be started.
-    pub(crate) fn start_from(&mut self, found: Option<Record>, force: bool, behind: Option<&(String, String)>) {
+    pub(crate) fn start_from(&mut self, found: Option<Record>, force: bool, behind: Option<&Behind>) {
         if let Some(reply) = self.snapshot.asks_of_log() {
             self.tell_of_log(Ok(found.clone()), reply);
         }
@@ -330,12 +328,6 @@ impl Core {
             {
                 return;
             }
-            if !force
-                && let Err(reason) = self.protocol.may_start(found.as_ref(), force)
-                && let Some(host) = self.protocol.had_it_last(found.as_ref()).cloned()
-            {
-                return self.start_elsewhere(reason, host);
-            }
             return self.input(Input::Start { found, force });
         };
         match self.protocol.may_start(found.as_ref(), force) {
@@ -343,7 +335,7 @@ impl Core {
                 job.found = Some(found);
                 self.load_snapshot();
             }
-            Err(reason) => self.drop_restore(&reason),
+            Err(refused) => self.drop_restore(&refused.to_string()),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use ninefold_model::control::{Request, Response};
+use ninefold_control::{Answer, Refusal, Reply, Request, Work};
 use ninefold_model::event::EventKind;
 use ninefold_model::{Activity, Epoch, Standing};
 use ninefold_replica::protocol::Input;
@@ -121,44 +121,34 @@ impl Core {
     }
 
     /// Pause, resume, wake and shutdown of a VM that is here.
-    pub(crate) fn standing_request(&mut self, request: &Request) -> Response {
-        match self.obey(request) {
-            Ok(()) => Response::Done,
-            Err((message, help)) => {
-                Response::Error { message: message.into(), help: Some(help.into()), try_host: None }
-            }
-        }
-    }
-
-    fn obey(&mut self, request: &Request) -> Result<(), (&'static str, &'static str)> {
+    pub(crate) fn standing_request(&mut self, request: &Request) -> Reply {
         let now = self.standing.now;
         if self.off || now.activity == Activity::Off {
-            return Err(("the guest has switched itself off", "`ninefold vm status` shows when the VM has ended"));
+            return Err(Refusal::GuestOff);
         }
         if self.final_epoch.is_some() || self.protocol.hands_over() {
-            return Err(("the VM is being handed over", "try again when that is done, on the host that has it then"));
+            return Err(Refusal::Busy { with: Work::Switchover });
         }
         if !self.guest_is_up() {
-            return Err(("the VM's QEMU is being launched", "try again in a moment"));
+            return Err(Refusal::Busy { with: Work::Launch });
         }
         let suspended = now.activity == Activity::Suspended;
         match request {
             Request::Pause | Request::Resume if self.dumps() => {
-                return Err(("the guest's memory is being written", "`ninefold vm status` shows how far it is"));
+                return Err(Refusal::Busy { with: Work::Dump });
             }
             Request::Pause => self.command(VmOrder::Pause(true)),
-            Request::Resume if !now.paused => {
-                let help = if suspended { "the guest has suspended itself: `ninefold vm wake`" } else { "it runs" };
-                return Err(("the VM is not paused", help));
-            }
+            // What it is not says nothing of what it is: it may be suspended.
+            Request::Resume if !now.paused && suspended => return Err(Refusal::GuestSuspended),
+            Request::Resume if !now.paused => return Err(Refusal::NotPaused),
             Request::Resume => self.command(VmOrder::Pause(false)),
             Request::Wake | Request::Shutdown { .. } if now.paused => {
-                return Err(("the VM is paused: its guest hears nothing", "`ninefold vm resume` first"));
+                return Err(Refusal::GuestPaused);
             }
-            Request::Wake if !suspended => return Err(("the guest is not suspended", "it runs")),
+            Request::Wake if !suspended => return Err(Refusal::NotSuspended),
             Request::Wake => self.command(VmOrder::Wake),
             Request::Shutdown { .. } if suspended => {
-                return Err(("the guest is suspended, and hears nothing", "`ninefold vm wake` first"));
+                return Err(Refusal::GuestSuspended);
             }
             Request::Shutdown { within_ms, end, asked } => {
                 let within = Duration::from_millis(*within_ms);
@@ -167,9 +157,9 @@ impl Core {
                     self.command(VmOrder::PowerButton);
                 }
             }
-            _ => return Err(("not about how the guest stands", "")),
+            _ => return Err(Refusal::Failed { reason: "this is not about how the guest stands".into() }),
         }
-        Ok(())
+        Ok(Answer::Done)
     }
 }
 

@@ -107,7 +107,7 @@ impl Core {
         }
         let heir = self.replicas.iter().any(|r| self.protocol.phase(r.session) == Some(Phase::Bound));
         if (heir && self.witness_error.is_none()) || (self.log_is_on() && !is_disk) {
-            self.start_failed(reason.clone());
+            self.start_failed(ninefold_control::Refusal::StartFailed { reason: reason.clone() });
             self.input(Input::MachineLost { reason });
         }
     }

@@ -4,12 +4,12 @@ mod world;
 
 use std::time::Duration;
 
+use ninefold_control::{Answer, Refusal, Request};
 use ninefold_core::effect::{
     DisksOrder, Effect, LogOrder, OutletsOrder, ParkingOrder, PrimaryOrder, Question, VmOrder, Word,
 };
 use ninefold_core::event::{Event, Observed, Seen};
 use ninefold_model::Epoch;
-use ninefold_model::control::{Request, Response};
 use ninefold_model::event::EventKind;
 use ninefold_model::spec::VmSpec;
 use ninefold_model::status::{LogState, ProtectionState, Role};
@@ -33,7 +33,7 @@ fn non_volatile() -> VmSpec {
 fn booted(vm: &VmSpec, hosts: usize) -> World {
     let mut world = World::new(hosts, vm);
     world.pass(SECOND);
-    assert!(matches!(world.answer(A, Request::Start { force: false }), Response::Done));
+    assert!(matches!(world.answer(A, Request::Start { force: false }), Ok(Answer::Done)));
     world
 }
 
@@ -144,7 +144,7 @@ fn a_primary_that_has_stood_still_asks_before_it_lets_anything_go() {
 #[test]
 fn a_switchover_moves_the_vm_with_its_last_checkpoint() {
     let mut world = protected();
-    assert!(matches!(world.answer(A, Request::Switchover), Response::Done));
+    assert!(matches!(world.answer(A, Request::Switchover), Ok(Answer::Done)));
     world.pass(SECOND);
     assert_eq!(world.witness.as_ref().map(|r| r.primary.as_str()), Some("b"));
     assert!(world.hosts[B].runs.is_some() && world.hosts[A].runs.is_none());
@@ -160,10 +160,10 @@ fn a_switchover_moves_the_vm_with_its_last_checkpoint() {
 fn an_unprotected_vm_speaks_at_once_when_the_witness_has_released_its_backup() {
     let mut world = protected();
     world.hosts[A].cut_from_witness = true;
-    assert!(matches!(world.answer(A, Request::Unprotect), Response::Done));
+    assert!(matches!(world.answer(A, Request::Unprotect), Ok(Answer::Done)));
     assert_eq!(world.hosts[A].gate, Gate::Held, "the backup may still take over");
     let mut world = protected();
-    assert!(matches!(world.answer(A, Request::Unprotect), Response::Done));
+    assert!(matches!(world.answer(A, Request::Unprotect), Ok(Answer::Done)));
     world.pass(SECOND);
     assert_eq!(world.hosts[A].gate, Gate::Open);
     assert_eq!(world.status(A).protection, Some(ProtectionState::Off));
@@ -180,7 +180,7 @@ fn a_vm_goes_on_without_its_witness_as_long_as_its_hosts_hear_each_other() {
     world.pass(SECOND);
     assert!(world.hosts[A].released > released);
     assert!(!world.status(A).witness_reachable);
-    assert!(matches!(world.answer(A, Request::Switchover), Response::Error { .. }));
+    assert!(matches!(world.answer(A, Request::Switchover), Err(Refusal::WitnessSilent { .. })));
     // Its backup is gone: it holds its output until it may go on alone.
     world.kill(B);
     world.pass(SECOND);
@@ -240,10 +240,10 @@ fn a_vm_is_said_to_have_stopped_when_its_log_is_gone() {
 #[test]
 fn what_is_parked_is_left_to_the_launch_that_waits_for_its_end() {
     let mut world = protected();
-    assert!(matches!(world.answer(A, Request::Stop), Response::Done));
+    assert!(matches!(world.answer(A, Request::Stop), Ok(Answer::Done)));
     world.pass(SECOND);
     let from = world.hosts[B].effects.len();
-    assert!(matches!(world.answer(B, Request::Start { force: true }), Response::Done));
+    assert!(matches!(world.answer(B, Request::Start { force: true }), Ok(Answer::Done)));
     let boots = place(&world, B, from, |e| matches!(e, Effect::Vm(VmOrder::Boot { .. })));
     let clears = |e: &Effect| matches!(e, Effect::Parking(ParkingOrder::Clear));
     assert!(!world.hosts[B].effects[from..boots].iter().any(clears));
@@ -253,8 +253,8 @@ fn what_is_parked_is_left_to_the_launch_that_waits_for_its_end() {
 #[test]
 fn a_late_word_of_a_former_thread_is_ignored() {
     let mut world = booted(&plain(), 1);
-    assert!(matches!(world.answer(A, Request::Stop), Response::Done));
-    assert!(matches!(world.answer(A, Request::Start { force: false }), Response::Done));
+    assert!(matches!(world.answer(A, Request::Stop), Ok(Answer::Done)));
+    assert!(matches!(world.answer(A, Request::Start { force: false }), Ok(Answer::Done)));
     let generation = world.hosts[A].runs.unwrap();
     world.tell(A, Event::VmLost { generation: generation - 1, reason: "late".into() });
     world.settle();
@@ -275,12 +275,12 @@ fn a_vm_that_ends_while_it_is_launched_can_be_started_again() {
         let start = world.ask(A, Request::Start { force: false });
         assert!(!world.hosts[A].replies.contains_key(&start), "its QEMU is not there");
         end(&mut world);
-        assert!(matches!(world.hosts[A].replies.get(&start), Some(Response::Error { .. })));
+        assert!(matches!(world.hosts[A].replies.get(&start), Some(Err(_))));
         world.launch_hangs = false;
         let again = world.answer(A, Request::Start { force: true });
-        assert!(matches!(again, Response::Done), "{again:?}");
+        assert!(matches!(again, Ok(Answer::Done)), "{again:?}");
     };
-    ends(|world| assert!(matches!(world.answer(A, Request::Stop), Response::Done)));
+    ends(|world| assert!(matches!(world.answer(A, Request::Stop), Ok(Answer::Done))));
     // An operator has started it elsewhere.
     ends(|world| {
         let record = world.witness.clone().unwrap().alone("b".parse().unwrap());

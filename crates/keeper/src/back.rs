@@ -17,7 +17,7 @@ use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ninefold_model::control::{LogReport, Response};
+use ninefold_control::{Answer, LogReport, Refusal, Reply};
 use ninefold_model::{HostName, Record, Term};
 use ninefold_replica::protocol::{LogRole, Standing};
 use ninefold_snapshot::log::{Back, Found, LogError, PlayVolume};
@@ -52,26 +52,15 @@ pub type Held = Result<Option<Record>, String>;
 ///
 /// # Errors
 /// No more threads.
-pub fn ask(
-    config: Arc<KeeperConfig>,
-    disks: Arc<Disks>,
-    held: Held,
-    reply: Sender<Response>,
-) -> Result<(), KeeperError> {
+pub fn ask(config: Arc<KeeperConfig>, disks: Arc<Disks>, held: Held, reply: Sender<Reply>) -> Result<(), KeeperError> {
     let run = move || {
         let answer = look(&config, &disks).and_then(|back| {
             // What cannot be loaded is found out now.
             back.verify().map_err(|e| report(&e))?;
             Ok(tell(&back, &config, &disks, &held))
         });
-        let _ = reply.send(match answer {
-            Ok(report) => Response::Log { report: Box::new(report) },
-            Err(message) => Response::Error {
-                message,
-                help: Some("`ninefold vm status` and `ninefold vm recover` show what other hosts have".into()),
-                try_host: None,
-            },
-        });
+        let told = answer.map(|report| Answer::Log { report: Box::new(report) });
+        let _ = reply.send(told.map_err(|reason| Refusal::LogUnusable { reason }));
     };
     thread::Builder::new().name("recovery".into()).spawn(run).map(drop).map_err(KeeperError::Thread)
 }
@@ -420,7 +409,7 @@ mod tests {
         let (reply, answer) = channel();
         ask(config, Arc::new(Disks::default()), Ok(None), reply).unwrap();
         match answer.recv_timeout(END).unwrap() {
-            Response::Log { report } => *report,
+            Ok(Answer::Log { report }) => *report,
             other => panic!("{other:?}"),
         }
     }

@@ -15,7 +15,7 @@ use ninefold_machine::{
     BlockLayout, DirtySet, Machine, MachineError, Memory, Moment, PAGE_SIZE, PageMap, PageRun, Pages, Tracker,
 };
 use ninefold_model::Epoch;
-use ninefold_model::control::CheckpointRecord;
+use ninefold_model::checkpoint::CheckpointRecord;
 use ninefold_replica::stream::record::MAX_VOLUMES;
 use ninefold_volume::Batch;
 

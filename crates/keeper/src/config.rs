@@ -181,7 +181,7 @@ impl KeeperConfig {
 
     /// The control socket in a VM's run directory.
     pub fn control_socket(run_dir: &Path) -> PathBuf {
-        run_dir.join("keeper.sock")
+        run_dir.join(ninefold_control::client::SOCKET)
     }
 
     /// The console's socket in a VM's run directory.

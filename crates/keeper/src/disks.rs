@@ -284,8 +284,8 @@ impl Disks {
 
     /// The name of a volume whose image may be behind what clients were told, with when that was; as a note says that an
     /// earlier keeper has left.
-    pub fn behind(&self) -> Option<(&str, String)> {
-        self.all.iter().find_map(|d| Some((d.spec.name.as_str(), d.served.found_behind()?.chars().take(64).collect())))
+    pub fn behind(&self) -> Option<(&VolumeName, String)> {
+        self.all.iter().find_map(|d| Some((&d.spec.name, d.served.found_behind()?.chars().take(64).collect())))
     }
 
     /// The VM's volumes are about to be held for this one: what clients will be told then is in memory first. Has that
@@ -794,7 +794,10 @@ mod tests {
             std::thread::yield_now();
         }
         drop(disks);
-        assert_eq!(one(dir.path()).behind(), Some(("data", "in session 5".into())));
+        assert_eq!(
+            one(dir.path()).behind().map(|(v, since)| (v.as_str(), since)),
+            Some(("data", "in session 5".into()))
+        );
     }
 
     /// Who was to join is gone before the checkpoint with which volumes begin to be held: nothing is behind. A join that has come to
@@ -838,7 +841,7 @@ mod tests {
             disks.put(Term(5), Epoch(1), vec![Batch::default()]).unwrap();
             drop(disks);
             let disks = with(dir.path(), acknowledge);
-            assert_eq!(disks.behind(), behind);
+            assert_eq!(disks.behind().map(|(volume, since)| (volume.as_str(), since)), behind);
             // It becomes a backup again.
             disks.enter(Term(6)).unwrap();
             disks.put(Term(6), Epoch(1), vec![Batch::default()]).unwrap();

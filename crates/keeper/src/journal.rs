@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use history::{History, Noted};
 use ninefold_logging::stderr::FOLDED;
-use ninefold_model::control::CheckpointRecord;
+use ninefold_model::checkpoint::CheckpointRecord;
 use ninefold_model::event::{Event, EventKind, Position};
 use ninefold_model::series::{Series, Summary};
 use ninefold_model::status::PauseSummary;

@@ -14,10 +14,9 @@
 //! * [`health`]: the guest's watchdog, images on trial
 //! * [`random`]: ids that nothing else has
 //! * [`outlets`]: NICs, console and agent behind one gate · [`agent`]: asking the guest's agent, as a client
-//! * [`server`], [`api`]: the control socket, both ends · `looks`: what is looked at before the core is asked · [`journal`]: events and measurements · `incarnation`: whose · [`metrics`], [`http`]
+//! * [`server`]: the control socket · `looks`: what is looked at before the core is asked · [`journal`]: events and measurements · `incarnation`: whose · [`metrics`], [`http`]
 
 pub mod agent;
-pub mod api;
 mod arbiter;
 mod aside;
 mod back;

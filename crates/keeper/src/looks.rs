@@ -5,8 +5,8 @@
 
 use std::sync::{Arc, Mutex, TryLockError};
 
-use ninefold_core::event::{Mixture, Seen};
-use ninefold_model::control::Request;
+use ninefold_control::{Mixture, Request};
+use ninefold_core::event::Seen;
 use ninefold_model::health::{HealthySign, MAX_IMAGE};
 use ninefold_model::spec::Boot;
 

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::Duration;
 
 use ninefold_core::effect::TrialOutcome;
-use ninefold_model::control::CheckpointRecord;
+use ninefold_model::checkpoint::CheckpointRecord;
 use ninefold_model::health::{Failure, WatchdogAction};
 use ninefold_model::status::{CertificateStatus, Counters, LogState, LogStatus, ProtectionState, Role};
 use ninefold_model::{Epoch, Standing, Term, VmName, VolumeName};

@@ -3,10 +3,11 @@
 use std::sync::mpsc::{Sender, SyncSender};
 use std::time::{Duration, Instant};
 
+use ninefold_control::{Reply, Request};
 use ninefold_core::LogFailure;
 use ninefold_core::event::Seen;
 use ninefold_machine::Ports;
-use ninefold_model::control::{CheckpointRecord, Request, Response};
+use ninefold_model::checkpoint::CheckpointRecord;
 use ninefold_model::difference::Difference;
 use ninefold_model::event::EventKind;
 use ninefold_model::health::{DumpProgress, Failure};
@@ -32,7 +33,7 @@ pub enum Msg {
     Request {
         request: Request,
         seen: Seen,
-        reply: Sender<Response>,
+        reply: Sender<Reply>,
     },
     /// SIGTERM: hand the VM over if possible, and end.
     Quit,

@@ -1,14 +1,15 @@
-//! The control socket: one JSON object a line each way (see `ninefold_model::control`).
+//! The control socket: one JSON object a line each way (see [`ninefold_control`]).
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ninefold_control::wire::{self, Envelope, MAX_REQUEST};
+use ninefold_control::{Answer, Refusal, Reply, Request, Work};
 use ninefold_listen::{Acceptor, Bounds, Guest, Within};
-use ninefold_model::control::{Request, Response};
 use ninefold_model::event::Position;
 use ninefold_transport::Security;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -19,8 +20,6 @@ use crate::journal::Journal;
 use crate::looks::Looks;
 use crate::msg::Msg;
 
-/// Longest request, bytes.
-const MAX_REQUEST: u64 = 64 << 10;
 /// Clients served at a time.
 const MAX_CLIENTS: usize = 64;
 /// A client that asks nothing for so long is disconnected.
@@ -71,30 +70,30 @@ fn client(
         input.by_ref().take(MAX_REQUEST).read_until(b'\n', &mut line)?;
         // Where the next request begins is not known then.
         let last = line.len() as u64 == MAX_REQUEST && line.last() != Some(&b'\n');
-        let response = match serde_json::from_slice(&line) {
-            _ if last => refuse(format!("a request of more than {MAX_REQUEST} bytes")),
+        let (envelope, request) = match last {
+            true => (Envelope::default(), Err(Refusal::TooLong { limit: MAX_REQUEST })),
+            false => wire::read_request(&line),
+        };
+        let reply = match request {
             // It may wait for long, and others may want its place.
             Ok(Request::Events { after, wait_ms }) => {
                 let Some(events) = events(stream, journal, after, Duration::from_millis(wait_ms)) else {
                     return Ok(());
                 };
-                events
+                Ok(events)
             }
             Ok(request) => {
                 guest.place.busy();
-                match answer(request, journal, looks, core) {
-                    Response::Status { mut status } => {
-                        status.certificate = certificates::status_of(security);
-                        Response::Status { status }
-                    }
-                    response => response,
+                let mut reply = answer(request, journal, looks, core);
+                if let Ok(Answer::Status { status }) = &mut reply {
+                    status.certificate = certificates::status_of(security);
                 }
+                reply
             }
-            Err(error) => refuse(format!("not a request: {error}")),
+            Err(refusal) => Err(refusal),
         };
         guest.place.busy();
-        let mut text = serde_json::to_vec(&response)?;
-        text.push(b'\n');
+        let text = wire::write_answer(&envelope, &reply)?;
         Within::new(stream, Instant::now() + LINE_LIMIT, 0).write_all(&text)?;
         if last {
             return Ok(());
@@ -102,18 +101,14 @@ fn client(
     }
 }
 
-fn refuse(message: String) -> Response {
-    Response::Error { message, help: None, try_host: None }
-}
-
 /// Waits for events; none when the client has gone, or has lost its place.
-fn events(stream: &UnixStream, journal: &Journal, after: Position, wait: Duration) -> Option<Response> {
+fn events(stream: &UnixStream, journal: &Journal, after: Position, wait: Duration) -> Option<Answer> {
     let begun = Instant::now();
     loop {
         let left = wait.saturating_sub(begun.elapsed());
         let events = journal.events(after, left.min(LOOK));
         if !events.is_empty() || left.is_zero() {
-            return Some(Response::Events { events });
+            return Some(Answer::Events { events });
         }
         if is_gone(stream) {
             return None;
@@ -128,24 +123,28 @@ fn is_gone(stream: &UnixStream) -> bool {
     poll(&mut fds, Some(&Timespec::default())).is_ok() && !fds[0].revents().is_empty()
 }
 
-fn answer(request: Request, journal: &Journal, looks: &Looks, core: &Sender<Msg>) -> Response {
+fn answer(request: Request, journal: &Journal, looks: &Looks, core: &Sender<Msg>) -> Reply {
     match request {
-        Request::Checkpoints { after } => Response::Checkpoints { checkpoints: journal.checkpoints(after) },
+        Request::Checkpoints { after } => Ok(Answer::Checkpoints { checkpoints: journal.checkpoints(after) }),
         request => {
             let Some(mut seen) = looks.before(&request) else {
-                let message =
-                    "what another client has asked for is still being looked at: does the disk answer?".into();
-                let help = Some("`ninefold vm status` shows the VM; try again in a moment".into());
-                return Response::Error { message, help, try_host: None };
+                return Err(Refusal::Busy { with: Work::DiskLook });
             };
             if matches!(request, Request::Status) {
                 seen.pauses = journal.pauses();
             }
             let (reply, answer) = channel();
             if core.send(Msg::Request { request, seen, reply }).is_err() {
-                return refuse("the keeper is ending".into());
+                return Err(Refusal::KeeperEnds);
             }
-            answer.recv_timeout(ANSWER_LIMIT).unwrap_or_else(|_| refuse("the keeper did not answer".into()))
+            answer.recv_timeout(ANSWER_LIMIT).unwrap_or_else(|error| {
+                Err(match error {
+                    RecvTimeoutError::Timeout => {
+                        Refusal::NoAnswer { limit_ms: u64::try_from(ANSWER_LIMIT.as_millis()).unwrap_or(u64::MAX) }
+                    }
+                    RecvTimeoutError::Disconnected => Refusal::KeeperEnds,
+                })
+            })
         }
     }
 }
@@ -176,7 +175,7 @@ mod tests {
         thread::spawn(move || {
             for msg in inbox {
                 if let Msg::Request { reply, .. } = msg {
-                    let _ = reply.send(Response::Done);
+                    let _ = reply.send(Ok(Answer::Done));
                 }
             }
         });
@@ -198,7 +197,7 @@ mod tests {
         /// Until it is served, well before anybody is given up for being idle.
         fn is_served(&self) {
             let deadline = Instant::now() + PATIENCE / 4;
-            let request = b"{\"request\":\"status\"}\n";
+            let request = b"{\"version\":1,\"request\":\"status\"}\n";
             while !self.ask(request).is_ok_and(|answer| !answer.is_empty()) {
                 assert!(Instant::now() < deadline, "nobody is served");
             }
@@ -221,7 +220,7 @@ mod tests {
             .map(|_| {
                 let mut client = UnixStream::connect(&bed.path).unwrap();
                 let _ = client.write_all(
-                    b"{\"request\":\"events\",\"after\":{\"incarnation\":0,\"seq\":0},\"wait_ms\":3600000}\n",
+                    b"{\"version\":1,\"request\":\"events\",\"after\":{\"incarnation\":0,\"seq\":0},\"wait_ms\":3600000}\n",
                 );
                 client
             })
@@ -241,14 +240,14 @@ mod tests {
             let _ = hung.lock().unwrap().recv();
             Seen::default()
         }));
-        let start = b"{\"request\":\"start\"}\n";
+        let start = b"{\"version\":1,\"request\":\"start\"}\n";
         thread::scope(|scope| {
             let first = scope.spawn(|| bed.ask(start).unwrap());
             looks.recv().unwrap();
-            let status = bed.ask(b"{\"request\":\"status\"}\n").unwrap();
+            let status = bed.ask(b"{\"version\":1,\"request\":\"status\"}\n").unwrap();
             assert!(status.contains("done"), "{status}");
             let second = bed.ask(start).unwrap();
-            assert!(second.contains("still being looked at"), "{second}");
+            assert!(second.contains(r#""code":"busy","details":{"with":"disk_look"}"#), "{second}");
             drop(answers);
             assert!(first.join().unwrap().contains("done"));
         });
@@ -260,6 +259,29 @@ mod tests {
         let mut request = vec![b' '; MAX_REQUEST as usize + 10];
         request.push(b'\n');
         let answer = bed.ask(&request).unwrap();
-        assert!(answer.contains("more than 65536 bytes"), "{answer}");
+        assert!(answer.contains(r#""code":"too_long","details":{"limit":65536}"#), "{answer}");
+    }
+
+    /// What is asked in a version that is not spoken is refused with those that are; the connection stays, and the answer repeats the name that
+    /// the client gave its request.
+    #[test]
+    fn each_answer_is_of_the_version_and_name_of_its_request() {
+        let bed = bed();
+        let client = UnixStream::connect(&bed.path).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let mut answers = BufReader::new(&client);
+        let mut ask = |request: &str| {
+            (&client).write_all(request.as_bytes()).unwrap();
+            let mut answer = String::new();
+            answers.read_line(&mut answer).unwrap();
+            serde_json::from_str::<serde_json::Value>(&answer).unwrap()
+        };
+        let done = ask("{\"version\":1,\"id\":\"mine\",\"request\":\"stop\"}\n");
+        assert_eq!(done, serde_json::json!({ "version": 1, "id": "mine", "answer": "done" }));
+        let later = ask("{\"version\":99,\"id\":2,\"request\":\"stop\"}\n");
+        assert_eq!((&later["id"], &later["error"]["code"]), (&2.into(), &"unsupported_version".into()));
+        assert_eq!(later["error"]["details"], serde_json::json!({ "asked": 99, "spoken": [1] }));
+        let odd = ask("{\"version\":1,\"request\":\"stop\",\"now\":true}\n");
+        assert_eq!((&odd["error"]["code"], &odd["error"]["details"]["field"]), (&"bad_request".into(), &"now".into()));
     }
 }

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ninefold_machine::{PAGE_SIZE, PageRun};
-use ninefold_model::control::CheckpointRecord;
+use ninefold_model::checkpoint::CheckpointRecord;
 use ninefold_model::difference::bounded;
 use ninefold_model::{Epoch, Term};
 use ninefold_replica::pacing::MAX_IN_FLIGHT;

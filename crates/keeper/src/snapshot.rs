@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use ninefold_machine::command_line::{CPU, MACHINE};
 use ninefold_machine::version::{NEWEST_TESTED, OLDEST};
 use ninefold_machine::{Moment, PAGE_SIZE, Pages, QemuVersion};
-use ninefold_model::control::CheckpointRecord;
+use ninefold_model::checkpoint::CheckpointRecord;
 use ninefold_model::event::SnapshotFigures;
 use ninefold_model::health::{Freeze, Health};
 use ninefold_model::spec::{Accel, AccelChoice, Arch, VmSpec};

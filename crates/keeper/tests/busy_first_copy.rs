@@ -21,7 +21,7 @@ use ninefold_keeper::resync::Rest;
 use ninefold_keeper::session::Job;
 use ninefold_keeper::vm::{self, Command, Surroundings, VmHandle};
 use ninefold_machine::{Mechanism, Memory, PageRun};
-use ninefold_model::control::CheckpointRecord;
+use ninefold_model::checkpoint::CheckpointRecord;
 use ninefold_model::spec::{Accel, EpochPolicy};
 use ninefold_model::{Epoch, Term};
 use ninefold_replica::target::Target;

@@ -10,9 +10,9 @@
 //! * [`status`]: what a keeper says about its VM · [`series`]: measurements in few numbers
 //! * [`difference`]: what of a VM that runs is otherwise in a host's file
 //! * [`event`]: what happened to a VM · [`order`]: one order for what several hosts say
-//! * [`control`]: what one may ask of a keeper
+//! * [`checkpoint`]: what is measured of one
 
-pub mod control;
+pub mod checkpoint;
 pub mod count;
 pub mod difference;
 pub mod event;

@@ -522,7 +522,7 @@ impl Replication {
                 *h = Host { protocol: h.protocol.clone(), ..self.fresh(host, h.incarnation) };
             }
             Action::Emit(EventKind::GaveBack { .. }) => w.given_back += 1,
-            Action::RefuseSession { .. } | Action::Refuse { .. } | Action::Emit(_) => {}
+            Action::RefuseSession { .. } | Action::Refuse(_) | Action::Emit(_) => {}
         }
     }
 

@@ -4,6 +4,8 @@ use std::error::Error;
 use std::io;
 use std::process::ExitCode;
 
+use ninefold_control::Refusal;
+
 /// What any command can fail with, whatever it is about.
 #[derive(Debug, thiserror::Error)]
 pub enum ShellError {
@@ -43,6 +45,11 @@ pub trait Failure: Error + Sized + 'static {
     /// What the user can do about one that is this command's own.
     fn own_help(&self) -> Option<String>;
 
+    /// Why a keeper has refused, if that is it: its code and what belongs to it, for programs.
+    fn refusal(&self) -> Option<&Refusal> {
+        None
+    }
+
     /// What the user can do.
     fn help(&self) -> Option<String> {
         self.shell().map_or_else(|| self.own_help(), ShellError::help)
@@ -69,7 +76,11 @@ pub trait Failure: Error + Sized + 'static {
             return;
         }
         if json {
-            let object = serde_json::json!({ "error": self.text(), "help": self.help() });
+            let mut object = serde_json::json!({ "error": self.text(), "help": self.help() });
+            if let Some(refusal) = self.refusal() {
+                let (code, details) = refusal.parts();
+                (object["code"], object["details"]) = (code.into(), details);
+            }
             eprintln!("{object}");
             return;
         }

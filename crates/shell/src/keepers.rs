@@ -5,10 +5,12 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ninefold_keeper::api::{ApiError, Client};
+use ninefold_control::{Client, ClientError};
 use ninefold_keeper::config::KeeperConfig;
 use ninefold_model::status::{ProtectionState, Role, VmStatus};
 use serde::Serialize;
+
+use crate::refusal;
 
 /// How long a keeper may take to say how it is. One that takes longer is frozen, or its host is.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -90,7 +92,7 @@ pub fn ask_all(keepers: &[Keeper]) -> Vec<HostReport> {
 /// Asks all of them the same at once: what each says, or in words why it does not. None is waited for longer than two seconds.
 pub fn ask_each<T: Send + 'static>(
     keepers: &[Keeper],
-    ask: fn(&Client) -> Result<T, ApiError>,
+    ask: fn(&Client) -> Result<T, ClientError>,
 ) -> Vec<Result<T, String>> {
     let (sender, answers) = mpsc::channel();
     for (place, keeper) in keepers.iter().enumerate() {
@@ -106,7 +108,7 @@ pub fn ask_each<T: Send + 'static>(
     let mut all: Vec<Result<T, String>> = keepers.iter().map(late).collect();
     let deadline = Instant::now() + PATIENCE;
     while let Ok((place, answer)) = answers.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-        all[place] = answer.map_err(|error| format!("{}: {error}", keepers[place].host));
+        all[place] = answer.map_err(|error| format!("{}: {}", keepers[place].host, refusal::told(&error)));
     }
     all
 }

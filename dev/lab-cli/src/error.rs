@@ -2,9 +2,9 @@
 
 use std::io;
 
-use ninefold_keeper::api::ApiError;
+use ninefold_control::{ClientError, Refusal};
 use ninefold_lab::LabError;
-use ninefold_shell::{Failure, ShellError};
+use ninefold_shell::{Failure, ShellError, refusal};
 
 /// The name of this program, before what it says on its standard error.
 pub const NAME: &str = "ninefold-lab";
@@ -16,8 +16,8 @@ pub enum CommandError {
     Shell(#[from] ShellError),
     #[error(transparent)]
     Lab(#[from] LabError),
-    #[error(transparent)]
-    Keeper(#[from] ApiError),
+    #[error("{}", refusal::told(.0))]
+    Keeper(ClientError),
     #[error("no lab is up")]
     NoLab,
     #[error("several labs are up: {}", .0.join(", "))]
@@ -29,6 +29,12 @@ pub enum CommandError {
     /// Random faults have shown a defect.
     #[error("seed {seed} has found something: {}", .failures.join("; "))]
     Chaos { seed: u64, failures: Vec<String> },
+}
+
+impl From<ClientError> for CommandError {
+    fn from(error: ClientError) -> Self {
+        Self::Keeper(error)
+    }
 }
 
 impl CommandError {
@@ -46,11 +52,20 @@ impl Failure for CommandError {
         }
     }
 
+    fn refusal(&self) -> Option<&Refusal> {
+        match self {
+            Self::Keeper(error) => error.refusal(),
+            _ => None,
+        }
+    }
+
     fn own_help(&self) -> Option<String> {
         let text = match self {
             Self::Shell(_) => return None,
             Self::Lab(error) => return lab_help(error),
-            Self::Keeper(ApiError::Refused { help, .. }) => return help.clone(),
+            Self::Keeper(error @ (ClientError::Refused(_) | ClientError::Unknown { .. })) => {
+                return refusal::help_for(error);
+            }
             Self::Keeper(_) => "`ninefold-lab restart HOST` starts a keeper; look at its log",
             Self::NoLab => "`ninefold-lab up` makes one",
             Self::SeveralLabs(_) => "choose one with --name LAB",

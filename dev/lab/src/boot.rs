@@ -8,10 +8,10 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use ninefold_control::Client;
+use ninefold_control::Request;
 use ninefold_fault::{IN_VERSION, VARIABLE as FAULTS};
-use ninefold_keeper::api::{ApiError, Client};
 use ninefold_keeper::config::{KeeperConfig, Peer, SecurityConfig, Timing, cache_dir};
-use ninefold_model::control::Request;
 use ninefold_model::event::{Event, EventKind};
 use ninefold_model::health::Watchdog;
 use ninefold_model::spec::{
@@ -313,12 +313,9 @@ impl Lab {
 
     /// Has a host's keeper carry out a request.
     pub fn ask(&self, host: &str, request: &Request) -> Result<(), LabError> {
-        self.keeper(host)?.command(request).map_err(|e| {
-            let help = match &e {
-                ApiError::Refused { help: Some(help), .. } => format!(" ({help})"),
-                _ => String::new(),
-            };
-            LabError::Host { host: host.to_owned(), what: format!("{e}{help}{}", self.logs_for_error()) }
+        self.keeper(host)?.command(request).map_err(|error| LabError::Host {
+            host: host.to_owned(),
+            what: format!("{error}{}", self.logs_for_error()),
         })
     }
 

@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use ninefold_keeper::api::Client;
+use ninefold_control::Client;
 use ninefold_model::event::{Event, EventKind, Position};
 
 use crate::lab::Lab;

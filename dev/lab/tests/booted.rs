@@ -2,8 +2,8 @@
 
 mod support;
 
+use ninefold_control::Request;
 use ninefold_lab::Lab;
-use ninefold_model::control::Request;
 use ninefold_model::event::EventKind;
 use ninefold_model::spec::Protection;
 use ninefold_model::status::Role;

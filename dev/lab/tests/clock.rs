@@ -7,13 +7,13 @@ mod shell;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use ninefold_control::Request;
 use ninefold_keeper::config::KeeperConfig;
 use ninefold_lab::bench::clock::{self, ClockLoad, Span};
 use ninefold_lab::bench::plan::Mode;
 use ninefold_lab::bench::subject::Subject;
 use ninefold_lab::guest_clock::{GuestClock, Offset};
 use ninefold_lab::{LabConfig, VmOptions};
-use ninefold_model::control::Request;
 use ninefold_model::event::EventKind;
 use ninefold_model::spec::ClockGap;
 

@@ -3,8 +3,8 @@
 
 mod support;
 
+use ninefold_control::Request;
 use ninefold_lab::programs::KEEPER;
-use ninefold_model::control::Request;
 use ninefold_model::event::EventKind;
 use ninefold_model::spec::{Acknowledge, Protection, VolumeSpec};
 use support::disks::name;

@@ -98,7 +98,7 @@ fn ends_well(mut s: Scenario, mib: u64) {
     s.images_become_equal_under_load("data", "the file", |image| has_bulk(image, mib));
     s.run(&[Action::KillHost, Action::KillQemu], 1);
     s.finish_with(|s| {
-        s.lab.ask(&s.primary, &ninefold_model::control::Request::Stop).unwrap();
+        s.lab.ask(&s.primary, &ninefold_control::Request::Stop).unwrap();
         s.images_become_equal_with("data", "the file", |image| has_bulk(image, mib));
     });
 }

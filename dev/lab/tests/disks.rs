@@ -8,9 +8,9 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use ninefold_control::Request;
 use ninefold_lab::Lab;
 use ninefold_lab::ledger::resp::Reply;
-use ninefold_model::control::Request;
 use ninefold_model::event::EventKind;
 use ninefold_model::spec::{Boot, VolumeSpec};
 use ninefold_volume::Format;

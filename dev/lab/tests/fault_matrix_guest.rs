@@ -2,8 +2,8 @@
 
 mod support;
 
+use ninefold_control::Request;
 use ninefold_lab::programs::QEMU;
-use ninefold_model::control::Request;
 use ninefold_model::event::EventKind;
 use ninefold_model::spec::{EpochPolicy, NonVolatile, Protection, VolumeSpec};
 use ninefold_model::status::Role;

@@ -5,12 +5,12 @@ mod support;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ninefold_control::Request;
 use ninefold_lab::boot::redis;
 use ninefold_lab::faults::Cut;
 use ninefold_lab::ledger::await_answer;
 use ninefold_lab::topology::{CLIENT, Network, WITNESS};
 use ninefold_lab::{EventWatch, Lab, LabConfig, Ledger, LedgerOptions};
-use ninefold_model::control::Request;
 use ninefold_model::event::{Event, EventKind};
 use ninefold_model::spec::{NonVolatile, VolumeSpec};
 use ninefold_model::status::{ProtectionState, Role};

@@ -4,7 +4,7 @@ mod support;
 
 use std::os::unix::net::UnixStream;
 
-use ninefold_model::control::Request;
+use ninefold_control::Request;
 use ninefold_model::event::EventKind;
 use ninefold_model::spec::{Acknowledge, Protection, VolumeSpec};
 use support::disks::name;

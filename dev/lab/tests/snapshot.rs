@@ -13,6 +13,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ninefold_control::{FreezeChoice, Request};
 use ninefold_keeper::config::KeeperConfig;
 use ninefold_lab::VmOptions;
 use ninefold_lab::boot::redis;
@@ -22,7 +23,6 @@ use ninefold_lab::programs::KEEPER;
 use ninefold_lab::topology::{CLIENT, GUEST_IP};
 use ninefold_model::SnapshotName;
 use ninefold_model::Uuid;
-use ninefold_model::control::{FreezeChoice, Request};
 use ninefold_model::event::{EventKind, SnapshotFigures};
 use ninefold_model::health::Freeze;
 use ninefold_model::spec::{Acknowledge, NonVolatile, Protection, VolumeSpec, serial};
@@ -281,7 +281,7 @@ fn what_cannot_be_started_from_changes_nothing() {
         |e| matches!(e, EventKind::SnapshotFailed { reason, .. } if reason.contains("there is no snapshot 'none'")),
     );
     eprintln!("  {:?}", failed.kind);
-    assert!(restore(&scenario, "a", "one", false).unwrap_err().contains("here already"), "the VM runs");
+    assert!(restore(&scenario, "a", "one", false).unwrap_err().contains("runs_here"), "the VM runs");
     let _ = scenario.ledger.take().unwrap().finish().unwrap();
     mark(&scenario, "two");
     stop(&scenario);
@@ -332,7 +332,7 @@ fn a_restore_that_was_cut_off_is_begun_anew() {
     scenario.lab.start_keeper_with_faults("a", "restore.volume=abort").unwrap();
     cut_off(&scenario, false);
     let refused = scenario.lab.ask("a", &Request::Start { force: false }).unwrap_err().to_string();
-    assert!(refused.contains("are a mixture") && refused.contains("'one'"), "{refused}");
+    assert!(refused.contains("volumes_mixed") && refused.contains(r#""snapshot":"one""#), "{refused}");
     restore(&scenario, "a", "one", false).unwrap();
     is_back(&scenario, "one");
     // The note is gone with the mixture.
@@ -368,7 +368,7 @@ fn a_forced_restore_that_was_cut_off_leaves_no_log_to_go_on_from() {
     cut_off(&scenario, true);
     // It looks for a log, as every keeper does that has no VM, and finds none.
     let refused = scenario.lab.ask("a", &Request::Start { force: false }).unwrap_err().to_string();
-    assert!(refused.contains("are a mixture"), "{refused}");
+    assert!(refused.contains("volumes_mixed"), "{refused}");
     restore(&scenario, "a", "one", false).unwrap();
     is_back(&scenario, "one");
     scenario.expect(since, "a", "log of the new life", logged);

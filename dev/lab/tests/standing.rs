@@ -8,9 +8,9 @@ mod support;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
+use ninefold_control::{FreezeChoice, Request};
 use ninefold_keeper::config::KeeperConfig;
 use ninefold_lab::{EventWatch, Lab, LabConfig, VmOptions};
-use ninefold_model::control::{FreezeChoice, Request};
 use ninefold_model::event::{Event, EventKind};
 use ninefold_model::spec::{Boot, NonVolatile, Protection};
 use ninefold_model::status::{ProtectionState, Role};
@@ -158,7 +158,9 @@ fn a_suspended_guest_is_taken_over_as_such_and_wakes() {
     guest.happens("a", &EventKind::Suspended);
     guest.happens("a", &EventKind::Woke);
     guest.obeys("a");
-    assert!(guest.refused("a", &Request::Shutdown { within_ms: 1, end: true, asked: false }).contains("suspended"));
+    assert!(
+        guest.refused("a", &Request::Shutdown { within_ms: 1, end: true, asked: false }).contains("guest_suspended")
+    );
 }
 
 #[test]
@@ -167,7 +169,7 @@ fn a_paused_guest_stays_paused_until_its_owner_resumes_it() {
     guest.ask("a", &Request::Pause);
     guest.happens("a", &EventKind::Paused);
     assert_eq!(guest.run_state("a"), "paused");
-    assert!(guest.refused("a", &Request::Wake).contains("paused"));
+    assert!(guest.refused("a", &Request::Wake).contains("guest_paused"));
     // Nothing shows that it is paused but what it does not do.
     guest.say("a", "s");
     guest.lab.kill_qemu("a").unwrap();
@@ -186,7 +188,7 @@ fn a_paused_guest_stays_paused_until_its_owner_resumes_it() {
     assert_eq!(guest.run_state("a"), "paused");
     guest.ask("a", &Request::Resume);
     guest.happens("a", &EventKind::Resumed);
-    assert!(guest.refused("a", &Request::Resume).contains("not paused"));
+    assert!(guest.refused("a", &Request::Resume).contains("not_paused"));
     guest.obeys("a");
     guest.ask("a", &Request::Stop);
     guest.expect("a", "end of the VM", |kind| matches!(kind, EventKind::Stopped { .. }));

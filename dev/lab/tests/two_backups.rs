@@ -6,11 +6,11 @@ mod support;
 use std::collections::BTreeSet;
 use std::time::Instant;
 
+use ninefold_control::Request;
 use ninefold_lab::boot::redis;
 use ninefold_lab::ledger::await_answer;
 use ninefold_lab::topology::{CLIENT, WITNESS};
 use ninefold_lab::{EventWatch, Lab, LabConfig, Ledger, LedgerOptions, Observer};
-use ninefold_model::control::Request;
 use ninefold_model::event::{Event, EventKind};
 use ninefold_model::spec::{NonVolatile, VolumeSpec};
 use ninefold_model::status::{BackupState, ProtectionState, Role, VmStatus};

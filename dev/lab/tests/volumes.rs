@@ -4,8 +4,8 @@
 
 mod support;
 
+use ninefold_control::Request;
 use ninefold_lab::ledger::resp::Reply;
-use ninefold_model::control::Request;
 use ninefold_model::event::EventKind;
 use ninefold_model::spec::{Acknowledge, VolumeSpec};
 use support::disks::name;

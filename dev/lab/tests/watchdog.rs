@@ -10,9 +10,9 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ninefold_control::Request;
 use ninefold_keeper::config::KeeperConfig;
 use ninefold_lab::{EventWatch, Lab, LabConfig, LabError, VmOptions};
-use ninefold_model::control::Request;
 use ninefold_model::event::{Event, EventKind};
 use ninefold_model::health::{HealthStatus, HealthySign, Watchdog, WatchdogAction, WatchdogDevice};
 use ninefold_model::spec::{Boot, NonVolatile, Protection};

@@ -1,7 +1,7 @@
 //! What goes wrong, and how it passes.
 
+use ninefold_control::Request;
 use ninefold_core::event::{Event, RequestId};
-use ninefold_model::control::Request;
 
 use crate::keeper::At;
 use crate::plan::Fault;

@@ -148,7 +148,7 @@ impl World {
                     self.says_role(host, role, protection, term);
                 }
             }
-            Effect::Reply { to: _, response } => self.operator_hears(&response),
+            Effect::Reply { to: _, reply } => self.operator_hears(&reply),
             Effect::ReportLog { .. } => {}
             Effect::LetGo(waiter) => {
                 if let Some((_, waits)) = self.keeper(host).waiter.take_if(|(id, _)| *id == waiter) {

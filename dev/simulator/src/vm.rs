@@ -431,8 +431,8 @@ impl World {
     }
 }
 
-fn record(epoch: Epoch) -> ninefold_model::control::CheckpointRecord {
-    ninefold_model::control::CheckpointRecord {
+fn record(epoch: Epoch) -> ninefold_model::checkpoint::CheckpointRecord {
+    ninefold_model::checkpoint::CheckpointRecord {
         seq: 0,
         epoch: epoch.0,
         run_us: 0,

@@ -97,6 +97,13 @@ impl Packages {
         self.by_id.values().filter(|package| self.links.contains_key(&package.id))
     }
 
+    /// The names of what the member `name` depends on itself, in their order; None when there is no such member.
+    pub fn direct(&self, name: &str) -> Option<BTreeSet<&str>> {
+        let package = self.members().find(|package| package.name == name)?;
+        let links = self.links.get(&package.id).into_iter().flatten();
+        Some(links.filter_map(|id| Some(self.by_id.get(id)?.name.as_str())).collect())
+    }
+
     /// The names of all that the member `name` links with, directly or by way of others; None when there is no such member.
     pub fn linked(&self, name: &str) -> Option<BTreeSet<&str>> {
         let first = self.members().find(|package| package.name == name)?;

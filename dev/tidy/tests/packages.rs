@@ -1,7 +1,7 @@
 //! What the programs are made of.
 
 use ninefold_tidy::packages::{Packages, features_in_programs};
-use ninefold_tidy::tree::root;
+use ninefold_tidy::tree::{Tree, root};
 
 /// What a program must not link with, and why.
 const WITHOUT: [(&str, &[&str], &str); 2] = [
@@ -44,6 +44,24 @@ fn programs_link_with_nothing_that_they_do_not_need() {
         assert!(linked.contains("ninefold-model") && linked.contains("serde"), "{linked:?}");
         let found: Vec<_> = unwanted.iter().filter(|name| linked.contains(**name)).collect();
         assert!(found.is_empty(), "{program} links with {found:?}: {why}");
+    }
+}
+
+/// Any client may use the control API without anything of a keeper's insides.
+#[test]
+fn the_control_api_depends_on_next_to_nothing() {
+    let packages = Packages::ask(&root()).unwrap();
+    let direct = packages.direct("ninefold-control").unwrap();
+    assert!(direct.iter().eq(&["ninefold-model", "serde", "serde_json", "thiserror"]), "{direct:?}");
+}
+
+/// What a keeper decides is a function: it knows requests and answers, and no socket on which they come.
+#[test]
+fn the_core_knows_no_client() {
+    let tree = Tree::read(&root().join("crates/core/src")).unwrap();
+    assert!(tree.texts().any(|(_, text)| text.contains("ninefold_control::")));
+    for (path, text) in tree.texts() {
+        assert!(!text.contains("ninefold_control::client") && !text.contains("Client"), "{path}");
     }
 }
 

@@ -1,7 +1,7 @@
 //! `ninefold vm checkpoints`.
 
 use clap::Args;
-use ninefold_model::control::CheckpointRecord;
+use ninefold_model::checkpoint::CheckpointRecord;
 use ninefold_model::series::{Series, Summary};
 use ninefold_shell::output::{self, Output, bytes, count, ms};
 use serde::Serialize;

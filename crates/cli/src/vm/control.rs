@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
-use ninefold_keeper::api::ApiError;
+use ninefold_control::ClientError;
+use ninefold_control::Request;
 use ninefold_model::HostName;
-use ninefold_model::control::Request;
 use ninefold_model::event::{Event, EventKind};
 use ninefold_model::spec::{EpochPolicy, Protection};
 use ninefold_model::status::{ProtectionState, Role, VmStatus};
@@ -178,9 +178,9 @@ pub fn start(args: &StartArgs, output: &Output) -> Result<(), CliError> {
 
 /// The host that is asked next. Any keeper knows from the witness which host had the VM last: that one is asked, unless a host was named. Nobody
 /// forces a host that he has not named: what he knows, he knows of another.
-fn asks_elsewhere<'a>(named: Option<&str>, force: bool, started: &'a Result<(), ApiError>) -> Option<&'a HostName> {
+fn asks_elsewhere<'a>(named: Option<&str>, force: bool, started: &'a Result<(), ClientError>) -> Option<&'a HostName> {
     match started {
-        Err(ApiError::Refused { try_host, .. }) if named.is_none() && !force => try_host.as_ref(),
+        Err(ClientError::Refused(refusal)) if named.is_none() && !force => refusal.host(),
         _ => None,
     }
 }
@@ -430,6 +430,7 @@ pub(super) fn timed_out(what: &str, after: Duration) -> CliError {
 
 #[cfg(test)]
 mod tests {
+    use ninefold_control::Refusal;
     use ninefold_shell::Failure;
 
     use super::super::handover::tests::status;
@@ -458,8 +459,8 @@ mod tests {
     #[test]
     fn only_a_start_that_forces_nothing_is_asked_of_another_host() {
         let refused = |try_host: Option<&str>| {
-            let try_host = try_host.map(|name| name.parse().unwrap());
-            Err(ApiError::Refused { message: "b had it last".into(), help: None, try_host })
+            let host = try_host.map(|name| name.parse().unwrap());
+            Err(ClientError::Refused(Refusal::RunsElsewhere { host }))
         };
         let goes_to = |named, force, started| asks_elsewhere(named, force, &started).map(HostName::to_string);
         assert_eq!(goes_to(None, false, refused(Some("b"))).as_deref(), Some("b"));

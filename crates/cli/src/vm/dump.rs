@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use ninefold_model::control::Request;
+use ninefold_control::Request;
 use ninefold_model::event::EventKind;
 use ninefold_shell::Output;
 use ninefold_shell::progress;

@@ -3,7 +3,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use clap::Args;
-use ninefold_model::control::{LogReport, Request, Response};
+use ninefold_control::{Answer, LogReport, Request};
 use ninefold_model::event::EventKind;
 use ninefold_shell::Output;
 use serde::Serialize;
@@ -83,7 +83,7 @@ pub fn run(args: &RecoverArgs, output: &Output) -> Result<(), CliError> {
 
 fn ask(keeper: &Keeper) -> Result<LogReport, CliError> {
     match keeper.client.request(&Request::Recover { force: false })? {
-        Response::Log { report } => Ok(*report),
+        Answer::Log { report } => Ok(*report),
         other => Err(CliError::NotRecovered(format!("{}: {other:?}", keeper.host))),
     }
 }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use ninefold_control::{FreezeChoice, Request};
 use ninefold_model::SnapshotName;
-use ninefold_model::control::{FreezeChoice, Request};
 use ninefold_model::event::{Event, EventKind};
 use ninefold_shell::Output;
 use ninefold_shell::progress;

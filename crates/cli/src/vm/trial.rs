@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use ninefold_model::control::Request;
+use ninefold_control::Request;
 use ninefold_model::event::{Event, EventKind};
 use ninefold_model::health::{HealthySign, Trial};
 use ninefold_model::spec::Boot;

@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use ninefold_control::{Answer, Reply, Request};
 use ninefold_core::effect::{
     Beginning, Close, Effect, JobOrder, LogOrder, OutletsOrder, PrimaryOrder, Question, RecoveryOrder, SessionOrder,
     VmOrder, Word,
@@ -17,7 +18,7 @@ use ninefold_core::event::{Event, Loaded, Observed, OfferId, RecoveryNews, Reque
 use ninefold_core::settings::{Budget, Settings, Timing};
 use ninefold_core::time::{Boottime, Monotonic, Now};
 use ninefold_core::{Core, TICK};
-use ninefold_model::control::{CheckpointRecord, Request, Response};
+use ninefold_model::checkpoint::CheckpointRecord;
 use ninefold_model::event::EventKind;
 use ninefold_model::health::Health;
 use ninefold_model::spec::{Accel, EpochPolicy, VmSpec};
@@ -44,7 +45,7 @@ pub struct Host {
     /// All effects, in order.
     pub effects: Vec<Effect>,
     pub journal: Vec<EventKind>,
-    pub replies: BTreeMap<RequestId, Response>,
+    pub replies: BTreeMap<RequestId, Reply>,
     pub gate: Gate,
     /// Epochs up to this one were released.
     pub released: Epoch,
@@ -175,14 +176,14 @@ impl World {
     }
 
     /// What host `at` answers at once.
-    pub fn answer(&mut self, at: usize, request: Request) -> Response {
+    pub fn answer(&mut self, at: usize, request: Request) -> Reply {
         let id = self.ask(at, request);
         self.hosts[at].replies.get(&id).cloned().expect("an answer")
     }
 
     pub fn status(&mut self, at: usize) -> VmStatus {
         match self.answer(at, Request::Status) {
-            Response::Status { status } => *status,
+            Ok(Answer::Status { status }) => *status,
             other => panic!("{other:?}"),
         }
     }
@@ -342,7 +343,7 @@ impl World {
         let now = self.now;
         match effect {
             Effect::Publish(kind) => self.hosts[at].journal.push(kind),
-            Effect::Reply { to, response } => drop(self.hosts[at].replies.insert(to, response)),
+            Effect::Reply { to, reply } => drop(self.hosts[at].replies.insert(to, reply)),
             Effect::Ask(question) => self.asked(at, question),
             Effect::LetGo(waiter) => self.let_go(at, waiter),
             Effect::Find(wish) => {

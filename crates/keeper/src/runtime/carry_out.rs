@@ -19,9 +19,9 @@ impl Runtime {
         match effect {
             Effect::Publish(kind) => self.parts.journal.event(kind),
             Effect::Measure(metric) => self.measure(metric),
-            Effect::Reply { to, response } => {
-                if let Some(reply) = self.requests.remove(&to) {
-                    let _ = reply.send(response);
+            Effect::Reply { to, reply } => {
+                if let Some(asks) = self.requests.remove(&to) {
+                    let _ = asks.send(reply);
                 }
             }
             Effect::ReportLog { to, held } => self.report_log(to, held),

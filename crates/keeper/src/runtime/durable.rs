@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
 
+use ninefold_control::Refusal;
 use ninefold_core::LogFailure;
 use ninefold_core::effect::{Beginning, FreezePlan, JobOrder, LogOrder, RecoveryOrder};
-use ninefold_core::event::{Event, JobNews, RecoveryNews, Refusal, RequestId};
+use ninefold_core::event::{Event, JobNews, RecoveryNews, RequestId};
 use ninefold_machine::QemuVersion;
 use ninefold_model::{Record, SnapshotName, Term};
 use ninefold_replica::stream::Hello;
@@ -178,20 +179,16 @@ impl Runtime {
         freeze: FreezePlan,
         generation: u64,
     ) -> Result<(), Refusal> {
-        let refusal = |message: String, help: &str| Refusal { message, help: help.into() };
         let Some(version) = QemuVersion::parse(qemu) else {
-            return Err(refusal("the version of its QEMU is not known".into(), "`ninefold doctor` shows more"));
+            return Err(Refusal::Failed { reason: format!("the version of its QEMU is not known: {qemu}") });
         };
         let platform = snapshot::platform(hello.spec.arch, hello.accel, version);
         let hello = snapshot::hello(hello, term);
-        let freezing = self
-            .freezing(freeze, generation)
-            .map_err(|message| refusal(message, "`--freeze auto` takes the snapshot all the same"))?;
+        let freezing = self.freezing(freeze, generation).map_err(|reason| Refusal::CannotFreeze { reason })?;
         let order = Order { name, parent, hello, platform, freezing };
         let (parts, place) = (&self.parts, snapshot::place(&self.parts.config));
         let (disks, bell, core) = (Arc::clone(&parts.disks), parts.bell.clone(), parts.core.clone());
-        snapshot::take(id, order, place, disks, bell, core)
-            .map_err(|error| refusal(report(&error), "`ninefold doctor` shows more"))
+        snapshot::take(id, order, place, disks, bell, core).map_err(|error| Refusal::Failed { reason: report(&error) })
     }
 
     /// How a snapshot freezes the guest's file systems. While its memory is trapped it is found out whether there is an agent.
@@ -207,7 +204,7 @@ impl Runtime {
         let socket = KeeperConfig::agent_socket(&self.parts.config.run_dir);
         match Freezer::begin(socket, Limits::default(), self.told.clone(), self.hears_end(generation)) {
             Ok(freezer) => Ok(Freezing::By { freezer, required }),
-            Err(error) if required => Err(format!("the guest's file systems cannot be frozen: {error}")),
+            Err(error) if required => Err(error.to_string()),
             Err(error) => Ok(Freezing::Cannot(error.to_string())),
         }
     }

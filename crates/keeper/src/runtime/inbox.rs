@@ -2,8 +2,8 @@
 
 use std::sync::mpsc::{Sender, SyncSender};
 
-use ninefold_core::event::{Event, JobNews, OfferId, RecoveryNews, RequestId, Seen, Source, WaiterId};
-use ninefold_model::control::{Request, Response};
+use ninefold_control::{Reply, Request};
+use ninefold_core::event::{Behind, Event, JobNews, OfferId, RecoveryNews, RequestId, Seen, Source, WaiterId};
 use ninefold_replica::stream::Hello;
 use ninefold_transport::{LinkHandle, LinkWriter};
 
@@ -34,7 +34,10 @@ impl Runtime {
             Msg::WitnessHolds(found) => Event::WitnessHolds(found),
             Msg::WitnessRefuses { reason } => Event::WitnessRefuses { reason },
             Msg::StartFrom { found, force } => {
-                let behind = self.parts.disks.behind().map(|(volume, when)| (volume.to_owned(), when));
+                let behind = self.parts.disks.behind().map(|(volume, when)| Behind {
+                    volume: volume.clone(),
+                    since: Some(when).filter(|when| !when.is_empty()),
+                });
                 Event::StartFrom { found, force, behind }
             }
             Msg::StartFailed(reason) => Event::StartFailed(reason),
@@ -114,7 +117,7 @@ impl Runtime {
         })
     }
 
-    fn request(&mut self, request: Request, seen: Seen, reply: Sender<Response>) -> Event {
+    fn request(&mut self, request: Request, seen: Seen, reply: Sender<Reply>) -> Event {
         self.last_request += 1;
         let id = RequestId(self.last_request);
         self.requests.insert(id, reply);

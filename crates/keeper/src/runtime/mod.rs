@@ -30,6 +30,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use ninefold_control::Reply;
 use ninefold_core::effect::{Effect, Question};
 use ninefold_core::event::{Event, RequestId, Source, WaiterId};
 use ninefold_core::settings::{Budget, Settings};
@@ -38,7 +39,6 @@ use ninefold_core::{Core, TICK};
 use ninefold_machine::Ports;
 use ninefold_machine::command_line::{CPU, MACHINE};
 use ninefold_model::Term;
-use ninefold_model::control::Response;
 use ninefold_replica::target::Basis;
 use ninefold_transport::Link;
 use ninefold_transport::clock::{self, Moment};
@@ -92,7 +92,7 @@ pub struct Runtime {
     /// To effects: the core hears them before anything else.
     answers: VecDeque<Event>,
     /// Who waits for an answer.
-    requests: HashMap<RequestId, Sender<Response>>,
+    requests: HashMap<RequestId, Sender<Reply>>,
     last_request: u64,
     last_waiter: u64,
     last_offer: u64,

@@ -85,6 +85,7 @@
 mod backup;
 mod give_back;
 mod primary;
+mod refused;
 mod session;
 mod standing;
 
@@ -96,6 +97,7 @@ use ninefold_model::{Epoch, HostName, Record, Term};
 use backup::Backup;
 use give_back::{GivingBack, Spare};
 use primary::Primary;
+pub use refused::Refused;
 pub use session::{Phase, Session};
 pub use standing::{LogRole, Standing};
 
@@ -237,7 +239,7 @@ pub enum Action {
     /// End whatever of the VM is here (QEMU, checkpoint, sessions), muted, and become a fresh standby.
     StandDown,
     /// The owner's request cannot be carried out.
-    Refuse { reason: String },
+    Refuse(Refused),
     /// Tell the world.
     Emit(EventKind),
 }
@@ -656,8 +658,7 @@ impl Protocol {
     fn recover(&mut self, standing: &Standing, epoch: Epoch, record: Record, out: &mut Vec<Action>) {
         let known = standing.vouches(&record, &self.me) || !self.rules.only_vouched_logs;
         if self.state != State::Standby || !known {
-            let reason = format!("the log does not speak of {} in term {}", record.primary, record.term);
-            out.push(Action::Refuse { reason });
+            out.push(Action::Refuse(Refused::LogSilent { primary: record.primary, term: record.term }));
             return;
         }
         let new = record.alone(self.me.clone());
@@ -671,7 +672,7 @@ impl Protocol {
                 let proposal = Proposal::begin(self.next_proposal(), found, new, self.rules, out);
                 self.state = State::Starting { proposal, from };
             }
-            Err(reason) => out.push(Action::Refuse { reason }),
+            Err(refused) => out.push(Action::Refuse(refused)),
         }
     }
 
@@ -679,36 +680,19 @@ impl Protocol {
     ///
     /// # Errors
     /// Why it would be refused.
-    pub fn may_start(&self, found: Option<&Record>, force: bool) -> Result<Record, String> {
+    pub fn may_start(&self, found: Option<&Record>, force: bool) -> Result<Record, Refused> {
         if self.is_spare() {
-            return Err("another host has just taken the VM over, and this one keeps its checkpoint for a while".into());
+            return Err(Refused::JustTakenOver);
         }
         if self.state != State::Standby {
-            return Err(format!("the VM is already here ({:?})", self.role()));
+            return Err(Refused::Here);
         }
         match found {
             None => Ok(Record::boot(self.me.clone())),
             // We were its only keeper and have nothing of it: it is gone, nobody else can have it.
             Some(r) if (r.primary == self.me && r.is_alone()) || force => Ok(r.alone(self.me.clone())),
-            Some(r) => {
-                let hosts: Vec<&str> = r.backups.iter().map(|b| b.host.as_str()).collect();
-                let holder = match &hosts[..] {
-                    hosts if r.primary == self.me => {
-                        format!("{} may take the VM over from this host", hosts.join(" or "))
-                    }
-                    [] => {
-                        format!("{} had it last: it runs there, or has ended there and starts there again", r.primary)
-                    }
-                    hosts => format!("{} runs it or {} may take it over", r.primary, hosts.join(" or ")),
-                };
-                Err(format!("the witness says that {holder} (term {})", r.term))
-            }
+            Some(r) => Err(Refused::Held { record: r.clone(), me: self.me.clone() }),
         }
-    }
-
-    /// The other host that had the VM last, alone, by the witness's record `found`: nobody but that one may start it without force.
-    pub fn had_it_last<'a>(&self, found: Option<&'a Record>) -> Option<&'a HostName> {
-        found.filter(|r| r.is_alone() && r.primary != self.me).map(|r| &r.primary)
     }
 
     fn answer(&mut self, id: ProposalId, outcome: Outcome, out: &mut Vec<Action>) {
@@ -722,7 +706,7 @@ impl Protocol {
             }
             // Nothing is here yet that would be worth waiting.
             if let State::Starting { from: None, .. } = &self.state {
-                out.push(Action::Refuse { reason: format!("the witness cannot be believed: {reason}") });
+                out.push(Action::Refuse(Refused::Doubted { reason }));
                 self.state = State::Standby;
             } else {
                 proposal.ask_again(out);
@@ -755,7 +739,7 @@ impl Protocol {
                     self.stand_down(term, "another host has the VM", out);
                 }
                 Some(_) => {
-                    out.push(Action::Refuse { reason: "another host was faster".into() });
+                    out.push(Action::Refuse(Refused::Overtaken));
                     self.state = State::Standby;
                 }
             },

@@ -5,6 +5,7 @@ use ninefold_model::spec::Protection;
 use ninefold_model::status::ProtectionState;
 use ninefold_model::{Backup, Epoch, HostName, Record, Term};
 
+use super::refused::Refused;
 use super::session::{End, Phase, Session};
 use super::{Action, Proposal, ProposalId, Protocol, Rules, State, Wanted};
 
@@ -307,21 +308,16 @@ impl Protocol {
 
     pub(super) fn switchover(&mut self, to: Option<HostName>, reason: String, out: &mut Vec<Action>) {
         let State::Primary(p) = &mut self.state else {
-            out.push(Action::Refuse { reason: "the VM does not run here".into() });
+            out.push(Action::Refuse(Refused::NotHere));
             return;
         };
         if p.handover.is_some() || p.stopping.is_some() {
-            let what = if p.stopping.is_some() { "the VM is being stopped" } else { "a switchover is under way" };
-            out.push(Action::Refuse { reason: what.into() });
+            out.push(Action::Refuse(if p.stopping.is_some() { Refused::Stopping } else { Refused::HandingOver }));
             return;
         }
         let suits = |s: &&Session| p.phase(s) == Phase::Bound && to.as_ref().is_none_or(|to| *to == s.backup);
         let Some(s) = p.sessions.iter().find(suits) else {
-            let reason = match to {
-                Some(host) => format!("{host} is not a backup that is ready to take the VM"),
-                None => "no backup is ready to take the VM".into(),
-            };
-            out.push(Action::Refuse { reason });
+            out.push(Action::Refuse(Refused::NoBackup { named: to }));
             return;
         };
         out.push(Action::Emit(EventKind::SwitchoverStarted { to: s.backup.clone(), reason: reason.clone() }));
@@ -343,7 +339,7 @@ impl Protocol {
     /// over.
     pub(super) fn stop(&mut self, reason: String, out: &mut Vec<Action>) {
         let State::Primary(p) = &mut self.state else {
-            out.push(Action::Refuse { reason: "the VM does not run here".into() });
+            out.push(Action::Refuse(Refused::NotHere));
             return;
         };
         p.stopping.get_or_insert(reason.clone());

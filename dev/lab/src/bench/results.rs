@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use ninefold_model::control::CheckpointRecord;
+use ninefold_model::checkpoint::CheckpointRecord;
 use ninefold_model::event::{EventKind, FailoverPhases};
 use ninefold_model::spec::Accel;
 use serde::{Deserialize, Serialize};

@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use ninefold_model::control::{CheckpointRecord, Request};
+use ninefold_control::Request;
+use ninefold_model::checkpoint::CheckpointRecord;
 use ninefold_model::event::EventKind;
 use ninefold_model::spec::Accel;
 use ninefold_model::status::MachineStatus;

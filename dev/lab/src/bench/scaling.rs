@@ -52,7 +52,7 @@ pub fn measure(config: &LabConfig, vm: &VmOptions, time: Duration) -> Result<Sca
     subject.new_checkpoints()?;
     std::thread::sleep(time);
     let all = subject.new_checkpoints()?;
-    let of = |what: fn(&ninefold_model::control::CheckpointRecord) -> u64| {
+    let of = |what: fn(&ninefold_model::checkpoint::CheckpointRecord) -> u64| {
         all.iter().map(what).collect::<Series>().summary()
     };
     let pause = of(|c| c.pause_us);

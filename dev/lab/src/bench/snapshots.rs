@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use ninefold_model::control::{FreezeChoice, Request};
+use ninefold_control::{FreezeChoice, Request};
 use ninefold_model::event::{EventKind, SnapshotFigures};
 use serde::{Deserialize, Serialize};
 

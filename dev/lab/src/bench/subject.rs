@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use ninefold_model::control::{CheckpointRecord, Request};
+use ninefold_control::Request;
+use ninefold_model::checkpoint::CheckpointRecord;
 use ninefold_model::event::EventKind;
 use ninefold_model::spec::Protection;
 use ninefold_model::status::{ProtectionState, Role, VmStatus};

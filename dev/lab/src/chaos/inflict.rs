@@ -5,8 +5,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use ninefold_control::Request;
 use ninefold_model::HostName;
-use ninefold_model::control::Request;
 use ninefold_model::status::Role;
 use serde::{Deserialize, Serialize};
 

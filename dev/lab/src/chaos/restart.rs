@@ -3,9 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use ninefold_keeper::api::ApiError;
+use ninefold_control::ClientError;
+use ninefold_control::Request;
 use ninefold_model::HostName;
-use ninefold_model::control::Request;
 
 use super::judge::{Fact, Start, may_lack, whole_on_disk};
 use super::plan::Subject;
@@ -55,7 +55,7 @@ pub(super) fn start_again(lab: &Lab, subject: Subject, facts: &[Fact]) -> Result
 fn start(lab: &Lab, host: &HostName, force: bool) -> Result<Option<String>, LabError> {
     match lab.keeper(host.as_str())?.command(&Request::Start { force }) {
         Ok(()) => Ok(None),
-        Err(ApiError::Refused { message, .. }) => Ok(Some(message)),
+        Err(ClientError::Refused(refusal)) => Ok(Some(refusal.to_string())),
         Err(error) => Err(LabError::Host { host: host.to_string(), what: error.to_string() }),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use ninefold_model::control::CheckpointRecord;
+use ninefold_model::checkpoint::CheckpointRecord;
 
 use crate::lab::Lab;
 use ninefold_model::series::{Series, Summary};

@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use ninefold_model::control::Request;
+use ninefold_control::Request;
 use ninefold_model::event::{Event, EventKind};
 use ninefold_model::order::in_order;
 

@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
+use ninefold_control::Request;
 use ninefold_lab::{Cut, Network};
-use ninefold_model::control::Request;
 use ninefold_model::event::EventKind;
 use ninefold_model::status::{ProtectionState, Role};
 

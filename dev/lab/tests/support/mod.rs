@@ -22,6 +22,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 pub use action::Action;
+use ninefold_control::Request;
 use ninefold_keeper::config::KeeperConfig;
 use ninefold_lab::boot::redis;
 use ninefold_lab::ledger::await_answer;
@@ -29,7 +30,6 @@ use ninefold_lab::ledger::resp::{self, Reply};
 use ninefold_lab::netns::io_in_netns;
 use ninefold_lab::topology::CLIENT;
 use ninefold_lab::{EventWatch, Lab, LabConfig, LabError, LabSecurity, Ledger, LedgerOptions, Observer, VmOptions};
-use ninefold_model::control::Request;
 use ninefold_model::event::{Event, EventKind};
 use ninefold_model::spec::Protection;
 use ninefold_testkit::programs;

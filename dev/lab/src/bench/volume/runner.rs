@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use ninefold_model::control::{CheckpointRecord, FreezeChoice, Request};
+use ninefold_control::{FreezeChoice, Request};
+use ninefold_model::checkpoint::CheckpointRecord;
 use ninefold_model::event::{EventKind, SnapshotFigures};
 use ninefold_model::spec::{Accel, Acknowledge, VolumeSpec};
 use ninefold_model::status::MachineStatus;

@@ -1,16 +1,15 @@
-//! What one may ask of a keeper: one JSON object a line over its Unix socket `keeper.sock`, one line back.
+//! What one may ask of a keeper.
 
+use ninefold_model::SnapshotName;
+use ninefold_model::event::Position;
+use ninefold_model::health::HealthySign;
+use ninefold_model::spec::{Boot, EpochPolicy};
 use serde::{Deserialize, Serialize};
 
-use crate::event::{Event, Position};
-use crate::health::HealthySign;
-use crate::spec::{Boot, EpochPolicy};
-use crate::status::VmStatus;
-use crate::{Epoch, HostName, SnapshotName, Term};
-
-/// A request.
+/// A request. Its fields lie beside those of the [envelope](crate::wire) and have other names; each is written out, also where it has a default
+/// ([`crate::wire`] knows by that which fields there are).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
+#[serde(tag = "request", rename_all = "snake_case")]
 pub enum Request {
     Status,
     /// Boot the VM here. Refused when the witness says that it may live elsewhere, unless `force`.
@@ -25,7 +24,7 @@ pub enum Request {
     Shutdown {
         within_ms: u64,
         end: bool,
-        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        #[serde(default)]
         asked: bool,
     },
     /// Stop the guest's processors until `resume`. It is protected meanwhile, and stays paused wherever it goes.
@@ -106,81 +105,4 @@ pub enum FreezeChoice {
     Never,
     /// Yes; if it does not, there is no snapshot.
     Require,
-}
-
-/// An answer.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "response", rename_all = "snake_case")]
-pub enum Response {
-    Done,
-    Status {
-        status: Box<VmStatus>,
-    },
-    Events {
-        events: Vec<Event>,
-    },
-    Log {
-        report: Box<LogReport>,
-    },
-    Checkpoints {
-        checkpoints: Vec<CheckpointRecord>,
-    },
-    /// The request could not be carried out: what is wrong and what to do.
-    Error {
-        message: String,
-        help: Option<String>,
-        try_host: Option<HostName>,
-    },
-}
-
-/// What a log of checkpoints on disk would be gone back to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LogReport {
-    pub host: HostName,
-    /// The host that ran the VM then.
-    pub primary: HostName,
-    /// The newest term that the last whole checkpoint is known to be of, and its epoch.
-    pub term: Term,
-    pub epoch: Epoch,
-    /// When that was taken, by the clock of the host that wrote the log, milliseconds since 1970; 0: not known.
-    pub time_ms: u64,
-    /// What is wrong with what comes after it.
-    pub damage: Option<String>,
-    /// Checkpoints after it that were durable in this log, as far as it can be read.
-    pub lost_checkpoints: u64,
-    /// From it to the last moment of which the log knows, milliseconds. What the VM did after that is not counted.
-    pub lost_ms: u64,
-    /// Why another state is, or may be, newer; `None`: all that anybody was told up to the log's end is in it.
-    pub newer: Option<String>,
-    /// Why the VM cannot go on from it, not even with `force`.
-    pub refused: Option<String>,
-}
-
-/// One checkpoint as measured, microseconds and counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct CheckpointRecord {
-    pub seq: u64,
-    pub epoch: u64,
-    /// From the end of the pause before to the start of this one.
-    pub run_us: u64,
-    pub stop_us: u64,
-    pub save_us: u64,
-    pub scan_us: u64,
-    pub copy_us: u64,
-    pub cont_us: u64,
-    /// From before `stop` to after `cont`.
-    pub pause_us: u64,
-    pub dirty_pages: u64,
-    /// Of these, copied before the pause; and how many pages were copied (again or only) in the pause then.
-    #[serde(default)]
-    pub early_pages: u64,
-    #[serde(default)]
-    pub again_pages: u64,
-    /// Held in the pause as they were, and copied when the guest ran again: there was much to copy.
-    #[serde(default)]
-    pub held_pages: u64,
-    pub state_bytes: u64,
-    pub wire_bytes: u64,
-    /// From the end of the pause to the backup's acknowledgement.
-    pub commit_us: u64,
 }

@@ -1,0 +1,231 @@
+//! What a keeper refuses, in words: what it says is a code and data, and what helps a person is put here.
+
+use ninefold_control::{ClientError, Mixture, Refusal, Work};
+use ninefold_model::{HostName, Record};
+
+/// What went wrong with a request, on one line.
+pub fn told(error: &ClientError) -> String {
+    match error {
+        ClientError::Refused(refusal) => words(refusal),
+        ClientError::Unreachable { source, .. } => format!("{error}: {source}"),
+        other => other.to_string(),
+    }
+}
+
+/// What is refused, on one line.
+pub fn words(refusal: &Refusal) -> String {
+    match refusal {
+        Refusal::BadRequest { field: Some(field), problem } => {
+            format!("the keeper does not understand the field '{field}': {problem}")
+        }
+        Refusal::BadRequest { field: None, problem } => {
+            format!("the keeper does not understand the request: {problem}")
+        }
+        Refusal::UnsupportedVersion { asked, spoken } => {
+            let spoken: Vec<_> = spoken.iter().map(ToString::to_string).collect();
+            format!("the keeper does not speak version {asked} of its control API, but {}", spoken.join(" and "))
+        }
+        Refusal::TooLong { limit } => format!("the request has more than {limit} bytes"),
+        Refusal::KeeperEnds => "the keeper is ending".into(),
+        Refusal::NoAnswer { limit_ms } => format!("the keeper has not come to an answer within {} s", limit_ms / 1000),
+        Refusal::Busy { with } => busy(*with).into(),
+        Refusal::Failed { reason } => reason.clone(),
+        Refusal::RunsHere => "the VM runs here already".into(),
+        Refusal::RunsElsewhere { host: Some(host) } => {
+            format!("the VM runs on host {host}, or this host is about to take it over")
+        }
+        Refusal::RunsElsewhere { host: None } => {
+            "the VM runs on another host, or this host is about to take it over".into()
+        }
+        Refusal::NotRunningHere { host: Some(host) } => format!("the VM does not run here but on host {host}"),
+        Refusal::NotRunningHere { host: None } => "the VM does not run here".into(),
+        Refusal::JustTakenOver => {
+            "another host has just taken the VM over, and this one keeps its checkpoint for a while".into()
+        }
+        Refusal::HeldElsewhere { record, host } => held(record, host.as_ref()),
+        Refusal::Overtaken => "another host was faster".into(),
+        Refusal::NoBackup { host: Some(host) } => format!("{host} is not a backup that is ready to take the VM"),
+        Refusal::NoBackup { host: None } => "no backup is ready to take the VM".into(),
+        Refusal::WitnessSilent { reason } => format!("the witness does not answer: {reason}"),
+        Refusal::WitnessDoubted { reason } => format!("the witness cannot be believed: {reason}"),
+        Refusal::VolumesMixed { by, snapshot } => {
+            format!("the volumes are a mixture: {} was cut off", cut_off(*by, snapshot))
+        }
+        Refusal::VolumesBehind { volume, since, .. } => {
+            let since = since.as_deref().unwrap_or("while it was protected");
+            format!(
+                "volume {volume} may be behind what clients were told {since}: it was not all on this host's disk when the VM ended here"
+            )
+        }
+        Refusal::NotLogged => "the VM is not non-volatile: it has no log".into(),
+        Refusal::LogGoesOn { epoch: Some(epoch) } => {
+            format!("the VM goes on from its log (epoch {epoch}) when the witness allows")
+        }
+        Refusal::LogGoesOn { epoch: None } => "the VM is going on from its log by itself".into(),
+        Refusal::LogUnusable { reason } => format!("the log cannot be used: {reason}"),
+        Refusal::StartFailed { reason } => format!("the VM could not be started: {reason}"),
+        Refusal::GuestOff => "the guest has switched itself off".into(),
+        Refusal::GuestPaused => "the VM is paused: its guest hears nothing".into(),
+        Refusal::GuestSuspended => "the guest has suspended itself, and hears nothing".into(),
+        Refusal::NotPaused => "the VM is not paused".into(),
+        Refusal::NotSuspended => "the guest is not suspended".into(),
+        Refusal::CannotFreeze { reason } => format!("the guest's file systems cannot be frozen: {reason}"),
+        Refusal::ImageUnusable { reason } => reason.clone(),
+        Refusal::NothingOnTrial => "no image is on trial".into(),
+    }
+}
+
+fn busy(with: Work) -> &'static str {
+    match with {
+        Work::Start => "the VM is being started",
+        Work::Restore => "the VM is being started from a snapshot",
+        Work::Recover => "the VM is being started from its log",
+        Work::LogLook => "the VM's log is being looked at",
+        Work::DiskLook => "what another client has asked for is still being looked at: does the disk answer?",
+        Work::Snapshot => "a snapshot is under way",
+        Work::Dump => "the guest's memory is being written",
+        Work::Launch => "the VM's QEMU is being launched",
+        Work::Switchover => "the VM is being handed over",
+        Work::Stop => "the VM is being stopped",
+        Work::Trial => "an image is on trial already",
+    }
+}
+
+fn cut_off(by: Mixture, snapshot: &Option<String>) -> String {
+    match (by, snapshot) {
+        (Mixture::Resync, _) => "a resync from another host".into(),
+        (Mixture::Log, _) => "going on from the log".into(),
+        (Mixture::Restore, Some(name)) => format!("restoring the snapshot '{name}'"),
+        (Mixture::Restore, None) => "restoring a snapshot".into(),
+    }
+}
+
+/// Who has the VM by the witness's record. `last`: who had it last, alone.
+fn held(record: &Record, last: Option<&HostName>) -> String {
+    let Record { term, primary, backups } = record;
+    let hosts: Vec<_> = backups.iter().map(|b| b.host.as_str()).collect();
+    let holder = match last {
+        Some(host) => format!("{host} had it last: it runs there, or has ended there and starts there again"),
+        None => format!("{primary} runs it or {} may take it over", hosts.join(" or ")),
+    };
+    format!("the witness says that {holder} (term {term})")
+}
+
+/// What there is to do about what went wrong with a request.
+pub fn help_for(error: &ClientError) -> Option<String> {
+    match error {
+        ClientError::Refused(refusal) => help(refusal),
+        ClientError::Unknown { .. } => {
+            Some("the keeper is newer than this command: use the command of its version".into())
+        }
+        _ => None,
+    }
+}
+
+/// What there is to do about a refusal.
+pub fn help(refusal: &Refusal) -> Option<String> {
+    let text = match refusal {
+        Refusal::UnsupportedVersion { .. } | Refusal::BadRequest { .. } => {
+            "use the command of the keeper's version, and the keeper of this command's"
+        }
+        Refusal::Busy { with: Work::Dump | Work::Snapshot | Work::Trial } => "`ninefold vm status` shows how far it is",
+        Refusal::Busy { with: Work::Switchover } => {
+            "try again when that is done, on the host that has it then: `ninefold vm status`"
+        }
+        Refusal::Busy { .. } => "try again in a moment",
+        Refusal::NoAnswer { .. } | Refusal::KeeperEnds => {
+            "`ninefold vm status` and `ninefold vm events` show what happens"
+        }
+        Refusal::RunsHere => "`ninefold vm stop` ends it, `ninefold vm switchover` moves it",
+        Refusal::RunsElsewhere { .. } | Refusal::NotRunningHere { .. } | Refusal::Overtaken => {
+            "`ninefold vm status` shows where it runs"
+        }
+        Refusal::JustTakenOver => "try again in a minute, or with `--force`: what this host holds of it is lost then",
+        Refusal::HeldElsewhere { host: Some(host), .. } => {
+            return Some(format!(
+                "ask the keeper on {host} to start it; if that host is gone for good, `ninefold vm start --host HOST --force` boots it on another, \
+                 and what only {host} had is lost"
+            ));
+        }
+        Refusal::HeldElsewhere { host: None, .. } => {
+            "wait until one of them has it, or see to them; when you know that none runs it, `--force` starts it all the same"
+        }
+        Refusal::NoBackup { .. } => "`ninefold vm status` shows what its backups are at",
+        Refusal::WitnessSilent { .. } | Refusal::WitnessDoubted { .. } => {
+            "see to the witness first; `ninefold vm status` shows when it answers again"
+        }
+        Refusal::VolumesMixed { by: Mixture::Resync, .. } => {
+            "start it on another host, or restore a snapshot here: `ninefold vm restore`"
+        }
+        Refusal::VolumesMixed { .. } => {
+            "begin that anew (`ninefold vm restore`, `ninefold vm recover`), or start it on another host"
+        }
+        Refusal::VolumesBehind { record, .. } => return Some(if_behind(record.as_ref())),
+        Refusal::NotLogged => "`ninefold vm start` boots it",
+        Refusal::LogGoesOn { .. } => {
+            "`ninefold vm events --follow` shows how; `--force` starts it all the same, and the log is lost"
+        }
+        Refusal::LogUnusable { .. } => {
+            "`ninefold vm recover` says what each host's log would go back to; `--force` boots the VM, and the log is lost"
+        }
+        Refusal::StartFailed { .. } | Refusal::Failed { .. } => "`ninefold vm status` and `ninefold doctor` show more",
+        Refusal::GuestOff => "`ninefold vm status` shows when the VM has ended",
+        Refusal::GuestPaused => "`ninefold vm resume` first",
+        Refusal::GuestSuspended => "`ninefold vm wake` first",
+        Refusal::NotPaused | Refusal::NotSuspended => "`ninefold vm status` shows how it stands",
+        Refusal::CannotFreeze { .. } => "`--freeze auto` takes the snapshot all the same",
+        Refusal::ImageUnusable { .. } => "the files must be there, under the same names, on every host of the VM",
+        Refusal::NothingOnTrial => "`ninefold vm status` shows which image runs",
+        Refusal::TooLong { .. } => return None,
+    };
+    Some(text.to_owned())
+}
+
+/// What there is to do about images that may be behind on a host, when the witness's record is this.
+fn if_behind(found: Option<&Record>) -> String {
+    let last = match found {
+        Some(record) => format!(
+            "by the witness's record (term {}) {} ran the VM last, alone: another host's disks are as they were when it was a backup",
+            record.term, record.primary
+        ),
+        None => "the witness does not know which host ran the VM last: another host's disks may have more, or be hours older".into(),
+    };
+    format!(
+        "{last}; compare them (`ninefold vm status` and `ninefold vm events` there) before you start the VM there with `--force`; \
+         `--force` here starts it without what is missing"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use ninefold_model::{Backup, Term};
+
+    use super::*;
+
+    /// Nobody is sent to a host whose disks may be older without being told so.
+    #[test]
+    fn the_help_says_which_host_ran_the_vm_last() {
+        let record = Record { term: Term(9), primary: "a".parse().unwrap(), backups: Vec::new() };
+        let (known, unknown) = (if_behind(Some(&record)), if_behind(None));
+        assert!(known.contains("(term 9) a ran the VM last"), "{known}");
+        assert!(unknown.contains("does not know which host"), "{unknown}");
+        for help in [known, unknown] {
+            assert!(help.contains("compare") && !help.contains("  "), "{help}");
+        }
+    }
+
+    #[test]
+    fn who_may_have_the_vm_is_said() {
+        let host = |name: &str| name.parse::<HostName>().unwrap();
+        let alone = Record { term: Term(6), primary: host("b"), backups: Vec::new() };
+        let said = Refusal::HeldElsewhere { record: alone.clone(), host: Some(host("b")) };
+        assert_eq!(
+            words(&said),
+            "the witness says that b had it last: it runs there, or has ended there and starts there again (term 6)"
+        );
+        assert!(help(&said).unwrap().starts_with("ask the keeper on b to start it"));
+        let backups = ["c", "d"].map(|name| Backup { host: host(name), session: Term(4) }).to_vec();
+        let said = Refusal::HeldElsewhere { record: Record { backups, ..alone }, host: None };
+        assert_eq!(words(&said), "the witness says that b runs it or c or d may take it over (term 6)");
+    }
+}
