@@ -9,8 +9,9 @@ use ninefold_keeper::config::ConfigError;
 use ninefold_model::status::Role;
 use ninefold_shell::{Failure, ShellError, refusal};
 use ninefold_snapshot::store::StoreError;
-use ninefold_transport::AuthorityError;
+use ninefold_transport::{AuthorityError, TransportError};
 use ninefold_volume::VolumeError;
+use ninefold_witness_client::WitnessError;
 
 /// The name of this program, before what it says on its standard error.
 pub const NAME: &str = "ninefold";
@@ -35,6 +36,11 @@ pub enum CliError {
     Authority(#[from] AuthorityError),
     #[error(transparent)]
     Config(#[from] ConfigError),
+    #[error(transparent)]
+    Witness(#[from] WitnessError),
+    /// This host cannot prove who it is.
+    #[error("the certificate of this host cannot be used")]
+    Identity(#[source] Box<TransportError>),
     #[error("{0}")]
     NoSnapshot(String),
     #[error("{0}")]
@@ -140,6 +146,11 @@ impl Failure for CliError {
             Self::Volume { pool, source } => return crate::storage::help(pool, source),
             Self::Authority(error) => return crate::ca::help(error),
             Self::Config(_) => "docs/guides/operate.md, 'The keepers', has each field of a keeper's configuration",
+            Self::Identity(_) => return None,
+            Self::Witness(WitnessError::Unreachable { .. }) => {
+                "does it run, and is it where the configuration says (`witness`)? `ninefold-witness --help` says how it is started"
+            }
+            Self::Witness(_) => "its log says more",
             Self::NoPool { .. } => {
                 "name the host's pool with --pool DIR (`pool` in the keeper's configuration); `create`, `import` and `adopt` \
                  make one"

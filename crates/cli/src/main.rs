@@ -2,6 +2,7 @@
 //!
 //! * [`vm`]: a fault-tolerant VM: its state, its life, its console
 //! * [`storage`]: volumes, golden images and snapshots in a host's pool
+//! * [`witness`]: the records that the witness keeps
 //! * [`ca`]: the authority by whose certificates hosts know each other
 //! * [`doctor`]: what this host can do
 //! * [`error`]: what went wrong, and what to do
@@ -11,6 +12,7 @@ mod doctor;
 mod error;
 mod storage;
 mod vm;
+mod witness;
 
 use std::process::ExitCode;
 
@@ -32,6 +34,7 @@ use crate::error::{CliError, NAME};
         ninefold vm events              what happened to it\n  \
         ninefold vm switchover          hand it to its backup, as for maintenance\n  \
         ninefold volume list            the disks of VMs in this host's pool\n  \
+        ninefold witness list           who may speak for which VM\n  \
         ninefold ca list                the certificates that hosts have been issued\n\n\
         Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."
 )]
@@ -50,6 +53,7 @@ enum Noun {
     Image(storage::image::ImageArgs),
     Snapshot(storage::snapshot::SnapshotArgs),
     Ca(ca::CaArgs),
+    Witness(witness::WitnessArgs),
     Doctor(doctor::DoctorArgs),
 }
 
@@ -63,6 +67,7 @@ fn main() -> ExitCode {
         Noun::Image(args) => storage::image::run(args, &output),
         Noun::Snapshot(args) => storage::snapshot::run(args, &output),
         Noun::Ca(args) => ca::run(args, &output),
+        Noun::Witness(args) => witness::run(&args, &output),
         Noun::Doctor(args) => doctor::run(&args, &output),
     };
     match done {

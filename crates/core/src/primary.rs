@@ -184,7 +184,6 @@ impl Core {
         let settings = &self.settings;
         Some(Hello {
             session: session.0,
-            vm: settings.vm.name.clone(),
             from: settings.host.clone(),
             term: session,
             spec: self.booted.clone()?,

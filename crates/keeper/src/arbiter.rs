@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use ninefold_core::effect::Question;
-use ninefold_model::VmName;
+use ninefold_model::{VmId, VmName};
 use ninefold_replica::protocol::Outcome;
 use ninefold_witness_client::{Swap, Witness, WitnessClient, WitnessError};
 
@@ -22,14 +22,24 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 const LOOK: Duration = Duration::from_millis(1000);
 
 /// Starts the thread. It ends when the sender is dropped.
-pub fn start(vm: VmName, client: WitnessClient, core: Sender<Msg>) -> Result<Sender<Question>, KeeperError> {
+pub fn start(
+    vm: VmId,
+    name: VmName,
+    client: WitnessClient,
+    core: Sender<Msg>,
+) -> Result<Sender<Question>, KeeperError> {
     let (questions, asked) = channel();
-    run(vm, client, core, asked)?;
+    run((vm, name), client, core, asked)?;
     Ok(questions)
 }
 
-fn run(vm: VmName, client: WitnessClient, core: Sender<Msg>, asked: Receiver<Question>) -> Result<(), KeeperError> {
-    let arbiter = Arbiter { vm, client, core, asked, reachable: true };
+fn run(
+    (vm, name): (VmId, VmName),
+    client: WitnessClient,
+    core: Sender<Msg>,
+    asked: Receiver<Question>,
+) -> Result<(), KeeperError> {
+    let arbiter = Arbiter { vm, name, client, core, asked, reachable: true };
     thread::Builder::new().name("arbiter".into()).spawn(move || arbiter.run()).map(drop).map_err(KeeperError::Thread)
 }
 
@@ -44,7 +54,8 @@ fn replace(pending: &mut Option<Question>, newer: Question) -> bool {
 }
 
 struct Arbiter {
-    vm: VmName,
+    vm: VmId,
+    name: VmName,
     client: WitnessClient,
     core: Sender<Msg>,
     asked: Receiver<Question>,
@@ -82,14 +93,14 @@ impl Arbiter {
                 continue;
             }
             let answer = match &pending {
-                None | Some(Question::Cancel | Question::Look) => self.client.read(&self.vm).map(Msg::WitnessHolds),
+                None | Some(Question::Cancel | Question::Look) => self.client.read(self.vm).map(Msg::WitnessHolds),
                 Some(Question::Start { force }) => {
                     let force = *force;
-                    self.client.read(&self.vm).map(|found| Msg::StartFrom { found, force })
+                    self.client.read(self.vm).map(|found| Msg::StartFrom { found, force })
                 }
                 Some(Question::Propose { id, expected, new, .. }) => {
                     let id = *id;
-                    self.client.compare_and_swap(&self.vm, expected.as_ref(), new).map(|swap| {
+                    self.client.compare_and_swap(self.vm, &self.name, expected.as_ref(), new).map(|swap| {
                         let outcome = match swap {
                             Swap::Won(_) => Outcome::Won,
                             Swap::Lost(current) => Outcome::Lost(current),
@@ -116,6 +127,7 @@ impl Arbiter {
                     None
                 }
                 Err(WitnessError::Refused(reason)) => Some(reason),
+                Err(error @ WitnessError::Retired { .. }) => Some(error.to_string()),
             };
             if let Some(reason) = refused {
                 tracing::error!(%reason, "the witness refuses");
@@ -175,7 +187,7 @@ mod tests {
         let client = WitnessClient::new(addr, host("w"), plain("a"), Timeouts::default());
         let (ask, asked) = channel();
         first.into_iter().for_each(|question| ask.send(question).unwrap());
-        run("db".parse().unwrap(), client, core, asked).unwrap();
+        run((VmId::random(1), "db".parse().unwrap()), client, core, asked).unwrap();
         (ask, heard, stop)
     }
 

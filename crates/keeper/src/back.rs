@@ -402,7 +402,7 @@ mod tests {
 
     /// The VM of a's first term.
     fn hello(config: &KeeperConfig) -> Hello {
-        Hello { vm: config.vm.name.clone(), spec: config.vm.clone(), ..crate::hello::hello(1, 4096) }
+        Hello { spec: config.vm.clone(), ..crate::hello::hello(1, 4096) }
     }
 
     fn told(config: Arc<KeeperConfig>) -> LogReport {

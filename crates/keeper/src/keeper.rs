@@ -82,7 +82,7 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
         .map_err(|e| KeeperError::Listen { addr: config.listen, source: Box::new(e) })?;
     let witness = &config.witness;
     let client = WitnessClient::new(witness.addr, witness.host.clone(), security.clone(), Timeouts::default());
-    let arbiter = arbiter::start(config.vm.name.clone(), client, core.clone())?;
+    let arbiter = arbiter::start(config.vm.id, config.vm.name.clone(), client, core.clone())?;
     let connector = Connector::start(Arc::clone(&config), security.clone(), core.clone())?;
     let parking = Arc::new(Parking::with(Kept::find(&config.run_dir)));
     let standby = Standby {
@@ -108,7 +108,7 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
             }
         })
         .map_err(KeeperError::Thread)?;
-    tracing::info!(vm = %config.vm.name, host = %config.host, listen = %config.listen, "ready");
+    tracing::info!(vm = %config.vm.name, id = %config.vm.id, host = %config.host, listen = %config.listen, "ready");
     let config = Arc::clone(&config);
     let parts = Parts {
         config: Arc::clone(&config),

@@ -470,7 +470,7 @@ impl LogThread {
         epochs: &RangeInclusive<Epoch>,
     ) -> Result<Box<Running>, String> {
         let storage = open(&self.settings.place).map_err(|e| format!("the log's directory: {e}"))?;
-        let same = |theirs: &Hello| match (theirs.vm == hello.vm, theirs.layout.same_as(&hello.layout)) {
+        let same = |theirs: &Hello| match (theirs.spec.id == hello.spec.id, theirs.layout.same_as(&hello.layout)) {
             (true, Ok(())) => Ok(()),
             _ => Err("it is of another VM".to_owned()),
         };

@@ -132,8 +132,8 @@ pub fn check_volumes(disks: &Disks) -> Result<(), String> {
 
 /// Whether the log is of the VM that this keeper keeps.
 pub fn check(hello: &Hello, config: &KeeperConfig) -> Result<(), String> {
-    if hello.vm != config.vm.name {
-        return Err(format!("the log is of {}", hello.vm));
+    if hello.spec.id != config.vm.id {
+        return Err(format!("the log is of {}", hello.spec.label()));
     }
     booted::can_recover(&hello.spec, config)
 }
@@ -237,7 +237,6 @@ mod tests {
         });
         let config: KeeperConfig = serde_json::from_value(config).unwrap();
         let hello = |from: &str, session| Hello {
-            vm: config.vm.name.clone(),
             from: from.parse().unwrap(),
             spec: config.vm.clone(),
             ..crate::hello::hello(session, 4096)

@@ -392,14 +392,26 @@ fn machine_of(theirs: &VmSpec, ours: &VmSpec, from: Start) -> VmSpec {
 }
 
 /// Whether this host's VM can be what the snapshot is of, and how it begins.
+/// Whether the VM of a snapshot is this one, or this one is to be another that is made of it.
+fn whose(theirs: &VmSpec, ours: &VmSpec, clone: bool) -> Result<(), String> {
+    match (theirs.id == ours.id, clone) {
+        (true, false) | (false, true) => Ok(()),
+        (false, false) => Err(format!(
+            "it is a snapshot of {}: `ninefold vm restore --clone` makes {} of it",
+            theirs.label(),
+            ours.label()
+        )),
+        // Two VMs of one id would be one to the witness and to everybody else.
+        (true, true) => Err(format!(
+            "it is a snapshot of this very VM, {}: restore it without --clone, or give the clone an id of its own (`ninefold vm new-id`)",
+            ours.label()
+        )),
+    }
+}
+
 fn check(snapshot: &Snapshot, clone: bool, config: &KeeperConfig) -> Result<Start, String> {
     let (hello, ours) = (snapshot.hello(), &config.vm);
-    if hello.vm != ours.name && !clone {
-        return Err(format!(
-            "it is a snapshot of {}: `ninefold vm restore --clone` makes {} of it",
-            hello.vm, ours.name
-        ));
-    }
+    whose(&hello.spec, ours, clone)?;
     let from = beginning(&hello.spec, ours, clone)?;
     if from == Start::Disks {
         // Nothing of the state of a machine is used.
@@ -551,6 +563,22 @@ mod tests {
             volumes: volumes.iter().enumerate().map(disk).collect(),
             ..serde_json::from_value(json).unwrap()
         }
+    }
+
+    /// What it is called says nothing: another VM may have had this one's name.
+    #[test]
+    fn a_snapshot_is_of_the_vm_that_has_its_id() {
+        let theirs = vm(&[1], &[512]);
+        let renamed = VmSpec { name: "renamed".parse().unwrap(), ..theirs.clone() };
+        let another = VmSpec { id: VmId::random(7), ..theirs.clone() };
+        assert_eq!(whose(&theirs, &renamed, false), Ok(()));
+        assert_eq!(whose(&theirs, &another, true), Ok(()));
+        let said = whose(&theirs, &another, false).unwrap_err();
+        assert!(
+            said.contains(&theirs.label()) && said.contains(&another.label()) && said.contains("--clone"),
+            "{said}"
+        );
+        assert!(whose(&theirs, &renamed, true).unwrap_err().contains("new-id"));
     }
 
     #[test]

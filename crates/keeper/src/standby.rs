@@ -187,10 +187,11 @@ impl Standby {
             // A connection that only looked whether somebody is here.
             None => return Ok(()),
         };
-        let objection = if hello.vm != self.config.vm.name {
-            Some((RefuseCode::WrongVm, format!("this keeper keeps {}, not {}", self.config.vm.name, hello.vm)))
+        let (ours, theirs) = (&self.config.vm, &hello.spec);
+        let objection = if theirs.id != ours.id {
+            Some((RefuseCode::WrongVm, format!("this keeper keeps {}, not {}", ours.label(), theirs.label())))
         } else if hello.from != peer || !self.config.peers.iter().any(|p| p.host == peer) {
-            Some((RefuseCode::Protocol, format!("{peer} is not a host of {}", hello.vm)))
+            Some((RefuseCode::Protocol, format!("{peer} is not a host of {}", ours.label())))
         } else if hello.session != hello.term.0 || hello.lanes != 1 {
             Some((RefuseCode::Protocol, "a session is named by its term and has one connection".into()))
         } else if let Err(reason) = booted::can_hold(&hello.spec, &hello.from, &self.config) {
@@ -237,13 +238,13 @@ impl Standby {
         let witness = &self.config.witness;
         let (host, security) = (witness.host.clone(), self.security.clone());
         let mut client = WitnessClient::new(witness.addr, host, security, Timeouts::default());
-        match client.read(&hello.vm).map_err(|e| report(&e))? {
+        match client.read(hello.spec.id).map_err(|e| report(&e))? {
             Some(r) if r.primary == hello.from && r.term >= hello.term => Ok(()),
             Some(r) => Err(format!(
                 "the witness knows of no session {} of {}: {} has the VM in term {}",
                 hello.term, hello.from, r.primary, r.term
             )),
-            None => Err(format!("the witness does not know {}", hello.vm)),
+            None => Err(format!("the witness does not know {}", hello.spec.label())),
         }
     }
 

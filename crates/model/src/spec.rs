@@ -54,6 +54,12 @@ fn one_backup() -> u8 {
 }
 
 impl VmSpec {
+    /// What it is called and who it is, for people.
+    #[must_use]
+    pub fn label(&self) -> String {
+        format!("{} ({})", self.name, self.id)
+    }
+
     /// The machine's identity: the one given, or the VM's id.
     #[must_use]
     pub fn uuid(&self) -> Uuid {

@@ -37,7 +37,6 @@ fn reign(o: &Owned) -> Reign {
 fn hello(o: &Owned) -> Hello {
     Hello {
         session: o.numbers[0],
-        vm: "db".parse().unwrap(),
         from: "host-a".parse().unwrap(),
         term: Term(o.numbers[1]),
         spec: serde_json::from_str(

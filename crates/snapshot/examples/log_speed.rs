@@ -28,7 +28,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     let spec = r#"{"id":"3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4","name":"t","memory_mib":256,"boot":{"boot_sector":{"image":"/i"}}}"#;
     let hello = Hello {
         session: 1,
-        vm: "t".parse()?,
         from: "a".parse()?,
         term: Term(1),
         spec: serde_json::from_str(spec)?,

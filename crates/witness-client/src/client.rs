@@ -19,11 +19,11 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use ninefold_model::{HostName, Record, VmName};
+use ninefold_model::{HostName, Record, VmId, VmName};
 use ninefold_transport::{Link, LinkHandle, Security, connect};
 
-use crate::wire::{Answer, Call, FrameReader, FrameWriter, Request, VERSION, parse_response};
-use crate::witness::{Swap, Witness, WitnessError};
+use crate::wire::{Answer, Call, Entry, FrameReader, FrameWriter, Request, VERSION, parse_response};
+use crate::witness::{Retirement, Swap, Witness, WitnessError};
 
 /// A request that is not acknowledged after so long, and after the time that the connection's handshake took, was sent into a cut: more than the
 /// 40 ms for which a kernel may delay an acknowledgement, and, as a handshake goes there and back twice, more than the way takes.
@@ -79,15 +79,18 @@ impl WitnessClient {
         }
     }
 
-    /// All records, by name. Not a snapshot: each page is as of its reading.
-    pub fn list(&mut self) -> Result<Vec<(VmName, Record)>, WitnessError> {
-        let mut all: Vec<(VmName, Record)> = Vec::new();
+    /// All records, by id. Not a snapshot: each page is as of its reading.
+    ///
+    /// # Errors
+    /// See [`WitnessError`].
+    pub fn list(&mut self) -> Result<Vec<Entry>, WitnessError> {
+        let mut all: Vec<Entry> = Vec::new();
         loop {
-            let after = all.last().map(|(vm, _)| vm.clone());
+            let after = all.last().map(|entry| entry.vm);
             match self.call(Call::List { after })? {
                 Answer::Page { records, more } => {
                     let more = more && !records.is_empty();
-                    all.extend(records.into_iter().map(|entry| (entry.vm, entry.record)));
+                    all.extend(records);
                     if !more {
                         return Ok(all);
                     }
@@ -211,18 +214,34 @@ enum AskError {
 }
 
 impl Witness for WitnessClient {
-    fn read(&mut self, vm: &VmName) -> Result<Option<Record>, WitnessError> {
-        match self.call(Call::Read { vm: vm.clone() })? {
+    fn read(&mut self, vm: VmId) -> Result<Option<Record>, WitnessError> {
+        match self.call(Call::Read { vm })? {
             Answer::Value { record } => Ok(record),
+            Answer::Retired { tombstone } => Err(WitnessError::Retired { vm, tombstone }),
             other => Err(self.strange(&other)),
         }
     }
 
-    fn compare_and_swap(&mut self, vm: &VmName, expected: Option<&Record>, new: &Record) -> Result<Swap, WitnessError> {
-        let call = Call::CompareAndSwap { vm: vm.clone(), expected: expected.cloned(), new: new.clone() };
+    fn compare_and_swap(
+        &mut self,
+        vm: VmId,
+        name: &VmName,
+        expected: Option<&Record>,
+        new: &Record,
+    ) -> Result<Swap, WitnessError> {
+        let call = Call::CompareAndSwap { vm, name: name.clone(), expected: expected.cloned(), new: new.clone() };
         match self.call(call)? {
             Answer::Won { record } if record == *new => Ok(Swap::Won(record)),
             Answer::Lost { record } => Ok(Swap::Lost(record)),
+            Answer::Retired { tombstone } => Err(WitnessError::Retired { vm, tombstone }),
+            other => Err(self.strange(&other)),
+        }
+    }
+
+    fn retire(&mut self, vm: VmId, expected: &Record) -> Result<Retirement, WitnessError> {
+        match self.call(Call::Retire { vm, expected: expected.clone() })? {
+            Answer::Retired { tombstone } => Ok(Retirement::Done(tombstone)),
+            Answer::Lost { record } => Ok(Retirement::Lost(record)),
             other => Err(self.strange(&other)),
         }
     }

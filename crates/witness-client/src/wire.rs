@@ -4,12 +4,14 @@
 use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
 
-use ninefold_model::{Record, VmName};
+use ninefold_model::{Record, VmId, VmName};
 use ninefold_transport::{LinkHandle, LinkReader, LinkWriter};
 use serde::{Deserialize, Serialize};
 
+use crate::witness::Tombstone;
+
 /// The version of this protocol.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// Longest JSON in a frame, bytes.
 pub const MAX_FRAME: usize = 64 << 10;
 /// Records in one answer to `list`: they fit a frame whatever they hold.
@@ -30,16 +32,23 @@ pub struct Request {
 pub enum Call {
     Ping,
     Read {
-        vm: VmName,
+        vm: VmId,
     },
     CompareAndSwap {
-        vm: VmName,
+        vm: VmId,
+        /// What people call it now. It decides nothing.
+        name: VmName,
         expected: Option<Record>,
         new: Record,
     },
-    /// The next page of records after a name.
+    /// The VM is no more: nobody may ever win its record again.
+    Retire {
+        vm: VmId,
+        expected: Record,
+    },
+    /// The next page of records after an id.
     List {
-        after: Option<VmName>,
+        after: Option<VmId>,
     },
 }
 
@@ -66,6 +75,10 @@ pub enum Answer {
     Lost {
         record: Option<Record>,
     },
+    /// The VM was retired, by this call or before: it has no record and gets none.
+    Retired {
+        tombstone: Tombstone,
+    },
     /// A page; `more` when another follows.
     Page {
         records: Vec<Entry>,
@@ -80,7 +93,9 @@ pub enum Answer {
 /// A VM and its record.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
-    pub vm: VmName,
+    pub vm: VmId,
+    /// What it was called when the record changed last.
+    pub name: VmName,
     pub record: Record,
 }
 
@@ -224,7 +239,7 @@ mod tests {
             primary: longest.parse().unwrap(),
             backups: vec![backup; ninefold_model::record::MAX_BACKUPS],
         };
-        let records = vec![Entry { vm: longest.parse().unwrap(), record }; PAGE];
+        let records = vec![Entry { vm: VmId::random(u128::MAX), name: longest.parse().unwrap(), record }; PAGE];
         let answer = Response { version: VERSION, id: u64::MAX, answer: Answer::Page { records, more: true } };
         assert!(serde_json::to_vec(&answer).unwrap().len() <= MAX_FRAME);
     }
@@ -232,14 +247,14 @@ mod tests {
     #[test]
     fn the_words_on_the_wire() {
         let request = parse_request(
-            br#"{"version":2,"id":7,"call":{"op":"compare_and_swap","vm":"db","expected":{"term":1,"primary":"a","backups":[]},
+            br#"{"version":3,"id":7,"call":{"op":"compare_and_swap","vm":"3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4","name":"db","expected":{"term":1,"primary":"a","backups":[]},
                 "new":{"term":2,"primary":"a","backups":[{"host":"b","session":1}]}}}"#,
         )
         .unwrap();
         let Call::CompareAndSwap { expected: Some(expected), new, .. } = request.call else { panic!("{request:?}") };
         assert_eq!(expected, Record::boot("a".parse().unwrap()));
         assert_eq!(new, expected.bound(vec![Backup { host: "b".parse().unwrap(), session: Term(1) }]));
-        for version in [1, 3] {
+        for version in [2, 4] {
             let json = format!(r#"{{"version":{version},"whatever":true}}"#);
             let other = parse_request(json.as_bytes()).unwrap_err();
             assert!(matches!(other, BadMessage::Request(v) if v == version), "{other}");
@@ -252,10 +267,12 @@ mod tests {
             b"{}",
             b"[2]",
             br#"{"version":-1}"#,
-            br#"{"version":2,"id":1,"call":{"op":"drop"}}"#,
-            br#"{"version":2,"id":1,"call":{"op":"read","vm":"../x"}}"#,
+            br#"{"version":3,"id":1,"call":{"op":"drop"}}"#,
+            // A name is no id.
+            br#"{"version":3,"id":1,"call":{"op":"read","vm":"db"}}"#,
+            br#"{"version":3,"id":1,"call":{"op":"retire","vm":"3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4","expected":null}}"#,
             // A record without its backups.
-            br#"{"version":2,"id":1,"call":{"op":"compare_and_swap","vm":"db","expected":null,
+            br#"{"version":3,"id":1,"call":{"op":"compare_and_swap","vm":"3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4","name":"db","expected":null,
                 "new":{"term":1,"primary":"a"}}}"#,
         ] {
             let outcome = parse_request(bad);

@@ -1,16 +1,38 @@
 //! What a keeper needs of a witness, whichever keeps the records.
 
-use ninefold_model::{Record, VmName};
+use std::fmt;
+
+use ninefold_model::{Record, Term, VmId, VmName};
+use serde::{Deserialize, Serialize};
 
 /// A linearizable register per VM. One request at a time; every call is bounded in time by the implementation.
 pub trait Witness: Send {
     /// The VM's record, `None` when it has none.
-    fn read(&mut self, vm: &VmName) -> Result<Option<Record>, WitnessError>;
+    ///
+    /// # Errors
+    /// No answer in time, or the witness refuses; [`WitnessError::Retired`] of a VM that was retired.
+    fn read(&mut self, vm: VmId) -> Result<Option<Record>, WitnessError>;
 
     /// Replaces the record if it equals `expected`. `new.term` must be `expected`'s next, or 1 for the first record,
     /// and `new.primary` the calling host. Safe to repeat after [`WitnessError::Unreachable`]: a proposal that the
-    /// register already holds has won.
-    fn compare_and_swap(&mut self, vm: &VmName, expected: Option<&Record>, new: &Record) -> Result<Swap, WitnessError>;
+    /// register already holds has won. `name` is what people call the VM now; it decides nothing.
+    ///
+    /// # Errors
+    /// As for [`Witness::read`].
+    fn compare_and_swap(
+        &mut self,
+        vm: VmId,
+        name: &VmName,
+        expected: Option<&Record>,
+        new: &Record,
+    ) -> Result<Swap, WitnessError>;
+
+    /// Puts a tombstone in the place of the record if it equals `expected`: nobody wins anything for this VM any more. The caller has to be
+    /// the primary that `expected` names, or that primary be alone. Safe to repeat: a VM that is retired already is retired.
+    ///
+    /// # Errors
+    /// As for [`Witness::read`].
+    fn retire(&mut self, vm: VmId, expected: &Record) -> Result<Retirement, WitnessError>;
 }
 
 /// The answer to a compare-and-swap.
@@ -23,6 +45,31 @@ pub enum Swap {
     Lost(Option<Record>),
 }
 
+/// The answer to a retirement.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Retirement {
+    /// By this call, or before.
+    Done(Tombstone),
+    /// The register holds something else than was expected.
+    Lost(Option<Record>),
+}
+
+/// What is left of a VM that was retired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tombstone {
+    /// The term that would have followed its last record's.
+    pub term: Term,
+    /// When that was by the clock of the witness, seconds since 1970. For people.
+    pub at_s: u64,
+}
+
+impl fmt::Display for Tombstone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "it was retired in term {}, {} s after 1970", self.term, self.at_s)
+    }
+}
+
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum WitnessError {
@@ -32,4 +79,7 @@ pub enum WitnessError {
     /// The witness, or this side of the protocol, will not do it; repeating it does not help. Nothing was changed.
     #[error("the witness refuses: {0}")]
     Refused(String),
+    /// The VM has been retired: there is no record of it, and never will be. Nothing was changed.
+    #[error("the witness knows VM {vm} as one that is no more: {tombstone}")]
+    Retired { vm: VmId, tombstone: Tombstone },
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ninefold_model::{HostName, Record, VmName};
+use ninefold_model::{HostName, Record, VmId, VmName};
 use ninefold_transport::{Authority, Identity, Listener, Security, Validity};
 use ninefold_witness::{Limits, Registers, Server};
 use ninefold_witness_client::{Swap, Timeouts, Witness, WitnessClient};
@@ -38,9 +38,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         let new_client = || WitnessClient::new(addr, w.clone(), client.clone(), Timeouts::default());
         let mut warm = new_client();
         swaps(&format!("swap, warm, {name}"), &mut warm, &a)?;
-        let vm: VmName = "db".parse()?;
-        report(&format!("read, warm, {name}"), sample(SWAPS, || Ok(warm.read(&vm).map(drop)?))?);
-        report(&format!("read, new connection, {name}"), sample(200, || Ok(new_client().read(&vm).map(drop)?))?);
+        let vm = VmId::random(0);
+        report(&format!("read, warm, {name}"), sample(SWAPS, || Ok(warm.read(vm).map(drop)?))?);
+        report(&format!("read, new connection, {name}"), sample(200, || Ok(new_client().read(vm).map(drop)?))?);
         stop.stop();
         thread.join().map_err(|_| "the server panicked")??;
     }
@@ -52,8 +52,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         .map(|i| {
             let (registers, a) = (registers.clone(), a.clone());
             std::thread::spawn(move || {
-                let vm: VmName = format!("vm-{i}").parse().map_err(|e: ninefold_model::InvalidName| e.to_string())?;
-                registers.compare_and_swap(a.clone(), vm, None, Record::boot(a)).map_err(|e| e.to_string())
+                let name: VmName = "many".parse().map_err(|e: ninefold_model::InvalidName| e.to_string())?;
+                let boot = Record::boot(a.clone());
+                registers.compare_and_swap(a, VmId::random(i), name, None, boot).map_err(|e| e.to_string())
             })
         })
         .collect();
@@ -65,11 +66,11 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn swaps(name: &str, client: &mut WitnessClient, host: &HostName) -> Result<(), Box<dyn Error>> {
-    let vm: VmName = "db".parse()?;
+    let (vm, label): (_, VmName) = (VmId::random(0), "db".parse()?);
     let mut last: Option<Record> = None;
     let samples = sample(SWAPS, || {
         let new = last.as_ref().map_or_else(|| Record::boot(host.clone()), |r| r.alone(host.clone()));
-        match client.compare_and_swap(&vm, last.as_ref(), &new)? {
+        match client.compare_and_swap(vm, &label, last.as_ref(), &new)? {
             Swap::Won(record) => last = Some(record),
             Swap::Lost(found) => return Err(format!("lost to {found:?}").into()),
         }

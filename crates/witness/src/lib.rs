@@ -2,12 +2,13 @@
 //! messages, too.
 //!
 //! * [`register`]: the rules, pure
-//! * [`registers`]: all registers on disk
+//! * [`registers`]: all registers on disk · [`tombstones`]: what is left of VMs that were retired
 //! * [`server`]: the server; its process is `ninefold-witness`
 
 pub mod register;
 pub mod registers;
 pub mod server;
+pub mod tombstones;
 
 pub use registers::Registers;
 pub use server::{Limits, Server, ServerHandle};

@@ -12,8 +12,17 @@
 //!   otherwise -------------------------------------------> lost, the caller sees current
 //! ```
 //!
-//! Terms only grow and a register is never removed, so a value that was once replaced never comes back: a request that
-//! was delayed in the network can neither win a second time nor undo anything.
+//! Terms only grow, so a value that was once replaced never comes back: a request that was delayed in the network can neither win a
+//! second time nor undo anything. A register is removed only with its VM, for which nobody will ask again:
+//!
+//! ```text
+//!                    retire(expected) by caller
+//!
+//!   there is a tombstone --------------------------------> retired, nothing changes (so is any other call answered)
+//!   current != expected ---------------------------------> lost, the caller sees current
+//!   caller != expected.primary, and backups are bound ---> refused
+//!   otherwise -------------------------------------------> retired, a tombstone takes the record's place
+//! ```
 
 use ninefold_model::record::InvalidRecord;
 use ninefold_model::{HostName, Record, Term};
@@ -41,6 +50,9 @@ pub enum Refusal {
     /// A backup holds a session with the primary it is bound to: a new primary has none yet.
     #[error("{0} begins alone")]
     NotAlone(HostName),
+    /// Somebody may take it over at any moment.
+    #[error("{primary} runs the VM with backups: only {primary} may retire it")]
+    Bound { primary: HostName },
 }
 
 /// Judges a compare-and-swap of a register that holds `current`.
@@ -68,6 +80,20 @@ pub fn judge(
     } else {
         Verdict::Lost
     })
+}
+
+/// Judges a retirement of a VM whose register holds `current`: [`Verdict::Store`] stands for a tombstone.
+///
+/// # Errors
+/// The VM is another's, who has backups.
+pub fn judge_retirement(current: Option<&Record>, expected: &Record, caller: &HostName) -> Result<Verdict, Refusal> {
+    if current != Some(expected) {
+        return Ok(Verdict::Lost);
+    }
+    if expected.primary != *caller && !expected.is_alone() {
+        return Err(Refusal::Bound { primary: expected.primary.clone() });
+    }
+    Ok(Verdict::Store)
 }
 
 #[cfg(test)]
@@ -117,6 +143,20 @@ mod tests {
         assert_eq!(judge(Some(&bound), Some(&bound), &taken, &b), Err(Refusal::NotAlone(b)));
         let last = Record { term: Term(u64::MAX), ..boot };
         assert!(matches!(judge(Some(&last), Some(&last), &last, &a), Err(Refusal::WrongTerm { .. })));
+    }
+
+    #[test]
+    fn a_vm_is_retired_by_who_has_it_or_when_nobody_may_take_it_over() {
+        let (a, b) = (host("a"), host("b"));
+        let boot = Record::boot(a.clone());
+        let bound = boot.bound(vec![backup("b", 1)]);
+        assert_eq!(judge_retirement(Some(&boot), &boot, &a), Ok(Verdict::Store));
+        assert_eq!(judge_retirement(Some(&boot), &boot, &b), Ok(Verdict::Store), "the host that had it may be gone");
+        assert_eq!(judge_retirement(Some(&bound), &bound, &a), Ok(Verdict::Store));
+        assert_eq!(judge_retirement(Some(&bound), &bound, &b), Err(Refusal::Bound { primary: a.clone() }));
+        // Whoever asks has to know what the record is.
+        assert_eq!(judge_retirement(Some(&bound), &boot, &a), Ok(Verdict::Lost));
+        assert_eq!(judge_retirement(None, &boot, &a), Ok(Verdict::Lost));
     }
 
     fn backup(host: &str, session: u64) -> Backup {

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   callers (a thread each)         committer (one thread)
-//!     compare_and_swap ---queue---> take all that wait
+//!     compare_and_swap,
+//!     retire -------------queue---> take all that wait
 //!                                   judge each by the rules
 //!                                   one transaction, one fsync
 //!                                   publish to memory
@@ -20,14 +21,16 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use ninefold_model::name::MAX_NAME;
-use ninefold_model::{HostName, Record, VmName};
-use ninefold_witness_client::Swap;
-use ninefold_witness_client::wire::MAX_FRAME;
+use ninefold_model::{HostName, Record, Term, VmId, VmName};
+use ninefold_witness_client::wire::{Entry, MAX_FRAME};
+use ninefold_witness_client::{Retirement, Swap, Tombstone};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::{Deserialize, Serialize};
 
 use crate::register::{self, Refusal, Verdict};
+use crate::tombstones::Tombstones;
 
 /// Most VMs that one witness keeps.
 pub const MAX_VMS: usize = 100_000;
@@ -35,10 +38,12 @@ pub const MAX_VMS: usize = 100_000;
 pub const FILE: &str = "witness.redb";
 
 /// The format of the file.
-const FORMAT: u64 = 2;
+const FORMAT: u64 = 3;
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
-/// VM name to record, JSON.
-const RECORDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("records");
+/// A VM's id to its name and record, JSON.
+const RECORDS: TableDefinition<'_, &[u8; 16], &[u8]> = TableDefinition::new("records");
+/// The id of a VM that was retired to the tombstone's number, its term, and when it was made, seconds since 1970.
+const TOMBSTONES: TableDefinition<'_, &[u8; 16], (u64, u64, u64)> = TableDefinition::new("tombstones");
 /// Most proposals in one transaction.
 const BATCH: usize = 512;
 
@@ -59,11 +64,13 @@ pub enum OpenError {
     Thread { source: std::io::Error },
 }
 
-/// Why a compare-and-swap has no verdict.
+/// Why a proposal has no verdict.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SwapError {
     #[error(transparent)]
     Refused(#[from] Refusal),
+    #[error("{0}")]
+    Retired(Tombstone),
     #[error("the witness keeps {0} VMs already")]
     Full(usize),
     /// The disk failed: the outcome is unknown until the next start.
@@ -71,15 +78,36 @@ pub enum SwapError {
     Failed,
 }
 
-type Memory = Arc<RwLock<BTreeMap<VmName, Record>>>;
-type Answer = Result<Swap, SwapError>;
+/// A record and what the VM was called when it changed last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Labelled {
+    name: VmName,
+    record: Record,
+}
 
-struct Proposal {
-    caller: HostName,
-    vm: VmName,
-    expected: Option<Record>,
-    new: Record,
-    answer: SyncSender<Answer>,
+/// All that is on disk.
+#[derive(Debug, Default)]
+struct Held {
+    records: BTreeMap<VmId, Labelled>,
+    tombstones: Tombstones,
+}
+
+type Memory = Arc<RwLock<Held>>;
+
+/// Somebody who waits for an answer, and what it is to be about.
+enum Proposal {
+    Swap { caller: HostName, vm: VmId, name: VmName, expected: Option<Record>, new: Record, answer: Answer<Swap> },
+    Retire { caller: HostName, vm: VmId, expected: Record, answer: Answer<Retirement> },
+}
+
+type Answer<T> = SyncSender<Result<T, SwapError>>;
+
+/// What a batch makes of a VM's register.
+#[derive(Clone)]
+enum Change {
+    Record(Labelled),
+    Tombstone { number: u64, tombstone: Tombstone },
 }
 
 /// The registers of all VMs. Share it by `Arc`.
@@ -106,7 +134,10 @@ impl Registers {
             other => OpenError::Database { file: file.clone(), source: Box::new(other.into()) },
         })?;
         let database = |source| OpenError::Database { file: file.clone(), source: Box::new(source) };
-        let bad = |vm: &str, reason: String| OpenError::Record { file: file.clone(), vm: vm.into(), reason };
+        let bad = |id: [u8; 16], reason: String| {
+            let vm = format!("{:032x}", u128::from_be_bytes(id));
+            OpenError::Record { file: file.clone(), vm, reason }
+        };
         let found = prepare(&db).map_err(database)?;
         if found != FORMAT {
             return Err(OpenError::Format { file, found });
@@ -114,15 +145,19 @@ impl Registers {
         // The new file's name must be on disk as well.
         File::open(dir).and_then(|d| d.sync_all()).map_err(directory)?;
 
-        let mut records = BTreeMap::new();
-        for (vm, json) in load(&db).map_err(database)? {
-            let name = vm.parse().map_err(|e: ninefold_model::InvalidName| bad(&vm, e.to_string()))?;
-            let record: Record = serde_json::from_slice(&json).map_err(|e| bad(&vm, e.to_string()))?;
+        let mut held = Held::default();
+        for (id, json) in load_records(&db).map_err(database)? {
+            let vm = VmId::from_bytes(id).map_err(|e| bad(id, e.to_string()))?;
+            let labelled: Labelled = serde_json::from_slice(&json).map_err(|e| bad(id, e.to_string()))?;
             // No proposal that does not hold is stored: something else wrote it.
-            record.check().map_err(|e| bad(&vm, e.to_string()))?;
-            records.insert(name, record);
+            labelled.record.check().map_err(|e| bad(id, e.to_string()))?;
+            held.records.insert(vm, labelled);
         }
-        let memory: Memory = Arc::new(RwLock::new(records));
+        for (id, number, tombstone) in load_tombstones(&db).map_err(database)? {
+            let vm = VmId::from_bytes(id).map_err(|e| bad(id, e.to_string()))?;
+            held.tombstones.add(number, vm, tombstone);
+        }
+        let memory: Memory = Arc::new(RwLock::new(held));
         let (queue, proposals) = sync_channel(BATCH);
         let committer = Committer { db, memory: memory.clone(), max_vms };
         let committer = thread::Builder::new()
@@ -133,23 +168,53 @@ impl Registers {
     }
 
     /// The record of `vm`.
-    pub fn read(&self, vm: &VmName) -> Option<Record> {
-        self.memory.read().unwrap_or_else(PoisonError::into_inner).get(vm).cloned()
+    ///
+    /// # Errors
+    /// The tombstone of a VM that was retired.
+    pub fn read(&self, vm: VmId) -> Result<Option<Record>, Tombstone> {
+        let held = self.memory.read().unwrap_or_else(PoisonError::into_inner);
+        match held.tombstones.get(vm) {
+            Some(tombstone) => Err(tombstone),
+            None => Ok(held.records.get(&vm).map(|labelled| labelled.record.clone())),
+        }
     }
 
-    /// Up to `limit` records by name, those after `after`.
-    pub fn list(&self, after: Option<&VmName>, limit: usize) -> Vec<(VmName, Record)> {
-        let records = self.memory.read().unwrap_or_else(PoisonError::into_inner);
+    /// Up to `limit` records by id, those after `after`.
+    pub fn list(&self, after: Option<VmId>, limit: usize) -> Vec<Entry> {
+        let held = self.memory.read().unwrap_or_else(PoisonError::into_inner);
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let range = records.range::<VmName, _>((from, Bound::Unbounded));
-        range.take(limit).map(|(vm, record)| (vm.clone(), record.clone())).collect()
+        let range = held.records.range((from, Bound::Unbounded)).take(limit);
+        range.map(|(&vm, Labelled { name, record })| Entry { vm, name: name.clone(), record: record.clone() }).collect()
     }
 
-    /// Judges the proposal of host `caller` by the rules of [`register`]; what is won is on disk when this returns.
-    pub fn compare_and_swap(&self, caller: HostName, vm: VmName, expected: Option<Record>, new: Record) -> Answer {
+    /// Judges the proposal of host `caller` by the rules of [`register`]; what is won is on disk when this returns. `name` is what the VM
+    /// is called now.
+    ///
+    /// # Errors
+    /// It is refused, or the store has failed.
+    pub fn compare_and_swap(
+        &self,
+        caller: HostName,
+        vm: VmId,
+        name: VmName,
+        expected: Option<Record>,
+        new: Record,
+    ) -> Result<Swap, SwapError> {
+        self.propose(|answer| Proposal::Swap { caller, vm, name, expected, new, answer })
+    }
+
+    /// Puts a tombstone in the place of the record of `vm`, by the rules of [`register`]; it is on disk when this returns.
+    ///
+    /// # Errors
+    /// As for [`Registers::compare_and_swap`].
+    pub fn retire(&self, caller: HostName, vm: VmId, expected: Record) -> Result<Retirement, SwapError> {
+        self.propose(|answer| Proposal::Retire { caller, vm, expected, answer })
+    }
+
+    fn propose<T>(&self, proposal: impl FnOnce(Answer<T>) -> Proposal) -> Result<T, SwapError> {
         let (answer, verdict) = sync_channel(1);
         let queue = self.queue.as_ref().ok_or(SwapError::Failed)?;
-        queue.send(Proposal { caller, vm, expected, new, answer }).map_err(|_| SwapError::Failed)?;
+        queue.send(proposal(answer)).map_err(|_| SwapError::Failed)?;
         verdict.recv().unwrap_or(Err(SwapError::Failed))
     }
 }
@@ -182,50 +247,143 @@ impl Committer {
     }
 
     fn commit(&self, batch: Vec<Proposal>) -> Result<(), redb::Error> {
-        let mut changed: HashMap<VmName, Record> = HashMap::new();
-        let mut answers = Vec::with_capacity(batch.len());
-        {
-            let records = self.memory.read().unwrap_or_else(PoisonError::into_inner);
-            let mut count = records.len();
-            for Proposal { caller, vm, expected, new, answer } in batch {
-                let current = changed.get(&vm).or_else(|| records.get(&vm));
-                let verdict = match register::judge(current, expected.as_ref(), &new, &caller) {
-                    Err(refusal) => Err(refusal.into()),
-                    Ok(Verdict::Lost) => Ok(Swap::Lost(current.cloned())),
-                    Ok(Verdict::Held) => Ok(Swap::Won(new)),
-                    Ok(Verdict::Store) if current.is_none() && count >= self.max_vms => Err(SwapError::Full(count)),
-                    Ok(Verdict::Store) => {
-                        count += usize::from(current.is_none());
-                        changed.insert(vm, new.clone());
-                        Ok(Swap::Won(new))
+        let (answers, changed, forgotten) = {
+            let held = self.memory.read().unwrap_or_else(PoisonError::into_inner);
+            let mut judged = Batch::new(&held, self.max_vms);
+            let answers: Vec<_> = batch.into_iter().map(|proposal| judged.judge(proposal)).collect();
+            let forgotten: Vec<VmId> = held.tombstones.in_the_way(judged.retired).collect();
+            (answers, judged.changed, forgotten)
+        };
+        if !changed.is_empty() {
+            self.store(&changed, &forgotten)?;
+            let mut held = self.memory.write().unwrap_or_else(PoisonError::into_inner);
+            forgotten.iter().for_each(|&vm| held.tombstones.remove(vm));
+            for (vm, change) in changed {
+                match change {
+                    Change::Record(labelled) => drop(held.records.insert(vm, labelled)),
+                    Change::Tombstone { number, tombstone } => {
+                        held.records.remove(&vm);
+                        held.tombstones.add(number, vm, tombstone);
                     }
-                };
-                answers.push((answer, verdict));
+                }
             }
         }
-        if !changed.is_empty() {
-            self.store(&changed)?;
-            self.memory.write().unwrap_or_else(PoisonError::into_inner).extend(changed);
-        }
-        for (answer, verdict) in answers {
-            // A caller that is gone needs no answer.
-            let _ = answer.send(verdict);
+        for answer in answers {
+            answer();
         }
         Ok(())
     }
 
-    fn store(&self, changed: &HashMap<VmName, Record>) -> Result<(), redb::Error> {
+    fn store(&self, changed: &HashMap<VmId, Change>, forgotten: &[VmId]) -> Result<(), redb::Error> {
         let mut transaction = self.db.begin_write()?;
         transaction.set_durability(Durability::Immediate)?;
         {
-            let mut table = transaction.open_table(RECORDS)?;
-            for (vm, record) in changed {
-                let json = serde_json::to_vec(record).map_err(std::io::Error::from)?;
-                table.insert(vm.as_str(), json.as_slice())?;
+            let mut records = transaction.open_table(RECORDS)?;
+            let mut tombstones = transaction.open_table(TOMBSTONES)?;
+            for vm in forgotten {
+                tombstones.remove(&vm.to_bytes())?;
+            }
+            for (vm, change) in changed {
+                let id = vm.to_bytes();
+                match change {
+                    Change::Record(labelled) => {
+                        let json = serde_json::to_vec(labelled).map_err(std::io::Error::from)?;
+                        records.insert(&id, json.as_slice())?;
+                    }
+                    Change::Tombstone { number, tombstone } => {
+                        records.remove(&id)?;
+                        tombstones.insert(&id, (*number, tombstone.term.0, tombstone.at_s))?;
+                    }
+                }
             }
         }
         transaction.commit()?;
         Ok(())
+    }
+}
+
+/// Proposals that are judged together, each as if those before it were on disk.
+struct Batch<'a> {
+    held: &'a Held,
+    changed: HashMap<VmId, Change>,
+    records: usize,
+    max_vms: usize,
+    number: u64,
+    retired: usize,
+}
+
+impl<'a> Batch<'a> {
+    fn new(held: &'a Held, max_vms: usize) -> Self {
+        let (records, number) = (held.records.len(), held.tombstones.next_number());
+        Self { held, changed: HashMap::new(), records, max_vms, number, retired: 0 }
+    }
+
+    /// What to call when the batch is on disk: it answers.
+    fn judge(&mut self, proposal: Proposal) -> Box<dyn FnOnce()> {
+        // A caller that is gone needs no answer.
+        match proposal {
+            Proposal::Swap { caller, vm, name, expected, new, answer } => {
+                let verdict = self.swap(&caller, vm, name, expected.as_ref(), new);
+                Box::new(move || drop(answer.send(verdict)))
+            }
+            Proposal::Retire { caller, vm, expected, answer } => {
+                let verdict = self.retire(&caller, vm, &expected);
+                Box::new(move || drop(answer.send(verdict)))
+            }
+        }
+    }
+
+    /// The record of a VM that was not retired.
+    fn current(&self, vm: VmId) -> Result<Option<Record>, Tombstone> {
+        match self.changed.get(&vm) {
+            Some(Change::Record(labelled)) => Ok(Some(labelled.record.clone())),
+            Some(Change::Tombstone { tombstone, .. }) => Err(*tombstone),
+            None => match self.held.tombstones.get(vm) {
+                Some(tombstone) => Err(tombstone),
+                None => Ok(self.held.records.get(&vm).map(|labelled| labelled.record.clone())),
+            },
+        }
+    }
+
+    fn swap(
+        &mut self,
+        caller: &HostName,
+        vm: VmId,
+        name: VmName,
+        expected: Option<&Record>,
+        new: Record,
+    ) -> Result<Swap, SwapError> {
+        let current = self.current(vm).map_err(SwapError::Retired)?;
+        Ok(match register::judge(current.as_ref(), expected, &new, caller)? {
+            Verdict::Lost => Swap::Lost(current),
+            Verdict::Held => Swap::Won(new),
+            Verdict::Store if current.is_none() && self.records >= self.max_vms => {
+                return Err(SwapError::Full(self.records));
+            }
+            Verdict::Store => {
+                self.records += usize::from(current.is_none());
+                self.changed.insert(vm, Change::Record(Labelled { name, record: new.clone() }));
+                Swap::Won(new)
+            }
+        })
+    }
+
+    fn retire(&mut self, caller: &HostName, vm: VmId, expected: &Record) -> Result<Retirement, SwapError> {
+        let current = match self.current(vm) {
+            Ok(current) => current,
+            Err(tombstone) => return Ok(Retirement::Done(tombstone)),
+        };
+        Ok(match register::judge_retirement(current.as_ref(), expected, caller)? {
+            Verdict::Lost | Verdict::Held => Retirement::Lost(current),
+            Verdict::Store => {
+                let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                let tombstone = Tombstone { term: expected.term.next(), at_s: since.as_secs() };
+                let number = self.number;
+                (self.number, self.retired, self.records) = (number + 1, self.retired + 1, self.records - 1);
+                self.changed.insert(vm, Change::Tombstone { number, tombstone });
+                Retirement::Done(tombstone)
+            }
+        })
     }
 }
 
@@ -238,24 +396,41 @@ fn prepare(db: &Database) -> Result<u64, redb::Error> {
         if found.is_none() {
             meta.insert("format", FORMAT)?;
         }
-        transaction.open_table(RECORDS)?;
-        found.unwrap_or(FORMAT)
+        let found = found.unwrap_or(FORMAT);
+        // The tables of another format may have other keys.
+        if found == FORMAT {
+            transaction.open_table(RECORDS)?;
+            transaction.open_table(TOMBSTONES)?;
+        }
+        found
     };
     transaction.commit()?;
     Ok(found)
 }
 
 /// All records as they are stored, each cut off where it is longer than any can be.
-fn load(db: &Database) -> Result<Vec<(String, Vec<u8>)>, redb::Error> {
+fn load_records(db: &Database) -> Result<Vec<([u8; 16], Vec<u8>)>, redb::Error> {
     let transaction = db.begin_read()?;
     let table = transaction.open_table(RECORDS)?;
     let mut records = Vec::new();
     for entry in table.iter()? {
-        let (vm, json) = entry?;
-        let (vm, json) = (vm.value(), json.value());
-        // Neither is a name then, nor JSON.
-        let vm: String = vm.chars().take(MAX_NAME + 1).collect();
-        records.push((vm, json[..json.len().min(MAX_FRAME)].to_vec()));
+        let (id, json) = entry?;
+        let json = json.value();
+        // It is no JSON then.
+        records.push((*id.value(), json[..json.len().min(MAX_FRAME)].to_vec()));
     }
     Ok(records)
+}
+
+/// All tombstones with their numbers.
+fn load_tombstones(db: &Database) -> Result<Vec<([u8; 16], u64, Tombstone)>, redb::Error> {
+    let transaction = db.begin_read()?;
+    let table = transaction.open_table(TOMBSTONES)?;
+    let mut tombstones = Vec::new();
+    for entry in table.iter()? {
+        let (id, value) = entry?;
+        let (number, term, at_s) = value.value();
+        tombstones.push((*id.value(), number, Tombstone { term: Term(term), at_s }));
+    }
+    Ok(tombstones)
 }

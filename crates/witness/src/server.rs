@@ -16,10 +16,10 @@ use std::time::Duration;
 use ninefold_listen::{Bounds, Place, Register, Standing};
 use ninefold_model::HostName;
 use ninefold_transport::{Incoming, Link, LinkHandle, Listener, ListenerHandle};
-use ninefold_witness_client::Swap;
 use ninefold_witness_client::wire::{
-    Answer, Call, Entry, FrameError, FrameReader, FrameWriter, PAGE, Request, Response, VERSION, parse_request,
+    Answer, Call, FrameError, FrameReader, FrameWriter, PAGE, Request, Response, VERSION, parse_request,
 };
+use ninefold_witness_client::{Retirement, Swap};
 
 use crate::registers::{Registers, SwapError};
 
@@ -189,20 +189,36 @@ fn serve(shared: &Shared, link: Link, place: &Place<HostName, LinkHandle>) -> Re
 fn answer(shared: &Shared, peer: &HostName, call: Call) -> Option<Answer> {
     Some(match call {
         Call::Ping => Answer::Pong,
-        Call::Read { vm } => Answer::Value { record: shared.registers.read(&vm) },
-        Call::CompareAndSwap { vm, expected, new } => {
-            match shared.registers.compare_and_swap(peer.clone(), vm, expected, new) {
+        Call::Read { vm } => match shared.registers.read(vm) {
+            Ok(record) => Answer::Value { record },
+            Err(tombstone) => Answer::Retired { tombstone },
+        },
+        Call::CompareAndSwap { vm, name, expected, new } => {
+            match shared.registers.compare_and_swap(peer.clone(), vm, name, expected, new) {
                 Ok(Swap::Won(record)) => Answer::Won { record },
                 Ok(Swap::Lost(record)) => Answer::Lost { record },
-                Err(SwapError::Failed) => return None,
-                Err(refused) => Answer::Refused { reason: refused.to_string() },
+                Err(error) => return without_verdict(&error),
             }
         }
+        Call::Retire { vm, expected } => match shared.registers.retire(peer.clone(), vm, expected) {
+            Ok(Retirement::Done(tombstone)) => Answer::Retired { tombstone },
+            Ok(Retirement::Lost(record)) => Answer::Lost { record },
+            Err(error) => return without_verdict(&error),
+        },
         Call::List { after } => {
-            let mut records = shared.registers.list(after.as_ref(), PAGE + 1);
+            let mut records = shared.registers.list(after, PAGE + 1);
             let more = records.len() > PAGE;
             records.truncate(PAGE);
-            Answer::Page { records: records.into_iter().map(|(vm, record)| Entry { vm, record }).collect(), more }
+            Answer::Page { records, more }
         }
     })
+}
+
+/// The answer to a proposal that was not judged; `None` when the store has failed.
+fn without_verdict(error: &SwapError) -> Option<Answer> {
+    match error {
+        SwapError::Failed => None,
+        SwapError::Retired(tombstone) => Some(Answer::Retired { tombstone: *tombstone }),
+        SwapError::Refused(_) | SwapError::Full(_) => Some(Answer::Refused { reason: error.to_string() }),
+    }
 }

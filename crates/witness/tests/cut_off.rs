@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use ninefold_model::Record;
 use ninefold_witness::Limits;
 use ninefold_witness_client::Witness;
-use support::{PATIENT, Place, any_port, host, vm};
+use support::{PATIENT, Place, any_port, host, label, vm};
 
 static ANY: libc::c_int = 0;
 
@@ -117,7 +117,7 @@ fn what_was_sent_into_a_cut_is_asked_on_a_new_connection() {
         way.cut();
         let begun = Instant::now();
         let boot = Record::boot(host("a"));
-        a.compare_and_swap(&vm("db"), None, &boot).unwrap();
+        a.compare_and_swap(vm("db"), &label(), None, &boot).unwrap();
         // The connection that was kept has half of the time if it is not seen to be cut off.
         assert!(begun.elapsed() < PATIENT.request / 4, "{:?}", begun.elapsed());
         // More, where this machine is so busy that even its kernel acknowledges late.
@@ -133,7 +133,7 @@ fn a_witness_that_is_slow_is_waited_for() {
     let mut a = place.client("a", way.addr);
     a.ping().unwrap();
     way.late.store(300, Ordering::SeqCst);
-    a.compare_and_swap(&vm("db"), None, &Record::boot(host("a"))).unwrap();
+    a.compare_and_swap(vm("db"), &label(), None, &Record::boot(host("a"))).unwrap();
     // Its answer is late for each that asks: whoever did not wait for it would have asked five times by then. A busy machine may acknowledge
     // late once.
     assert!(way.connections() <= 2, "{}", way.connections());
@@ -157,7 +157,7 @@ fn a_witness_that_is_far_away_is_waited_for() {
         thread::sleep(Duration::from_millis(100));
         mends.mend();
     });
-    a.compare_and_swap(&vm("db"), None, &Record::boot(host("a"))).unwrap();
+    a.compare_and_swap(vm("db"), &label(), None, &Record::boot(host("a"))).unwrap();
     assert_eq!(way.connections(), before);
     mended.join().unwrap();
 }

@@ -12,7 +12,7 @@ use ninefold_model::Record;
 use ninefold_transport::Validity;
 use ninefold_transport::authority::Which;
 use ninefold_witness_client::{Swap, Timeouts, Witness, WitnessClient, WitnessError};
-use support::{Place, any_port, host, vm};
+use support::{Place, any_port, host, label, vm};
 
 /// Swaps go on while the process is killed and restarted again and again; every acknowledged one must be there.
 #[test]
@@ -32,11 +32,11 @@ fn every_acknowledged_swap_survives_kill_9() {
                 let mut client = WitnessClient::new(addr, host("w"), place.security(name), quick);
                 std::thread::spawn(move || {
                     let register = vm(&format!("vm-{name}"));
-                    let mut last = client.read(&register).unwrap();
+                    let mut last = client.read(register).unwrap();
                     let mut extra = 0;
                     loop {
                         let new = last.as_ref().map_or_else(|| Record::boot(host(name)), |r| r.alone(host(name)));
-                        match client.compare_and_swap(&register, last.as_ref(), &new) {
+                        match client.compare_and_swap(register, &label(), last.as_ref(), &new) {
                             Ok(Swap::Won(record)) => last = Some(record),
                             Ok(Swap::Lost(found)) => panic!("lost to {found:?}"),
                             Err(WitnessError::Unreachable { .. }) => return (register, last, new),
@@ -44,7 +44,7 @@ fn every_acknowledged_swap_survives_kill_9() {
                         }
                         let fresh = vm(&format!("new-{name}-{round}-{extra}"));
                         let boot = Record::boot(host(name));
-                        match client.compare_and_swap(&fresh, None, &boot) {
+                        match client.compare_and_swap(fresh, &label(), None, &boot) {
                             Ok(Swap::Won(_)) => acknowledged.send(fresh).unwrap(),
                             Ok(Swap::Lost(found)) => panic!("lost to {found:?}"),
                             Err(_) => return (register, last, new),
@@ -64,13 +64,13 @@ fn every_acknowledged_swap_survives_kill_9() {
         process = place.spawn(addr);
         let mut reader = place.client("a", addr);
         for (register, acknowledged, in_flight) in outcomes {
-            let found = reader.read(&register).unwrap();
+            let found = reader.read(register).unwrap();
             assert!(
                 found == acknowledged || found.as_ref() == Some(&in_flight),
                 "{register}: acknowledged {acknowledged:?}, in flight {in_flight:?}, found {found:?}"
             );
         }
-        let listed: std::collections::HashSet<_> = reader.list().unwrap().into_iter().map(|(vm, _)| vm).collect();
+        let listed: std::collections::HashSet<_> = reader.list().unwrap().into_iter().map(|entry| entry.vm).collect();
         for vm in there {
             assert!(listed.contains(&vm), "{vm} was acknowledged and is gone");
         }
@@ -138,13 +138,13 @@ fn a_witness_that_stands_still_is_unreachable_in_time() {
     signal("-STOP");
     let start = Instant::now();
     let boot = Record::boot(host("a"));
-    let verdict = client.compare_and_swap(&vm("db"), None, &boot);
+    let verdict = client.compare_and_swap(vm("db"), &label(), None, &boot);
     assert!(matches!(verdict, Err(WitnessError::Unreachable { .. })), "{verdict:?}");
     assert!(start.elapsed() < Duration::from_secs(30));
     signal("-CONT");
     // Whether the first attempt was carried out or not, repeating it wins.
     let mut client = place.client("a", process.addr);
-    assert_eq!(client.compare_and_swap(&vm("db"), None, &boot).unwrap(), Swap::Won(boot));
+    assert_eq!(client.compare_and_swap(vm("db"), &label(), None, &boot).unwrap(), Swap::Won(boot));
 }
 
 #[test]

@@ -10,14 +10,14 @@ use ninefold_model::{Backup, Record, Term};
 use ninefold_transport::{Security, connect};
 use ninefold_witness::registers::{FILE, OpenError};
 use ninefold_witness::{Limits, Registers};
-use ninefold_witness_client::wire::{Answer, MAX_FRAME, Response};
+use ninefold_witness_client::wire::{Answer, Entry, MAX_FRAME, Response};
 use ninefold_witness_client::{Swap, Witness, WitnessClient, WitnessError};
-use support::{PATIENT, Place, any_port, host, vm};
+use support::{PATIENT, Place, any_port, host, label, vm};
 
 fn booted(place: &Place, addr: std::net::SocketAddr) -> (WitnessClient, Record) {
     let mut a = place.client("a", addr);
     let boot = Record::boot(host("a"));
-    assert_eq!(a.compare_and_swap(&vm("db"), None, &boot).unwrap(), Swap::Won(boot.clone()));
+    assert_eq!(a.compare_and_swap(vm("db"), &label(), None, &boot).unwrap(), Swap::Won(boot.clone()));
     (a, boot)
 }
 
@@ -32,19 +32,19 @@ fn a_failover_as_the_witness_sees_it() {
     let server = place.serve(any_port(), Limits::default());
     let (mut a, boot) = booted(&place, server.addr);
     let mut b = place.client("b", server.addr);
-    assert_eq!(b.read(&vm("other")).unwrap(), None);
+    assert_eq!(b.read(vm("other")).unwrap(), None);
 
     let bound = boot.bound(vec![first("b")]);
-    assert_eq!(a.compare_and_swap(&vm("db"), Some(&boot), &bound).unwrap(), Swap::Won(bound.clone()));
-    assert_eq!(b.read(&vm("db")).unwrap(), Some(bound.clone()));
+    assert_eq!(a.compare_and_swap(vm("db"), &label(), Some(&boot), &bound).unwrap(), Swap::Won(bound.clone()));
+    assert_eq!(b.read(vm("db")).unwrap(), Some(bound.clone()));
 
     // Both want it: the backup is first.
     let (taken, alone) = (bound.alone(host("b")), bound.alone(host("a")));
-    assert_eq!(b.compare_and_swap(&vm("db"), Some(&bound), &taken).unwrap(), Swap::Won(taken.clone()));
-    assert_eq!(a.compare_and_swap(&vm("db"), Some(&bound), &alone).unwrap(), Swap::Lost(Some(taken.clone())));
+    assert_eq!(b.compare_and_swap(vm("db"), &label(), Some(&bound), &taken).unwrap(), Swap::Won(taken.clone()));
+    assert_eq!(a.compare_and_swap(vm("db"), &label(), Some(&bound), &alone).unwrap(), Swap::Lost(Some(taken.clone())));
     // The reply was lost, the proposal comes again.
-    assert_eq!(b.compare_and_swap(&vm("db"), Some(&bound), &taken).unwrap(), Swap::Won(taken.clone()));
-    assert_eq!(a.list().unwrap(), [(vm("db"), taken)]);
+    assert_eq!(b.compare_and_swap(vm("db"), &label(), Some(&bound), &taken).unwrap(), Swap::Won(taken.clone()));
+    assert_eq!(a.list().unwrap(), [Entry { vm: vm("db"), name: label(), record: taken }]);
 }
 
 #[test]
@@ -52,13 +52,13 @@ fn nobody_proposes_for_another_host() {
     let place = Place::new();
     let server = place.serve(any_port(), Limits::default());
     let mut b = place.client("b", server.addr);
-    let verdict = b.compare_and_swap(&vm("db"), None, &Record::boot(host("a")));
+    let verdict = b.compare_and_swap(vm("db"), &label(), None, &Record::boot(host("a")));
     let Err(WitnessError::Refused(reason)) = verdict else { panic!("{verdict:?}") };
     assert!(reason.contains("host b may not propose a"), "{reason}");
     // The connection is still good.
-    assert_eq!(b.read(&vm("db")).unwrap(), None);
+    assert_eq!(b.read(vm("db")).unwrap(), None);
     let skipped = Record { term: Term(2), ..Record::boot(host("b")) };
-    assert!(matches!(b.compare_and_swap(&vm("db"), None, &skipped), Err(WitnessError::Refused(_))));
+    assert!(matches!(b.compare_and_swap(vm("db"), &label(), None, &skipped), Err(WitnessError::Refused(_))));
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn racing_hosts_win_each_term_once() {
             let (mut won, mut last) = (Vec::new(), None::<Record>);
             while last.as_ref().is_none_or(|r| r.term.0 < WINS as u64) {
                 let new = last.as_ref().map_or_else(|| Record::boot(host(name)), |r| r.alone(host(name)));
-                last = match client.compare_and_swap(&vm("db"), last.as_ref(), &new).unwrap() {
+                last = match client.compare_and_swap(vm("db"), &label(), last.as_ref(), &new).unwrap() {
                     Swap::Won(record) => {
                         won.push(record.term.0);
                         Some(record)
@@ -85,7 +85,7 @@ fn racing_hosts_win_each_term_once() {
     });
     let mut terms: Vec<u64> = racing.into_iter().flat_map(|t| t.join().unwrap()).collect();
     terms.sort_unstable();
-    let last = place.client("a", server.addr).read(&vm("db")).unwrap().unwrap();
+    let last = place.client("a", server.addr).read(vm("db")).unwrap().unwrap();
     assert_eq!(terms, (1..=last.term.0).collect::<Vec<_>>());
 }
 
@@ -96,37 +96,37 @@ fn a_kept_connection_that_died_is_replaced() {
     let addr = server.addr;
     let (mut a, boot) = booted(&place, addr);
     drop(server);
-    let down = a.compare_and_swap(&vm("db"), Some(&boot), &boot.bound(vec![first("b")]));
+    let down = a.compare_and_swap(vm("db"), &label(), Some(&boot), &boot.bound(vec![first("b")]));
     assert!(matches!(down, Err(WitnessError::Unreachable { .. })), "{down:?}");
     let server = place.serve(addr, Limits::default());
-    assert_eq!(a.read(&vm("db")).unwrap(), Some(boot.clone()));
+    assert_eq!(a.read(vm("db")).unwrap(), Some(boot.clone()));
     drop(server);
     // It went and came back between two calls: the second does not notice.
     let _server = place.serve(addr, Limits::default());
     let bound = boot.bound(vec![first("b")]);
-    assert_eq!(a.compare_and_swap(&vm("db"), Some(&boot), &bound).unwrap(), Swap::Won(bound));
+    assert_eq!(a.compare_and_swap(vm("db"), &label(), Some(&boot), &bound).unwrap(), Swap::Won(bound));
 }
 
 #[test]
 fn long_lists_come_in_pages() {
     let place = Place::new();
     let registers = Registers::open(place.data()).unwrap();
-    let mut names: Vec<_> = (0..450).map(|i| vm(&format!("vm-{i}"))).collect();
+    let mut ids: Vec<_> = (0..450).map(|i| vm(&format!("vm-{i}"))).collect();
     std::thread::scope(|s| {
-        for part in names.chunks(10) {
+        for part in ids.chunks(10) {
             let registers = &registers;
             s.spawn(move || {
-                for name in part {
+                for id in part {
                     let boot = Record::boot(host("a"));
-                    registers.compare_and_swap(host("a"), name.clone(), None, boot).unwrap();
+                    registers.compare_and_swap(host("a"), *id, label(), None, boot).unwrap();
                 }
             });
         }
     });
     let server = place.serve_registers(any_port(), Limits::default(), registers);
-    names.sort();
+    ids.sort();
     let listed = place.client("b", server.addr).list().unwrap();
-    assert_eq!(listed.into_iter().map(|(name, _)| name).collect::<Vec<_>>(), names);
+    assert_eq!(listed.into_iter().map(|entry| entry.vm).collect::<Vec<_>>(), ids);
 }
 
 #[test]
@@ -137,12 +137,15 @@ fn the_number_of_vms_is_bounded() {
     let mut a = place.client("a", server.addr);
     let boot = Record::boot(host("a"));
     for name in ["one", "two"] {
-        assert!(matches!(a.compare_and_swap(&vm(name), None, &boot), Ok(Swap::Won(_))));
+        assert!(matches!(a.compare_and_swap(vm(name), &label(), None, &boot), Ok(Swap::Won(_))));
     }
-    assert!(matches!(a.compare_and_swap(&vm("three"), None, &boot), Err(WitnessError::Refused(_))));
+    assert!(matches!(a.compare_and_swap(vm("three"), &label(), None, &boot), Err(WitnessError::Refused(_))));
     // Those that are there go on.
-    assert!(matches!(a.compare_and_swap(&vm("two"), Some(&boot), &boot.bound(vec![first("b")])), Ok(Swap::Won(_))));
-    assert!(matches!(a.compare_and_swap(&vm("one"), None, &boot), Ok(Swap::Won(_))));
+    assert!(matches!(
+        a.compare_and_swap(vm("two"), &label(), Some(&boot), &boot.bound(vec![first("b")])),
+        Ok(Swap::Won(_))
+    ));
+    assert!(matches!(a.compare_and_swap(vm("one"), &label(), None, &boot), Ok(Swap::Won(_))));
 }
 
 /// Sends bytes over a good link; answers what comes back until the server closes.
@@ -167,8 +170,8 @@ fn bad_frames_are_refused_with_a_reason_and_harm_nobody() {
         (frame(b""), "not a message"),
         (frame(b"\xff\xfe\x00"), "not a message"),
         (frame(br#"{"version":9,"id":1,"call":{"op":"ping"}}"#), "version 9"),
-        (frame(br#"{"version":1,"id":1,"call":{"op":"ping"}}"#), "version 1; this witness speaks 2"),
-        (frame(br#"{"version":2,"id":1,"call":{"op":"read","vm":"A/../B"}}"#), "not a message"),
+        (frame(br#"{"version":1,"id":1,"call":{"op":"ping"}}"#), "version 1; this witness speaks 3"),
+        (frame(br#"{"version":3,"id":1,"call":{"op":"read","vm":"A/../B"}}"#), "not a message"),
         (frame("[".repeat(60_000).as_bytes()), "not a message"),
         (((MAX_FRAME + 1) as u32).to_be_bytes().to_vec(), "the limit is 65536"),
     ];
@@ -181,19 +184,24 @@ fn bad_frames_are_refused_with_a_reason_and_harm_nobody() {
     }
     // A frame that never ends.
     assert!(say(&place, server.addr, &[0, 0, 1, 0, b'{']).is_empty());
-    assert_eq!(a.read(&vm("db")).unwrap(), Some(boot));
+    assert_eq!(a.read(vm("db")).unwrap(), Some(boot));
 }
 
 /// A file of another format is left as it is, whatever its records look like.
 #[test]
 fn a_file_of_another_format_is_refused() {
-    for format in [1_u64, 3] {
+    for format in [2_u64, 4] {
         let place = Place::new();
         drop(Registers::open(place.data()).unwrap());
         let db = redb::Database::open(place.data().join(FILE)).unwrap();
         let transaction = db.begin_write().unwrap();
         let meta = redb::TableDefinition::<&str, u64>::new("meta");
         transaction.open_table(meta).unwrap().insert("format", format).unwrap();
+        // Another format may have other keys.
+        let records = redb::TableDefinition::<&[u8; 16], &[u8]>::new("records");
+        assert!(transaction.delete_table(records).unwrap());
+        let records = redb::TableDefinition::<&str, &[u8]>::new("records");
+        transaction.open_table(records).unwrap().insert("db", &b"{}"[..]).unwrap();
         transaction.commit().unwrap();
         drop(db);
         for _ in 0..2 {
@@ -207,22 +215,27 @@ fn a_file_of_another_format_is_refused() {
 #[test]
 fn a_file_with_impossible_records_is_refused() {
     let long = format!("{{\"term\":7,\"primary\":\"a\",\"backups\":[]{}}}", " ".repeat(1 << 20));
-    for bad in [
-        r#"{"term":7,"primary":"a","backups":[{"host":"a","session":1}]}"#,
-        r#"{"term":7,"primary":"a","backups":[{"host":"b","session":7}]}"#,
-        r#"{"term":7,"primary":"a","backups":[{"host":"b","session":1},{"host":"b","session":2}]}"#,
-        &long,
+    let (db, other) = (vm("db").to_bytes(), [7; 16]);
+    for (id, bad) in [
+        (db, r#"{"term":7,"primary":"a","backups":[{"host":"a","session":1}]}"#),
+        (db, r#"{"term":7,"primary":"a","backups":[{"host":"b","session":7}]}"#),
+        (db, r#"{"term":7,"primary":"a","backups":[{"host":"b","session":1},{"host":"b","session":2}]}"#),
+        (db, &long),
+        // No random number is this one.
+        (other, r#"{"term":7,"primary":"a","backups":[]}"#),
     ] {
         let place = Place::new();
         drop(Registers::open(place.data()).unwrap());
-        let db = redb::Database::open(place.data().join(FILE)).unwrap();
-        let transaction = db.begin_write().unwrap();
-        let table = redb::TableDefinition::<&str, &[u8]>::new("records");
-        transaction.open_table(table).unwrap().insert("db", bad.as_bytes()).unwrap();
+        let file = redb::Database::open(place.data().join(FILE)).unwrap();
+        let transaction = file.begin_write().unwrap();
+        let table = redb::TableDefinition::<&[u8; 16], &[u8]>::new("records");
+        let labelled = format!(r#"{{"name":"db","record":{bad}}}"#);
+        transaction.open_table(table).unwrap().insert(&id, labelled.as_bytes()).unwrap();
         transaction.commit().unwrap();
-        drop(db);
+        drop(file);
         let opened = Registers::open(place.data()).map(drop);
-        assert!(matches!(&opened, Err(OpenError::Record { vm, .. }) if vm == "db"), "{opened:?}");
+        let name = format!("{:032x}", u128::from_be_bytes(id));
+        assert!(matches!(&opened, Err(OpenError::Record { vm, .. }) if *vm == name), "{opened:?}");
     }
 }
 

@@ -11,8 +11,8 @@ use ninefold_lab::boot::KEEPER_PORT;
 use ninefold_lab::netns::io_in_netns;
 use ninefold_lab::{Lab, LabSecurity};
 use ninefold_model::event::EventKind;
-use ninefold_model::spec::Accel;
-use ninefold_model::{HostName, Term};
+use ninefold_model::spec::{Accel, VmSpec};
+use ninefold_model::{HostName, Term, VmId};
 use ninefold_replica::stream::{BlockInfo, Hello, Layout, Preamble, Record, write_record};
 use ninefold_transport::{Authority, Identity, Link, Security, Validity, connect};
 use support::proxy::Harm;
@@ -49,16 +49,15 @@ fn say(lab: &Lab, to: &str, identity_of: &str, bytes: &[u8]) {
     let _ = reader.read_to_end(&mut Vec::new());
 }
 
-fn opening(s: &Scenario, from: &str, session: u64, term: u64, vm: &str) -> Vec<u8> {
+fn opening(s: &Scenario, from: &str, session: u64, term: u64, vm: VmId) -> Vec<u8> {
     let layout = Layout::new(vec![BlockInfo { name: "pc.ram".into(), used: 4096, total: 4096 }]).unwrap();
     let config = std::fs::read(s.lab.run_dir("a").join("keeper.json")).unwrap();
     let config: ninefold_keeper::config::KeeperConfig = serde_json::from_slice(&config).unwrap();
     let hello = Hello {
         session,
-        vm: vm.parse().unwrap(),
         from: host(from),
         term: Term(term),
-        spec: config.vm,
+        spec: VmSpec { id: vm, ..config.vm },
         epoch_policy: config.epochs,
         qemu: "10.0.2".into(),
         machine: "pc-i440fx-7.2".into(),
@@ -106,6 +105,7 @@ fn strangers_and_liars_on_the_replication_port() {
     let validity = Validity::days(1);
     let authority = Authority::create(elsewhere.path().join("authority"), validity).unwrap();
     authority.issue(&host("a"), elsewhere.path().join("a"), validity).unwrap();
+    let vm = s.options.id;
     let session = s.lab.keeper("a").unwrap().status().unwrap().term.0 - 1;
     // One that says nothing, all the while.
     let netns = s.lab.netns("w").unwrap();
@@ -128,7 +128,7 @@ fn strangers_and_liars_on_the_replication_port() {
                     assert!(reader.read(&mut [0; 1]).is_err(), "a strange certificate was accepted");
                 }
             });
-            let good = opening(&s, other, 1, 1, "vm");
+            let good = opening(&s, other, 1, 1, vm);
             let mut version = good.clone();
             version[..16].copy_from_slice(&Preamble { version: 900, oldest: 800 }.to_bytes());
             let mut corrupted = good.clone();
@@ -147,17 +147,17 @@ fn strangers_and_liars_on_the_replication_port() {
                 ("a record of 4 GiB", other, oversized),
                 ("a truncated record", other, good[..good.len() - 5].to_vec()),
                 ("no opening", other, wrong_start),
-                ("another VM", other, opening(&s, other, 1, 1, "else")),
-                ("a host that is none of the VM's", "w", opening(&s, "w", 1, 1, "vm")),
-                ("a host that claims to be another", "w", opening(&s, other, 1, 1, "vm")),
-                ("a session of the past", other, opening(&s, other, session, session, "vm")),
-                ("a session of the future", other, opening(&s, other, u64::MAX, u64::MAX, "vm")),
+                ("another VM", other, opening(&s, other, 1, 1, VmId::random(7))),
+                ("a host that is none of the VM's", "w", opening(&s, "w", 1, 1, vm)),
+                ("a host that claims to be another", "w", opening(&s, other, 1, 1, vm)),
+                ("a session of the past", other, opening(&s, other, session, session, vm)),
+                ("a session of the future", other, opening(&s, other, u64::MAX, u64::MAX, vm)),
             ];
             for (what, identity, bytes) in cases {
                 refused(&s, at, what, || say(&s.lab, at, identity, &bytes));
             }
             refused(&s, at, "a session that is not its term", || {
-                say(&s.lab, at, other, &opening(&s, other, session + 7, session, "vm"));
+                say(&s.lab, at, other, &opening(&s, other, session + 7, session, vm));
             });
         }
     }

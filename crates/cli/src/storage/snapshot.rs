@@ -7,8 +7,8 @@ use std::sync::atomic::Ordering;
 use clap::{Args, Subcommand};
 use ninefold_keeper::config::DEFAULT_POOL;
 use ninefold_keeper::snapshot::freeze_of;
-use ninefold_model::SnapshotName;
 use ninefold_model::health::Freeze;
+use ninefold_model::{SnapshotName, VmId};
 use ninefold_shell::Failure;
 use ninefold_shell::output::{self, Output, bytes, count};
 use ninefold_shell::{interrupt, progress};
@@ -131,7 +131,9 @@ pub struct RemoveArgs {
 #[derive(Debug, Serialize)]
 struct Shown {
     name: SnapshotName,
+    /// What it was called then, and who it is.
     vm: String,
+    vm_id: VmId,
     host: String,
     created_at: u64,
     parent: Option<SnapshotName>,
@@ -158,7 +160,8 @@ impl Shown {
         let [major, minor, micro] = head.platform.qemu;
         Self {
             name: head.name.clone(),
-            vm: hello.vm.to_string(),
+            vm: hello.spec.name.to_string(),
+            vm_id: hello.spec.id,
             host: hello.from.to_string(),
             created_at: head.created_at,
             parent: head.parent.as_ref().map(|p| p.name.clone()),
@@ -270,7 +273,10 @@ fn info(store: &Store, name: &SnapshotName, output: &Output) -> Result<(), CliEr
     output.show(&shown, || {
         let mut text = format!("snapshot '{}'\n", shown.name);
         let mut row = |what: &str, value: &str| text += &format!("  {what:<10} {value}\n");
-        row("of", &format!("VM '{}', taken on host {} at {}", shown.vm, shown.host, when(shown.created_at)));
+        row(
+            "of",
+            &format!("VM '{}' ({}), taken on host {} at {}", shown.vm, shown.vm_id, shown.host, when(shown.created_at)),
+        );
         row("memory", &format!("{} MiB, {} pages of it not zero", shown.memory_mib, count(shown.pages)));
         let sizes: Vec<String> = shown.volumes.iter().map(|&size| bytes(size)).collect();
         row("volumes", &if sizes.is_empty() { "none".into() } else { sizes.join(", ") });

@@ -173,7 +173,7 @@ impl Runtime {
             owed: None,
             looked: now.boottime,
             told: Told::default(),
-            dumps: Dumps::new(&config.dumps, config.vm.name.as_str()),
+            dumps: Dumps::new(&config.dumps, &config.vm.id.to_string()),
             uplink: Arc::new(AtomicBool::new(true)),
             image_version,
             parts,

@@ -8,7 +8,6 @@ use ninefold_replica::stream::{BlockInfo, Hello, Layout};
 pub fn hello(session: u64, memory: u64) -> Hello {
     Hello {
         session,
-        vm: "db".parse().unwrap(),
         from: "a".parse().unwrap(),
         term: Term(session),
         spec: serde_json::from_str(

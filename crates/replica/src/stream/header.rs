@@ -8,9 +8,9 @@ use super::error::StreamError;
 use super::record::Kind;
 
 /// The version that this release speaks.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// The oldest version that this release speaks: the one before [`VERSION`], once there is one that was released.
-pub const OLDEST_VERSION: u16 = 2;
+pub const OLDEST_VERSION: u16 = 3;
 /// The first bytes of a stream. The line end and the DOS end-of-file mark show that a transfer in text mode spoilt it.
 pub const MAGIC: [u8; 8] = *b"9FOLD\r\n\x1a";
 /// Bytes of a preamble.

@@ -7,7 +7,7 @@ use std::fmt;
 
 use ninefold_model::health::Health;
 use ninefold_model::spec::{Accel, EpochPolicy, VmSpec};
-use ninefold_model::{Epoch, HostName, Term, Uuid, VmName};
+use ninefold_model::{Epoch, HostName, Term, Uuid};
 use serde::{Deserialize, Serialize};
 
 use super::error::StreamError;
@@ -209,11 +209,10 @@ pub struct Pass {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     pub session: u64,
-    pub vm: VmName,
     pub from: HostName,
     /// The term under which the primary runs the VM.
     pub term: Term,
-    /// The VM as it was booted, wherever that was: so the backup has to build it. No host's file need say so any more.
+    /// The VM, by its id, as it was booted, wherever that was: so the backup has to build it. No host's file need say so any more.
     pub spec: VmSpec,
     pub epoch_policy: EpochPolicy,
     /// What the primary's QEMU is: the backup's must suit.

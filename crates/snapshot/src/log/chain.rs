@@ -241,7 +241,9 @@ impl Walk<'_> {
         let mut at = PREAMBLE_LEN as u64;
         match reader.next_record().map_err(|e| self.stop(e))? {
             Some(frame) => match frame.record {
-                Record::Hello(hello) if hello.vm == self.head.hello.vm && hello.layout == self.head.hello.layout => {
+                Record::Hello(hello)
+                    if hello.spec.id == self.head.hello.spec.id && hello.layout == self.head.hello.layout =>
+                {
                     at += frame.wire_len as u64;
                     self.reign = hello.reign;
                 }

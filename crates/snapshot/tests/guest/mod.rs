@@ -37,7 +37,6 @@ pub fn platform() -> Platform {
 pub fn hello() -> Hello {
     Hello {
         session: 5,
-        vm: "db".parse().unwrap(),
         from: "host-a".parse().unwrap(),
         term: Term(5),
         spec: serde_json::from_str(

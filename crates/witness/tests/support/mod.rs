@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ninefold_listen::Bounds;
-use ninefold_model::{HostName, VmName};
+use ninefold_model::{HostName, Uuid, VmId, VmName};
 use ninefold_transport::{Authority, Identity, Listener, Security, Validity};
 use ninefold_witness::{Limits, Registers, Server, ServerHandle};
 use ninefold_witness_client::{Timeouts, WitnessClient};
@@ -22,8 +22,14 @@ pub fn host(name: &str) -> HostName {
     name.parse().unwrap()
 }
 
-pub fn vm(name: &str) -> VmName {
-    name.parse().unwrap()
+/// The id of a VM of the tests, the same for the same name.
+pub fn vm(name: &str) -> VmId {
+    VmId::random(Uuid::of_name("a VM of the tests", name).as_u128())
+}
+
+/// What all of them are called.
+pub fn label() -> VmName {
+    "db".parse().unwrap()
 }
 
 /// Hosts `a`, `b` and the witness `w`.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use ninefold_model::{Record, VmName};
+use ninefold_model::{Record, VmId};
 use ninefold_transport::{Identity, Security};
 use ninefold_witness_client::{Timeouts, Witness, WitnessClient};
 use rustix::time::{ClockId, clock_gettime};
@@ -79,7 +79,7 @@ pub(super) struct Register {
 }
 
 impl Register {
-    pub fn watch(lab: &Lab, vm: &VmName, facts: &Arc<Facts>) -> Result<Self, LabError> {
+    pub fn watch(lab: &Lab, vm: VmId, facts: &Arc<Facts>) -> Result<Self, LabError> {
         let host: ninefold_model::HostName = WITNESS.parse().map_err(|_| LabError::NotFound(WITNESS.to_owned()))?;
         let failed = |what: String| LabError::Host { host: WITNESS.to_owned(), what };
         let security = match lab.record().security {
@@ -98,10 +98,10 @@ impl Register {
             read: Condvar::new(),
             stop: AtomicBool::new(false),
         });
-        let (theirs, vm) = (Arc::clone(&shared), vm.clone());
+        let theirs = Arc::clone(&shared);
         let thread = std::thread::spawn(move || {
             let mut client = client;
-            if let Err(error) = in_netns(&netns, || follow(&mut client, &vm, &theirs)) {
+            if let Err(error) = in_netns(&netns, || follow(&mut client, vm, &theirs)) {
                 tracing::warn!(%error, "the witness is not read");
             }
         });
@@ -135,7 +135,7 @@ impl Drop for Register {
     }
 }
 
-fn follow(client: &mut WitnessClient, vm: &VmName, shared: &Shared) {
+fn follow(client: &mut WitnessClient, vm: VmId, shared: &Shared) {
     let mut last: Option<Option<Record>> = None;
     while !shared.stop.load(Ordering::Relaxed) {
         // In this order: what is wanted from now on is the next read's.

@@ -132,7 +132,7 @@ impl<'a> Scene<'a> {
         let first = lab.topology().hosts.first().map(ToString::to_string).unwrap_or_default();
         let booted = lab.boot_vm(&first, &vm)?;
         let observer = Observer::start(&lab, vm.mac)?;
-        let register = Register::watch(&lab, &vm.name, &facts)?;
+        let register = Register::watch(&lab, vm.id, &facts)?;
         let netns = lab.netns(CLIENT)?;
         let ledger = match subject.is_postgres() {
             false => AnyLedger::Redis(Ledger::start(Some(&netns), vm.guest.service(), &patience())?),
