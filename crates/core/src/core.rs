@@ -45,7 +45,8 @@ pub(crate) const RETRY_FIRST: Duration = Duration::from_millis(250);
 pub(crate) const RETRY_LAST: Duration = Duration::from_secs(10);
 /// A checkpoint that was sent and is not acknowledged for so long: the backup lives and does not work.
 pub(crate) const ACK_LIMIT: Duration = Duration::from_secs(3);
-/// A backup that is not ready for its first page after this long is given up.
+/// A backup that is not ready for its first page after this long is given up; and one that has not loaded its first checkpoint to try it
+/// so long after that was sent. It gives up loading itself before, and says why.
 pub(crate) const READY_LIMIT: Duration = Duration::from_secs(30);
 
 /// Why a VM is stopped whose guest has powered off.
@@ -546,6 +547,12 @@ impl Core {
             Event::Base { session, epoch, changes } => self.base(session, epoch, &changes),
             Event::ConfiguredOtherwise { session, differences } => self.configured_otherwise(session, differences),
             Event::SessionReady { session } => self.session_ready(session),
+            Event::SessionTried { session } => {
+                let now = self.now.monotonic;
+                if let Some(replica) = self.replica(session) {
+                    replica.tried.get_or_insert(now);
+                }
+            }
             Event::VolumesSynced { session, rounds, bytes } => {
                 if let Some(replica) = self.replica(session) {
                     replica.volume_bytes = bytes;
@@ -578,6 +585,11 @@ impl Core {
             Event::Differs { session, volume, first, bits } => {
                 if self.backup.as_ref().is_some_and(|b| b.session == session) {
                     self.tell_primary(Word::VolumeDiffers { volume, first, bits });
+                }
+            }
+            Event::Tried { session } => {
+                if self.backup.as_ref().is_some_and(|b| b.session == session) {
+                    self.tell_primary(Word::Tried);
                 }
             }
             Event::Held { session, epoch, first } => self.input(Input::CheckpointHeld { session, epoch, first }),

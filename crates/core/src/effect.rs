@@ -407,6 +407,8 @@ pub enum Word {
         first: u64,
         bits: Vec<u8>,
     },
+    /// It has loaded the first checkpoint once.
+    Tried,
     /// It holds this checkpoint.
     Ack {
         epoch: Epoch,

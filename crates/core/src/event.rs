@@ -208,6 +208,10 @@ pub enum Event {
     SessionReady {
         session: Term,
     },
+    /// The backup has loaded the first checkpoint once: what is left before it acknowledges that is its disks'.
+    SessionTried {
+        session: Term,
+    },
     /// With when the last byte of that checkpoint was sent.
     Acked {
         session: Term,
@@ -289,6 +293,10 @@ pub enum Event {
         volume: u16,
         first: u64,
         bits: Vec<u8>,
+    },
+    /// The session's first checkpoint was loaded once: it can be.
+    Tried {
+        session: Term,
     },
     /// A checkpoint is held; `first` of its session.
     Held {

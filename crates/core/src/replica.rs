@@ -43,6 +43,8 @@ pub(crate) struct Replica {
     pub(crate) volume_bytes: u64,
     /// Its first checkpoint.
     pub(crate) first: Option<Epoch>,
+    /// When it had loaded that once, to try it.
+    pub(crate) tried: Option<Monotonic>,
     /// The newest checkpoint that it has acknowledged.
     pub(crate) acked: Option<Epoch>,
     /// Checkpoints that were sent and are not acknowledged, and when the guest ran again after each.
@@ -66,6 +68,7 @@ impl Replica {
             sync: None,
             volume_bytes: 0,
             first: None,
+            tried: None,
             acked: None,
             unacked: Vec::new(),
             uplink: false,
@@ -104,11 +107,16 @@ impl Replica {
         let awake = now.boottime.since(thawed);
         let silence = silence.min(awake);
         let patience = |limit: Duration, since: Monotonic| now.monotonic.since(since).min(awake) > limit;
+        // One that loads its first checkpoint is at work for as long as its host takes, and has acknowledged none before.
+        let loads = self.acked.is_none() && self.tried.is_none();
+        let limit = if loads { READY_LIMIT } else { ACK_LIMIT };
+        let due = |sent: Monotonic| self.tried.map_or(sent, |tried| sent.max(tried));
         // A backup that starts its QEMU answers with heartbeats already; one that is not ready in time is lost too.
         if silence > failure_timeout {
             Some(format!("the backup was silent for {} ms", silence.as_millis()))
-        } else if self.unacked.iter().any(|(_, sent)| patience(ACK_LIMIT, *sent)) {
-            Some("the backup does not acknowledge".into())
+        } else if self.unacked.iter().any(|(_, sent)| patience(limit, due(*sent))) {
+            let what = if loads { "has not loaded its first checkpoint, to try it," } else { "does not acknowledge" };
+            Some(format!("the backup {what} within {} s", limit.as_secs()))
         } else if !self.ready && patience(READY_LIMIT, self.began) {
             Some("the backup does not get ready".into())
         } else {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ninefold_control::{Answer, Refusal, Request};
 use ninefold_core::effect::{
-    DisksOrder, Effect, LogOrder, OutletsOrder, ParkingOrder, PrimaryOrder, Question, VmOrder, Word,
+    DisksOrder, Effect, LogOrder, OutletsOrder, ParkingOrder, PrimaryOrder, Question, SessionOrder, VmOrder, Word,
 };
 use ninefold_core::event::{Event, Observed, Seen};
 use ninefold_model::Epoch;
@@ -39,7 +39,11 @@ fn booted(vm: &VmSpec, hosts: usize) -> World {
 
 /// And b is its backup.
 fn protected() -> World {
-    let mut world = booted(&plain(), 2);
+    protected_as(&plain())
+}
+
+fn protected_as(vm: &VmSpec) -> World {
+    let mut world = booted(vm, 2);
     world.pass(SECOND);
     assert_eq!(world.status(A).protection, Some(ProtectionState::Protected));
     world
@@ -308,4 +312,36 @@ fn a_backup_that_begins_to_claim_answers_nothing_that_came_later() {
     let beats = place(&world, B, from, told);
     let cuts = place(&world, B, from, |e| matches!(e, Effect::Primary { order: PrimaryOrder::Cut, .. }));
     assert!(beats < cuts);
+}
+
+/// A backup loads the first checkpoint once before it acknowledges it, which takes a slow machine longer than a checkpoint may be
+/// unacknowledged. It is at work; when that is done, its disks have as long as ever.
+#[test]
+fn a_backup_that_loads_its_first_checkpoint_is_waited_for() {
+    let closed = |world: &World| {
+        let closes = |e: &Effect| matches!(e, Effect::Session { order: SessionOrder::Close(_), .. });
+        world.hosts[A].effects.iter().any(closes)
+    };
+    let mut world = booted(&plain(), 2);
+    world.loads = true;
+    world.pass(SECOND * 8);
+    assert!(!closed(&world), "it was given up");
+    world.has_loaded(B, true);
+    world.pass(SECOND);
+    assert_eq!(world.status(A).protection, Some(ProtectionState::Protected));
+    assert!(!closed(&world));
+    // Not without end.
+    let mut world = booted(&plain(), 2);
+    world.loads = true;
+    world.pass(SECOND * 33);
+    assert!(closed(&world));
+    // Nor is its disk waited for as long as that.
+    let mut world = booted(&plain(), 2);
+    world.loads = true;
+    world.pass(SECOND * 8);
+    world.has_loaded(B, false);
+    world.pass(SECOND * 2);
+    assert!(!closed(&world));
+    world.pass(SECOND * 2);
+    assert!(closed(&world));
 }

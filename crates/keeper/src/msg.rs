@@ -186,6 +186,10 @@ pub enum Msg {
     SessionReady {
         session: Term,
     },
+    /// The backup has loaded the first checkpoint once.
+    SessionTried {
+        session: Term,
+    },
     /// With when the last byte of that checkpoint was sent.
     Acked {
         session: Term,
@@ -269,6 +273,10 @@ pub enum Msg {
         volume: u16,
         first: u64,
         bits: Vec<u8>,
+    },
+    /// The first checkpoint was loaded once: it can be.
+    Tried {
+        session: Term,
     },
     /// `first` of its session.
     Held {

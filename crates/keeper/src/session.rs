@@ -538,6 +538,7 @@ fn read(
     while let Some(frame) = records.next_record().map_err(|e| report(&e))? {
         let (session, msg) = match frame.record {
             Record::Ready { session, what: Ready::Receive } => (session, Msg::SessionReady { session: name }),
+            Record::Ready { session, what: Ready::TakeOver } => (session, Msg::SessionTried { session: name }),
             Record::Ack { pass: Pass { session, kind: PassKind::Checkpoint, epoch } } => {
                 choice.acknowledged(epoch);
                 let sent = on_the_way.acknowledged(epoch);

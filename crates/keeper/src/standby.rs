@@ -398,6 +398,7 @@ impl Standby {
                     if let (true, Some(checkpoint)) = (first, assembler.checkpoint()) {
                         // Nobody is told that this host could go on with the VM before it is known.
                         standby.proof.give(&hello.qemu, machine.memory(), checkpoint.device_state)?;
+                        let _ = self.core.send(Msg::Tried { session });
                         tell(held)?;
                     }
                     note(&mut standby.custody, hello, pass.epoch);

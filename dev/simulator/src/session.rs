@@ -112,6 +112,7 @@ impl World {
                 Event::SessionEnded { session, reason: format!("the backup refuses: {reason}") }
             }
             Msg::Word(Word::Ready) => Event::SessionReady { session },
+            Msg::Word(Word::Tried) => Event::SessionTried { session },
             Msg::Word(Word::Ack { epoch }) => {
                 let mut sent = None;
                 while open.sent.front().is_some_and(|(of, _)| *of <= epoch) {

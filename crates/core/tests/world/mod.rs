@@ -17,7 +17,7 @@ use ninefold_core::effect::{
 use ninefold_core::event::{Event, Loaded, Observed, OfferId, RecoveryNews, RequestId, Seen, Source, WaiterId};
 use ninefold_core::settings::{Budget, Settings, Timing};
 use ninefold_core::time::{Boottime, Monotonic, Now};
-use ninefold_core::{Core, TICK};
+use ninefold_core::{Core, LogFailure, TICK};
 use ninefold_model::checkpoint::CheckpointRecord;
 use ninefold_model::event::EventKind;
 use ninefold_model::health::Health;
@@ -63,14 +63,20 @@ pub struct Host {
     /// As a backup: the session, and the newest checkpoint that is held.
     pub backup: Option<(Term, Epoch)>,
     spec: Option<VmSpec>,
+    /// Checkpoints that wait behind the first, which is being tried: session, epoch, whether it is the first.
+    trying: Vec<(Term, Epoch, bool)>,
     offers: BTreeMap<OfferId, (usize, Hello)>,
     /// Since when each session, and the primary, was last heard.
     heard: BTreeMap<Term, Boottime>,
     pub log: Option<(u64, Epoch)>,
+    /// No other one can be begun.
+    log_broken: bool,
     pub alive: bool,
     /// The witness does not hear it.
     pub cut_from_witness: bool,
     told_unreachable: bool,
+    /// What the witness is to be asked as soon as it hears this host.
+    unasked: Option<Question>,
 }
 
 #[derive(Debug, Clone)]
@@ -90,7 +96,20 @@ pub struct World {
     pub log_hangs: bool,
     /// A QEMU that is launched is long in coming.
     pub launch_hangs: bool,
+    /// A backup loads its first checkpoint, to try it, and is not done: see [`World::has_loaded`].
+    pub loads: bool,
+    /// When a claim is won, and before its host hears more: what happens then.
+    pub at_win: Option<AtWin>,
+    /// Output does.
+    waits_for_log: bool,
     last_request: u64,
+}
+
+/// See [`World::at_win`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AtWin {
+    /// The log that the host kept as a backup fails, and cannot note that; its disk answers no more, nor does the witness.
+    LogFails,
 }
 
 fn status() -> MachineStatus {
@@ -154,16 +173,31 @@ impl World {
                 sessions: Vec::new(),
                 backup: None,
                 spec: None,
+                trying: Vec::new(),
                 offers: BTreeMap::new(),
                 heard: BTreeMap::new(),
                 log: None,
+                log_broken: false,
                 alive: true,
                 cut_from_witness: false,
                 told_unreachable: false,
+                unasked: None,
             }
         };
         let hosts = (0..hosts).map(host).collect();
-        Self { now, hosts, witness: None, cut: false, log_hangs: false, launch_hangs: false, last_request: 0 }
+        let waits_for_log = vm.non_volatile.is_none_or(|n| n.hold_output);
+        Self {
+            now,
+            hosts,
+            witness: None,
+            cut: false,
+            log_hangs: false,
+            launch_hangs: false,
+            loads: false,
+            at_win: None,
+            waits_for_log,
+            last_request: 0,
+        }
     }
 
     /// Asks host `at`; the answer is in its `replies`.
@@ -299,6 +333,10 @@ impl World {
             host.told_unreachable = host.cut_from_witness;
             let error = host.cut_from_witness.then(|| "no route".to_owned());
             self.tell(at, Event::Witness { error });
+            let question = if self.hosts[at].cut_from_witness { None } else { self.hosts[at].unasked.take() };
+            if let Some(question) = question {
+                self.asked(at, question);
+            }
         }
     }
 
@@ -324,7 +362,13 @@ impl World {
                 if let Some(b) = of.filter(|b| !self.cut && self.hosts[*b].alive) {
                     let first = self.hosts[b].backup.is_some_and(|(_, held)| held == Epoch(0));
                     self.hosts[b].backup = Some((session, epoch));
-                    self.tell(b, Event::Held { session, epoch, first });
+                    if self.loads {
+                        return self.hosts[b].trying.push((session, epoch, first));
+                    }
+                    if first {
+                        self.tell(b, Event::Tried { session });
+                    }
+                    self.takes(b, session, epoch, first);
                 }
             }
             Target::Log => {
@@ -336,6 +380,29 @@ impl World {
             }
             Target::Snapshot => {}
         }
+    }
+
+    /// A backup has a checkpoint, and so has its log, if it keeps one.
+    fn takes(&mut self, at: usize, session: Term, epoch: Epoch, first: bool) {
+        match &mut self.hosts[at].log {
+            Some(_) if self.log_hangs => return,
+            Some((_, held)) => *held = epoch,
+            None => {}
+        }
+        self.tell(at, Event::Held { session, epoch, first });
+    }
+
+    /// The first checkpoint is loaded at host `at`, whose disks take what they are given or do not.
+    pub fn has_loaded(&mut self, at: usize, disks: bool) {
+        self.loads = !disks;
+        let waiting = if disks { std::mem::take(&mut self.hosts[at].trying) } else { self.hosts[at].trying.clone() };
+        if let Some((session, ..)) = waiting.first() {
+            self.tell(at, Event::Tried { session: *session });
+        }
+        for (session, epoch, first) in waiting.into_iter().filter(|_| disks) {
+            self.takes(at, session, epoch, first);
+        }
+        self.settle();
     }
 
     /// Does it; what it is answered with.
@@ -394,17 +461,29 @@ impl World {
 
     fn asked(&mut self, at: usize, question: Question) {
         if self.hosts[at].cut_from_witness {
+            match question {
+                Question::Propose { .. } => self.hosts[at].unasked = Some(question),
+                Question::Cancel => self.hosts[at].unasked = None,
+                Question::Start { .. } | Question::Look => {}
+            }
             return;
         }
         match question {
             Question::Propose { id, expected, new, .. } => {
-                let outcome = if self.witness == expected {
+                let won = self.witness == expected;
+                let outcome = if won {
                     self.witness = Some(new);
                     Outcome::Won
                 } else {
                     Outcome::Lost(self.witness.clone())
                 };
                 self.tell(at, Event::WitnessAnswer { id, outcome });
+                if won && self.hosts[at].backup.is_some() {
+                    match self.at_win.take() {
+                        Some(AtWin::LogFails) => self.log_fails(at),
+                        None => {}
+                    }
+                }
             }
             Question::Start { force } => {
                 let found = self.witness.clone();
@@ -415,6 +494,14 @@ impl World {
         }
     }
 
+    /// The log of host `at` fails and cannot note it; its disk answers no more, and neither does the witness.
+    pub fn log_fails(&mut self, at: usize) {
+        let (id, _) = self.hosts[at].log.take().expect("a log");
+        self.hosts[at].log_broken = true;
+        self.hosts[at].cut_from_witness = true;
+        self.tell(at, Event::LogFailed { id, failure: LogFailure { noted: false, reason: "it is broken".into() } });
+    }
+
     fn let_go(&mut self, at: usize, waiter: WaiterId) {
         match self.hosts[at].waits.remove(&waiter).expect("a thread that waits") {
             Waits::Up { generation } => {
@@ -422,7 +509,8 @@ impl World {
                 self.tell(at, Event::VmRunning { generation });
             }
             Waits::First { target, epoch } => {
-                assert_ne!(self.hosts[at].gate, Gate::Open, "output leaves in the epoch of {target}");
+                let waits = target != Target::Log || self.waits_for_log;
+                assert!(!waits || self.hosts[at].gate != Gate::Open, "output leaves in the epoch of {target}");
                 self.hosts[at].targets.push(target);
                 self.send(at, target, epoch);
             }
@@ -564,6 +652,11 @@ impl World {
                     self.tell(a, Event::SessionReady { session });
                 }
             }
+            PrimaryOrder::Say(Word::Tried) => {
+                if let Some(a) = primary {
+                    self.tell(a, Event::SessionTried { session });
+                }
+            }
             PrimaryOrder::Say(Word::Ack { epoch }) => {
                 if let Some(a) = primary {
                     self.tell(a, Event::Acked { session, epoch, sent: Some(self.now.boottime) });
@@ -578,8 +671,15 @@ impl World {
             PrimaryOrder::Load { .. } => {
                 let Some((_, epoch)) = self.hosts[at].backup else { return };
                 let spec = self.hosts[at].spec.clone().expect("a spec");
+                let keeps_a_log = spec.non_volatile.is_some();
+                let logged = self.hosts[at].log.is_some_and(|(_, held)| held == epoch);
+                if keeps_a_log && !logged && !spec.volumes.is_empty() {
+                    // As the keeper's thread has it: what the log has not taken the volumes have not.
+                    let reason = "the log did not take the last checkpoint".into();
+                    return self.tell(at, Event::LoadFailed { session, reason });
+                }
                 let health = Health { standing: Standing::default(), ..Health::default() };
-                let (load_us, tracked, history, logged) = (0, false, None, false);
+                let (load_us, tracked, history) = (0, logged, None);
                 let loaded = Box::new(Loaded { spec, epoch, health, load_us, tracked, history, logged });
                 self.tell(at, Event::Loaded { session, loaded });
             }
@@ -589,6 +689,8 @@ impl World {
                     self.tell(a, Event::SessionEnded { session, reason: "the backup closed the connection".into() });
                 }
             }
+            // The stream ends, and the last whole checkpoint waits for the witness's word.
+            PrimaryOrder::Cut if self.hosts[at].backup.is_some() => self.tell(at, Event::StandbyWaits { session }),
             PrimaryOrder::Say(_) | PrimaryOrder::Park | PrimaryOrder::Cut => {}
         }
     }
@@ -596,6 +698,9 @@ impl World {
     fn log(&mut self, at: usize, id: u64, order: LogOrder) {
         match order {
             LogOrder::Start { beginning, .. } => {
+                if self.hosts[at].log_broken {
+                    return;
+                }
                 self.hosts[at].log = Some((id, Epoch(0)));
                 if let Beginning::New { .. } = beginning {
                     self.tell(at, Event::LogBegun { id });

@@ -77,6 +77,7 @@ impl Runtime {
             Msg::Base { session, epoch, changes } => Event::Base { session, epoch, changes },
             Msg::ConfiguredOtherwise { session, differences } => Event::ConfiguredOtherwise { session, differences },
             Msg::SessionReady { session } => Event::SessionReady { session },
+            Msg::SessionTried { session } => Event::SessionTried { session },
             Msg::Acked { session, epoch, sent } => Event::Acked { session, epoch, sent: sent.map(boottime) },
             Msg::Sent { session, epoch, resumed, record } => {
                 Event::Sent { session, epoch, resumed: monotonic(resumed), record }
@@ -101,6 +102,7 @@ impl Runtime {
             }
             Msg::StandbyReady { session, status, base } => Event::StandbyReady { session, status, base },
             Msg::Differs { session, volume, first, bits } => Event::Differs { session, volume, first, bits },
+            Msg::Tried { session } => Event::Tried { session },
             Msg::Held { session, epoch, first } => Event::Held { session, epoch, first },
             Msg::BoundTo { session, term } => Event::BoundTo { session, term },
             Msg::Relinquished { session, reason } => {

@@ -106,6 +106,7 @@ fn write(session: Term, writer: &mut LinkWriter, scratch: &mut Vec<u8>, word: &W
         Word::Base { epoch, changes } => Record::Base { session: name, epoch: *epoch, changes },
         Word::Differences { json } => Record::Differences { session: name, json },
         Word::Ready => Record::Ready { session: name, what: Ready::Receive },
+        Word::Tried => Record::Ready { session: name, what: Ready::TakeOver },
         Word::VolumeDiffers { volume, first, bits } => {
             Record::VolumeDiffers { session: name, volume: *volume, first: *first, bits }
         }

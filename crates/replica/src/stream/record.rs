@@ -447,7 +447,8 @@ impl Section {
 pub enum Ready {
     /// Its QEMU stands by with the same layout: pages may be sent.
     Receive = 1,
-    /// It holds a whole checkpoint in that QEMU's memory: the witness may be asked to bind it.
+    /// It holds the session's first checkpoint whole, and has loaded it once: what is left to be done before it acknowledges that is its
+    /// disks'.
     TakeOver = 2,
 }
 
