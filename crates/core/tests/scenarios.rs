@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use ninefold_control::{Answer, Refusal, Request};
 use ninefold_core::effect::{
-    DisksOrder, Effect, LogOrder, OutletsOrder, ParkingOrder, PrimaryOrder, Question, SessionOrder, VmOrder, Word,
+    DisksOrder, Effect, LogOrder, OutletsOrder, ParkingOrder, PrimaryOrder, Question, RecoveryOrder, SessionOrder,
+    VmOrder, Word,
 };
 use ninefold_core::event::{Event, Observed, Seen};
 use ninefold_model::Epoch;
 use ninefold_model::event::EventKind;
 use ninefold_model::spec::VmSpec;
 use ninefold_model::status::{LogState, ProtectionState, Role};
-use world::{Gate, World, spec};
+use world::{AtWin, Gate, World, spec};
 
 const A: usize = 0;
 const B: usize = 1;
@@ -27,6 +28,18 @@ fn non_volatile() -> VmSpec {
     spec(serde_json::json!({
         "protection": "none", "non_volatile": { "interval_ms": 100, "hold_output": true }
     }))
+}
+
+/// Non-volatile and protected, with these volumes. Output waits for the log, or does not.
+fn kept(volumes: serde_json::Value, hold_output: bool) -> VmSpec {
+    spec(serde_json::json!({
+        "non_volatile": { "interval_ms": 100, "hold_output": hold_output }, "volumes": volumes
+    }))
+}
+
+/// One volume.
+fn disk(acknowledge: &str) -> serde_json::Value {
+    serde_json::json!([{ "name": "data", "size": 1 << 20, "acknowledge": acknowledge }])
 }
 
 /// The VM runs on a, which has been asked to boot it.
@@ -47,6 +60,17 @@ fn protected_as(vm: &VmSpec) -> World {
     world.pass(SECOND);
     assert_eq!(world.status(A).protection, Some(ProtectionState::Protected));
     world
+}
+
+/// The newest epoch that the volumes of host `at` were given since its effect number `from`; none if they were given nothing.
+/// Everything, if they were let go.
+fn given(world: &World, at: usize, from: usize) -> Option<Epoch> {
+    let epoch = |effect: &Effect| match effect {
+        Effect::Disks(DisksOrder::Commit(epoch)) => Some(*epoch),
+        Effect::Disks(DisksOrder::GoThrough) => Some(Epoch(u64::MAX)),
+        _ => None,
+    };
+    world.hosts[at].effects[from..].iter().filter_map(epoch).max()
 }
 
 fn told(world: &World, at: usize, is: impl Fn(&EventKind) -> bool) -> bool {
@@ -344,4 +368,69 @@ fn a_backup_that_loads_its_first_checkpoint_is_waited_for() {
     assert!(!closed(&world));
     world.pass(SECOND * 2);
     assert!(closed(&world));
+}
+
+/// The log of a host that has just won the VM fails, and cannot note it: with a loss of power now it would be gone on from, without what
+/// was let go since. So nothing is, before the witness holds a record of which it does not know. What output does not wait for the log the
+/// volumes do all the same.
+#[test]
+fn what_a_winner_says_waits_until_its_failed_log_is_disowned() {
+    for hold_output in [true, false] {
+        let mut world = protected_as(&kept(serde_json::json!([]), hold_output));
+        let from = world.hosts[B].effects.len();
+        world.at_win = Some(AtWin::LogFails);
+        world.kill(A);
+        world.pass(SECOND * 5);
+        let record = world.witness.clone().unwrap();
+        assert!(record.primary.as_str() == "b" && world.hosts[B].runs.is_some(), "the guest goes on");
+        let host = &world.hosts[B];
+        assert!(!hold_output || (host.gate != Gate::Open && host.released == Epoch(0)), "{:?}", host.released);
+        assert!(given(&world, B, from).is_none_or(|epoch| epoch == Epoch(0)), "{hold_output}");
+        world.hosts[B].cut_from_witness = false;
+        world.pass(SECOND);
+        assert!(world.witness.as_ref().unwrap().term > record.term, "the log is of an older term now");
+        assert_eq!(world.hosts[B].gate, Gate::Open);
+        assert_eq!(given(&world, B, from), Some(Epoch(u64::MAX)));
+    }
+}
+
+/// The same with volumes: they lack what the log did not take, and no guest runs on them. What is on the disk may be gone on from.
+#[test]
+fn no_guest_runs_on_volumes_that_lack_what_a_failed_log_did_not_take() {
+    let mut world = protected_as(&kept(disk("memory"), true));
+    let from = world.hosts[B].effects.len();
+    world.at_win = Some(AtWin::LogFails);
+    world.kill(A);
+    world.pass(SECOND * 5);
+    assert_eq!(world.witness.as_ref().map(|r| r.primary.as_str()), Some("b"));
+    let runs = |e: &Effect| matches!(e, Effect::Vm(VmOrder::Start { .. } | VmOrder::Run { .. } | VmOrder::Boot { .. }));
+    assert!(!world.hosts[B].effects[from..].iter().any(runs) && world.hosts[B].runs.is_none());
+    assert!(given(&world, B, from).is_none_or(|epoch| epoch == Epoch(0)));
+    assert_ne!(world.hosts[B].gate, Gate::Open);
+    place(&world, B, from, |e| matches!(e, Effect::Recovery { order: RecoveryOrder::Look, .. }));
+}
+
+/// A primary's log fails and cannot note it: neither volumes nor clients that wait for the log get what it has not, though a backup has all
+/// of it, until the witness holds a record of which the log does not know.
+#[test]
+fn a_failed_log_holds_output_and_volumes_until_it_is_disowned() {
+    for hold_output in [true, false] {
+        let mut world = protected_as(&kept(disk("memory"), hold_output));
+        let term = world.status(A).term;
+        let (_, durable) = world.hosts[A].log.expect("a log");
+        let (from, released) = (world.hosts[A].effects.len(), world.hosts[A].released);
+        assert!(durable > Epoch(50) && released >= Epoch(50));
+        world.log_fails(A);
+        world.pass(SECOND * 5);
+        assert!(told(&world, A, |e| matches!(e, EventKind::LogLost { .. })));
+        assert!(!hold_output || world.hosts[A].released <= durable, "{:?}", world.hosts[A].released);
+        assert!(given(&world, A, from).is_none_or(|epoch| epoch <= durable), "{hold_output}");
+        assert_eq!(world.witness.as_ref().map(|r| r.term), Some(term));
+        world.hosts[A].cut_from_witness = false;
+        world.pass(SECOND);
+        let record = world.witness.clone().unwrap();
+        assert!(record.term > term && record.backups.len() == 1, "the same backup, another term");
+        assert!(world.hosts[A].released > Epoch(durable.0 + 100), "what the backup has may go");
+        assert!(given(&world, A, from).is_some_and(|epoch| epoch > Epoch(durable.0 + 100)));
+    }
 }

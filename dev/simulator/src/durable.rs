@@ -201,12 +201,15 @@ impl World {
                 Some(holds(id, epoch, false))
             }
             LogJob::Received { session, checkpoint, rest, first } if session == log.session => {
+                if matches!(state, LogState::Nothing | LogState::Failed) {
+                    // What the log does not take the volumes do not get.
+                    return self.log_next(host, id);
+                }
                 let epoch = checkpoint.epoch;
                 self.volumes_take(host, &checkpoint, rest.as_ref());
                 match state {
                     LogState::New => self.log_begins(host, id, *checkpoint, rest, session),
-                    LogState::Log => self.log_takes(host, *checkpoint, session),
-                    LogState::Nothing | LogState::Failed => return self.log_next(host, id),
+                    _ => self.log_takes(host, *checkpoint, session),
                 }
                 Some(Event::Held { session, epoch, first })
             }
