@@ -77,6 +77,8 @@ pub(crate) struct BackupSide {
     /// When its QEMU was there. Before, nobody reads what the primary says, and its silence means nothing.
     pub(crate) ready: Option<Boottime>,
     pub(crate) gone: bool,
+    /// Since when its checkpoints cannot be acknowledged, and why: a primary that is there is told so.
+    refuses: Option<(Boottime, String)>,
     /// The VM as it was booted: the standby has the same devices.
     pub(crate) spec: VmSpec,
     pub(crate) primary: HostName,
@@ -168,6 +170,7 @@ impl Core {
             session,
             ready: None,
             gone: false,
+            refuses: None,
             spec: hello.spec.clone(),
             primary: hello.from.clone(),
         });
@@ -289,6 +292,28 @@ impl Core {
     pub(crate) fn end_spare(&mut self) {
         if self.protocol.is_spare() {
             self.reset_protocol();
+        }
+    }
+
+    /// What this host holds cannot be acknowledged, because of its disk. It is whole, and perhaps all that is left of the VM: it is given
+    /// up only for a primary that is seen to live.
+    pub(crate) fn cannot_acknowledge(&mut self, session: Term, reason: String) {
+        let now = self.now.boottime;
+        if let Some(backup) = self.backup.as_mut().filter(|b| b.session == session) {
+            tracing::error!(%reason, "a checkpoint cannot be acknowledged");
+            backup.refuses.get_or_insert((now, reason));
+        }
+    }
+
+    /// Tells a primary that has said something since that this host is no backup.
+    pub(crate) fn check_refusal(&mut self) {
+        let (now, silence) = (self.now.boottime, self.primary_silence());
+        let heard = |(since, _): &mut (Boottime, String)| silence < now.since(*since);
+        if let Some(backup) = self.backup.as_mut().filter(|b| !b.gone)
+            && let Some((_, reason)) = backup.refuses.take_if(heard)
+        {
+            let session = backup.session;
+            self.load_failed(session, &reason);
         }
     }
 

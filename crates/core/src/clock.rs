@@ -16,6 +16,7 @@ impl Core {
     pub(crate) fn tick(&mut self) {
         self.check_still();
         self.check_peer();
+        self.check_refusal();
         self.check_removal();
         self.check_failed_log();
         self.check_noting();

@@ -593,6 +593,7 @@ impl Core {
                 }
             }
             Event::Held { session, epoch, first } => self.input(Input::CheckpointHeld { session, epoch, first }),
+            Event::CannotAcknowledge { session, reason } => self.cannot_acknowledge(session, reason),
             Event::BoundTo { session, term } => {
                 if let Some(primary) = self.protocol.primary().cloned() {
                     let backups = vec![Backup { host: self.settings.host.clone(), session }];

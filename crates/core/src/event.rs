@@ -304,6 +304,12 @@ pub enum Event {
         epoch: Epoch,
         first: bool,
     },
+    /// A checkpoint, and what follows it, cannot be acknowledged: its disk fails, or does not answer. It is whole all the same, and can be
+    /// gone on from.
+    CannotAcknowledge {
+        session: Term,
+        reason: String,
+    },
     BoundTo {
         session: Term,
         term: Term,

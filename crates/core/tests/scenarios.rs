@@ -370,6 +370,42 @@ fn a_backup_that_loads_its_first_checkpoint_is_waited_for() {
     assert!(closed(&world));
 }
 
+/// What a backup holds cannot be acknowledged, since its disk hangs or fails. A primary that is there is told so, and goes on alone.
+#[test]
+fn a_backup_whose_disk_fails_is_none_for_a_primary_that_is_there() {
+    let mut world = protected_as(&spec(serde_json::json!({ "volumes": disk("disk") })));
+    let session = world.hosts[A].sessions[0];
+    world.tell(B, Event::CannotAcknowledge { session, reason: "I/O error".into() });
+    world.pass(Duration::from_millis(100));
+    let refuses = |e: &Effect| matches!(e, Effect::Primary { order: PrimaryOrder::Say(Word::Refuse { .. }), .. });
+    assert!(world.hosts[B].effects.iter().any(refuses));
+    assert!(!world.hosts[A].sessions.contains(&session) && world.hosts[A].runs.is_some());
+    assert!(told(&world, A, |e| matches!(e, EventKind::Unprotected { .. })));
+}
+
+/// It is all that is left of the VM once the primary is gone, whether that is known yet or not: it is not given up.
+#[test]
+fn a_backup_whose_disk_fails_goes_on_with_the_vm_when_its_primary_is_gone() {
+    for known in [false, true] {
+        let mut world = protected_as(&spec(serde_json::json!({ "volumes": disk("disk") })));
+        let session = world.hosts[A].sessions[0];
+        // Its power goes: nobody ends its connections.
+        world.cut();
+        world.hosts[A].alive = false;
+        if known {
+            world.hosts[B].cut_from_witness = true;
+            world.pass(SECOND);
+            assert!(told(&world, B, |e| matches!(e, EventKind::PrimaryLost { .. })));
+        }
+        world.tell(B, Event::CannotAcknowledge { session, reason: "it takes too long".into() });
+        world.hosts[B].cut_from_witness = false;
+        world.pass(SECOND);
+        assert!(world.hosts[B].runs.is_some(), "known: {known}");
+        assert_eq!(world.witness.as_ref().map(|r| r.primary.as_str()), Some("b"));
+        assert!(!told(&world, B, |e| matches!(e, EventKind::Lost { .. })));
+    }
+}
+
 /// The log of a host that has just won the VM fails, and cannot note it: with a loss of power now it would be gone on from, without what
 /// was let go since. So nothing is, before the witness holds a record of which it does not know. What output does not wait for the log the
 /// volumes do all the same.

@@ -5,7 +5,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ninefold_core::disk_watch::SLOW;
@@ -17,6 +17,7 @@ use ninefold_volume::budget::SOFT;
 use ninefold_volume::image::Image;
 use ninefold_volume::nbd::{Access, Handler, Server};
 use ninefold_volume::pool::Kind;
+use ninefold_volume::served::BACKLOG;
 use ninefold_volume::sums::{self, SUM};
 use ninefold_volume::{Batch, Budget, Format, Note, Pool, Served, Tools, VolumeError, VolumeName};
 
@@ -29,6 +30,9 @@ use crate::snapshot::Unfinished;
 
 /// How long a backup may take to put an epoch on its disk, and a host to empty its queue before a session.
 const DISK_LIMIT: Duration = Duration::from_secs(10);
+/// What a backup holds at most for its disks, of all volumes together, bytes: what it acknowledges without them, and the checkpoints that a
+/// primary may send before they are acknowledged. A primary delays its guest long before.
+const MOST_HELD: usize = BACKLOG + MAX_MEMORY;
 
 /// How often what went through is made durable before a pause that does not hold it.
 const SYNCS: u32 = 3;
@@ -114,8 +118,8 @@ pub struct Disks {
     syncs: AtomicU32,
     /// The session that may write here as a backup; 0 for none.
     session: AtomicU64,
-    /// Held while a backup's session writes.
-    writing: Mutex<()>,
+    /// Taken while a backup's session writes.
+    writing: Turn,
     /// Counts those who have used the volumes: sessions, VMs. Held while somebody writes to unused ones.
     users: Mutex<u64>,
     /// What the VM does is nobody's but its own: see [`Disks::go_through_if_alone`]. Held while the volumes' mode changes.
@@ -123,6 +127,33 @@ pub struct Disks {
     /// The note that one of them was not there and has been made, empty.
     made: Mutex<Made>,
     mixture: Mixture,
+}
+
+/// One writes at a time; the next does not wait for a disk that hangs under the one before without end.
+#[derive(Debug, Default)]
+struct Turn {
+    taken: Mutex<bool>,
+    free: Condvar,
+}
+
+/// Somebody's turn, until this is dropped.
+struct Taken<'a>(&'a Turn);
+
+impl Turn {
+    /// None if it does not come within `limit`.
+    fn take(&self, limit: Duration) -> Option<Taken<'_>> {
+        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.free.wait_timeout_while(taken, limit, |taken| *taken);
+        let (mut taken, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        if std::mem::replace(&mut *taken, true) { None } else { Some(Taken(self)) }
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        *self.0.taken.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        self.0.free.notify_one();
+    }
 }
 
 /// Whether the note that a volume has been made, empty, is there.
@@ -495,15 +526,24 @@ impl Disks {
     /// A backup's session begins: from now on it alone writes here, and nothing of an earlier one is left to be applied.
     ///
     /// # Errors
-    /// A disk that cannot be written.
+    /// A disk that cannot be written, or does not answer; a newer session has begun.
     pub fn enter(&self, session: Term) -> Result<(), String> {
-        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.session.load(Ordering::SeqCst) > session.0 {
+        self.enter_within(session, DISK_LIMIT)
+    }
+
+    fn enter_within(&self, session: Term, limit: Duration) -> Result<(), String> {
+        // What an earlier one is about to write is refused from here on.
+        if self.session.fetch_max(session.0, Ordering::SeqCst) > session.0 {
             return Err(format!("session {session} is over"));
         }
-        self.session.store(session.0, Ordering::SeqCst);
+        let _turn = self.turn(limit)?;
+        self.check(session)?;
         self.used();
         self.settle()
+    }
+
+    fn turn(&self, limit: Duration) -> Result<Taken<'_>, String> {
+        self.writing.take(limit).ok_or_else(|| "a write of an earlier session is still at the disk".into())
     }
 
     fn check(&self, session: Term) -> Result<(), String> {
@@ -519,7 +559,7 @@ impl Disks {
     /// # Errors
     /// Operations that make no sense, a disk that cannot be written, a session that is over.
     pub fn apply(&self, session: Term, volume: u16, operations: &[u8]) -> Result<(), String> {
-        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.turn(DISK_LIMIT)?;
         self.check(session)?;
         let disk = self.all.get(usize::from(volume)).ok_or_else(|| format!("there is no volume {volume}"))?;
         let failed = |e: &dyn std::error::Error| format!("volume {}: {}", disk.spec.name, report(e));
@@ -560,28 +600,47 @@ impl Disks {
         (0u16..).zip(&self.all).map(parse).collect()
     }
 
-    /// A backup's side of a whole checkpoint: its operations on each volume. Returns when what an acknowledgement means is
-    /// true: for volumes of [`Acknowledge::Disk`] when the epoch is on this host's disk; and not before there is room for
-    /// the next one.
+    /// A backup's side of a whole checkpoint: its operations on each volume, which have them from here on, in memory. Waits for no disk: a
+    /// VM that has to go on here goes on with them. Whether it may be acknowledged is [another matter](Self::wait_to_acknowledge).
     ///
     /// # Errors
-    /// A disk that cannot be written; a session that is over.
-    pub fn put(&self, session: Term, epoch: Epoch, batches: Vec<Batch>) -> Result<(), String> {
-        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+    /// A session that is over; more is held than a primary may send.
+    pub fn receive(&self, session: Term, epoch: Epoch, batches: Vec<Batch>) -> Result<(), String> {
+        self.receive_within(session, epoch, batches, MOST_HELD)
+    }
+
+    fn receive_within(&self, session: Term, epoch: Epoch, batches: Vec<Batch>, most: usize) -> Result<(), String> {
+        let _turn = self.turn(DISK_LIMIT)?;
         self.check(session)?;
-        self.note_behind(session)?;
-        self.settle_resync()?;
+        let coming: usize = batches.iter().map(Batch::bytes).sum();
+        if self.budget.held().saturating_add(coming) > most {
+            return Err("the primary sends more for the volumes than may be unacknowledged".into());
+        }
         for (disk, batch) in self.all.iter().zip(batches) {
             disk.served.receive(epoch, batch);
         }
-        for disk in &self.all {
-            // A host that cannot write what it is sent must not count as a backup; what it holds already, it keeps.
-            disk.served
-                .wait_acknowledge(epoch, DISK_LIMIT)
-                .map_err(|e| format!("volume {}: {}", disk.spec.name, report(&e)))?;
-        }
         self.whole_when_durable(epoch);
         Ok(())
+    }
+
+    /// Whether what an acknowledgement of this epoch, which was received, means is true now, and there is room for the next one.
+    pub fn may_acknowledge_now(&self, session: Term, epoch: Epoch) -> bool {
+        self.check(session).is_ok() && self.all.iter().all(|d| d.served.may_acknowledge(epoch))
+    }
+
+    /// Waits until that is so: for volumes of [`Acknowledge::Disk`] the epoch is on this host's disk; what it rests on is in any case.
+    ///
+    /// # Errors
+    /// A disk that cannot be written, or not in time: a host that cannot write what it is sent must not count as a backup. A session that
+    /// is over.
+    pub fn wait_to_acknowledge(&self, session: Term, epoch: Epoch) -> Result<(), String> {
+        self.check(session)?;
+        self.note_behind(session)?;
+        self.settle_resync()?;
+        self.all.iter().try_for_each(|disk| {
+            let waited = disk.served.wait_acknowledge(epoch, DISK_LIMIT);
+            waited.map_err(|e| format!("volume {}: {}", disk.spec.name, report(&e)))
+        })
     }
 
     /// A backup acknowledges what is in its memory: a client may then be told of it. Where an acknowledgement means the disk, the disk
@@ -687,10 +746,92 @@ fn socket(run_dir: &Path, n: usize) -> PathBuf {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::sync::mpsc::channel;
+    use std::thread;
+
+    use ninefold_volume::WriteLog;
     use ninefold_volume::batch::put_write;
 
     use super::*;
+
+    /// An image of zeros on a disk that answers, hangs or fails, as it is told.
+    #[derive(Debug, Clone, Default)]
+    pub(crate) struct Wayward(Arc<(Mutex<Way>, Condvar)>);
+
+    /// What a disk does.
+    #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+    pub(crate) enum Way {
+        #[default]
+        Answers,
+        Hangs,
+        Fails,
+    }
+
+    impl Wayward {
+        pub(crate) fn goes(&self, way: Way) {
+            *self.0.0.lock().unwrap() = way;
+            self.0.1.notify_all();
+        }
+
+        fn step(&self) -> Result<(), VolumeError> {
+            let way = self.0.1.wait_while(self.0.0.lock().unwrap(), |way| *way == Way::Hangs).unwrap();
+            match *way {
+                Way::Fails => Err(VolumeError::Io { what: "cannot write", source: io::Error::other("it is broken") }),
+                _ => Ok(()),
+            }
+        }
+    }
+
+    impl Image for Wayward {
+        fn size(&self) -> u64 {
+            1 << 20
+        }
+
+        fn read(&self, _: u64, into: &mut [u8]) -> Result<(), VolumeError> {
+            into.fill(0);
+            Ok(())
+        }
+
+        fn write(&self, _: u64, _: &[u8]) -> Result<(), VolumeError> {
+            self.step()
+        }
+
+        fn zero(&self, _: u64, _: u64, _: bool) -> Result<(), VolumeError> {
+            self.step()
+        }
+
+        fn flush(&self) -> Result<(), VolumeError> {
+            self.step()
+        }
+    }
+
+    /// One volume on such a disk.
+    pub(crate) fn on(dir: &Path, disk: &Wayward, acknowledge: Acknowledge) -> Disks {
+        let (budget, log) = (Arc::<Budget>::default(), WriteLog::in_memory().unwrap());
+        let served = Served::within(Arc::clone(&budget), Box::new(disk.clone()), log, acknowledge, None);
+        let served = Arc::new(served.unwrap());
+        let socket = socket(dir, 0);
+        let handler: Arc<dyn Handler> = Arc::clone(&served) as Arc<dyn Handler>;
+        let _server = Server::listen(&socket, "data", Access::ReadWrite, handler).unwrap();
+        let spec = VolumeSpec { acknowledge, ..VolumeSpec::new("data".parse().unwrap(), 1 << 20) };
+        let disk = Disk { spec, served, _server, socket, mixture: Note::at(dir.join("mixture")) };
+        let mixture = Mixture::of(vec![disk.mixture.clone()], Note::at(dir.join("restoring")));
+        Disks { all: vec![disk], budget, mixture, ..Disks::default() }
+    }
+
+    /// One operation, as it comes from a primary: a block of this byte.
+    pub(crate) fn block(byte: u8) -> Vec<u8> {
+        let mut operations = Vec::new();
+        put_write(&mut operations, 0, &[byte; 512]);
+        operations
+    }
+
+    /// What a backup does with a whole checkpoint.
+    fn put(disks: &Disks, session: u64, epoch: u64, batch: Batch) {
+        disks.receive(Term(session), Epoch(epoch), vec![batch]).unwrap();
+        disks.wait_to_acknowledge(Term(session), Epoch(epoch)).unwrap();
+    }
 
     fn one(dir: &Path) -> Disks {
         with(dir, Acknowledge::Memory)
@@ -759,24 +900,22 @@ mod tests {
     fn a_resync_that_is_cut_off_leaves_a_mixture() {
         let dir = tempfile::tempdir().unwrap();
         let disks = one(dir.path());
-        let mut block = Vec::new();
-        put_write(&mut block, 0, &[7; 512]);
         disks.enter(Term(5)).unwrap();
         assert_eq!(disks.mixture().found(), None);
-        disks.apply(Term(5), 0, &block).unwrap();
+        disks.apply(Term(5), 0, &block(7)).unwrap();
         assert_eq!(disks.mixture().found(), Some(Cause::Resync));
         drop(disks);
         let disks = one(dir.path());
         assert_eq!(disks.mixture().found(), Some(Cause::Resync));
         disks.enter(Term(6)).unwrap();
         assert_eq!(disks.mixture().found(), Some(Cause::Resync));
-        disks.put(Term(6), Epoch(1), vec![Batch::parse(block, 1 << 20).unwrap()]).unwrap();
+        put(&disks, 6, 1, Batch::parse(block(7), 1 << 20).unwrap());
         while disks.mixture().found().is_some() {
             std::thread::yield_now();
         }
         assert!(disks.all[0].served.is_durable(1));
         // From here on an epoch is whole or not there.
-        disks.put(Term(6), Epoch(2), vec![Batch::default()]).unwrap();
+        put(&disks, 6, 2, Batch::default());
         assert_eq!(disks.mixture().found(), None);
     }
 
@@ -838,15 +977,56 @@ mod tests {
             let disks = with(dir.path(), acknowledge);
             disks.enter(Term(5)).unwrap();
             assert!(!disks.all[0].served.behind_noted().unwrap());
-            disks.put(Term(5), Epoch(1), vec![Batch::default()]).unwrap();
+            put(&disks, 5, 1, Batch::default());
             drop(disks);
             let disks = with(dir.path(), acknowledge);
             assert_eq!(disks.behind().map(|(volume, since)| (volume.as_str(), since)), behind);
             // It becomes a backup again.
             disks.enter(Term(6)).unwrap();
-            disks.put(Term(6), Epoch(1), vec![Batch::default()]).unwrap();
+            put(&disks, 6, 1, Batch::default());
             assert_eq!(disks.behind(), None);
         }
+    }
+
+    /// A write of an earlier session's resync hangs: the next session does not wait for it without end, and nothing of the earlier one
+    /// lands after it has begun.
+    #[test]
+    fn a_session_does_not_wait_without_end_for_a_write_of_an_earlier_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Wayward::default();
+        let disks = Arc::new(on(dir.path(), &disk, Acknowledge::Memory));
+        disks.enter(Term(5)).unwrap();
+        disk.goes(Way::Hangs);
+        let (told, heard) = channel();
+        let its = Arc::clone(&disks);
+        let writes = thread::spawn(move || told.send(its.apply(Term(5), 0, &block(1))).unwrap());
+        while disks.all[0].served.stalled().is_none() {
+            thread::yield_now();
+        }
+        let refused = disks.enter_within(Term(6), Duration::from_millis(20)).unwrap_err();
+        assert!(refused.contains("still at the disk"), "{refused}");
+        disk.goes(Way::Answers);
+        heard.recv().unwrap().unwrap();
+        writes.join().unwrap();
+        disks.enter(Term(7)).unwrap();
+        assert!(disks.apply(Term(5), 0, &block(2)).is_err() && disks.enter(Term(6)).is_err());
+        assert!(disks.receive(Term(5), Epoch(1), vec![Batch::default()]).is_err());
+    }
+
+    /// A backup's memory has a bound, however slow its disk: a primary sends no more than it holds itself.
+    #[test]
+    fn what_is_held_for_a_disk_that_hangs_has_a_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Wayward::default();
+        let disks = on(dir.path(), &disk, Acknowledge::Memory);
+        disks.enter(Term(5)).unwrap();
+        disk.goes(Way::Hangs);
+        let batch = || Batch::parse(block(1), 1 << 20).unwrap();
+        let most = batch().bytes() * 3 / 2;
+        disks.receive_within(Term(5), Epoch(1), vec![batch()], most).unwrap();
+        let refused = disks.receive_within(Term(5), Epoch(2), vec![batch()], most).unwrap_err();
+        assert!(refused.contains("more for the volumes"), "{refused}");
+        disk.goes(Way::Answers);
     }
 
     /// An earlier keeper's flush has failed, and the disk works again: a VM that starts here can flush.

@@ -6,7 +6,7 @@
 //!   [`capture`]: one checkpoint, the pause path · [`overlay`], [`first_copy`]
 //! * [`session`]: a primary's connection to its backup · [`connector`]: finding one · [`aside`]: what threads are told beside
 //!   their queues
-//! * [`standby`]: a backup's side · [`parking`]: one that was not needed
+//! * [`standby`]: a backup's side · [`acknowledge`]: when what it holds is acknowledged · [`parking`]: one that was not needed
 //! * [`log`]: a non-volatile VM's checkpoints on disk · [`recovery`]: going on from them
 //! * [`snapshot`]: taking one, and starting from one · [`freeze`]: the guest's file systems around one
 //! * [`arbiter`]: asking the witness
@@ -16,6 +16,7 @@
 //! * [`outlets`]: NICs, console and agent behind one gate · [`agent`]: asking the guest's agent, as a client
 //! * [`server`]: the control socket · `looks`: what is looked at before the core is asked · [`journal`]: events and measurements · `incarnation`: whose · [`metrics`], [`http`]
 
+pub mod acknowledge;
 pub mod agent;
 mod arbiter;
 mod aside;

@@ -3,7 +3,7 @@
 //! ```text
 //!   primary:  VM's thread ─► Round, Checkpoint ─┐                    ┌─► LogHolds ─► output may go
 //!                                               ├─► the log's thread ┤
-//!   backup:   receiver ─► Copy, Received ───────┘   (a folder beside)└─► Held ─► acknowledged
+//!   backup:   receiver ─► Copy, Received ───────┘   (a folder beside)└─► acknowledger ─► Held: acknowledged
 //!   core ─► told aside (before each proposal to the witness, when it has won, when the VM has ended)
 //! ```
 //!
@@ -35,6 +35,7 @@ use ninefold_snapshot::storage::{Directory, Storage};
 use ninefold_volume::Batch;
 use ninefold_volume::log::STEP;
 
+use crate::acknowledge::Acknowledger;
 use crate::aside::Aside;
 use crate::back;
 use crate::bell::Bell;
@@ -87,6 +88,8 @@ pub struct Opening {
     pub left: Option<Left>,
     /// Whether the log is gone on with. Otherwise another has begun, to which all of memory has to come.
     pub reply: SyncSender<bool>,
+    /// Acknowledges what the log and the volumes have.
+    pub acknowledger: Acknowledger,
 }
 
 /// With which checkpoint a log has to end, to be gone on with.
@@ -296,6 +299,7 @@ pub fn start(id: u64, reign: Term, beginning: Beginning, settings: Settings) -> 
             runs: Vec::new(),
             operations: Vec::new(),
             session: Term(0),
+            acknowledger: None,
             amiss: false,
             reigns: matches!(&beginning, Beginning::New { standing, .. } if matches!(standing.role, LogRole::Primary { .. })),
             unsure: false,
@@ -320,6 +324,8 @@ struct LogThread {
     term: Term,
     /// A backup's session.
     session: Term,
+    /// And who acknowledges its checkpoints.
+    acknowledger: Option<Acknowledger>,
     /// A checkpoint of this session is in the log and not on the volumes: nothing more of it is taken, and nobody goes on with the log as
     /// it stands.
     amiss: bool,
@@ -425,11 +431,12 @@ impl LogThread {
     }
 
     /// A backup's session: goes on with the log, if it is what is left, or begins another.
-    fn session(&mut self, state: State, Opening { hello, left, reply }: Opening) -> Result<State, String> {
+    fn session(&mut self, state: State, opening: Opening) -> Result<State, String> {
+        let Opening { hello, left, reply, acknowledger } = opening;
         if hello.term < self.session {
             return Ok(state);
         }
-        self.session = hello.term;
+        (self.session, self.acknowledger) = (hello.term, Some(acknowledger));
         let role = LogRole::Backup { session: hello.term, primary: hello.from.clone() };
         let standing = Standing::new(role);
         self.health = serde_json::to_vec(&hello.health).map_err(|e| e.to_string())?;
@@ -490,7 +497,7 @@ impl LogThread {
         // It never goes back.
         self.term = [term, reign].into_iter().flatten().fold(self.term, Term::max);
         if let Some(reign) = reign {
-            (self.reign, self.reigns) = (reign, true);
+            (self.reign, self.reigns, self.acknowledger) = (reign, true, None);
         }
         let Some((ticket, standing)) = note.filter(|_| remove.is_none()) else { return Ok(remove) };
         match state {
@@ -792,7 +799,8 @@ impl LogThread {
         });
     }
 
-    /// A backup's checkpoint is durable: its volumes may have it, and the primary may hear of it.
+    /// A backup's checkpoint is durable: its volumes may have it, and when they have, as far as that is wanted, the primary may hear of it.
+    /// Nobody waits for that here: the checkpoint can be gone on from.
     fn held(
         &mut self,
         running: Box<Running>,
@@ -802,14 +810,16 @@ impl LogThread {
     ) -> Result<State, (Option<State>, LogError)> {
         let (session, epoch) = (received.session, received.epoch);
         let disks = &self.settings.disks;
-        match disks.put(session, epoch, std::mem::take(&mut received.volumes)) {
+        match disks.receive(session, epoch, std::mem::take(&mut received.volumes)) {
             Ok(()) => {
                 self.numbers.push_back((committed.number, disks.numbers(epoch)));
                 self.images(&running.log);
-                let _ = self.settings.core.send(Msg::Held { session, epoch, first });
+                if let Some(acknowledger) = &self.acknowledger {
+                    acknowledger.holds(epoch, first);
+                }
                 Ok(State::Log(running))
             }
-            // The session is over, as the core knows, or a disk is broken: then the standby has what its volumes have not, and must not go
+            // The session is over, as the core knows, or too much is held: then the standby has what its volumes have not, and must not go
             // on. The log is whole, and brings the volumes with it.
             Err(reason) => {
                 self.amiss = true;

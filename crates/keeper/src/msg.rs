@@ -285,6 +285,11 @@ pub enum Msg {
         /// It is the session's first.
         first: bool,
     },
+    /// A checkpoint, and what follows it, cannot be acknowledged: what that means does not come true. It is whole all the same.
+    CannotAcknowledge {
+        session: Term,
+        reason: String,
+    },
     BoundTo {
         session: Term,
         term: Term,

@@ -38,6 +38,7 @@ use ninefold_replica::stream::{
 use ninefold_transport::{Incoming, Link, LinkHandle, LinkReader, LinkWriter, Security};
 use ninefold_witness_client::{Timeouts, Witness, WitnessClient};
 
+use crate::acknowledge::Acknowledger;
 use crate::booted;
 use crate::capture::micros;
 use crate::config::KeeperConfig;
@@ -249,21 +250,14 @@ impl Standby {
     }
 
     /// Takes over what the primary knows of its console, its network and the guest's health.
-    fn learn(&self, assembler: &CheckpointAssembler, health: &mut Health) {
+    fn learn(&self, assembler: &CheckpointAssembler, health: &mut Health, acknowledger: &Acknowledger) {
         if let Some(checkpoint) = assembler.checkpoint() {
             self.outlets.heard(checkpoint.output(CONSOLE));
             self.outlets.learn(checkpoint.output(ADDRESSES));
             if let Some(heard) = told::heard(checkpoint.output(HEALTH)) {
                 *health = heard;
-                self.keep(health);
+                acknowledger.keep(health.clone());
             }
-        }
-    }
-
-    /// Writes down which image is committed. A host that cannot is a backup all the same: taking over needs no record.
-    fn keep(&self, health: &Health) {
-        if let Err(error) = self.images.keep(health.committed.as_ref()) {
-            tracing::error!(error = %report(&error), "this host would boot another image than the committed one");
         }
     }
 
@@ -283,11 +277,14 @@ impl Standby {
             return Err(reason);
         }
         let mut health = hello.health.clone();
-        self.keep(&health);
+        let images = Arc::clone(&self.images);
+        let keep = Box::new(move |health: &Health| keep(&images, health));
+        let acknowledger = Acknowledger::start(session, Arc::clone(&self.disks), keep, self.core.clone())?;
+        acknowledger.keep(health.clone());
         if let Err(error) = Generation::of(&self.config).follow(generation(hello)) {
             tracing::warn!(%error, "a later boot on this host may show the guest an earlier generation id");
         }
-        let left = match self.left(hello, parked, log.as_ref()) {
+        let left = match self.left(hello, parked, log.as_ref(), &acknowledger) {
             Ok(left) => left,
             Err((reason, parked)) => {
                 // As it is: the log may answer in time for the next session.
@@ -300,7 +297,7 @@ impl Standby {
         let (mut standby, mut base, former) = match left {
             Some((standby, base, former)) => (standby, Some(base), former),
             None => {
-                opens(log.as_ref(), hello, None, Instant::now() + LOG_LIMIT)?;
+                opens(log.as_ref(), hello, None, &acknowledger, Instant::now() + LOG_LIMIT)?;
                 (build(&self.config, hello, self.disks.sockets(), None)?, None, None)
             }
         };
@@ -361,31 +358,33 @@ impl Standby {
                     sink.log = None;
                     let first = std::mem::take(&mut first);
                     let touched = |batches: &[_]| if history.is_some() { resync::touched(batches) } else { Vec::new() };
+                    // The disk is waited for elsewhere: who waits here does not notice that the primary is gone.
+                    acknowledger.comes()?;
                     let (blocks, mut held) = if log.is_some() {
                         // Acknowledged, and on its way to the volumes, when it is durable.
                         let received = Received::of(session, &mut assembler, &self.disks)?;
                         let blocks = received.as_ref().map(|r| touched(r.volumes())).unwrap_or_default();
                         (blocks, received.map(Box::new).map(Whole::Logged))
                     } else {
-                        // Not acknowledged when it fails: this host is no backup for that epoch. It holds the one before.
                         let batches = self.disks.parse(|v| assembler.take_volume_writes(v))?;
                         let blocks = touched(&batches);
-                        self.disks.put(session, pass.epoch, batches)?;
+                        self.disks.receive(session, pass.epoch, batches)?;
                         (blocks, Some(Whole::Held))
                     };
                     let tell = |whole| match (whole, &log) {
                         (Some(Whole::Logged(received)), Some(log)) => {
                             let job = Job::Log(LogJob::Received(received));
-                            log.send(job).map_err(|_| "the log has ended".to_owned())
+                            // There is room, but while the log is still copied to.
+                            give(log, job, Some(Instant::now() + LOG_LIMIT))
                         }
                         (Some(Whole::Held), _) => {
-                            let _ = self.core.send(Msg::Held { session, epoch: pass.epoch, first });
+                            acknowledger.holds(pass.epoch, first);
                             Ok(())
                         }
                         _ => Ok(()),
                     };
                     if !first {
-                        // Acknowledged before it is applied: from here on it is whole, whatever becomes of the primary.
+                        // Before it is applied: from here on it is whole, whatever becomes of the primary.
                         tell(held.take())?;
                     }
                     history = if first { begin(hello, pass.epoch) } else { history };
@@ -402,7 +401,7 @@ impl Standby {
                         tell(held)?;
                     }
                     note(&mut standby.custody, hello, pass.epoch);
-                    self.learn(&assembler, &mut health);
+                    self.learn(&assembler, &mut health, &acknowledger);
                 }
                 Ok(Fed::Synced(pass)) => {
                     // So that little of it is left for the first checkpoint.
@@ -491,12 +490,13 @@ impl Standby {
         hello: &Hello,
         parked: Option<Box<Parked>>,
         log: Option<&SyncSender<Job>>,
+        acknowledger: &Acknowledger,
     ) -> Result<Option<Continued>, (String, Option<Box<Parked>>)> {
         let deadline = Instant::now() + LOG_LIMIT;
         if let Some((parked, base)) = parked.and_then(|p| self.goes_on(hello, *p)) {
             let left = parked.logged.map(|(session, epoch)| Left::Here { session, epoch });
-            let goes_on =
-                opens(log, hello, left, deadline).and_then(|answer| answered(&answer, log.is_some(), deadline));
+            let goes_on = opens(log, hello, left, acknowledger, deadline)
+                .and_then(|answer| answered(&answer, log.is_some(), deadline));
             return match goes_on {
                 Ok(true) => Ok(Some((parked.standby, base, Some((parked.history, parked.logged))))),
                 Ok(false) => Ok(None),
@@ -506,7 +506,7 @@ impl Standby {
         // Memory and log need not be of the same checkpoint: of both it is known what was written since.
         let (Some(kept), Some(origin)) = (self.parking.take_kept(), hello.origin.as_ref()) else { return Ok(None) };
         let left = Left::OnDisk { reign: kept.note.reign, epochs: origin.since..=origin.epoch };
-        let answer = opens(log, hello, Some(left), deadline).map_err(|reason| (reason, None))?;
+        let answer = opens(log, hello, Some(left), acknowledger, deadline).map_err(|reason| (reason, None))?;
         // Its QEMU has nothing of its own yet: nothing to go back to.
         let Some((standby, base)) = self.goes_on_with_memory(hello, kept) else { return Ok(None) };
         let goes_on = answered(&answer, log.is_some(), deadline).map_err(|reason| (reason, None))?;
@@ -558,11 +558,18 @@ impl Standby {
     }
 }
 
+/// Writes down which image is committed. A host that cannot is a backup all the same: taking over needs no record.
+fn keep(images: &Images, health: &Health) {
+    if let Err(error) = images.keep(health.committed.as_ref()) {
+        tracing::error!(error = %report(&error), "this host would boot another image than the committed one");
+    }
+}
+
 /// A checkpoint that has come whole, and who is to hear of it.
 enum Whole {
-    /// The core: it is acknowledged.
+    /// The volumes have it: it is acknowledged as soon as that may be.
     Held,
-    /// The log, which acknowledges it.
+    /// The log, which has it acknowledged.
     Logged(Box<Received>),
 }
 
@@ -580,11 +587,12 @@ fn opens(
     log: Option<&SyncSender<Job>>,
     hello: &Hello,
     left: Option<Left>,
+    acknowledger: &Acknowledger,
     deadline: Instant,
 ) -> Result<Receiver<bool>, String> {
     let (reply, answer) = sync_channel(1);
     if let Some(log) = log {
-        let opening = Opening { hello: hello.clone(), left, reply };
+        let opening = Opening { hello: hello.clone(), left, reply, acknowledger: acknowledger.clone() };
         give(log, Job::Log(LogJob::Session(Box::new(opening))), Some(deadline))?;
     }
     Ok(answer)

@@ -2,12 +2,14 @@
 
 mod hello;
 
+use std::cell::RefCell;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::time::Duration;
 
+use ninefold_keeper::acknowledge::Acknowledger;
 use ninefold_keeper::bell::Bell;
 use ninefold_keeper::disks::Disks;
 use ninefold_keeper::log::{self, Beginning, Left, LogHandle, LogJob, Opening, Received, Settings};
@@ -65,7 +67,10 @@ fn hello(session: u64) -> Hello {
 struct Thread {
     handle: LogHandle,
     disks: Arc<Disks>,
+    core: Sender<Msg>,
     heard: Receiver<Msg>,
+    /// That of the session.
+    acknowledger: RefCell<Option<(u64, Acknowledger)>>,
 }
 
 impl Thread {
@@ -73,8 +78,14 @@ impl Thread {
         let (core, heard) = channel();
         let disks = Arc::new(Disks::default());
         let bell = Bell::new().unwrap();
-        let settings = Settings { place: dir.join("log"), disks: Arc::clone(&disks), bell, core };
-        Self { handle: log::start(1, Term(5), Beginning::Awaited, settings).unwrap(), disks, heard }
+        let settings = Settings { place: dir.join("log"), disks: Arc::clone(&disks), bell, core: core.clone() };
+        Self {
+            handle: log::start(1, Term(5), Beginning::Awaited, settings).unwrap(),
+            disks,
+            core,
+            heard,
+            acknowledger: RefCell::default(),
+        }
     }
 
     fn job(&self, job: LogJob) {
@@ -85,7 +96,10 @@ impl Thread {
     fn session(&self, session: u64, left: Option<Left>) -> bool {
         self.disks.enter(Term(session)).unwrap();
         let (reply, answer) = sync_channel(1);
-        self.job(LogJob::Session(Box::new(Opening { hello: hello(session), left, reply })));
+        let (disks, core) = (Arc::clone(&self.disks), self.core.clone());
+        let acknowledger = Acknowledger::start(Term(session), disks, Box::new(|_| {}), core).unwrap();
+        *self.acknowledger.borrow_mut() = Some((session, acknowledger.clone()));
+        self.job(LogJob::Session(Box::new(Opening { hello: hello(session), left, reply, acknowledger })));
         answer.recv_timeout(LIMIT).unwrap()
     }
 
@@ -96,6 +110,9 @@ impl Thread {
     }
 
     fn gives(&self, session: u64, epoch: u64, pages: &[(u64, Vec<u8>)]) {
+        if let Some((_, acknowledger)) = self.acknowledger.borrow().as_ref().filter(|(its, _)| *its == session) {
+            acknowledger.comes().unwrap();
+        }
         self.job(LogJob::Received(Box::new(received(session, epoch, pages))));
     }
 

@@ -708,6 +708,15 @@ impl Served {
         })
     }
 
+    /// A backup's side: whether what an acknowledgement of `epoch` means is true, what it rests on is durable, and there is room for the
+    /// next one.
+    pub fn may_acknowledge(&self, epoch: Epoch) -> bool {
+        let state = self.shared.lock();
+        let durable = self.shared.acknowledge == Acknowledge::Disk;
+        let rests = !state.unsynced.is_pending() && !state.unsynced.is_lost();
+        rests && state.failure.is_none() && (durable || state.behind.is_noted()) && state.takes_more(epoch, durable)
+    }
+
     /// A backup's side: waits until what an acknowledgement of `epoch` means is true, and there is room for the next one;
     /// or until `limit`.
     ///
@@ -715,11 +724,7 @@ impl Served {
     /// `Io`: the disk takes nothing, which is said at once, or is too slow for what the primary sends.
     pub fn wait_acknowledge(&self, epoch: Epoch, limit: Duration) -> Result<(), VolumeError> {
         let durable = self.shared.acknowledge == Acknowledge::Disk;
-        let done = |state: &State| {
-            let missing = |s: &Sealed| durable && s.committed && s.epoch <= epoch && s.number > state.logged;
-            state.failure.is_some() || (state.held <= BACKLOG && !state.queue.iter().any(missing))
-        };
-        self.wait(limit, false, done)?;
+        self.wait(limit, false, |state| state.failure.is_some() || state.takes_more(epoch, durable))?;
         match self.stuck() {
             Some(failure) => Err(not_on_disk(failure.reason)),
             None => Ok(()),
@@ -1063,6 +1068,12 @@ impl State {
             Mode::Held => false,
             Mode::Closed => self.left,
         }
+    }
+
+    /// A backup's side: whether there is room for another epoch, and, if that is wanted, all up to this one is durable.
+    fn takes_more(&self, epoch: Epoch, durable: bool) -> bool {
+        let missing = |s: &Sealed| durable && s.committed && s.epoch <= epoch && s.number > self.logged;
+        self.held <= BACKLOG && !self.queue.iter().any(missing)
     }
 
     /// Whether the image has all that may reach it.

@@ -3,6 +3,7 @@
 mod support;
 
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use ninefold_control::Request;
 use ninefold_model::event::EventKind;
@@ -137,5 +138,33 @@ fn a_backup_whose_disk_hangs_is_left_until_it_answers() {
     s.expect(mark, "a", "protection", protected);
     s.expect_writes(100);
     nothing_is_lost(&s);
+    s.finish();
+}
+
+/// An acknowledgement means the disk, the backup's disk hangs, and the primary's host is lost while whole checkpoints wait for that: nobody is left
+/// to hear an acknowledgement, and the VM goes on from memory.
+#[test]
+fn a_backup_whose_disk_hangs_takes_over() {
+    let mut begin = begin(Protection::FaultTolerant);
+    begin.vm.volumes[0].acknowledge = Acknowledge::Disk;
+    let s = Scenario::with("slowheir", begin);
+    s.expect(0, "a", "protection", protected);
+    let _console = keep_writing(&s);
+    s.expect_writes(100);
+    let mark = s.events.mark();
+    s.lab.freeze_disk("b").unwrap();
+    let sent = || s.lab.keeper("a").unwrap().status().unwrap().counters.frames_out;
+    let mut before = sent();
+    wait_until("a checkpoint that waits for the disk", || {
+        std::thread::sleep(Duration::from_millis(150));
+        std::mem::replace(&mut before, sent()) == before
+    });
+    s.lab.kill_host("a").unwrap();
+    s.expect(mark, "b", "take-over", |e| matches!(e, EventKind::TookOver { .. }));
+    s.lab.thaw_disk("b").unwrap();
+    s.expect_writes(100);
+    nothing_is_lost(&s);
+    s.lab.restart_host("a").unwrap();
+    s.expect(mark, "b", "protection", protected);
     s.finish();
 }

@@ -41,6 +41,7 @@ const KNOWN: &[Known] = &[
     Known {
         directory: "crates/keeper/src",
         files: &[
+            "acknowledge.rs",
             "aside.rs",
             "back.rs",
             "booted.rs",

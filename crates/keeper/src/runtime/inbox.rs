@@ -104,6 +104,7 @@ impl Runtime {
             Msg::Differs { session, volume, first, bits } => Event::Differs { session, volume, first, bits },
             Msg::Tried { session } => Event::Tried { session },
             Msg::Held { session, epoch, first } => Event::Held { session, epoch, first },
+            Msg::CannotAcknowledge { session, reason } => Event::CannotAcknowledge { session, reason },
             Msg::BoundTo { session, term } => Event::BoundTo { session, term },
             Msg::Relinquished { session, reason } => {
                 Event::Relinquished { session, reason, silence: self.silence(session) }
