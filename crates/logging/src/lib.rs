@@ -3,8 +3,9 @@
 //!
 //! * [`bucket`]: how often something may happen · [`likeness`]: what two texts have in common when they tell of one fault
 //! * [`lines`]: which lines of a log are printed, and which are only counted: pure
-//! * [`stderr`]: the log of a process on its standard error
+//! * [`stderr`]: the log of a process on its standard error · [`apart`]: written by a thread of its own
 
+pub mod apart;
 pub mod bucket;
 pub mod likeness;
 pub mod lines;

@@ -2,29 +2,58 @@
 //! that with RUST_LOG gets all of it.
 
 use std::fmt::{self, Write};
-use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use tracing::callsite::Identifier;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::{Format, Writer};
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
 use tracing_subscriber::registry::LookupSpan;
 
+use crate::apart::Apart;
 use crate::lines::{Lines, Verdict, clip};
 
 /// The target of what whoever logs it has folded already: it is printed as it is.
 pub const FOLDED: &str = "ninefold::folded";
 
-/// From now on this process logs to standard error: what RUST_LOG says, or else what is at this level or louder.
+/// How long a process that ends waits for what it has said to be written.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+static APART: OnceLock<Apart> = OnceLock::new();
+
+/// From now on this process logs to standard error: what RUST_LOG says, or else what is at this level or louder. Who says something waits until it
+/// is written: for a command, that a person has asked for.
 pub fn begin(level: &str) {
+    init(level, std::io::stderr);
+}
+
+/// The same for a process that serves others: no thread of it waits for who takes its log. [`settle`] is to be called at its end.
+pub fn begin_apart(level: &str) {
+    match Apart::to(std::io::stderr()) {
+        Ok(apart) => {
+            let log = APART.get_or_init(|| apart).clone();
+            init(level, move || log.clone());
+        }
+        Err(_) => begin(level),
+    }
+}
+
+/// Waits until what was said is written, but not for ever: who takes it may hang.
+pub fn settle() {
+    if let Some(log) = APART.get() {
+        log.settle(LAST_WORDS);
+    }
+}
+
+fn init(level: &str, writer: impl for<'w> MakeWriter<'w> + Send + Sync + 'static) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(false)
-        .with_writer(std::io::stderr)
+        .with_writer(writer)
         .event_format(Folding::default())
         .init();
 }

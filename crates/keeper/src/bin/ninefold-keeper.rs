@@ -30,8 +30,9 @@ struct Args {
 fn main() -> ExitCode {
     let args = Args::parse();
     ninefold_keeper::panics::end_the_process();
-    ninefold_logging::stderr::begin("info");
+    ninefold_logging::stderr::begin_apart("info");
     let ended = KeeperConfig::load(&args.config).map_err(Into::into).and_then(ninefold_keeper::keeper::run);
+    ninefold_logging::stderr::settle();
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -51,8 +51,10 @@ struct SecurityArguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    ninefold_logging::stderr::begin("info");
-    match run(arguments) {
+    ninefold_logging::stderr::begin_apart("info");
+    let ended = run(arguments);
+    ninefold_logging::stderr::settle();
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("ninefold-witness: {error}");
