@@ -9,9 +9,9 @@ use ninefold_model::event::EventKind;
 use ninefold_model::spec::{EpochPolicy, VmSpec};
 use ninefold_model::status::{Counters, LogState, LogStatus, MachineStatus};
 use ninefold_model::{Backup, Epoch, HostName, Record as WitnessRecord, Term};
-use ninefold_replica::continuation::Reign;
 use ninefold_replica::protocol::{Action, Input, ProposalId, Protocol, Rules, Wanted};
 use ninefold_replica::stream::Layout;
+use ninefold_replica::stream::Reign;
 use ninefold_replica::target::Target;
 
 use crate::announce::AnnouncePlan;

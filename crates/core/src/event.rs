@@ -17,7 +17,6 @@ use ninefold_replica::stream::{Hello, Layout};
 use ninefold_replica::target::Target;
 
 use crate::disk_watch::Look;
-use crate::log::LogFailure;
 use crate::time::{Boottime, Monotonic};
 
 /// Who asked for something over the control socket, and waits for the answer.
@@ -487,4 +486,20 @@ pub enum JobNews {
     Loaded(Box<Loaded>),
     /// The VM cannot be started from it.
     NotLoaded(String),
+}
+
+/// Why a log can go on no more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogFailure {
+    /// The log says itself that it is behind, or there is none that could be believed. Otherwise it would be gone on from after a loss of
+    /// power, with what was let go since missing: the witness has to disown it first.
+    pub noted: bool,
+    pub reason: String,
+}
+
+/// Of which the log knows nothing.
+impl From<String> for LogFailure {
+    fn from(reason: String) -> Self {
+        Self { noted: false, reason }
+    }
 }

@@ -48,6 +48,6 @@ pub mod time;
 mod volumes;
 
 pub use self::core::{Core, TICK};
-pub use self::log::LogFailure;
+pub use self::event::LogFailure;
 pub use self::stall::still_ours;
 pub use self::survivors::KEEP;

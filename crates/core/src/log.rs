@@ -17,7 +17,7 @@ use ninefold_replica::target::Target;
 use crate::backup::{Origin, Takeover};
 use crate::core::Core;
 use crate::effect::{Beginning, DisksOrder, Effect, LogOrder, Metric, Question, RecoveryOrder, VmOrder};
-use crate::event::{RecoveryNews, RequestId, Seen, Source};
+use crate::event::{LogFailure, RecoveryNews, RequestId, Seen, Source};
 use crate::survivors::KEEP;
 use crate::time::Monotonic;
 
@@ -31,22 +31,6 @@ const DISK_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long a VM that has ended waits for its log to be removed.
 const REMOVE_LIMIT: Duration = Duration::from_secs(2);
-
-/// Why a log can go on no more.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LogFailure {
-    /// The log says itself that it is behind, or there is none that could be believed. Otherwise it would be gone on from after a loss of
-    /// power, with what was let go since missing: the witness has to disown it first.
-    pub noted: bool,
-    pub reason: String,
-}
-
-/// Of which the log knows nothing.
-impl From<String> for LogFailure {
-    fn from(reason: String) -> Self {
-        Self { noted: false, reason }
-    }
-}
 
 /// A log that was found and may be gone on from.
 struct Recovery {

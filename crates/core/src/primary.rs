@@ -4,9 +4,9 @@ use ninefold_model::checkpoint::CheckpointRecord;
 use ninefold_model::difference::{Difference, differences};
 use ninefold_model::event::EventKind;
 use ninefold_model::{Epoch, HostName, Standing, Term};
-use ninefold_replica::continuation::Reign;
 use ninefold_replica::protocol::{Input, Phase};
 use ninefold_replica::stream::Hello;
+use ninefold_replica::stream::Reign;
 use ninefold_replica::target::Target;
 
 use crate::core::{Core, RETRY_LAST};

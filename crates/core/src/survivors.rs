@@ -9,8 +9,9 @@
 use std::time::Duration;
 
 use ninefold_model::{Epoch, HostName, Term};
-use ninefold_replica::continuation::{Base, History, Origin, Reign, may_hold};
+use ninefold_replica::continuation::{Base, History, may_hold};
 use ninefold_replica::protocol::Phase;
+use ninefold_replica::stream::{Origin, Reign};
 use ninefold_replica::target::Basis;
 
 use crate::core::{Core, RETRY_FIRST};

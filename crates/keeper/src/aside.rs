@@ -6,7 +6,13 @@
 use std::sync::mpsc::SyncSender;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::session::Job;
+/// A job of a queue that says nothing by itself: something was told beside the queue.
+pub trait Wake {
+    const WAKE: Self;
+
+    /// Whether this is it.
+    fn wakes(&self) -> bool;
+}
 
 /// See the [module](self).
 #[derive(Debug, Default)]
@@ -15,7 +21,7 @@ pub struct Aside<T>(Mutex<State<T>>);
 #[derive(Debug, Default)]
 struct State<T> {
     told: T,
-    /// A [`Job::Told`] is in the queue.
+    /// A job that [wakes](Wake) is in the queue.
     woken: bool,
 }
 
@@ -25,16 +31,16 @@ impl<T: Default> Aside<T> {
     }
 
     /// Changes what the thread behind `jobs` is told, and wakes it. Waits for nothing. A thread that has ended has said why.
-    pub fn tell(&self, jobs: &SyncSender<Job>, what: impl FnOnce(&mut T)) {
+    pub fn tell<J: Wake>(&self, jobs: &SyncSender<J>, what: impl FnOnce(&mut T)) {
         let mut state = self.lock();
         what(&mut state.told);
-        state.woken = state.woken || jobs.try_send(Job::Told).is_ok();
+        state.woken = state.woken || jobs.try_send(J::WAKE).is_ok();
     }
 
     /// Takes what has been told. To be called before each job is done, with that job.
-    pub fn hear(&self, before: &Job) -> T {
+    pub fn hear(&self, before: &impl Wake) -> T {
         let mut state = self.lock();
-        state.woken &= !matches!(before, Job::Told);
+        state.woken &= !before.wakes();
         std::mem::take(&mut state.told)
     }
 }
@@ -43,12 +49,20 @@ impl<T: Default> Aside<T> {
 mod tests {
     use std::sync::mpsc::sync_channel;
 
-    use ninefold_model::Epoch;
-
     use super::*;
 
-    fn other() -> Job {
-        Job::Volumes { round: Epoch(1), pieces: sync_channel(0).1 }
+    #[derive(Debug, PartialEq, Eq)]
+    enum Job {
+        Other,
+        Told,
+    }
+
+    impl Wake for Job {
+        const WAKE: Self = Self::Told;
+
+        fn wakes(&self) -> bool {
+            *self == Self::Told
+        }
     }
 
     #[test]
@@ -58,8 +72,8 @@ mod tests {
         for n in 0..100 {
             aside.tell(&jobs, |told| *told = Some(n));
         }
-        jobs.try_send(other()).unwrap();
-        jobs.try_send(other()).unwrap();
+        jobs.try_send(Job::Other).unwrap();
+        jobs.try_send(Job::Other).unwrap();
         assert_eq!(aside.hear(&work.recv().unwrap()), Some(99));
         // What is told now comes with the next job, and wakes for itself.
         aside.tell(&jobs, |told| *told = Some(100));
@@ -73,7 +87,7 @@ mod tests {
     fn what_is_told_while_there_is_no_room_comes_with_the_next_job() {
         let (jobs, work) = sync_channel(1);
         let aside = Aside::<Option<u32>>::default();
-        jobs.try_send(other()).unwrap();
+        jobs.try_send(Job::Other).unwrap();
         aside.tell(&jobs, |told| *told = Some(1));
         assert_eq!(aside.hear(&work.recv().unwrap()), Some(1));
         aside.tell(&jobs, |told| *told = Some(2));

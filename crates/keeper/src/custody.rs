@@ -25,7 +25,7 @@ use std::time::Duration;
 use ninefold_core::KEEP;
 use ninefold_machine::Ram;
 use ninefold_model::{Epoch, Term};
-use ninefold_replica::continuation::Reign;
+use ninefold_replica::stream::Reign;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;

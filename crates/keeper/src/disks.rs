@@ -22,11 +22,11 @@ use ninefold_volume::sums::{self, SUM};
 use ninefold_volume::{Batch, Budget, Format, Note, Pool, Served, Tools, VolumeError, VolumeName};
 
 use crate::bell::Bell;
+use crate::blocks;
 use crate::config::KeeperConfig;
 use crate::error::{KeeperError, report};
 use crate::mixture::{Cause, Mixture};
-use crate::resync;
-use crate::snapshot::Unfinished;
+use crate::unfinished::Unfinished;
 
 /// How long a backup may take to put an epoch on its disk, and a host to empty its queue before a session.
 const DISK_LIMIT: Duration = Duration::from_secs(10);
@@ -576,7 +576,7 @@ impl Disks {
     pub fn compare(&self, volume: u16, first: u64, theirs: &[u8]) -> Result<Vec<u8>, String> {
         let disk = self.all.get(usize::from(volume)).ok_or_else(|| format!("there is no volume {volume}"))?;
         ninefold_fault::point("resync.answer").map_err(|e| e.to_string())?;
-        let ours = resync::checksums(&disk.served, first, (theirs.len() / SUM) as u64)
+        let ours = blocks::checksums(&disk.served, first, (theirs.len() / SUM) as u64)
             .map_err(|e| format!("volume {}: {}", disk.spec.name, report(&e)))?;
         let mut bits = sums::differing(&ours, theirs);
         disk.served.put_lost(first, &mut bits);

@@ -16,9 +16,12 @@
 //!            └─► New: a base that is filled ── Copy: all memory ───────────────────────────┘
 //! ```
 
+pub mod job;
+pub mod place;
+
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, sync_channel};
@@ -27,17 +30,15 @@ use std::time::{Duration, Instant};
 
 use ninefold_core::LogFailure;
 use ninefold_model::{Epoch, Term};
-use ninefold_replica::continuation::Reign;
 use ninefold_replica::protocol::{LogRole, Standing};
-use ninefold_replica::stream::{CheckpointAssembler, Hello, PAGE_SIZE, PageRun, PageSink};
+use ninefold_replica::stream::Reign;
+use ninefold_replica::stream::{Hello, PAGE_SIZE, PageRun, PageSink};
 use ninefold_snapshot::log::{At, Committed, Found, Log, LogError, New, Options};
-use ninefold_snapshot::storage::{Directory, Storage};
-use ninefold_volume::Batch;
+use ninefold_snapshot::storage::Storage;
 use ninefold_volume::log::STEP;
 
-use crate::acknowledge::Acknowledger;
+use self::job::{Job, Left, Opening, Received};
 use crate::aside::Aside;
-use crate::back;
 use crate::bell::Bell;
 use crate::capture::{Join, Taken, micros};
 use crate::config::KeeperConfig;
@@ -46,7 +47,7 @@ use crate::error::{KeeperError, report};
 use crate::msg::Msg;
 use crate::outlets::{ADDRESSES, AGENT, CONSOLE, HEALTH};
 use crate::priority;
-use crate::session::{Job, Piece, translate};
+use crate::target::{Piece, translate};
 
 /// What may wait for the thread. More than can be under way at once.
 const JOBS: usize = 64;
@@ -62,98 +63,13 @@ const PAGES_AT_A_TIME: u32 = 2048;
 const PART: usize = 8 << 20;
 /// A folder that failed tries again.
 const FOLD_RETRY: Duration = Duration::from_secs(1);
-/// Channels of a checkpoint but for the guest's health.
-const CHANNELS: u8 = HEALTH;
-
-/// What the thread is asked beside what every sink is.
-#[derive(Debug)]
-pub enum LogJob {
-    /// A backup's session begins. Whatever comes from an earlier one is ignored from here on.
-    Session(Box<Opening>),
-    /// Pages of a backup's initial copy.
-    Copy { session: Term, block: u16, first: u64, bytes: Vec<u8> },
-    /// What was copied so far is to be durable soon.
-    Settle(Term),
-    /// A checkpoint that a backup has received.
-    Received(Box<Received>),
-    /// Say when all before this is done: which checkpoint the log ends with.
-    Drain(SyncSender<Option<(Term, Epoch)>>),
-}
-
-/// How a backup's session begins.
-#[derive(Debug)]
-pub struct Opening {
-    pub hello: Hello,
-    /// What is left of a former session, if anything is.
-    pub left: Option<Left>,
-    /// Whether the log is gone on with. Otherwise another has begun, to which all of memory has to come.
-    pub reply: SyncSender<bool>,
-    /// Acknowledges what the log and the volumes have.
-    pub acknowledger: Acknowledger,
-}
-
-/// With which checkpoint a log has to end, to be gone on with.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Left {
-    /// The thread's own with the one that is in memory.
-    Here { session: Term, epoch: Epoch },
-    /// That of a former keeper with one of these: all that was written since the first of them is sent.
-    OnDisk { reign: Reign, epochs: RangeInclusive<Epoch> },
-}
-
-/// A checkpoint as a backup has it before it is applied.
-#[derive(Debug)]
-pub struct Received {
-    pub session: Term,
-    pub epoch: Epoch,
-    /// The term in which it was sent.
-    pub term: Term,
-    runs: Vec<PageRun>,
-    bytes: Vec<u8>,
-    zeros: Vec<PageRun>,
-    state: Vec<u8>,
-    output: Vec<Vec<u8>>,
-    /// If it has changed.
-    health: Vec<u8>,
-    volumes: Vec<Batch>,
-}
-
-impl Received {
-    /// The operations on each volume.
-    pub fn volumes(&self) -> &[Batch] {
-        &self.volumes
-    }
-
-    /// Copies what an assembler holds, before it is put into memory.
-    ///
-    /// # Errors
-    /// Operations on volumes that make no sense.
-    pub fn of(session: Term, assembler: &mut CheckpointAssembler, disks: &Disks) -> Result<Option<Self>, String> {
-        let volumes = disks.parse(|volume| assembler.take_volume_writes(volume))?;
-        let (Some(pending), Some(checkpoint)) = (assembler.pending(), assembler.checkpoint()) else {
-            return Ok(None);
-        };
-        Ok(Some(Self {
-            session,
-            epoch: checkpoint.epoch,
-            term: checkpoint.term,
-            runs: pending.pages().collect(),
-            bytes: pending.content().to_vec(),
-            zeros: pending.zeros().collect(),
-            state: checkpoint.device_state.to_vec(),
-            output: (0..CHANNELS).map(|channel| checkpoint.output(channel).to_vec()).collect(),
-            health: checkpoint.output(HEALTH).to_vec(),
-            volumes,
-        }))
-    }
-}
 
 /// How a log begins.
 #[derive(Debug)]
 pub enum Beginning {
     /// Anew; what is there is removed.
     New { hello: Box<Hello>, standing: Standing },
-    /// With a backup's session: see [`LogJob::Session`].
+    /// With a backup's session: see [`Job::Session`].
     Awaited,
     /// Where it ends, with what it says last of the guest's health.
     Continued { log: Box<Log>, health: Vec<u8> },
@@ -262,21 +178,8 @@ pub struct Settings {
 impl Settings {
     /// For a VM that is non-volatile.
     pub fn of(config: &KeeperConfig, disks: Arc<Disks>, bell: Bell, core: Sender<Msg>) -> Self {
-        Self { place: place(config), disks, bell, core }
+        Self { place: place::place(config), disks, bell, core }
     }
-}
-
-/// Where this host keeps the VM's log.
-pub fn place(config: &KeeperConfig) -> PathBuf {
-    config.pool.join("logs").join(config.vm.id.to_string())
-}
-
-/// Opens the directory, when whoever had it before has let go of it.
-///
-/// # Errors
-/// Those of the file system.
-pub fn open(place: &Path) -> std::io::Result<Arc<dyn Storage>> {
-    Directory::wait(place).map(|d| Arc::new(d) as Arc<dyn Storage>)
 }
 
 /// Starts the thread for a reign or session.
@@ -383,7 +286,7 @@ impl LogThread {
         let mut state = match beginning {
             Beginning::New { hello, standing } => {
                 self.health = serde_json::to_vec(&hello.health).map_err(|e| e.to_string())?;
-                let storage = back::begin(&self.settings.place)?;
+                let storage = place::begin(&self.settings.place)?;
                 let new = New::create(storage, *hello, &standing, Options::default()).map_err(|e| report(&e))?;
                 let _ = self.settings.core.send(Msg::LogBegun { id: self.id });
                 State::New(Box::new(new))
@@ -402,9 +305,9 @@ impl LogThread {
                     LogThread::refuse(job);
                     let storage = match storage_of(&state) {
                         Some(storage) => storage,
-                        None => open(&self.settings.place).map_err(|e| format!("the log's directory: {e}"))?,
+                        None => place::open(&self.settings.place).map_err(|e| format!("the log's directory: {e}"))?,
                     };
-                    back::remove(&*storage).map_err(|e| report(&e))?;
+                    place::remove(&*storage).map_err(|e| report(&e))?;
                     let _ = done.send(());
                     // The folder may have written something meanwhile. The storage stays locked until it is empty.
                     drop(state);
@@ -413,7 +316,7 @@ impl LogThread {
                 Err(error) => return Err(self.failed(Some(state), &error)),
             }
             state = match job {
-                Job::Log(LogJob::Session(opening)) => self.session(state, *opening)?,
+                Job::Session(opening) => self.session(state, *opening)?,
                 job => match self.one(state, job) {
                     Ok(state) => state,
                     Err((state, error)) => return Err(self.failed(state, &error)),
@@ -460,7 +363,7 @@ impl LogThread {
                 tracing::debug!(%why, "another log is begun");
                 self.amiss = false;
                 let _ = reply.send(false);
-                let storage = back::begin(&self.settings.place)?;
+                let storage = place::begin(&self.settings.place)?;
                 let new = New::create(storage, hello, &standing, Options::default()).map_err(|e| report(&e))?;
                 State::New(Box::new(new))
             }
@@ -476,7 +379,7 @@ impl LogThread {
         reign: Reign,
         epochs: &RangeInclusive<Epoch>,
     ) -> Result<Box<Running>, String> {
-        let storage = open(&self.settings.place).map_err(|e| format!("the log's directory: {e}"))?;
+        let storage = place::open(&self.settings.place).map_err(|e| format!("the log's directory: {e}"))?;
         let same = |theirs: &Hello| match (theirs.spec.id == hello.spec.id, theirs.layout.same_as(&hello.layout)) {
             (true, Ok(())) => Ok(()),
             _ => Err("it is of another VM".to_owned()),
@@ -512,10 +415,10 @@ impl LogThread {
 
     fn one(&mut self, state: State, job: Job) -> Result<State, (Option<State>, LogError)> {
         match &job {
-            Job::Log(LogJob::Copy { session, .. } | LogJob::Settle(session)) if *session != self.session => {
+            Job::Copy { session, .. } | Job::Settle(session) if *session != self.session => {
                 return Ok(state);
             }
-            Job::Log(LogJob::Received(received)) if received.session != self.session || self.amiss => return Ok(state),
+            Job::Received(received) if received.session != self.session || self.amiss => return Ok(state),
             _ => {}
         }
         match (state, job) {
@@ -523,17 +426,15 @@ impl LogThread {
                 Ok(()) => Ok(State::New(new)),
                 Err(error) => Err((None, error)),
             },
-            (State::New(mut new), Job::Log(LogJob::Copy { block, first, bytes, .. })) => {
-                match new.write(block, first, &bytes) {
-                    Ok(()) => Ok(State::New(new)),
-                    Err(source) => Err((None, LogError::Target { what: "the log's base".into(), source })),
-                }
-            }
-            (State::New(new), Job::Log(LogJob::Settle(_))) => match new.sync() {
+            (State::New(mut new), Job::Copy { block, first, bytes, .. }) => match new.write(block, first, &bytes) {
+                Ok(()) => Ok(State::New(new)),
+                Err(source) => Err((None, LogError::Target { what: "the log's base".into(), source })),
+            },
+            (State::New(new), Job::Settle(_)) => match new.sync() {
                 Ok(()) => Ok(State::New(new)),
                 Err(error) => Err((None, error)),
             },
-            (State::Behind(mut running, mut part), Job::Log(LogJob::Copy { block, first, bytes, .. })) => {
+            (State::Behind(mut running, mut part), Job::Copy { block, first, bytes, .. }) => {
                 // It ends with no checkpoint any more.
                 running.at = None;
                 let count = u32::try_from(bytes.len() / PAGE_SIZE).unwrap_or(u32::MAX);
@@ -546,13 +447,11 @@ impl LogThread {
                 }
             }
             // A page may come again in the next round.
-            (State::Behind(mut running, mut part), Job::Log(LogJob::Settle(_))) => {
-                match self.part(&mut running, &mut part) {
-                    Ok(()) => Ok(State::Behind(running, part)),
-                    Err(error) => Err((Some(State::Log(running)), error)),
-                }
-            }
-            (State::Behind(mut running, part), Job::Log(LogJob::Received(received))) => {
+            (State::Behind(mut running, mut part), Job::Settle(_)) => match self.part(&mut running, &mut part) {
+                Ok(()) => Ok(State::Behind(running, part)),
+                Err(error) => Err((Some(State::Log(running)), error)),
+            },
+            (State::Behind(mut running, part), Job::Received(received)) => {
                 self.heard(&received.health);
                 match self.caught_up(&mut running, part, &received) {
                     Ok(committed) => {
@@ -576,7 +475,7 @@ impl LogThread {
                     Err(error) => Err((None, error)),
                 }
             }
-            (State::New(new), Job::Log(LogJob::Received(received))) => {
+            (State::New(new), Job::Received(received)) => {
                 let running = self.first(new, |this, new| {
                     this.heard(&received.health);
                     write_received(new.first(at_of(&received))?, &received, &this.health)
@@ -595,7 +494,7 @@ impl LogThread {
                     Err(error) => Err((Some(State::Log(running)), error)),
                 }
             }
-            (State::Log(mut running), Job::Log(LogJob::Received(received))) => {
+            (State::Log(mut running), Job::Received(received)) => {
                 self.heard(&received.health);
                 self.wait_for_room(&running.log);
                 let begun = running.log.begin(at_of(&received));
@@ -607,7 +506,7 @@ impl LogThread {
                     Err(error) => Err((Some(State::Log(running)), error)),
                 }
             }
-            (state, Job::Log(LogJob::Drain(reply))) => {
+            (state, Job::Drain(reply)) => {
                 let at = match &state {
                     State::Nothing | State::New(_) | State::Behind(..) => None,
                     State::Log(_) if self.amiss => None,
@@ -616,14 +515,14 @@ impl LogThread {
                 let _ = reply.send(at);
                 Ok(state)
             }
-            // Rounds and copies come before the first checkpoint, the rest is for other sinks.
+            // Rounds and copies come before the first checkpoint.
             (state, _) => Ok(state),
         }
     }
 
     /// Answers what waits for an answer.
     fn refuse(job: Job) {
-        if let Job::Log(LogJob::Drain(reply)) = job {
+        if let Job::Drain(reply) = job {
             let _ = reply.send(None);
         }
     }

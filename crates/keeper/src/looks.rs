@@ -13,7 +13,7 @@ use ninefold_model::spec::Boot;
 use crate::config::KeeperConfig;
 use crate::disks::Disks;
 use crate::mixture::Cause;
-use crate::snapshot::Unfinished;
+use crate::unfinished::Unfinished;
 
 /// See the [module](self).
 pub struct Looks {

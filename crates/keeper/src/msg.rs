@@ -9,23 +9,24 @@ use ninefold_core::event::Seen;
 use ninefold_machine::Ports;
 use ninefold_model::checkpoint::CheckpointRecord;
 use ninefold_model::difference::Difference;
-use ninefold_model::event::EventKind;
-use ninefold_model::health::{DumpProgress, Failure};
+use ninefold_model::event::{EventKind, SnapshotFigures};
+use ninefold_model::health::{DumpProgress, Failure, Freeze};
 use ninefold_model::spec::Boot;
-use ninefold_model::status::{MachineStatus, SyncProgress};
+use ninefold_model::status::{MachineStatus, SnapshotProgress, SyncProgress};
 use ninefold_model::{Epoch, Record, Standing, Term};
 use ninefold_replica::continuation::Base;
-use ninefold_replica::protocol::{Outcome, ProposalId};
+use ninefold_replica::protocol::{self, Outcome, ProposalId};
 use ninefold_replica::stream::{Hello, Layout};
 use ninefold_replica::target::Target;
+use ninefold_snapshot::log::Log;
 use ninefold_transport::clock::Moment;
 use ninefold_transport::{Link, LinkHandle, LinkWriter};
 
+use crate::changed_blocks::ChangedBlocks;
 use crate::freeze::End;
-use crate::recovery::News;
-use crate::resync::Rest;
-use crate::snapshot;
-use crate::standby::{Answer, Loaded};
+use crate::loaded::Loaded;
+use crate::offer::Answer;
+use crate::snapshot::job::SnapshotTarget;
 
 /// A message to the core.
 pub enum Msg {
@@ -139,7 +140,7 @@ pub enum Msg {
         session: Term,
         rounds: u32,
         bytes: u64,
-        rest: Rest,
+        rest: ChangedBlocks,
     },
 
     /// The committed image is on record, or why it is not.
@@ -245,13 +246,13 @@ pub enum Msg {
     /// What came of an attempt to go on from the log.
     Recovery {
         id: u64,
-        news: News,
+        news: RecoveryEvent,
     },
 
     /// What became of a snapshot.
     Snapshot {
         id: u64,
-        news: snapshot::News,
+        news: SnapshotEvent,
     },
 
     /// What became of the request to freeze the guest's file systems, or to thaw them.
@@ -316,4 +317,41 @@ pub enum Msg {
         session: Term,
         reason: String,
     },
+}
+
+/// What comes of an attempt to go on from this host's log.
+#[derive(Debug)]
+pub enum RecoveryEvent {
+    /// There is no log.
+    Nothing,
+    /// There is one, and it is damaged or of another VM. Its files are as they were.
+    Unusable(String),
+    /// There is a good one.
+    Found {
+        standing: protocol::Standing,
+        epoch: Epoch,
+    },
+    /// Its last checkpoint is loaded into a QEMU that waits.
+    Loaded {
+        loaded: Box<Loaded>,
+        log: Box<Log>,
+        health: Vec<u8>,
+    },
+    Failed(String),
+}
+
+/// What comes of a snapshot that is taken or loaded, and of a log that a person goes back in.
+#[derive(Debug)]
+pub enum SnapshotEvent {
+    /// Ready for the VM.
+    Ready(SnapshotTarget),
+    Progress(SnapshotProgress),
+    /// With how the guest's file systems are in it, if they were to be frozen.
+    Taken(SnapshotFigures, Option<Freeze>),
+    /// It could not be taken.
+    Failed(String),
+    /// A QEMU is loaded with it.
+    Loaded(Box<Loaded>),
+    /// The VM cannot be started from it.
+    NotLoaded(String),
 }

@@ -14,10 +14,10 @@ use std::thread;
 use std::time::Instant;
 
 use ninefold_machine::{Machine, Ports};
-use ninefold_model::{Epoch, Record};
+use ninefold_model::Record;
 use ninefold_replica::protocol::{LogRole, Standing};
 use ninefold_replica::stream::{Hello, Layout};
-use ninefold_snapshot::log::{Found, Held, Log, LogError, Options, PlayVolume};
+use ninefold_snapshot::log::{Found, Held, LogError, Options, PlayVolume};
 
 use crate::booted;
 use crate::capture::micros;
@@ -27,33 +27,13 @@ use crate::error::{KeeperError, report};
 use crate::generation::Generation;
 use crate::health::images::Images;
 use crate::health::told;
-use crate::log;
+use crate::loaded::Loaded;
+use crate::log::place as log_place;
 use crate::mixture::Cause;
-use crate::msg::Msg;
+use crate::msg::{Msg, RecoveryEvent};
 use crate::outlets::{CONSOLE, HEALTH, Outlets};
 use crate::priority;
-use crate::standby::{self, Loaded};
-
-/// What the thread tells the core.
-#[derive(Debug)]
-pub enum News {
-    /// There is no log.
-    Nothing,
-    /// There is one, and it is damaged or of another VM. Its files are as they were.
-    Unusable(String),
-    /// There is a good one.
-    Found {
-        standing: Standing,
-        epoch: Epoch,
-    },
-    /// Its last checkpoint is loaded into a QEMU that waits.
-    Loaded {
-        loaded: Box<Loaded>,
-        log: Box<Log>,
-        health: Vec<u8>,
-    },
-    Failed(String),
-}
+use crate::standby;
 
 /// The core's hold on an attempt. Dropped before [`Recovery::go`], it ends without a trace.
 #[derive(Debug)]
@@ -90,13 +70,13 @@ pub fn start(id: u64, config: Arc<KeeperConfig>, place: Place, core: Sender<Msg>
             let _ = core.send(Msg::Recovery { id, news });
         };
         match look(&config, &place.disks) {
-            Ok(None) => tell(News::Nothing),
-            Err(reason) => tell(News::Unusable(reason)),
+            Ok(None) => tell(RecoveryEvent::Nothing),
+            Err(reason) => tell(RecoveryEvent::Unusable(reason)),
             Ok(Some(found)) => {
-                tell(News::Found { standing: found.standing().clone(), epoch: found.last().at.epoch });
+                tell(RecoveryEvent::Found { standing: found.standing().clone(), epoch: found.last().at.epoch });
                 // Not if the core does not want it any more.
                 if told.recv().is_ok() {
-                    tell(load(found, &config, &place).unwrap_or_else(News::Failed));
+                    tell(load(found, &config, &place).unwrap_or_else(RecoveryEvent::Failed));
                 }
             }
         }
@@ -106,11 +86,11 @@ pub fn start(id: u64, config: Arc<KeeperConfig>, place: Place, core: Sender<Msg>
 }
 
 fn look(config: &KeeperConfig, disks: &Disks) -> Result<Option<Found>, String> {
-    let place = log::place(config);
+    let place = log_place::place(config);
     if !place.exists() {
         return Ok(None);
     }
-    let storage = log::open(&place).map_err(|e| format!("{}: {e}", place.display()))?;
+    let storage = log_place::open(&place).map_err(|e| format!("{}: {e}", place.display()))?;
     let found = match Found::look_if(storage, &|hello| check(hello, config)) {
         Err(LogError::None) => return Ok(None),
         other => other.map_err(|e| report(&e))?,
@@ -149,7 +129,7 @@ pub fn check_host(standing: &Standing, config: &KeeperConfig) -> Result<(), Stri
     }
 }
 
-fn load(found: Found, config: &KeeperConfig, place: &Place) -> Result<News, String> {
+fn load(found: Found, config: &KeeperConfig, place: &Place) -> Result<RecoveryEvent, String> {
     let unused = place.disks.unused();
     let begun = Instant::now();
     let mut hello = found.hello().clone();
@@ -181,7 +161,7 @@ fn load(found: Found, config: &KeeperConfig, place: &Place) -> Result<News, Stri
     let (history, logged, stopped) = (None, true, None);
     let loaded =
         Loaded { machine, ports, spec, epoch, health: health_then, load_us, tracker, history, logged, stopped };
-    Ok(News::Loaded { loaded: Box::new(loaded), log: Box::new(log), health })
+    Ok(RecoveryEvent::Loaded { loaded: Box::new(loaded), log: Box::new(log), health })
 }
 
 /// A QEMU that waits for what a log has; its guest is told of another life. Nothing else has been touched.
@@ -220,7 +200,7 @@ pub fn play(load: LoadLog<'_>, machine: &Machine, unused: &Unused, place: &Place
 
 #[cfg(test)]
 mod tests {
-    use ninefold_model::Term;
+    use ninefold_model::{Epoch, Term};
     use ninefold_snapshot::log::{At, New};
 
     use super::*;
@@ -245,9 +225,9 @@ mod tests {
             Standing::new(LogRole::Backup { session: Term(session), primary: primary.parse().unwrap() })
         };
         let at = |session| At { session: Term(session), epoch: Epoch(1), term: Term(session) };
-        let place = log::place(&config);
+        let place = log_place::place(&config);
         std::fs::create_dir_all(&place).unwrap();
-        let storage = log::open(&place).unwrap();
+        let storage = log_place::open(&place).unwrap();
         let mut new = New::create(storage, hello("gone", 5), &backup("gone", 5), Options::default()).unwrap();
         new.first(at(5)).unwrap().finish().unwrap();
         let mut log = new.publish().unwrap();

@@ -1,5 +1,7 @@
 //! A primary's side of one replication session: a thread that sends and one that reads.
 
+pub mod job;
+
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError, TrySendError, sync_channel};
@@ -7,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ninefold_machine::{PAGE_SIZE, PageRun};
+use ninefold_machine::PAGE_SIZE;
 use ninefold_model::checkpoint::CheckpointRecord;
 use ninefold_model::difference::bounded;
 use ninefold_model::{Epoch, Term};
@@ -23,16 +25,17 @@ use ninefold_volume::batch::MAX_MEMORY;
 use ninefold_volume::budget::{OUTSTANDING, STILL};
 use ninefold_volume::sums::BLOCK;
 
+use self::job::{Answer, Job, QUESTIONS};
 use crate::aside::Aside;
 use crate::bell::Bell;
+use crate::blocks;
 use crate::capture::{Join, Taken};
 use crate::disks::Disks;
 use crate::error::{KeeperError, report};
-use crate::log::LogJob;
 use crate::msg::Msg;
 use crate::outlets::{ADDRESSES, AGENT, CONSOLE, HEALTH};
 use crate::priority;
-use crate::resync::{self, Answer};
+use crate::target::{Piece, translate};
 
 /// Heartbeats whose time is remembered. An answer to an older one would come too late to say anything.
 const BEATS: usize = 64;
@@ -54,46 +57,6 @@ const _: () = {
 };
 /// For one write to the connection.
 const WRITE_LIMIT: Duration = Duration::from_secs(5);
-
-/// A piece of a round of the initial copy.
-#[derive(Debug)]
-pub struct Piece {
-    pub runs: Vec<PageRun>,
-    pub bytes: Vec<u8>,
-}
-
-/// What the sender is given.
-#[derive(Debug)]
-pub enum Job {
-    Round {
-        round: Epoch,
-        pieces: Receiver<Piece>,
-    },
-    /// Which of these blocks does the backup have otherwise?
-    Sums {
-        volume: u16,
-        first: u64,
-        sums: Vec<u8>,
-    },
-    /// A round of the volumes' copy: operations on volumes, whole ones.
-    Volumes {
-        round: Epoch,
-        pieces: Receiver<(u16, Vec<u8>)>,
-    },
-    /// With what is needed beside it when it is the session's first.
-    Checkpoint {
-        taken: Arc<Taken>,
-        join: Option<Box<Join>>,
-    },
-    /// For a snapshot alone: the checkpoint is taken as soon as `go` is set. The bell is to be rung then.
-    Prepared {
-        go: Arc<AtomicBool>,
-    },
-    /// It has been told something beside its queue.
-    Told,
-    /// For a log alone.
-    Log(LogJob),
-}
 
 /// A session as the core holds it. Dropping it closes the connection; the threads then end by themselves.
 pub struct Session {
@@ -175,7 +138,7 @@ pub fn open(link: Link, hello: Hello, settings: Settings, core: Sender<Msg>) -> 
     let encoder = PageEncoder::new(&hello.layout).with_shadow(pages * PAGE_SIZE / SHADOW_SHARE);
     let choice = Arc::new(Choice::default());
     let on_the_way = Arc::new(OnTheWay::default());
-    let (answers, comparison) = sync_channel(resync::QUESTIONS);
+    let (answers, comparison) = sync_channel(QUESTIONS);
     let told = Arc::new(Aside::default());
     let (core2, handle2) = (core.clone(), handle.clone());
     let sender = SenderThread {
@@ -362,8 +325,8 @@ impl SenderThread {
                     let (session, epoch, resumed) = (self.name, taken.epoch, taken.resumed);
                     let _ = self.core.send(Msg::Sent { session, epoch, resumed, record });
                 }
-                // Heard already, or not for a backup.
-                Ok(Job::Told | Job::Prepared { .. } | Job::Log(_)) => {}
+                // Heard already.
+                Ok(Job::Told) => {}
                 Err(RecvTimeoutError::Timeout) => self.beat()?,
                 Err(RecvTimeoutError::Disconnected) => return self.last_words(),
             }
@@ -456,7 +419,7 @@ impl SenderThread {
             let mut offset = 0;
             for some in blocks.chunks(16) {
                 self.operations.clear();
-                resync::encode(&disk.served, some, &mut self.operations)
+                blocks::encode(&disk.served, some, &mut self.operations)
                     .map_err(|e| StreamError::Volume(std::io::Error::other(report(&e))))?;
                 offset = pass.volume_writes(volume, offset, &self.operations)?;
             }
@@ -493,7 +456,7 @@ impl SenderThread {
             let rest = left.get(number).into_iter().flat_map(|all| all.chunks(16));
             for blocks in rest {
                 self.operations.clear();
-                resync::encode(&disk.served, blocks, &mut self.operations)
+                blocks::encode(&disk.served, blocks, &mut self.operations)
                     .map_err(|e| StreamError::Volume(std::io::Error::other(report(&e))))?;
                 offset = pass.volume_writes(volume, offset, &self.operations)?;
             }
@@ -515,12 +478,6 @@ impl SenderThread {
         let wire_bytes = stats.bytes_out + capture.devices.len() as u64 + volume_bytes;
         Ok(CheckpointRecord { wire_bytes, ..capture.record })
     }
-}
-
-/// Runs of pages in the stream's terms.
-pub fn translate(from: &[PageRun], to: &mut Vec<stream::PageRun>) {
-    to.clear();
-    to.extend(from.iter().map(|r| stream::PageRun { block: r.block, first: r.first, count: r.count }));
 }
 
 /// Reads the backup's side until it ends.

@@ -48,17 +48,16 @@ use ninefold_model::{Epoch, Term};
 use ninefold_replica::continuation::may_hold;
 use ninefold_replica::pacing::MAX_IN_FLIGHT;
 use ninefold_replica::target::{Basis, Target};
-use ninefold_volume::Frozen;
 
 use crate::bell::Bell;
 use crate::capture::{Capture, FEW_PAGES, Join, MOST_LOOKS, Taken};
+use crate::changed_blocks::ChangedBlocks;
 use crate::disks::Disks;
 use crate::error::report;
 use crate::first_copy;
 use crate::outlets::Outlets;
 use crate::priority;
-use crate::resync::Rest;
-use crate::session::{Job, Piece};
+use crate::target::{NotTaken, Piece, ReplicationTarget, SingleCheckpoint};
 
 /// Pages that one piece of a round carries: 4 MiB; while another sink has joined 1 MiB, so that its checkpoints are not
 /// held up.
@@ -91,17 +90,14 @@ pub enum Copied {
 /// See the [module](self).
 #[derive(Debug)]
 pub struct Sink {
-    pub name: Target,
-    jobs: SyncSender<Job>,
+    target: Box<dyn ReplicationTarget>,
     /// What of the volumes goes with the first checkpoint.
-    rest: Rest,
+    rest: ChangedBlocks,
     /// The newest checkpoint that it holds.
     acked: Epoch,
     /// It has joined after this checkpoint: it holds one when it has acknowledged a later one.
     before: Epoch,
     stage: Stage,
-    /// It wants one checkpoint alone, and the volumes as they are then. Output does not wait for it.
-    once: Option<Vec<Arc<Frozen>>>,
     /// The memory is to be held for it.
     moment: Option<Moment>,
 }
@@ -177,12 +173,12 @@ impl Copying {
     }
 
     /// Opens the next round. False when the sender has no room for it.
-    fn begin(&mut self, jobs: &SyncSender<Job>) -> Result<bool, String> {
+    fn begin(&mut self, target: &dyn ReplicationTarget) -> Result<bool, String> {
         let (pieces, taken) = sync_channel(2);
-        match jobs.try_send(Job::Round { round: Epoch((self.before + self.round + 1).into()), pieces: taken }) {
+        match target.round(Epoch((self.before + self.round + 1).into()), taken) {
             Ok(()) => {}
-            Err(TrySendError::Full(_)) => return Ok(false),
-            Err(TrySendError::Disconnected(_)) => return Err(gone()),
+            Err(NotTaken::NoRoom) => return Ok(false),
+            Err(NotTaken::Ended) => return Err(gone()),
         }
         if self.round > 0 {
             self.stale.drain_into(&mut self.dirty);
@@ -234,6 +230,15 @@ fn gone() -> String {
 }
 
 impl Sink {
+    fn name(&self) -> Target {
+        self.target.name()
+    }
+
+    /// It wants one checkpoint alone.
+    fn single(&self) -> bool {
+        self.target.single().is_some()
+    }
+
     fn joined(&self) -> bool {
         matches!(self.stage, Stage::Joined)
     }
@@ -264,7 +269,7 @@ impl Sink {
         tell: &mut dyn FnMut(Target, SyncProgress),
     ) -> Result<Copied, String> {
         let Stage::Copying(copying) = &mut self.stage else { return Ok(Copied::NoRoom) };
-        if copying.pieces.is_none() && !copying.begin(&self.jobs)? {
+        if copying.pieces.is_none() && !copying.begin(&*self.target)? {
             return Ok(Copied::NoRoom);
         }
         let piece = match copying.waiting.take() {
@@ -287,7 +292,7 @@ impl Sink {
         if round_ends || copying.told.elapsed() > TELL {
             copying.told = Instant::now();
             let (bytes_sent, bytes_total) = (copying.sent, copying.total);
-            tell(self.name, SyncProgress { bytes_sent, bytes_total, round: copying.round });
+            tell(self.target.name(), SyncProgress { bytes_sent, bytes_total, round: copying.round });
         }
         if round_ends && copying.enough() {
             let Stage::Copying(copying) = std::mem::replace(&mut self.stage, Stage::Joined) else {
@@ -301,14 +306,13 @@ impl Sink {
 
     /// Nothing but its checkpoint is missing, with what is stale here.
     fn prepared(&mut self, stale: PageMap, much: bool) -> Result<(), String> {
-        if self.once.is_none() {
+        let Some(single) = self.target.single() else {
             self.stage = if much { Stage::Much { stale } } else { Stage::Ready { stale, much } };
             return Ok(());
-        }
+        };
         let go = Arc::new(AtomicBool::new(false));
         self.stage = Stage::Prepared { stale, go: Arc::clone(&go) };
-        // There is room: it takes a round before it is sent the next.
-        self.jobs.try_send(Job::Prepared { go }).map_err(|_| gone())
+        single.prepared(go).map_err(|_| gone())
     }
 
     /// Goes on with one that waits for memory to be trapped, or to be told so; answers whether it has. Memory is `free` when nobody reads
@@ -421,17 +425,9 @@ impl Sinks {
     }
 
     /// Adds a sink that holds all of the VM as it was when the tracker began.
-    pub fn add_joined(&mut self, name: Target, jobs: SyncSender<Job>) {
-        self.all.push(Sink {
-            name,
-            jobs,
-            rest: Rest::default(),
-            acked: self.taken,
-            before: self.taken,
-            stage: Stage::Joined,
-            once: None,
-            moment: None,
-        });
+    pub fn add_joined(&mut self, target: Box<dyn ReplicationTarget>) {
+        let (rest, stage) = (ChangedBlocks::default(), Stage::Joined);
+        self.all.push(Sink { target, rest, acked: self.taken, before: self.taken, stage, moment: None });
     }
 
     /// Remembers from now on what is written, for sinks that hold the VM as it was when the tracker began.
@@ -450,10 +446,9 @@ impl Sinks {
     /// The tracker's.
     pub fn add_holder(
         &mut self,
-        name: Target,
-        jobs: SyncSender<Job>,
+        target: Box<dyn ReplicationTarget>,
         before: u32,
-        rest: Rest,
+        rest: ChangedBlocks,
         held: &Held,
         memory: &Memory,
     ) -> Result<bool, MachineError> {
@@ -476,7 +471,7 @@ impl Sinks {
             stale.drain_into(&mut first);
             Stage::Copying(Box::new(Copying::new(first.runs().to_vec(), before, MAX_ROUNDS, memory)))
         };
-        self.all.push(Sink { name, jobs, rest, acked: Epoch(0), before: Epoch(0), stage, once: None, moment: None });
+        self.all.push(Sink { target, rest, acked: Epoch(0), before: Epoch(0), stage, moment: None });
         Ok(true)
     }
 
@@ -498,29 +493,28 @@ impl Sinks {
         Ok(())
     }
 
-    /// Begins to copy the VM to `jobs`, after `before` rounds of its volumes.
+    /// Begins to copy the VM to `target`, after `before` rounds of its volumes.
     ///
     /// # Errors
     /// It cannot be found out which memory is in use.
     pub fn add(
         &mut self,
-        name: Target,
-        jobs: SyncSender<Job>,
+        target: Box<dyn ReplicationTarget>,
         before: u32,
-        rest: Rest,
-        once: Option<Vec<Arc<Frozen>>>,
+        rest: ChangedBlocks,
         memory: &Memory,
     ) -> Result<(), MachineError> {
-        let mut sink =
-            Sink { name, jobs, rest, acked: Epoch(0), before: Epoch(0), stage: Stage::Trapping, once, moment: None };
-        if sink.once.is_some() && self.tracker.can_hold() {
+        let single = target.single().is_some();
+        let stage = Stage::Trapping;
+        let mut sink = Sink { target, rest, acked: Epoch(0), before: Epoch(0), stage, moment: None };
+        if single && self.tracker.can_hold() {
             self.tracker.trap_all(true);
             sink.moment = Some(Moment::new(memory.ram()));
         } else {
             // What is written from here on is found by a scan: so all of it has to be copied once.
             let runs = first_copy::runs(memory)
                 .map_err(|e| MachineError::Io { what: "looking for the memory in use", source: e.into() })?;
-            let most_rounds = if sink.once.is_some() { FEW_ROUNDS } else { MAX_ROUNDS };
+            let most_rounds = if single { FEW_ROUNDS } else { MAX_ROUNDS };
             sink.stage = Stage::Copying(Box::new(Copying::new(runs, before, most_rounds, memory)));
         }
         self.all.push(sink);
@@ -529,11 +523,11 @@ impl Sinks {
 
     /// Removes a sink. One that may come back with a checkpoint that it has acknowledged is remembered.
     pub fn remove(&mut self, name: Target, comes_back: bool, memory: &Memory) {
-        if name == Target::Log && self.all.iter().any(|s| s.name == Target::Log) {
+        if name == Target::Log && self.all.iter().any(|s| s.name() == name) {
             // Its disk may hang: what it was given may come back late, or never.
             self.made = u32::try_from(self.spare.len()).unwrap_or(u32::MAX);
         }
-        let Some(at) = self.all.iter().position(|s| s.name == name) else {
+        let Some(at) = self.all.iter().position(|s| s.name() == name) else {
             if let Target::Session(session) = name
                 && !comes_back
             {
@@ -621,7 +615,7 @@ impl Sinks {
         let known = self.recent.front().map_or(self.taken, |(oldest, _)| Epoch(oldest.0 - 1));
         let since = may_hold(sink.before.next(), sink.acked);
         // Only a backup comes back.
-        let Target::Session(session) = sink.name else { return };
+        let Target::Session(session) = sink.name() else { return };
         if !sink.joined() || sink.acked <= sink.before || since < known {
             return;
         }
@@ -656,7 +650,7 @@ impl Sinks {
 
     /// A sink holds all checkpoints up to `epoch`.
     pub fn acked(&mut self, name: Target, epoch: Epoch) {
-        if let Some(sink) = self.all.iter_mut().find(|s| s.name == name) {
+        if let Some(sink) = self.all.iter_mut().find(|s| s.name() == name) {
             sink.acked = sink.acked.max(epoch);
         }
     }
@@ -697,7 +691,7 @@ impl Sinks {
                 Ok(Copied::Something) => copied = Copied::Something,
                 Ok(Copied::NoRoom) => {}
                 Err(reason) => {
-                    lost(sink.name, reason);
+                    lost(sink.name(), reason);
                     return false;
                 }
             }
@@ -771,13 +765,13 @@ impl Sinks {
 
     /// The first that is ready to join, and for which the volumes are to be held.
     pub fn joins_next(&self) -> Option<Target> {
-        self.all.iter().find(|s| matches!(s.stage, Stage::Ready { .. }) && s.once.is_none()).map(|s| s.name)
+        self.all.iter().find(|s| matches!(s.stage, Stage::Ready { .. }) && !s.single()).map(Sink::name)
     }
 
     /// Before the checkpoint with which those join that are ready: asks `hold` for each of them whether it may. All output, and
     /// what is done to the volumes, is held from then on. Who may not is left out.
     pub fn hold(&mut self, mut hold: impl FnMut(Target) -> bool) {
-        self.all.retain(|s| !matches!(s.stage, Stage::Ready { .. }) || s.once.is_some() || hold(s.name));
+        self.all.retain(|s| !matches!(s.stage, Stage::Ready { .. }) || s.single() || hold(s.name()));
     }
 
     /// Lets those join that are ready; the guest stands still after the checkpoint that carries what they were
@@ -795,9 +789,9 @@ impl Sinks {
                 self.tracker.hold(moment);
             }
             let join = Join { rest, queued, console: outlets.console_up_to(self.taken), moment };
-            let frozen = sink.once.iter().flatten();
-            frozen.zip(&join.queued).for_each(|(volume, queued)| volume.freeze(queued));
-            joins.push((sink.name, join));
+            let frozen = sink.target.single().map(SingleCheckpoint::volumes).unwrap_or_default();
+            frozen.iter().zip(&join.queued).for_each(|(volume, queued)| volume.freeze(queued));
+            joins.push((sink.name(), join));
             sink.stage = Stage::Joined;
             // What it holds before its first checkpoint does not count against it.
             (sink.acked, sink.before) = (before, before);
@@ -826,10 +820,10 @@ impl Sinks {
                 continue;
             }
             let join =
-                joins.iter().position(|(name, _)| *name == sink.name).map(|at| Box::new(joins.swap_remove(at).1));
+                joins.iter().position(|(name, _)| *name == sink.name()).map(|at| Box::new(joins.swap_remove(at).1));
             // The sender has room for as many checkpoints as there are captures.
-            let given = sink.jobs.try_send(Job::Checkpoint { taken: Arc::clone(&taken), join });
-            if given.is_ok() && sink.once.is_none() {
+            let given = sink.target.checkpoint(Arc::clone(&taken), join);
+            if given.is_ok() && !sink.single() {
                 at += 1;
                 continue;
             }
@@ -837,8 +831,8 @@ impl Sinks {
             if let Err(error) = given {
                 // Its session is over, as its keeper learns by this at the latest.
                 self.remember_left(&sink, memory);
-                let full = matches!(error, TrySendError::Full(_));
-                lost(sink.name, if full { "the sender has no room for a checkpoint".into() } else { gone() });
+                let full = error == NotTaken::NoRoom;
+                lost(sink.name(), if full { "the sender has no room for a checkpoint".into() } else { gone() });
             }
         }
     }
@@ -851,13 +845,14 @@ impl Sinks {
 
     /// Ends all of them, with what is remembered for those that have gone. Each that there was is given to `lost`.
     pub fn end(self, lost: &mut dyn FnMut(Target)) {
-        self.all.iter().for_each(|sink| lost(sink.name));
+        self.all.iter().for_each(|sink| lost(sink.name()));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::job::LogTarget;
 
     /// All pages of a copy, and of what is left, of a guest that writes so much of a round's pages again while it is sent, and
     /// writes to so many.
@@ -899,8 +894,8 @@ mod tests {
             let mut stale = PageMap::for_layout(&layout);
             stale.insert(&[PageRun { block: 0, first: 7, count: pages as u32 }]);
             let stage = Stage::Much { stale };
-            let (name, jobs, rest) = (Target::Log, jobs.clone(), Rest::default());
-            Sink { name, jobs, rest, acked: Epoch(0), before: Epoch(0), stage, once: None, moment: None }
+            let (target, rest) = (Box::new(LogTarget(jobs.clone())), ChangedBlocks::default());
+            Sink { target, rest, acked: Epoch(0), before: Epoch(0), stage, moment: None }
         };
         // Trapped, free; with so many pages: whether it is held, or it waits.
         for (trapped, free, pages, expected) in [

@@ -9,12 +9,14 @@
 //! of it before anything is touched; then a QEMU is launched, memory, volumes and devices are loaded, and the witness is asked
 //! as for a boot.
 
+pub mod job;
+
 use std::fs::File;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -31,9 +33,9 @@ use ninefold_replica::stream::Hello;
 use ninefold_snapshot::file::{BLOCK, Head, Parent, Platform, Snapshot, Written};
 use ninefold_snapshot::log::Found;
 use ninefold_snapshot::store::Store;
-use ninefold_volume::{Frozen, Note};
+use ninefold_volume::Frozen;
 
-use crate::back;
+use self::job::{Job, SnapshotTarget};
 use crate::bell::Bell;
 use crate::booted;
 use crate::capture::{Join, Taken, micros, physical_memory};
@@ -44,14 +46,16 @@ use crate::freeze::Freezing;
 use crate::generation::Generation;
 use crate::health::told;
 use crate::launch::launch;
-use crate::log;
+use crate::loaded::{Loaded, Wanted, wanted};
+use crate::log::place as log_place;
 use crate::mixture::Cause;
-use crate::msg::Msg;
+use crate::msg::{Msg, SnapshotEvent};
 use crate::outlets::{CONSOLE, HEALTH};
 use crate::parking::Parked;
 use crate::recovery::Place;
-use crate::session::{Job, translate};
-use crate::standby::{self, Loaded};
+use crate::standby;
+use crate::target::translate;
+use crate::unfinished::Unfinished;
 
 /// What may wait for the thread.
 const JOBS: usize = 8;
@@ -67,25 +71,6 @@ pub fn place(config: &KeeperConfig) -> PathBuf {
 pub fn platform(arch: Arch, accel: Accel, qemu: QemuVersion) -> Platform {
     let qemu = [qemu.major, qemu.minor, qemu.micro];
     Platform { arch, accel, machine: MACHINE.into(), cpu: CPU.into(), qemu }
-}
-
-/// What the core hears.
-#[derive(Debug)]
-pub enum News {
-    /// Ready for the VM: what is sent there, with the volumes that are to be frozen, becomes the snapshot.
-    Ready {
-        jobs: SyncSender<Job>,
-        frozen: Vec<Arc<Frozen>>,
-    },
-    Progress(SnapshotProgress),
-    /// With how the guest's file systems are in it, if they were to be frozen.
-    Taken(SnapshotFigures, Option<Freeze>),
-    /// It could not be taken.
-    Failed(String),
-    /// A QEMU is loaded with it.
-    Loaded(Box<Loaded>),
-    /// The VM cannot be started from it.
-    NotLoaded(String),
 }
 
 /// What is to be taken.
@@ -115,8 +100,8 @@ pub fn take(
             let _ = core.send(Msg::Snapshot { id, news });
         };
         match taken(order, &place, &disks, &bell, &tell) {
-            Ok((figures, freeze)) => tell(News::Taken(figures, freeze)),
-            Err(reason) => tell(News::Failed(reason)),
+            Ok((figures, freeze)) => tell(SnapshotEvent::Taken(figures, freeze)),
+            Err(reason) => tell(SnapshotEvent::Failed(reason)),
         }
     };
     thread::Builder::new().name("snapshot".into()).spawn(run).map(drop).map_err(KeeperError::Thread)
@@ -127,7 +112,7 @@ fn taken(
     place: &Path,
     disks: &Disks,
     bell: &Bell,
-    tell: &dyn Fn(News),
+    tell: &dyn Fn(SnapshotEvent),
 ) -> Result<(SnapshotFigures, Option<Freeze>), String> {
     let begun = Instant::now();
     let store = Store::open(place).map_err(|e| report(&e))?;
@@ -142,7 +127,7 @@ fn taken(
         .collect::<Result<Vec<_>, _>>()
         .map_err(|e| report(&e))?;
     let (jobs, work) = sync_channel(JOBS);
-    tell(News::Ready { jobs, frozen: frozen.clone() });
+    tell(SnapshotEvent::Ready(SnapshotTarget { jobs, frozen: frozen.clone() }));
     let Finished { written, pause_us, waited, freeze } = write(writer, &work, &frozen, order, bell, tell)?;
     drop(frozen);
     draft.publish().map_err(|e| report(&e))?;
@@ -177,14 +162,14 @@ fn write(
     frozen: &[Arc<Frozen>],
     mut order: Order,
     bell: &Bell,
-    tell: &dyn Fn(News),
+    tell: &dyn Fn(SnapshotEvent),
 ) -> Result<Finished, String> {
     let term = order.hello.term;
     let mut runs = Vec::new();
     let (taken, join) = loop {
         match work.recv().map_err(|_| "the VM's thread copies no more".to_owned())? {
             // Where memory cannot be held it comes before.
-            Job::Round { pieces, .. } => {
+            Job::Round { pieces } => {
                 writer.begin_round(term).map_err(|e| report(&e))?;
                 while let Ok(piece) = pieces.recv() {
                     bell.ring();
@@ -198,8 +183,7 @@ fn write(
                 go.store(true, Ordering::Release);
                 bell.ring();
             }
-            Job::Checkpoint { taken, join: Some(join) } => break (taken, join),
-            _ => {}
+            Job::Checkpoint { taken, join } => break (taken, join),
         }
     };
     let Order { name, hello, freezing, .. } = order;
@@ -244,7 +228,7 @@ fn write(
             if block % 64 == 0 {
                 let (name, doing) = (name.clone(), SnapshotStep::Volumes);
                 let waited_us = micros(waited);
-                tell(News::Progress(SnapshotProgress { name, doing, done, total, waited_us }));
+                tell(SnapshotEvent::Progress(SnapshotProgress { name, doing, done, total, waited_us }));
             }
         }
     }
@@ -264,7 +248,7 @@ fn held(
     moment: &Moment,
     name: &SnapshotName,
     hello: &Hello,
-    tell: &dyn Fn(News),
+    tell: &dyn Fn(SnapshotEvent),
 ) -> Result<(), String> {
     let total = hello.layout.pages(0).unwrap_or(0) * PAGE_SIZE;
     let (mut pages, mut runs, mut told) = (Pages::default(), Vec::new(), Instant::now());
@@ -277,7 +261,7 @@ fn held(
             told = Instant::now();
             let (name, doing) = (name.clone(), SnapshotStep::Memory);
             let waited_us = micros(moment.waited());
-            tell(News::Progress(SnapshotProgress { name, doing, done, total, waited_us }));
+            tell(SnapshotEvent::Progress(SnapshotProgress { name, doing, done, total, waited_us }));
         }
     }
     Ok(())
@@ -304,10 +288,6 @@ pub fn freeze_of(snapshot: &Snapshot) -> Option<Freeze> {
     told::heard(said)?.freeze
 }
 
-/// Whether a snapshot that is being loaded is wanted still: it is until this is dropped.
-#[derive(Debug)]
-pub struct Wanted(#[expect(dead_code, reason = "it counts as long as it is there")] Arc<()>);
-
 /// Starts a thread that loads a snapshot into a QEMU, after `former` has ended.
 ///
 /// # Errors
@@ -328,19 +308,12 @@ pub fn load(
             let _ = core.send(Msg::Snapshot { id, news });
         };
         match loaded(&name, clone, &config, &into, &tell, &is_wanted) {
-            Ok(loaded) => tell(News::Loaded(Box::new(loaded))),
-            Err(reason) => tell(News::NotLoaded(reason)),
+            Ok(loaded) => tell(SnapshotEvent::Loaded(Box::new(loaded))),
+            Err(reason) => tell(SnapshotEvent::NotLoaded(reason)),
         }
     };
     thread::Builder::new().name("snapshot".into()).spawn(run).map_err(KeeperError::Thread)?;
     Ok(ours)
-}
-
-/// Both ends: what is dropped when it is wanted no more, and who asks.
-pub fn wanted() -> (Wanted, impl Fn() -> bool) {
-    let ours = Arc::new(());
-    let theirs = Arc::downgrade(&ours);
-    (Wanted(ours), move || theirs.strong_count() > 0)
 }
 
 /// How a VM begins from a snapshot.
@@ -437,7 +410,7 @@ fn loaded(
     clone: bool,
     config: &KeeperConfig,
     into: &Place,
-    tell: &dyn Fn(News),
+    tell: &dyn Fn(SnapshotEvent),
     wanted: &dyn Fn() -> bool,
 ) -> Result<Loaded, String> {
     let begun = Instant::now();
@@ -447,7 +420,7 @@ fn loaded(
     let from = check(&snapshot, clone, config)?;
     let progress = |doing: SnapshotStep| {
         move |done: u64, total: u64| {
-            tell(News::Progress(SnapshotProgress { name: name.clone(), doing, done, total, waited_us: 0 }));
+            tell(SnapshotEvent::Progress(SnapshotProgress { name: name.clone(), doing, done, total, waited_us: 0 }));
             if wanted() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         }
     };
@@ -509,37 +482,12 @@ fn loaded(
 
 /// Removes the log of the VM's former life, if there is one. Durable when this returns.
 fn remove_log(config: &KeeperConfig) -> Result<(), String> {
-    let place = log::place(config);
+    let place = log_place::place(config);
     if !place.exists() {
         return Ok(());
     }
-    let storage = back::open(&place)?;
+    let storage = log_place::open_if_free(&place)?;
     Found::remove(&*storage).map_err(|e| report(&e))
-}
-
-/// A note in the pool that volumes are being overwritten: what a crash leaves of them must not be booted.
-pub struct Unfinished(Note);
-
-impl Unfinished {
-    /// The note. It goes when a primary has filled the volumes, too: see [`crate::mixture`].
-    pub fn of(config: &KeeperConfig) -> Note {
-        Note::at(config.pool.join(format!("restoring-{}", config.vm.id)))
-    }
-
-    fn begin(config: &KeeperConfig, name: &SnapshotName) -> Result<Self, String> {
-        let note = Self::of(config);
-        note.write(name.as_str()).map_err(|e| format!("{}: {e}", note.path().display()))?;
-        Ok(Self(note))
-    }
-
-    fn end(self) -> Result<(), String> {
-        self.0.remove().map_err(|e| format!("{}: {e}", self.0.path().display()))
-    }
-
-    /// Which snapshot was being restored when this host lost its power or its keeper, if one was.
-    pub fn left(config: &KeeperConfig) -> Option<String> {
-        Some(Self::of(config).found()?.chars().take(64).collect())
-    }
 }
 
 /// The name of a session's stream in a snapshot: its term.

@@ -17,7 +17,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -35,10 +35,11 @@ use ninefold_replica::stream::{
     BlockInfo, CheckpointAssembler, Fed, Hello, Layout, PAGE_SIZE, PageSink, PassKind, Preamble, Record, RecordReader,
     write_record,
 };
-use ninefold_transport::{Incoming, Link, LinkHandle, LinkReader, LinkWriter, Security};
+use ninefold_transport::{Incoming, Link, LinkHandle, LinkReader, Security};
 use ninefold_witness_client::{Timeouts, Witness, WitnessClient};
 
 use crate::acknowledge::Acknowledger;
+use crate::blocks;
 use crate::booted;
 use crate::capture::micros;
 use crate::config::KeeperConfig;
@@ -48,14 +49,14 @@ use crate::error::report;
 use crate::generation::Generation;
 use crate::health::images::Images;
 use crate::health::told;
-use crate::log::{Left, LogJob, Opening, Received};
+use crate::loaded::Loaded;
+use crate::log::job::{Job, Left, Opening, Received};
 use crate::msg::Msg;
+use crate::offer::{Accepted, Answer, Verdict};
 use crate::outlets::{ADDRESSES, CONSOLE, HEALTH, Outlets};
 use crate::parking::{Parked, Parking, StandbyMachine};
 use crate::priority;
 use crate::proof::Proof;
-use crate::resync;
-use crate::session::Job;
 
 /// For the handshake. A connector gives it up after 1.5 s.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(2);
@@ -70,59 +71,6 @@ const NO_ANSWER: &str = "the log's disk does not answer";
 const LOOK_AT_LOG: Duration = Duration::from_millis(1);
 /// For one small write to the primary.
 const WRITE_LIMIT: Duration = Duration::from_millis(100);
-
-/// A standby QEMU with the last checkpoint loaded, waiting for `cont`.
-#[derive(Debug)]
-pub struct Loaded {
-    pub machine: Machine,
-    pub ports: Ports,
-    /// The VM as it was booted, with the files and devices of this host.
-    pub spec: VmSpec,
-    pub epoch: Epoch,
-    /// The guest's health as of the checkpoint.
-    pub health: Health,
-    /// From the end of the stream until the devices were loaded.
-    pub load_us: u64,
-    /// Whatever is written since the checkpoint is tracked: this host's log ends with it, or other backups hold it, too.
-    pub tracker: Option<Tracker>,
-    /// Of the checkpoints that other backups hold, too.
-    pub history: Option<History>,
-    /// This host's log ends with the checkpoint, and whatever is written since is tracked.
-    pub logged: bool,
-    /// When it stood still, by this host's clock and at the latest, and what becomes of the time since. Nothing of what comes from
-    /// a disk: hours may lie between.
-    pub stopped: Option<(Instant, ClockGap)>,
-}
-
-/// What becomes of a standby whose primary is gone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// This host has the VM. If it cannot go on with it, `others` can.
-    Load { others: bool },
-    /// Another backup has it.
-    Park,
-}
-
-/// What the core says to a session that is offered.
-pub enum Answer {
-    Accepted(Accepted),
-    /// Its writer comes back: the primary is told so.
-    Refused {
-        writer: LinkWriter,
-        reason: String,
-    },
-}
-
-/// What a session gets that is accepted.
-#[derive(Debug)]
-pub struct Accepted {
-    /// The thread of this host's log, for a non-volatile VM.
-    pub log: Option<SyncSender<Job>>,
-    /// Closed without a word when the standby is of no use any more.
-    pub verdict: Receiver<Verdict>,
-    /// The time in the newest heartbeat of the primary's.
-    pub echo: Arc<AtomicU64>,
-}
 
 /// What the thread needs of its keeper.
 #[derive(Clone)]
@@ -357,7 +305,7 @@ impl Standby {
                     stopped = coming.take();
                     sink.log = None;
                     let first = std::mem::take(&mut first);
-                    let touched = |batches: &[_]| if history.is_some() { resync::touched(batches) } else { Vec::new() };
+                    let touched = |batches: &[_]| if history.is_some() { blocks::touched(batches) } else { Vec::new() };
                     // The disk is waited for elsewhere: who waits here does not notice that the primary is gone.
                     acknowledger.comes()?;
                     let (blocks, mut held) = if log.is_some() {
@@ -373,7 +321,7 @@ impl Standby {
                     };
                     let tell = |whole| match (whole, &log) {
                         (Some(Whole::Logged(received)), Some(log)) => {
-                            let job = Job::Log(LogJob::Received(received));
+                            let job = Job::Received(received);
                             // There is room, but while the log is still copied to.
                             give(log, job, Some(Instant::now() + LOG_LIMIT))
                         }
@@ -408,7 +356,7 @@ impl Standby {
                     self.disks.settle_resync()?;
                     debug_assert_eq!(pass.kind, PassKind::Sync);
                     if let Some(log) = &log {
-                        let _ = log.send(Job::Log(LogJob::Settle(session)));
+                        let _ = log.send(Job::Settle(session));
                     }
                 }
                 Ok(Fed::More | Fed::Other) => {}
@@ -593,7 +541,7 @@ fn opens(
     let (reply, answer) = sync_channel(1);
     if let Some(log) = log {
         let opening = Opening { hello: hello.clone(), left, reply, acknowledger: acknowledger.clone() };
-        give(log, Job::Log(LogJob::Session(Box::new(opening))), Some(deadline))?;
+        give(log, Job::Session(Box::new(opening)), Some(deadline))?;
     }
     Ok(answer)
 }
@@ -738,7 +686,7 @@ fn generation(hello: &Hello) -> Uuid {
 fn drained(log: &SyncSender<Job>, limit: Option<Duration>) -> Option<(Term, Epoch)> {
     let deadline = limit.map(|limit| Instant::now() + limit);
     let (reply, answer) = sync_channel(1);
-    give(log, Job::Log(LogJob::Drain(reply)), deadline).ok()?;
+    give(log, Job::Drain(reply), deadline).ok()?;
     match deadline {
         Some(deadline) => answer.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()?,
         None => answer.recv().ok()?,
@@ -814,7 +762,7 @@ pub struct Sink {
 impl PageSink for Sink {
     fn write(&mut self, block: u16, first: u64, data: &[u8]) -> io::Result<()> {
         if let Some(log) = &self.log {
-            let job = Job::Log(LogJob::Copy { session: self.session, block, first, bytes: data.to_vec() });
+            let job = Job::Copy { session: self.session, block, first, bytes: data.to_vec() };
             log.send(job).map_err(|_| io::Error::other("the log has ended"))?;
         }
         self.touched = true;
@@ -842,15 +790,15 @@ mod tests {
         let limit = Duration::from_millis(20);
         let (log, work) = sync_channel(1);
         assert_eq!(drained(&log, Some(limit)), None);
-        assert!(matches!(work.try_recv(), Ok(Job::Log(LogJob::Drain(_)))), "it is asked");
+        assert!(matches!(work.try_recv(), Ok(Job::Drain(_))), "it is asked");
         let (other, _answer) = sync_channel(1);
-        log.send(Job::Log(LogJob::Drain(other))).unwrap();
+        log.send(Job::Drain(other)).unwrap();
         assert_eq!(drained(&log, Some(limit)), None);
         // One that has ended says so at once; one that answers is heard.
         let at = Some((Term(3), Epoch(7)));
         let answers = thread::spawn(move || {
             let _full = work.recv();
-            let Ok(Job::Log(LogJob::Drain(reply))) = work.recv() else { panic!("no question") };
+            let Ok(Job::Drain(reply)) = work.recv() else { panic!("no question") };
             reply.send(at).unwrap();
         });
         assert_eq!(drained(&log, None), at);
@@ -872,7 +820,7 @@ mod tests {
         assert_eq!(answered(&answer, true, soon()), Ok(false), "it has ended");
         assert_eq!(answered(&answer, false, soon()), Ok(true), "there is none");
         // Its queue is full, and nobody takes anything out of it.
-        let job = || Job::Log(LogJob::Settle(Term(1)));
+        let job = || Job::Settle(Term(1));
         let (log, work) = sync_channel(1);
         assert_eq!(give(&log, job(), Some(soon())), Ok(()));
         assert_eq!(give(&log, job(), Some(soon())), Err(NO_ANSWER.into()));

@@ -14,7 +14,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -24,10 +24,10 @@ use ninefold_model::spec::EpochPolicy;
 use ninefold_model::{Activity, Epoch, Standing, Term};
 use ninefold_replica::pacing::{Due, EarlyCopy, MAX_IN_FLIGHT, Observation, Pacer};
 use ninefold_replica::target::Target;
-use ninefold_volume::Frozen;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::bell::Bell;
+use crate::changed_blocks::ChangedBlocks;
 use crate::cpu_clock::CpuClock;
 use crate::disks::Disks;
 use crate::error::{KeeperError, report};
@@ -35,10 +35,9 @@ use crate::health::watcher::{Order, Watcher};
 use crate::msg::Msg;
 use crate::outlets::Outlets;
 use crate::priority::{self, Processors};
-use crate::resync::Rest;
-use crate::session::Job;
 use crate::sink::{Copied, Held, Sinks};
 use crate::stance::Stance;
+use crate::target::ReplicationTarget;
 
 /// How long to wait when nothing is due.
 const IDLE: Duration = Duration::from_millis(100);
@@ -61,14 +60,11 @@ const QUIET_WINDOW: Duration = Duration::from_micros(100);
 pub enum Command {
     /// Copy the VM to this one, then give it every checkpoint.
     AddSink {
-        target: Target,
-        jobs: SyncSender<Job>,
+        target: Box<dyn ReplicationTarget>,
         /// Sync rounds that the volumes took.
         rounds: u32,
         /// What of the volumes goes with the first checkpoint.
-        rest: Rest,
-        /// It wants that one checkpoint alone, and the volumes as they are then.
-        once: Option<Vec<Arc<Frozen>>>,
+        rest: ChangedBlocks,
         /// It holds a checkpoint already.
         held: Option<Held>,
     },
@@ -139,7 +135,7 @@ impl Drop for VmHandle {
 pub struct Continued {
     pub tracker: Tracker,
     /// This host's log has it: it gets every checkpoint from the first on.
-    pub log: Option<SyncSender<Job>>,
+    pub log: Option<Box<dyn ReplicationTarget>>,
     /// Backups that did not take over have it. They come later, and are sent what was written since.
     pub survivors: bool,
 }
@@ -188,8 +184,8 @@ pub fn start(
             let cpu = CpuClock::of(machine.pid());
             let sinks = continued.map(|Continued { tracker, log, survivors }| {
                 let mut sinks = Sinks::with(tracker, machine.memory(), bell.clone(), taken);
-                if let Some(jobs) = log {
-                    sinks.add_joined(Target::Log, jobs);
+                if let Some(log) = log {
+                    sinks.add_joined(log);
                 }
                 if survivors {
                     sinks.remember(machine.memory());
@@ -322,17 +318,18 @@ impl Vm {
 
     fn obey(&mut self, command: Command) -> Result<Flow, String> {
         match command {
-            Command::AddSink { target, jobs, rounds, rest, once, held } => {
+            Command::AddSink { target, rounds, rest, held } => {
+                let name = target.name();
                 let added = match held {
-                    Some(held) => self.add_holder(target, jobs, rounds, rest, &held),
-                    None => self.add_sink(target, jobs, rounds, rest, once).map(|()| true),
+                    Some(held) => self.add_holder(target, rounds, rest, &held),
+                    None => self.add_sink(target, rounds, rest).map(|()| true),
                 };
                 match added {
                     Ok(true) => {}
                     // It must not be taken for an empty one: what it holds is not zero.
-                    Ok(false) => drop(self.core.send(Msg::BaseForgotten { target })),
+                    Ok(false) => drop(self.core.send(Msg::BaseForgotten { target: name })),
                     Err(error) => {
-                        let _ = self.core.send(Msg::CannotReplicate { target, reason: report(&error) });
+                        let _ = self.core.send(Msg::CannotReplicate { target: name, reason: report(&error) });
                     }
                 }
             }
@@ -444,17 +441,15 @@ impl Vm {
 
     fn add_sink(
         &mut self,
-        target: Target,
-        jobs: SyncSender<Job>,
+        target: Box<dyn ReplicationTarget>,
         before: u32,
-        rest: Rest,
-        once: Option<Vec<Arc<Frozen>>>,
+        rest: ChangedBlocks,
     ) -> Result<(), MachineError> {
         let mut sinks = match self.sinks.take() {
             Some(sinks) => sinks,
             None => Sinks::new(&mut self.machine, self.bell.clone(), self.epoch)?,
         };
-        let added = sinks.add(target, jobs, before, rest, once, self.machine.memory());
+        let added = sinks.add(target, before, rest, self.machine.memory());
         self.sinks = Some(sinks);
         self.drop_if_empty();
         added
@@ -463,14 +458,13 @@ impl Vm {
     /// A backup that holds a checkpoint already; false when it is not known what was written since.
     fn add_holder(
         &mut self,
-        target: Target,
-        jobs: SyncSender<Job>,
+        target: Box<dyn ReplicationTarget>,
         before: u32,
-        rest: Rest,
+        rest: ChangedBlocks,
         held: &Held,
     ) -> Result<bool, MachineError> {
         let Some(sinks) = &mut self.sinks else { return Ok(false) };
-        sinks.add_holder(target, jobs, before, rest, held, self.machine.memory())
+        sinks.add_holder(target, before, rest, held, self.machine.memory())
     }
 
     /// Without a sink the memory need not be tracked.

@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 
 use guest::sweep::{self, Place};
 use ninefold_keeper::bell::Bell;
+use ninefold_keeper::changed_blocks::ChangedBlocks;
 use ninefold_keeper::health::dumps::Dumps;
 use ninefold_keeper::health::told::Told;
 use ninefold_keeper::health::watcher::Watcher;
 use ninefold_keeper::msg::Msg;
-use ninefold_keeper::resync::Rest;
-use ninefold_keeper::session::Job;
+use ninefold_keeper::session::job::{Job, SessionTarget};
 use ninefold_keeper::vm::{self, Command, Surroundings, VmHandle};
 use ninefold_machine::{Mechanism, Memory, PageRun};
 use ninefold_model::checkpoint::CheckpointRecord;
@@ -30,7 +30,8 @@ use ninefold_testkit::guest;
 /// What any step may take; only so that a failure ends.
 const LIMIT: Duration = Duration::from_secs(120);
 const GENERATION: u64 = 7;
-const BACKUP: Target = Target::Session(Term(1));
+const SESSION: Term = Term(1);
+const BACKUP: Target = Target::Session(SESSION);
 /// Checkpoints that the backup gets, the first among them.
 const CHECKPOINTS: usize = 8;
 
@@ -122,8 +123,9 @@ fn what_is_left_of_a_copy_that_gets_no_further_is_held_and_the_guest_goes_on() {
     let ((jobs, work), (tell, held)) = (sync_channel(8), channel());
     let theirs = Arc::clone(&handle);
     thread::spawn(move || backup(work, theirs, bell, copy, tell));
-    let rest = Rest::default();
-    handle.send(Command::AddSink { target: BACKUP, jobs, rounds: 0, rest, once: None, held: None });
+    let rest = ChangedBlocks::default();
+    let target = Box::new(SessionTarget { session: SESSION, jobs });
+    handle.send(Command::AddSink { target, rounds: 0, rest, held: None });
     let all: Vec<Held> = (0..CHECKPOINTS).map(|_| held.recv_timeout(LIMIT).expect("a checkpoint")).collect();
     handle.send(Command::Kill);
 

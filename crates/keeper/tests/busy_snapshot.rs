@@ -14,14 +14,14 @@ use std::time::Duration;
 
 use guest::sweep::{self, Place};
 use ninefold_keeper::bell::Bell;
+use ninefold_keeper::changed_blocks::ChangedBlocks;
 use ninefold_keeper::freeze::Freezing;
 use ninefold_keeper::health::dumps::Dumps;
 use ninefold_keeper::health::told::Told;
 use ninefold_keeper::health::watcher::Watcher;
-use ninefold_keeper::msg::Msg;
-use ninefold_keeper::resync::Rest;
-use ninefold_keeper::session::Job;
-use ninefold_keeper::snapshot::{self, News, Order};
+use ninefold_keeper::msg::{Msg, SnapshotEvent};
+use ninefold_keeper::session::job::{Job, SessionTarget};
+use ninefold_keeper::snapshot::{self, Order};
 use ninefold_keeper::standby::{Fresh, layout};
 use ninefold_keeper::vm::{self, Command, Surroundings, VmHandle};
 use ninefold_machine::{MachineConfig, Mechanism, QemuVersion};
@@ -36,14 +36,15 @@ use ninefold_testkit::guest;
 /// What any step may take; only so that a failure ends.
 const LIMIT: Duration = Duration::from_secs(120);
 const GENERATION: u64 = 7;
-const BACKUP: Target = Target::Session(Term(1));
+const SESSION: Term = Term(1);
+const BACKUP: Target = Target::Session(SESSION);
 
 /// Stands in for the core: output is held at once; what becomes of a snapshot is passed on.
-fn core(inbox: Receiver<Msg>, news: Sender<News>) {
+fn core(inbox: Receiver<Msg>, news: Sender<SnapshotEvent>) {
     for msg in inbox {
         match msg {
             Msg::FirstCheckpoint { held, .. } => held.send(()).unwrap(),
-            Msg::Snapshot { news: News::Progress(_), .. } => {}
+            Msg::Snapshot { news: SnapshotEvent::Progress(_), .. } => {}
             Msg::Snapshot { news: heard, .. } => news.send(heard).unwrap(),
             Msg::CannotReplicate { target, reason } => panic!("{target}: {reason}"),
             Msg::VmLost { reason, .. } => panic!("{reason}"),
@@ -76,12 +77,12 @@ struct Vm {
     handle: Arc<VmHandle>,
     bell: Bell,
     tell: Sender<Msg>,
-    news: Receiver<News>,
+    news: Receiver<SnapshotEvent>,
     place: std::path::PathBuf,
 }
 
 impl Vm {
-    fn news(&self) -> News {
+    fn news(&self) -> SnapshotEvent {
         self.news.recv_timeout(LIMIT).expect("what becomes of the snapshot")
     }
 
@@ -90,17 +91,11 @@ impl Vm {
         let (hello, freezing) = (self.hello.clone(), Freezing::Never);
         let order = Order { name: name.parse().unwrap(), parent: None, hello, platform, freezing };
         snapshot::take(1, order, self.place.clone(), Arc::default(), self.bell.clone(), self.tell.clone()).unwrap();
-        let News::Ready { jobs, frozen } = self.news() else { panic!("it is not ready") };
-        self.handle.send(Command::AddSink {
-            target: Target::Snapshot,
-            jobs,
-            rounds: 0,
-            rest: Rest::default(),
-            once: Some(frozen),
-            held: None,
-        });
+        let SnapshotEvent::Ready(target) = self.news() else { panic!("it is not ready") };
+        let (target, rest) = (Box::new(target), ChangedBlocks::default());
+        self.handle.send(Command::AddSink { target, rounds: 0, rest, held: None });
         let news = self.news();
-        let News::Taken(figures, _) = news else { panic!("{news:?}") };
+        let SnapshotEvent::Taken(figures, _) = news else { panic!("{news:?}") };
         println!("{name}: {figures:?}");
         figures
     }
@@ -178,8 +173,9 @@ fn a_guest_that_writes_everywhere_is_in_its_snapshot_once_and_as_it_was() {
     let ((jobs, work), (tell, pauses)) = (sync_channel(8), channel());
     let (handle, bell) = (Arc::clone(&vm.handle), vm.bell.clone());
     thread::spawn(move || backup(work, handle, bell, tell));
-    let rest = Rest::default();
-    vm.handle.send(Command::AddSink { target: BACKUP, jobs, rounds: 0, rest, once: None, held: None });
+    let rest = ChangedBlocks::default();
+    let target = Box::new(SessionTarget { session: SESSION, jobs });
+    vm.handle.send(Command::AddSink { target, rounds: 0, rest, held: None });
     let checkpoints: Vec<u64> = (0..20).map(|_| pauses.recv_timeout(LIMIT).unwrap()).collect();
     let protected = vm.snapshot("protected");
     vm.handle.send(Command::Kill);

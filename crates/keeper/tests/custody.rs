@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use ninefold_keeper::custody::{Custody, Kept, Note};
 use ninefold_machine::Ram;
 use ninefold_model::{Epoch, Term};
-use ninefold_replica::continuation::Reign;
+use ninefold_replica::stream::Reign;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_ninefold-memory");
 const BYTES: u64 = 8 << 20;

@@ -9,10 +9,10 @@ use std::time::Duration;
 use hello::hello;
 use ninefold_keeper::bell::Bell;
 use ninefold_keeper::disks::Disks;
-use ninefold_keeper::log::{self, Beginning, LogHandle, LogJob, Settings};
+use ninefold_keeper::log::job::Job;
+use ninefold_keeper::log::{self, Beginning, LogHandle, Settings};
 use ninefold_keeper::msg::Msg;
-use ninefold_keeper::session::Job;
-use ninefold_model::{Epoch, Record, Term};
+use ninefold_model::{Record, Term};
 use ninefold_replica::protocol::{LogRole, Standing};
 
 /// Only so that a failure ends.
@@ -36,8 +36,8 @@ fn a_note_is_not_lost_when_the_queue_is_full() {
     assert!(matches!(heard.recv_timeout(LIMIT).unwrap(), Msg::LogBegun { id: ID }));
     // It waits for the end of this round.
     let (pieces, taken) = sync_channel(1);
-    handle.jobs.send(Job::Round { round: Epoch(1), pieces: taken }).unwrap();
-    while handle.jobs.try_send(Job::Log(LogJob::Settle(Term(5)))).is_ok() {}
+    handle.jobs.send(Job::Round { pieces: taken }).unwrap();
+    while handle.jobs.try_send(Job::Settle(Term(5))).is_ok() {}
     for ticket in 1..=3 {
         handle.stand(ticket, standing.clone());
     }
@@ -65,12 +65,12 @@ fn what_is_told_takes_no_room_from_checkpoints() {
     let (handle, heard, standing) = begin(dir.path());
     assert!(matches!(heard.recv_timeout(LIMIT).unwrap(), Msg::LogBegun { id: ID }));
     let (pieces, taken) = sync_channel(1);
-    handle.jobs.send(Job::Round { round: Epoch(1), pieces: taken }).unwrap();
+    handle.jobs.send(Job::Round { pieces: taken }).unwrap();
     for ticket in 1..=1000 {
         handle.stand(ticket, standing.clone());
     }
-    handle.jobs.try_send(Job::Log(LogJob::Settle(Term(5)))).expect("there is room");
-    while handle.jobs.try_send(Job::Log(LogJob::Settle(Term(5)))).is_ok() {}
+    handle.jobs.try_send(Job::Settle(Term(5))).expect("there is room");
+    while handle.jobs.try_send(Job::Settle(Term(5))).is_ok() {}
     let (done, removed) = sync_channel(1);
     handle.remove(done);
     drop(pieces);

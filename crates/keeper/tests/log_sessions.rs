@@ -12,12 +12,12 @@ use std::time::Duration;
 use ninefold_keeper::acknowledge::Acknowledger;
 use ninefold_keeper::bell::Bell;
 use ninefold_keeper::disks::Disks;
-use ninefold_keeper::log::{self, Beginning, Left, LogHandle, LogJob, Opening, Received, Settings};
+use ninefold_keeper::log::job::{Job, Left, Opening, Received};
+use ninefold_keeper::log::{self, Beginning, LogHandle, Settings};
 use ninefold_keeper::msg::Msg;
-use ninefold_keeper::session::Job;
 use ninefold_model::{Epoch, Term};
-use ninefold_replica::continuation::Reign;
 use ninefold_replica::protocol::{LogRole, Standing};
+use ninefold_replica::stream::Reign;
 use ninefold_replica::stream::{
     CheckpointAssembler, Fed, Hello, PAGE_SIZE, PageEncoder, PageRun, PageSink, Pass, PassKind, PassWriter, Preamble,
     RecordReader,
@@ -88,8 +88,8 @@ impl Thread {
         }
     }
 
-    fn job(&self, job: LogJob) {
-        self.handle.jobs.send(Job::Log(job)).unwrap();
+    fn job(&self, job: Job) {
+        self.handle.jobs.send(job).unwrap();
     }
 
     /// Whether the log goes on.
@@ -99,21 +99,21 @@ impl Thread {
         let (disks, core) = (Arc::clone(&self.disks), self.core.clone());
         let acknowledger = Acknowledger::start(Term(session), disks, Box::new(|_| {}), core).unwrap();
         *self.acknowledger.borrow_mut() = Some((session, acknowledger.clone()));
-        self.job(LogJob::Session(Box::new(Opening { hello: hello(session), left, reply, acknowledger })));
+        self.job(Job::Session(Box::new(Opening { hello: hello(session), left, reply, acknowledger })));
         answer.recv_timeout(LIMIT).unwrap()
     }
 
     fn round(&self, session: u64, pages: Vec<(u64, Vec<u8>)>) {
         let session = Term(session);
-        pages.into_iter().for_each(|(first, bytes)| self.job(LogJob::Copy { session, block: 0, first, bytes }));
-        self.job(LogJob::Settle(session));
+        pages.into_iter().for_each(|(first, bytes)| self.job(Job::Copy { session, block: 0, first, bytes }));
+        self.job(Job::Settle(session));
     }
 
     fn gives(&self, session: u64, epoch: u64, pages: &[(u64, Vec<u8>)]) {
         if let Some((_, acknowledger)) = self.acknowledger.borrow().as_ref().filter(|(its, _)| *its == session) {
             acknowledger.comes().unwrap();
         }
-        self.job(LogJob::Received(Box::new(received(session, epoch, pages))));
+        self.job(Job::Received(Box::new(received(session, epoch, pages))));
     }
 
     /// Waits until a checkpoint is durable.
@@ -127,7 +127,7 @@ impl Thread {
     /// With which checkpoint the log ends, once all is done that was given.
     fn end(&self) -> Option<(Term, Epoch)> {
         let (reply, answer) = sync_channel(1);
-        self.job(LogJob::Drain(reply));
+        self.job(Job::Drain(reply));
         answer.recv_timeout(LIMIT).unwrap()
     }
 }
@@ -156,7 +156,7 @@ fn received(session: u64, epoch: u64, pages: &[(u64, Vec<u8>)]) -> Received {
 
 /// What is gone on from: session, checkpoint and memory.
 fn read(dir: &Path) -> Option<(Term, Epoch, Memory)> {
-    let found = match Found::look(log::open(&dir.join("log")).unwrap()) {
+    let found = match Found::look(log::place::open(&dir.join("log")).unwrap()) {
         Err(LogError::None) => return None,
         found => found.unwrap(),
     };

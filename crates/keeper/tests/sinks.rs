@@ -24,12 +24,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ninefold_keeper::bell::Bell;
+use ninefold_keeper::changed_blocks::ChangedBlocks;
 use ninefold_keeper::health::dumps::Dumps;
 use ninefold_keeper::health::told::Told;
 use ninefold_keeper::health::watcher::Watcher;
 use ninefold_keeper::msg::Msg;
-use ninefold_keeper::resync::Rest;
-use ninefold_keeper::session::Job;
+use ninefold_keeper::session::job::{Job, SessionTarget};
 use ninefold_keeper::sink::Held;
 use ninefold_keeper::vm::{self, Command, Continued, Surroundings, VmHandle};
 use ninefold_machine::{Memory, PAGE_SIZE, PageRun};
@@ -156,14 +156,8 @@ fn add(
     };
     let shared = Shared(Arc::new((Mutex::new(image), Condvar::new())));
     let (jobs, work) = sync_channel(8);
-    handle.send(Command::AddSink {
-        target: Target::Session(Term(name)),
-        jobs,
-        rounds: 0,
-        rest: Rest::default(),
-        once: None,
-        held,
-    });
+    let target = Box::new(SessionTarget { session: Term(name), jobs });
+    handle.send(Command::AddSink { target, rounds: 0, rest: ChangedBlocks::default(), held });
     let (ours, handle, bell) = (shared.clone(), Arc::clone(handle), bell.clone());
     thread::spawn(move || collect(name, &work, &ours, &handle, &bell));
     shared

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use guest::{await_count, word};
 use ninefold_keeper::bell::Bell;
+use ninefold_keeper::changed_blocks::ChangedBlocks;
 use ninefold_keeper::health::dumps::Dumps;
 use ninefold_keeper::health::told::Told;
 use ninefold_keeper::health::watcher::Watcher;
 use ninefold_keeper::msg::Msg;
-use ninefold_keeper::resync::Rest;
-use ninefold_keeper::session::Job;
+use ninefold_keeper::session::job::{Job, SessionTarget};
 use ninefold_keeper::vm::{self, Command, Surroundings, VmHandle};
 use ninefold_machine::{EventKind, Machine, Ports};
 use ninefold_model::spec::{Accel, Boot, EpochPolicy};
@@ -27,7 +27,8 @@ use sleeper::COUNTER;
 /// What any step may take; only so that a failure ends.
 const LIMIT: Duration = Duration::from_secs(60);
 const GENERATION: u64 = 7;
-const BACKUP: Target = Target::Session(Term(1));
+const SESSION: Term = Term(1);
+const BACKUP: Target = Target::Session(SESSION);
 
 /// Gets the VM as a backup does, at once; tells the epochs.
 fn backup(work: Receiver<Job>, handle: Arc<VmHandle>, bell: Bell, epochs: Sender<Epoch>) {
@@ -106,8 +107,9 @@ fn a_guest_that_wakes_in_a_switchover_that_fails_goes_on() {
     let ((jobs, work), (seen, epochs)) = (sync_channel(8), channel());
     let (theirs, rings) = (Arc::clone(&handle), bell.clone());
     thread::spawn(move || backup(work, theirs, rings, seen));
-    let rest = Rest::default();
-    handle.send(Command::AddSink { target: BACKUP, jobs, rounds: 0, rest, once: None, held: None });
+    let rest = ChangedBlocks::default();
+    let target = Box::new(SessionTarget { session: SESSION, jobs });
+    handle.send(Command::AddSink { target, rounds: 0, rest, held: None });
     told(&inbox, |msg| match msg {
         Msg::FirstCheckpoint { held, .. } => held.send(()).ok(),
         _ => None,

@@ -10,11 +10,14 @@
 //! start, and memory must not be discarded under a tracked QEMU (balloon, virtio-mem): no such device is on our command
 //! line.
 
+mod dirty_set;
 mod freeze;
 pub mod host;
 mod mappings;
+mod mechanism;
 mod moment;
 mod page_map;
+mod page_run;
 mod page_set;
 mod pagemap_scan;
 mod patience;
@@ -22,117 +25,16 @@ mod regions;
 mod soft_dirty;
 mod traps;
 
-use std::fmt;
+use crate::error::Result;
 
-use crate::blocks::{BlockLayout, PAGE_SIZE};
-use crate::error::{MachineError, Result};
-
+pub use dirty_set::DirtySet;
+pub use mechanism::Mechanism;
 pub use moment::{Moment, Pages};
 pub use page_map::PageMap;
+pub use page_run::PageRun;
 pub use pagemap_scan::PagemapScan;
 pub(crate) use pagemap_scan::Userfaultfds;
 pub use soft_dirty::SoftDirty;
-
-/// `count` pages of one block, from page `first` on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct PageRun {
-    /// Index into [`BlockLayout::blocks`].
-    pub block: u16,
-    /// Pages of [`PAGE_SIZE`].
-    pub count: u32,
-    /// The first page's number in the block.
-    pub first: u64,
-}
-
-impl PageRun {
-    /// Size in bytes.
-    pub fn bytes(&self) -> usize {
-        self.count as usize * PAGE_SIZE as usize
-    }
-
-    pub(crate) fn refuse(&self, reason: &'static str) -> MachineError {
-        MachineError::Range { block: self.block, first: self.first, count: self.count, reason }
-    }
-}
-
-/// Room for the result of scans. Never reallocated.
-#[derive(Debug)]
-pub struct DirtySet {
-    runs: Vec<PageRun>,
-    pages: u64,
-    capacity: usize,
-}
-
-impl DirtySet {
-    /// Room for the worst case of one scan: every second page of every block. 16 bytes per two pages of address space;
-    /// the kernel gives memory only to what is really used.
-    pub fn for_layout(layout: &BlockLayout) -> DirtySet {
-        Self::with_capacity(layout.blocks.iter().map(|b| b.pages().div_ceil(2) as usize).sum::<usize>())
-    }
-
-    /// Room for `capacity` runs.
-    pub fn with_capacity(capacity: usize) -> DirtySet {
-        DirtySet { runs: Vec::with_capacity(capacity), pages: 0, capacity }
-    }
-
-    /// The runs, per scan in the order of blocks and addresses; within a scan they do not touch or overlap.
-    pub fn runs(&self) -> &[PageRun] {
-        &self.runs
-    }
-
-    /// Pages in all runs.
-    pub fn pages(&self) -> u64 {
-        self.pages
-    }
-
-    /// Whether nothing is dirty.
-    pub fn is_empty(&self) -> bool {
-        self.runs.is_empty()
-    }
-
-    /// Empties it; the room stays.
-    pub fn clear(&mut self) {
-        self.runs.clear();
-        self.pages = 0;
-    }
-
-    fn room(&self) -> usize {
-        self.capacity - self.runs.len()
-    }
-
-    /// Appends; joins with the run before when they touch and belong to the same scan.
-    fn push(&mut self, run: PageRun, joinable_from: usize) {
-        self.pages += u64::from(run.count);
-        if self.runs.len() > joinable_from
-            && let Some(last) = self.runs.last_mut()
-            && last.block == run.block
-            && last.first + u64::from(last.count) == run.first
-            && let Some(count) = last.count.checked_add(run.count)
-        {
-            last.count = count;
-            return;
-        }
-        self.runs.push(run);
-    }
-}
-
-/// How the kernel tells which pages were written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Mechanism {
-    /// userfaultfd and PAGEMAP_SCAN, Linux 6.7 or newer.
-    PagemapScan,
-    /// Soft-dirty bits: slower, each scan freezes QEMU for a moment.
-    SoftDirty,
-}
-
-impl fmt::Display for Mechanism {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Mechanism::PagemapScan => "pagemap-scan",
-            Mechanism::SoftDirty => "soft-dirty",
-        })
-    }
-}
 
 /// Follows the writes of one QEMU to all its RAM blocks. Dropping it ends the tracking and its cost.
 #[derive(Debug)]
@@ -224,25 +126,5 @@ impl Tracker {
             Tracker::PagemapScan(tracker) => tracker.regions(),
             Tracker::SoftDirty(_) => None,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn touching_runs_of_one_scan_join() {
-        let mut set = DirtySet::with_capacity(4);
-        let run = |block, first, count| PageRun { block, first, count };
-        set.push(run(0, 1, 2), 0);
-        set.push(run(0, 3, 1), 0);
-        set.push(run(0, 5, 1), 0);
-        set.push(run(1, 6, 1), 0);
-        set.push(run(1, 7, 1), 3);
-        assert_eq!(set.runs(), [run(0, 1, 3), run(0, 5, 1), run(1, 6, 1), run(1, 7, 1)]);
-        assert_eq!((set.pages(), set.room()), (6, 0));
-        set.clear();
-        assert!(set.is_empty() && set.room() == 4);
     }
 }

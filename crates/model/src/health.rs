@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::spec::Boot;
+use crate::boot::Boot;
 use crate::standing::Standing;
 
 /// Longest image description that a trial may have (its paths and command line, as JSON), bytes: it travels with the

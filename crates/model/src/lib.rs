@@ -12,6 +12,7 @@
 //! * [`event`]: what happened to a VM · [`order`]: one order for what several hosts say
 //! * [`checkpoint`]: what is measured of one
 
+pub mod boot;
 pub mod checkpoint;
 pub mod count;
 pub mod difference;

@@ -1,11 +1,11 @@
 //! What a VM is made of.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::boot::Boot;
 use crate::health::Watchdog;
 use crate::{Uuid, VmId, VmName, VolumeName};
 
@@ -157,23 +157,6 @@ impl fmt::Display for Accel {
             Accel::Tcg => "tcg",
         })
     }
-}
-
-/// What the VM starts from.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Boot {
-    /// A Linux kernel and an initramfs, loaded by QEMU's `-kernel` and `-initrd`.
-    Linux {
-        kernel: PathBuf,
-        initrd: Option<PathBuf>,
-        #[serde(default)]
-        cmdline: String,
-    },
-    /// A raw disk image of one boot sector, for bare test guests. Read-only.
-    BootSector { image: PathBuf },
-    /// The boot loader on its volumes, called by the firmware (SeaBIOS): see [`VmSpec::boot_order`].
-    Volume,
 }
 
 /// Why a VM's volumes cannot be booted from as its spec says.

@@ -17,11 +17,11 @@
 
 use std::collections::VecDeque;
 
-use ninefold_model::{Epoch, Term};
-use serde::{Deserialize, Serialize};
+use ninefold_model::Epoch;
 
 use crate::pacing::MAX_IN_FLIGHT;
-use crate::stream::{Layout, PageRun, StreamError};
+use crate::stream::origin::{MAX_BASE_RUNS, RUN_BYTES};
+use crate::stream::{Layout, Origin, PageRun, Reign, StreamError};
 
 /// Epochs that are remembered. Two backups are seldom more than a few apart: so many checkpoints may be unacknowledged. But
 /// the primary goes on with the others while it waits for the witness to release one that it has lost.
@@ -31,28 +31,6 @@ const DEPTH: usize = 32;
 const AHEAD: u64 = MAX_IN_FLIGHT as u64 + 1;
 /// Runs of pages and blocks that are remembered, of all epochs together: 1 MiB.
 const MAX_RUNS: usize = 1 << 16;
-/// Runs in a [`Base`], at most.
-pub const MAX_BASE_RUNS: usize = 1 << 12;
-/// Bytes of a run in a `Base` record.
-pub const RUN_BYTES: usize = 16;
-
-/// Of one QEMU on one host, from its start or its takeover to its end: its checkpoints count from 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Reign {
-    /// The term under which the host began it. No two hosts ever have won the same.
-    pub term: Term,
-    /// Counts the QEMUs of this host's keeper: a relaunched guest begins anew under the same term.
-    pub generation: u64,
-}
-
-/// The checkpoint with which a primary's memory began. Part of `Hello` while it can be gone on from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Origin {
-    pub reign: Reign,
-    pub epoch: Epoch,
-    /// It is known which pages have changed since this epoch.
-    pub since: Epoch,
-}
 
 impl Origin {
     /// Of a primary that goes on in its own reign: a backup that has acknowledged `acked` may come back with that, or with a
@@ -294,6 +272,8 @@ fn merged(mut runs: Vec<PageRun>) -> Vec<PageRun> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+
+    use ninefold_model::Term;
 
     use super::*;
     use crate::stream::{BlockInfo, PAGE_SIZE};

@@ -36,7 +36,7 @@ use ninefold_model::spec::Protection;
 use ninefold_model::status::{ProtectionState, Role};
 use ninefold_model::{Backup, Epoch, HostName, Record, Term};
 use ninefold_replica::protocol::{
-    Action, Input, LogRole, Outcome, Phase, ProposalId, Protocol, Rules, Standing, Wanted,
+    Action, Input, LogRole, Outcome, Phase, ProposalId, Protocol, ReleasePolicy, Rules, Standing, Wanted,
 };
 use stateright::{Checker, Expectation, HasDiscoveries, Model, Property};
 
@@ -1417,7 +1417,7 @@ fn harm_is_found_when_a_lost_backup_is_not_reported() {
 
 #[test]
 fn harm_is_found_when_output_leaves_before_all_have_acknowledged() {
-    finds_harm(Replication::star(Rules { wait_for_all: false, ..Rules::ALL }, &[Stage::AllBound]));
+    finds_harm(Replication::star(Rules { release: ReleasePolicy::One, ..Rules::ALL }, &[Stage::AllBound]));
 }
 
 #[test]

@@ -7,10 +7,10 @@ use std::io::{self, ErrorKind, Read};
 use ninefold_model::health::Health;
 use ninefold_model::spec::{Accel, EpochPolicy};
 use ninefold_model::{Epoch, Term, Uuid};
-use ninefold_replica::continuation::{Origin, Reign};
 use ninefold_replica::stream::header::{HEADER_LEN, MAX_PAYLOAD};
 use ninefold_replica::stream::record::{Kind, MAX_TEXT, MAX_VOLUMES};
 use ninefold_replica::stream::*;
+use ninefold_replica::stream::{Origin, Reign};
 use proptest::prelude::*;
 use stream_fixture::layout;
 

@@ -34,11 +34,7 @@ pub const WITNESS_PORT: u16 = 7700;
 pub const KEEPER_PORT: u16 = 7701;
 /// Where each keeper serves its metrics on its host (replication network).
 pub const METRICS_PORT: u16 = 7702;
-/// Where the guest's redis listens.
-pub const REDIS_PORT: u16 = 6379;
 
-/// Where the guest's PostgreSQL listens.
-pub const POSTGRES_PORT: u16 = 5432;
 /// The volume on which PostgreSQL has its data, bytes.
 pub const DATA_VOLUME: u64 = 512 << 20;
 

@@ -6,10 +6,15 @@ use std::time::Instant;
 
 use ninefold_keeper::config::cache_dir;
 
-use crate::boot::{POSTGRES_PORT, REDIS_PORT};
 use crate::error::{LabError, io_at};
 use crate::ledger;
 use crate::topology::GUEST_IP;
+
+/// Where the guest's redis listens.
+pub const REDIS_PORT: u16 = 6379;
+
+/// Where the guest's PostgreSQL listens.
+pub const POSTGRES_PORT: u16 = 5432;
 
 /// What runs in a lab's VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

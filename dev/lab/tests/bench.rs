@@ -4,7 +4,7 @@ mod fixture;
 
 use std::time::{Duration, Instant};
 
-use ninefold_lab::bench::plan::{Break, LARGE_MIB, Mode};
+use ninefold_lab::bench::plan::{Break, LARGE_MIB, Mode, SIZES, SNAPSHOT_SIZES};
 use ninefold_lab::bench::rebind::{self, Rebind, RebindFigures};
 use ninefold_lab::bench::subject::Subject;
 use ninefold_lab::bench::{self, Options, scaling, snapshots, volume};
@@ -158,7 +158,7 @@ fn a_quick_run_on_volumes_writes_a_complete_report() {
 #[test]
 #[ignore = "takes three minutes, and is a part of the run above"]
 fn a_snapshot_is_no_larger_than_the_memory() {
-    for memory_mib in snapshots::SIZES {
+    for memory_mib in SNAPSHOT_SIZES {
         let mut vm = VmOptions { memory_mib, ..VmOptions::new("bench".parse().unwrap()) };
         vm.patience = std::time::Duration::from_secs(400);
         let config = LabConfig::new(&format!("n{:x}", std::process::id())).unwrap();
@@ -176,7 +176,7 @@ fn a_scan_costs_no_more_with_a_large_guest() {
     let mut rows = Vec::new();
     // Every size that the benchmark has, to measure them alone.
     let all = std::env::var_os("NINEFOLD_ALL_SIZES").is_some();
-    let sizes: &[(u64, u16)] = if all { &scaling::SIZES } else { &[(256, 1), (4096, 1)] };
+    let sizes: &[(u64, u16)] = if all { &SIZES } else { &[(256, 1), (4096, 1)] };
     for &(memory_mib, vcpus) in sizes {
         let mut vm = VmOptions { memory_mib, vcpus, ..VmOptions::new("bench".parse().unwrap()) };
         vm.patience = std::time::Duration::from_secs(400);
@@ -196,7 +196,7 @@ fn a_scan_costs_no_more_with_a_large_guest() {
 #[test]
 #[ignore = "a measurement"]
 fn the_beginning_of_protection() {
-    for (letter, memory_mib) in ['u', 'v', 'w'].into_iter().zip(snapshots::SIZES) {
+    for (letter, memory_mib) in ['u', 'v', 'w'].into_iter().zip(SNAPSHOT_SIZES) {
         let mut vm = VmOptions::new("bench".parse().unwrap());
         vm.memory_mib = memory_mib;
         let config = LabConfig::new(&format!("{letter}{:x}", std::process::id())).unwrap();

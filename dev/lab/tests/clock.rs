@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use ninefold_control::Request;
 use ninefold_keeper::config::KeeperConfig;
-use ninefold_lab::bench::clock::{self, ClockLoad, Span};
+use ninefold_lab::bench::clock::{self, Span};
+use ninefold_lab::bench::plan::ClockLoad;
 use ninefold_lab::bench::plan::Mode;
 use ninefold_lab::bench::subject::Subject;
 use ninefold_lab::guest_clock::{GuestClock, Offset};

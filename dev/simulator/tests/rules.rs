@@ -1,7 +1,7 @@
 //! Rules of the protocol are switched off, one at a time: the simulator finds the harm, within a bounded number of seeds. Those that are not
 //! here are named in `docs/simulator.md`.
 
-use ninefold_replica::protocol::Rules;
+use ninefold_replica::protocol::{ReleasePolicy, Rules};
 use ninefold_simulator::plan::{Plan, Setup};
 use ninefold_simulator::run::{harm, run};
 use ninefold_simulator::trace::Trace;
@@ -57,7 +57,6 @@ macro_rules! rules {
 
 rules! {
     hold_from_first_checkpoint: PAIR, HOSTS;
-    wait_for_all: STAR, HOSTS;
     count_before_bound: STAR, HOSTS;
     win_before_speaking_alone: PAIR, HOSTS;
     win_before_resuming: PAIR, HOSTS;
@@ -68,4 +67,10 @@ rules! {
     wait_for_log: LOGGED, POWER;
     disown_a_lost_log: LOGGED, POWER;
     end_only_for_another: PAIR, WITNESS;
+}
+
+/// Output that leaves when one of two backups has it.
+#[test]
+fn release_when_all_hold() {
+    finds_harm(Rules { release: ReleasePolicy::One, ..Rules::ALL }, STAR, HOSTS);
 }

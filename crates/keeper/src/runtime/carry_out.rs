@@ -8,11 +8,11 @@ use ninefold_core::event::{Event, WaiterId};
 use ninefold_model::spec::Boot;
 
 use super::Runtime;
+use crate::changed_blocks::ChangedBlocks;
 use crate::config::KeeperConfig;
 use crate::error::report;
 use crate::freeze::{self, End, Limits};
 use crate::msg::Msg;
-use crate::resync::Rest;
 
 impl Runtime {
     pub(super) fn carry_out(&mut self, effect: Effect) {
@@ -66,7 +66,7 @@ impl Runtime {
             DisksOrder::Discard => disks.discard(),
             DisksOrder::Over => disks.are_over(),
             DisksOrder::Remember(basis) => {
-                let rest = Rest::written(Arc::clone(disks));
+                let rest = ChangedBlocks::written(Arc::clone(disks));
                 self.written.retain(|(of, _)| *of != basis);
                 self.written.push((basis, rest));
             }

@@ -1,7 +1,7 @@
 //! What is on disk: this host's log, going on from it, snapshots.
 
 use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::sync_channel;
 use std::thread;
 
 use ninefold_control::Refusal;
@@ -12,18 +12,19 @@ use ninefold_machine::QemuVersion;
 use ninefold_model::{Record, SnapshotName, Term};
 use ninefold_replica::stream::Hello;
 use ninefold_snapshot::log::Log;
-use ninefold_volume::Frozen;
 
 use super::Runtime;
-use crate::back::{self, Kept};
+use crate::back;
 use crate::config::KeeperConfig;
 use crate::error::report;
 use crate::freeze::{Freezer, Freezing, Limits};
+use crate::loaded::Wanted;
+use crate::log::place::Kept;
 use crate::log::{self, Settings};
 use crate::msg::Msg;
 use crate::recovery::{self, Place};
-use crate::session;
-use crate::snapshot::{self, Order, Wanted};
+use crate::snapshot::job::SnapshotTarget;
+use crate::snapshot::{self, Order};
 
 /// A log that can be gone on with, found by the attempt of this number.
 pub(super) struct Recovered {
@@ -45,8 +46,7 @@ pub(super) struct Job {
 /// A snapshot that is ready for the VM.
 pub(super) struct Snapshot {
     pub(super) id: u64,
-    pub(super) jobs: SyncSender<session::Job>,
-    pub(super) frozen: Vec<Arc<Frozen>>,
+    pub(super) target: SnapshotTarget,
 }
 
 impl Runtime {

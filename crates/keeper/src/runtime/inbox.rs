@@ -11,10 +11,9 @@ use super::durable::{Recovered, Snapshot};
 use super::vm::Waiting;
 use super::{Runtime, boottime, monotonic};
 use crate::freeze::End;
-use crate::msg::Msg;
-use crate::recovery;
-use crate::snapshot;
-use crate::standby::{Answer, Loaded};
+use crate::loaded::Loaded;
+use crate::msg::{Msg, RecoveryEvent, SnapshotEvent};
+use crate::offer::Answer;
 
 /// A session that a primary offers.
 pub(super) struct Offer {
@@ -141,30 +140,30 @@ impl Runtime {
         Event::Offer { offer: id, hello }
     }
 
-    fn recovery_news(&mut self, id: u64, news: recovery::News) -> RecoveryNews {
+    fn recovery_news(&mut self, id: u64, news: RecoveryEvent) -> RecoveryNews {
         match news {
-            recovery::News::Nothing => RecoveryNews::Nothing,
-            recovery::News::Unusable(reason) => RecoveryNews::Unusable(reason),
-            recovery::News::Found { standing, epoch } => RecoveryNews::Found { standing, epoch },
-            recovery::News::Failed(reason) => RecoveryNews::Failed(reason),
-            recovery::News::Loaded { loaded, log, health } => {
+            RecoveryEvent::Nothing => RecoveryNews::Nothing,
+            RecoveryEvent::Unusable(reason) => RecoveryNews::Unusable(reason),
+            RecoveryEvent::Found { standing, epoch } => RecoveryNews::Found { standing, epoch },
+            RecoveryEvent::Failed(reason) => RecoveryNews::Failed(reason),
+            RecoveryEvent::Loaded { loaded, log, health } => {
                 self.recovered = Some(Recovered { id, log, health });
                 RecoveryNews::Loaded(self.loaded(Source::Log(id), *loaded))
             }
         }
     }
 
-    fn job_news(&mut self, id: u64, news: snapshot::News) -> JobNews {
+    fn job_news(&mut self, id: u64, news: SnapshotEvent) -> JobNews {
         match news {
-            snapshot::News::Ready { jobs, frozen } => {
-                self.snapshot = Some(Snapshot { id, jobs, frozen });
+            SnapshotEvent::Ready(target) => {
+                self.snapshot = Some(Snapshot { id, target });
                 JobNews::Ready
             }
-            snapshot::News::Progress(progress) => JobNews::Progress(progress),
-            snapshot::News::Taken(figures, freeze) => JobNews::Taken(figures, freeze),
-            snapshot::News::Failed(reason) => JobNews::Failed(reason),
-            snapshot::News::Loaded(loaded) => JobNews::Loaded(self.loaded(Source::Job(id), *loaded)),
-            snapshot::News::NotLoaded(reason) => JobNews::NotLoaded(reason),
+            SnapshotEvent::Progress(progress) => JobNews::Progress(progress),
+            SnapshotEvent::Taken(figures, freeze) => JobNews::Taken(figures, freeze),
+            SnapshotEvent::Failed(reason) => JobNews::Failed(reason),
+            SnapshotEvent::Loaded(loaded) => JobNews::Loaded(self.loaded(Source::Job(id), *loaded)),
+            SnapshotEvent::NotLoaded(reason) => JobNews::NotLoaded(reason),
         }
     }
 

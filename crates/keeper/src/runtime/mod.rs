@@ -50,6 +50,7 @@ use self::primary::Primary;
 use self::sessions::Open;
 use self::vm::Waiting;
 use crate::bell::Bell;
+use crate::changed_blocks::ChangedBlocks;
 use crate::config::KeeperConfig;
 use crate::connector::Connector;
 use crate::disks::Disks;
@@ -64,7 +65,6 @@ use crate::outlets::Outlets;
 use crate::parking::Parking;
 use crate::priority;
 use crate::recovery::Recovery;
-use crate::resync::Rest;
 use crate::vm::VmHandle;
 
 /// What the runtime is started with.
@@ -112,7 +112,7 @@ pub struct Runtime {
     waiting: Vec<Waiting>,
     sessions: BTreeMap<Term, Open>,
     /// What has reached the images since a backup went that may come back, or since the VM was resumed.
-    written: Vec<(Basis, Rest)>,
+    written: Vec<(Basis, ChangedBlocks)>,
     /// The session in which this host is the backup.
     primary: Option<Primary>,
     logs: BTreeMap<u64, LogHandle>,

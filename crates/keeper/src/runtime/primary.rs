@@ -18,8 +18,8 @@ use ninefold_transport::{LinkHandle, LinkWriter};
 
 use super::Runtime;
 use super::inbox::Offer;
+use crate::offer::{Accepted, Answer, Verdict};
 use crate::priority;
-use crate::standby::{Accepted, Answer, Verdict};
 
 /// Words that may wait to be written. A primary that takes so few is of no use.
 const WORDS: usize = 64;

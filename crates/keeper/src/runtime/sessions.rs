@@ -9,15 +9,16 @@ use ninefold_replica::stream::Hello;
 use ninefold_replica::target::Target;
 
 use super::Runtime;
+use crate::changed_blocks::ChangedBlocks;
 use crate::error::report;
-use crate::resync::{self, Differing, Rest};
+use crate::resync::{self, Differing};
 use crate::session::{self, Session, Settings};
 
 /// A session that is open.
 pub(super) struct Open {
     pub(super) session: Session,
     /// What of the volumes goes with the first checkpoint.
-    pub(super) rest: Option<Rest>,
+    pub(super) rest: Option<ChangedBlocks>,
 }
 
 impl Runtime {

@@ -12,16 +12,18 @@ use ninefold_model::spec::{Boot, ClockGap, EpochPolicy};
 use ninefold_model::status::MachineStatus;
 use ninefold_model::{Activity, Epoch, Standing};
 use ninefold_replica::stream::Layout;
-use ninefold_replica::target::Target;
 
 use super::Runtime;
+use crate::changed_blocks::ChangedBlocks;
 use crate::error::report;
 use crate::health::watcher::{Order, Watcher};
 use crate::launch::launch;
+use crate::log::job::LogTarget;
 use crate::msg::Msg;
-use crate::resync::Rest;
+use crate::session::job::SessionTarget;
 use crate::sink::Held;
 use crate::standby;
+use crate::target::ReplicationTarget;
 use crate::vm::{self, Command, Continued, Obtain, Surroundings};
 
 /// How long a QEMU waits until its sockets are served. The core does that at once.
@@ -66,19 +68,19 @@ impl Runtime {
             }
             VmOrder::AddSession { session, rounds, held } => {
                 let Some(open) = self.sessions.get_mut(&session) else { return };
-                let (target, jobs) = (Target::Session(session), open.session.jobs.clone());
+                let target = Box::new(SessionTarget { session, jobs: open.session.jobs.clone() });
                 let rest = open.rest.take().unwrap_or_default();
-                Command::AddSink { target, jobs, rounds, rest, once: None, held: held.map(held_by) }
+                Command::AddSink { target, rounds, rest, held: held.map(held_by) }
             }
             VmOrder::AddLog { id } => {
                 let Some(log) = self.logs.get(&id) else { return };
-                let (target, jobs, rest) = (Target::Log, log.jobs.clone(), Rest::default());
-                Command::AddSink { target, jobs, rounds: 0, rest, once: None, held: None }
+                let target = Box::new(LogTarget(log.jobs.clone()));
+                Command::AddSink { target, rounds: 0, rest: ChangedBlocks::default(), held: None }
             }
             VmOrder::AddSnapshot { job } => {
                 let Some(snapshot) = self.snapshot.take_if(|s| s.id == job) else { return };
-                let (target, jobs, rest) = (Target::Snapshot, snapshot.jobs, Rest::default());
-                Command::AddSink { target, jobs, rounds: 0, rest, once: Some(snapshot.frozen), held: None }
+                let target = Box::new(snapshot.target);
+                Command::AddSink { target, rounds: 0, rest: ChangedBlocks::default(), held: None }
             }
             VmOrder::RemoveTarget { target, comes_back } => Command::RemoveSink { target, comes_back },
             VmOrder::ForgetLeft(session) => Command::ForgetLeft(session),
@@ -129,8 +131,9 @@ impl Runtime {
             return self.answer(Event::VmLost { generation, reason: "the standby is gone".into() });
         };
         let Waiting { mut machine, tracker, .. } = self.waiting.remove(at);
-        let log = log.and_then(|id| self.logs.get(&id)).map(|log| log.jobs.clone());
+        let log = log.and_then(|id| self.logs.get(&id)).map(|log| LogTarget(log.jobs.clone()));
         let (tracker, unneeded) = if log.is_some() || survivors { (tracker, None) } else { (None, tracker) };
+        let log = log.map(|log| Box::new(log) as Box<dyn ReplicationTarget>);
         let continued = tracker.map(|tracker| Continued { tracker, log, survivors });
         let obtain = Box::new(move || {
             // It waits to be suspended, if QEMU has not kept that; and QEMU is not waited for where heartbeats are sent.

@@ -129,9 +129,9 @@ impl PagemapScan {
     }
 
     pub(super) fn scan(&mut self, out: &mut DirtySet, stopped: bool) -> Result<u64> {
-        let before = out.pages;
+        let before = out.pages();
         for index in 0..self.memory.layout().blocks.len() {
-            let joinable = out.runs.len();
+            let joinable = out.runs().len();
             match &self.watched {
                 Some(watched) if index == 0 => {
                     let watched = Arc::clone(watched);
@@ -146,7 +146,7 @@ impl PagemapScan {
                 }
             }
         }
-        Ok(out.pages - before)
+        Ok(out.pages() - before)
     }
 
     /// How many regions the guest's memory has, and how many of them are scanned each time; None if it is not divided.
@@ -210,7 +210,7 @@ impl PagemapScan {
                     at = state.regions.pages_of(region).end;
                     while let Some(pages) = state.regions.next_trapped(region, 0) {
                         if out.room() == 0 {
-                            return Err(MachineError::DirtySetFull { capacity: out.capacity });
+                            return Err(MachineError::DirtySetFull { capacity: out.capacity() });
                         }
                         let (start, bytes) = watched.place(&pages);
                         // Protected before it is copied: who writes meanwhile is trapped again.
@@ -284,7 +284,7 @@ impl PagemapScan {
         while at < end {
             let room = self.answer.len().min(out.room());
             if room == 0 {
-                return Err(MachineError::DirtySetFull { capacity: out.capacity });
+                return Err(MachineError::DirtySetFull { capacity: out.capacity() });
             }
             let (filled, walked) = sys::pagemap_scan(self.pagemap.as_fd(), at, end, &mut self.answer[..room])
                 .map_err(MachineError::io("PAGEMAP_SCAN"))?;

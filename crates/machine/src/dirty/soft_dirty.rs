@@ -186,20 +186,20 @@ impl SoftDirty {
 
     /// Moves pages from the sets to `out`, as many as it has room for.
     fn report(&mut self, out: &mut DirtySet) -> Result<u64> {
-        let before = out.pages;
+        let before = out.pages();
         for (index, set) in self.dirty.iter_mut().enumerate() {
             let mut at = 0;
             while let Some((first, end)) = set.next_run(at) {
                 if out.room() == 0 {
-                    return Err(MachineError::DirtySetFull { capacity: out.capacity });
+                    return Err(MachineError::DirtySetFull { capacity: out.capacity() });
                 }
                 let count = (end - first).min(u64::from(u32::MAX)) as u32;
-                let joinable = out.runs.len();
+                let joinable = out.runs().len();
                 out.push(PageRun { block: index as u16, first, count }, joinable);
                 at = first + u64::from(count);
                 set.remove(first, at);
             }
         }
-        Ok(out.pages - before)
+        Ok(out.pages() - before)
     }
 }

@@ -86,6 +86,7 @@ mod backup;
 mod give_back;
 mod primary;
 mod refused;
+mod release;
 mod session;
 mod standing;
 
@@ -98,6 +99,7 @@ use backup::Backup;
 use give_back::{GivingBack, Spare};
 use primary::Primary;
 pub use refused::Refused;
+pub use release::ReleasePolicy;
 pub use session::{Phase, Session};
 pub use standing::{LogRole, Standing};
 
@@ -250,7 +252,7 @@ pub enum Action {
 pub struct Rules {
     pub hold_from_first_checkpoint: bool,
     pub release_only_acked: bool,
-    pub wait_for_all: bool,
+    pub release: ReleasePolicy,
     pub count_before_bound: bool,
     pub win_before_speaking_alone: bool,
     pub win_before_resuming: bool,
@@ -274,7 +276,7 @@ impl Rules {
     pub const ALL: Self = Self {
         hold_from_first_checkpoint: true,
         release_only_acked: true,
-        wait_for_all: true,
+        release: ReleasePolicy::All,
         count_before_bound: true,
         win_before_speaking_alone: true,
         win_before_resuming: true,

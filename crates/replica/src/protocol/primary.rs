@@ -161,7 +161,7 @@ impl Primary {
     fn allowed(&self, rules: Rules) -> Option<Epoch> {
         let counting = self.sessions.iter().filter(|s| rules.count_before_bound || self.is_bound(s));
         let epochs = counting.filter_map(Session::allows);
-        let sessions = if rules.wait_for_all { epochs.min() } else { epochs.max() };
+        let sessions = rules.release.newest(epochs);
         let log = self.log.as_ref().filter(|log| rules.wait_for_log && !log.free).map(Log::allows);
         sessions.into_iter().chain(log).min()
     }

@@ -30,7 +30,7 @@
 //!
 //! * [`record`]: the records · [`header`]: preamble and record header · [`reader`]: records out of a `Read`
 //! * [`layout`]: the RAM blocks of a VM · [`page`]: how one page is written · [`shadow`]: what the receiver is known to hold
-//! * [`encoder`]: pages into records · [`chooser`]: which encoding pays · [`writer`]: one pass into a `Write`
+//! * [`origin`]: of which checkpoint both can speak · [`encoder`]: pages into records · [`chooser`]: which encoding pays · [`writer`]: one pass into a `Write`
 //! * [`assembler`]: records into whole checkpoints, applied through a [`PageSink`]
 
 pub mod assembler;
@@ -39,6 +39,7 @@ pub mod encoder;
 pub mod error;
 pub mod header;
 pub mod layout;
+pub mod origin;
 pub mod page;
 pub mod reader;
 pub mod record;
@@ -51,6 +52,7 @@ pub use encoder::{EncodeStats, Mode, PageEncoder};
 pub use error::StreamError;
 pub use header::{OLDEST_VERSION, Preamble, VERSION};
 pub use layout::{BlockInfo, Layout, LayoutError, PageRun};
+pub use origin::{Origin, Reign};
 pub use page::PAGE_SIZE;
 pub use reader::{Frame, RecordReader};
 pub use record::{

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use super::error::StreamError;
 use super::header::{MAX_PAYLOAD, close_record, open_record};
 use super::layout::Layout;
+use super::origin::{MAX_BASE_RUNS, Origin, RUN_BYTES, Reign};
 use super::page::{PAGE_SIZE, PageEntry, next_entry};
-use crate::continuation::{MAX_BASE_RUNS, Origin, RUN_BYTES, Reign};
 
 /// Longest text in `Refuse`, `Relinquish` and `Bye`, bytes. A longer one is cut when it is sent.
 pub const MAX_TEXT: usize = 1024;

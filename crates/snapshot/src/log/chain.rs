@@ -4,7 +4,7 @@ use std::io::{self, Read};
 use std::sync::Arc;
 
 use ninefold_model::{Epoch, Term};
-use ninefold_replica::continuation::Reign;
+use ninefold_replica::stream::Reign;
 use ninefold_replica::stream::header::{HEADER_LEN, PREAMBLE_LEN};
 use ninefold_replica::stream::record::Kind;
 use ninefold_replica::stream::{CheckpointAssembler, Fed, Mark, PageSink, Record, RecordReader, StreamError};

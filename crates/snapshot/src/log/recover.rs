@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use ninefold_replica::continuation::Reign;
 use ninefold_replica::protocol::{LogRole, Standing};
+use ninefold_replica::stream::Reign;
 use ninefold_replica::stream::record::MAX_VOLUMES;
 use ninefold_replica::stream::{CheckpointAssembler, Hello, ModeChooser, PageEncoder, PageRun, PageSink};
 

@@ -1,44 +1,14 @@
 //! How well the guest's clock keeps time: against the host's, under the loads that its pauses depend on.
 
-use std::fmt;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::plan::{MIDDLE_RANGE, Mode, PIPELINED};
+use super::plan::{ClockLoad, MIDDLE_RANGE, Mode, PIPELINED};
 use super::redis::Call;
 use super::subject::Subject;
 use crate::error::LabError;
 use crate::guest_clock::{Drift, GuestClock};
-
-/// What the guest does meanwhile.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ClockLoad {
-    /// Idle, without protection.
-    Unprotected,
-    /// Idle, protected.
-    Idle,
-    /// Protected, and 100 MB/s are written to memory.
-    Dirty100,
-    /// Protected, under redis-benchmark with pipelining.
-    Redis,
-}
-
-impl ClockLoad {
-    /// In the order in which they are measured.
-    pub const ALL: [ClockLoad; 4] = [Self::Unprotected, Self::Idle, Self::Dirty100, Self::Redis];
-}
-
-impl fmt::Display for ClockLoad {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Unprotected => "idle, unprotected",
-            Self::Idle => "idle",
-            Self::Dirty100 => "dirtying, 100 MB/s",
-            Self::Redis => "SET pipelined",
-        })
-    }
-}
 
 /// How much faster than the host's the guest's clock was, parts per million; 0 of what was not measured.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]

@@ -10,9 +10,11 @@ use std::time::Duration;
 use ninefold_model::spec::EpochPolicy;
 use serde::{Deserialize, Serialize};
 
-use super::clock::ClockLoad;
-use super::scaling::SIZES;
-use super::snapshots;
+/// A guest's memory, MiB, and its vCPUs.
+pub const SIZES: [(u64, u16); 7] = [(256, 1), (1024, 1), (4096, 1), (16_384, 1), (65_536, 1), (256, 4), (4096, 4)];
+
+/// Sizes of guest memory, MiB.
+pub const SNAPSHOT_SIZES: [u64; 3] = [256, 1024, 4096];
 
 /// The longest adaptive epoch, milliseconds.
 const ADAPTIVE_MAX_MS: u32 = 100;
@@ -325,9 +327,9 @@ pub struct Plan {
     pub switchovers: u32,
     /// Breaks of each kind with each size of memory.
     pub breaks: u32,
-    /// Of [`super::scaling::SIZES`], how many.
+    /// Of [`SIZES`], how many.
     pub sizes: usize,
-    /// Of [`snapshots::SIZES`], how many.
+    /// Of [`SNAPSHOT_SIZES`], how many.
     #[serde(default)]
     pub snapshot_sizes: usize,
 }
@@ -348,7 +350,7 @@ impl Plan {
             switchovers: 6,
             breaks: 12,
             sizes: SIZES.len(),
-            snapshot_sizes: snapshots::SIZES.len(),
+            snapshot_sizes: SNAPSHOT_SIZES.len(),
         }
     }
 
@@ -411,7 +413,7 @@ impl Plan {
             }
         }
         all.extend(SIZES.iter().take(self.sizes).map(|&(memory_mib, vcpus)| Stage::Scaling { memory_mib, vcpus }));
-        let sizes = snapshots::SIZES.iter().take(self.snapshot_sizes);
+        let sizes = SNAPSHOT_SIZES.iter().take(self.snapshot_sizes);
         all.extend(sizes.map(|&memory_mib| Stage::Snapshots { memory_mib }));
         if self.security_rounds > 0 {
             all.push(Stage::BootPlain);
@@ -474,6 +476,35 @@ impl Plan {
             }
             _ => self.sample(stage) + overhead,
         }
+    }
+}
+
+/// What the guest does meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ClockLoad {
+    /// Idle, without protection.
+    Unprotected,
+    /// Idle, protected.
+    Idle,
+    /// Protected, and 100 MB/s are written to memory.
+    Dirty100,
+    /// Protected, under redis-benchmark with pipelining.
+    Redis,
+}
+
+impl ClockLoad {
+    /// In the order in which they are measured.
+    pub const ALL: [ClockLoad; 4] = [Self::Unprotected, Self::Idle, Self::Dirty100, Self::Redis];
+}
+
+impl fmt::Display for ClockLoad {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Unprotected => "idle, unprotected",
+            Self::Idle => "idle",
+            Self::Dirty100 => "dirtying, 100 MB/s",
+            Self::Redis => "SET pipelined",
+        })
     }
 }
 

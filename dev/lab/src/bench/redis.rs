@@ -3,8 +3,9 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use crate::boot::{REDIS_PORT, redis};
+use crate::boot::redis;
 use crate::error::{LabError, io_at};
+use crate::guest::REDIS_PORT;
 use crate::lab::Lab;
 use crate::topology::CLIENT;
 

@@ -3,7 +3,7 @@
 use std::fs;
 
 use ninefold_model::checkpoint::CheckpointRecord;
-use ninefold_model::event::{EventKind, FailoverPhases};
+use ninefold_model::event::FailoverPhases;
 use ninefold_model::spec::Accel;
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +13,7 @@ use super::rebind::{Rebind, RebindFigures};
 use super::scaling::ScalingRow;
 use super::snapshots::SnapshotRow;
 use super::spread::Spread;
+use super::subject::Sync;
 use crate::ledger::LedgerReport;
 use ninefold_model::series::{Series, Summary};
 
@@ -269,28 +270,6 @@ impl Failovers {
             self.all.iter().filter(|l| l.how == how).map(|l| f(&l.phases)).collect::<Series>().summary()
         };
         [of(|p| p.detect_us), of(|p| p.arbitrate_us), of(|p| p.load_us), of(|p| p.resume_us)]
-    }
-}
-
-/// One initial copy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Sync {
-    pub bytes: u64,
-    pub ms: u64,
-}
-
-impl Sync {
-    /// From the event that ends it.
-    pub fn of(event: &EventKind) -> Option<Self> {
-        match event {
-            EventKind::Protected { sync_ms, bytes, .. } => Some(Self { bytes: *bytes, ms: *sync_ms }),
-            _ => None,
-        }
-    }
-
-    /// 10^6 bytes a second.
-    pub fn rate(&self) -> f64 {
-        self.bytes as f64 / 1e3 / self.ms.max(1) as f64
     }
 }
 

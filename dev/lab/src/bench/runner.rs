@@ -410,7 +410,7 @@ impl Run {
             pauses: self.pauses,
             failovers,
             unplanned_takeovers,
-            sync_mb_per_s: Spread::of(syncs.iter().map(super::results::Sync::rate).collect()),
+            sync_mb_per_s: Spread::of(syncs.iter().map(super::subject::Sync::rate).collect()),
             syncs,
             tls,
         })
@@ -477,7 +477,7 @@ impl Run {
         });
         let rates = |subject: &Option<Subject>| {
             let syncs = subject.iter().flat_map(Subject::syncs).collect::<Vec<_>>();
-            Spread::of(syncs.iter().map(super::results::Sync::rate).collect())
+            Spread::of(syncs.iter().map(super::subject::Sync::rate).collect())
         };
         TlsCost {
             rows: rows.to_vec(),

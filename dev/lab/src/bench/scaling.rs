@@ -18,9 +18,6 @@ const POPULATED_MIB: u64 = 3072;
 const REST: Duration = Duration::from_secs(12);
 const EPOCH_MS: u32 = 25;
 
-/// A guest's memory, MiB, and its vCPUs.
-pub const SIZES: [(u64, u16); 7] = [(256, 1), (1024, 1), (4096, 1), (16_384, 1), (65_536, 1), (256, 4), (4096, 4)];
-
 /// One guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScalingRow {

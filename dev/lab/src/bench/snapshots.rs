@@ -12,8 +12,6 @@ use crate::boot::VmOptions;
 use crate::config::LabConfig;
 use crate::error::LabError;
 
-/// Sizes of guest memory, MiB.
-pub const SIZES: [u64; 3] = [256, 1024, 4096];
 /// What the guest is to write, 10^6 bytes a second: nothing, so much, or as much as it can.
 const RATES: [Option<u32>; 3] = [None, Some(100), Some(0)];
 /// Of the guest's memory, what it writes to, again and again: a half. The smallest guest has little more to give.

@@ -8,8 +8,9 @@ use ninefold_model::event::EventKind;
 use ninefold_model::spec::Protection;
 use ninefold_model::status::{ProtectionState, Role, VmStatus};
 
+use serde::{Deserialize, Serialize};
+
 use super::plan::Mode;
-use super::results::Sync;
 use super::workload::Workload;
 use crate::boot::{BootedVm, VmOptions};
 use crate::config::LabConfig;
@@ -162,5 +163,27 @@ impl Subject {
     pub fn other(&self) -> String {
         let hosts = &self.lab.topology().hosts;
         hosts.iter().find(|h| h.as_str() != self.primary).map_or_else(String::new, ToString::to_string)
+    }
+}
+
+/// One initial copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sync {
+    pub bytes: u64,
+    pub ms: u64,
+}
+
+impl Sync {
+    /// From the event that ends it.
+    pub fn of(event: &EventKind) -> Option<Self> {
+        match event {
+            EventKind::Protected { sync_ms, bytes, .. } => Some(Self { bytes: *bytes, ms: *sync_ms }),
+            _ => None,
+        }
+    }
+
+    /// 10^6 bytes a second.
+    pub fn rate(&self) -> f64 {
+        self.bytes as f64 / 1e3 / self.ms.max(1) as f64
     }
 }
