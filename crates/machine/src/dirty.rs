@@ -21,6 +21,7 @@ mod page_run;
 mod page_set;
 mod pagemap_scan;
 mod patience;
+mod process_files;
 mod regions;
 mod soft_dirty;
 mod traps;

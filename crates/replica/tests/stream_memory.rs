@@ -3,7 +3,7 @@
 mod stream_fixture;
 
 use ninefold_model::{Epoch, Term};
-use ninefold_replica::stream::page::PAGE_SIZE;
+use ninefold_replica::stream::PAGE_SIZE;
 use ninefold_replica::stream::*;
 use proptest::prelude::*;
 use stream_fixture::{Memory, Receiver, SESSION, Step, TERM, Touch, act, layout, pass, send, step};

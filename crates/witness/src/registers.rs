@@ -408,8 +408,11 @@ fn prepare(db: &Database) -> Result<u64, redb::Error> {
     Ok(found)
 }
 
+/// A VM's id, and its record as it is in the file.
+type Stored = ([u8; 16], Vec<u8>);
+
 /// All records as they are stored, each cut off where it is longer than any can be.
-fn load_records(db: &Database) -> Result<Vec<([u8; 16], Vec<u8>)>, redb::Error> {
+fn load_records(db: &Database) -> Result<Vec<Stored>, redb::Error> {
     let transaction = db.begin_read()?;
     let table = transaction.open_table(RECORDS)?;
     let mut records = Vec::new();

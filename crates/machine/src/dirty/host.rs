@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use rustix::mm::{MapFlags, ProtFlags, UserfaultfdFlags};
 
 use super::Mechanism;
-use super::soft_dirty::ProcessFiles;
+use super::process_files::ProcessFiles;
 use crate::blocks::PAGE_SIZE;
 use crate::sys::{self, PageRegion};
 

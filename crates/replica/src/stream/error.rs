@@ -4,8 +4,8 @@ use std::io;
 
 use ninefold_model::{Epoch, Term};
 
-use super::header::{OLDEST_VERSION, VERSION};
 use super::layout::LayoutError;
+use super::version::{OLDEST_VERSION, VERSION};
 
 /// Why a stream was refused. After any of these the stream is of no further use and the connection has to be closed; a
 /// checkpoint that was whole before stays usable. The one exception is [`StreamError::is_wait`].

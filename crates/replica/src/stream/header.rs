@@ -5,20 +5,15 @@
 //! know the file's `version`. The preamble itself never changes.
 
 use super::error::StreamError;
-use super::record::Kind;
+use super::kind::{Kind, MAX_PAYLOAD};
+use super::version::{OLDEST_VERSION, VERSION};
 
-/// The version that this release speaks.
-pub const VERSION: u16 = 3;
-/// The oldest version that this release speaks: the one before [`VERSION`], once there is one that was released.
-pub const OLDEST_VERSION: u16 = 3;
 /// The first bytes of a stream. The line end and the DOS end-of-file mark show that a transfer in text mode spoilt it.
 pub const MAGIC: [u8; 8] = *b"9FOLD\r\n\x1a";
 /// Bytes of a preamble.
 pub const PREAMBLE_LEN: usize = 16;
 /// Bytes of a record header.
 pub const HEADER_LEN: usize = 12;
-/// Longest payload of a record, bytes.
-pub const MAX_PAYLOAD: usize = (4 << 20) + 4096;
 /// Header flag: a receiver that does not know the record's kind may skip it.
 pub const FLAG_SKIPPABLE: u8 = 1;
 

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::page::PAGE_SIZE;
+/// Bytes of a page.
+pub const PAGE_SIZE: usize = 4096;
 
 /// Most blocks that a layout may have. QEMU makes about ten for a small PC.
 pub const MAX_BLOCKS: usize = 1024;

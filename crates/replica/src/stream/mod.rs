@@ -38,26 +38,28 @@ pub mod chooser;
 pub mod encoder;
 pub mod error;
 pub mod header;
+pub mod kind;
 pub mod layout;
 pub mod origin;
 pub mod page;
 pub mod reader;
 pub mod record;
 pub mod shadow;
+pub mod version;
 pub mod writer;
 
 pub use assembler::{Checkpoint, CheckpointAssembler, Fed, PageSink, Pending};
 pub use chooser::{ModeChooser, Sample};
 pub use encoder::{EncodeStats, Mode, PageEncoder};
 pub use error::StreamError;
-pub use header::{OLDEST_VERSION, Preamble, VERSION};
-pub use layout::{BlockInfo, Layout, LayoutError, PageRun};
+pub use header::Preamble;
+pub use layout::{BlockInfo, Layout, LayoutError, PAGE_SIZE, PageRun};
 pub use origin::{Origin, Reign};
-pub use page::PAGE_SIZE;
 pub use reader::{Frame, RecordReader};
 pub use record::{
     DeviceState, Heartbeat, Hello, Mark, Output, Pages, Pass, PassKind, Ready, Record, RefuseCode, Section, Totals,
     VolumeWrites, Welcome,
 };
 pub use shadow::Shadow;
+pub use version::{OLDEST_VERSION, VERSION};
 pub use writer::{PassWriter, write_record};

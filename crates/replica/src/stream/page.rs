@@ -8,9 +8,8 @@
 //! changed words. The checksum makes a patch of the wrong base an error instead of a silent corruption.
 
 use super::error::StreamError;
+pub use super::layout::PAGE_SIZE;
 
-/// Bytes of a page.
-pub const PAGE_SIZE: usize = 4096;
 /// One page.
 pub type Page = [u8; PAGE_SIZE];
 

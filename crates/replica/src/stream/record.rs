@@ -11,15 +11,12 @@ use ninefold_model::{Epoch, HostName, Term, Uuid};
 use serde::{Deserialize, Serialize};
 
 use super::error::StreamError;
-use super::header::{MAX_PAYLOAD, close_record, open_record};
+use super::header::{close_record, open_record};
+pub use super::kind::{Kind, MAX_DIFFERENCES, MAX_HELLO, MAX_PAD, MAX_TEXT, MAX_VOLUME_STATE};
 use super::layout::Layout;
-use super::origin::{MAX_BASE_RUNS, Origin, RUN_BYTES, Reign};
+use super::origin::{Origin, Reign};
 use super::page::{PAGE_SIZE, PageEntry, next_entry};
 
-/// Longest text in `Refuse`, `Relinquish` and `Bye`, bytes. A longer one is cut when it is sent.
-pub const MAX_TEXT: usize = 1024;
-/// Longest `Hello`, bytes.
-pub const MAX_HELLO: usize = 1 << 20;
 /// Bytes of device state of one checkpoint, at most. QEMU's is about 33 KB for a small PC.
 pub const MAX_DEVICE_STATE: u64 = 64 << 20;
 /// Bytes of channel output of one checkpoint, at most.
@@ -29,141 +26,11 @@ pub const MAX_OUTPUT: u64 = 16 << 20;
 pub const MAX_VOLUME_WRITES: u64 = 1 << 30;
 /// Volumes of a VM, at most.
 pub const MAX_VOLUMES: u16 = 64;
-/// Longest `Pad`, bytes.
-pub const MAX_PAD: usize = 2 * PAGE_SIZE;
-/// Longest JSON in `Differences`, bytes.
-pub const MAX_DIFFERENCES: usize = 256 << 10;
-/// Longest `VolumeState`, bytes.
-pub const MAX_VOLUME_STATE: usize = 64 << 10;
 
 /// Length of the fields before the bytes in `Pages`, `DeviceState` and `ChannelOutput`.
 pub(super) const PART_LEN: usize = 32;
 const END_LEN: usize = PASS_LEN + 48;
 const PASS_LEN: usize = 24;
-
-/// The kinds of record; the numbers are those on the wire.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum Kind {
-    Hello = 1,
-    Join = 2,
-    Welcome = 3,
-    Refuse = 4,
-    Begin = 5,
-    Pages = 6,
-    DeviceState = 7,
-    ChannelOutput = 8,
-    End = 9,
-    Ack = 10,
-    Heartbeat = 11,
-    Bound = 12,
-    Relinquish = 13,
-    Ready = 14,
-    Bye = 15,
-    VolumeWrites = 16,
-    VolumeState = 17,
-    VolumeSums = 18,
-    VolumeDiffers = 19,
-    VolumeDurable = 20,
-    Base = 21,
-    Differences = 22,
-    Mark = 32,
-    Pad = 33,
-    SnapshotHead = 34,
-    VolumeContent = 35,
-    SnapshotIndex = 36,
-    SnapshotEnd = 37,
-}
-
-impl Kind {
-    pub(super) fn from_wire(kind: u8) -> Option<Self> {
-        use Kind::*;
-        const KINDS: [Kind; 28] = [
-            Hello,
-            Join,
-            Welcome,
-            Refuse,
-            Begin,
-            Pages,
-            DeviceState,
-            ChannelOutput,
-            End,
-            Ack,
-            Heartbeat,
-            Bound,
-            Relinquish,
-            Ready,
-            Bye,
-            VolumeWrites,
-            VolumeState,
-            VolumeSums,
-            VolumeDiffers,
-            VolumeDurable,
-            Base,
-            Differences,
-            Mark,
-            Pad,
-            SnapshotHead,
-            VolumeContent,
-            SnapshotIndex,
-            SnapshotEnd,
-        ];
-        KINDS.into_iter().find(|known| *known as u8 == kind)
-    }
-
-    /// For messages.
-    pub fn name(self) -> &'static str {
-        match self {
-            Kind::Hello => "Hello",
-            Kind::Join => "Join",
-            Kind::Welcome => "Welcome",
-            Kind::Refuse => "Refuse",
-            Kind::Begin => "Begin",
-            Kind::Pages => "Pages",
-            Kind::DeviceState => "DeviceState",
-            Kind::ChannelOutput => "ChannelOutput",
-            Kind::End => "End",
-            Kind::Ack => "Ack",
-            Kind::Heartbeat => "Heartbeat",
-            Kind::Bound => "Bound",
-            Kind::Relinquish => "Relinquish",
-            Kind::Ready => "Ready",
-            Kind::Bye => "Bye",
-            Kind::VolumeWrites => "VolumeWrites",
-            Kind::VolumeState => "VolumeState",
-            Kind::VolumeSums => "VolumeSums",
-            Kind::VolumeDiffers => "VolumeDiffers",
-            Kind::VolumeDurable => "VolumeDurable",
-            Kind::Base => "Base",
-            Kind::Differences => "Differences",
-            Kind::Mark => "Mark",
-            Kind::Pad => "Pad",
-            Kind::SnapshotHead => "SnapshotHead",
-            Kind::VolumeContent => "VolumeContent",
-            Kind::SnapshotIndex => "SnapshotIndex",
-            Kind::SnapshotEnd => "SnapshotEnd",
-        }
-    }
-
-    /// A record of this kind is refused before its payload is read when it claims more, so that a small record cannot
-    /// make the receiver wait for, or keep, megabytes.
-    pub(super) fn max_payload(self) -> usize {
-        match self {
-            Kind::Pages | Kind::DeviceState | Kind::ChannelOutput | Kind::VolumeWrites => MAX_PAYLOAD,
-            Kind::VolumeContent | Kind::SnapshotIndex => MAX_PAYLOAD,
-            Kind::SnapshotHead => MAX_HELLO,
-            Kind::SnapshotEnd => 256,
-            Kind::VolumeState | Kind::VolumeSums | Kind::VolumeDiffers => MAX_VOLUME_STATE,
-            Kind::Hello => MAX_HELLO,
-            Kind::Base => 24 + MAX_BASE_RUNS * RUN_BYTES,
-            Kind::Differences => 8 + MAX_DIFFERENCES,
-            Kind::Begin | Kind::End | Kind::Ack | Kind::Heartbeat => 128,
-            Kind::Join | Kind::Welcome | Kind::Bound | Kind::Ready | Kind::VolumeDurable | Kind::Mark => 128,
-            Kind::Pad => MAX_PAD,
-            Kind::Refuse | Kind::Relinquish | Kind::Bye => MAX_TEXT + 128,
-        }
-    }
-}
 
 /// What a pass carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
