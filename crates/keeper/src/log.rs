@@ -38,6 +38,7 @@ use ninefold_snapshot::storage::Storage;
 use ninefold_volume::log::STEP;
 
 use self::job::{Job, Left, Opening, Received};
+use crate::acknowledge::Acknowledger;
 use crate::aside::Aside;
 use crate::bell::Bell;
 use crate::capture::{Join, Taken, micros};
