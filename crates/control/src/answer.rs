@@ -1,11 +1,12 @@
 //! What a keeper answers.
 
 use ninefold_model::checkpoint::CheckpointRecord;
-use ninefold_model::event::Event;
+use ninefold_model::event::{Event, Position};
 use ninefold_model::status::VmStatus;
-use ninefold_model::{Epoch, HostName, Term};
+use ninefold_model::{Epoch, HostName, Incarnation, Term};
 use serde::{Deserialize, Serialize};
 
+use crate::operation::Operation;
 use crate::refusal::Refusal;
 
 /// What comes back: an answer, or why there is none.
@@ -16,10 +17,53 @@ pub type Reply = Result<Answer, Refusal>;
 #[serde(tag = "answer", rename_all = "snake_case")]
 pub enum Answer {
     Done,
-    Status { status: Box<VmStatus> },
-    Events { events: Vec<Event> },
-    Log { report: Box<LogReport> },
-    Checkpoints { checkpoints: Vec<CheckpointRecord> },
+    Status {
+        status: Box<VmStatus>,
+    },
+    Events {
+        /// What is missing between the position that was named and the first of these, if anything may be.
+        #[serde(default)]
+        gap: Option<Gap>,
+        events: Vec<Event>,
+        /// From where on to ask next.
+        next: Position,
+    },
+    /// What was asked for is being done.
+    Begun {
+        operation: Box<Operation>,
+    },
+    Operation {
+        operation: Box<Operation>,
+    },
+    Operations {
+        operations: Vec<Operation>,
+    },
+    Log {
+        report: Box<LogReport>,
+    },
+    Checkpoints {
+        checkpoints: Vec<CheckpointRecord>,
+    },
+}
+
+/// Events may be missing between a position and what follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gap {
+    /// The position that was named.
+    pub after: Position,
+    pub cause: GapCause,
+    /// The life of the keeper that answers.
+    pub incarnation: Incarnation,
+}
+
+/// Why events may be missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GapCause {
+    /// The keeper was started anew. What its former life said after the position is lost with it.
+    Restart,
+    /// There were more events than are kept.
+    Forgotten,
 }
 
 /// What a log of checkpoints on disk would be gone back to.

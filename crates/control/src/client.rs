@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ninefold_model::checkpoint::CheckpointRecord;
-use ninefold_model::event::{Event, Position};
+use ninefold_model::event::{Event, EventKind, Position};
 use ninefold_model::status::VmStatus;
 
-use crate::answer::Answer;
+use crate::answer::{Answer, Gap};
+use crate::operation::{Operation, OperationId, State};
 use crate::refusal::Refusal;
 use crate::request::Request;
 use crate::wire::{self, MAX_ANSWER};
@@ -19,6 +20,9 @@ pub const SOCKET: &str = "keeper.sock";
 
 /// How long an answer may take, beyond what the request itself asks to wait.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long an operation is waited for with one request.
+const WAIT: Duration = Duration::from_secs(30);
 
 /// Why a request got no good answer.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +50,16 @@ impl ClientError {
     }
 }
 
+/// What a keeper tells of its events.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Told {
+    /// What may be missing before the first of them.
+    pub gap: Option<Gap>,
+    pub events: Vec<Event>,
+    /// From where on to ask next.
+    pub next: Position,
+}
+
 /// A client of one keeper. Each request uses a connection of its own, so a client can be shared and kept.
 #[derive(Debug, Clone)]
 pub struct Client {
@@ -63,12 +77,16 @@ impl Client {
     /// # Errors
     /// The keeper does not answer, or refuses.
     pub fn request(&self, request: &Request) -> Result<Answer, ClientError> {
+        self.send(request, None)
+    }
+
+    fn send(&self, request: &Request, token: Option<&str>) -> Result<Answer, ClientError> {
         let unreachable = |source| ClientError::Unreachable { socket: self.socket.clone(), source };
         let wait = match request {
-            Request::Events { wait_ms, .. } => Duration::from_millis(*wait_ms),
+            Request::Events { wait_ms, .. } | Request::Operation { wait_ms, .. } => Duration::from_millis(*wait_ms),
             _ => Duration::ZERO,
         };
-        let line = wire::write_request(request).map_err(|e| ClientError::Garbled(e.to_string()))?;
+        let line = wire::write_request(request, token).map_err(|e| ClientError::Garbled(e.to_string()))?;
         let stream = UnixStream::connect(&self.socket).map_err(unreachable)?;
         let deadline = Instant::now() + PATIENCE.saturating_add(wait);
         let mut stream = Until { stream: &stream, deadline };
@@ -84,14 +102,74 @@ impl Client {
         }
     }
 
-    /// A request whose answer is `Done`.
+    /// A request that is done with its answer, or begins an operation of which no more is asked.
     ///
     /// # Errors
     /// As [`Client::request`].
     pub fn command(&self, request: &Request) -> Result<(), ClientError> {
         match self.request(request)? {
-            Answer::Done => Ok(()),
+            Answer::Done | Answer::Begun { .. } => Ok(()),
             other => Err(garbled(&other)),
+        }
+    }
+
+    /// Begins an operation. Repeated with the same token it is the same operation.
+    ///
+    /// # Errors
+    /// As [`Client::request`].
+    pub fn begin(&self, request: &Request, token: Option<&str>) -> Result<Operation, ClientError> {
+        match self.send(request, token)? {
+            Answer::Begun { operation } => Ok(*operation),
+            other => Err(garbled(&other)),
+        }
+    }
+
+    /// The operation as it is; waits up to `wait` until it has ended.
+    ///
+    /// # Errors
+    /// As [`Client::request`].
+    pub fn operation(&self, operation: OperationId, wait: Duration) -> Result<Operation, ClientError> {
+        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        match self.request(&Request::Operation { operation, wait_ms })? {
+            Answer::Operation { operation } => Ok(*operation),
+            other => Err(garbled(&other)),
+        }
+    }
+
+    /// All operations that are known.
+    ///
+    /// # Errors
+    /// As [`Client::request`].
+    pub fn operations(&self) -> Result<Vec<Operation>, ClientError> {
+        match self.request(&Request::Operations)? {
+            Answer::Operations { operations } => Ok(operations),
+            other => Err(garbled(&other)),
+        }
+    }
+
+    /// Ends an operation before its time, where that is possible. Answers how it is then.
+    ///
+    /// # Errors
+    /// As [`Client::request`].
+    pub fn cancel(&self, operation: OperationId) -> Result<Operation, ClientError> {
+        match self.request(&Request::Cancel { operation })? {
+            Answer::Operation { operation } => Ok(*operation),
+            other => Err(garbled(&other)),
+        }
+    }
+
+    /// Begins an operation and waits until it has ended. Answers the event that tells most of it, if one does.
+    ///
+    /// # Errors
+    /// As [`Client::request`]; or the operation fails, as if it had been refused.
+    pub fn carry_out(&self, request: &Request) -> Result<Option<EventKind>, ClientError> {
+        let mut operation = self.begin(request, None)?;
+        loop {
+            match operation.state {
+                State::Running { .. } => operation = self.operation(operation.id, WAIT)?,
+                State::Done { outcome } => return Ok(outcome.map(|event| *event)),
+                State::Failed { error } => return Err(ClientError::Refused(error)),
+            }
         }
     }
 
@@ -106,15 +184,14 @@ impl Client {
         }
     }
 
-    /// Events after `after` ([`Position::START`]: all); waits up to `wait` for the first one. A keeper that was started anew since tells all that it
-    /// has.
+    /// Events after `after` ([`Position::START`]: all); waits up to `wait` for the first one.
     ///
     /// # Errors
     /// As [`Client::request`].
-    pub fn events(&self, after: Position, wait: Duration) -> Result<Vec<Event>, ClientError> {
+    pub fn events(&self, after: Position, wait: Duration) -> Result<Told, ClientError> {
         let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         match self.request(&Request::Events { after, wait_ms })? {
-            Answer::Events { events } => Ok(events),
+            Answer::Events { gap, events, next } => Ok(Told { gap, events, next }),
             other => Err(garbled(&other)),
         }
     }

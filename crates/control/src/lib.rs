@@ -6,9 +6,12 @@
 //!   {"version":1,"id":7,"error":{"code":"not_running_here","details":{"host":"b"}}}
 //! ```
 //!
+//! What takes longer than an answer is an operation: it has an id, says how far it is and how it ended.
+//!
 //! Any client may use this crate; it needs nothing of a keeper's insides.
 //!
 //! * [`request`]: what one may ask · [`answer`]: what comes back · [`refusal`]: why something is not done, as a code and data
+//! * [`operation`]: what takes longer than an answer
 //! * [`wire`]: lines, versions, fields that nobody knows
 //! * [`client`]: a blocking client
 //!
@@ -16,11 +19,14 @@
 
 pub mod answer;
 pub mod client;
+pub mod operation;
+mod operation_id;
 pub mod refusal;
 pub mod request;
 pub mod wire;
 
-pub use answer::{Answer, LogReport, Reply};
-pub use client::{Client, ClientError};
+pub use answer::{Answer, Gap, GapCause, LogReport, Reply};
+pub use client::{Client, ClientError, Told};
+pub use operation::{Operation, OperationId, OperationKind};
 pub use refusal::{Mixture, Refusal, Work};
 pub use request::{FreezeChoice, Request};

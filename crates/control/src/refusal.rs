@@ -3,8 +3,10 @@
 
 use std::fmt;
 
-use ninefold_model::{Epoch, HostName, Record, VolumeName};
+use ninefold_model::{Epoch, HostName, Incarnation, Record, VolumeName};
 use serde::{Deserialize, Serialize};
+
+use crate::operation_id::{OperationId, OperationKind};
 
 /// Why a request is not carried out. On the wire `{"code":"busy","details":{"with":"dump"}}`; `details` is missing where there are none.
 ///
@@ -125,6 +127,49 @@ pub enum Refusal {
     },
     /// No image is on trial.
     NothingOnTrial,
+
+    // ---- operations ----
+    /// There is no operation of this name, or none any more.
+    UnknownOperation {
+        operation: OperationId,
+    },
+    /// It was begun in an earlier life of this keeper, of which nothing is known any more: what became of it, `status` and `events` show.
+    EarlierKeeper {
+        operation: OperationId,
+        incarnation: Incarnation,
+    },
+    /// Operations of its kind cannot be cancelled, or it has come too far.
+    NotCancellable {
+        operation: OperationId,
+        kind: OperationKind,
+    },
+    /// So many run already.
+    TooManyOperations {
+        limit: u64,
+    },
+    /// The token names an operation of another kind.
+    TokenUsed {
+        operation: OperationId,
+        kind: OperationKind,
+    },
+    /// It was cancelled, or what it waited for is not wanted any more.
+    Cancelled,
+    /// The VM has ended on this host, or left it, before the operation had.
+    VmEnded {
+        reason: String,
+    },
+    /// The switchover came to nothing: the VM runs here.
+    Stayed {
+        reason: String,
+    },
+    /// The guest has not switched itself off in time, and runs on.
+    ShutdownIgnored {
+        within_ms: u64,
+    },
+    /// The image on trial has failed: the committed one is booted.
+    FellBack {
+        reason: String,
+    },
 }
 
 /// What a keeper is at.

@@ -4,6 +4,7 @@
 use serde_json::{Map, Value};
 
 use crate::answer::{Answer, Reply};
+use crate::operation::MAX_TOKEN;
 use crate::refusal::Refusal;
 use crate::request::Request;
 
@@ -17,7 +18,7 @@ pub const MAX_REQUEST: u64 = 64 << 10;
 pub const MAX_ANSWER: u64 = 8 << 20;
 
 /// What every request may say beside its own fields.
-pub const ENVELOPE: [&str; 2] = ["version", "id"];
+pub const ENVELOPE: [&str; 3] = ["version", "id", "token"];
 
 /// What an answer has to repeat.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,11 +26,13 @@ pub struct Envelope {
     pub version: u32,
     /// What the client has called its request, a string or a number: the answer repeats it.
     pub id: Option<Value>,
+    /// A request that begins an operation, repeated with the same token, is the same operation.
+    pub token: Option<String>,
 }
 
 impl Default for Envelope {
     fn default() -> Self {
-        Self { version: VERSION, id: None }
+        Self { version: VERSION, id: None, token: None }
     }
 }
 
@@ -51,6 +54,11 @@ fn read(line: &[u8], envelope: &mut Envelope) -> Result<Request, Refusal> {
         None => {}
         Some(id @ (Value::String(_) | Value::Number(_))) => envelope.id = Some(id),
         Some(_) => return Err(bad(Some("id"), "it is neither a string nor a number".into())),
+    }
+    match given.remove("token") {
+        None => {}
+        Some(Value::String(token)) if (1..=MAX_TOKEN).contains(&token.len()) => envelope.token = Some(token),
+        Some(_) => return Err(bad(Some("token"), format!("it is no text of 1 to {MAX_TOKEN} bytes"))),
     }
     let asked = match given.remove("version") {
         None => return Err(bad(Some("version"), "it is missing".into())),
@@ -86,9 +94,12 @@ fn unknown(given: &Value, known: &Value) -> Option<String> {
 ///
 /// # Errors
 /// It cannot be written as JSON: a path that is no UTF-8.
-pub fn write_request(request: &Request) -> Result<Vec<u8>, serde_json::Error> {
+pub fn write_request(request: &Request, token: Option<&str>) -> Result<Vec<u8>, serde_json::Error> {
     let mut value = serde_json::to_value(request)?;
     value["version"] = VERSION.into();
+    if let Some(token) = token {
+        value["token"] = token.into();
+    }
     line(&value)
 }
 
@@ -146,6 +157,7 @@ pub fn read_answer(line: &[u8]) -> Result<Read, serde_json::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::operation::{Operation, OperationId, OperationKind, State};
 
     fn refused(line: &str) -> (Envelope, Refusal) {
         let (envelope, request) = read_request(line.as_bytes());
@@ -163,8 +175,8 @@ mod tests {
     fn a_request_is_read_with_its_envelope() {
         let (envelope, request) = read_request(br#"{"version":1,"id":"x","request":"start"}"#);
         assert_eq!(request, Ok(Request::Start { force: false }));
-        assert_eq!(envelope, Envelope { version: 1, id: Some("x".into()) });
-        let (_, request) = read_request(&write_request(&Request::Stop).unwrap());
+        assert_eq!(envelope, Envelope { version: 1, id: Some("x".into()), token: None });
+        let (_, request) = read_request(&write_request(&Request::Stop, None).unwrap());
         assert_eq!(request, Ok(Request::Stop));
     }
 
@@ -181,6 +193,9 @@ mod tests {
         assert_eq!(field(r#"{"version":"1","request":"status"}"#).as_deref(), Some("version"));
         assert_eq!(field(r#"{"version":1}"#).as_deref(), Some("request"));
         assert_eq!(field(r#"{"version":1,"id":[],"request":"status"}"#).as_deref(), Some("id"));
+        assert_eq!(field(r#"{"version":1,"token":"","request":"dump"}"#).as_deref(), Some("token"));
+        let (envelope, _) = read_request(&write_request(&Request::Dump, Some("mine")).unwrap());
+        assert_eq!(envelope.token.as_deref(), Some("mine"));
         assert!(refused(r#"{"version":1,"request":"explode"}"#).1.to_string().contains("explode"));
         assert!(refused(r#"{"version":1,"request":"restore"}"#).1.to_string().contains("name"));
         for nothing in ["", "[]", "nonsense", "{\"version\":1", "null"] {
@@ -199,17 +214,27 @@ mod tests {
         for asked in [0, u64::from(VERSION) + 1, 1 << 40] {
             let (envelope, refusal) = refused(&format!(r#"{{"version":{asked},"id":3,"request":"what","ever":1}}"#));
             assert_eq!(refusal, Refusal::UnsupportedVersion { asked, spoken: (OLDEST..=VERSION).collect() });
-            assert_eq!(envelope, Envelope { version: VERSION, id: Some(3.into()) });
+            assert_eq!(envelope, Envelope { version: VERSION, id: Some(3.into()), token: None });
         }
     }
 
     #[test]
     fn an_answer_repeats_the_envelope() {
-        let envelope = Envelope { version: 1, id: Some(7.into()) };
+        let envelope = Envelope { version: 1, id: Some(7.into()), token: None };
         let text = |reply: &Reply| String::from_utf8(write_answer(&envelope, reply).unwrap()).unwrap();
         let done = text(&Ok(Answer::Done));
         assert_eq!(done, "{\"answer\":\"done\",\"id\":7,\"version\":1}\n");
         assert!(matches!(read_answer(done.as_bytes()), Ok(Read::Reply(Ok(Answer::Done)))));
+        // An operation that has failed is no refusal.
+        let failed = Operation {
+            id: OperationId { incarnation: ninefold_model::Incarnation(7), number: 1 },
+            kind: OperationKind::Dump,
+            token: None,
+            state: State::Failed { error: Refusal::GuestOff },
+        };
+        let told = Ok(Answer::Operation { operation: Box::new(failed) });
+        let Ok(Read::Reply(heard)) = read_answer(text(&told).as_bytes()) else { panic!() };
+        assert_eq!(heard, told);
         let refused = text(&Err(Refusal::RunsHere));
         assert_eq!(refused, "{\"error\":{\"code\":\"runs_here\"},\"id\":7,\"version\":1}\n");
         assert!(matches!(read_answer(refused.as_bytes()), Ok(Read::Reply(Err(Refusal::RunsHere)))));

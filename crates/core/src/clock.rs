@@ -25,6 +25,7 @@ impl Core {
         self.check_uplink();
         self.health_tick();
         self.standing_tick();
+        self.operations_tick();
         self.check_log();
         self.try_open_gate();
         self.check_volumes();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ninefold_control::{Answer, Refusal, Reply};
+use ninefold_control::{OperationKind, Refusal, Reply};
 use ninefold_model::checkpoint::CheckpointRecord;
 use ninefold_model::event::EventKind;
 use ninefold_model::spec::{EpochPolicy, VmSpec};
@@ -23,6 +23,7 @@ use crate::effect::{
 use crate::event::{Event, Observed, RequestId, Source, WaiterId};
 use crate::health::HealthSide;
 use crate::log::LogSide;
+use crate::operations::Operations;
 use crate::prepare::Preparing;
 use crate::refusal;
 use crate::replica::Replica;
@@ -130,7 +131,9 @@ pub struct Core {
     pub(crate) announcing: Option<(Monotonic, AnnouncePlan)>,
     /// An announcement is due and has not been sent.
     pub(crate) announce: bool,
-    pub(crate) start_reply: Option<RequestId>,
+    /// Somebody has asked for a start, and the VM does not run yet.
+    pub(crate) starting: bool,
+    pub(crate) operations: Operations,
     pub(crate) quitting: Option<Quitting>,
     pub(crate) counters: Counters,
     pub(crate) stall: StallSide,
@@ -202,7 +205,8 @@ impl Core {
             unloaded: false,
             announcing: None,
             announce: false,
-            start_reply: None,
+            starting: false,
+            operations: Operations::new(settings.incarnation),
             quitting: None,
             counters: Counters::default(),
             stall: StallSide::new(now.boottime),
@@ -245,7 +249,8 @@ impl Core {
     }
 
     pub(crate) fn event(&mut self, kind: EventKind) {
-        self.effect(Effect::Publish(kind));
+        self.effect(Effect::Publish(kind.clone()));
+        self.operations_hear(&kind);
     }
 
     pub(crate) fn measure(&mut self, metric: Metric) {
@@ -253,6 +258,7 @@ impl Core {
     }
 
     pub(crate) fn reply(&mut self, to: RequestId, reply: Reply) {
+        let reply = self.begun(to, reply);
         self.effect(Effect::Reply { to, reply });
     }
 
@@ -428,7 +434,11 @@ impl Core {
                 self.observed = observed;
                 self.tick();
             }
-            Event::Request { id, request, seen } => self.request(id, request, seen),
+            Event::Request { id, request, token, seen } => {
+                if self.unless_begun(id, &request, token) {
+                    self.request(id, request, seen);
+                }
+            }
             Event::Quit => self.quit(),
             Event::End => self.end(),
             Event::WitnessAnswer { id, outcome } => {
@@ -468,8 +478,9 @@ impl Core {
                     return;
                 }
                 self.show_standing();
-                if let Some(reply) = self.start_reply.take() {
-                    self.reply(reply, Ok(Answer::Done));
+                if std::mem::take(&mut self.starting) {
+                    let term = self.protocol.term();
+                    self.operation_ends(OperationKind::Start, Ok(Some(EventKind::Booted { term })));
                 }
                 self.guest_runs();
             }
@@ -477,7 +488,7 @@ impl Core {
             Event::VmLost { generation, reason } => {
                 if self.is_here(generation) && !self.trial_lost(&reason) {
                     // Until its owner has been told that it runs it has not lived.
-                    self.unborn = self.start_reply.is_some();
+                    self.unborn = self.starting;
                     self.start_failed(Refusal::StartFailed { reason: reason.clone() });
                     self.input(Input::MachineLost { reason });
                     self.unborn = false;
@@ -827,6 +838,6 @@ impl Core {
         self.uncommitted.clear();
         self.committed = Epoch(0);
         // What somebody waits for does not come any more, and others may want to start the VM after that.
-        self.start_failed(Refusal::StartFailed { reason: "the VM has ended here before its guest ran".into() });
+        self.start_failed(Refusal::VmEnded { reason: "before its guest ran".into() });
     }
 }

@@ -13,7 +13,7 @@
 
 use std::time::Duration;
 
-use ninefold_control::Reply;
+use ninefold_control::{Operation, Reply};
 use ninefold_model::checkpoint::CheckpointRecord;
 use ninefold_model::event::EventKind;
 use ninefold_model::health::{Failure, Health, WatchdogAction};
@@ -39,6 +39,8 @@ pub enum Effect {
         to: RequestId,
         reply: Reply,
     },
+    /// An operation has begun, has got on or has ended: this is how it is.
+    Operation(Operation),
     /// Answers a request with what this host's log would be gone back to; `held` is what the witness holds, or why that is not known.
     ReportLog {
         to: RequestId,

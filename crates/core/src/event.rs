@@ -51,6 +51,8 @@ pub enum Event {
     Request {
         id: RequestId,
         request: Request,
+        /// By which the client knows the operation that this begins.
+        token: Option<String>,
         seen: Seen,
     },
     /// SIGTERM: hand the VM over if possible, and end.

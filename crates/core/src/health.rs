@@ -176,6 +176,11 @@ impl Core {
         self.health.relaunch.is_none() && self.health.running
     }
 
+    /// How far a dump is, while there is one.
+    pub(crate) fn dump_so_far(&self) -> Option<DumpProgress> {
+        self.health.dump
+    }
+
     /// Whether the guest stands still for a dump.
     pub(crate) fn dumps(&self) -> bool {
         self.health.dump.is_some()

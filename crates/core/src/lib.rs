@@ -15,7 +15,7 @@
 //! have for it.
 //!
 //! * [`event`]: what happens · [`effect`]: what is to be done · [`time`]: two clocks, as values · [`settings`]
-//! * `core`: the state, events, what the protocol says · `clock`: ticks · `stall`: whether this host has stood still · `requests`, `refusal`
+//! * `core`: the state, events, what the protocol says · `clock`: ticks · `stall`: whether this host has stood still · `requests`, `refusal`, `operations`
 //! * `primary`, `replica`, `survivors`: the VM, its sessions, those that may come back · `backup`: the take-over
 //! * `prepare`, `log`, `snapshot`, `freeze`: what comes before a proposal; what is on disk
 //! * `health` and [`policy`]: the guest's watchdog, images on trial · `standing`: paused, suspended, off
@@ -33,6 +33,7 @@ pub mod event;
 mod freeze;
 mod health;
 mod log;
+mod operations;
 pub mod policy;
 mod prepare;
 mod primary;

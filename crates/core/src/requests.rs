@@ -1,6 +1,6 @@
 //! What owners ask over the control socket.
 
-use ninefold_control::{Answer, Refusal, Reply, Request, Work};
+use ninefold_control::{Answer, OperationKind, Refusal, Reply, Request, Work};
 use ninefold_model::Record;
 use ninefold_model::spec::Protection;
 use ninefold_model::status::{BackupState, BackupStatus, ProtectionState, Role, VmStatus};
@@ -25,10 +25,7 @@ impl Core {
         let Some((request, seen)) = self.unless_removed(id, request, seen) else { return };
         let answer = match request {
             Request::Status => Ok(Answer::Status { status: Box::new(self.status(&seen)) }),
-            Request::Start { force } => match self.begin_start(id, force, &seen) {
-                Ok(()) => return,
-                Err(refusal) => Err(refusal),
-            },
+            Request::Start { force } => self.begin_start(force, &seen),
             Request::Stop
             | Request::Shutdown { .. }
             | Request::Pause
@@ -68,12 +65,19 @@ impl Core {
             }
             Request::Protect => {
                 self.want(Protection::FaultTolerant);
-                Ok(Answer::Done)
+                self.reply(id, Ok(Answer::Done));
+                // It may be protected already.
+                if self.protocol.protection() == Some(ProtectionState::Protected) {
+                    self.operation_ends(OperationKind::Protect, Ok(None));
+                }
+                return;
             }
             Request::Unprotect => {
                 self.want(Protection::None);
+                self.operation_ends(OperationKind::Protect, Err(Refusal::Cancelled));
                 Ok(Answer::Done)
             }
+            Request::Cancel { operation } => self.cancel(operation),
             Request::Switchover => self.begin_switchover(),
             Request::SetEpochs { policy } => {
                 self.epochs = policy;
@@ -81,16 +85,15 @@ impl Core {
                 Ok(Answer::Done)
             }
             // Answered where the histories are, without troubling the core.
-            Request::Events { .. } | Request::Checkpoints { .. } => {
+            Request::Events { .. } | Request::Checkpoints { .. } | Request::Operation { .. } | Request::Operations => {
                 Err(Refusal::Failed { reason: "this is not for the core".into() })
             }
         };
         self.reply(id, answer);
     }
 
-    /// Begins to start the VM; its end is the answer.
-    fn begin_start(&mut self, id: RequestId, force: bool, seen: &Seen) -> Result<(), Refusal> {
-        if self.start_reply.is_some() {
+    fn begin_start(&mut self, force: bool, seen: &Seen) -> Reply {
+        if self.starting {
             return Err(Refusal::Busy { with: Work::Start });
         }
         if self.restoring() {
@@ -108,11 +111,11 @@ impl Core {
             return Err(refusal);
         }
         let now = self.may_start(force, seen)?;
-        self.start_reply = Some(id);
+        self.starting = true;
         if now {
             self.ask(Question::Start { force });
         }
-        Ok(())
+        Ok(Answer::Done)
     }
 
     fn begin_switchover(&mut self) -> Reply {
@@ -200,7 +203,7 @@ impl Core {
         }
     }
 
-    /// Whether the VM would go back here, behind what its clients were told; who asked to start it is told so. `found` is the
+    /// Whether the VM would go back here, behind what its clients were told; so a start comes to nothing. `found` is the
     /// witness's record, which allows the start.
     pub(crate) fn is_behind(&mut self, found: Option<&Record>, behind: Option<&Behind>) -> bool {
         let Some(Behind { volume, since }) = behind.cloned() else { return false };
@@ -208,10 +211,10 @@ impl Core {
         true
     }
 
-    /// Tells whoever asked for a start that it has come to nothing.
+    /// A start that somebody has asked for has come to nothing.
     pub(crate) fn start_failed(&mut self, refusal: Refusal) {
-        if let Some(reply) = self.start_reply.take() {
-            self.reply(reply, Err(refusal));
+        if std::mem::take(&mut self.starting) {
+            self.operation_ends(OperationKind::Start, Err(refusal));
             self.not_here();
         }
     }

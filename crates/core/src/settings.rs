@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use ninefold_model::HostName;
 use ninefold_model::spec::{EpochPolicy, VmSpec};
+use ninefold_model::{HostName, Incarnation};
 use serde::{Deserialize, Serialize};
 
 /// See the [module](self).
@@ -19,6 +19,8 @@ pub struct Settings {
     pub uplink: Option<String>,
     /// Of the keeper, for `status`.
     pub pid: u32,
+    /// Which life of the keeper this is: operations are named by it.
+    pub incarnation: Incarnation,
     /// The machine type and processor that QEMU is launched with: both sides of a session must have the same.
     pub machine: String,
     pub cpu: String,

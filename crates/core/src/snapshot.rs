@@ -145,7 +145,7 @@ impl Core {
         if let Some(refusal) = self.why_here() {
             return Err(refusal);
         }
-        if self.start_reply.is_some() {
+        if self.starting {
             return Err(Refusal::Busy { with: Work::Start });
         }
         if let Some(job) = &self.snapshot.job {
@@ -180,7 +180,7 @@ impl Core {
         if let Some(refusal) = self.why_here() {
             return Err(refusal);
         }
-        if self.start_reply.is_some() {
+        if self.starting {
             return Err(Refusal::Busy { with: Work::Start });
         }
         if self.snapshot.is_asked_of_log() {
@@ -318,7 +318,7 @@ impl Core {
         }
         let Some(job) = self.snapshot.job.as_mut().filter(|job| job.restore && job.found.is_none()) else {
             // Who has asked may have been refused meanwhile.
-            if self.start_reply.is_none() {
+            if !self.starting {
                 return;
             }
             // Another host that has more is what the witness knows of; this one knows of its own disks.

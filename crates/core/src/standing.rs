@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use ninefold_control::{Answer, Refusal, Reply, Request, Work};
+use ninefold_control::{Answer, OperationKind, Refusal, Reply, Request, Work};
 use ninefold_model::event::EventKind;
 use ninefold_model::{Activity, Epoch, Standing};
 use ninefold_replica::protocol::Input;
@@ -120,6 +120,20 @@ impl Core {
         }
     }
 
+    /// How long the guest has been given to shut down, and how much of it has passed, milliseconds.
+    pub(crate) fn shutdown_so_far(&self) -> Option<(u64, u64)> {
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let Shutdown { pressed, within, .. } = self.standing.shutdown.as_ref()?;
+        let passed = self.now.monotonic.since(*pressed).min(*within);
+        // Who follows it wants no word each hundredth of a second.
+        Some((millis(passed) / 1000 * 1000, millis(*within)))
+    }
+
+    /// The guest has been asked to shut down, and is not ended for not doing so.
+    pub(crate) fn forget_shutdown(&mut self) {
+        self.standing.shutdown = None;
+    }
+
     /// Pause, resume, wake and shutdown of a VM that is here.
     pub(crate) fn standing_request(&mut self, request: &Request) -> Reply {
         let now = self.standing.now;
@@ -152,6 +166,8 @@ impl Core {
             }
             Request::Shutdown { within_ms, end, asked } => {
                 let within = Duration::from_millis(*within_ms);
+                // The time counts anew, for whoever asks last.
+                self.operation_ends(OperationKind::Shutdown, Err(Refusal::Cancelled));
                 self.standing.shutdown = Some(Shutdown { pressed: self.now.monotonic, within, end: *end });
                 if !asked {
                     self.command(VmOrder::PowerButton);

@@ -4,6 +4,7 @@ mod world;
 
 use std::time::Duration;
 
+use ninefold_control::operation::State;
 use ninefold_control::{Answer, Refusal, Request};
 use ninefold_core::effect::{
     DisksOrder, Effect, LogOrder, OutletsOrder, ParkingOrder, PrimaryOrder, Question, RecoveryOrder, SessionOrder,
@@ -46,7 +47,7 @@ fn disk(acknowledge: &str) -> serde_json::Value {
 fn booted(vm: &VmSpec, hosts: usize) -> World {
     let mut world = World::new(hosts, vm);
     world.pass(SECOND);
-    assert!(matches!(world.answer(A, Request::Start { force: false }), Ok(Answer::Done)));
+    assert!(matches!(world.answer(A, Request::Start { force: false }), Ok(Answer::Begun { .. })));
     world
 }
 
@@ -172,7 +173,7 @@ fn a_primary_that_has_stood_still_asks_before_it_lets_anything_go() {
 #[test]
 fn a_switchover_moves_the_vm_with_its_last_checkpoint() {
     let mut world = protected();
-    assert!(matches!(world.answer(A, Request::Switchover), Ok(Answer::Done)));
+    assert!(matches!(world.answer(A, Request::Switchover), Ok(Answer::Begun { .. })));
     world.pass(SECOND);
     assert_eq!(world.witness.as_ref().map(|r| r.primary.as_str()), Some("b"));
     assert!(world.hosts[B].runs.is_some() && world.hosts[A].runs.is_none());
@@ -271,7 +272,7 @@ fn what_is_parked_is_left_to_the_launch_that_waits_for_its_end() {
     assert!(matches!(world.answer(A, Request::Stop), Ok(Answer::Done)));
     world.pass(SECOND);
     let from = world.hosts[B].effects.len();
-    assert!(matches!(world.answer(B, Request::Start { force: true }), Ok(Answer::Done)));
+    assert!(matches!(world.answer(B, Request::Start { force: true }), Ok(Answer::Begun { .. })));
     let boots = place(&world, B, from, |e| matches!(e, Effect::Vm(VmOrder::Boot { .. })));
     let clears = |e: &Effect| matches!(e, Effect::Parking(ParkingOrder::Clear));
     assert!(!world.hosts[B].effects[from..boots].iter().any(clears));
@@ -282,13 +283,13 @@ fn what_is_parked_is_left_to_the_launch_that_waits_for_its_end() {
 fn a_late_word_of_a_former_thread_is_ignored() {
     let mut world = booted(&plain(), 1);
     assert!(matches!(world.answer(A, Request::Stop), Ok(Answer::Done)));
-    assert!(matches!(world.answer(A, Request::Start { force: false }), Ok(Answer::Done)));
+    assert!(matches!(world.answer(A, Request::Start { force: false }), Ok(Answer::Begun { .. })));
     let generation = world.hosts[A].runs.unwrap();
     world.tell(A, Event::VmLost { generation: generation - 1, reason: "late".into() });
     world.settle();
     assert_eq!(world.status(A).role, Role::Primary);
     let id = ninefold_core::event::RequestId(900);
-    world.tell(A, Event::Request { id, request: Request::Stop, seen: Seen::default() });
+    world.tell(A, Event::Request { id, request: Request::Stop, token: None, seen: Seen::default() });
     world.settle();
     assert_eq!(world.hosts[A].gate, Gate::Mute);
 }
@@ -300,13 +301,14 @@ fn a_vm_that_ends_while_it_is_launched_can_be_started_again() {
         let mut world = World::new(1, &plain());
         world.launch_hangs = true;
         world.pass(SECOND);
-        let start = world.ask(A, Request::Start { force: false });
-        assert!(!world.hosts[A].replies.contains_key(&start), "its QEMU is not there");
+        let start = world.begin(A, Request::Start { force: false });
+        assert!(!world.hosts[A].operations[&start].has_ended(), "its QEMU is not there");
         end(&mut world);
-        assert!(matches!(world.hosts[A].replies.get(&start), Some(Err(_))));
+        let ended = &world.hosts[A].operations[&start].state;
+        assert!(matches!(ended, State::Failed { error: Refusal::VmEnded { .. } }), "{ended:?}");
         world.launch_hangs = false;
         let again = world.answer(A, Request::Start { force: true });
-        assert!(matches!(again, Ok(Answer::Done)), "{again:?}");
+        assert!(matches!(again, Ok(Answer::Begun { .. })), "{again:?}");
     };
     ends(|world| assert!(matches!(world.answer(A, Request::Stop), Ok(Answer::Done))));
     // An operator has started it elsewhere.

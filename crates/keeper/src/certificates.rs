@@ -93,7 +93,7 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             assert!(Instant::now() < deadline, "no such event");
-            for event in journal.events(*after, Duration::from_secs(5)) {
+            for event in journal.events(*after, Duration::from_secs(5)).events {
                 *after = event.position();
                 if wanted(&event.kind) {
                     return event.kind;

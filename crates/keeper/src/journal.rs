@@ -9,9 +9,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use history::{History, Noted};
+use ninefold_control::{Gap, GapCause, Told};
 use ninefold_logging::stderr::FOLDED;
 use ninefold_model::checkpoint::CheckpointRecord;
-use ninefold_model::event::{Event, EventKind, Position};
+use ninefold_model::event::{EventKind, Position};
 use ninefold_model::series::{Series, Summary};
 use ninefold_model::status::PauseSummary;
 use ninefold_model::{HostName, Incarnation};
@@ -58,17 +59,26 @@ impl Journal {
     }
 
     /// Events after this position, and folded ones to which something was added since; waits up to `wait` until there is one. A position of
-    /// another life says nothing of this one: all follow it.
-    pub fn events(&self, after: Position, wait: Duration) -> Vec<Event> {
+    /// another life says nothing of this one: all follow it, after a gap, which is told at once.
+    pub fn events(&self, after: Position, wait: Duration) -> Told {
         let until = Instant::now() + wait.min(Duration::from_secs(3600));
         let mut inner = lock(&self.inner.0);
-        let after = if after.incarnation == inner.events.incarnation() { after.seq } else { 0 };
+        let incarnation = inner.events.incarnation();
+        let same = after.incarnation == incarnation;
+        let seq = if same { after.seq } else { 0 };
         loop {
-            if inner.events.last() > after {
-                return inner.events.since(after);
+            let gap = if !same && after != Position::START {
+                Some(GapCause::Restart)
+            } else {
+                (inner.events.forgotten() > seq).then_some(GapCause::Forgotten)
+            };
+            let gap = gap.map(|cause| Gap { after, cause, incarnation });
+            let left = until.saturating_duration_since(Instant::now());
+            if inner.events.last() > seq || gap.is_some() || left.is_zero() {
+                let next = Position { incarnation, seq: inner.events.last().max(seq) };
+                return Told { gap, events: inner.events.since(seq), next };
             }
-            let Some(rest) = until.checked_duration_since(Instant::now()) else { return Vec::new() };
-            inner = self.inner.1.wait_timeout(inner, rest).unwrap_or_else(PoisonError::into_inner).0;
+            inner = self.inner.1.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -98,9 +108,11 @@ impl Journal {
 
 #[cfg(test)]
 mod tests {
+    use ninefold_model::event::Event;
+
     use super::*;
 
-    /// A follower goes on from where it was; after a restart of the keeper it hears all, also where the numbers begin anew.
+    /// A follower goes on from where it was; after a restart of the keeper it hears all, also where the numbers begin anew, and that there is a gap.
     #[test]
     fn a_position_of_another_life_is_before_everything() {
         let host: HostName = "a".parse().unwrap();
@@ -108,14 +120,42 @@ mod tests {
         for _ in 0..3 {
             journal.event(EventKind::WitnessReachable);
         }
-        let all = journal.events(Position::START, Duration::ZERO);
-        assert_eq!(
-            all.iter().map(|e| (e.incarnation, e.seq)).collect::<Vec<_>>(),
-            [1, 2, 3].map(|n| (Incarnation(5), n))
-        );
-        assert_eq!(journal.events(all[1].position(), Duration::ZERO).len(), 1);
+        let now = |journal: &Journal, after| journal.events(after, Duration::ZERO);
+        let all = now(&journal, Position::START);
+        let at = |incarnation, seq| Position { incarnation: Incarnation(incarnation), seq };
+        assert_eq!(all.events.iter().map(Event::position).collect::<Vec<_>>(), [at(5, 1), at(5, 2), at(5, 3)]);
+        assert_eq!((all.gap, all.next), (None, at(5, 3)));
+        assert_eq!(now(&journal, at(5, 2)).events.len(), 1);
+        // A gap is told at once: nothing may happen for long.
         let anew = Journal::new(host, Incarnation(6));
+        let gap = Some(Gap { after: at(5, 3), cause: GapCause::Restart, incarnation: Incarnation(6) });
+        let quiet = anew.events(all.next, Duration::from_secs(3600));
+        assert_eq!(quiet, Told { gap, events: Vec::new(), next: at(6, 0) });
+        assert_eq!(now(&anew, quiet.next), Told { gap: None, events: Vec::new(), next: at(6, 0) });
         anew.event(EventKind::WitnessReachable);
-        assert_eq!(anew.events(all[2].position(), Duration::ZERO).len(), 1, "it has said less than the former one");
+        let told = now(&anew, all.next);
+        assert_eq!(
+            (told.gap, told.events.len(), told.next),
+            (gap, 1, at(6, 1)),
+            "it has said less than the former one"
+        );
+        assert_eq!(now(&anew, quiet.next).gap, None);
+    }
+
+    /// Who asks too seldom learns that he has missed something.
+    #[test]
+    fn what_is_forgotten_is_a_gap() {
+        let journal = Journal::new("a".parse().unwrap(), Incarnation(5));
+        let gap = |seq| journal.events(Position { incarnation: Incarnation(5), seq }, Duration::ZERO).gap;
+        for n in 0..history::ENTRIES {
+            let reason = format!("{}: {n}", "x".repeat(n % 200));
+            journal.event(EventKind::Refused { peer: format!("host-{}", n % 500), reason });
+        }
+        assert_eq!(gap(0), None);
+        for n in 0..10 {
+            journal.event(EventKind::Refused { peer: format!("more-{n}"), reason: "no".into() });
+        }
+        assert_eq!(gap(0).map(|g| g.cause), Some(GapCause::Forgotten));
+        assert_eq!(gap(history::ENTRIES as u64), None, "what is gone was told to whoever is here");
     }
 }

@@ -27,10 +27,11 @@ use crate::journal::Journal;
 use crate::looks::Looks;
 use crate::metrics::Board;
 use crate::msg::Msg;
+use crate::operations::Operations;
 use crate::outlets::Outlets;
 use crate::parking::Parking;
 use crate::runtime::{Parts, Runtime};
-use crate::server;
+use crate::server::{self, AtHand};
 use crate::standby::{Door, Standby};
 
 /// Fewer may run out.
@@ -95,8 +96,13 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
         core: core.clone(),
     };
     accept(listener, standby)?;
-    let looks = Looks::at(Arc::clone(&config), Arc::clone(&disks));
-    server::serve(&KeeperConfig::control_socket(&config.run_dir), journal.clone(), security, looks, core.clone())?;
+    let operations = Operations::new(incarnation);
+    let at_hand = AtHand {
+        journal: journal.clone(),
+        operations: operations.clone(),
+        looks: Looks::at(Arc::clone(&config), Arc::clone(&disks)),
+    };
+    server::serve(&KeeperConfig::control_socket(&config.run_dir), at_hand, security, core.clone())?;
     let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])
         .map_err(KeeperError::Thread)?;
     let to_core = core.clone();
@@ -116,6 +122,7 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
         disks,
         images,
         journal,
+        operations,
         board,
         bell,
         inbox,

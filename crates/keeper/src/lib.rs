@@ -14,7 +14,7 @@
 //! * [`health`]: the guest's watchdog, images on trial
 //! * [`random`]: ids that nothing else has
 //! * [`outlets`]: NICs, console and agent behind one gate · [`agent`]: asking the guest's agent, as a client
-//! * [`server`]: the control socket · `looks`: what is looked at before the core is asked · [`journal`]: events and measurements · `incarnation`: whose · [`metrics`], [`http`]
+//! * [`server`]: the control socket · `looks`: what is looked at before the core is asked · [`journal`]: events and measurements · `operations` · `incarnation`: whose · [`metrics`], [`http`]
 
 pub mod acknowledge;
 pub mod agent;
@@ -52,6 +52,7 @@ mod metrics;
 mod mixture;
 pub mod msg;
 mod offer;
+mod operations;
 pub mod outlets;
 mod overlay;
 pub mod panics;

@@ -33,6 +33,7 @@ pub enum Msg {
     /// Somebody asks over the control socket; `seen` is what was looked at for that.
     Request {
         request: Request,
+        token: Option<String>,
         seen: Seen,
         reply: Sender<Reply>,
     },

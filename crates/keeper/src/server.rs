@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ninefold_control::wire::{self, Envelope, MAX_REQUEST};
-use ninefold_control::{Answer, Refusal, Reply, Request, Work};
+use ninefold_control::{Answer, OperationId, Refusal, Reply, Request, Work};
 use ninefold_listen::{Acceptor, Bounds, Guest, Within};
 use ninefold_model::event::Position;
 use ninefold_transport::Security;
@@ -19,6 +19,7 @@ use crate::error::KeeperError;
 use crate::journal::Journal;
 use crate::looks::Looks;
 use crate::msg::Msg;
+use crate::operations::Operations;
 
 /// Clients served at a time.
 const MAX_CLIENTS: usize = 64;
@@ -31,14 +32,15 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 /// How often somebody who waits for events is looked after.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// What a client's thread answers from without troubling the core, and looks at before it does.
+pub struct AtHand {
+    pub journal: Journal,
+    pub operations: Operations,
+    pub looks: Looks,
+}
+
 /// Listens at `path` (removing what a former keeper left there) and serves each client from a thread of its own.
-pub fn serve(
-    path: &Path,
-    journal: Journal,
-    security: Security,
-    looks: Looks,
-    core: Sender<Msg>,
-) -> Result<(), KeeperError> {
+pub fn serve(path: &Path, at_hand: AtHand, security: Security, core: Sender<Msg>) -> Result<(), KeeperError> {
     let failed = |source| KeeperError::File { what: "cannot listen at", path: path.to_owned(), source };
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
@@ -46,17 +48,11 @@ pub fn serve(
     }
     let listener = UnixListener::bind(path).map_err(failed)?;
     let acceptor = Acceptor::new("control", listener, Bounds::new(MAX_CLIENTS), Vec::new());
-    let run = move || acceptor.serve(move |guest| drop(client(&guest, &journal, &security, &looks, &core)));
+    let run = move || acceptor.serve(move |guest| drop(client(&guest, &at_hand, &security, &core)));
     thread::Builder::new().name("control".into()).spawn(run).map(drop).map_err(KeeperError::Thread)
 }
 
-fn client(
-    guest: &Guest<UnixListener>,
-    journal: &Journal,
-    security: &Security,
-    looks: &Looks,
-    core: &Sender<Msg>,
-) -> io::Result<()> {
+fn client(guest: &Guest<UnixListener>, at_hand: &AtHand, security: &Security, core: &Sender<Msg>) -> io::Result<()> {
     let stream = &*guest.stream;
     let mut input = BufReader::new(Within::new(stream, Instant::now(), usize::MAX));
     loop {
@@ -77,14 +73,21 @@ fn client(
         let reply = match request {
             // It may wait for long, and others may want its place.
             Ok(Request::Events { after, wait_ms }) => {
-                let Some(events) = events(stream, journal, after, Duration::from_millis(wait_ms)) else {
+                let Some(events) = events(stream, &at_hand.journal, after, Duration::from_millis(wait_ms)) else {
                     return Ok(());
                 };
                 Ok(events)
             }
+            Ok(Request::Operation { operation, wait_ms }) => {
+                let Some(reply) = operation_of(stream, &at_hand.operations, operation, Duration::from_millis(wait_ms))
+                else {
+                    return Ok(());
+                };
+                reply
+            }
             Ok(request) => {
                 guest.place.busy();
-                let mut reply = answer(request, journal, looks, core);
+                let mut reply = answer(request, envelope.token.clone(), at_hand, core);
                 if let Ok(Answer::Status { status }) = &mut reply {
                     status.certificate = certificates::status_of(security);
                 }
@@ -101,14 +104,32 @@ fn client(
     }
 }
 
+/// Waits for the end of an operation; none when the client has gone, or has lost its place.
+fn operation_of(stream: &UnixStream, operations: &Operations, id: OperationId, wait: Duration) -> Option<Reply> {
+    let begun = Instant::now();
+    loop {
+        let left = wait.saturating_sub(begun.elapsed());
+        let operation = match operations.get(id, left.min(LOOK)) {
+            Ok(operation) => operation,
+            Err(refusal) => return Some(Err(refusal)),
+        };
+        if operation.has_ended() || left.is_zero() {
+            return Some(Ok(Answer::Operation { operation: Box::new(operation) }));
+        }
+        if is_gone(stream) {
+            return None;
+        }
+    }
+}
+
 /// Waits for events; none when the client has gone, or has lost its place.
 fn events(stream: &UnixStream, journal: &Journal, after: Position, wait: Duration) -> Option<Answer> {
     let begun = Instant::now();
     loop {
         let left = wait.saturating_sub(begun.elapsed());
-        let events = journal.events(after, left.min(LOOK));
-        if !events.is_empty() || left.is_zero() {
-            return Some(Answer::Events { events });
+        let ninefold_control::Told { gap, events, next } = journal.events(after, left.min(LOOK));
+        if !events.is_empty() || gap.is_some() || left.is_zero() {
+            return Some(Answer::Events { gap, events, next });
         }
         if is_gone(stream) {
             return None;
@@ -123,18 +144,24 @@ fn is_gone(stream: &UnixStream) -> bool {
     poll(&mut fds, Some(&Timespec::default())).is_ok() && !fds[0].revents().is_empty()
 }
 
-fn answer(request: Request, journal: &Journal, looks: &Looks, core: &Sender<Msg>) -> Reply {
+fn answer(request: Request, token: Option<String>, at_hand: &AtHand, core: &Sender<Msg>) -> Reply {
     match request {
-        Request::Checkpoints { after } => Ok(Answer::Checkpoints { checkpoints: journal.checkpoints(after) }),
+        Request::Operations => Ok(Answer::Operations { operations: at_hand.operations.list() }),
+        // Of which this life knows nothing, nothing can be cancelled.
+        Request::Cancel { operation } if operation.incarnation != at_hand.operations.incarnation() => {
+            let incarnation = at_hand.operations.incarnation();
+            Err(Refusal::EarlierKeeper { operation, incarnation })
+        }
+        Request::Checkpoints { after } => Ok(Answer::Checkpoints { checkpoints: at_hand.journal.checkpoints(after) }),
         request => {
-            let Some(mut seen) = looks.before(&request) else {
+            let Some(mut seen) = at_hand.looks.before(&request) else {
                 return Err(Refusal::Busy { with: Work::DiskLook });
             };
             if matches!(request, Request::Status) {
-                seen.pauses = journal.pauses();
+                seen.pauses = at_hand.journal.pauses();
             }
             let (reply, answer) = channel();
-            if core.send(Msg::Request { request, seen, reply }).is_err() {
+            if core.send(Msg::Request { request, token, seen, reply }).is_err() {
                 return Err(Refusal::KeeperEnds);
             }
             answer.recv_timeout(ANSWER_LIMIT).unwrap_or_else(|error| {
@@ -180,7 +207,12 @@ mod tests {
             }
         });
         let host: ninefold_model::HostName = "a".parse().unwrap();
-        serve(&path, Journal::new(host.clone(), Incarnation(1)), Security::PlainText { host }, looks, core).unwrap();
+        let at_hand = AtHand {
+            journal: Journal::new(host.clone(), Incarnation(1)),
+            operations: Operations::new(Incarnation(1)),
+            looks,
+        };
+        serve(&path, at_hand, Security::PlainText { host }, core).unwrap();
         Bed { _dir: dir, path }
     }
 

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 pub use indicatif::ProgressBar;
 use indicatif::ProgressStyle;
-use ninefold_model::health::{DumpProgress, Trial};
-use ninefold_model::status::{SnapshotProgress, SnapshotStep, SyncProgress};
+use ninefold_control::operation::{Progress, Unit};
+use ninefold_model::health::Trial;
+use ninefold_model::status::SyncProgress;
 
 /// A bar that turns until its end is known.
 pub fn spinner(text: &str) -> ProgressBar {
@@ -45,6 +46,17 @@ pub fn sync(bar: &ProgressBar, progress: Option<&SyncProgress>) {
     bar.set_position(p.bytes_sent);
 }
 
+/// Shows how far an operation is.
+pub fn operation(bar: &ProgressBar, progress: Option<&Progress>) {
+    let Some(p) = progress.filter(|p| p.total > 0) else { return };
+    bar.set_style(style(match p.unit {
+        Unit::Bytes => "{spinner} {msg} [{bar:24}] {percent}% {elapsed:.dim}",
+        Unit::Milliseconds => "{spinner} {msg} [{bar:24}] {elapsed:.dim}",
+    }));
+    bar.set_length(p.total.max(p.done));
+    bar.set_position(p.done);
+}
+
 /// Shows how much of a trial's time is gone.
 pub fn trial(bar: &ProgressBar, trial: Option<&Trial>) {
     let Some(t) = trial else { return bar.set_message("the image is launched") };
@@ -53,28 +65,6 @@ pub fn trial(bar: &ProgressBar, trial: Option<&Trial>) {
     bar.set_message(format!("the image is on trial, {} left", humantime::format_duration(left)));
     bar.set_length(t.within_ms);
     bar.set_position(t.within_ms - t.left_ms.min(t.within_ms));
-}
-
-/// Shows how far a memory dump is.
-pub fn dump(bar: &ProgressBar, progress: Option<&DumpProgress>) {
-    let Some(p) = progress.filter(|p| p.bytes_total > 0) else { return };
-    bar.set_style(style("{spinner} {msg} [{bar:24}] {percent}% {elapsed:.dim}"));
-    bar.set_length(p.bytes_total);
-    bar.set_position(p.bytes_done);
-}
-
-/// Shows how far a snapshot is, or a start from one.
-pub fn snapshot(bar: &ProgressBar, progress: Option<&SnapshotProgress>) {
-    let Some(p) = progress.filter(|p| p.total > 0) else { return };
-    bar.set_style(style("{spinner} {msg} [{bar:24}] {percent}% {elapsed:.dim}"));
-    bar.set_message(match p.doing {
-        SnapshotStep::Memory => "memory is copied",
-        SnapshotStep::Volumes => "volumes are copied",
-        SnapshotStep::Verifying => "the snapshot is verified",
-        SnapshotStep::Loading => "the VM is started",
-    });
-    bar.set_length(p.total.max(p.done));
-    bar.set_position(p.done);
 }
 
 /// The look of a bar, as indicatif's templates say it.

@@ -1,6 +1,6 @@
 //! What a keeper refuses, in words: what it says is a code and data, and what helps a person is put here.
 
-use ninefold_control::{ClientError, Mixture, Refusal, Work};
+use ninefold_control::{ClientError, Mixture, OperationKind, Refusal, Work};
 use ninefold_model::{HostName, Record};
 
 /// What went wrong with a request, on one line.
@@ -72,6 +72,40 @@ pub fn words(refusal: &Refusal) -> String {
         Refusal::CannotFreeze { reason } => format!("the guest's file systems cannot be frozen: {reason}"),
         Refusal::ImageUnusable { reason } => reason.clone(),
         Refusal::NothingOnTrial => "no image is on trial".into(),
+        Refusal::UnknownOperation { operation } => format!("the keeper knows no operation {operation}"),
+        Refusal::EarlierKeeper { operation, .. } => {
+            format!("the keeper was started anew since operation {operation} began, and knows nothing of it")
+        }
+        Refusal::NotCancellable { operation, kind } => {
+            format!("operation {operation} ({}) cannot be cancelled, or not any more", operation_name(*kind))
+        }
+        Refusal::TooManyOperations { limit } => format!("{limit} operations run already"),
+        Refusal::TokenUsed { operation, kind } => {
+            format!("the token names operation {operation}, which is another ({})", operation_name(*kind))
+        }
+        Refusal::Cancelled => "it was cancelled".into(),
+        Refusal::VmEnded { reason } => format!("the VM has ended here: {reason}"),
+        Refusal::Stayed { reason } => format!("the VM stays here: {reason}"),
+        Refusal::ShutdownIgnored { within_ms } => {
+            let within = humantime::format_duration(std::time::Duration::from_millis(*within_ms));
+            format!("the guest has not switched itself off within {within}, and runs on")
+        }
+        Refusal::FellBack { reason } => format!("the image on trial failed: {reason}; the committed one is booted"),
+    }
+}
+
+/// What an operation does, for people.
+pub fn operation_name(kind: OperationKind) -> &'static str {
+    match kind {
+        OperationKind::Start => "start",
+        OperationKind::Restore => "restore",
+        OperationKind::Recover => "recover",
+        OperationKind::Snapshot => "snapshot",
+        OperationKind::Dump => "dump",
+        OperationKind::Protect => "protect",
+        OperationKind::Switchover => "switchover",
+        OperationKind::Shutdown => "shutdown",
+        OperationKind::Trial => "trial",
     }
 }
 
@@ -172,11 +206,21 @@ pub fn help(refusal: &Refusal) -> Option<String> {
         Refusal::GuestOff => "`ninefold vm status` shows when the VM has ended",
         Refusal::GuestPaused => "`ninefold vm resume` first",
         Refusal::GuestSuspended => "`ninefold vm wake` first",
-        Refusal::NotPaused | Refusal::NotSuspended => "`ninefold vm status` shows how it stands",
+        Refusal::NotPaused | Refusal::NotSuspended => "it runs",
         Refusal::CannotFreeze { .. } => "`--freeze auto` takes the snapshot all the same",
         Refusal::ImageUnusable { .. } => "the files must be there, under the same names, on every host of the VM",
         Refusal::NothingOnTrial => "`ninefold vm status` shows which image runs",
-        Refusal::TooLong { .. } => return None,
+        Refusal::UnknownOperation { .. } | Refusal::TooManyOperations { .. } | Refusal::NotCancellable { .. } => {
+            "`ninefold vm operations` shows those that there are"
+        }
+        Refusal::EarlierKeeper { .. } | Refusal::VmEnded { .. } | Refusal::Stayed { .. } => {
+            "`ninefold vm events` and `ninefold vm status` show what the keepers are at"
+        }
+        Refusal::ShutdownIgnored { .. } => {
+            "`ninefold vm console` shows what it is at; `ninefold vm shutdown --force` or `ninefold vm stop` ends it"
+        }
+        Refusal::FellBack { .. } => "`ninefold vm console` shows what it said, `ninefold vm events` what happened",
+        Refusal::TooLong { .. } | Refusal::Cancelled | Refusal::TokenUsed { .. } => return None,
     };
     Some(text.to_owned())
 }

@@ -126,6 +126,15 @@ fn every_verb_needs_only_the_keeper_of_this_host() {
     let hasty = a.json(&["snapshot", "hasty", "--freeze", "never"])["event"].clone();
     assert!(hasty["event"] == "snapshot_taken" && hasty["freeze"].is_null(), "{hasty:#}");
     assert_eq!(a.json(&["dump"])["event"]["event"], "dumped");
+    // What takes its time has a name and an end.
+    let operations = a.json(&["operations"])["operations"].clone();
+    let dump = operations.as_array().unwrap().iter().find(|o| o["kind"] == "dump").expect("the dump is an operation");
+    assert_eq!(
+        (&dump["host"], &dump["state"], &dump["outcome"]["event"]),
+        (&"a".into(), &"done".into(), &"dumped".into())
+    );
+    let name = dump["id"].as_str().unwrap();
+    assert_eq!(a.json(&["operations", name, "--wait"])["operations"][0], *dump);
     assert_eq!(a.json(&["unprotect"])["host"], "a");
     assert_eq!(a.json(&["protect"])["event"]["event"], "protected");
     let mut console = a.program.command(&a.words(&["console", "--linger", "0"]));

@@ -307,9 +307,17 @@ impl Lab {
         Ok(Client::new(&self.run_dir(host)))
     }
 
-    /// Has a host's keeper carry out a request.
+    /// Has a host's keeper carry out a request. Waits for the end of a start; what else is an operation is begun.
+    ///
+    /// # Errors
+    /// It refuses, or the start fails.
     pub fn ask(&self, host: &str, request: &Request) -> Result<(), LabError> {
-        self.keeper(host)?.command(request).map_err(|error| LabError::Host {
+        let keeper = self.keeper(host)?;
+        let done = match request {
+            Request::Start { .. } => keeper.carry_out(request).map(drop),
+            request => keeper.command(request),
+        };
+        done.map_err(|error| LabError::Host {
             host: host.to_owned(),
             what: format!("{error}{}", self.logs_for_error()),
         })

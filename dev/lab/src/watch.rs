@@ -109,10 +109,10 @@ fn follow(client: &Client, shared: &Shared) {
     let mut after = Position::START;
     while !shared.stop.load(Ordering::Relaxed) {
         match client.events(after, POLL) {
-            Ok(new) => {
-                if let Some(last) = new.last() {
-                    after = last.position();
-                    shared.events().extend(new);
+            Ok(told) => {
+                after = told.next;
+                if !told.events.is_empty() {
+                    shared.events().extend(told.events);
                     shared.more.notify_all();
                 }
             }

@@ -243,7 +243,7 @@ impl World {
     pub(crate) fn request(&mut self, host: usize, request: Request) {
         if self.hosts[host].keeper.is_some() {
             let id = RequestId(1);
-            self.tell_later(host, 1, Event::Request { id, request, seen: Default::default() });
+            self.tell_later(host, 1, Event::Request { id, request, token: None, seen: Default::default() });
         }
     }
 }

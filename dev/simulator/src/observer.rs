@@ -1,7 +1,7 @@
 //! What the [judge](crate::judge) sees: outputs, what each host holds, how the VM is when all faults have passed. And the VM's owner, who
 //! starts it.
 
-use ninefold_control::{Reply, Request};
+use ninefold_control::Request;
 use ninefold_core::event::Source;
 use ninefold_model::status::{ProtectionState, Role};
 use ninefold_model::{Epoch, Record, Term};
@@ -158,8 +158,8 @@ impl World {
         standby || waits || (mine && keeper.vm.is_some())
     }
 
-    pub(crate) fn operator_hears(&mut self, reply: &Reply) {
-        if reply.is_err() {
+    pub(crate) fn operator_hears(&mut self, refused: bool) {
+        if refused {
             self.judge.tries += 1;
         }
     }

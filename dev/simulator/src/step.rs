@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use ninefold_control::OperationKind;
+use ninefold_control::operation::State;
 use ninefold_core::disk_watch::Look;
 use ninefold_core::effect::{DisksOrder, Effect, GuestOrder, Metric, OutletsOrder, ParkingOrder, PrimaryOrder};
 use ninefold_core::event::{Event, Frames, Observed, OfferId, VolumeSeen};
@@ -148,7 +150,11 @@ impl World {
                     self.says_role(host, role, protection, term);
                 }
             }
-            Effect::Reply { to: _, reply } => self.operator_hears(&reply),
+            Effect::Reply { to: _, reply } => self.operator_hears(reply.is_err()),
+            Effect::Operation(operation) => {
+                let failed = matches!(operation.state, State::Failed { .. });
+                self.operator_hears(failed && operation.kind == OperationKind::Start);
+            }
             Effect::ReportLog { .. } => {}
             Effect::LetGo(waiter) => {
                 if let Some((_, waits)) = self.keeper(host).waiter.take_if(|(id, _)| *id == waiter) {

@@ -356,6 +356,7 @@ impl World {
             pid: 1,
             machine: "pc".into(),
             cpu: "cpu".into(),
+            incarnation: ninefold_model::Incarnation(1),
             volume_blocks: vec![BLOCKS as u64; volumes],
             budget: Budget { soft: 64 << 20, hard: 128 << 20 },
         };

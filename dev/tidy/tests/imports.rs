@@ -25,6 +25,7 @@ const KNOWN: &[Known] = &[
             "core.rs",
             "health.rs",
             "log.rs",
+            "operations.rs",
             "prepare.rs",
             "replica.rs",
             "requests.rs",

@@ -1,5 +1,6 @@
 //! The verbs that change a VM's life. Each waits until what it asked for has happened.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
@@ -9,8 +10,7 @@ use ninefold_model::HostName;
 use ninefold_model::event::{Event, EventKind};
 use ninefold_model::spec::{EpochPolicy, Protection};
 use ninefold_model::status::{ProtectionState, Role, VmStatus};
-use ninefold_shell::Output;
-use ninefold_shell::progress;
+use ninefold_shell::{Output, ShellError, interrupt, progress};
 use serde::Serialize;
 
 use super::awaited::Awaited;
@@ -18,6 +18,7 @@ use super::events::words;
 use super::follow::Marks;
 use super::handover::{End, Handover};
 use super::keepers::{Keeper, Keepers, Where};
+use super::operation::carry_out;
 use crate::error::CliError;
 
 /// How long a first copy may take: memory of any sensible size at the speed of a poor link.
@@ -133,6 +134,15 @@ struct Done {
     event: Option<Event>,
 }
 
+/// What an operation did, for programs.
+#[derive(Debug, Serialize)]
+struct CarriedOut {
+    done: &'static str,
+    host: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event: Option<EventKind>,
+}
+
 /// Which hosts have been told when checkpoints are taken, for programs.
 #[derive(Debug, Serialize)]
 struct Epochs {
@@ -154,11 +164,8 @@ pub fn start(args: &StartArgs, output: &Output) -> Result<(), CliError> {
         }
     };
     let since = keepers.marks();
-    let start = |keeper: &Keeper| {
-        let bar = progress::spinner(&format!("the VM boots on {}", keeper.host));
-        let started = keeper.client.command(&Request::Start { force: args.force });
-        bar.finish_and_clear();
-        started
+    let start = |keeper: &Keeper| -> Result<(), CliError> {
+        carry_out(keeper, &Request::Start { force: args.force }, &format!("the VM boots on {}", keeper.host)).map(drop)
     };
     let mut started = start(&keeper);
     if let Some(host) = asks_elsewhere(args.host.as_deref(), args.force, &started)
@@ -178,9 +185,9 @@ pub fn start(args: &StartArgs, output: &Output) -> Result<(), CliError> {
 
 /// The host that is asked next. Any keeper knows from the witness which host had the VM last: that one is asked, unless a host was named. Nobody
 /// forces a host that he has not named: what he knows, he knows of another.
-fn asks_elsewhere<'a>(named: Option<&str>, force: bool, started: &'a Result<(), ClientError>) -> Option<&'a HostName> {
+fn asks_elsewhere<'a>(named: Option<&str>, force: bool, started: &'a Result<(), CliError>) -> Option<&'a HostName> {
     match started {
-        Err(ClientError::Refused(refusal)) if named.is_none() && !force => refusal.host(),
+        Err(CliError::Keeper(ClientError::Refused(refusal))) if named.is_none() && !force => refusal.host(),
         _ => None,
     }
 }
@@ -299,6 +306,21 @@ pub(super) fn tell(
     Ok(())
 }
 
+/// Tells the end of an operation on a host, by the event that tells most of it.
+pub(super) fn tell_outcome(
+    output: &Output,
+    done: &'static str,
+    host: &str,
+    event: Option<EventKind>,
+) -> Result<(), CliError> {
+    let done = CarriedOut { done, host: host.to_owned(), event };
+    output.show(&done, || match &done.event {
+        Some(event) => format!("host {host}: {}", words(event)),
+        None => format!("host {host}: done"),
+    })?;
+    Ok(())
+}
+
 /// Waits, with a bar, until the VM is protected, wherever it runs by then.
 fn await_protection(keepers: &Keepers, since: &Marks, output: &Output) -> Result<Event, CliError> {
     let bar = progress::spinner("the backup gets ready");
@@ -319,9 +341,16 @@ fn until_protected(
     tell: impl Fn(&str),
 ) -> Result<Event, CliError> {
     let events = since.follow();
+    let interrupted = interrupt::stop_flag()?;
     let deadline = Instant::now() + SYNC_LIMIT;
     let mut awaited = Awaited::default();
     while Instant::now() < deadline {
+        if interrupted.load(Ordering::Relaxed) {
+            tell(
+                "interrupted; the VM will be protected as soon as a host allows, unless `ninefold vm unprotect` says otherwise",
+            );
+            return Err(ShellError::Interrupted.into());
+        }
         let event = events.recv_timeout(Duration::from_millis(100)).ok();
         if let Some(event) = &event {
             awaited.event(event);
@@ -460,7 +489,7 @@ mod tests {
     fn only_a_start_that_forces_nothing_is_asked_of_another_host() {
         let refused = |try_host: Option<&str>| {
             let host = try_host.map(|name| name.parse().unwrap());
-            Err(ClientError::Refused(Refusal::RunsElsewhere { host }))
+            Err(CliError::Keeper(ClientError::Refused(Refusal::RunsElsewhere { host })))
         };
         let goes_to = |named, force, started| asks_elsewhere(named, force, &started).map(HostName::to_string);
         assert_eq!(goes_to(None, false, refused(Some("b"))).as_deref(), Some("b"));

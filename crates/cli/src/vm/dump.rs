@@ -1,19 +1,13 @@
 //! `ninefold vm dump`.
 
-use std::time::Duration;
-
 use clap::Args;
-use ninefold_control::Request;
-use ninefold_model::event::EventKind;
+use ninefold_control::{ClientError, Refusal, Request};
 use ninefold_shell::Output;
-use ninefold_shell::progress;
 
-use super::control::tell;
-use super::keepers::{Keepers, Where};
+use super::control::tell_outcome;
+use super::keepers::Where;
+use super::operation::carry_out;
 use crate::error::CliError;
-
-/// Between two looks at how far it is.
-const EVERY: Duration = Duration::from_millis(200);
 
 /// Write the guest's memory to a file, for a debugger
 ///
@@ -29,28 +23,12 @@ pub struct DumpArgs {
 }
 
 pub fn run(args: &DumpArgs, output: &Output) -> Result<(), CliError> {
-    let keepers = args.at.keepers()?;
-    let (keeper, _) = keepers.primary()?;
-    let since = Keepers::from(keeper.clone()).marks();
-    keeper.client.command(&Request::Dump)?;
-    let bar = progress::spinner("memory is written");
-    let events = since.follow();
-    let end = loop {
-        match events.recv_timeout(EVERY) {
-            Ok(event) => match &event.kind {
-                EventKind::Dumped { .. } => break tell(output, "dump", &keeper.host, Some(event), ""),
-                EventKind::DumpFailed { reason } => break Err(CliError::NoDump(reason.clone())),
-                EventKind::Lost { reason } | EventKind::Stopped { reason } | EventKind::StoodDown { reason, .. } => {
-                    break Err(CliError::NoDump(format!("the VM has ended there: {reason}")));
-                }
-                _ => {}
-            },
-            Err(_) => match keeper.client.status() {
-                Ok(status) => progress::dump(&bar, status.health.and_then(|h| h.dump).as_ref()),
-                Err(error) => break Err(error.into()),
-            },
+    let (keeper, _) = args.at.keepers()?.primary()?;
+    match carry_out(&keeper, &Request::Dump, "memory is written") {
+        Ok(event) => tell_outcome(output, "dump", &keeper.host, event),
+        Err(CliError::Keeper(ClientError::Refused(Refusal::Failed { reason } | Refusal::VmEnded { reason }))) => {
+            Err(CliError::NoDump(reason))
         }
-    };
-    bar.finish_and_clear();
-    end
+        Err(error) => Err(error),
+    }
 }

@@ -4,6 +4,7 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use ninefold_control::{Gap, GapCause};
 use ninefold_keeper::agent::plain;
 use ninefold_model::event::{Event, EventKind, Position};
 use ninefold_model::health::Freeze;
@@ -11,6 +12,7 @@ use ninefold_model::order::in_order;
 use ninefold_shell::keepers::ask_each;
 use ninefold_shell::output::{Output, bytes, count, ms, say};
 use ninefold_transport::UtcTime;
+use serde::Serialize;
 
 use super::follow::Marks;
 use super::keepers::Where;
@@ -32,7 +34,7 @@ const LOOK: Duration = Duration::from_secs(1);
     What happens again and again is one event that says how often it was, when first and when last.\n\n\
     With --json: one event a line; of a folded one `times`, `first`, and in `seq` and the times the last. `incarnation` and `seq` are the\n\
     order of what one keeper says; `monotonic_us` can be compared with nothing of another machine. A keeper that was killed \
-    takes its events with it.")]
+    takes its events with it; with --follow a line {host, gap} says so.")]
 pub struct EventsArgs {
     #[command(flatten)]
     at: Where,
@@ -44,7 +46,7 @@ pub struct EventsArgs {
 pub fn run(args: &EventsArgs, output: &Output) -> Result<(), CliError> {
     let keepers = args.at.keepers()?;
     // A frozen keeper is not waited for.
-    let said = ask_each(&keepers.all, |client| client.events(Position::START, Duration::ZERO));
+    let said = ask_each(&keepers.all, |client| Ok(client.events(Position::START, Duration::ZERO)?.events));
     let marks = Marks::after(&keepers, &said);
     let (mut events, mut errors) = (Vec::new(), Vec::new());
     for said in said {
@@ -65,7 +67,13 @@ pub fn run(args: &EventsArgs, output: &Output) -> Result<(), CliError> {
         }
         return Ok(());
     }
-    let (events, mut repeats, begun) = (marks.follow(), Repeats::default(), Instant::now());
+    let shown = *output;
+    let missed = move |host: &str, gap: &Gap| {
+        let gap = Missed { host: host.to_owned(), gap: *gap };
+        // That nobody reads it any more, the next event shows.
+        let _ = shown.line(&gap, || gap.words());
+    };
+    let (events, mut repeats, begun) = (marks.follow_with_gaps(missed), Repeats::default(), Instant::now());
     loop {
         let new = match events.recv_timeout(LOOK) {
             Ok(event) => repeats.take(event, begun.elapsed()),
@@ -75,6 +83,23 @@ pub fn run(args: &EventsArgs, output: &Output) -> Result<(), CliError> {
         for event in repeats.due(begun.elapsed()).into_iter().chain(new) {
             output.line(&event, || again(&event))?;
         }
+    }
+}
+
+/// A place where events of a host may be missing.
+#[derive(Debug, Serialize)]
+struct Missed {
+    host: String,
+    gap: Gap,
+}
+
+impl Missed {
+    fn words(&self) -> String {
+        let why = match self.gap.cause {
+            GapCause::Restart => "its keeper was started anew, and what it said last before that may be missing",
+            GapCause::Forgotten => "it has said more than it keeps, and the oldest of it is missing",
+        };
+        format!("(host {}: {why})", self.host)
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use ninefold_control::Gap;
 use ninefold_model::event::{Event, Position};
 use ninefold_shell::keepers::{Keeper, ask_each};
 
@@ -48,7 +49,7 @@ impl Mark {
 impl Keepers {
     /// How far they have come now. Taken before a request is made, so that nothing is missed that comes of it.
     pub fn marks(&self) -> Marks {
-        let said = ask_each(&self.all, |client| client.events(Position::START, Duration::ZERO));
+        let said = ask_each(&self.all, |client| Ok(client.events(Position::START, Duration::ZERO)?.events));
         Marks::after(self, &said)
     }
 }
@@ -66,19 +67,27 @@ impl Marks {
 
     /// All that they say from there on.
     pub fn follow(&self) -> Receiver<Event> {
+        self.follow_with_gaps(|_, _| {})
+    }
+
+    /// The same; `missed` is told of each gap, before the events behind it, with the host's name.
+    pub fn follow_with_gaps(&self, missed: impl Fn(&str, &Gap) + Clone + Send + 'static) -> Receiver<Event> {
         let (sender, events) = mpsc::channel();
         for (keeper, mark) in &self.0 {
-            let (client, sender, mark) = (keeper.client.clone(), sender.clone(), *mark);
+            let (keeper, sender, mark, missed) = (keeper.clone(), sender.clone(), *mark, missed.clone());
             // Each ends when nobody listens any more, at the latest with this process.
             thread::spawn(move || {
                 let mut after = mark.begin();
                 loop {
-                    let Ok(new) = client.events(after, POLL) else {
+                    let Ok(told) = keeper.client.events(after, POLL) else {
                         thread::sleep(RETRY);
                         continue;
                     };
-                    for event in new {
-                        after = event.position();
+                    if let Some(gap) = &told.gap {
+                        missed(&keeper.host, gap);
+                    }
+                    after = told.next;
+                    for event in told.events {
                         if mark.is_before(&event) && sender.send(event).is_err() {
                             return;
                         }

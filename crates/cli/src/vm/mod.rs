@@ -1,6 +1,7 @@
 //! `ninefold vm`: a fault-tolerant VM.
 //!
 //! * [`keepers`]: who is asked · [`status`], [`events`] ([`repeats`]), [`checkpoints`]: looking · [`follow`]: what comes from one moment on
+//! * [`operation`]: what takes its time, with a bar
 //! * [`info`]: what the guest's agent tells
 //! * [`trial`], [`dump`]: images on trial; the guest's memory into a file · [`standing`]: shutdown, pause, resume, wake
 //! * [`new_id`]: an id for a new VM
@@ -17,6 +18,7 @@ mod handover;
 mod info;
 pub mod keepers;
 mod new_id;
+mod operation;
 mod recover;
 mod repeats;
 mod snapshot;
@@ -66,6 +68,7 @@ enum Verb {
     CommitImage(trial::CommitImageArgs),
     FallBack(trial::FallBackArgs),
     Events(events::EventsArgs),
+    Operations(operation::OperationsArgs),
     Checkpoints(checkpoints::CheckpointsArgs),
     Console(console::ConsoleArgs),
     Epochs(control::EpochsArgs),
@@ -94,6 +97,7 @@ pub fn run(args: VmArgs, output: &Output) -> Result<(), CliError> {
         Verb::CommitImage(args) => trial::commit_image(&args, output),
         Verb::FallBack(args) => trial::fall_back(&args, output),
         Verb::Events(args) => events::run(&args, output),
+        Verb::Operations(args) => operation::run(&args, output),
         Verb::Checkpoints(args) => checkpoints::run(&args, output),
         Verb::Console(args) => console::run(&args),
         Verb::Epochs(args) => control::epochs(&args, output),

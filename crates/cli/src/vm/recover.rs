@@ -4,7 +4,6 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use clap::Args;
 use ninefold_control::{Answer, LogReport, Request};
-use ninefold_model::event::EventKind;
 use ninefold_shell::Output;
 use serde::Serialize;
 
@@ -57,13 +56,7 @@ pub fn run(args: &RecoverArgs, output: &Output) -> Result<(), CliError> {
     if args.force
         && let [keeper] = &asked[..]
     {
-        return wait(keeper, &Request::Recover { force: true }, "recover", output, CliError::NotRecovered, |event| {
-            match &event.kind {
-                EventKind::Recovered { .. } => Some(Ok(())),
-                EventKind::LogUnusable { reason } => Some(Err(reason.clone())),
-                _ => None,
-            }
-        });
+        return wait(keeper, &Request::Recover { force: true }, "recover", output, CliError::NotRecovered);
     }
     let (mut logs, mut none) = (Vec::new(), Vec::new());
     for keeper in &asked {

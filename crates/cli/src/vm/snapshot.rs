@@ -1,21 +1,14 @@
 //! `ninefold vm snapshot` and `ninefold vm restore`.
 
-use std::time::Duration;
-
 use clap::{Args, ValueEnum};
-use ninefold_control::{FreezeChoice, Request};
+use ninefold_control::{ClientError, FreezeChoice, Refusal, Request};
 use ninefold_model::SnapshotName;
-use ninefold_model::event::{Event, EventKind};
 use ninefold_shell::Output;
-use ninefold_shell::progress;
-use ninefold_shell::progress::ProgressBar;
 
-use super::control::tell;
-use super::keepers::{Keeper, Keepers, Where};
+use super::control::tell_outcome;
+use super::keepers::{Keeper, Where};
+use super::operation::carry_out;
 use crate::error::CliError;
-
-/// Between two looks at how far it is.
-const EVERY: Duration = Duration::from_millis(200);
 
 /// Take a snapshot of a running VM: memory, devices and volumes at one moment
 ///
@@ -94,11 +87,7 @@ pub fn take(args: &SnapshotArgs, output: &Output) -> Result<(), CliError> {
     let (keeper, _) = keepers.primary()?;
     let request =
         Request::Snapshot { name: args.name.clone(), parent: args.parent.clone(), freeze: args.freeze.into() };
-    wait(&keeper, &request, "snapshot", output, CliError::NoSnapshot, |event| match &event.kind {
-        EventKind::SnapshotTaken { name, .. } if *name == args.name => Some(Ok(())),
-        EventKind::SnapshotFailed { name, reason } if *name == args.name => Some(Err(reason.clone())),
-        _ => None,
-    })
+    wait(&keeper, &request, "snapshot", output, CliError::NoSnapshot)
 }
 
 pub fn restore(args: &RestoreArgs, output: &Output) -> Result<(), CliError> {
@@ -108,43 +97,22 @@ pub fn restore(args: &RestoreArgs, output: &Output) -> Result<(), CliError> {
         None => keepers.first()?.clone(),
     };
     let request = Request::Restore { name: args.name.clone(), force: args.force, clone: args.clone };
-    wait(&keeper, &request, "restore", output, CliError::NoSnapshot, |event| match &event.kind {
-        EventKind::Restored { name, .. } if *name == args.name => Some(Ok(())),
-        EventKind::RestoreFailed { name, reason } if *name == args.name => Some(Err(reason.clone())),
-        _ => None,
-    })
+    wait(&keeper, &request, "restore", output, CliError::NoSnapshot)
 }
 
-/// Asks, and waits with a bar until an event tells the end.
+/// Has it done, with a bar. What comes to nothing fails with `failed`.
 pub(super) fn wait(
     keeper: &Keeper,
     request: &Request,
     what: &'static str,
     output: &Output,
     failed: fn(String) -> CliError,
-    end: impl Fn(&Event) -> Option<Result<(), String>>,
 ) -> Result<(), CliError> {
-    // All of it happens on that host; only its keeper is asked, and need be.
-    let since = Keepers::from(keeper.clone()).marks();
-    let pid = keeper.client.status()?.pid;
-    keeper.client.command(request)?;
-    let bar: ProgressBar = progress::spinner("memory is copied");
-    let events = since.follow();
-    let done = loop {
-        match events.recv_timeout(EVERY) {
-            Ok(event) => match end(&event) {
-                Some(Ok(())) => break tell(output, what, &keeper.host, Some(event), ""),
-                Some(Err(reason)) => break Err(failed(reason)),
-                None => {}
-            },
-            Err(_) => match keeper.client.status() {
-                // The one that was asked has taken its events with it.
-                Ok(status) if status.pid != pid => break Err(CliError::Restarted { host: keeper.host.clone() }),
-                Ok(status) => progress::snapshot(&bar, status.snapshot.as_ref()),
-                Err(error) => break Err(error.into()),
-            },
-        }
-    };
-    bar.finish_and_clear();
-    done
+    match carry_out(keeper, request, "memory is copied") {
+        Ok(event) => tell_outcome(output, what, &keeper.host, event),
+        Err(CliError::Keeper(ClientError::Refused(
+            Refusal::Failed { reason } | Refusal::LogUnusable { reason } | Refusal::VmEnded { reason },
+        ))) => Err(failed(reason)),
+        Err(error) => Err(error),
+    }
 }

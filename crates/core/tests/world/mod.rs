@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use ninefold_control::{Answer, Reply, Request};
+use ninefold_control::{Answer, Operation, Reply, Request};
 use ninefold_core::effect::{
     Beginning, Close, Effect, JobOrder, LogOrder, OutletsOrder, PrimaryOrder, Question, RecoveryOrder, SessionOrder,
     VmOrder, Word,
@@ -23,7 +23,7 @@ use ninefold_model::event::EventKind;
 use ninefold_model::health::Health;
 use ninefold_model::spec::{Accel, EpochPolicy, VmSpec};
 use ninefold_model::status::{MachineStatus, VmStatus};
-use ninefold_model::{Epoch, Record, Standing, Term};
+use ninefold_model::{Epoch, Incarnation, Record, Standing, Term};
 use ninefold_replica::protocol::Outcome;
 use ninefold_replica::stream::{BlockInfo, Hello, Layout};
 use ninefold_replica::target::Target;
@@ -46,6 +46,8 @@ pub struct Host {
     pub effects: Vec<Effect>,
     pub journal: Vec<EventKind>,
     pub replies: BTreeMap<RequestId, Reply>,
+    /// As they were last told of, by their number.
+    pub operations: BTreeMap<u64, Operation>,
     pub gate: Gate,
     /// Epochs up to this one were released.
     pub released: Epoch,
@@ -152,6 +154,7 @@ impl World {
                 pid: 7,
                 machine: "q35".into(),
                 cpu: "host".into(),
+                incarnation: Incarnation(1),
                 volume_blocks: vm.volumes.iter().map(|v| v.size.div_ceil(65536)).collect(),
                 budget: Budget { soft: 64 << 20, hard: 512 << 20 },
             };
@@ -170,6 +173,7 @@ impl World {
                 targets: Vec::new(),
                 waits: BTreeMap::new(),
                 last_id: 0,
+                operations: BTreeMap::new(),
                 sessions: Vec::new(),
                 backup: None,
                 spec: None,
@@ -202,9 +206,14 @@ impl World {
 
     /// Asks host `at`; the answer is in its `replies`.
     pub fn ask(&mut self, at: usize, request: Request) -> RequestId {
+        self.ask_with(at, request, None)
+    }
+
+    /// The same with a token.
+    pub fn ask_with(&mut self, at: usize, request: Request, token: Option<&str>) -> RequestId {
         self.last_request += 1;
         let id = RequestId(self.last_request);
-        self.tell(at, Event::Request { id, request, seen: Seen::default() });
+        self.tell(at, Event::Request { id, request, token: token.map(Into::into), seen: Seen::default() });
         self.settle();
         id
     }
@@ -213,6 +222,14 @@ impl World {
     pub fn answer(&mut self, at: usize, request: Request) -> Reply {
         let id = self.ask(at, request);
         self.hosts[at].replies.get(&id).cloned().expect("an answer")
+    }
+
+    /// The operation that host `at` begins for this request, by its number.
+    pub fn begin(&mut self, at: usize, request: Request) -> u64 {
+        match self.answer(at, request) {
+            Ok(Answer::Begun { operation }) => operation.id.number,
+            other => panic!("{other:?}"),
+        }
     }
 
     pub fn status(&mut self, at: usize) -> VmStatus {
@@ -410,6 +427,9 @@ impl World {
         let now = self.now;
         match effect {
             Effect::Publish(kind) => self.hosts[at].journal.push(kind),
+            Effect::Operation(operation) => {
+                self.hosts[at].operations.insert(operation.id.number, operation);
+            }
             Effect::Reply { to, reply } => drop(self.hosts[at].replies.insert(to, reply)),
             Effect::Ask(question) => self.asked(at, question),
             Effect::LetGo(waiter) => self.let_go(at, waiter),

@@ -46,6 +46,8 @@ pub struct History {
     incarnation: Incarnation,
     most: usize,
     last: u64,
+    /// The number of the latest event whose entry is gone; 0 when none is.
+    forgotten: u64,
     /// By the number of the first of each.
     entries: BTreeMap<u64, Entry>,
     subjects: HashMap<String, Subject>,
@@ -80,7 +82,7 @@ impl History {
     }
 
     fn of(host: HostName, incarnation: Incarnation, most: usize) -> Self {
-        Self { host, incarnation, most, last: 0, entries: BTreeMap::new(), subjects: HashMap::new() }
+        Self { host, incarnation, most, last: 0, forgotten: 0, entries: BTreeMap::new(), subjects: HashMap::new() }
     }
 
     /// The life of the keeper whose events these are.
@@ -91,6 +93,11 @@ impl History {
     /// The number of the latest event; 0 when there was none.
     pub fn last(&self) -> u64 {
         self.last
+    }
+
+    /// The number of the latest event that is not known any more; 0 when all are.
+    pub fn forgotten(&self) -> u64 {
+        self.forgotten
     }
 
     /// Something happened, `unix_us` and `monotonic_us` as in [`Event`]. Times that go back do no harm: nothing is ordered by them.
@@ -159,6 +166,7 @@ impl History {
         let Some(gone) = most.and_then(|s| s.entries.pop_first()).and_then(|first| self.entries.remove(&first)) else {
             return;
         };
+        self.forgotten = self.forgotten.max(gone.event.seq);
         let Some(subject) = self.subjects.get_mut(&gone.subject) else { return };
         if let Some(like) = subject.likes.get_mut(&gone.like) {
             like.entries -= 1;

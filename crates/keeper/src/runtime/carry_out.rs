@@ -19,6 +19,7 @@ impl Runtime {
         match effect {
             Effect::Publish(kind) => self.parts.journal.event(kind),
             Effect::Measure(metric) => self.measure(metric),
+            Effect::Operation(operation) => self.parts.operations.note(operation),
             Effect::Reply { to, reply } => {
                 if let Some(asks) = self.requests.remove(&to) {
                     let _ = asks.send(reply);

@@ -27,7 +27,7 @@ impl Runtime {
     /// What the message says; nothing, if it is of what is not here any more.
     pub(super) fn event_of(&mut self, msg: Msg) -> Option<Event> {
         Some(match msg {
-            Msg::Request { request, seen, reply } => self.request(request, seen, reply),
+            Msg::Request { request, token, seen, reply } => self.request(request, token, seen, reply),
             Msg::Quit => Event::Quit,
             Msg::WitnessAnswer { id, outcome } => Event::WitnessAnswer { id, outcome },
             Msg::WitnessHolds(found) => Event::WitnessHolds(found),
@@ -119,11 +119,11 @@ impl Runtime {
         })
     }
 
-    fn request(&mut self, request: Request, seen: Seen, reply: Sender<Reply>) -> Event {
+    fn request(&mut self, request: Request, token: Option<String>, seen: Seen, reply: Sender<Reply>) -> Event {
         self.last_request += 1;
         let id = RequestId(self.last_request);
         self.requests.insert(id, reply);
-        Event::Request { id, request, seen }
+        Event::Request { id, request, token, seen }
     }
 
     fn waits(&mut self, thread: SyncSender<()>) -> WaiterId {

@@ -61,6 +61,7 @@ use crate::journal::Journal;
 use crate::log::LogHandle;
 use crate::metrics::Board;
 use crate::msg::Msg;
+use crate::operations::Operations;
 use crate::outlets::Outlets;
 use crate::parking::Parking;
 use crate::priority;
@@ -74,6 +75,7 @@ pub struct Parts {
     pub disks: Arc<Disks>,
     pub images: Arc<Images>,
     pub journal: Journal,
+    pub operations: Operations,
     pub board: Arc<Board>,
     pub bell: Bell,
     pub inbox: Receiver<Msg>,
@@ -140,6 +142,7 @@ impl Runtime {
             epochs: config.epochs,
             uplink: config.uplink.clone(),
             pid: std::process::id(),
+            incarnation: parts.operations.incarnation(),
             machine: MACHINE.into(),
             cpu: CPU.into(),
             volume_blocks: parts.disks.iter().map(|d| sums::blocks(d.served.size())).collect(),

@@ -53,7 +53,7 @@ pub(super) fn start_again(lab: &Lab, subject: Subject, facts: &[Fact]) -> Result
 
 /// Why it is refused.
 fn start(lab: &Lab, host: &HostName, force: bool) -> Result<Option<String>, LabError> {
-    match lab.keeper(host.as_str())?.command(&Request::Start { force }) {
+    match lab.keeper(host.as_str())?.carry_out(&Request::Start { force }).map(drop) {
         Ok(()) => Ok(None),
         Err(ClientError::Refused(refusal)) => Ok(Some(refusal.to_string())),
         Err(error) => Err(LabError::Host { host: host.to_string(), what: error.to_string() }),

@@ -72,9 +72,9 @@ fn look(lab: &Lab, host: &str, elapsed: Duration) -> BootProgress {
         return starting;
     }
     // The keeper does not know when the guest's services answer; the copy of its memory shows as soon as there is one.
-    let copied = keeper
-        .events(Position::START, Duration::ZERO)
-        .is_ok_and(|e| e.iter().any(|e| matches!(e.kind, EventKind::SyncStarted { .. } | EventKind::Protected { .. })));
+    let copied = keeper.events(Position::START, Duration::ZERO).is_ok_and(|told| {
+        told.events.iter().any(|e| matches!(e.kind, EventKind::SyncStarted { .. } | EventKind::Protected { .. }))
+    });
     let phase = if copied { BootPhase::Syncing } else { BootPhase::Booting };
     BootProgress { phase, elapsed, sync: status.sync }
 }

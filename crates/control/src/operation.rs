@@ -1,0 +1,91 @@
+//! What takes longer than an answer: it has an id, says how far it is and how it ended, and some of it can be cancelled.
+
+use ninefold_model::event::EventKind;
+use serde::{Deserialize, Serialize};
+
+pub use crate::operation_id::{InvalidOperationId, OperationId, OperationKind};
+use crate::refusal::Refusal;
+
+/// Longest token, bytes.
+pub const MAX_TOKEN: usize = 64;
+
+/// An operation as it is, or as it ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Operation {
+    pub id: OperationId,
+    pub kind: OperationKind,
+    /// What the client that has begun it has called it.
+    #[serde(default)]
+    pub token: Option<String>,
+    #[serde(flatten)]
+    pub state: State,
+}
+
+impl Operation {
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        !matches!(self.state, State::Running { .. })
+    }
+}
+
+/// How far it is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum State {
+    Running {
+        /// Null while it is not known.
+        #[serde(default)]
+        progress: Option<Progress>,
+    },
+    /// With the event that tells most of it, in the form that it has among events.
+    Done {
+        #[serde(default)]
+        outcome: Option<Box<EventKind>>,
+    },
+    /// It came to nothing, or was cancelled: with the code `cancelled`.
+    Failed { error: Refusal },
+}
+
+/// How much is done. `total` may grow: a guest that runs writes to what is being copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    pub done: u64,
+    pub total: u64,
+    pub unit: Unit,
+}
+
+/// What progress is counted in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unit {
+    Bytes,
+    Milliseconds,
+}
+
+#[cfg(test)]
+mod tests {
+    use ninefold_model::Incarnation;
+
+    use super::*;
+
+    #[test]
+    fn an_operation_is_flat() {
+        let operation = Operation {
+            id: OperationId { incarnation: Incarnation(7), number: 1 },
+            kind: OperationKind::Snapshot,
+            token: None,
+            state: State::Running { progress: Some(Progress { done: 1, total: 2, unit: Unit::Bytes }) },
+        };
+        let text = serde_json::to_string(&operation).unwrap();
+        assert_eq!(
+            text,
+            r#"{"id":"7-1","kind":"snapshot","token":null,"state":"running","progress":{"done":1,"total":2,"unit":"bytes"}}"#
+        );
+        assert_eq!(serde_json::from_str::<Operation>(&text).unwrap(), operation);
+        let failed = Operation { state: State::Failed { error: Refusal::RunsHere }, ..operation };
+        let text = serde_json::to_string(&failed).unwrap();
+        assert!(text.ends_with(r#""state":"failed","error":{"code":"runs_here"}}"#), "{text}");
+        assert_eq!(serde_json::from_str::<Operation>(&text).unwrap(), failed);
+        assert!(failed.has_ended());
+    }
+}
