@@ -94,7 +94,8 @@ pub(super) mod tests {
 
     pub fn status(role: &str, protection: Option<&str>, peer: Option<&str>) -> VmStatus {
         serde_json::from_value(serde_json::json!({
-            "vm": "vm", "host": "a", "pid": 1, "role": role, "protection": protection, "wanted": "fault-tolerant", "term": 1,
+            "id": "3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4", "vm": "vm", "host": "a", "pid": 1,
+            "role": role, "protection": protection, "wanted": "fault-tolerant", "term": 1,
             "committed": 1, "peer": peer, "epoch_policy": {"fixed": {"ms": 25}}, "witness_reachable": true, "sync": null,
             "machine": null, "pause_us": null,
             "counters": serde_json::to_value(ninefold_model::status::Counters::default()).unwrap(),
