@@ -7,7 +7,7 @@ use ninefold_control::{OperationKind, Refusal, Reply};
 use ninefold_model::checkpoint::CheckpointRecord;
 use ninefold_model::event::EventKind;
 use ninefold_model::spec::{EpochPolicy, VmSpec};
-use ninefold_model::status::{Counters, LogState, LogStatus, MachineStatus};
+use ninefold_model::status::{Counters, LogState, LogStatus, MachineStatus, Role};
 use ninefold_model::{Backup, Epoch, HostName, Record as WitnessRecord, Term};
 use ninefold_replica::protocol::{Action, Input, ProposalId, Protocol, Rules, Wanted};
 use ninefold_replica::stream::Layout;
@@ -492,6 +492,10 @@ impl Core {
                     self.start_failed(Refusal::StartFailed { reason: reason.clone() });
                     self.input(Input::MachineLost { reason });
                     self.unborn = false;
+                    // A backup that was told may not be able to go on, or not be allowed to any more.
+                    if self.protocol.role() == Role::Standby {
+                        self.log_after_loss();
+                    }
                 }
             }
             Event::VmShutdown { generation } if generation != self.generation => {}
@@ -761,7 +765,12 @@ impl Core {
                 self.tell_primary(Word::Ack { epoch });
             }
             Action::StandDown => {
+                let from_log = matches!(self.loaded(), Some(Source::Log(_)));
                 self.stand_down();
+                // The log may speak of what the witness holds all the same: it may have been asked by what an old record said.
+                if from_log {
+                    self.log_after_loss();
+                }
                 if self.quitting.is_some() {
                     self.done = true;
                 }

@@ -468,6 +468,8 @@ pub enum RecoveryNews {
     Found {
         standing: protocol::Standing,
         epoch: Epoch,
+        /// That of the record under which its last checkpoint was taken, as its host knew it.
+        term: Term,
     },
     /// Its last checkpoint is loaded into a QEMU that waits. The log can be gone on with.
     Loaded(Box<Loaded>),

@@ -32,11 +32,20 @@ const DISK_LIMIT: Duration = Duration::from_secs(10);
 /// How long a VM that has ended waits for its log to be removed.
 const REMOVE_LIMIT: Duration = Duration::from_secs(2);
 
+/// What a log says of itself.
+#[derive(Clone)]
+struct FoundLog {
+    standing: Standing,
+    /// Its last checkpoint.
+    epoch: Epoch,
+    /// The newest term that the witness has held, as far as the log shows.
+    known: Term,
+}
+
 /// A log that was found and may be gone on from.
 struct Recovery {
     id: u64,
-    /// Once it is found: on what terms, and its last checkpoint.
-    found: Option<(Standing, Epoch)>,
+    found: Option<FoundLog>,
     /// It is being loaded, or is.
     going: bool,
 }
@@ -78,6 +87,9 @@ pub(crate) struct LogSide {
     recovery: Option<Recovery>,
     /// The record that the log being loaded speaks of.
     vouched: Option<Record>,
+    /// That of a log which did not speak of the record that the witness has shown. It is looked at again when it speaks of another: that one
+    /// may have been an old one, of which the log could not tell that it was.
+    left: Option<Standing>,
     /// Of a VM that has ended: its files may have to go. With whether there was a log.
     parting: Option<(u64, bool)>,
     removal: Option<Removal>,
@@ -105,6 +117,7 @@ impl LogSide {
             last: LogStatus { state: LogState::Off, epoch: Epoch(0), commit_bytes: 0, bytes: 0, commit_us: 0 },
             recovery: None,
             vouched: None,
+            left: None,
             parting: None,
             removal: None,
             start_wanted: false,
@@ -195,6 +208,7 @@ impl Core {
     fn log_is(&mut self, id: u64, standing: Standing) {
         self.log.id = Some(id);
         self.log.standing = Some(standing);
+        self.log.left = None;
         self.log.term = Term(0);
         self.log.durable = Epoch(0);
         self.log.state = LogState::Copying;
@@ -242,7 +256,7 @@ impl Core {
             return false;
         }
         self.drop_recovery();
-        self.log.look = None;
+        (self.log.look, self.log.left) = (None, None);
         if wanted {
             self.drop_kept_log();
         }
@@ -252,7 +266,8 @@ impl Core {
     /// A primary whose VM is not logged begins a log.
     pub(crate) fn check_log(&mut self) {
         let now = self.now.monotonic;
-        if self.protocol.role() != Role::Primary {
+        // One that has ended while its backups were being released may turn out to have stopped.
+        if self.protocol.role() != Role::Primary && !self.protocol.is_gone() {
             self.drop_parting_log();
         }
         let Some(status) = self.log_status() else { return };
@@ -267,7 +282,7 @@ impl Core {
                 let Some((hello, record)) = self.log_hello() else { return };
                 let mut standing = Standing::new(LogRole::Primary { record: record.clone() });
                 // It was asked for when there was no log that could note it.
-                standing.proposed = self.protocol.proposed().cloned();
+                standing.proposed.extend(self.protocol.proposed().cloned());
                 let beginning = Beginning::New { hello: Box::new(hello), standing: standing.clone() };
                 self.start_log(record.term, beginning, standing);
             }
@@ -276,6 +291,7 @@ impl Core {
                     && !self.restoring()
                     && !self.protocol.awaits_witness()
                     && !self.protocol.is_spare()
+                    && !self.protocol.is_gone()
                     && !self.done
                     && self.log.look.is_some_and(|at| now >= at) =>
             {
@@ -328,6 +344,8 @@ impl Core {
     pub(crate) fn log_session(&mut self, hello: &Hello) {
         self.not_started(Refusal::RunsElsewhere { host: Some(hello.from.clone()) });
         self.drop_recovery();
+        // What was here is of no use any more, and what comes is not to be gone on from when the session ends.
+        (self.log.look, self.log.left) = (None, None);
         self.drop_log();
         if self.non_volatile().is_some() {
             let role = LogRole::Backup { session: hello.term, primary: hello.from.clone() };
@@ -379,7 +397,7 @@ impl Core {
     /// the log is gone. There is nothing to wait for if it was no log yet.
     pub(crate) fn remove_log(&mut self, stopped: EventKind) {
         // Nothing is to be gone on from.
-        self.log.look = None;
+        (self.log.look, self.log.left) = (None, None);
         let Some((id, was_on)) = self.log.parting.take() else { return self.event(stopped) };
         self.log_order(id, LogOrder::Remove);
         if was_on {
@@ -602,8 +620,9 @@ impl Core {
 
     /// The VM is lost here, and perhaps its log can be gone on from.
     pub(crate) fn log_after_loss(&mut self) {
-        if self.non_volatile().is_some() {
-            self.log.again_later(self.now.monotonic);
+        let now = self.now.monotonic;
+        if self.non_volatile().is_some() && self.log.look.is_none_or(|at| at <= now) {
+            self.log.again_later(now);
             self.log.look = self.log.retry.map(|(at, _)| at);
         }
     }
@@ -638,11 +657,11 @@ impl Core {
         let Some(recovery) = self.log.recovery.as_ref().filter(|_| !force) else {
             // Nor is one to be looked for when the VM is on its way: see `not_here`.
             self.drop_recovery();
-            self.log.look = None;
+            (self.log.look, self.log.left) = (None, None);
             return Ok(true);
         };
         match &recovery.found {
-            Some((_, epoch)) => Err(Refusal::LogGoesOn { epoch: Some(*epoch) }),
+            Some(FoundLog { epoch, .. }) => Err(Refusal::LogGoesOn { epoch: Some(*epoch) }),
             None => {
                 self.log.start_wanted = true;
                 Ok(false)
@@ -666,11 +685,12 @@ impl Core {
                 self.event(EventKind::LogUnusable { reason: reason.clone() });
                 self.not_started(Refusal::LogUnusable { reason });
             }
-            RecoveryNews::Found { standing, epoch } => {
+            RecoveryNews::Found { standing, epoch, term } => {
                 self.not_started(Refusal::LogGoesOn { epoch: Some(epoch) });
                 tracing::info!(%epoch, ?standing, "there is a log");
                 if let Some(recovery) = &mut self.log.recovery {
-                    recovery.found = Some((standing, epoch));
+                    let known = term.max(standing.known_term());
+                    recovery.found = Some(FoundLog { standing, epoch, known });
                 }
                 // The witness's next word decides.
                 self.ask(Question::Cancel);
@@ -682,7 +702,9 @@ impl Core {
             }
             RecoveryNews::Loaded(loaded) => {
                 let found = self.log.recovery.take().and_then(|r| r.found);
-                let (Some((standing, epoch)), Some(record)) = (found, self.log.vouched.take()) else { return };
+                let (Some(FoundLog { standing, epoch, .. }), Some(record)) = (found, self.log.vouched.take()) else {
+                    return;
+                };
                 self.start_log(Term(0), Beginning::Continued { recovery: id }, standing.clone());
                 self.takeover = Some(Takeover {
                     suspected: self.now.monotonic,
@@ -705,8 +727,7 @@ impl Core {
 
     /// Why this is not what the witness held, if there is a log here that waits to be gone on from.
     pub(crate) fn log_doubts(&self, held: Option<&Record>) -> Option<String> {
-        let (standing, _) = self.log.recovery.as_ref().and_then(|r| r.found.as_ref())?;
-        let known = standing.known_term();
+        let known = self.log.recovery.as_ref().and_then(|r| r.found.as_ref())?.known;
         match held {
             None => Some(format!("it has no record of the VM, of which there is a log of term {known} here")),
             Some(r) if r.term < known => {
@@ -718,12 +739,12 @@ impl Core {
 
     /// The witness holds this. If the log speaks of it, the VM is this host's to go on with.
     pub(crate) fn record_seen(&mut self, record: &Record) {
-        let Some(recovery) = &mut self.log.recovery else { return };
-        let Some((standing, epoch)) = recovery.found.clone() else { return };
-        if recovery.going || record.term < standing.known_term() {
+        let Some(recovery) = &mut self.log.recovery else { return self.look_again(record) };
+        let Some(FoundLog { standing, epoch, known }) = recovery.found.clone() else { return };
+        if recovery.going || record.term < known {
             return;
         }
-        if standing.vouches(record, &self.settings.host) {
+        if self.protocol.may_recover(&standing, record) {
             self.log.vouched = Some(record.clone());
             recovery.going = true;
             let id = recovery.id;
@@ -740,8 +761,18 @@ impl Core {
             format!("{who} has had the VM since (term {})", record.term)
         };
         tracing::info!(%why, "the log is left alone");
+        self.log.left = Some(standing);
         if is_behind {
             self.event(EventKind::LogUnusable { reason: why });
+        }
+    }
+
+    /// A log was left alone, and is looked at again if it speaks of what the witness holds now.
+    fn look_again(&mut self, record: &Record) {
+        let speaks = |left: &Standing| self.protocol.may_recover(left, record);
+        if self.protocol.role() == Role::Standby && self.log.left.as_ref().is_some_and(speaks) {
+            self.log.left = None;
+            self.log.look = Some(self.now.monotonic);
         }
     }
 }

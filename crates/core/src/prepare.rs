@@ -48,7 +48,7 @@ impl Core {
             if let Some(role) = as_primary {
                 standing.role = role;
             }
-            standing.proposed = Some(new);
+            standing.propose(new);
             self.preparing.tickets += 1;
             let (ticket, standing) = (self.preparing.tickets, standing.clone());
             self.effects.push(Effect::Log { id: log, order: LogOrder::Stand { ticket, standing } });

@@ -199,6 +199,8 @@ impl Core {
                 Some(Refusal::RunsElsewhere { host })
             }
             Role::Standby if self.protocol.awaits_witness() => Some(Refusal::Busy { with: Work::Start }),
+            // The witness has still to say whether another host may have it.
+            Role::Standby if self.protocol.is_gone() => Some(Refusal::Busy { with: Work::Stop }),
             Role::Standby => None,
         }
     }

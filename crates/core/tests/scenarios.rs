@@ -11,10 +11,11 @@ use ninefold_core::effect::{
     VmOrder, Word,
 };
 use ninefold_core::event::{Event, Observed, Seen};
-use ninefold_model::Epoch;
 use ninefold_model::event::EventKind;
 use ninefold_model::spec::VmSpec;
 use ninefold_model::status::{LogState, ProtectionState, Role};
+use ninefold_model::{Backup, Epoch, HostName, Record, Term};
+use ninefold_replica::protocol::{LogRole, Outcome, Standing};
 use world::{AtWin, Gate, World, spec};
 
 const A: usize = 0;
@@ -471,4 +472,88 @@ fn a_failed_log_holds_output_and_volumes_until_it_is_disowned() {
         assert!(world.hosts[A].released > Epoch(durable.0 + 100), "what the backup has may go");
         assert!(given(&world, A, from).is_some_and(|epoch| epoch > Epoch(durable.0 + 100)));
     }
+}
+
+fn host(name: &str) -> HostName {
+    name.parse().unwrap()
+}
+
+/// Host a's record: b is bound in session 1, or nobody is.
+fn record(term: u64, bound: bool) -> Record {
+    let backup = Backup { host: host("b"), session: Term(1) };
+    Record { term: Term(term), primary: host("a"), backups: bound.then_some(backup).into_iter().collect() }
+}
+
+/// b has come back after a loss of power with a log whose last checkpoint is of this term. It received session 1 of a.
+fn came_back(term: u64) -> World {
+    let vm = spec(serde_json::json!({ "non_volatile": { "interval_ms": 100, "hold_output": true } }));
+    let mut world = World::new(2, &vm);
+    world.kill(A);
+    let role = LogRole::Backup { session: Term(1), primary: host("a") };
+    world.hosts[B].found = Some((Standing::new(role), Term(term)));
+    world
+}
+
+/// The witness is read, and shows this.
+fn shows(world: &mut World, record: &Record) {
+    world.witness = Some(record.clone());
+    world.tell(B, Event::WitnessHolds(world.witness.clone()));
+    world.pass(Duration::from_millis(50));
+    world.tell(B, Event::WitnessHolds(world.witness.clone()));
+    world.settle();
+}
+
+fn loads(world: &World) -> bool {
+    let load = |e: &Effect| matches!(e, Effect::Recovery { order: RecoveryOrder::Load, .. });
+    world.hosts[B].effects.iter().any(load)
+}
+
+/// A record that is older than the one under which the log was written says nothing, although the log's role knows of no newer.
+#[test]
+fn a_log_knows_the_term_of_its_last_checkpoint() {
+    let mut world = came_back(2);
+    world.pass(Duration::from_millis(50));
+    shows(&mut world, &record(1, false));
+    assert!(!loads(&world));
+    assert!(told(&world, B, |e| matches!(e, EventKind::WitnessDoubted { .. })));
+    shows(&mut world, &record(2, true));
+    assert!(loads(&world));
+}
+
+/// Where a log cannot tell that a record is old, it is left alone, and looked at again when the witness shows another that it speaks of.
+#[test]
+fn a_log_that_was_left_alone_is_looked_at_again() {
+    let mut world = came_back(1);
+    world.pass(Duration::from_millis(50));
+    shows(&mut world, &record(1, false));
+    assert!(!loads(&world) && !told(&world, B, |e| matches!(e, EventKind::WitnessDoubted { .. })));
+    shows(&mut world, &record(2, true));
+    assert!(loads(&world));
+}
+
+/// A VM is stopped, and its QEMU dies while the witness's answer is on its way: it has stopped, and its log goes.
+#[test]
+fn a_vm_has_stopped_although_its_qemu_dies_before_that_is_known() {
+    let vm = spec(serde_json::json!({ "non_volatile": { "interval_ms": 100, "hold_output": true } }));
+    let mut world = booted(&vm, 2);
+    world.pass(SECOND * 2);
+    let status = world.status(A);
+    assert_eq!(status.protection, Some(ProtectionState::Protected));
+    assert_eq!(status.log.map(|log| log.state), Some(LogState::On));
+    world.hosts[A].cut_from_witness = true;
+    let from = world.hosts[A].effects.len();
+    world.ask(A, Request::Stop);
+    let asked = place(&world, A, from, |e| matches!(e, Effect::Ask(Question::Propose { .. })));
+    let Effect::Ask(Question::Propose { id, new, .. }) = world.hosts[A].effects[asked].clone() else { unreachable!() };
+    world.witness = Some(new);
+    let generation = world.hosts[A].runs.unwrap();
+    world.tell(A, Event::VmLost { generation, reason: "killed".into() });
+    world.pass(Duration::from_millis(100));
+    let stopped = |world: &World| told(world, A, |e| matches!(e, EventKind::Stopped { .. }));
+    assert!(told(&world, A, |e| matches!(e, EventKind::StoodDown { .. })) && !stopped(&world));
+    assert!(matches!(world.answer(A, Request::Start { force: false }), Err(Refusal::Busy { .. })));
+    world.tell(A, Event::WitnessAnswer { id, outcome: Outcome::Won });
+    world.settle();
+    assert!(stopped(&world));
+    place(&world, A, asked, |e| matches!(e, Effect::Log { order: LogOrder::Remove, .. }));
 }

@@ -98,13 +98,14 @@ fn tell(back: &Back, config: &KeeperConfig, disks: &Disks, held: &Held) -> LogRe
     let (last, known) = (back.last(), back.known());
     let since = known.time_ms.saturating_sub(last.time_ms);
     let standing = back.standing();
-    let newer = newer(standing, &config.host, held);
+    let newest = newest_term(last.at.term, standing, true);
+    let newer = newer(standing, newest, &config.host, held);
     let state = Images {
         volumes: !back.hello().spec.volumes.is_empty(),
         damaged: back.damage().is_some(),
         between_sessions: back.is_between_sessions(),
-        overtaken: overtaken(standing, &config.host, held),
-        perhaps_overtaken: perhaps_overtaken(standing, last.at.term, &config.host, held),
+        overtaken: overtaken(standing, newest, &config.host, held),
+        perhaps_overtaken: perhaps_overtaken(standing, newest, &config.host, held),
         mixture: disks.mixture().found().filter(|cause| *cause != Cause::Log).is_some(),
     };
     LogReport {
@@ -173,29 +174,29 @@ impl Images {
     }
 }
 
-/// Whether the VM went on *here* after its log had ended, as far as is known.
-fn overtaken(standing: &Standing, me: &HostName, held: &Held) -> bool {
-    let disowned = |record: &Record| record.primary == *me && !standing.vouches(record, me);
+/// Whether the VM went on *here* after its log had ended, as far as is known. `newest` is a term that the witness has held, as the log knows: a
+/// record of an older one shows nothing but that the witness cannot be believed.
+fn overtaken(standing: &Standing, newest: Term, me: &HostName, held: &Held) -> bool {
+    let disowned = |record: &Record| record.primary == *me && record.term >= newest && !standing.vouches(record, me);
     standing.behind || matches!(held, Ok(Some(record)) if disowned(record))
 }
 
 /// Whether it may have, and another host has had it since: the log's disk failed so that it could not be noted, and the witness was told. That was a
 /// record that the log does not know, and the other host's came after that. The first record after one that is known, or after one that was asked for
-/// and not granted, leaves no room for it. `newest` is the term of the log's end.
+/// and not granted, leaves no room for it. `newest` is the newest term that the log knows.
 fn perhaps_overtaken(standing: &Standing, newest: Term, me: &HostName, held: &Held) -> bool {
-    let asked = standing.proposed.as_ref().map_or(Term(0), |record| record.term);
-    let known = newest.max(standing.known_term()).max(asked);
+    let known = standing.proposed.iter().map(|record| record.term).fold(newest, Term::max);
     matches!(held, Ok(Some(record)) if record.term > known.next() && !standing.vouches(record, me))
 }
 
 /// Why another state of the VM is, or may be, newer than the log's end; none: nothing was let go that is not in it.
-fn newer(standing: &Standing, me: &HostName, held: &Held) -> Option<String> {
+fn newer(standing: &Standing, newest: Term, me: &HostName, held: &Held) -> Option<String> {
     match held {
-        _ if overtaken(standing, me, held) => Some("the VM went on here without its log".into()),
+        _ if overtaken(standing, newest, me, held) => Some("the VM went on here without its log".into()),
         Err(why) => Some(format!("{UNKNOWN}: {why}")),
         Ok(None) => Some(format!("{UNKNOWN}: the witness has no record of it")),
         Ok(Some(record)) if standing.vouches(record, me) => None,
-        Ok(Some(record)) if record.term < standing.known_term() => {
+        Ok(Some(record)) if record.term < newest => {
             Some(format!("the witness's record (term {}) is older than the log: it cannot be believed", record.term))
         }
         Ok(Some(record)) => Some(format!("{} has had the VM since (term {})", record.primary, record.term)),
@@ -352,17 +353,20 @@ mod tests {
         let (a, b) = (host("a"), host("b"));
         let primary = Standing::new(LogRole::Primary { record: record(5, "a", None) });
         let held = |record| Ok(Some(record));
-        assert_eq!(newer(&primary, &a, &held(record(5, "a", None))), None);
-        let say = |standing: &Standing, me, held: Held| newer(standing, me, &held).unwrap();
+        assert_eq!(newer(&primary, Term(5), &a, &held(record(5, "a", None))), None);
+        let say = |standing: &Standing, me, held: Held| newer(standing, Term(5), me, &held).unwrap();
         assert!(say(&primary, &a, held(record(7, "b", None))).contains("b has had the VM since (term 7)"));
         assert!(say(&primary, &a, held(record(6, "a", None))).contains("went on here without its log"));
-        assert!(say(&primary, &a, held(record(4, "a", None))).contains("without its log"));
+        assert!(say(&primary, &a, held(record(4, "a", None))).contains("is older than the log"));
         assert!(say(&primary, &a, Ok(None)).contains("no record"));
         assert!(say(&primary, &a, Err("no route".into())).contains("not known: no route"));
         let backup = Standing::new(LogRole::Backup { session: Term(5), primary: a.clone() });
-        assert_eq!(newer(&backup, &b, &held(record(6, "a", Some("b")))), None);
+        assert_eq!(newer(&backup, Term(6), &b, &held(record(6, "a", Some("b")))), None);
         assert!(say(&backup, &b, held(record(6, "a", None))).contains("a has had the VM since"));
         assert!(say(&backup, &b, held(record(4, "a", None))).contains("is older than the log"));
+        // Its last commit says a newer term than its role.
+        let old = newer(&backup, Term(7), &b, &held(record(6, "a", None))).unwrap();
+        assert!(old.contains("is older than the log"), "{old}");
         let behind = Standing { behind: true, ..primary };
         assert!(say(&behind, &a, held(record(5, "a", None))).contains("went on here without its log"));
     }
@@ -380,7 +384,7 @@ mod tests {
         assert!(!may(&log, 5, record(6, "b", None)));
         assert!(!may(&log, 5, record(5, "a", None)));
         // What it has asked for may have been granted: it is known, and the next is not.
-        log.proposed = Some(record(6, "a", Some("b")));
+        log.propose(record(6, "a", Some("b")));
         assert!(!may(&log, 5, record(7, "b", None)));
         assert!(!may(&log, 5, record(6, "a", Some("b"))));
         assert!(may(&log, 5, record(8, "b", None)));
@@ -394,7 +398,7 @@ mod tests {
             !perhaps_overtaken(&log, Term(5), &a, &Ok(None))
                 && !perhaps_overtaken(&log, Term(5), &a, &Err("no".into()))
         );
-        assert!(newer(&log, &a, &Ok(None)).unwrap().contains("or this one without its log"));
+        assert!(newer(&log, Term(6), &a, &Ok(None)).unwrap().contains("or this one without its log"));
     }
 
     /// Memory and volumes are one checkpoint: whatever may have taken the images beyond it is a refusal, and nothing is without them.

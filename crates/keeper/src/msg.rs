@@ -331,6 +331,8 @@ pub enum RecoveryEvent {
     Found {
         standing: protocol::Standing,
         epoch: Epoch,
+        /// That of its last commit.
+        term: Term,
     },
     /// Its last checkpoint is loaded into a QEMU that waits.
     Loaded {

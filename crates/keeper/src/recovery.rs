@@ -17,7 +17,7 @@ use ninefold_machine::{Machine, Ports};
 use ninefold_model::Record;
 use ninefold_replica::protocol::{LogRole, Standing};
 use ninefold_replica::stream::{Hello, Layout};
-use ninefold_snapshot::log::{Found, Held, LogError, Options, PlayVolume};
+use ninefold_snapshot::log::{At, Found, Held, LogError, Options, PlayVolume};
 
 use crate::booted;
 use crate::capture::micros;
@@ -73,7 +73,8 @@ pub fn start(id: u64, config: Arc<KeeperConfig>, place: Place, core: Sender<Msg>
             Ok(None) => tell(RecoveryEvent::Nothing),
             Err(reason) => tell(RecoveryEvent::Unusable(reason)),
             Ok(Some(found)) => {
-                tell(RecoveryEvent::Found { standing: found.standing().clone(), epoch: found.last().at.epoch });
+                let At { epoch, term, .. } = found.last().at;
+                tell(RecoveryEvent::Found { standing: found.standing().clone(), epoch, term });
                 // Not if the core does not want it any more.
                 if told.recv().is_ok() {
                     tell(load(found, &config, &place).unwrap_or_else(RecoveryEvent::Failed));
@@ -201,7 +202,7 @@ pub fn play(load: LoadLog<'_>, machine: &Machine, unused: &Unused, place: &Place
 #[cfg(test)]
 mod tests {
     use ninefold_model::{Epoch, Term};
-    use ninefold_snapshot::log::{At, New};
+    use ninefold_snapshot::log::New;
 
     use super::*;
 

@@ -573,10 +573,10 @@ impl Replication {
         let h = w.hosts[host].as_mut().unwrap();
         let Some((id, new)) = h.noting.take() else { return };
         if let Some(log) = &mut h.log {
-            log.standing.proposed = Some(new);
             if let Some(role) = h.protocol.log_role() {
                 log.standing.role = role;
             }
+            log.standing.propose(new);
             if let Some(disk) = w.disks[host].as_mut().filter(|_| log.published) {
                 disk.standing = log.standing.clone();
             }

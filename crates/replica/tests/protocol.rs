@@ -393,6 +393,80 @@ fn both_hear_of_the_death_of_the_machine() {
     assert_eq!(out[..3], [relinquish(b), relinquish(c), Action::StandDown]);
 }
 
+/// A VM is stopped, or goes on without its backups, and its QEMU dies while the witness's answer is on its way. The backups are told, and one of
+/// them may be first; if none is, nobody has the VM, and that is said.
+#[test]
+fn what_becomes_of_a_vm_whose_qemu_dies_while_its_backups_are_released() {
+    let record = |a: &Host| {
+        let backups = a.protocol.sessions().iter().map(|s| backup(s.backup.as_str(), s.name)).collect();
+        Record { term: a.protocol.term(), primary: host("a"), backups }
+    };
+    for stops in [true, false] {
+        let gone = || {
+            let (mut a, b, c) = protected_twice();
+            let before = record(&a);
+            let reason = String::from("enough");
+            a.tell(if stops { Input::Stop { reason } } else { Input::Part { reason } });
+            let out = a.tell(Input::MachineLost { reason: "killed".into() });
+            let relinquish = |session| Action::SendRelinquish { session, reason: "killed".into() };
+            assert_eq!(out[..3], [relinquish(b), relinquish(c), Action::StandDown]);
+            assert!(matches!(&out[3..], [Action::Emit(EventKind::StoodDown { .. })]), "{out:?}");
+            let new = a.asked.clone().unwrap().1;
+            (a, before, new)
+        };
+        let end = [if stops {
+            Action::Emit(EventKind::Stopped { reason: "enough".into() })
+        } else {
+            Action::Emit(EventKind::Lost { reason: "killed".into() })
+        }];
+        let (mut a, ..) = gone();
+        assert_eq!(a.win().1, end);
+        assert!(!a.protocol.is_gone());
+        let (mut a, _, new) = gone();
+        assert_eq!(a.tell(Input::Observed(new)), end, "the answer was lost, and it is read");
+        // What proves nothing changes nothing, and is not asked again: what has not arrived must not.
+        let (mut a, _, new) = gone();
+        let id = a.asked.clone().unwrap().0;
+        for outcome in worthless(Record::boot(host("c"))) {
+            assert_eq!(a.tell(Input::Answer { id, outcome }), []);
+        }
+        assert_eq!(a.tell(Input::Observed(Record::boot(host("a")))), []);
+        assert!(a.protocol.is_gone() && a.protocol.may_start(Some(&new), false).is_err());
+        assert_eq!(a.tell(Input::Observed(new)), end);
+        // Another has it.
+        let (mut a, _, new) = gone();
+        assert_eq!(a.lose(Record { primary: host("b"), ..new }), []);
+        assert!(!a.protocol.is_gone());
+        // It was not granted: the backups may have it.
+        let (mut a, before, _) = gone();
+        assert_eq!(a.tell(Input::Observed(before)), []);
+        assert!(!a.protocol.is_gone());
+        // One of them runs it, as it shows.
+        let (mut a, ..) = gone();
+        let session = Term(40);
+        assert_eq!(a.tell(Input::Offer { from: host("b"), session }), [Action::AcceptSession { session }]);
+    }
+}
+
+/// The same when there is nobody who could be told.
+#[test]
+fn a_vm_that_is_stopped_has_stopped_also_if_its_qemu_dies_meanwhile() {
+    let gone = || {
+        let mut a = Host::new("a");
+        a.tell(Input::Start { found: None, force: false });
+        a.win();
+        let before = Record::boot(host("a"));
+        a.tell(Input::LogLost { noted: false });
+        assert_eq!(a.tell(Input::Stop { reason: "enough".into() }), []);
+        a.tell(Input::MachineLost { reason: "killed".into() });
+        (a, before)
+    };
+    assert_eq!(gone().0.win().1, [Action::Emit(EventKind::Stopped { reason: "enough".into() })]);
+    let (mut a, before) = gone();
+    let lost = Action::Emit(EventKind::Lost { reason: "killed".into() });
+    assert_eq!(a.tell(Input::Observed(before)), [lost], "its log is believed still");
+}
+
 #[test]
 fn a_record_names_no_more_backups_than_it_may() {
     let mut a = Host::new("a");

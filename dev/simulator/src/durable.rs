@@ -8,6 +8,7 @@ use ninefold_replica::protocol::LogRole;
 
 use crate::guest::Checkpoint;
 use crate::keeper::{Log, LogJob, LogState, OnDisk};
+use crate::plan::Moment;
 use crate::volumes::Writes;
 use crate::world::{MS, What, World};
 
@@ -18,7 +19,7 @@ impl World {
 
     pub(crate) fn log_order(&mut self, host: usize, id: u64, order: LogOrder) {
         match order {
-            LogOrder::Start { reign: _, beginning } => {
+            LogOrder::Start { reign, beginning } => {
                 let mut log = Log {
                     state: LogState::Nothing,
                     jobs: Default::default(),
@@ -26,6 +27,7 @@ impl World {
                     busy: false,
                     steps: 0,
                     session: Term(0),
+                    term: reign,
                     reigns: false,
                     standing: None,
                 };
@@ -50,17 +52,22 @@ impl World {
                 }
             }
             LogOrder::Stand { ticket, standing } => {
+                self.comes(Moment::Notes);
                 if let Some(log) = self.keeper(host).logs.get_mut(&id) {
                     log.note = Some((ticket, standing));
                     self.log_works(host, id);
                 }
             }
-            LogOrder::Reign(_) => {
+            LogOrder::Reign(term) => {
                 if let Some(log) = self.keeper(host).logs.get_mut(&id) {
-                    log.reigns = true;
+                    (log.reigns, log.term) = (true, log.term.max(term));
                 }
             }
-            LogOrder::Term(_) => {}
+            LogOrder::Term(term) => {
+                if let Some(log) = self.keeper(host).logs.get_mut(&id) {
+                    log.term = log.term.max(term);
+                }
+            }
             LogOrder::Remove => {
                 if self.keeper(host).logs.contains_key(&id) {
                     self.log_job(host, id, LogJob::Remove);
@@ -175,7 +182,7 @@ impl World {
             return;
         }
         let Some(log) = self.keeper(host).logs.get_mut(&id) else { return };
-        let state = log.state;
+        let (state, of) = (log.state, log.term);
         let event = match job {
             LogJob::Begin(standing) => {
                 (log.state, log.standing) = (LogState::New, Some(standing));
@@ -192,15 +199,15 @@ impl World {
             }
             LogJob::Checkpoint { checkpoint, rest } if state == LogState::New => {
                 let epoch = checkpoint.epoch;
-                self.log_begins(host, id, *checkpoint, rest, Term(0));
+                self.log_begins(host, id, *checkpoint, rest, (Term(0), of));
                 Some(holds(id, epoch, true))
             }
             LogJob::Checkpoint { checkpoint, .. } if state == LogState::Log => {
                 let epoch = checkpoint.epoch;
-                self.log_takes(host, *checkpoint, Term(0));
+                self.log_takes(host, *checkpoint, (Term(0), of));
                 Some(holds(id, epoch, false))
             }
-            LogJob::Received { session, checkpoint, rest, first } if session == log.session => {
+            LogJob::Received { session, term, checkpoint, rest, first } if session == log.session => {
                 if matches!(state, LogState::Nothing | LogState::Failed) {
                     // What the log does not take the volumes do not get.
                     return self.log_next(host, id);
@@ -208,8 +215,8 @@ impl World {
                 let epoch = checkpoint.epoch;
                 self.volumes_take(host, &checkpoint, rest.as_ref());
                 match state {
-                    LogState::New => self.log_begins(host, id, *checkpoint, rest, session),
-                    _ => self.log_takes(host, *checkpoint, session),
+                    LogState::New => self.log_begins(host, id, *checkpoint, rest, (session, term)),
+                    _ => self.log_takes(host, *checkpoint, (session, term)),
                 }
                 Some(Event::Held { session, epoch, first })
             }
@@ -239,18 +246,19 @@ impl World {
         }
     }
 
-    fn log_begins(&mut self, host: usize, id: u64, checkpoint: Checkpoint, rest: Option<Writes>, session: Term) {
+    /// `of`: its session and its term.
+    fn log_begins(&mut self, host: usize, id: u64, checkpoint: Checkpoint, rest: Option<Writes>, of: (Term, Term)) {
         let Some(log) = self.keeper(host).logs.get_mut(&id) else { return };
         log.state = LogState::Log;
         let Some(standing) = log.standing.clone() else { return };
-        let at = (session, checkpoint.epoch);
-        self.hosts[host].log = Some(OnDisk { standing, checkpoint, writes: rest.unwrap_or_default(), at });
+        let (at, term) = ((of.0, checkpoint.epoch), of.1);
+        self.hosts[host].log = Some(OnDisk { standing, checkpoint, writes: rest.unwrap_or_default(), at, term });
     }
 
-    fn log_takes(&mut self, host: usize, checkpoint: Checkpoint, session: Term) {
+    fn log_takes(&mut self, host: usize, checkpoint: Checkpoint, of: (Term, Term)) {
         if let Some(disk) = &mut self.hosts[host].log {
             disk.writes.extend(checkpoint.writes.iter().copied());
-            disk.at = (session, checkpoint.epoch);
+            (disk.at, disk.term) = ((of.0, checkpoint.epoch), of.1);
             disk.checkpoint = checkpoint;
         }
     }
@@ -279,7 +287,10 @@ impl World {
             return;
         }
         let news = match &self.hosts[host].log {
-            Some(disk) => RecoveryNews::Found { standing: disk.standing.clone(), epoch: disk.checkpoint.epoch },
+            Some(disk) => {
+                let (standing, epoch) = (disk.standing.clone(), disk.checkpoint.epoch);
+                RecoveryNews::Found { standing, epoch, term: disk.term }
+            }
             None => RecoveryNews::Nothing,
         };
         self.tell(host, Event::Recovery { id, news });

@@ -4,11 +4,37 @@ use ninefold_control::Request;
 use ninefold_core::event::{Event, RequestId};
 
 use crate::keeper::At;
-use crate::plan::Fault;
+use crate::plan::{Fault, Moment};
 use crate::world::{Item, MS, What, World};
 
+/// How long a fault waits for its moment.
+const LURKS: u64 = 2000 * MS;
+
 impl World {
+    pub(crate) fn fault_is_due(&mut self, n: usize) {
+        if self.plan.faults[n].behind.is_none() {
+            return self.fault(n);
+        }
+        self.lurking.push(n);
+        self.after(LURKS, Item::Fault(n));
+    }
+
+    /// Such a moment has come: what has waited for it happens soon.
+    pub(crate) fn comes(&mut self, moment: Moment) {
+        for n in std::mem::take(&mut self.lurking) {
+            match self.plan.faults[n].behind {
+                Some((of, us)) if of == moment => self.after(us, Item::Fault(n)),
+                _ => self.lurking.push(n),
+            }
+        }
+    }
+
     pub(crate) fn fault(&mut self, n: usize) {
+        // It has happened already, if its moment has come.
+        if std::mem::replace(&mut self.happened[n], true) {
+            return;
+        }
+        self.lurking.retain(|of| *of != n);
         let mut fault = self.plan.faults[n].fault.clone();
         let now = self.now;
         self.trace.fault(now, &fault);

@@ -5,7 +5,8 @@
 //! * **I3** only the host that the witness names says anything, but for what was committed and leaves at most a moment after it was replaced;
 //!   one that stood still and was replaced meanwhile says nothing;
 //! * **I4** a VM that calls itself protected has a backup that lives;
-//! * **L** a VM that is whole on a living host is not lost, nor booted anew;
+//! * **L** a VM that is whole on a living host is not lost, nor booted anew; one that is non-volatile, and whose logs have not failed, is in the log
+//!   of a host that may go on from it under the witness's record, whatever happens to processes and power;
 //! * and when all faults have passed it runs on one host, and is protected again.
 
 use std::collections::BTreeMap;
@@ -46,6 +47,8 @@ pub struct Judge {
     /// Why nobody holds the VM any more.
     pub(crate) lost: Option<String>,
     pub(crate) stopped: bool,
+    /// The VM is non-volatile: output waits for a log, and a loss of power ends nothing.
+    pub(crate) durable: bool,
     pub(crate) changed: u64,
     pub(crate) roles: BTreeMap<usize, (Role, Option<ProtectionState>, Term)>,
     pub(crate) unbacked: BTreeMap<usize, u64>,
@@ -67,7 +70,7 @@ impl Judge {
     }
 
     pub(crate) fn vm_stopped(&mut self) {
-        self.stopped = true;
+        (self.stopped, self.durable) = (true, false);
     }
 
     /// A keeper's process is gone: it says nothing any more.

@@ -117,6 +117,8 @@ pub enum Stage {
 #[derive(Debug)]
 pub struct Session {
     pub connection: u64,
+    /// The newest term in which it is bound, or that of the session.
+    pub term: Term,
     /// When something was last sent.
     pub sent_at: u64,
     /// Checkpoints on their way, and when each was sent.
@@ -196,6 +198,8 @@ pub struct Log {
     pub busy: bool,
     pub steps: u64,
     pub session: Term,
+    /// Of what is given to it from here on.
+    pub term: Term,
     pub reigns: bool,
     pub standing: Option<protocol::Standing>,
 }
@@ -223,6 +227,7 @@ pub enum LogJob {
     },
     Received {
         session: Term,
+        term: Term,
         checkpoint: Box<Checkpoint>,
         rest: Option<Writes>,
         first: bool,
@@ -241,6 +246,8 @@ pub struct OnDisk {
     /// All that was written to the volumes since the log has begun.
     pub writes: Writes,
     pub at: (Term, Epoch),
+    /// That of the last checkpoint.
+    pub term: Term,
 }
 
 impl OnDisk {

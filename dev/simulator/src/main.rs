@@ -9,7 +9,7 @@ use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use ninefold_replica::protocol::Rules;
 use ninefold_simulator::plan::Plan;
-use ninefold_simulator::run::{harm, run, shrink};
+use ninefold_simulator::run::{all_but, harm, run, shrink};
 use ninefold_simulator::trace::Trace;
 
 /// Runs whole cores in a simulated world that misbehaves by seed, and says what must never be.
@@ -39,6 +39,9 @@ struct Args {
     /// Stops after so many seeds that fail.
     #[arg(long, default_value_t = 1)]
     failures: usize,
+    /// Switches off this rule of the protocol, as `Rules` names it.
+    #[arg(long)]
+    without: Option<String>,
     /// Says how often each kind of event and effect was seen.
     #[arg(long)]
     kinds: bool,
@@ -46,6 +49,14 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    let rules = match args.without.as_deref().map(all_but) {
+        None => Rules::ALL,
+        Some(Some(rules)) => rules,
+        Some(None) => {
+            eprintln!("error: there is no rule of that name: docs/protocol.md has them");
+            return ExitCode::from(2);
+        }
+    };
     let plan = match &args.plan {
         Some(path) => match read(path) {
             Ok(plan) => Some(plan),
@@ -57,8 +68,8 @@ fn main() -> ExitCode {
         None => args.replay.then(|| Plan::of(args.seed)),
     };
     match plan {
-        Some(plan) => one(plan, args.whole),
-        None => many(&args),
+        Some(plan) => one(plan, args.whole, rules),
+        None => many(&args, rules),
     }
 }
 
@@ -67,9 +78,9 @@ fn read(path: &PathBuf) -> Result<Plan, String> {
     serde_json::from_str(&text).map_err(|e| e.to_string())
 }
 
-fn one(plan: Plan, whole: bool) -> ExitCode {
-    let plan = if whole { plan } else { shrink(&plan, Rules::ALL) };
-    let outcome = run(&plan, Rules::ALL, Trace::on());
+fn one(plan: Plan, whole: bool, rules: Rules) -> ExitCode {
+    let plan = if whole { plan } else { shrink(&plan, rules) };
+    let outcome = run(&plan, rules, Trace::on());
     print!("{}", outcome.trace);
     tell(&plan);
     match outcome.harm {
@@ -88,11 +99,12 @@ fn tell(plan: &Plan) {
     println!("{}", serde_json::to_string(plan).unwrap_or_default());
     println!("{:?}", plan.setup);
     for timed in &plan.faults {
-        println!("  at {:>5} ms {:?}", timed.at_ms, timed.fault);
+        let behind = timed.behind.map_or_else(String::new, |(moment, us)| format!("{us} us after {moment:?}: "));
+        println!("  at {:>5} ms {behind}{:?}", timed.at_ms, timed.fault);
     }
 }
 
-fn many(args: &Args) -> ExitCode {
+fn many(args: &Args, rules: Rules) -> ExitCode {
     let bar = ProgressBar::new(args.seeds);
     if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} seeds, {per_sec}, {eta} left {msg}") {
         bar.set_style(style);
@@ -103,7 +115,7 @@ fn many(args: &Args) -> ExitCode {
     for seed in args.seed..args.seed.saturating_add(args.seeds) {
         let plan = Plan::of(seed);
         let trace = if args.kinds { Trace::counting() } else { Trace::default() };
-        let outcome = run(&plan, Rules::ALL, trace);
+        let outcome = run(&plan, rules, trace);
         us += outcome.us;
         takeovers += outcome.takeovers;
         lives += outcome.lives;
@@ -116,9 +128,9 @@ fn many(args: &Args) -> ExitCode {
             failed += 1;
             bar.suspend(|| {
                 println!("seed {seed}: {}: {} (at {} ms)", found.rule, found.words, found.at_us / 1000);
-                let small = shrink(&plan, Rules::ALL);
+                let small = shrink(&plan, rules);
                 tell(&small);
-                if let Some(harm) = harm(&small, Rules::ALL) {
+                if let Some(harm) = harm(&small, rules) {
                     println!("  {}: {}", harm.rule, harm.words);
                 }
             });

@@ -20,6 +20,7 @@ pub enum Msg {
     /// With `rest`, the session's first: blocks of the images as they are, and all that is held.
     Checkpoint {
         checkpoint: Box<Checkpoint>,
+        term: Term,
         rest: Option<Writes>,
     },
     /// The primary's heartbeat, with its time.

@@ -9,6 +9,7 @@ use ninefold_model::{Epoch, Record, Term};
 use crate::guest::{Guest, Node};
 use crate::judge::Verdict;
 use crate::keeper::At;
+use crate::plan::Fault;
 use crate::world::{Item, MS, World};
 
 /// A late frame is one that leaves so long after another host has won the VM: the failure timeout, and one call to the witness.
@@ -115,6 +116,7 @@ impl World {
         self.hosts.iter_mut().for_each(|h| h.robbed = false);
         let judge = &mut self.judge;
         (judge.life, judge.spoken, judge.stopped, judge.lost) = (Some(node), node, false, None);
+        judge.durable = false;
         judge.acked.clear();
         judge.lives += 1;
         self.trace.say(now, &name, || format!("boots, with {node}"));
@@ -132,7 +134,17 @@ impl World {
         }
         let Some(record) = self.record() else { return };
         let hosts = std::iter::once(&record.primary).chain(record.backups.iter().map(|b| &b.host));
-        if !hosts.map(|name| self.number(name)).any(|host| self.holds(host, record)) {
+        let hosts: Vec<usize> = hosts.map(|name| self.number(name)).collect();
+        let log_speaks = |host: &usize| {
+            let h = &self.hosts[*host];
+            h.log.as_ref().is_some_and(|log| log.vouches(record, &h.name))
+        };
+        let logs_fail = self.plan.faults.iter().any(|timed| matches!(timed.fault, Fault::LogFails { .. }));
+        if self.judge.durable && !logs_fail && !hosts.iter().any(log_speaks) {
+            let words = format!("no log speaks of {record:?}: {why}");
+            return self.judge.harm(self.now, "L", words);
+        }
+        if !hosts.iter().any(|host| self.holds(*host, record)) {
             let now = self.now;
             self.trace.judge(now, || format!("nobody holds the VM any more: {why}"));
             self.judge.lost = Some(why.to_owned());

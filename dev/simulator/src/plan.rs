@@ -26,8 +26,56 @@ pub struct Setup {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timed {
     pub at_ms: u64,
+    /// From then on it waits for such a moment, and happens so many microseconds after that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub behind: Option<(Moment, u64)>,
     pub fault: Fault,
 }
+
+impl Timed {
+    /// At this time.
+    pub fn at(at_ms: u64, fault: Fault) -> Self {
+        Self { at_ms, behind: None, fault }
+    }
+
+    /// So many microseconds after the first such moment from this time on.
+    pub fn behind(at_ms: u64, moment: Moment, us: u64, fault: Fault) -> Self {
+        Self { at_ms, behind: Some((moment, us)), fault }
+    }
+}
+
+/// What keepers do, of which it matters what comes right after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Moment {
+    /// The log is told what is about to be proposed.
+    Notes,
+    /// The witness is asked for a record.
+    Proposes,
+    /// And holds it.
+    Wins,
+    /// A backup acknowledges a session's first checkpoint.
+    AcksFirst,
+    /// A backup acknowledges.
+    Acks,
+    /// Output is released.
+    Releases,
+    /// A backup takes its primary for lost.
+    Claims,
+    /// A guest is let run that was loaded.
+    Resumes,
+}
+
+const MOMENTS: [Moment; 8] = [
+    Moment::Notes,
+    Moment::Proposes,
+    Moment::Wins,
+    Moment::AcksFirst,
+    Moment::Acks,
+    Moment::Releases,
+    Moment::Claims,
+    Moment::Resumes,
+];
 
 /// What goes wrong, or is asked for by an owner. Hosts are numbered from 0. All of them pass.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -203,7 +251,11 @@ impl Plan {
         let mut faults = Vec::new();
         for _ in 0..count {
             let kind = kinds[rng.usize(..kinds.len())];
-            faults.push(Timed { at_ms, fault: one(rng, setup, kind) });
+            let fault = one(rng, setup, kind);
+            let moment = MOMENTS[rng.usize(..MOMENTS.len())];
+            let us = [0, rng.u64(..500), rng.u64(..3000)][rng.usize(..3)];
+            let behind = (rng.u8(..3) == 0).then_some((moment, us));
+            faults.push(Timed { at_ms, behind, fault });
             // Some come together: what one sets off is not over when the next comes.
             at_ms += match rng.u8(..4) {
                 0 => rng.u64(..10),

@@ -29,7 +29,14 @@ impl World {
                 if let Some(c) = self.connections.get_mut(&connection) {
                     c.last_read[0] = boot;
                 }
-                let session = Session { connection, sent_at: boot, sent: Default::default(), since: None, over: false };
+                let session = Session {
+                    connection,
+                    term: name,
+                    sent_at: boot,
+                    sent: Default::default(),
+                    since: None,
+                    over: false,
+                };
                 self.keeper(host).sessions.insert(name, session);
                 self.send(connection, 0, Msg::Hello(hello));
                 self.later(host, HEARTBEAT, What::Beats { session: name });
@@ -46,7 +53,12 @@ impl World {
                 }
                 self.later(host, takes, What::Synced { session: name });
             }
-            (SessionOrder::Bound(term), Some(connection)) => self.says(host, name, connection, Msg::Bound(term)),
+            (SessionOrder::Bound(term), Some(connection)) => {
+                if let Some(session) = self.keeper(host).sessions.get_mut(&name) {
+                    session.term = term;
+                }
+                self.says(host, name, connection, Msg::Bound(term));
+            }
             (SessionOrder::Relinquish { epoch: _, reason }, Some(connection)) => {
                 self.says(host, name, connection, Msg::Relinquish(reason));
             }
@@ -95,11 +107,20 @@ impl World {
 
     /// The backup says something.
     pub(crate) fn session_hears(&mut self, host: usize, connection: u64, msg: Msg) {
+        let rules = self.rules;
         let keeper = self.keeper(host);
         let Some((&session, open)) = keeper.sessions.iter_mut().find(|(_, s)| s.connection == connection) else {
             return;
         };
         if open.over {
+            return;
+        }
+        let newest = open.sent.back().map(|(epoch, _)| *epoch);
+        if !rules.release_only_acked
+            && let (Msg::Word(Word::Heartbeat { .. }), Some(epoch)) = (&msg, newest)
+        {
+            // Broken on purpose: any sign of life counts as an acknowledgement of all that was sent.
+            self.tell(host, Event::Acked { session, epoch, sent: None });
             return;
         }
         let event = match msg {

@@ -136,11 +136,11 @@ impl World {
                     self.hosts[host].images[block] = node;
                 }
             }
-            Msg::Checkpoint { checkpoint, rest } => {
+            Msg::Checkpoint { checkpoint, term, rest } => {
                 standby.first = false;
                 if let Some(id) = standby.log {
                     standby.checkpoint = Some((*checkpoint).clone());
-                    return self.log_job(host, id, LogJob::Received { session, checkpoint, rest, first });
+                    return self.log_job(host, id, LogJob::Received { session, term, checkpoint, rest, first });
                 }
                 let epoch = checkpoint.epoch;
                 self.volumes_take(host, &checkpoint, rest.as_ref());

@@ -6,7 +6,9 @@ use std::time::Duration;
 use ninefold_control::OperationKind;
 use ninefold_control::operation::State;
 use ninefold_core::disk_watch::Look;
-use ninefold_core::effect::{DisksOrder, Effect, GuestOrder, Metric, OutletsOrder, ParkingOrder, PrimaryOrder};
+use ninefold_core::effect::{
+    DisksOrder, Effect, GuestOrder, Metric, OutletsOrder, ParkingOrder, PrimaryOrder, Question,
+};
 use ninefold_core::event::{Event, Frames, Observed, OfferId, VolumeSeen};
 use ninefold_core::settings::Timing;
 use ninefold_core::still_ours;
@@ -19,6 +21,7 @@ use crate::guest::Node;
 use crate::keeper::{Verdict, Waits};
 use crate::network::Msg;
 use crate::outlets::Gate;
+use crate::plan::Moment;
 use crate::volumes::Writes;
 use crate::world::{MS, TICK_US, World};
 
@@ -144,7 +147,7 @@ impl World {
 
     fn carry_out(&mut self, host: usize, effect: Effect) {
         match effect {
-            Effect::Publish(kind) => self.published(&kind),
+            Effect::Publish(kind) => self.published(host, &kind),
             Effect::Measure(metric) => {
                 if let Metric::Role { role, protection, term } = metric {
                     self.says_role(host, role, protection, term);
@@ -161,7 +164,12 @@ impl World {
                     self.let_go(host, waits);
                 }
             }
-            Effect::Ask(question) => self.ask(host, question),
+            Effect::Ask(question) => {
+                if matches!(question, Question::Propose { again: false, .. }) {
+                    self.comes(Moment::Proposes);
+                }
+                self.ask(host, question);
+            }
             Effect::Find(wish) => self.find(host, wish),
             Effect::ForgetPeer => self.forget_peer(host),
             Effect::AcceptOffer { offer, session, log } => {
@@ -247,6 +255,7 @@ impl World {
                 self.answer(host, Event::Looked(looked));
             }
             OutletsOrder::Release { epoch, awake, oldest, announce } => {
+                self.comes(Moment::Releases);
                 let ours = self.ours(host, awake, oldest);
                 let (leaves, kept) = self.keeper(host).outlets.release(epoch, ours);
                 for node in leaves {
@@ -325,6 +334,7 @@ impl World {
             PrimaryOrder::Say(word) => {
                 if let ninefold_core::effect::Word::Ack { epoch } = word {
                     self.acknowledges(host, session, epoch);
+                    self.comes(Moment::Acks);
                 }
                 self.send(connection, 1, Msg::Word(word));
             }
@@ -340,9 +350,15 @@ impl World {
         }
     }
 
-    fn published(&mut self, kind: &EventKind) {
-        if let EventKind::Stopped { .. } = kind {
-            self.judge.vm_stopped();
+    fn published(&mut self, host: usize, kind: &EventKind) {
+        let named = self.record().is_some_and(|r| r.primary == self.hosts[host].name);
+        match kind {
+            EventKind::Stopped { .. } => self.judge.vm_stopped(),
+            EventKind::NonVolatile { .. } if named => self.judge.durable = true,
+            EventKind::LogLost { .. } if named => self.judge.durable = false,
+            EventKind::PrimaryLost { .. } => self.comes(Moment::Claims),
+            EventKind::BackupReady { .. } => self.comes(Moment::AcksFirst),
+            _ => {}
         }
     }
 }

@@ -11,6 +11,7 @@ use ninefold_replica::target::Target;
 use crate::guest::{Checkpoint, Guest};
 use crate::keeper::{Last, LogJob, Off, Sink, Stage, Vm, Waits};
 use crate::network::Msg;
+use crate::plan::Moment;
 use crate::step::NONE;
 use crate::volumes::Writes;
 use crate::world::{MS, What, World};
@@ -56,7 +57,10 @@ impl World {
                 let takes = self.rng.u64(50 * MS..300 * MS);
                 self.later(host, takes, What::Launched { generation });
             }
-            VmOrder::Start { source, run: _ } => self.starts(host, source),
+            VmOrder::Start { source, run: _ } => {
+                self.comes(Moment::Resumes);
+                self.starts(host, source);
+            }
             VmOrder::Run { generation, source, standing, log, survivors: _, taken, .. } => {
                 let Some((_, guest)) = self.keeper(host).waiting.take_if(|(of, _)| *of == source) else {
                     let reason = "the standby is gone".into();
@@ -415,9 +419,9 @@ impl World {
                 });
                 session.sent.push_back((epoch, boot));
                 session.sent_at = boot;
-                let connection = session.connection;
+                let (connection, term) = (session.connection, session.term);
                 self.judge.takes(name, epoch, checkpoint.guest.at);
-                self.send(connection, 0, Msg::Checkpoint { checkpoint: Box::new(checkpoint.clone()), rest });
+                self.send(connection, 0, Msg::Checkpoint { checkpoint: Box::new(checkpoint.clone()), term, rest });
                 let record = record(epoch);
                 self.tell_later(host, pause + 50, Event::Sent { session: name, epoch, resumed, record });
             }

@@ -20,7 +20,7 @@ use crate::judge::Judge;
 use crate::keeper::{Client, Keeper, LogJob, OnDisk};
 use crate::network::{Connection, Msg};
 use crate::outlets::Outlets;
-use crate::plan::{Plan, Setup};
+use crate::plan::{Moment, Plan, Setup};
 use crate::trace::Trace;
 use crate::volumes::Volumes;
 use crate::witness::{Answer, Ask, Witness};
@@ -59,6 +59,9 @@ impl Ord for Entry {
 /// What happens.
 #[derive(Debug)]
 pub(crate) enum Item {
+    /// It is time for this fault.
+    Due(usize),
+    /// It happens, also if the moment has not come that it waits for.
     Fault(usize),
     Passes(usize),
     /// In this keeper's process: not while the host stands still, and not once the process is gone.
@@ -173,7 +176,7 @@ pub struct World {
     queue: BinaryHeap<Entry>,
     pub(crate) rng: fastrand::Rng,
     pub(crate) plan: Plan,
-    rules: Rules,
+    pub(crate) rules: Rules,
     pub(crate) spec: VmSpec,
     pub(crate) layout: Layout,
     pub(crate) hosts: Vec<Host>,
@@ -187,6 +190,9 @@ pub struct World {
     pub(crate) judge: Judge,
     pub(crate) trace: Trace,
     pub(crate) faults_left: usize,
+    /// Faults that wait for their moment.
+    pub(crate) lurking: Vec<usize>,
+    pub(crate) happened: Vec<bool>,
 }
 
 impl World {
@@ -242,6 +248,8 @@ impl World {
             judge: Judge::default(),
             trace,
             faults_left: plan.faults.len(),
+            lurking: Vec::new(),
+            happened: vec![false; plan.faults.len()],
             plan,
         };
         for host in 0..hosts {
@@ -249,7 +257,7 @@ impl World {
             world.after(after, Item::Begins { host });
         }
         for (n, timed) in world.plan.faults.clone().iter().enumerate() {
-            world.at(timed.at_ms * MS, Item::Fault(n));
+            world.at(timed.at_ms * MS, Item::Due(n));
         }
         world.after(10 * MS, Item::Look);
         world
@@ -312,6 +320,7 @@ impl World {
 
     fn happens(&mut self, item: Item) {
         match item {
+            Item::Due(n) => self.fault_is_due(n),
             Item::Fault(n) => self.fault(n),
             Item::Passes(n) => self.passes(n),
             Item::In { host, keeper, what } => {
@@ -611,6 +620,7 @@ impl World {
         }
         if changed {
             self.record_changed(host, keeper);
+            self.comes(Moment::Wins);
         }
         let muted = self.witness.mute > 0 || self.hosts[host].witness_cut > 0;
         let delay = self.rng.u64(100..600) + self.witness.slow;

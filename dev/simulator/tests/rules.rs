@@ -2,7 +2,7 @@
 //! here are named in `docs/simulator.md`.
 
 use ninefold_replica::protocol::{ReleasePolicy, Rules};
-use ninefold_simulator::plan::{Plan, Setup};
+use ninefold_simulator::plan::{Fault, Moment, Plan, Setup, Timed};
 use ninefold_simulator::run::{harm, run};
 use ninefold_simulator::trace::Trace;
 
@@ -20,11 +20,58 @@ const WITNESS: &[u8] = &[13, 15, 18, 19, 20, 21, 22, 23, 24, 25];
 /// Power is lost, logs fail.
 const POWER: &[u8] = &[0, 3, 4, 12, 13, 16, 22, 25, 30, 30, 31, 32];
 
+/// Faults of some kinds, at any time.
+fn aimed(setup: Setup, kinds: &'static [u8]) -> impl Fn(u64) -> Plan {
+    move |seed| Plan::aimed(seed, setup, kinds)
+}
+
+/// Faults that belong together, with times that are left to chance.
+fn shaped(setup: Setup, faults: impl Fn(&mut fastrand::Rng) -> Vec<Timed>) -> impl Fn(u64) -> Plan {
+    move |seed| Plan { seed, setup, faults: faults(&mut fastrand::Rng::with_seed(seed)) }
+}
+
+/// A primary stands still as it is about to release something, is replaced, and stands still again when it has asked the witness.
+fn stands_still_twice(rng: &mut fastrand::Rng) -> Vec<Timed> {
+    let (at, long, short) = (rng.u64(1000..2500), rng.u64(200..700), rng.u64(5..60));
+    vec![
+        Timed::at(at, Fault::Freeze { host: 0, for_ms: long, amid: true }),
+        Timed::behind(
+            at + long - 20,
+            Moment::Proposes,
+            rng.u64(..500),
+            Fault::Freeze { host: 0, for_ms: short, amid: false },
+        ),
+    ]
+}
+
+/// A backup acknowledges its first checkpoint while what is sent to the witness takes more than a second. The primary has just asked for it, and hears
+/// of the witness no more; and the two do not hear each other.
+fn late_binding(rng: &mut fastrand::Rng) -> Vec<Timed> {
+    let (by_ms, for_ms) = (rng.u64(1050..1400), rng.u64(100..1000));
+    let after = |us, fault| Timed::behind(200, Moment::AcksFirst, us, fault);
+    let lost = rng.u64(3000..40_000);
+    vec![
+        after(0, Fault::WitnessLate { by_ms, for_ms }),
+        after(lost, Fault::WitnessCut { host: 0, for_ms: 3000 }),
+        after(lost, Fault::Reset { a: 0, b: 1 }),
+    ]
+}
+
+/// A backup whose disk is slow takes over, and all hosts lose their power.
+fn power_goes_while_a_claim_is_noted(rng: &mut fastrand::Rng) -> Vec<Timed> {
+    let at = rng.u64(1500..2500);
+    vec![
+        Timed::at(at, Fault::DiskSlow { host: 1, by_ms: rng.u64(1..100), for_ms: 1000 }),
+        Timed::at(at + 1, Fault::KillKeeper { host: 0, back_ms: 2000 }),
+        Timed::behind(at + 1, Moment::Wins, rng.u64(..3000), Fault::PowerLoss { back_ms: 100 }),
+    ]
+}
+
 /// The first seed that shows harm without a rule shows none with it.
-fn finds_harm(rules: Rules, setup: Setup, kinds: &[u8]) {
-    let mut plans = (0..SEEDS).map(|seed| Plan::aimed(seed, setup, kinds));
-    let (found, plan) = plans.find_map(|plan| Some((harm(&plan, rules)?, plan))).expect("no harm is found");
-    println!("seed {}: {}: {}", plan.seed, found.rule, found.words);
+fn finds_harm(rules: Rules, plan: impl Fn(u64) -> Plan) {
+    let (found, plan) =
+        (0..SEEDS).map(plan).find_map(|plan| Some((harm(&plan, rules)?, plan))).expect("no harm is found");
+    println!("{}: {}: {}", found.rule, found.words, serde_json::to_string(&plan).unwrap());
     assert_eq!(harm(&plan, Rules::ALL), None, "the rule is for this");
 }
 
@@ -47,30 +94,34 @@ fn a_seed_is_the_same_run_to_the_byte() {
 }
 
 macro_rules! rules {
-    ($($(#[$doc:meta])* $name:ident: $setup:expr, $kinds:expr;)*) => {
-        $($(#[$doc])* #[test]
+    ($($name:ident: $plan:expr;)*) => {
+        $(#[test]
         fn $name() {
-            finds_harm(Rules { $name: false, ..Rules::ALL }, $setup, $kinds);
+            finds_harm(Rules { $name: false, ..Rules::ALL }, $plan);
         })*
     };
 }
 
 rules! {
-    hold_from_first_checkpoint: PAIR, HOSTS;
-    count_before_bound: STAR, HOSTS;
-    win_before_speaking_alone: PAIR, HOSTS;
-    win_before_resuming: PAIR, HOSTS;
-    claim_own_session: STAR, HOSTS;
-    ask_when_in_doubt: PAIR, HOSTS;
-    one_session_a_term: STAR, HOSTS;
-    say_when_unprotected: PAIR, HOSTS;
-    wait_for_log: LOGGED, POWER;
-    disown_a_lost_log: LOGGED, POWER;
-    end_only_for_another: PAIR, WITNESS;
+    hold_from_first_checkpoint: aimed(PAIR, HOSTS);
+    release_only_acked: aimed(PAIR, HOSTS);
+    count_before_bound: aimed(STAR, HOSTS);
+    win_before_speaking_alone: aimed(PAIR, HOSTS);
+    win_before_resuming: aimed(PAIR, HOSTS);
+    claim_own_session: aimed(STAR, HOSTS);
+    ask_when_in_doubt: shaped(PAIR, stands_still_twice);
+    one_session_a_term: aimed(STAR, HOSTS);
+    say_when_unprotected: aimed(PAIR, HOSTS);
+    wait_for_log: aimed(LOGGED, POWER);
+    only_vouched_logs: aimed(LOGGED, POWER);
+    disown_a_lost_log: aimed(LOGGED, POWER);
+    prepare_before_asking: shaped(LOGGED, power_goes_while_a_claim_is_noted);
+    end_only_for_another: aimed(PAIR, WITNESS);
+    claim_from_what_was: shaped(PAIR, late_binding);
 }
 
 /// Output that leaves when one of two backups has it.
 #[test]
 fn release_when_all_hold() {
-    finds_harm(Rules { release: ReleasePolicy::One, ..Rules::ALL }, STAR, HOSTS);
+    finds_harm(Rules { release: ReleasePolicy::One, ..Rules::ALL }, aimed(STAR, HOSTS));
 }

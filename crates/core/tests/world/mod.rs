@@ -24,7 +24,7 @@ use ninefold_model::health::Health;
 use ninefold_model::spec::{Accel, EpochPolicy, VmSpec};
 use ninefold_model::status::{MachineStatus, VmStatus};
 use ninefold_model::{Epoch, Incarnation, Record, Standing, Term};
-use ninefold_replica::protocol::Outcome;
+use ninefold_replica::protocol::{self, Outcome};
 use ninefold_replica::stream::{BlockInfo, Hello, Layout};
 use ninefold_replica::target::Target;
 
@@ -73,6 +73,8 @@ pub struct Host {
     pub log: Option<(u64, Epoch)>,
     /// No other one can be begun.
     log_broken: bool,
+    /// A log that is on the disk of one that has not the VM: what it says of itself, and the term of its last checkpoint.
+    pub found: Option<(protocol::Standing, Term)>,
     pub alive: bool,
     /// The witness does not hear it.
     pub cut_from_witness: bool,
@@ -182,6 +184,7 @@ impl World {
                 heard: BTreeMap::new(),
                 log: None,
                 log_broken: false,
+                found: None,
                 alive: true,
                 cut_from_witness: false,
                 told_unreachable: false,
@@ -461,7 +464,13 @@ impl World {
             Effect::Primary { session, order } => self.primary(at, session, order),
             Effect::Log { id, order } => self.log(at, id, order),
             Effect::Recovery { id, order: RecoveryOrder::Look } => {
-                self.tell(at, Event::Recovery { id, news: RecoveryNews::Nothing });
+                let found = self.hosts[at].found.clone();
+                let news = found.map_or(RecoveryNews::Nothing, |(standing, term)| RecoveryNews::Found {
+                    standing,
+                    epoch: Epoch(9),
+                    term,
+                });
+                self.tell(at, Event::Recovery { id, news });
             }
             Effect::Job { id, order: JobOrder::Take { request, .. } } => {
                 return vec![Event::SnapshotBegun { id, request, outcome: Ok(()) }];

@@ -144,7 +144,7 @@ impl Runtime {
         match news {
             RecoveryEvent::Nothing => RecoveryNews::Nothing,
             RecoveryEvent::Unusable(reason) => RecoveryNews::Unusable(reason),
-            RecoveryEvent::Found { standing, epoch } => RecoveryNews::Found { standing, epoch },
+            RecoveryEvent::Found { standing, epoch, term } => RecoveryNews::Found { standing, epoch, term },
             RecoveryEvent::Failed(reason) => RecoveryNews::Failed(reason),
             RecoveryEvent::Loaded { loaded, log, health } => {
                 self.recovered = Some(Recovered { id, log, health });

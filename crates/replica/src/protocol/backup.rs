@@ -64,8 +64,10 @@ impl Backup {
 impl Protocol {
     pub(super) fn offer(&mut self, from: HostName, session: Term, out: &mut Vec<Action>) {
         let refusal = match &self.state {
-            State::Standby | State::Backup(_) | State::Spare(_) if session > self.newest_session => None,
-            State::Standby | State::Backup(_) | State::Spare(_) => {
+            State::Standby | State::Backup(_) | State::Spare(_) | State::Gone(_) if session > self.newest_session => {
+                None
+            }
+            State::Standby | State::Backup(_) | State::Spare(_) | State::Gone(_) => {
                 Some(format!("session {session} is not newer than session {}", self.newest_session))
             }
             State::Claiming { .. } => Some("this host is taking the VM over".into()),

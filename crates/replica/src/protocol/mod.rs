@@ -43,7 +43,7 @@
 //! record binds it with that session, and then from that record only. Any other record,
 //! also a later one in which the same primary has bound it again, does not speak of the checkpoint that it holds.
 //!
-//! **A winner that cannot go on.** See [`give_back`].
+//! **A winner that cannot go on.** See [`give_back`]. **A primary whose QEMU dies while it releases its backups.** See [`gone`].
 //!
 //! **Doubt.** A primary that stood still, or that hears late, may have been replaced without having noticed. It then releases
 //! nothing and asks the witness for the same backups in another term. If it wins, none of them had taken over when the witness
@@ -84,6 +84,7 @@
 
 mod backup;
 mod give_back;
+mod gone;
 mod primary;
 mod refused;
 mod release;
@@ -97,6 +98,7 @@ use ninefold_model::{Epoch, HostName, Record, Term};
 
 use backup::Backup;
 use give_back::{GivingBack, Spare};
+use gone::Gone;
 use primary::Primary;
 pub use refused::Refused;
 pub use release::ReleasePolicy;
@@ -362,6 +364,8 @@ enum State {
     Spare(Spare),
     Primary(Primary),
     GivingBack(GivingBack),
+    /// Nothing of the VM is here any more: see [`Gone`].
+    Gone(Gone),
 }
 
 impl Protocol {
@@ -391,7 +395,7 @@ impl Protocol {
 
     pub fn role(&self) -> Role {
         match &self.state {
-            State::Standby | State::Starting { .. } | State::Spare(_) => Role::Standby,
+            State::Standby | State::Starting { .. } | State::Spare(_) | State::Gone(_) => Role::Standby,
             State::Backup(_) | State::Claiming { .. } => Role::Backup,
             State::Primary(_) | State::GivingBack(_) => Role::Primary,
         }
@@ -413,7 +417,7 @@ impl Protocol {
     /// The newest term known here.
     pub fn term(&self) -> Term {
         match &self.state {
-            State::Standby => Term(0),
+            State::Standby | State::Gone(_) => Term(0),
             State::Starting { proposal, .. } | State::Claiming { proposal, .. } => proposal.new.term,
             State::Backup(b) => b.session,
             State::Spare(s) => s.seen,
@@ -493,6 +497,11 @@ impl Protocol {
             State::Primary(p) => p.pending.is_some(),
             _ => false,
         }
+    }
+
+    /// Whether the VM has ended here and the witness has still to say whether another host may have it.
+    pub fn is_gone(&self) -> bool {
+        matches!(self.state, State::Gone(_))
     }
 
     fn next_proposal(&mut self) -> ProposalId {
@@ -584,6 +593,7 @@ impl Protocol {
             State::Starting { proposal, .. } | State::Claiming { proposal, .. } => Some(proposal),
             State::Primary(p) => p.pending.as_ref(),
             State::GivingBack(g) => Some(&g.proposal),
+            State::Gone(g) => Some(&g.asked),
             State::Standby | State::Backup(_) | State::Spare(_) => None,
         };
         proposal.is_some_and(|p| p.id == id)
@@ -595,7 +605,7 @@ impl Protocol {
             State::Starting { proposal, .. } | State::Claiming { proposal, .. } => Some(proposal),
             State::Primary(p) => p.pending.as_mut(),
             State::GivingBack(g) => Some(&mut g.proposal),
-            State::Standby | State::Backup(_) | State::Spare(_) => None,
+            State::Standby | State::Backup(_) | State::Spare(_) | State::Gone(_) => None,
         }
     }
 
@@ -614,6 +624,7 @@ impl Protocol {
             State::Spare(s) => Some(s.seen),
             State::Primary(p) => Some(p.record.term),
             State::GivingBack(g) => Some(g.from.term),
+            State::Gone(g) => g.asked.expected.as_ref().map(|r| r.term),
         }
     }
 
@@ -653,13 +664,17 @@ impl Protocol {
             }
             // It has let nothing go under this one, and goes on from its log if nobody else does.
             State::GivingBack(g) => Some(LogRole::Primary { record: g.from.clone() }),
-            State::Standby | State::Starting { .. } | State::Spare(_) => None,
+            State::Standby | State::Starting { .. } | State::Spare(_) | State::Gone(_) => None,
         }
     }
 
+    /// Whether this host may go on from a log that says this of itself, while the witness holds `record`.
+    pub fn may_recover(&self, standing: &Standing, record: &Record) -> bool {
+        standing.vouches(record, &self.me) || !self.rules.only_vouched_logs
+    }
+
     fn recover(&mut self, standing: &Standing, epoch: Epoch, record: Record, out: &mut Vec<Action>) {
-        let known = standing.vouches(&record, &self.me) || !self.rules.only_vouched_logs;
-        if self.state != State::Standby || !known {
+        if self.state != State::Standby || !self.may_recover(standing, &record) {
             out.push(Action::Refuse(Refused::LogSilent { primary: record.primary, term: record.term }));
             return;
         }
@@ -686,6 +701,10 @@ impl Protocol {
         if self.is_spare() {
             return Err(Refused::JustTakenOver);
         }
+        if self.is_gone() {
+            // The witness has still to say whether another host has it.
+            return Err(Refused::Stopping);
+        }
         if self.state != State::Standby {
             return Err(Refused::Here);
         }
@@ -699,6 +718,9 @@ impl Protocol {
 
     fn answer(&mut self, id: ProposalId, outcome: Outcome, out: &mut Vec<Action>) {
         let doubt = self.disbelieves_answer(&outcome).filter(|_| self.rules.end_only_for_another);
+        if self.is_gone() && self.awaits(id) {
+            return self.gone_answered(outcome, out);
+        }
         let Some(proposal) = self.proposal().filter(|p| p.id == id).map(|p| p.clone()) else { return };
         if let Some(reason) = doubt {
             // What is loaded from a snapshot is still in that.
@@ -748,7 +770,7 @@ impl Protocol {
             State::Claiming { .. } => self.claim_answered(current, out),
             State::Primary(_) => self.primary_answer(current, out),
             State::GivingBack(_) => self.give_back_answered(current, out),
-            State::Standby | State::Backup(_) | State::Spare(_) => {}
+            State::Standby | State::Backup(_) | State::Spare(_) | State::Gone(_) => {}
         }
     }
 
@@ -759,6 +781,7 @@ impl Protocol {
             State::Primary(p) => record.term > p.record.term && record.primary != self.me,
             State::Backup(b) => b.is_void(&self.me, record),
             State::Spare(_) => return self.spare_sees(record, out),
+            State::Gone(_) => return self.gone_sees(record, out),
             // Nothing has been asked yet, and nothing can come of it.
             State::Claiming { proposal, backup, .. } => !proposal.sent && backup.is_void(&self.me, record),
             _ => false,

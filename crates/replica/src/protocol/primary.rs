@@ -5,6 +5,7 @@ use ninefold_model::spec::Protection;
 use ninefold_model::status::ProtectionState;
 use ninefold_model::{Backup, Epoch, HostName, Record, Term};
 
+use super::gone::Gone;
 use super::refused::Refused;
 use super::session::{End, Phase, Session};
 use super::{Action, Proposal, ProposalId, Protocol, Rules, State, Wanted};
@@ -359,19 +360,26 @@ impl Protocol {
     }
 
     pub(super) fn machine_lost(&mut self, reason: String, out: &mut Vec<Action>) {
-        let State::Primary(p) = &self.state else {
+        let State::Primary(p) = &mut self.state else {
             return;
         };
         // A binding may have been granted without our knowing: let that backup try, too.
         let heirs = p.sessions.iter().filter(|s| s.is_live() && p.may_claim(s));
         out.extend(heirs.map(|s| Action::SendRelinquish { session: s.name, reason: reason.clone() }));
-        if p.sessions.iter().any(|s| s.is_live() && p.is_bound(s)) {
-            let term = p.record.term;
-            self.stand_down(term, &reason, out);
-        } else {
-            out.push(Action::StandDown);
-            out.push(Action::Emit(EventKind::Lost { reason }));
-            self.state = State::Standby;
+        let heirs = p.sessions.iter().any(|s| s.is_live() && p.is_bound(s));
+        let (term, stopping) = (p.record.term, p.stopping.take());
+        let asked = p.pending.take_if(|asked| asked.sent && asked.new.is_alone());
+        match asked.filter(|_| heirs || stopping.is_some()) {
+            Some(asked) => {
+                self.stand_down(term, &reason, out);
+                self.state = State::Gone(Gone { asked, stopping, reason, heirs });
+            }
+            None if heirs => self.stand_down(term, &reason, out),
+            None => {
+                out.push(Action::StandDown);
+                out.push(Action::Emit(EventKind::Lost { reason }));
+                self.state = State::Standby;
+            }
         }
     }
 

@@ -3,6 +3,9 @@
 use ninefold_model::{HostName, Record, Term};
 use serde::{Deserialize, Serialize};
 
+/// So many proposals are remembered at most: with the role they have room in what a log keeps for its standing.
+const MOST_PROPOSED: usize = 4;
+
 /// On what terms the host that writes a log stands with the witness.
 ///
 /// It is noted before each proposal to the witness, with what is proposed: so a record that the host has won and not yet acted
@@ -11,9 +14,10 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields)]
 pub struct Standing {
     pub role: LogRole,
-    /// What the host has asked the witness for, or is about to.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub proposed: Option<Record>,
+    /// What the host has asked the witness for, or is about to, the newest last. Each of them may be what the witness holds: the host may
+    /// have won it without hearing so. See [`Self::propose`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub proposed: Vec<Record>,
     /// Output was let go that is not in the log: it is a state of the past, for a person to choose.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub behind: bool,
@@ -32,15 +36,27 @@ pub enum LogRole {
 impl Standing {
     /// That of a host in this role.
     pub fn new(role: LogRole) -> Self {
-        Self { role, proposed: None, behind: false }
+        Self { role, proposed: Vec::new(), behind: false }
     }
 
-    /// A term that the witness has held.
+    /// Takes down that `new` is about to be proposed. What was proposed before is kept as long as the witness may hold it: `new` may never get
+    /// there, and then the host goes on from what it had won before. The witness has held the record that `new` is to replace, so it holds
+    /// none that is older than that.
+    pub fn propose(&mut self, new: Record) {
+        self.proposed.retain(|before| before.term.next() >= new.term && *before != new);
+        if self.proposed.len() == MOST_PROPOSED {
+            self.proposed.remove(0);
+        }
+        self.proposed.push(new);
+    }
+
+    /// The newest term of which this shows that the witness has held it: that of the role, and of each record that was to be replaced.
     pub fn known_term(&self) -> Term {
-        match &self.role {
+        let role = match &self.role {
             LogRole::Primary { record } => record.term,
             LogRole::Backup { session, .. } => *session,
-        }
+        };
+        self.proposed.iter().map(|new| Term(new.term.0.saturating_sub(1))).fold(role, Term::max)
     }
 
     /// Whether nothing that was let go under `record` is missing in the log, so that `me` may go on from it once it has won the
@@ -50,7 +66,7 @@ impl Standing {
             return false;
         }
         // Only the host itself proposes a record that names it as primary.
-        if record.primary == *me && self.proposed.as_ref() == Some(record) {
+        if record.primary == *me && self.proposed.contains(record) {
             return true;
         }
         match &self.role {
@@ -81,7 +97,7 @@ mod tests {
             assert!(!primary.vouches(&other, &a), "{other:?}");
         }
         assert!(!primary.vouches(&record(5, "a", None), &b));
-        primary.proposed = Some(record(6, "a", Some("b")));
+        primary.propose(record(6, "a", Some("b")));
         assert!(primary.vouches(&record(5, "a", None), &a));
         assert!(primary.vouches(&record(6, "a", Some("b")), &a));
         assert!(!primary.vouches(&record(7, "a", None), &a));
@@ -101,8 +117,46 @@ mod tests {
         for other in [record(5, "a", None), record(7, "a", None), record(7, "b", None), record(6, "a", Some("c"))] {
             assert!(!backup.vouches(&other, &b), "{other:?}");
         }
-        backup.proposed = Some(record(7, "b", None));
+        backup.propose(record(7, "b", None));
         assert!(backup.vouches(&record(7, "b", None), &b));
         assert!(!backup.vouches(&record(8, "b", None), &b));
+    }
+
+    /// A host proposes, and dies before that has got to the witness: what it had won before is still what it may go on from.
+    #[test]
+    fn a_proposal_does_not_hide_the_one_before() {
+        let a: HostName = "a".parse().unwrap();
+        let mut log = Standing::new(LogRole::Primary { record: record(5, "a", None) });
+        log.propose(record(6, "a", Some("b")));
+        log.propose(record(7, "a", None));
+        assert!(log.vouches(&record(6, "a", Some("b")), &a) && log.vouches(&record(7, "a", None), &a));
+        // The witness has shown an old record, and the host has asked for another of a term that it knew already.
+        log.propose(record(6, "a", None));
+        assert!(log.vouches(&record(6, "a", Some("b")), &a) && log.vouches(&record(6, "a", None), &a));
+        // What the register has left behind is forgotten, and the rest is bounded.
+        log.propose(record(8, "a", None));
+        assert_eq!(log.proposed, [record(7, "a", None), record(8, "a", None)]);
+        (9..40).for_each(|term| log.propose(record(term, "a", None)));
+        (2..40).rev().for_each(|term| log.propose(record(term, "a", Some("b"))));
+        assert_eq!(log.proposed.len(), MOST_PROPOSED);
+        assert_eq!(log.proposed.last(), Some(&record(2, "a", Some("b"))));
+        // The longest records have room in what a log keeps for it: a place of 4 KiB.
+        let long: HostName = "x".repeat(32).parse().unwrap();
+        let backups = vec![Backup { host: long.clone(), session: Term(u64::MAX) }; 4];
+        let longest = Record { term: Term(u64::MAX), primary: long, backups };
+        let mut log = Standing::new(LogRole::Primary { record: longest.clone() });
+        log.proposed = vec![longest; MOST_PROPOSED];
+        assert!(serde_json::to_vec(&log).unwrap().len() < 4000);
+    }
+
+    /// Each proposal is for a record that the witness has held: a log knows that term, whatever its role was before.
+    #[test]
+    fn a_log_knows_the_term_of_what_it_was_to_replace() {
+        let mut log = Standing::new(LogRole::Backup { session: Term(5), primary: "a".parse().unwrap() });
+        assert_eq!(log.known_term(), Term(5));
+        log.propose(record(8, "b", None));
+        assert_eq!(log.known_term(), Term(7));
+        log.role = LogRole::Primary { record: record(9, "b", None) };
+        assert_eq!(log.known_term(), Term(9));
     }
 }
