@@ -66,7 +66,13 @@ const KNOWN: &[Known] = &[
     },
     Known {
         directory: "crates/replica/src",
-        files: &["protocol/backup.rs", "protocol/give_back.rs", "protocol/mod.rs", "protocol/primary.rs"],
+        files: &[
+            "protocol/backup.rs",
+            "protocol/give_back.rs",
+            "protocol/gone.rs",
+            "protocol/mod.rs",
+            "protocol/primary.rs",
+        ],
         because: "one state machine in several files: its states lead to each other",
     },
 ];
