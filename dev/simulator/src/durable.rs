@@ -178,7 +178,15 @@ impl World {
     }
 
     pub(crate) fn log_does(&mut self, host: usize, id: u64, job: LogJob) {
-        if !self.keeper(host).logs.contains_key(&id) || self.log_breaks(host, id) {
+        if !self.keeper(host).logs.contains_key(&id) {
+            return;
+        }
+        if self.hosts[host].log_fails.is_some() {
+            // It has no answer from the thread, as little as those that wait behind it.
+            if let Some(log) = self.keeper(host).logs.get_mut(&id) {
+                log.jobs.push_front(job);
+            }
+            self.log_breaks(host, id);
             return;
         }
         let Some(log) = self.keeper(host).logs.get_mut(&id) else { return };
