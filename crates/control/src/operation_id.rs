@@ -84,8 +84,8 @@ impl OperationKind {
     /// Whether it can be cancelled, as long as it has not come too far.
     pub fn is_cancellable(self) -> bool {
         match self {
-            Self::Restore | Self::Recover | Self::Snapshot | Self::Shutdown | Self::Trial => true,
-            Self::Start | Self::Dump | Self::Protect | Self::Switchover => false,
+            Self::Snapshot | Self::Shutdown | Self::Trial => true,
+            Self::Start | Self::Restore | Self::Recover | Self::Dump | Self::Protect | Self::Switchover => false,
         }
     }
 }

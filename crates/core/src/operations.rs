@@ -189,6 +189,14 @@ impl Core {
             self.effect(Effect::Reply { to: id, reply });
             return false;
         }
+        // Whoever asks for protection while somebody waits for it waits with him: such a wait may be long.
+        let waited_for = self.operations.running(OperationKind::Protect).next().cloned();
+        if kind == OperationKind::Protect
+            && let Some(operation) = waited_for
+        {
+            self.effect(Effect::Reply { to: id, reply: Ok(Answer::Begun { operation: Box::new(operation) }) });
+            return false;
+        }
         match self.operations.asks(id, kind, token) {
             Ok(()) => true,
             Err(refusal) => {
@@ -268,17 +276,11 @@ impl Core {
             let refusal = Refusal::NotCancellable { operation: id, kind: operation.kind };
             let cancelled = Err(Refusal::Cancelled);
             let kind = operation.kind;
+            // A restore or a recovery is not given up half-way: volumes that are partly overwritten cannot be started from.
             match kind {
                 OperationKind::Snapshot => {
                     self.operation_ends(kind, cancelled);
                     self.snapshot_failed("it was cancelled".into());
-                }
-                // What has asked the witness for the VM may have it.
-                OperationKind::Restore | OperationKind::Recover
-                    if self.restoring() && self.takeover.is_none() && !self.protocol.awaits_witness() =>
-                {
-                    self.operation_ends(kind, cancelled);
-                    self.drop_restore("it was cancelled");
                 }
                 OperationKind::Shutdown => {
                     self.operation_ends(kind, cancelled);

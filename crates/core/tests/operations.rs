@@ -138,16 +138,19 @@ fn what_an_operation_waits_for_may_be_given_up() {
     assert!(matches!(error(&world, protect), Refusal::VmEnded { .. }));
 }
 
-/// However many ask, what runs is bounded.
+/// However many ask for protection while there is no backup, it is one operation, and leaves room for others.
 #[test]
-fn operations_that_run_are_bounded() {
+fn who_asks_for_what_is_waited_for_already_waits_with_the_first() {
     let mut world = hosts(1);
     world.begin(A, start());
-    for _ in 0..32 {
-        world.begin(A, Request::Protect);
+    let first = world.begin(A, Request::Protect);
+    for _ in 0..100 {
+        let Ok(Answer::Begun { operation }) = world.answer(A, Request::Protect) else { panic!() };
+        assert_eq!(operation.id, id(first));
     }
-    let refused = world.answer(A, Request::Protect);
-    assert_eq!(refused, Err(Refusal::TooManyOperations { limit: 32 }));
+    let shutdown = Request::Shutdown { within_ms: 3000, end: true, asked: false };
+    let shutdown = world.begin(A, shutdown);
+    assert!(matches!(state(&world, shutdown), State::Running { .. }));
     let _ = world.answer(A, Request::Unprotect);
-    world.begin(A, Request::Protect);
+    assert_eq!(error(&world, first), Refusal::Cancelled);
 }

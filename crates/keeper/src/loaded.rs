@@ -32,7 +32,7 @@ pub struct Loaded {
     pub stopped: Option<(Instant, ClockGap)>,
 }
 
-/// Whether a snapshot or a log that is being loaded is wanted still: it is until this is dropped.
+/// Whether a snapshot that is being taken, or a snapshot or log that is being loaded, is wanted still: it is until this is dropped.
 #[derive(Debug)]
 pub struct Wanted(#[expect(dead_code, reason = "it counts as long as it is there")] Arc<()>);
 

@@ -83,7 +83,8 @@ pub struct Order {
     pub freezing: Freezing,
 }
 
-/// Starts a thread that takes a snapshot, once the VM's thread copies the VM to it.
+/// Starts a thread that takes a snapshot, once the VM's thread copies the VM to it. When what this answers is dropped the snapshot is given
+/// up, however far it is, and nothing of it is left.
 ///
 /// # Errors
 /// No more threads.
@@ -94,17 +95,20 @@ pub fn take(
     disks: Arc<Disks>,
     bell: Bell,
     core: Sender<Msg>,
-) -> Result<(), KeeperError> {
+) -> Result<Wanted, KeeperError> {
+    let (ours, is_wanted) = wanted();
     let run = move || {
         let tell = |news| {
             let _ = core.send(Msg::Snapshot { id, news });
         };
-        match taken(order, &place, &disks, &bell, &tell) {
+        let wanted = || if is_wanted() { Ok(()) } else { Err("it is not wanted any more".to_owned()) };
+        match taken(order, &place, &disks, &bell, &tell, &wanted) {
             Ok((figures, freeze)) => tell(SnapshotEvent::Taken(figures, freeze)),
             Err(reason) => tell(SnapshotEvent::Failed(reason)),
         }
     };
-    thread::Builder::new().name("snapshot".into()).spawn(run).map(drop).map_err(KeeperError::Thread)
+    thread::Builder::new().name("snapshot".into()).spawn(run).map_err(KeeperError::Thread)?;
+    Ok(ours)
 }
 
 fn taken(
@@ -113,6 +117,7 @@ fn taken(
     disks: &Disks,
     bell: &Bell,
     tell: &dyn Fn(SnapshotEvent),
+    wanted: &dyn Fn() -> Result<(), String>,
 ) -> Result<(SnapshotFigures, Option<Freeze>), String> {
     let begun = Instant::now();
     let store = Store::open(place).map_err(|e| report(&e))?;
@@ -128,8 +133,9 @@ fn taken(
         .map_err(|e| report(&e))?;
     let (jobs, work) = sync_channel(JOBS);
     tell(SnapshotEvent::Ready(SnapshotTarget { jobs, frozen: frozen.clone() }));
-    let Finished { written, pause_us, waited, freeze } = write(writer, &work, &frozen, order, bell, tell)?;
+    let Finished { written, pause_us, waited, freeze } = write(writer, &work, &frozen, order, bell, tell, wanted)?;
     drop(frozen);
+    wanted()?;
     draft.publish().map_err(|e| report(&e))?;
     let figures = SnapshotFigures {
         pause_us,
@@ -163,6 +169,7 @@ fn write(
     mut order: Order,
     bell: &Bell,
     tell: &dyn Fn(SnapshotEvent),
+    wanted: &dyn Fn() -> Result<(), String>,
 ) -> Result<Finished, String> {
     let term = order.hello.term;
     let mut runs = Vec::new();
@@ -201,7 +208,7 @@ fn write(
         // Others wait for its buffers.
         drop(taken);
         writer.begin_round(term).map_err(|e| report(&e))?;
-        let read = held(&mut writer, &moment, &name, &hello, tell);
+        let read = held(&mut writer, &moment, &name, &hello, tell, wanted);
         waited = moment.waited();
         // The guest is no longer trapped, and the VM's thread is to know.
         drop(moment);
@@ -222,6 +229,7 @@ fn write(
     let (mut done, mut content) = (0, Vec::new());
     for (volume, frozen) in (0u16..).zip(frozen) {
         for block in 0..frozen.size().div_ceil(BLOCK as u64) {
+            wanted()?;
             frozen.block(block, &mut content).map_err(|e| report(&e))?;
             writer.block(volume, block, &content).map_err(|e| report(&e))?;
             done += content.len() as u64;
@@ -249,11 +257,13 @@ fn held(
     name: &SnapshotName,
     hello: &Hello,
     tell: &dyn Fn(SnapshotEvent),
+    wanted: &dyn Fn() -> Result<(), String>,
 ) -> Result<(), String> {
     let total = hello.layout.pages(0).unwrap_or(0) * PAGE_SIZE;
     let (mut pages, mut runs, mut told) = (Pages::default(), Vec::new(), Instant::now());
     let mut done = 0;
     while moment.next(&mut pages).map_err(|e| report(&e))? {
+        wanted()?;
         translate(&pages.runs, &mut runs);
         writer.pages(&runs, &pages.bytes).map_err(|e| report(&e))?;
         done += pages.bytes.len() as u64;
@@ -497,10 +507,16 @@ pub fn hello(hello: Hello, term: Term) -> Hello {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::channel;
+
+    use ninefold_machine::BlockLayout;
+    use ninefold_model::Epoch;
     use ninefold_model::VmId;
     use ninefold_model::spec::{Nic, VolumeSpec};
 
     use super::*;
+    use crate::capture::Capture;
+    use crate::target::ReplicationTarget;
 
     fn vm(macs: &[u8], volumes: &[u64]) -> VmSpec {
         let json = serde_json::json!({ "id": "3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4", "name": "vm", "memory_mib": 64, "boot": "volume" });
@@ -555,5 +571,38 @@ mod tests {
         refused(&vm(&[3, 4], &[512]), false, "network interfaces");
         let diskless = beginning(&vm(&[1], &[]), &vm(&[2], &[]), true).unwrap_err();
         assert!(diskless.contains("it has none"), "{diskless}");
+    }
+
+    /// Whoever cancels a snapshot, however far it is, finds no file of it later.
+    #[test]
+    fn a_snapshot_that_is_not_wanted_any_more_leaves_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        for is_wanted in [true, false] {
+            let place = dir.path().join(is_wanted.to_string());
+            let (core, heard) = channel();
+            let platform = platform(Arch::X86_64, Accel::Tcg, QemuVersion { major: 10, minor: 0, micro: 0 });
+            let name: SnapshotName = "monday".parse().unwrap();
+            let hello = crate::hello::hello(1, 4096);
+            let order = Order { name: name.clone(), parent: None, hello, platform, freezing: Freezing::Never };
+            let wanted = take(1, order, place.clone(), Arc::default(), Bell::new().unwrap(), core).unwrap();
+            let news = || match heard.recv_timeout(Duration::from_secs(60)).unwrap() {
+                Msg::Snapshot { news, .. } => news,
+                _ => panic!("something else"),
+            };
+            let SnapshotEvent::Ready(target) = news() else { panic!("it is not ready") };
+            let kept = is_wanted.then_some(wanted);
+            let mut capture = Box::new(Capture::for_layout(&BlockLayout { blocks: Vec::new() }).unwrap());
+            (capture.epoch, capture.devices) = (Epoch(1), vec![1]);
+            let taken = Arc::new(Taken::new(capture, channel().0, Bell::new().unwrap()));
+            let join = Join { rest: Vec::new(), queued: Vec::new(), console: Vec::new(), moment: None };
+            target.checkpoint(taken, Some(Box::new(join))).unwrap();
+            match news() {
+                SnapshotEvent::Taken(..) => assert!(is_wanted),
+                SnapshotEvent::Failed(reason) => assert!(!is_wanted && reason.contains("not wanted"), "{reason}"),
+                other => panic!("{other:?}"),
+            }
+            assert_eq!(Store::open(&place).unwrap().get(&name).is_ok(), is_wanted);
+            drop(kept);
+        }
     }
 }

@@ -90,7 +90,8 @@ impl Vm {
         let platform = snapshot::platform(Arch::X86_64, self.config.accel, self.qemu);
         let (hello, freezing) = (self.hello.clone(), Freezing::Never);
         let order = Order { name: name.parse().unwrap(), parent: None, hello, platform, freezing };
-        snapshot::take(1, order, self.place.clone(), Arc::default(), self.bell.clone(), self.tell.clone()).unwrap();
+        let _wanted =
+            snapshot::take(1, order, self.place.clone(), Arc::default(), self.bell.clone(), self.tell.clone()).unwrap();
         let SnapshotEvent::Ready(target) = self.news() else { panic!("it is not ready") };
         let (target, rest) = (Box::new(target), ChangedBlocks::default());
         self.handle.send(Command::AddSink { target, rounds: 0, rest, held: None });

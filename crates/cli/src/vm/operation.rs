@@ -63,7 +63,7 @@ pub fn run(args: &OperationsArgs, output: &Output) -> Result<(), CliError> {
                 Ok(_) if args.cancel => vec![keeper.client.cancel(id)?],
                 Ok(_) if args.wait => {
                     // How it has ended is shown, also if it came to nothing.
-                    match until_end(keeper, id, "it is waited for") {
+                    match until_end(keeper, id, "it is waited for", false) {
                         Ok(_) | Err(CliError::Keeper(ClientError::Refused(_))) => {}
                         Err(error) => return Err(error),
                     }
@@ -115,10 +115,11 @@ fn state(state: &State) -> String {
 /// It is refused, or fails.
 pub fn carry_out(keeper: &Keeper, request: &Request, text: &str) -> Result<Option<EventKind>, CliError> {
     let operation = keeper.client.begin(request, None)?;
-    until_end(keeper, operation.id, text)
+    until_end(keeper, operation.id, text, true)
 }
 
-fn until_end(keeper: &Keeper, id: OperationId, text: &str) -> Result<Option<EventKind>, CliError> {
+/// Waits until it has ended. Interrupted, it cancels what is this command's `own`, where that is possible: who only watches ends nothing.
+fn until_end(keeper: &Keeper, id: OperationId, text: &str, own: bool) -> Result<Option<EventKind>, CliError> {
     let interrupted = interrupt::stop_flag()?;
     let bar = progress::spinner(text);
     let end = loop {
@@ -135,7 +136,7 @@ fn until_end(keeper: &Keeper, id: OperationId, text: &str) -> Result<Option<Even
             State::Running { progress } => progress::operation(&bar, progress.as_ref()),
         }
         if interrupted.load(Ordering::Relaxed) {
-            let cancelled = operation.kind.is_cancellable() && keeper.client.cancel(id).is_ok();
+            let cancelled = own && operation.kind.is_cancellable() && keeper.client.cancel(id).is_ok();
             let name = operation_name(operation.kind);
             let says = match cancelled {
                 true => format!("the {name} is cancelled"),

@@ -158,6 +158,8 @@ impl Runtime {
             }
             JobOrder::Load { name, clone, record } => self.load(id, name, clone, record),
             JobOrder::End { gone_on } => {
+                // Its thread gives it up.
+                self.taking.take_if(|(taking, _)| *taking == id);
                 if let Some(Job { kept: Some(kept), .. }) = self.job.take_if(|job| job.id == id)
                     && gone_on
                 {
@@ -169,7 +171,7 @@ impl Runtime {
 
     #[expect(clippy::too_many_arguments, reason = "they are an effect's fields")]
     fn take_snapshot(
-        &self,
+        &mut self,
         id: u64,
         name: SnapshotName,
         parent: Option<SnapshotName>,
@@ -188,7 +190,10 @@ impl Runtime {
         let order = Order { name, parent, hello, platform, freezing };
         let (parts, place) = (&self.parts, snapshot::place(&self.parts.config));
         let (disks, bell, core) = (Arc::clone(&parts.disks), parts.bell.clone(), parts.core.clone());
-        snapshot::take(id, order, place, disks, bell, core).map_err(|error| Refusal::Failed { reason: report(&error) })
+        let wanted = snapshot::take(id, order, place, disks, bell, core)
+            .map_err(|error| Refusal::Failed { reason: report(&error) })?;
+        self.taking = Some((id, wanted));
+        Ok(())
     }
 
     /// How a snapshot freezes the guest's file systems. While its memory is trapped it is found out whether there is an agent.

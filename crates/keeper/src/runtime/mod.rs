@@ -58,6 +58,7 @@ use crate::health::dumps::Dumps;
 use crate::health::images::Images;
 use crate::health::told::Told;
 use crate::journal::Journal;
+use crate::loaded::Wanted;
 use crate::log::LogHandle;
 use crate::metrics::Board;
 use crate::msg::Msg;
@@ -105,6 +106,8 @@ pub struct Runtime {
     recovered: Option<Recovered>,
     /// Dropped, the thread that takes it ends.
     snapshot: Option<Snapshot>,
+    /// The snapshot of this number is being taken. Dropped, it is given up.
+    taking: Option<(u64, Wanted)>,
     /// A host that could be the backup.
     link: Option<Link>,
     vm: Option<VmHandle>,
@@ -163,6 +166,7 @@ impl Runtime {
             ports: None,
             recovered: None,
             snapshot: None,
+            taking: None,
             link: None,
             vm: None,
             former: None,
