@@ -308,7 +308,9 @@ impl Core {
     /// Tells a primary that has said something since that this host is no backup.
     pub(crate) fn check_refusal(&mut self) {
         let (now, silence) = (self.now.boottime, self.primary_silence());
-        let heard = |(since, _): &mut (Boottime, String)| silence < now.since(*since);
+        // What lies unread, or was read after this host had stood still, may be old: it says nothing of whether the primary is there now.
+        let known = !silence.is_zero() && now.since(self.stall.thawed) > self.failure_timeout();
+        let heard = |(since, _): &mut (Boottime, String)| known && silence < now.since(*since);
         if let Some(backup) = self.backup.as_mut().filter(|b| !b.gone)
             && let Some((_, reason)) = backup.refuses.take_if(heard)
         {

@@ -32,7 +32,7 @@ use crate::settings::Settings;
 use crate::snapshot::SnapshotSide;
 use crate::stall::StallSide;
 use crate::standing::StandingSide;
-use crate::survivors::{Absent, Survivors};
+use crate::survivors::{Absent, KEEP, Survivors};
 use crate::time::{Monotonic, Now, micros};
 use crate::volumes::VolumeWatch;
 
@@ -492,9 +492,10 @@ impl Core {
                     self.start_failed(Refusal::StartFailed { reason: reason.clone() });
                     self.input(Input::MachineLost { reason });
                     self.unborn = false;
-                    // A backup that was told may not be able to go on, or not be allowed to any more.
+                    // A backup that was told may not be able to go on, or not be allowed to any more. It may hold more than this log, so it is
+                    // given the time first.
                     if self.protocol.role() == Role::Standby {
-                        self.log_after_loss();
+                        self.log_after_loss_in(KEEP);
                     }
                 }
             }

@@ -627,6 +627,14 @@ impl Core {
         }
     }
 
+    /// The same of a VM that another host may have, if it is not looked at sooner.
+    pub(crate) fn log_after_loss_in(&mut self, pause: Duration) {
+        let now = self.now.monotonic;
+        if self.non_volatile().is_some() && self.log.look.is_none_or(|at| at <= now) {
+            self.log.look = Some(now + pause);
+        }
+    }
+
     /// Why the volumes are of no use to anybody, if they are: not even `--force` boots from them. What a snapshot or a log has left
     /// half done can be done to the end: [`Core::may_start`] knows.
     pub(crate) fn is_mixture(mixture: Option<Mixture>, force: bool) -> Option<Refusal> {

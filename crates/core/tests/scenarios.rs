@@ -409,6 +409,21 @@ fn a_backup_whose_disk_fails_goes_on_with_the_vm_when_its_primary_is_gone() {
     }
 }
 
+/// What the primary said before it lost its power, and nobody has read yet, is no sign of its life.
+#[test]
+fn what_lies_unread_gives_up_no_backup() {
+    let mut world = protected_as(&spec(serde_json::json!({ "volumes": disk("disk") })));
+    let session = world.hosts[A].sessions[0];
+    world.cut();
+    world.hosts[A].alive = false;
+    world.unread = true;
+    world.tell(B, Event::CannotAcknowledge { session, reason: "I/O error".into() });
+    world.pass(Duration::from_millis(100));
+    world.unread = false;
+    world.pass(SECOND);
+    assert!(world.hosts[B].runs.is_some());
+}
+
 /// The log of a host that has just won the VM fails, and cannot note it: with a loss of power now it would be gone on from, without what
 /// was let go since. So nothing is, before the witness holds a record of which it does not know. What output does not wait for the log the
 /// volumes do all the same.

@@ -30,9 +30,11 @@ use crate::unfinished::Unfinished;
 
 /// How long a backup may take to put an epoch on its disk, and a host to empty its queue before a session.
 const DISK_LIMIT: Duration = Duration::from_secs(10);
-/// What a backup holds at most for its disks, of all volumes together, bytes: what it acknowledges without them, and the checkpoints that a
-/// primary may send before they are acknowledged. A primary delays its guest long before.
-const MOST_HELD: usize = BACKLOG + MAX_MEMORY;
+/// What a backup holds at most for its disks, of all volumes together, bytes: of each volume what it acknowledges without its disk, and the
+/// checkpoints that a primary may send before they are acknowledged. A primary whose disks are as slow delays its guest long before.
+fn most_held(volumes: usize) -> usize {
+    MAX_MEMORY + BACKLOG * volumes.max(1)
+}
 
 /// How often what went through is made durable before a pause that does not hold it.
 const SYNCS: u32 = 3;
@@ -606,7 +608,7 @@ impl Disks {
     /// # Errors
     /// A session that is over; more is held than a primary may send.
     pub fn receive(&self, session: Term, epoch: Epoch, batches: Vec<Batch>) -> Result<(), String> {
-        self.receive_within(session, epoch, batches, MOST_HELD)
+        self.receive_within(session, epoch, batches, most_held(self.all.len()))
     }
 
     fn receive_within(&self, session: Term, epoch: Epoch, batches: Vec<Batch>, most: usize) -> Result<(), String> {

@@ -96,6 +96,8 @@ pub struct World {
     pub witness: Option<Record>,
     /// The hosts do not hear each other.
     pub cut: bool,
+    /// Something lies unread on each connection.
+    pub unread: bool,
     /// The log's disk does not answer.
     pub log_hangs: bool,
     /// A QEMU that is launched is long in coming.
@@ -198,6 +200,7 @@ impl World {
             hosts,
             witness: None,
             cut: false,
+            unread: false,
             log_hangs: false,
             launch_hangs: false,
             loads: false,
@@ -325,7 +328,11 @@ impl World {
         let host = &self.hosts[at];
         let silence = |session: &Term| {
             let heard = if self.cut { host.heard.get(session).copied() } else { None };
-            self.now.boottime.since(heard.unwrap_or(self.now.boottime))
+            match self.unread {
+                true => Duration::ZERO,
+                // What has come was read a moment ago.
+                false => self.now.boottime.since(heard.unwrap_or(self.now.boottime)).max(Duration::from_millis(1)),
+            }
         };
         Observed {
             uplink: true,
