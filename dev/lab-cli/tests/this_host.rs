@@ -133,8 +133,8 @@ fn every_verb_needs_only_the_keeper_of_this_host() {
         (&dump["host"], &dump["state"], &dump["outcome"]["event"]),
         (&"a".into(), &"done".into(), &"dumped".into())
     );
-    let name = dump["id"].as_str().unwrap();
-    assert_eq!(a.json(&["operations", name, "--wait"])["operations"][0], *dump);
+    let operation = dump["id"].as_str().unwrap();
+    assert_eq!(a.json(&["operations", operation, "--wait"])["operations"][0], *dump);
     assert_eq!(a.json(&["unprotect"])["host"], "a");
     assert_eq!(a.json(&["protect"])["event"]["event"], "protected");
     let mut console = a.program.command(&a.words(&["console", "--linger", "0"]));
