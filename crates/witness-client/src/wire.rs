@@ -265,7 +265,7 @@ mod tests {
             &b""[..],
             b"\xff\xff",
             b"{}",
-            b"[2]",
+            b"[3]",
             br#"{"version":-1}"#,
             br#"{"version":3,"id":1,"call":{"op":"drop"}}"#,
             // A name is no id.
