@@ -620,19 +620,22 @@ impl Core {
 
     /// The VM is lost here, and perhaps its log can be gone on from.
     pub(crate) fn log_after_loss(&mut self) {
-        let now = self.now.monotonic;
-        if self.non_volatile().is_some() && self.log.look.is_none_or(|at| at <= now) {
-            self.log.again_later(now);
+        if self.may_look_after_loss() {
+            self.log.again_later(self.now.monotonic);
             self.log.look = self.log.retry.map(|(at, _)| at);
         }
     }
 
     /// The same of a VM that another host may have, if it is not looked at sooner.
     pub(crate) fn log_after_loss_in(&mut self, pause: Duration) {
-        let now = self.now.monotonic;
-        if self.non_volatile().is_some() && self.log.look.is_none_or(|at| at <= now) {
-            self.log.look = Some(now + pause);
+        if self.may_look_after_loss() {
+            self.log.look = Some(self.now.monotonic + pause);
         }
+    }
+
+    /// Whether there may be a log here, and no later look at it is intended already.
+    fn may_look_after_loss(&self) -> bool {
+        self.non_volatile().is_some() && self.log.look.is_none_or(|at| at <= self.now.monotonic)
     }
 
     /// Why the volumes are of no use to anybody, if they are: not even `--force` boots from them. What a snapshot or a log has left

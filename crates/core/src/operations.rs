@@ -190,10 +190,8 @@ impl Core {
             return false;
         }
         // Whoever asks for protection while somebody waits for it waits with him: such a wait may be long.
-        let waited_for = self.operations.running(OperationKind::Protect).next().cloned();
-        if kind == OperationKind::Protect
-            && let Some(operation) = waited_for
-        {
+        let shared = (kind == OperationKind::Protect).then(|| self.operations.running(kind).next().cloned()).flatten();
+        if let Some(operation) = shared {
             self.effect(Effect::Reply { to: id, reply: Ok(Answer::Begun { operation: Box::new(operation) }) });
             return false;
         }

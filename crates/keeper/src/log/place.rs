@@ -14,8 +14,11 @@ use crate::config::KeeperConfig;
 
 /// How long a log that somebody else looks at is waited for, and how long between two attempts.
 const LIMIT: Duration = Duration::from_secs(5);
-
 const AGAIN: Duration = Duration::from_millis(20);
+/// A file in a log's directory: whoever begins another log there keeps this one aside.
+const KEEP: &str = "keep";
+/// Logs of one VM that are kept aside, at most.
+const MOST: usize = 4;
 
 /// Where this host keeps the VM's log.
 pub fn place(config: &KeeperConfig) -> PathBuf {
@@ -29,12 +32,6 @@ pub fn place(config: &KeeperConfig) -> PathBuf {
 pub fn open(place: &Path) -> std::io::Result<Arc<dyn Storage>> {
     Directory::wait(place).map(|d| Arc::new(d) as Arc<dyn Storage>)
 }
-
-/// A file in a log's directory: whoever begins another log there keeps this one aside.
-const KEEP: &str = "keep";
-
-/// Logs of one VM that are kept aside, at most.
-const MOST: usize = 4;
 
 /// The note in a log's directory that the log is kept. It goes when the last of these is dropped, unless somebody has gone back in the log:
 /// what has come to nothing leaves no trace.
