@@ -230,6 +230,9 @@ impl Core {
 
     pub(crate) fn operations_tick(&mut self) {
         self.check_switchover();
+        if self.operations.all.iter().all(Operation::has_ended) {
+            return;
+        }
         let bytes = |done, total| (total > 0).then_some(Progress { done, total, unit: Unit::Bytes });
         let snapshot = self.snapshot_progress().and_then(|p| bytes(p.done, p.total));
         let sync = self.replicas.iter().find(|r| r.first.is_none()).and_then(|r| r.sync);

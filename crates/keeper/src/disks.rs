@@ -30,16 +30,17 @@ use crate::unfinished::Unfinished;
 
 /// How long a backup may take to put an epoch on its disk, and a host to empty its queue before a session.
 const DISK_LIMIT: Duration = Duration::from_secs(10);
-/// What a backup holds at most for its disks, of all volumes together, bytes: of each volume what it acknowledges without its disk, and the
-/// checkpoints that a primary may send before they are acknowledged. A primary whose disks are as slow delays its guest long before.
-fn most_held(volumes: usize) -> usize {
-    MAX_MEMORY + BACKLOG * volumes.max(1)
-}
 
 /// How often what went through is made durable before a pause that does not hold it.
 const SYNCS: u32 = 3;
 /// How long a pause is put off because the disks are busy.
 const CALM_LIMIT: Duration = Duration::from_secs(10);
+
+/// What a backup holds at most for its disks, of all volumes together, bytes: of each volume what it acknowledges without its disk, and the
+/// checkpoints that a primary may send before they are acknowledged. A primary whose disks are as slow delays its guest long before.
+fn most_held(volumes: usize) -> usize {
+    MAX_MEMORY + BACKLOG * volumes.max(1)
+}
 
 /// One volume.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ninefold_control::wire::{self, Envelope, MAX_REQUEST};
-use ninefold_control::{Answer, OperationId, Refusal, Reply, Request, Work};
+use ninefold_control::{Answer, OperationId, Refusal, Reply, Request, Told, Work};
 use ninefold_listen::{Acceptor, Bounds, Guest, Within};
 use ninefold_model::event::Position;
 use ninefold_transport::Security;
@@ -106,30 +106,29 @@ fn client(guest: &Guest<UnixListener>, at_hand: &AtHand, security: &Security, co
 
 /// Waits for the end of an operation; none when the client has gone, or has lost its place.
 fn operation_of(stream: &UnixStream, operations: &Operations, id: OperationId, wait: Duration) -> Option<Reply> {
-    let begun = Instant::now();
-    loop {
-        let left = wait.saturating_sub(begun.elapsed());
-        let operation = match operations.get(id, left.min(LOOK)) {
-            Ok(operation) => operation,
-            Err(refusal) => return Some(Err(refusal)),
-        };
-        if operation.has_ended() || left.is_zero() {
-            return Some(Ok(Answer::Operation { operation: Box::new(operation) }));
-        }
-        if is_gone(stream) {
-            return None;
-        }
-    }
+    wait_for(stream, wait, |left| match operations.get(id, left) {
+        Ok(operation) => (operation.has_ended(), Ok(Answer::Operation { operation: Box::new(operation) })),
+        Err(refusal) => (true, Err(refusal)),
+    })
 }
 
 /// Waits for events; none when the client has gone, or has lost its place.
 fn events(stream: &UnixStream, journal: &Journal, after: Position, wait: Duration) -> Option<Answer> {
+    wait_for(stream, wait, |left| {
+        let Told { gap, events, next } = journal.events(after, left);
+        (!events.is_empty() || gap.is_some(), Answer::Events { gap, events, next })
+    })
+}
+
+/// What `look` finds, given how long it may wait: as soon as that is what the client waits for (true), or as it is when the time is over.
+/// None when the client has gone, or has lost its place.
+fn wait_for<T>(stream: &UnixStream, wait: Duration, look: impl Fn(Duration) -> (bool, T)) -> Option<T> {
     let begun = Instant::now();
     loop {
         let left = wait.saturating_sub(begun.elapsed());
-        let ninefold_control::Told { gap, events, next } = journal.events(after, left.min(LOOK));
-        if !events.is_empty() || gap.is_some() || left.is_zero() {
-            return Some(Answer::Events { gap, events, next });
+        let (is_it, found) = look(left.min(LOOK));
+        if is_it || left.is_zero() {
+            return Some(found);
         }
         if is_gone(stream) {
             return None;
