@@ -129,7 +129,7 @@ impl Client {
     /// # Errors
     /// As [`Client::request`].
     pub fn operation(&self, operation: OperationId, wait: Duration) -> Result<Operation, ClientError> {
-        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        let wait_ms = millis(wait);
         match self.request(&Request::Operation { operation, wait_ms })? {
             Answer::Operation { operation } => Ok(*operation),
             other => Err(garbled(&other)),
@@ -189,7 +189,7 @@ impl Client {
     /// # Errors
     /// As [`Client::request`].
     pub fn events(&self, after: Position, wait: Duration) -> Result<Told, ClientError> {
-        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        let wait_ms = millis(wait);
         match self.request(&Request::Events { after, wait_ms })? {
             Answer::Events { gap, events, next } => Ok(Told { gap, events, next }),
             other => Err(garbled(&other)),
@@ -206,6 +206,11 @@ impl Client {
             other => Err(garbled(&other)),
         }
     }
+}
+
+/// A time as requests have it.
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// An answer to something else.
