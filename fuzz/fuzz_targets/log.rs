@@ -17,7 +17,7 @@ use counting::{Counting, most};
 use guest::{Deed, Guest, Loading, act, at, hello};
 use libfuzzer_sys::fuzz_target;
 use ninefold_model::Term;
-use ninefold_replica::protocol::{LogRole, Standing};
+use ninefold_replica::protocol::{LogRole, LogStanding};
 use ninefold_snapshot::log::{Found, New, Options};
 use ninefold_snapshot::storage::{Directory, Storage};
 
@@ -37,7 +37,7 @@ fn made() -> Made {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().to_path_buf();
     let storage: Arc<dyn Storage> = Arc::new(Directory::open(&path).expect("a directory"));
-    let standing = Standing::new(LogRole::Backup { session: Term(5), primary: "host-b".parse().expect("a name") });
+    let standing = LogStanding::new(LogRole::Backup { session: Term(5), primary: "host-b".parse().expect("a name") });
     let mut new = New::create(storage, hello(), &standing, Options::default()).expect("a log");
     let mut guest = Guest::new();
     let (runs, bytes) = guest.all();

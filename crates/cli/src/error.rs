@@ -4,8 +4,8 @@ use std::io;
 use std::path::PathBuf;
 
 use ninefold_control::{ClientError, Refusal};
-use ninefold_keeper::agent::AgentError;
 use ninefold_keeper::config::ConfigError;
+use ninefold_keeper::devices::agent::AgentError;
 use ninefold_model::status::Role;
 use ninefold_shell::{Failure, ShellError, refusal};
 use ninefold_snapshot::store::StoreError;

@@ -52,7 +52,7 @@ impl ClientError {
 
 /// What a keeper tells of its events.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Told {
+pub struct EventsPage {
     /// What may be missing before the first of them.
     pub gap: Option<Gap>,
     pub events: Vec<Event>,
@@ -188,10 +188,10 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::request`].
-    pub fn events(&self, after: Position, wait: Duration) -> Result<Told, ClientError> {
+    pub fn events(&self, after: Position, wait: Duration) -> Result<EventsPage, ClientError> {
         let wait_ms = millis(wait);
         match self.request(&Request::Events { after, wait_ms })? {
-            Answer::Events { gap, events, next } => Ok(Told { gap, events, next }),
+            Answer::Events { gap, events, next } => Ok(EventsPage { gap, events, next }),
             other => Err(garbled(&other)),
         }
     }

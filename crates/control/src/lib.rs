@@ -26,7 +26,7 @@ pub mod request;
 pub mod wire;
 
 pub use answer::{Answer, Gap, GapCause, LogReport, Reply};
-pub use client::{Client, ClientError, Told};
+pub use client::{Client, ClientError, EventsPage};
 pub use operation::{Operation, OperationId, OperationKind};
 pub use refusal::{Mixture, Refusal, Work};
 pub use request::{FreezeChoice, Request};

@@ -17,11 +17,11 @@ use ninefold_replica::target::Basis;
 use crate::announce::AnnouncePlan;
 use crate::core::Core;
 use crate::effect::{
-    DisksOrder, Effect, LogOrder, Metric, OutletsOrder, ParkingOrder, PrimaryOrder, Question, VmOrder, Word,
+    DisksOrder, Effect, GuestIoOrder, LogOrder, Metric, ParkingOrder, PrimaryOrder, VmOrder, WitnessRequest, Word,
 };
 use crate::event::{Loaded, OfferId, Source};
+use crate::former_backups::{FormerBackups, KEEP};
 use crate::policy;
-use crate::survivors::{KEEP, Survivors};
 use crate::time::{Boottime, Monotonic, micros};
 
 /// How often a spare asks what the witness holds.
@@ -161,7 +161,7 @@ impl Core {
         self.primary(PrimaryOrder::Park);
         self.keep_log();
         self.drop_backup();
-        self.outlets(OutletsOrder::ForgetConsole);
+        self.guest_io(GuestIoOrder::ForgetConsole);
         self.committed = Epoch(0);
         self.epochs = hello.epoch_policy;
         // What the owner wants of the VM travels with it.
@@ -284,7 +284,7 @@ impl Core {
             self.log_after_loss();
         } else if now.since(spare.looked) >= SPARE_LOOK {
             spare.looked = now;
-            self.ask(Question::Look);
+            self.ask(WitnessRequest::Look);
         }
     }
 
@@ -448,8 +448,8 @@ impl Core {
         if !self.holding {
             self.open_gate();
         }
-        self.outlets(OutletsOrder::Attach(Some(source)));
-        self.outlets(OutletsOrder::Announce);
+        self.guest_io(GuestIoOrder::Attach(Some(source)));
+        self.guest_io(GuestIoOrder::Announce);
         if !self.awaits_gate() {
             self.go_on_resumed();
         }
@@ -464,7 +464,7 @@ impl Core {
         self.counters.failovers += u64::from(origin == Origin::Primary);
         let frozen = self.goes_on_frozen(&health);
         self.run_vm(source, health.standing, log, tracked, history.is_some());
-        self.survivors = history.map(|history| Survivors { history, since: self.now.monotonic });
+        self.former_backups = history.map(|history| FormerBackups { history, since: self.now.monotonic });
         self.former = self.backup.as_ref().map(|b| b.primary.clone());
         self.set_pace();
         self.drop_backup();

@@ -8,7 +8,7 @@ use ninefold_model::status::Counters;
 use ninefold_replica::protocol::{Input, Phase};
 
 use crate::core::{Core, QUIT_LIMIT};
-use crate::effect::{Effect, Metric, OutletsOrder, ParkingOrder, Wish, Word};
+use crate::effect::{BackupSearch, Effect, GuestIoOrder, Metric, ParkingOrder, Word};
 use crate::event::Frames;
 use crate::replica::Replica;
 
@@ -49,7 +49,7 @@ impl Core {
         if self.wants_peer() && !self.looking && waited {
             self.looking = true;
             let but = self.protocol.sessions().iter().map(|s| s.backup.clone()).collect();
-            let wish = Wish { but, first: self.holders(), last: self.former.clone() };
+            let wish = BackupSearch { but, first: self.holders(), last: self.former.clone() };
             self.effect(Effect::Find(wish));
         }
         // A VM that has become this host's meanwhile.
@@ -74,7 +74,7 @@ impl Core {
     /// witness not at all.
     fn announce_alone(&mut self) {
         if self.protocol.speaks_freely() && std::mem::take(&mut self.announce) {
-            self.outlets(OutletsOrder::Announce);
+            self.guest_io(GuestIoOrder::Announce);
         }
     }
 

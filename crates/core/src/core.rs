@@ -17,10 +17,12 @@ use ninefold_replica::target::Target;
 use crate::announce::AnnouncePlan;
 use crate::backup::{BackupSide, Resumed, Resuming, SpareSide, Takeover};
 use crate::effect::{
-    Close, DisksOrder, Effect, GuestOrder, Metric, OutletsOrder, ParkingOrder, PrimaryOrder, Question, SessionOrder,
-    VmOrder, Word,
+    Close, DisksOrder, Effect, GuestIoOrder, GuestOrder, Metric, ParkingOrder, PrimaryOrder, SessionOrder, VmOrder,
+    WitnessRequest, Word,
 };
 use crate::event::{Event, Observed, RequestId, Source, WaiterId};
+use crate::former_backups::{Absent, FormerBackups, KEEP};
+use crate::guest_state::StandingSide;
 use crate::health::HealthSide;
 use crate::log::LogSide;
 use crate::operations::Operations;
@@ -31,8 +33,6 @@ use crate::requests::Quitting;
 use crate::settings::Settings;
 use crate::snapshot::SnapshotSide;
 use crate::stall::StallSide;
-use crate::standing::StandingSide;
-use crate::survivors::{Absent, KEEP, Survivors};
 use crate::time::{Monotonic, Now, micros};
 use crate::volumes::VolumeWatch;
 
@@ -93,7 +93,7 @@ pub struct Core {
     pub(crate) snapshot: SnapshotSide,
     /// The running sessions.
     pub(crate) replicas: Vec<Replica>,
-    pub(crate) survivors: Option<Survivors>,
+    pub(crate) former_backups: Option<FormerBackups>,
     /// Backups that may come back with what they hold.
     pub(crate) absent: Vec<Absent>,
     /// The primary from which this host has taken over: the last of all to be asked whether it wants to be a backup.
@@ -181,7 +181,7 @@ impl Core {
             preparing: Preparing::default(),
             snapshot: SnapshotSide::default(),
             replicas: Vec::new(),
-            survivors: None,
+            former_backups: None,
             absent: Vec::new(),
             former: None,
             final_epoch: None,
@@ -262,12 +262,12 @@ impl Core {
         self.effect(Effect::Reply { to, reply });
     }
 
-    pub(crate) fn ask(&mut self, question: Question) {
+    pub(crate) fn ask(&mut self, question: WitnessRequest) {
         self.effect(Effect::Ask(question));
     }
 
-    pub(crate) fn outlets(&mut self, order: OutletsOrder) {
-        self.effect(Effect::Outlets(order));
+    pub(crate) fn guest_io(&mut self, order: GuestIoOrder) {
+        self.effect(Effect::GuestIo(order));
     }
 
     pub(crate) fn disks(&mut self, order: DisksOrder) {
@@ -336,7 +336,7 @@ impl Core {
         for action in actions {
             self.act(action);
         }
-        self.check_disowned();
+        self.check_invalidated();
         self.relaunch();
         if std::mem::take(&mut self.stop_due) {
             self.input(Input::Stop { reason: SHUT_DOWN.into() });
@@ -352,7 +352,7 @@ impl Core {
     }
 
     fn propose(&mut self, id: ProposalId, expected: Option<WitnessRecord>, new: WitnessRecord, again: bool) {
-        self.ask(Question::Propose { id, expected, new, again });
+        self.ask(WitnessRequest::Propose { id, expected, new, again });
     }
 
     /// What the witness answers cannot be believed, for this reason; or it can.
@@ -385,7 +385,7 @@ impl Core {
     /// From now on output waits for its epoch.
     pub(crate) fn hold_output(&mut self) {
         let awake = self.stall.awake;
-        self.outlets(OutletsOrder::Hold { awake });
+        self.guest_io(GuestIoOrder::Hold { awake });
     }
 
     /// The VM goes on alone: lets all output go, as soon as what it may tell of is durable. While it was held the guest's flushes were
@@ -393,13 +393,13 @@ impl Core {
     pub(crate) fn open_gate(&mut self) {
         let (by_log, awake) = (self.log_is_on() || self.log.images_wait.is_some(), self.stall.awake);
         (self.opening, self.asked_to_open) = (true, true);
-        self.outlets(OutletsOrder::Open { by_log, awake });
+        self.guest_io(GuestIoOrder::Open { by_log, awake });
     }
 
     pub(crate) fn try_open_gate(&mut self) {
         if self.opening {
             let awake = self.stall.awake;
-            self.outlets(OutletsOrder::TryOpen { awake });
+            self.guest_io(GuestIoOrder::TryOpen { awake });
         }
     }
 
@@ -407,7 +407,7 @@ impl Core {
     fn stay_shut(&mut self) {
         if std::mem::take(&mut self.opening) {
             self.asked_to_open = false;
-            self.outlets(OutletsOrder::StayShut);
+            self.guest_io(GuestIoOrder::StayShut);
         }
     }
 
@@ -670,8 +670,8 @@ impl Core {
         self.booted = Some(self.settings.vm.clone());
         self.layout = Some(layout);
         self.guest_starts();
-        self.outlets(OutletsOrder::Attach(None));
-        // Unless a log of its former life has still to be disowned.
+        self.guest_io(GuestIoOrder::Attach(None));
+        // Unless a log of its former life has still to be invalidated.
         if !self.holding {
             self.let_volumes();
             self.open_gate();
@@ -811,8 +811,8 @@ impl Core {
     /// Ends whatever of the VM is here. Mute first: nothing may leave while the rest is taken down.
     pub(crate) fn stand_down(&mut self) {
         self.give_up_preparing();
-        self.ask(Question::Cancel);
-        self.outlets(OutletsOrder::Mute);
+        self.ask(WitnessRequest::Cancel);
+        self.guest_io(GuestIoOrder::Mute);
         self.disks(DisksOrder::Discard);
         self.drop_snapshot();
         self.drop_restore("the witness did not grant the VM");
@@ -831,7 +831,7 @@ impl Core {
         }
         self.primary(PrimaryOrder::Park);
         self.drop_backup();
-        self.outlets(OutletsOrder::Detach);
+        self.guest_io(GuestIoOrder::Detach);
         (self.takeover, self.resuming, self.resumed) = (None, None, None);
         self.unloaded = false;
         self.machine = None;

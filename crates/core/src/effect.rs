@@ -19,7 +19,7 @@ use ninefold_model::event::EventKind;
 use ninefold_model::health::{Failure, Health, WatchdogAction};
 use ninefold_model::spec::{Boot, EpochPolicy};
 use ninefold_model::status::{Counters, LogStatus, ProtectionState, Role};
-use ninefold_model::{Epoch, HostName, Record, SnapshotName, Standing, Term, VolumeName};
+use ninefold_model::{Epoch, GuestState, HostName, Record, SnapshotName, Term, VolumeName};
 use ninefold_replica::protocol::{self, ProposalId};
 use ninefold_replica::stream::{Hello, PageRun};
 use ninefold_replica::target::{Basis, Target};
@@ -49,9 +49,9 @@ pub enum Effect {
     /// Lets a thread go on.
     LetGo(WaiterId),
     /// Asks the witness.
-    Ask(Question),
+    Ask(WitnessRequest),
     /// Looks for a backup.
-    Find(Wish),
+    Find(BackupSearch),
     /// Closes the connection of a host that could have been the backup.
     ForgetPeer,
     /// Begins the offered session. With `log`, it begins only if the log of this number is kept.
@@ -64,7 +64,7 @@ pub enum Effect {
         offer: OfferId,
         reason: String,
     },
-    Outlets(OutletsOrder),
+    GuestIo(GuestIoOrder),
     Disks(DisksOrder),
     Parking(ParkingOrder),
     Guest(GuestOrder),
@@ -98,7 +98,7 @@ pub enum Effect {
 
 /// A question to the witness. A newer one replaces an unanswered older one; who waits for that is told so.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Question {
+pub enum WitnessRequest {
     Propose {
         id: ProposalId,
         expected: Option<Record>,
@@ -116,7 +116,7 @@ pub enum Question {
 
 /// The backup that is looked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Wish {
+pub struct BackupSearch {
     /// Any host but these.
     pub but: Vec<HostName>,
     /// Those that were there a moment ago, and need little: they are asked before all others.
@@ -144,7 +144,7 @@ pub enum Metric {
     },
     Log(LogStatus),
     LogLost,
-    Standing(Option<Standing>),
+    GuestState(Option<GuestState>),
     Volume {
         name: VolumeName,
         held: usize,
@@ -171,7 +171,7 @@ pub enum TrialOutcome {
 
 /// About what the VM says, and hears.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum OutletsOrder {
+pub enum GuestIoOrder {
     /// From now on output waits for its epoch. Answered with `Looked`. `awake`: when this host was last seen not to stand still.
     Hold { awake: Boottime },
     /// Lets the epochs up to this one go, as long as this host has not stood still since `awake` and `oldest`, when the oldest thing was
@@ -262,14 +262,14 @@ pub enum VmOrder {
         run: bool,
     },
     /// Gives a loaded QEMU to its thread. If it is tracked, the `log` of that number gets all checkpoints from the first on, and for
-    /// `survivors` it is remembered what is written.
+    /// `former_backups` it is remembered what is written.
     Run {
         generation: u64,
         source: Source,
         policy: EpochPolicy,
-        standing: Standing,
+        standing: GuestState,
         log: Option<u64>,
-        survivors: bool,
+        former_backups: bool,
         taken: Epoch,
     },
     /// Has QEMU killed. With `relaunch` the next boot waits until it is gone.
@@ -433,7 +433,7 @@ pub enum LogOrder {
     /// Starts its thread for a reign or session. If that cannot be: `LogFailed`.
     Start { reign: Term, beginning: Beginning },
     /// Notes this, then says that the note of this number, and all before, are durable (`Stood`).
-    Stand { ticket: u64, standing: protocol::Standing },
+    Stand { ticket: u64, standing: protocol::LogStanding },
     /// What is given from here on is of this reign.
     Reign(Term),
     /// What is given from here on is given under the record of this term. A reign has several, one after the other.
@@ -448,7 +448,7 @@ pub enum LogOrder {
 #[derive(Debug, Clone)]
 pub enum Beginning {
     /// Anew; what is there is removed.
-    New { hello: Box<Hello>, standing: protocol::Standing },
+    New { hello: Box<Hello>, standing: protocol::LogStanding },
     /// With a backup's session.
     Awaited,
     /// Where it ends, as the attempt of this number to go on from it has found.

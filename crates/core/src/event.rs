@@ -10,7 +10,7 @@ use ninefold_model::event::{EventKind, SnapshotFigures};
 use ninefold_model::health::{DumpProgress, Failure, Freeze, Health};
 use ninefold_model::spec::{Boot, VmSpec};
 use ninefold_model::status::{MachineStatus, PauseSummary, SnapshotProgress, SyncProgress};
-use ninefold_model::{Epoch, HostName, Record, Standing, Term, VolumeName};
+use ninefold_model::{Epoch, GuestState, HostName, Record, Term, VolumeName};
 use ninefold_replica::continuation::{Base, History};
 use ninefold_replica::protocol::{self, Outcome, ProposalId};
 use ninefold_replica::stream::{Hello, Layout};
@@ -98,7 +98,7 @@ pub enum Event {
     /// How the guest stands has changed; with the checkpoint that will say so, if one is to be taken.
     Stands {
         generation: u64,
-        standing: Standing,
+        standing: GuestState,
         epoch: Option<Epoch>,
     },
     VmLost {
@@ -342,9 +342,9 @@ pub enum Event {
     },
 
     // Answers to effects: they come before any other event.
-    /// To [`OutletsOrder::Hold`](crate::effect::OutletsOrder::Hold): this host was seen not to stand still at that time.
+    /// To [`GuestIoOrder::Hold`](crate::effect::GuestIoOrder::Hold): this host was seen not to stand still at that time.
     Looked(Boottime),
-    /// To [`OutletsOrder::Release`](crate::effect::OutletsOrder::Release).
+    /// To [`GuestIoOrder::Release`](crate::effect::GuestIoOrder::Release).
     Released {
         /// Something was not let go, and waits.
         kept: bool,
@@ -352,7 +352,7 @@ pub enum Event {
         announced: bool,
         looked: Boottime,
     },
-    /// To [`OutletsOrder::Open`](crate::effect::OutletsOrder::Open) and `TryOpen`: whether output leaves at once now. Otherwise something has to
+    /// To [`GuestIoOrder::Open`](crate::effect::GuestIoOrder::Open) and `TryOpen`: whether output leaves at once now. Otherwise something has to
     /// be on this host's disks first.
     Gate {
         open: bool,
@@ -466,7 +466,7 @@ pub enum RecoveryNews {
     Unusable(String),
     /// There is a good one.
     Found {
-        standing: protocol::Standing,
+        standing: protocol::LogStanding,
         epoch: Epoch,
         /// That of the record under which its last checkpoint was taken, as its host knew it.
         term: Term,
@@ -496,7 +496,7 @@ pub enum JobNews {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogFailure {
     /// The log says itself that it is behind, or there is none that could be believed. Otherwise it would be gone on from after a loss of
-    /// power, with what was let go since missing: the witness has to disown it first.
+    /// power, with what was let go since missing: the witness has to invalidate it first.
     pub noted: bool,
     pub reason: String,
 }

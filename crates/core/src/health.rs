@@ -10,7 +10,7 @@ use ninefold_model::status::ProtectionState;
 use ninefold_replica::protocol::Input as ProtocolInput;
 
 use crate::core::Core;
-use crate::effect::{Effect, GuestOrder, Metric, OutletsOrder, TrialOutcome, VmOrder};
+use crate::effect::{Effect, GuestIoOrder, GuestOrder, Metric, TrialOutcome, VmOrder};
 use crate::policy::{Decision, Happened, Input, Policy};
 use crate::refusal;
 use crate::settings::Settings;
@@ -195,7 +195,7 @@ impl Core {
     pub(crate) fn guest_starts(&mut self) {
         // What an earlier guest said is no sign of this one's health. Of the one that failed, people want to read it.
         if self.health.policy.sign().is_some() {
-            self.outlets(OutletsOrder::ForgetConsole);
+            self.guest_io(GuestIoOrder::ForgetConsole);
         }
     }
 
@@ -243,7 +243,7 @@ impl Core {
         self.layout = None;
         self.machine = None;
         self.forget_peer();
-        self.outlets(OutletsOrder::Detach);
+        self.guest_io(GuestIoOrder::Detach);
         if std::mem::take(&mut self.has_vm) {
             self.effect(Effect::Vm(VmOrder::End { relaunch: true }));
         }

@@ -4,7 +4,7 @@
 //!   control socket ─┐                                  ┌─► the witness's client
 //!   witness ────────┤          time                    ├─► VM's thread (QEMU, checkpoints)
 //!   VM's thread ────┼─► Event ─┴─► Core ─► Effect ─────┼─► session (sender, acknowledgements)
-//!   session ────────┤               │  ▲               ├─► outlets (hold, release, mute), volumes, log
+//!   session ────────┤               │  ▲               ├─► guest I/O (hold, release, mute), volumes, log
 //!   standby ────────┘               ▼  │ Action        └─► connector, journal, metrics
 //!                                 Protocol
 //! ```
@@ -16,7 +16,7 @@
 //!
 //! * [`event`]: what happens · [`effect`]: what is to be done · [`time`]: two clocks, as values · [`settings`]
 //! * `core`: the state, events, what the protocol says · `clock`: ticks · `stall`: whether this host has stood still · `requests`, `refusal`, `operations`
-//! * `primary`, `replica`, `survivors`: the VM, its sessions, those that may come back · `backup`: the take-over
+//! * `primary`, `replica`, `former_backups`: the VM, its sessions, those that may come back · `backup`: the take-over
 //! * `prepare`, `log`, `snapshot`, `freeze`: what comes before a proposal; what is on disk
 //! * `health` and [`policy`]: the guest's watchdog, images on trial · `standing`: paused, suspended, off
 //! * `volumes` and [`disk_watch`]: disks that fail or are slow · [`announce`]
@@ -30,7 +30,9 @@ mod core;
 pub mod disk_watch;
 pub mod effect;
 pub mod event;
+mod former_backups;
 mod freeze;
+mod guest_state;
 mod health;
 mod log;
 mod operations;
@@ -43,12 +45,10 @@ mod requests;
 pub mod settings;
 mod snapshot;
 mod stall;
-mod standing;
-mod survivors;
 pub mod time;
 mod volumes;
 
 pub use self::core::{Core, TICK};
 pub use self::event::LogFailure;
+pub use self::former_backups::KEEP;
 pub use self::stall::still_ours;
-pub use self::survivors::KEEP;

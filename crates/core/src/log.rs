@@ -10,15 +10,15 @@ use ninefold_model::event::EventKind;
 use ninefold_model::spec::{EpochPolicy, NonVolatile};
 use ninefold_model::status::{LogState, LogStatus, Role};
 use ninefold_model::{Epoch, Record, Term};
-use ninefold_replica::protocol::{Input, LogRole, Standing};
+use ninefold_replica::protocol::{Input, LogRole, LogStanding};
 use ninefold_replica::stream::Hello;
 use ninefold_replica::target::Target;
 
 use crate::backup::{Origin, Takeover};
 use crate::core::Core;
-use crate::effect::{Beginning, DisksOrder, Effect, LogOrder, Metric, Question, RecoveryOrder, VmOrder};
+use crate::effect::{Beginning, DisksOrder, Effect, LogOrder, Metric, RecoveryOrder, VmOrder, WitnessRequest};
 use crate::event::{LogFailure, RecoveryNews, RequestId, Seen, Source};
-use crate::survivors::KEEP;
+use crate::former_backups::KEEP;
 use crate::time::Monotonic;
 
 /// After an attempt that failed; each further one doubles it.
@@ -35,7 +35,7 @@ const REMOVE_LIMIT: Duration = Duration::from_secs(2);
 /// What a log says of itself.
 #[derive(Clone)]
 struct FoundLog {
-    standing: Standing,
+    standing: LogStanding,
     /// Its last checkpoint.
     epoch: Epoch,
     /// The newest term that the witness has held, as far as the log shows.
@@ -71,12 +71,12 @@ pub(crate) struct LogSide {
     /// Numbers threads and attempts.
     last_id: u64,
     pub(crate) state: LogState,
-    pub(crate) standing: Option<Standing>,
+    pub(crate) standing: Option<LogStanding>,
     /// The newest term that the log was told of.
     term: Term,
     /// Where the thread of this number stands, and since when that is known.
     at_work: Option<(u64, u64, Monotonic)>,
-    /// A log has failed and not noted it, and is to be disowned: it would be gone on from with the images as they were in this
+    /// A log has failed and not noted it, and is to be invalidated: it would be gone on from with the images as they were in this
     /// epoch, which therefore get no more.
     pub(crate) images_wait: Option<Epoch>,
     /// Why the log of a backup that takes the VM over has failed. What becomes of it follows from how the take-over ends.
@@ -89,7 +89,7 @@ pub(crate) struct LogSide {
     vouched: Option<Record>,
     /// That of a log which did not speak of the record that the witness has shown. It is looked at again when it speaks of another: that one
     /// may have been an old one, of which the log could not tell that it was.
-    left: Option<Standing>,
+    left: Option<LogStanding>,
     /// Of a VM that has ended: its files may have to go. With whether there was a log.
     parting: Option<(u64, bool)>,
     removal: Option<Removal>,
@@ -198,14 +198,14 @@ impl Core {
         self.effect(Effect::Log { id, order });
     }
 
-    fn start_log(&mut self, reign: Term, beginning: Beginning, standing: Standing) {
+    fn start_log(&mut self, reign: Term, beginning: Beginning, standing: LogStanding) {
         self.drop_kept_log();
         let id = self.log.next_id();
         self.log_is(id, standing);
         self.log_order(id, LogOrder::Start { reign, beginning });
     }
 
-    fn log_is(&mut self, id: u64, standing: Standing) {
+    fn log_is(&mut self, id: u64, standing: LogStanding) {
         self.log.id = Some(id);
         self.log.standing = Some(standing);
         self.log.left = None;
@@ -280,7 +280,7 @@ impl Core {
         match self.protocol.role() {
             Role::Primary if self.has_vm && self.log.id.is_none() && self.log.retry.is_none_or(|(at, _)| now >= at) => {
                 let Some((hello, record)) = self.log_hello() else { return };
-                let mut standing = Standing::new(LogRole::Primary { record: record.clone() });
+                let mut standing = LogStanding::new(LogRole::Primary { record: record.clone() });
                 // It was asked for when there was no log that could note it.
                 standing.proposed.extend(self.protocol.proposed().cloned());
                 let beginning = Beginning::New { hello: Box::new(hello), standing: standing.clone() };
@@ -310,7 +310,7 @@ impl Core {
     pub(crate) fn log_begun(&mut self, id: u64) {
         if self.log.is_mine(id) && self.protocol.role() == Role::Primary {
             if self.log.images_wait.is_some() {
-                // What the witness was to disown is gone: nothing waits for that any more.
+                // What the witness was to invalidate is gone: nothing waits for that any more.
                 self.input(Input::LogLost { noted: true });
             }
             self.command(VmOrder::AddLog { id });
@@ -349,7 +349,7 @@ impl Core {
         self.drop_log();
         if self.non_volatile().is_some() {
             let role = LogRole::Backup { session: hello.term, primary: hello.from.clone() };
-            let standing = Standing::new(role);
+            let standing = LogStanding::new(role);
             match self.log.kept.take() {
                 Some((id, _)) => self.log_is(id, standing),
                 None => self.start_log(hello.term, Beginning::Awaited, standing),
@@ -368,10 +368,10 @@ impl Core {
 
     /// This host has taken the VM over, and goes on without the log that it kept as a backup: that does not end with the checkpoint, or
     /// its disk does not answer. It would be believed after a loss of power, since it has noted what was asked for: nothing is let
-    /// go before it is disowned.
+    /// go before it is invalidated.
     pub(crate) fn leave_log(&mut self) {
         if self.log.id.is_some() {
-            // As if it had gone on, and failed: the gate stays shut until the witness has disowned it.
+            // As if it had gone on, and failed: the gate stays shut until the witness has invalidated it.
             self.log_first(Epoch(1));
             let failed = self.log.failed.take().map(|(_, failure)| failure);
             let ends = || "it does not end with the checkpoint that the VM goes on from".to_owned().into();
@@ -522,8 +522,8 @@ impl Core {
     }
 
     /// When a log that had not noted its end is believed no more.
-    pub(crate) fn check_disowned(&mut self) {
-        if self.log.images_wait.is_some() && !self.protocol.disowns() {
+    pub(crate) fn check_invalidated(&mut self) {
+        if self.log.images_wait.is_some() && !self.protocol.invalidates() {
             self.log.images_wait = None;
             if self.protocol.role() == Role::Primary && self.has_vm {
                 self.let_volumes();
@@ -542,7 +542,7 @@ impl Core {
         let has_asked = self.protocol.may_have_won() || self.protocol.role() == Role::Primary;
         if self.takeover.is_some() && has_asked {
             // The VM is this host's, or may be. If its standby has all that it needs, it goes on without the log, which has noted what
-            // was asked for and would be believed: it is left and disowned first.
+            // was asked for and would be believed: it is left and invalidated first.
             tracing::error!(reason = %failure.reason, "the log fails while the VM comes here");
             self.log.failed = Some((id, failure));
             return;
@@ -562,7 +562,7 @@ impl Core {
                 if was_on && !self.holds_for_log() && !self.holding {
                     self.let_volumes();
                 }
-                // A log that could not note that it is behind is to be disowned, whether output waits for it or not.
+                // A log that could not note that it is behind is to be invalidated, whether output waits for it or not.
                 if was_on && (self.holds_for_log() || !noted) {
                     self.input(Input::LogLost { noted });
                 }
@@ -688,7 +688,7 @@ impl Core {
             RecoveryNews::Nothing => {
                 self.drop_recovery();
                 if std::mem::take(&mut self.log.start_wanted) {
-                    self.ask(Question::Start { force: false });
+                    self.ask(WitnessRequest::Start { force: false });
                 }
             }
             RecoveryNews::Unusable(reason) => {
@@ -704,7 +704,7 @@ impl Core {
                     recovery.found = Some(FoundLog { standing, epoch, known });
                 }
                 // The witness's next word decides.
-                self.ask(Question::Cancel);
+                self.ask(WitnessRequest::Cancel);
             }
             RecoveryNews::Failed(reason) => {
                 self.drop_recovery();
@@ -764,7 +764,7 @@ impl Core {
         }
         self.drop_recovery();
         let who = &record.primary;
-        // It says so itself; or it could not, and was disowned at the witness.
+        // It says so itself; or it could not, and was invalidated at the witness.
         let is_behind = standing.behind || *who == self.settings.host;
         let why = if is_behind {
             format!("what the VM said after epoch {epoch} is not in the log")
@@ -780,7 +780,7 @@ impl Core {
 
     /// A log was left alone, and is looked at again if it speaks of what the witness holds now.
     fn look_again(&mut self, record: &Record) {
-        let speaks = |left: &Standing| self.protocol.may_recover(left, record);
+        let speaks = |left: &LogStanding| self.protocol.may_recover(left, record);
         if self.protocol.role() == Role::Standby && self.log.left.as_ref().is_some_and(speaks) {
             self.log.left = None;
             self.log.look = Some(self.now.monotonic);

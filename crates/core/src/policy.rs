@@ -15,7 +15,7 @@
 
 use std::time::Duration;
 
-use ninefold_model::Standing;
+use ninefold_model::GuestState;
 use ninefold_model::event::EventKind;
 use ninefold_model::health::{Failure, Health, HealthySign, MAX_TIMES, Trial, Watchdog, WatchdogAction};
 use ninefold_model::spec::Boot;
@@ -171,7 +171,7 @@ impl Policy {
             trial: self.trial(),
             failures_ms: self.failures.iter().map(|age| millis(*age)).collect(),
             pending: None,
-            standing: Standing::default(),
+            standing: GuestState::default(),
             freeze: None,
         }
     }

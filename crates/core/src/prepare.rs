@@ -73,7 +73,7 @@ impl Core {
     }
 
     /// The log of a primary has ended. What is proposed is not noted there, and need not be: it is not believed any more, or
-    /// will be disowned.
+    /// will be invalidated.
     pub(crate) fn noted(&mut self) {
         if let Some(waits) = &mut self.preparing.waits {
             waits.note = None;

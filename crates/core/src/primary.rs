@@ -3,14 +3,14 @@
 use ninefold_model::checkpoint::CheckpointRecord;
 use ninefold_model::difference::{Difference, differences};
 use ninefold_model::event::EventKind;
-use ninefold_model::{Epoch, HostName, Standing, Term};
+use ninefold_model::{Epoch, GuestState, HostName, Term};
 use ninefold_replica::protocol::{Input, Phase};
 use ninefold_replica::stream::Hello;
 use ninefold_replica::stream::Reign;
 use ninefold_replica::target::Target;
 
 use crate::core::{Core, RETRY_LAST};
-use crate::effect::{Close, Effect, Metric, OutletsOrder, ParkingOrder, SessionOrder, VmOrder};
+use crate::effect::{Close, Effect, GuestIoOrder, Metric, ParkingOrder, SessionOrder, VmOrder};
 use crate::event::Source;
 use crate::replica::Replica;
 use crate::time::{Monotonic, micros};
@@ -131,7 +131,7 @@ impl Core {
 
     /// A thread of the VM is about to begin: with which number its checkpoints follow on. `continued`: it gets on with what others, or the
     /// log, have.
-    fn begin_vm(&mut self, standing: Standing, continued: bool) -> Epoch {
+    fn begin_vm(&mut self, standing: GuestState, continued: bool) -> Epoch {
         self.generation += 1;
         self.begins_to_stand(standing);
         self.reign = Reign { term: self.protocol.term(), generation: self.generation };
@@ -153,9 +153,9 @@ impl Core {
         let image = self.health.policy.image().clone();
         // What a log has of it is of its former life.
         self.log_ends("the VM is booted anew".to_owned().into());
-        self.outlets(OutletsOrder::ForgetAddresses);
+        self.guest_io(GuestIoOrder::ForgetAddresses);
         self.forget_holders();
-        let taken = self.begin_vm(Standing::default(), false);
+        let taken = self.begin_vm(GuestState::default(), false);
         let (generation, policy) = (self.generation, self.epochs);
         // What is parked is not ended before: the new QEMU waits until it has let go of the volumes and its memory.
         self.effect(Effect::Vm(VmOrder::Boot { generation, image, policy, taken }));
@@ -165,17 +165,17 @@ impl Core {
     pub(crate) fn run_vm(
         &mut self,
         source: Source,
-        standing: Standing,
+        standing: GuestState,
         log: Option<u64>,
         tracked: bool,
-        survivors: bool,
+        former_backups: bool,
     ) {
-        let continued = tracked && (log.is_some() || survivors);
+        let continued = tracked && (log.is_some() || former_backups);
         self.parking(ParkingOrder::Clear);
         let taken = self.begin_vm(standing, continued);
         let (generation, policy) = (self.generation, self.epochs);
-        let survivors = survivors && tracked;
-        self.effect(Effect::Vm(VmOrder::Run { generation, source, policy, standing, log, survivors, taken }));
+        let former_backups = former_backups && tracked;
+        self.effect(Effect::Vm(VmOrder::Run { generation, source, policy, standing, log, former_backups, taken }));
     }
 
     /// What the VM is and runs in, as a session of this name begins or a log; none while there is no QEMU.

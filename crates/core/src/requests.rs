@@ -7,7 +7,7 @@ use ninefold_model::status::{BackupState, BackupStatus, ProtectionState, Role, V
 use ninefold_replica::protocol::{Action, Input, Phase, Wanted};
 
 use crate::core::{Core, QUIT_LIMIT};
-use crate::effect::{Question, VmOrder};
+use crate::effect::{VmOrder, WitnessRequest};
 use crate::event::{Behind, RequestId, Seen};
 use crate::refusal;
 use crate::replica::Replica;
@@ -113,7 +113,7 @@ impl Core {
         let now = self.may_start(force, seen)?;
         self.starting = true;
         if now {
-            self.ask(Question::Start { force });
+            self.ask(WitnessRequest::Start { force });
         }
         Ok(Answer::Done)
     }

@@ -9,7 +9,7 @@ use ninefold_replica::target::Target;
 
 use crate::backup::{Origin, Takeover};
 use crate::core::Core;
-use crate::effect::{Effect, JobOrder, Question, VmOrder};
+use crate::effect::{Effect, JobOrder, VmOrder, WitnessRequest};
 use crate::event::{Behind, JobNews, RequestId, Seen, Source};
 
 /// See the [module](self).
@@ -162,7 +162,7 @@ impl Core {
         }
         self.begin_job(Some(&name), true, clone, force);
         // Nothing is touched before the witness has been heard.
-        self.ask(Question::Start { force });
+        self.ask(WitnessRequest::Start { force });
         Ok(())
     }
 
@@ -201,7 +201,7 @@ impl Core {
         } else {
             self.snapshot.asks = Some(request);
         }
-        self.ask(Question::Start { force });
+        self.ask(WitnessRequest::Start { force });
         Ok(())
     }
 

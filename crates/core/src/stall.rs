@@ -13,7 +13,7 @@ use ninefold_model::{Epoch, Term};
 use ninefold_replica::protocol::Input;
 
 use crate::core::{Core, TICK};
-use crate::effect::{Metric, OutletsOrder};
+use crate::effect::{GuestIoOrder, Metric};
 use crate::settings::Timing;
 use crate::time::Boottime;
 
@@ -116,7 +116,7 @@ impl Core {
     pub(crate) fn release(&mut self, epoch: Epoch) {
         let (awake, oldest) = (self.stall.awake, self.oldest());
         let announce = std::mem::take(&mut self.announce);
-        self.outlets(OutletsOrder::Release { epoch, awake, oldest, announce });
+        self.guest_io(GuestIoOrder::Release { epoch, awake, oldest, announce });
         self.stall.announces = announce;
     }
 

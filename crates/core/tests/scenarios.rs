@@ -7,15 +7,15 @@ use std::time::Duration;
 use ninefold_control::operation::State;
 use ninefold_control::{Answer, Refusal, Request};
 use ninefold_core::effect::{
-    DisksOrder, Effect, LogOrder, OutletsOrder, ParkingOrder, PrimaryOrder, Question, RecoveryOrder, SessionOrder,
-    VmOrder, Word,
+    DisksOrder, Effect, GuestIoOrder, LogOrder, ParkingOrder, PrimaryOrder, RecoveryOrder, SessionOrder, VmOrder,
+    WitnessRequest, Word,
 };
 use ninefold_core::event::{Event, Observed, Seen};
 use ninefold_model::event::EventKind;
 use ninefold_model::spec::VmSpec;
 use ninefold_model::status::{LogState, ProtectionState, Role};
 use ninefold_model::{Backup, Epoch, HostName, Record, Term};
-use ninefold_replica::protocol::{LogRole, Outcome, Standing};
+use ninefold_replica::protocol::{LogRole, LogStanding, Outcome};
 use world::{AtWin, Gate, World, spec};
 
 const A: usize = 0;
@@ -91,10 +91,10 @@ fn a_vm_boots_when_the_witness_grants_it_and_its_output_leaves_at_once() {
     let host = &world.hosts[A];
     assert_eq!(host.gate, Gate::Open);
     assert_eq!(world.witness.as_ref().map(|r| r.primary.as_str()), Some("a"));
-    let asked = place(&world, A, 0, |e| matches!(e, Effect::Ask(Question::Propose { .. })));
+    let asked = place(&world, A, 0, |e| matches!(e, Effect::Ask(WitnessRequest::Propose { .. })));
     let boots = place(&world, A, asked, |e| matches!(e, Effect::Vm(VmOrder::Boot { .. })));
     // Its first frames find the gate open.
-    let opens = place(&world, A, boots, |e| matches!(e, Effect::Outlets(OutletsOrder::Open { .. })));
+    let opens = place(&world, A, boots, |e| matches!(e, Effect::GuestIo(GuestIoOrder::Open { .. })));
     let goes = place(&world, A, boots, |e| matches!(e, Effect::LetGo(_)));
     assert!(opens < goes);
     assert!(told(&world, A, |e| matches!(e, EventKind::Booted { .. })));
@@ -104,7 +104,7 @@ fn a_vm_boots_when_the_witness_grants_it_and_its_output_leaves_at_once() {
 fn output_is_held_from_the_first_checkpoint_on_and_leaves_when_it_is_acknowledged() {
     let mut world = protected();
     let host = &world.hosts[A];
-    let holds = place(&world, A, 0, |e| matches!(e, Effect::Outlets(OutletsOrder::Hold { .. })));
+    let holds = place(&world, A, 0, |e| matches!(e, Effect::GuestIo(GuestIoOrder::Hold { .. })));
     let disks = place(&world, A, holds, |e| matches!(e, Effect::Disks(DisksOrder::Hold)));
     let goes = place(&world, A, holds, |e| matches!(e, Effect::LetGo(_)));
     assert!(holds < goes && disks < goes, "the checkpoint is taken before output and volumes are held");
@@ -132,9 +132,9 @@ fn a_backup_takes_over_when_its_primary_is_gone() {
     assert!(told(&world, B, |e| matches!(e, EventKind::TookOver { .. })));
     assert_eq!(world.witness.as_ref().map(|r| r.primary.as_str()), Some("b"));
     // The guest does not run before the witness has granted the VM, nor does anything leave before it runs.
-    let claims = place(&world, B, 0, |e| matches!(e, Effect::Ask(Question::Propose { .. })));
+    let claims = place(&world, B, 0, |e| matches!(e, Effect::Ask(WitnessRequest::Propose { .. })));
     let starts = place(&world, B, 0, |e| matches!(e, Effect::Vm(VmOrder::Start { .. })));
-    let opens = place(&world, B, 0, |e| matches!(e, Effect::Outlets(OutletsOrder::Open { .. })));
+    let opens = place(&world, B, 0, |e| matches!(e, Effect::GuestIo(GuestIoOrder::Open { .. })));
     assert!(claims < starts && starts < opens);
 }
 
@@ -181,7 +181,7 @@ fn a_switchover_moves_the_vm_with_its_last_checkpoint() {
     // The former primary is the backup now.
     assert_eq!(world.status(B).protection, Some(ProtectionState::Protected));
     let muted = place(&world, A, 0, |e| matches!(e, Effect::Vm(VmOrder::TakeFinal)));
-    let muted = place(&world, A, muted, |e| matches!(e, Effect::Outlets(OutletsOrder::Mute)));
+    let muted = place(&world, A, muted, |e| matches!(e, Effect::GuestIo(GuestIoOrder::Mute)));
     let ended = place(&world, A, muted, |e| matches!(e, Effect::Vm(VmOrder::End { .. })));
     assert!(muted < ended, "it is muted before the rest is taken down");
 }
@@ -227,9 +227,9 @@ fn output_waits_for_the_log_and_what_is_proposed_is_noted_before() {
     assert!(told(&world, A, |e| matches!(e, EventKind::NonVolatile { .. })));
 }
 
-/// A log whose disk hangs is disowned at the witness before output leaves without it.
+/// A log whose disk hangs is invalidated at the witness before output leaves without it.
 #[test]
-fn a_log_that_hangs_is_disowned_before_output_goes_on() {
+fn a_log_that_hangs_is_invalidated_before_output_goes_on() {
     let mut world = booted(&non_volatile(), 1);
     world.pass(SECOND);
     let (term, released) = (world.status(A).term, world.hosts[A].released);
@@ -240,8 +240,8 @@ fn a_log_that_hangs_is_disowned_before_output_goes_on() {
     world.pass(SECOND * 8);
     assert!(told(&world, A, |e| matches!(e, EventKind::LogLost { .. })));
     assert!(world.witness.as_ref().unwrap().term > term, "the log is of an older term now");
-    let proposed = place(&world, A, from, |e| matches!(e, Effect::Ask(Question::Propose { .. })));
-    let opened = place(&world, A, from, |e| matches!(e, Effect::Outlets(OutletsOrder::Open { .. })));
+    let proposed = place(&world, A, from, |e| matches!(e, Effect::Ask(WitnessRequest::Propose { .. })));
+    let opened = place(&world, A, from, |e| matches!(e, Effect::GuestIo(GuestIoOrder::Open { .. })));
     assert!(proposed < opened);
 }
 
@@ -428,7 +428,7 @@ fn what_lies_unread_gives_up_no_backup() {
 /// was let go since. So nothing is, before the witness holds a record of which it does not know. What output does not wait for the log the
 /// volumes do all the same.
 #[test]
-fn what_a_winner_says_waits_until_its_failed_log_is_disowned() {
+fn what_a_winner_says_waits_until_its_failed_log_is_invalidated() {
     for hold_output in [true, false] {
         let mut world = protected_as(&kept(serde_json::json!([]), hold_output));
         let from = world.hosts[B].effects.len();
@@ -467,7 +467,7 @@ fn no_guest_runs_on_volumes_that_lack_what_a_failed_log_did_not_take() {
 /// A primary's log fails and cannot note it: neither volumes nor clients that wait for the log get what it has not, though a backup has all
 /// of it, until the witness holds a record of which the log does not know.
 #[test]
-fn a_failed_log_holds_output_and_volumes_until_it_is_disowned() {
+fn a_failed_log_holds_output_and_volumes_until_it_is_invalidated() {
     for hold_output in [true, false] {
         let mut world = protected_as(&kept(disk("memory"), hold_output));
         let term = world.status(A).term;
@@ -505,7 +505,7 @@ fn came_back(term: u64) -> World {
     let mut world = World::new(2, &vm);
     world.kill(A);
     let role = LogRole::Backup { session: Term(1), primary: host("a") };
-    world.hosts[B].found = Some((Standing::new(role), Term(term)));
+    world.hosts[B].found = Some((LogStanding::new(role), Term(term)));
     world
 }
 
@@ -558,8 +558,10 @@ fn a_vm_has_stopped_although_its_qemu_dies_before_that_is_known() {
     world.hosts[A].cut_from_witness = true;
     let from = world.hosts[A].effects.len();
     world.ask(A, Request::Stop);
-    let asked = place(&world, A, from, |e| matches!(e, Effect::Ask(Question::Propose { .. })));
-    let Effect::Ask(Question::Propose { id, new, .. }) = world.hosts[A].effects[asked].clone() else { unreachable!() };
+    let asked = place(&world, A, from, |e| matches!(e, Effect::Ask(WitnessRequest::Propose { .. })));
+    let Effect::Ask(WitnessRequest::Propose { id, new, .. }) = world.hosts[A].effects[asked].clone() else {
+        unreachable!()
+    };
     world.witness = Some(new);
     let generation = world.hosts[A].runs.unwrap();
     world.tell(A, Event::VmLost { generation, reason: "killed".into() });

@@ -8,9 +8,9 @@ use ninefold_transport::identity::CERT_FILE;
 use ninefold_transport::{Identity, Notice, Security, State, TransportError};
 
 use crate::config::{KeeperConfig, SecurityConfig};
+use crate::control::journal::Journal;
+use crate::control::metrics::Board;
 use crate::error::KeeperError;
-use crate::journal::Journal;
-use crate::metrics::Board;
 
 /// How this host proves that it is the one of the configuration.
 ///

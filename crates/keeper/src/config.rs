@@ -10,7 +10,8 @@ use ninefold_model::spec::{EpochPolicy, VmSpec};
 use ninefold_replica::stream::record::MAX_VOLUMES;
 use serde::{Deserialize, Serialize};
 
-use crate::{small_file, zones};
+use crate::durable::small_file;
+use crate::zones;
 
 /// A host's storage pool, where nothing else is said.
 pub const DEFAULT_POOL: &str = "/var/lib/ninefold/pool";

@@ -12,27 +12,27 @@ use ninefold_transport::{Listener, Security};
 use ninefold_witness_client::{Timeouts, WitnessClient};
 use rustix::fs::{FlockOperation, flock};
 
-use crate::arbiter;
-use crate::bell::Bell;
+use crate::backup::custody::Kept;
+use crate::backup::parking::Parking;
+use crate::backup::standby::{Door, Standby};
 use crate::certificates;
 use crate::config::KeeperConfig;
-use crate::connector::Connector;
-use crate::custody::Kept;
-use crate::disks::Disks;
+use crate::control::http;
+use crate::control::journal::Journal;
+use crate::control::metrics::Board;
+use crate::control::operations::Operations;
+use crate::control::preflight::Preflight;
+use crate::control::server::{self, AtHand};
+use crate::devices::disks::Disks;
+use crate::devices::guest_io::GuestIo;
+use crate::durable::incarnation;
 use crate::error::KeeperError;
 use crate::health::images::Images;
-use crate::http;
-use crate::incarnation;
-use crate::journal::Journal;
-use crate::looks::Looks;
-use crate::metrics::Board;
 use crate::msg::Msg;
-use crate::operations::Operations;
-use crate::outlets::Outlets;
-use crate::parking::Parking;
+use crate::primary::waker::Waker;
+use crate::runtime::connector::Connector;
+use crate::runtime::proposer;
 use crate::runtime::{Parts, Runtime};
-use crate::server::{self, AtHand};
-use crate::standby::{Door, Standby};
 
 /// Fewer may run out.
 const FEW_DESCRIPTORS: u64 = 1024;
@@ -61,10 +61,10 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
     let _lock = lock(&config)?;
     let security = certificates::security(&config)?;
     let (core, inbox) = channel();
-    let bell = Bell::new()?;
-    let ring = bell.clone();
+    let waker = Waker::new()?;
+    let ring = waker.clone();
     let wake: Wake = Arc::new(move || ring.ring());
-    let outlets = Arc::new(Outlets::open(&config, &wake)?);
+    let guest_io = Arc::new(GuestIo::open(&config, &wake)?);
     let disks = Arc::new(Disks::open(&config)?);
     let record = config.image_record.clone().unwrap_or_else(|| config.run_dir.join("image.json"));
     let images = Arc::new(Images::open(record, config.vm.id, config.vm.boot.clone())?);
@@ -83,12 +83,12 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
         .map_err(|e| KeeperError::Listen { addr: config.listen, source: Box::new(e) })?;
     let witness = &config.witness;
     let client = WitnessClient::new(witness.addr, witness.host.clone(), security.clone(), Timeouts::default());
-    let arbiter = arbiter::start(config.vm.id, config.vm.name.clone(), client, core.clone())?;
+    let proposer = proposer::start(config.vm.id, config.vm.name.clone(), client, core.clone())?;
     let connector = Connector::start(Arc::clone(&config), security.clone(), core.clone())?;
     let parking = Arc::new(Parking::with(Kept::find(&config.run_dir)));
     let standby = Standby {
         config: Arc::clone(&config),
-        outlets: Arc::clone(&outlets),
+        guest_io: Arc::clone(&guest_io),
         disks: Arc::clone(&disks),
         images: Arc::clone(&images),
         parking: Arc::clone(&parking),
@@ -100,7 +100,7 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
     let at_hand = AtHand {
         journal: journal.clone(),
         operations: operations.clone(),
-        looks: Looks::at(Arc::clone(&config), Arc::clone(&disks)),
+        looks: Preflight::at(Arc::clone(&config), Arc::clone(&disks)),
     };
     server::serve(&KeeperConfig::control_socket(&config.run_dir), at_hand, security, core.clone())?;
     let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])
@@ -118,16 +118,16 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
     let config = Arc::clone(&config);
     let parts = Parts {
         config: Arc::clone(&config),
-        outlets,
+        guest_io,
         disks,
         images,
         journal,
         operations,
         board,
-        bell,
+        waker,
         inbox,
         core,
-        arbiter,
+        proposer,
         connector,
         parking,
     };

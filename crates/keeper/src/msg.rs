@@ -13,7 +13,7 @@ use ninefold_model::event::{EventKind, SnapshotFigures};
 use ninefold_model::health::{DumpProgress, Failure, Freeze};
 use ninefold_model::spec::Boot;
 use ninefold_model::status::{MachineStatus, SnapshotProgress, SyncProgress};
-use ninefold_model::{Epoch, Record, Standing, Term};
+use ninefold_model::{Epoch, GuestState, Record, Term};
 use ninefold_replica::continuation::Base;
 use ninefold_replica::protocol::{self, Outcome, ProposalId};
 use ninefold_replica::stream::{Hello, Layout};
@@ -22,11 +22,11 @@ use ninefold_snapshot::log::Log;
 use ninefold_transport::clock::Moment;
 use ninefold_transport::{Link, LinkHandle, LinkWriter};
 
-use crate::changed_blocks::ChangedBlocks;
-use crate::freeze::End;
-use crate::loaded::Loaded;
-use crate::offer::Answer;
-use crate::snapshot::job::SnapshotTarget;
+use crate::backup::loaded::Loaded;
+use crate::backup::offer::Answer;
+use crate::primary::changed_blocks::ChangedBlocks;
+use crate::primary::freeze::End;
+use crate::primary::snapshot::job::SnapshotTarget;
 
 /// A message to the core.
 pub enum Msg {
@@ -40,7 +40,7 @@ pub enum Msg {
     /// SIGTERM: hand the VM over if possible, and end.
     Quit,
 
-    // From the arbiter.
+    // From the proposer.
     WitnessAnswer {
         id: ProposalId,
         outcome: Outcome,
@@ -77,7 +77,7 @@ pub enum Msg {
     /// How the guest stands has changed; with the checkpoint that will say so, if one is to be taken.
     Stands {
         generation: u64,
-        standing: Standing,
+        standing: GuestState,
         epoch: Option<Epoch>,
     },
     VmLost {
@@ -329,7 +329,7 @@ pub enum RecoveryEvent {
     Unusable(String),
     /// There is a good one.
     Found {
-        standing: protocol::Standing,
+        standing: protocol::LogStanding,
         epoch: Epoch,
         /// That of its last commit.
         term: Term,

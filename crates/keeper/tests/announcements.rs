@@ -1,6 +1,6 @@
 //! What a backup announces of a VM with two NICs, on real bridges in a network namespace. Needs root.
 
-mod outlets;
+mod guest_io;
 
 use std::fs::File;
 use std::io::{ErrorKind, Write};
@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::Instant;
 
-use ninefold_keeper::outlets::Outlets;
+use ninefold_keeper::devices::guest_io::GuestIo;
 use ninefold_machine::Ports;
 use ninefold_model::VmId;
 use ninefold_model::spec::{Mac, VmSpec};
@@ -50,13 +50,13 @@ fn mac(last: u8) -> Mac {
     Mac([0x52, 0x54, 0, 0, 0, last])
 }
 
-fn outlets_of(id: u8, vm: &str, dir: &std::path::Path) -> Outlets {
+fn outlets_of(id: u8, vm: &str, dir: &std::path::Path) -> GuestIo {
     let nic = |last, bridge| serde_json::json!({ "mac": mac(last).to_string(), "bridge": bridge });
     let json = serde_json::json!({
         "id": VmId::random(u128::from(id) << 120), "name": vm, "memory_mib": 1, "boot": "volume",
         "nics": [nic(1, "br0"), nic(2, "br1")],
     });
-    outlets::with_nics(dir, &serde_json::from_value::<VmSpec>(json).unwrap())
+    guest_io::with_nics(dir, &serde_json::from_value::<VmSpec>(json).unwrap())
 }
 
 /// Whose Ethernet address speaks for which IPv4 address in an ARP frame; nothing in another frame.

@@ -3,7 +3,7 @@
 //! The copy ends, the guest does not stand still for what is left to copy, and what a backup holds after each checkpoint is one
 //! moment: a QEMU that is loaded with it goes on.
 
-mod outlets;
+mod guest_io;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,14 +12,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use guest::sweep::{self, Place};
-use ninefold_keeper::bell::Bell;
-use ninefold_keeper::changed_blocks::ChangedBlocks;
 use ninefold_keeper::health::dumps::Dumps;
-use ninefold_keeper::health::told::Told;
+use ninefold_keeper::health::shared::SharedHealth;
 use ninefold_keeper::health::watcher::Watcher;
 use ninefold_keeper::msg::Msg;
-use ninefold_keeper::session::job::{Job, SessionTarget};
-use ninefold_keeper::vm::{self, Command, Surroundings, VmHandle};
+use ninefold_keeper::primary::changed_blocks::ChangedBlocks;
+use ninefold_keeper::primary::session::job::{Job, SessionTarget};
+use ninefold_keeper::primary::vm::{self, Command, Surroundings, VmHandle};
+use ninefold_keeper::primary::waker::Waker;
 use ninefold_machine::{Mechanism, Memory, PageRun};
 use ninefold_model::checkpoint::CheckpointRecord;
 use ninefold_model::spec::{Accel, EpochPolicy};
@@ -65,7 +65,7 @@ fn put(memory: &Memory, runs: &[PageRun], mut content: &[u8]) {
 }
 
 /// The backup: what it holds after each checkpoint is of one moment.
-fn backup(work: Receiver<Job>, handle: Arc<VmHandle>, bell: Bell, memory: Arc<Memory>, tell: Sender<Held>) {
+fn backup(work: Receiver<Job>, handle: Arc<VmHandle>, waker: Waker, memory: Arc<Memory>, tell: Sender<Held>) {
     let (mut rounds, mut count) = (Vec::new(), 0);
     for job in work {
         match job {
@@ -74,7 +74,7 @@ fn backup(work: Receiver<Job>, handle: Arc<VmHandle>, bell: Bell, memory: Arc<Me
             Job::Round { pieces, .. } => {
                 rounds.push(0);
                 for piece in pieces {
-                    bell.ring();
+                    waker.ring();
                     put(&memory, &piece.runs, &piece.bytes);
                     rounds.iter_mut().last().into_iter().for_each(|r| *r += (piece.bytes.len() / 4096) as u64);
                 }
@@ -88,7 +88,7 @@ fn backup(work: Receiver<Job>, handle: Arc<VmHandle>, bell: Bell, memory: Arc<Me
                 tell.send(Held { rounds: std::mem::take(&mut rounds), record, devices }).unwrap();
                 handle.send(Command::Acked { target: BACKUP, epoch });
             }
-            _ => panic!("what a sink is not given here"),
+            _ => panic!("what a target_state is not given here"),
         }
     }
 }
@@ -104,16 +104,16 @@ fn what_is_left_of_a_copy_that_gets_no_further_is_held_and_the_guest_goes_on() {
         eprintln!("skipped: this kernel has no PAGEMAP_SCAN");
         return;
     }
-    let outlets = Arc::new(outlets::open(dir.path(), &config.spec));
-    outlets.attach(ports).unwrap();
+    let guest_io = Arc::new(guest_io::open(dir.path(), &config.spec));
+    guest_io.attach(ports).unwrap();
     let memory = Arc::clone(machine.memory());
     let (mut standby, _ports) = guest::launch(&guest::standby(&config));
     let copy = Arc::clone(standby.memory());
-    let bell = Bell::new().unwrap();
+    let waker = Waker::new().unwrap();
     let (tell, inbox) = channel();
     thread::spawn(move || core(inbox));
-    let watcher = Watcher::new(GENERATION, Dumps::new(dir.path(), "vm"), Told::default(), tell.clone());
-    let surroundings = Surroundings { outlets, disks: Arc::default(), bell: bell.clone(), core: tell };
+    let watcher = Watcher::new(GENERATION, Dumps::new(dir.path(), "vm"), SharedHealth::default(), tell.clone());
+    let surroundings = Surroundings { guest_io, disks: Arc::default(), waker: waker.clone(), core: tell };
     let obtain = Box::new(move || Ok(machine));
     let policy = EpochPolicy::Fixed { ms: 25 };
     let handle = vm::start(watcher, obtain, policy, Default::default(), None, Epoch(0), surroundings).unwrap();
@@ -122,7 +122,7 @@ fn what_is_left_of_a_copy_that_gets_no_further_is_held_and_the_guest_goes_on() {
 
     let ((jobs, work), (tell, held)) = (sync_channel(8), channel());
     let theirs = Arc::clone(&handle);
-    thread::spawn(move || backup(work, theirs, bell, copy, tell));
+    thread::spawn(move || backup(work, theirs, waker, copy, tell));
     let rest = ChangedBlocks::default();
     let target = Box::new(SessionTarget { session: SESSION, jobs });
     handle.send(Command::AddSink { target, rounds: 0, rest, held: None });

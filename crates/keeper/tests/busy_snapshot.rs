@@ -3,8 +3,8 @@
 //! The guest stands still for no longer than in a checkpoint, each page is in the file once, and what is in it is one moment: a
 //! QEMU that is loaded with it goes on.
 
+mod guest_io;
 mod hello;
-mod outlets;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,17 +13,17 @@ use std::thread;
 use std::time::Duration;
 
 use guest::sweep::{self, Place};
-use ninefold_keeper::bell::Bell;
-use ninefold_keeper::changed_blocks::ChangedBlocks;
-use ninefold_keeper::freeze::Freezing;
+use ninefold_keeper::backup::standby::{Fresh, layout};
 use ninefold_keeper::health::dumps::Dumps;
-use ninefold_keeper::health::told::Told;
+use ninefold_keeper::health::shared::SharedHealth;
 use ninefold_keeper::health::watcher::Watcher;
 use ninefold_keeper::msg::{Msg, SnapshotEvent};
-use ninefold_keeper::session::job::{Job, SessionTarget};
-use ninefold_keeper::snapshot::{self, Order};
-use ninefold_keeper::standby::{Fresh, layout};
-use ninefold_keeper::vm::{self, Command, Surroundings, VmHandle};
+use ninefold_keeper::primary::changed_blocks::ChangedBlocks;
+use ninefold_keeper::primary::freeze::Freezing;
+use ninefold_keeper::primary::session::job::{Job, SessionTarget};
+use ninefold_keeper::primary::snapshot::{self, Order};
+use ninefold_keeper::primary::vm::{self, Command, Surroundings, VmHandle};
+use ninefold_keeper::primary::waker::Waker;
 use ninefold_machine::{MachineConfig, Mechanism, QemuVersion};
 use ninefold_model::event::SnapshotFigures;
 use ninefold_model::spec::{Accel, Arch, EpochPolicy};
@@ -54,17 +54,17 @@ fn core(inbox: Receiver<Msg>, news: Sender<SnapshotEvent>) {
 }
 
 /// Gets the VM as a backup does, at once; tells how long the guest stood still for each checkpoint.
-fn backup(work: Receiver<Job>, handle: Arc<VmHandle>, bell: Bell, pauses: Sender<u64>) {
+fn backup(work: Receiver<Job>, handle: Arc<VmHandle>, waker: Waker, pauses: Sender<u64>) {
     for job in work {
         match job {
-            Job::Round { pieces, .. } => pieces.iter().for_each(|_| bell.ring()),
+            Job::Round { pieces, .. } => pieces.iter().for_each(|_| waker.ring()),
             Job::Checkpoint { taken, .. } => {
                 let (epoch, pause) = (taken.epoch, taken.record.pause_us);
                 drop(taken);
                 handle.send(Command::Acked { target: BACKUP, epoch });
                 let _ = pauses.send(pause);
             }
-            _ => panic!("what a sink is not given here"),
+            _ => panic!("what a target_state is not given here"),
         }
     }
 }
@@ -75,7 +75,7 @@ struct Vm {
     hello: Hello,
     qemu: QemuVersion,
     handle: Arc<VmHandle>,
-    bell: Bell,
+    waker: Waker,
     tell: Sender<Msg>,
     news: Receiver<SnapshotEvent>,
     place: std::path::PathBuf,
@@ -91,7 +91,8 @@ impl Vm {
         let (hello, freezing) = (self.hello.clone(), Freezing::Never);
         let order = Order { name: name.parse().unwrap(), parent: None, hello, platform, freezing };
         let _wanted =
-            snapshot::take(1, order, self.place.clone(), Arc::default(), self.bell.clone(), self.tell.clone()).unwrap();
+            snapshot::take(1, order, self.place.clone(), Arc::default(), self.waker.clone(), self.tell.clone())
+                .unwrap();
         let SnapshotEvent::Ready(target) = self.news() else { panic!("it is not ready") };
         let (target, rest) = (Box::new(target), ChangedBlocks::default());
         self.handle.send(Command::AddSink { target, rounds: 0, rest, held: None });
@@ -145,8 +146,8 @@ fn a_guest_that_writes_everywhere_is_in_its_snapshot_once_and_as_it_was() {
         eprintln!("skipped: this kernel has no PAGEMAP_SCAN");
         return;
     }
-    let outlets = Arc::new(outlets::open(dir.path(), &config.spec));
-    outlets.attach(ports).unwrap();
+    let guest_io = Arc::new(guest_io::open(dir.path(), &config.spec));
+    guest_io.attach(ports).unwrap();
     let memory = Arc::clone(machine.memory());
     let hello = Hello {
         spec: config.spec.clone(),
@@ -154,17 +155,17 @@ fn a_guest_that_writes_everywhere_is_in_its_snapshot_once_and_as_it_was() {
         ..hello::hello(GENERATION, memory.ram().bytes())
     };
     let qemu = machine.version();
-    let bell = Bell::new().unwrap();
+    let waker = Waker::new().unwrap();
     let ((tell, inbox), (pass, news)) = (channel(), channel());
     thread::spawn(move || core(inbox, pass));
-    let watcher = Watcher::new(GENERATION, Dumps::new(dir.path(), "vm"), Told::default(), tell.clone());
-    let surroundings = Surroundings { outlets, disks: Arc::default(), bell: bell.clone(), core: tell.clone() };
+    let watcher = Watcher::new(GENERATION, Dumps::new(dir.path(), "vm"), SharedHealth::default(), tell.clone());
+    let surroundings = Surroundings { guest_io, disks: Arc::default(), waker: waker.clone(), core: tell.clone() };
     let obtain = Box::new(move || Ok(machine));
     let handle =
         vm::start(watcher, obtain, EpochPolicy::Fixed { ms: 25 }, Default::default(), None, Epoch(0), surroundings)
             .unwrap();
     let place = dir.path().join("snapshots");
-    let vm = Vm { config, hello, qemu, handle: Arc::new(handle), bell, tell, news, place };
+    let vm = Vm { config, hello, qemu, handle: Arc::new(handle), waker, tell, news, place };
     sweep::await_sweeps(&memory, 3);
 
     let alone = vm.snapshot("alone");
@@ -172,8 +173,8 @@ fn a_guest_that_writes_everywhere_is_in_its_snapshot_once_and_as_it_was() {
 
     // All regions are hot, and have to be trapped first.
     let ((jobs, work), (tell, pauses)) = (sync_channel(8), channel());
-    let (handle, bell) = (Arc::clone(&vm.handle), vm.bell.clone());
-    thread::spawn(move || backup(work, handle, bell, tell));
+    let (handle, waker) = (Arc::clone(&vm.handle), vm.waker.clone());
+    thread::spawn(move || backup(work, handle, waker, tell));
     let rest = ChangedBlocks::default();
     let target = Box::new(SessionTarget { session: SESSION, jobs });
     vm.handle.send(Command::AddSink { target, rounds: 0, rest, held: None });

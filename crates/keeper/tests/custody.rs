@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ninefold_keeper::custody::{Custody, Kept, Note};
+use ninefold_keeper::backup::custody::{Custody, Kept, Note};
 use ninefold_machine::Ram;
 use ninefold_model::{Epoch, Term};
 use ninefold_replica::stream::Reign;

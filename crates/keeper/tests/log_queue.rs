@@ -7,24 +7,24 @@ use std::sync::mpsc::{Receiver, channel, sync_channel};
 use std::time::Duration;
 
 use hello::hello;
-use ninefold_keeper::bell::Bell;
-use ninefold_keeper::disks::Disks;
-use ninefold_keeper::log::job::Job;
-use ninefold_keeper::log::{self, Beginning, LogHandle, Settings};
+use ninefold_keeper::devices::disks::Disks;
+use ninefold_keeper::durable::log::job::Job;
+use ninefold_keeper::durable::log::{self, Beginning, LogHandle, Settings};
 use ninefold_keeper::msg::Msg;
+use ninefold_keeper::primary::waker::Waker;
 use ninefold_model::{Record, Term};
-use ninefold_replica::protocol::{LogRole, Standing};
+use ninefold_replica::protocol::{LogRole, LogStanding};
 
 /// Only so that a failure ends.
 const LIMIT: Duration = Duration::from_secs(60);
 const ID: u64 = 7;
 
-fn begin(dir: &std::path::Path) -> (LogHandle, Receiver<Msg>, Standing) {
+fn begin(dir: &std::path::Path) -> (LogHandle, Receiver<Msg>, LogStanding) {
     let (core, heard) = channel();
-    let standing = Standing::new(LogRole::Primary { record: Record::boot("a".parse().unwrap()) });
+    let standing = LogStanding::new(LogRole::Primary { record: Record::boot("a".parse().unwrap()) });
     let beginning = Beginning::New { hello: Box::new(hello(5, 1 << 20)), standing: standing.clone() };
     let settings =
-        Settings { place: dir.join("log"), disks: Arc::new(Disks::default()), bell: Bell::new().unwrap(), core };
+        Settings { place: dir.join("log"), disks: Arc::new(Disks::default()), waker: Waker::new().unwrap(), core };
     (log::start(ID, Term(5), beginning, settings).unwrap(), heard, standing)
 }
 

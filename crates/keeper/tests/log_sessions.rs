@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::time::Duration;
 
-use ninefold_keeper::acknowledge::Acknowledger;
-use ninefold_keeper::bell::Bell;
-use ninefold_keeper::disks::Disks;
-use ninefold_keeper::log::job::{Job, Left, Opening, Received};
-use ninefold_keeper::log::{self, Beginning, LogHandle, Settings};
+use ninefold_keeper::backup::acknowledge::Acknowledger;
+use ninefold_keeper::devices::disks::Disks;
+use ninefold_keeper::durable::log::job::{Job, Left, Opening, Received};
+use ninefold_keeper::durable::log::{self, Beginning, LogHandle, Settings};
 use ninefold_keeper::msg::Msg;
+use ninefold_keeper::primary::waker::Waker;
 use ninefold_model::{Epoch, Term};
-use ninefold_replica::protocol::{LogRole, Standing};
+use ninefold_replica::protocol::{LogRole, LogStanding};
 use ninefold_replica::stream::Reign;
 use ninefold_replica::stream::{
     CheckpointAssembler, Fed, Hello, PAGE_SIZE, PageEncoder, PageRun, PageSink, Pass, PassKind, PassWriter, Preamble,
@@ -77,8 +77,8 @@ impl Thread {
     fn start(dir: &Path) -> Self {
         let (core, heard) = channel();
         let disks = Arc::new(Disks::default());
-        let bell = Bell::new().unwrap();
-        let settings = Settings { place: dir.join("log"), disks: Arc::clone(&disks), bell, core: core.clone() };
+        let waker = Waker::new().unwrap();
+        let settings = Settings { place: dir.join("log"), disks: Arc::clone(&disks), waker, core: core.clone() };
         Self {
             handle: log::start(1, Term(5), Beginning::Awaited, settings).unwrap(),
             disks,
@@ -162,7 +162,7 @@ fn read(dir: &Path) -> Option<(Term, Epoch, Memory)> {
     };
     let at = found.last().at;
     let role = LogRole::Backup { session: at.session, primary: "a".parse().unwrap() };
-    assert_eq!(*found.standing(), Standing::new(role));
+    assert_eq!(*found.standing(), LogStanding::new(role));
     let mut memory = Memory::new();
     let held = found.recover().unwrap().load(&|_| true, &mut memory, &mut |_, _| Ok(())).unwrap();
     assert_eq!(held.device_state, [at.epoch.0 as u8]);

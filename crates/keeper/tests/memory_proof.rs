@@ -13,7 +13,7 @@
 //! whose QEMU was killed with its keeper, of which only the guest's memory is left. At the end the primary is killed and the standby
 //! goes on.
 
-mod outlets;
+mod guest_io;
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
@@ -22,12 +22,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ninefold_keeper::capture::Capture;
+use ninefold_keeper::backup::standby::{Sink, layout};
 use ninefold_keeper::config::KeeperConfig;
-use ninefold_keeper::disks::Disks;
-use ninefold_keeper::first_copy;
-use ninefold_keeper::outlets::{CONSOLE, Outlets};
-use ninefold_keeper::standby::{Sink, layout};
+use ninefold_keeper::devices::disks::Disks;
+use ninefold_keeper::devices::guest_io::{CONSOLE, GuestIo};
+use ninefold_keeper::primary::capture::Capture;
+use ninefold_keeper::primary::first_copy;
 use ninefold_machine::{DirtySet, Machine, MachineConfig, Memory, PageMap, PageRun, Ports, Ram, Tracker};
 use ninefold_model::spec::{Accel, AccelChoice, Boot};
 use ninefold_model::{Epoch, Term};
@@ -48,7 +48,7 @@ struct Proof {
     primary: Machine,
     standby: Machine,
     standby_ports: Option<Ports>,
-    outlets: Outlets,
+    guest_io: GuestIo,
     tracker: Tracker,
     dirty: DirtySet,
     capture: Capture,
@@ -65,7 +65,7 @@ struct Proof {
 
 impl Proof {
     /// Takes a primary that runs, or is about to, and launches its standby.
-    fn new(what: &str, config: &MachineConfig, mut primary: Machine, outlets: Outlets) -> Self {
+    fn new(what: &str, config: &MachineConfig, mut primary: Machine, guest_io: GuestIo) -> Self {
         let (standby, ports) = guest::launch(&guest::standby(config));
         let blocks = layout(&primary).unwrap();
         blocks.same_as(&layout(&standby).unwrap()).unwrap();
@@ -83,7 +83,7 @@ impl Proof {
             },
             standby,
             standby_ports: Some(ports),
-            outlets,
+            guest_io,
             tracker,
             dirty: DirtySet::for_layout(&machine_layout),
             capture: Capture::for_layout(&machine_layout).unwrap(),
@@ -176,7 +176,15 @@ impl Proof {
         // Four copy once before the pause, the next four do not: each in every mode.
         self.capture.early = (next.0 / 4).is_multiple_of(2);
         self.capture
-            .take(next, Duration::ZERO, &mut self.primary, &mut self.tracker, &self.outlets, &Disks::default(), missing)
+            .take(
+                next,
+                Duration::ZERO,
+                &mut self.primary,
+                &mut self.tracker,
+                &self.guest_io,
+                &Disks::default(),
+                missing,
+            )
             .unwrap();
         self.epoch = next;
     }
@@ -196,7 +204,7 @@ impl Proof {
         self.bytes += wire.len() as u64;
         self.receive(wire);
         assert_eq!(self.assembler.whole(), next);
-        self.outlets.release(next, &|| true);
+        self.guest_io.release(next, &|| true);
     }
 
     fn resume(&mut self) {
@@ -247,7 +255,7 @@ impl Proof {
                     Duration::ZERO,
                     &mut self.primary,
                     &mut self.tracker,
-                    &self.outlets,
+                    &self.guest_io,
                     &Disks::default(),
                     None,
                 )
@@ -276,12 +284,12 @@ impl Proof {
     /// The primary dies and the standby goes on.
     fn fail_over(&mut self) -> &Memory {
         self.primary.kill();
-        self.outlets.detach();
+        self.guest_io.detach();
         let state = self.assembler.checkpoint().unwrap().device_state.to_vec();
         self.standby.load(&state).unwrap();
         self.standby.check_layout().unwrap();
-        self.outlets.attach(self.standby_ports.take().unwrap()).unwrap();
-        self.outlets.pass(&|| ());
+        self.guest_io.attach(self.standby_ports.take().unwrap()).unwrap();
+        self.guest_io.pass(&|| ());
         self.standby.start().unwrap();
         self.standby.memory()
     }
@@ -360,9 +368,9 @@ fn a_linux_guest_that_dirties_memory_hard() {
     let dir = tempfile::tempdir().unwrap();
     let config = linux_config(Path::new("qemu-system-x86_64"));
     let (mut primary, ports) = guest::launch(&config);
-    let outlets = outlets::open(dir.path(), &config.spec);
-    outlets.attach(ports).unwrap();
-    outlets.pass(&|| ());
+    let guest_io = guest_io::open(dir.path(), &config.spec);
+    guest_io.attach(ports).unwrap();
+    guest_io.pass(&|| ());
     let mut shell = Shell::new(dir.path());
     primary.start().unwrap();
     shell.until("ninefold-guest: ready", || ());
@@ -373,11 +381,11 @@ fn a_linux_guest_that_dirties_memory_hard() {
     let start = |pattern: &str| format!("dirty pattern={pattern} mib=48 threads=2 mbps=400");
     shell.ask(&start(patterns[0]), || ());
 
-    let mut proof = Proof::new("Linux, 2 vCPUs", &config, primary, outlets);
+    let mut proof = Proof::new("Linux, 2 vCPUs", &config, primary, guest_io);
     for round in 0..4 {
         proof.sync_round(Mode::ALL[round % 4]);
     }
-    proof.outlets.hold(&|| ());
+    proof.guest_io.hold(&|| ());
     let mut holds = Vec::new();
     for (i, pattern) in patterns.into_iter().enumerate() {
         if i > 0 {
@@ -432,12 +440,12 @@ fn a_boot_sector_from_the_first_instruction_on() {
         let mut config = guest::config(Path::new("qemu-system-x86_64"), accel, 2, &image);
         config.spec.nics.clear();
         let (primary, ports) = guest::launch(&config);
-        let outlets = outlets::open(dir.path(), &config.spec);
-        outlets.attach(ports).unwrap();
-        let mut proof = Proof::new(&format!("boot sector, {accel}"), &config, primary, outlets);
+        let guest_io = guest_io::open(dir.path(), &config.spec);
+        guest_io.attach(ports).unwrap();
+        let mut proof = Proof::new(&format!("boot sector, {accel}"), &config, primary, guest_io);
         proof.sync_round(Mode::Raw);
         proof.primary.start().unwrap();
-        proof.outlets.hold(&|| ());
+        proof.guest_io.hold(&|| ());
         for n in 0..40 {
             proof.checkpoint(Mode::ALL[n % 4]);
             proof.resume();

@@ -11,19 +11,19 @@ use std::thread;
 use std::time::Duration;
 
 use hello::hello;
-use ninefold_keeper::bell::Bell;
-use ninefold_keeper::capture::{Capture, Join, Taken};
 use ninefold_keeper::config::KeeperConfig;
-use ninefold_keeper::disks::Disks;
+use ninefold_keeper::devices::disks::Disks;
 use ninefold_keeper::msg::Msg;
-use ninefold_keeper::session::job::Job;
-use ninefold_keeper::session::{self, Settings};
+use ninefold_keeper::primary::capture::{Capture, Join, Taken};
+use ninefold_keeper::primary::session::job::Job;
+use ninefold_keeper::primary::session::{self, Settings};
+use ninefold_keeper::primary::waker::Waker;
 use ninefold_machine::BlockLayout;
 use ninefold_model::{Epoch, Term};
 use ninefold_replica::pacing::MAX_IN_FLIGHT;
 use ninefold_replica::stream::{PassKind, Preamble, Record, RecordReader, StreamError, write_record};
 use ninefold_transport::{Link, Listener, Security, connect};
-use ninefold_volume::sums::BLOCK;
+use ninefold_volume::checksums::BLOCK;
 
 /// Only so that a failure ends.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -44,7 +44,7 @@ fn settings(disks: Disks) -> Settings {
         heartbeat: LIMIT,
         uplink: Arc::new(AtomicBool::new(true)),
         disks: Arc::new(disks),
-        bell: Bell::new().unwrap(),
+        waker: Waker::new().unwrap(),
     }
 }
 
@@ -91,7 +91,7 @@ fn what_a_slow_session_is_told_takes_no_room_from_checkpoints() {
         _ => {}
     });
     let newest = format!("bound in term {}", Term(SESSION.0 + 1000));
-    // Told before the sender had begun its first round, an older one may have been said, too.
+    // SharedHealth before the sender had begun its first round, an older one may have been said, too.
     seen.retain(|said| !said.starts_with("bound") || *said == newest);
     let checkpoints = (0..=MAX_IN_FLIGHT).map(|volume| format!("checkpoint {volume}"));
     let last = [format!("relinquished at {}", Epoch(8)), "bye".into()];
@@ -124,7 +124,7 @@ fn what_a_guest_wrote_while_memory_was_copied_comes_before_its_first_checkpoint(
         session.jobs.send(Job::Round { round: Epoch(3), pieces: sync_channel(1).1 }).unwrap();
         let mut capture = Box::new(Capture::for_layout(&BlockLayout { blocks: Vec::new() }).unwrap());
         capture.epoch = Epoch(7);
-        let taken = Arc::new(Taken::new(capture, channel().0, Bell::new().unwrap()));
+        let taken = Arc::new(Taken::new(capture, channel().0, Waker::new().unwrap()));
         let join = Join { rest: vec![(0..blocks).collect()], ..Join::default() };
         session.jobs.send(Job::Checkpoint { taken, join: Some(Box::new(join)) }).unwrap();
         session.finish();

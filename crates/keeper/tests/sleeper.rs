@@ -1,6 +1,6 @@
 //! A guest that is suspended, in a QEMU older than 9.0, and wakes where it is to stand still: it is whole, and nobody gives it up.
 
-mod outlets;
+mod guest_io;
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
@@ -8,17 +8,17 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use guest::{await_count, word};
-use ninefold_keeper::bell::Bell;
-use ninefold_keeper::changed_blocks::ChangedBlocks;
 use ninefold_keeper::health::dumps::Dumps;
-use ninefold_keeper::health::told::Told;
+use ninefold_keeper::health::shared::SharedHealth;
 use ninefold_keeper::health::watcher::Watcher;
 use ninefold_keeper::msg::Msg;
-use ninefold_keeper::session::job::{Job, SessionTarget};
-use ninefold_keeper::vm::{self, Command, Surroundings, VmHandle};
+use ninefold_keeper::primary::changed_blocks::ChangedBlocks;
+use ninefold_keeper::primary::session::job::{Job, SessionTarget};
+use ninefold_keeper::primary::vm::{self, Command, Surroundings, VmHandle};
+use ninefold_keeper::primary::waker::Waker;
 use ninefold_machine::{EventKind, Machine, Ports};
 use ninefold_model::spec::{Accel, Boot, EpochPolicy};
-use ninefold_model::{Activity, Epoch, Standing, Term};
+use ninefold_model::{Activity, Epoch, GuestState, Term};
 use ninefold_replica::target::Target;
 use ninefold_testkit::{guest, sleeper};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -31,17 +31,17 @@ const SESSION: Term = Term(1);
 const BACKUP: Target = Target::Session(SESSION);
 
 /// Gets the VM as a backup does, at once; tells the epochs.
-fn backup(work: Receiver<Job>, handle: Arc<VmHandle>, bell: Bell, epochs: Sender<Epoch>) {
+fn backup(work: Receiver<Job>, handle: Arc<VmHandle>, waker: Waker, epochs: Sender<Epoch>) {
     for job in work {
         match job {
-            Job::Round { pieces, .. } => pieces.iter().for_each(|_| bell.ring()),
+            Job::Round { pieces, .. } => pieces.iter().for_each(|_| waker.ring()),
             Job::Checkpoint { taken, .. } => {
                 let epoch = taken.epoch;
                 drop(taken);
                 handle.send(Command::Acked { target: BACKUP, epoch });
                 let _ = epochs.send(epoch);
             }
-            _ => panic!("what a sink is not given here"),
+            _ => panic!("what a target_state is not given here"),
         }
     }
 }
@@ -92,20 +92,20 @@ fn a_guest_that_wakes_in_a_switchover_that_fails_goes_on() {
         return;
     };
     suspend(&mut machine, &ports);
-    let outlets = Arc::new(outlets::open(dir.path(), &config.spec));
-    outlets.attach(ports).unwrap();
+    let guest_io = Arc::new(guest_io::open(dir.path(), &config.spec));
+    guest_io.attach(ports).unwrap();
     let memory = Arc::clone(machine.memory());
-    let bell = Bell::new().unwrap();
+    let waker = Waker::new().unwrap();
     let (tell, inbox) = channel();
-    let watcher = Watcher::new(GENERATION, Dumps::new(dir.path(), "vm"), Told::default(), tell.clone());
-    let surroundings = Surroundings { outlets, disks: Arc::default(), bell: bell.clone(), core: tell };
-    let standing = Standing { activity: Activity::Suspended, paused: false };
+    let watcher = Watcher::new(GENERATION, Dumps::new(dir.path(), "vm"), SharedHealth::default(), tell.clone());
+    let surroundings = Surroundings { guest_io, disks: Arc::default(), waker: waker.clone(), core: tell };
+    let standing = GuestState { activity: Activity::Suspended, paused: false };
     let policy = EpochPolicy::Fixed { ms: 5 };
     let obtain = Box::new(move || Ok(machine));
     let handle = Arc::new(vm::start(watcher, obtain, policy, standing, None, Epoch(0), surroundings).unwrap());
 
     let ((jobs, work), (seen, epochs)) = (sync_channel(8), channel());
-    let (theirs, rings) = (Arc::clone(&handle), bell.clone());
+    let (theirs, rings) = (Arc::clone(&handle), waker.clone());
     thread::spawn(move || backup(work, theirs, rings, seen));
     let rest = ChangedBlocks::default();
     let target = Box::new(SessionTarget { session: SESSION, jobs });

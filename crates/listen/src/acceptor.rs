@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::descriptors::{Spare, exhausted};
-use crate::places::{Bounds, Standing};
+use crate::places::{Acquaintance, Bounds};
 use crate::register::{Connection, Place, Register};
 
 /// After an accept that failed for no reason that is known to pass at once.
@@ -227,7 +227,7 @@ where
 {
     fn admit(&self, stream: L::Stream, peer: L::Peer) -> Option<Guest<L>> {
         let origin = L::origin(&stream, &peer);
-        let standing = if self.known.contains(&origin) { Standing::Known } else { Standing::Stranger };
+        let standing = if self.known.contains(&origin) { Acquaintance::Known } else { Acquaintance::Stranger };
         let stream = Arc::new(stream);
         let Some(place) = self.register.enter(origin, standing, Arc::clone(&stream)) else {
             stream.end();

@@ -22,6 +22,6 @@ pub mod within;
 
 pub use acceptor::{Acceptor, Guest, Listens, Origin, Tried};
 pub use descriptors::Spare;
-pub use places::{Bounds, Full, Standing};
+pub use places::{Acquaintance, Bounds, Full};
 pub use register::{Connection, Place, Register};
 pub use within::Within;

@@ -55,7 +55,7 @@ impl Bounds {
 
 /// Whether a peer is one that this port is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
+pub enum Acquaintance {
     Known,
     Stranger,
 }
@@ -83,7 +83,7 @@ enum State {
 #[derive(Debug)]
 struct Held<O> {
     origin: O,
-    standing: Standing,
+    standing: Acquaintance,
     state: State,
 }
 
@@ -118,14 +118,14 @@ impl<O: Eq + Hash> Places<O> {
     }
 
     /// Somebody wants to come in; it is idle at first.
-    pub fn enter(&mut self, origin: O, standing: Standing, now: Instant) -> Answer {
+    pub fn enter(&mut self, origin: O, standing: Acquaintance, now: Instant) -> Answer {
         let Bounds { places, strangers, .. } = self.bounds;
         // Faster than they can be closed.
         if self.held.len() >= places.saturating_mul(2) {
             return Answer::Full;
         }
-        let among = self.held.values().filter(|h| h.stays() && h.standing == Standing::Stranger).count();
-        let room = self.taken() < places && (standing == Standing::Known || among < strangers);
+        let among = self.held.values().filter(|h| h.stays() && h.standing == Acquaintance::Stranger).count();
+        let room = self.taken() < places && (standing == Acquaintance::Known || among < strangers);
         let instead = if room { None } else { self.victim(&origin, standing, now) };
         if !room && instead.is_none() {
             return Answer::Full;
@@ -140,7 +140,7 @@ impl<O: Eq + Hash> Places<O> {
     }
 
     /// Whose place a newcomer may have.
-    fn victim(&self, origin: &O, standing: Standing, now: Instant) -> Option<Ticket> {
+    fn victim(&self, origin: &O, standing: Acquaintance, now: Instant) -> Option<Ticket> {
         let mut counts: HashMap<&O, usize> = HashMap::new();
         for held in self.held.values().filter(|h| h.stays()) {
             *counts.entry(&held.origin).or_default() += 1;
@@ -149,7 +149,7 @@ impl<O: Eq + Hash> Places<O> {
         let own = count(origin);
         let candidates = self.held.iter().filter_map(|(ticket, held)| {
             let State::Idle { since } = held.state else { return None };
-            let outranked = standing == Standing::Known && held.standing == Standing::Stranger;
+            let outranked = standing == Acquaintance::Known && held.standing == Acquaintance::Stranger;
             let theirs = count(&held.origin);
             let may = match self.bounds.full {
                 _ if held.standing != standing => false,
@@ -168,7 +168,7 @@ impl<O: Eq + Hash> Places<O> {
         let grace = self.bounds.grace;
         let idle = self.held.iter().filter_map(|(ticket, h)| match h.state {
             State::Idle { since } if now.saturating_duration_since(since) >= grace => {
-                Some((h.standing == Standing::Known, since, *ticket))
+                Some((h.standing == Acquaintance::Known, since, *ticket))
             }
             _ => None,
         });
@@ -228,12 +228,12 @@ mod tests {
     #[test]
     fn whoever_takes_all_places_takes_them_from_itself() {
         let (mut places, t0) = places(Bounds::new(4));
-        let own = admitted(places.enter(9, Standing::Stranger, t0)).0;
-        let greedy: Vec<_> = (1..4).map(|n| admitted(places.enter(1, Standing::Stranger, t0 + n * MS)).0).collect();
+        let own = admitted(places.enter(9, Acquaintance::Stranger, t0)).0;
+        let greedy: Vec<_> = (1..4).map(|n| admitted(places.enter(1, Acquaintance::Stranger, t0 + n * MS)).0).collect();
         // The other one has been idle for longer, and stays.
-        let (_, instead) = admitted(places.enter(1, Standing::Stranger, t0 + 100 * MS));
+        let (_, instead) = admitted(places.enter(1, Acquaintance::Stranger, t0 + 100 * MS));
         assert_eq!(instead, Some(greedy[0]));
-        let (_, instead) = admitted(places.enter(2, Standing::Stranger, t0 + 101 * MS));
+        let (_, instead) = admitted(places.enter(2, Acquaintance::Stranger, t0 + 101 * MS));
         assert_eq!(instead, Some(greedy[1]));
         assert_eq!(places.taken(), 4);
         places.idle(own, t0 + 102 * MS);
@@ -242,11 +242,11 @@ mod tests {
     #[test]
     fn who_is_served_and_who_has_only_just_come_stays() {
         let (mut places, t0) = places(Bounds::new(2));
-        let served = admitted(places.enter(1, Standing::Stranger, t0)).0;
+        let served = admitted(places.enter(1, Acquaintance::Stranger, t0)).0;
         places.busy(served);
-        let idle = admitted(places.enter(1, Standing::Stranger, t0)).0;
-        assert_eq!(places.enter(2, Standing::Stranger, t0 + MS), Answer::Full, "in the grace");
-        assert_eq!(admitted(places.enter(2, Standing::Stranger, t0 + 60 * MS)).1, Some(idle));
+        let idle = admitted(places.enter(1, Acquaintance::Stranger, t0)).0;
+        assert_eq!(places.enter(2, Acquaintance::Stranger, t0 + MS), Answer::Full, "in the grace");
+        assert_eq!(admitted(places.enter(2, Acquaintance::Stranger, t0 + 60 * MS)).1, Some(idle));
         places.leave(idle);
         places.leave(served);
         assert_eq!(places.connections(), 1);
@@ -257,15 +257,15 @@ mod tests {
         let bounds = Bounds { strangers: 3, ..Bounds::new(4) };
         let (mut places, t0) = places(bounds);
         let strangers: Vec<_> =
-            (0..3).map(|n| admitted(places.enter(n, Standing::Stranger, t0 + u32::from(n) * MS)).0).collect();
+            (0..3).map(|n| admitted(places.enter(n, Acquaintance::Stranger, t0 + u32::from(n) * MS)).0).collect();
         // The fourth place is not for them, not even at once.
-        assert_eq!(places.enter(7, Standing::Stranger, t0 + 3 * MS), Answer::Full);
-        let known = admitted(places.enter(100, Standing::Known, t0 + 3 * MS));
+        assert_eq!(places.enter(7, Acquaintance::Stranger, t0 + 3 * MS), Answer::Full);
+        let known = admitted(places.enter(100, Acquaintance::Known, t0 + 3 * MS));
         assert_eq!(known.1, None);
-        let next = admitted(places.enter(100, Standing::Known, t0 + 4 * MS));
+        let next = admitted(places.enter(100, Acquaintance::Known, t0 + 4 * MS));
         assert_eq!(next.1, Some(strangers[0]), "without grace");
         // Not even after a long time.
-        let later = admitted(places.enter(7, Standing::Stranger, t0 + 10_000 * MS));
+        let later = admitted(places.enter(7, Acquaintance::Stranger, t0 + 10_000 * MS));
         assert_eq!(later.1, Some(strangers[1]));
     }
 
@@ -274,26 +274,27 @@ mod tests {
         let bounds = Bounds { full: Full::Share, ..Bounds::new(3) };
         let (mut places, t0) = places(bounds);
         let later = |n: u32| t0 + n * 1000 * MS;
-        let first = admitted(places.enter(1, Standing::Stranger, t0)).0;
-        admitted(places.enter(1, Standing::Stranger, later(1)));
-        admitted(places.enter(1, Standing::Stranger, later(2)));
-        assert_eq!(places.enter(1, Standing::Stranger, later(3)), Answer::Full, "its own gain nothing");
-        assert_eq!(admitted(places.enter(2, Standing::Stranger, later(4))).1, Some(first));
-        assert!(matches!(places.enter(3, Standing::Stranger, later(5)), Answer::In { instead: Some(_), .. }));
-        assert_eq!(places.enter(4, Standing::Stranger, later(6)), Answer::Full, "each has one");
+        let first = admitted(places.enter(1, Acquaintance::Stranger, t0)).0;
+        admitted(places.enter(1, Acquaintance::Stranger, later(1)));
+        admitted(places.enter(1, Acquaintance::Stranger, later(2)));
+        assert_eq!(places.enter(1, Acquaintance::Stranger, later(3)), Answer::Full, "its own gain nothing");
+        assert_eq!(admitted(places.enter(2, Acquaintance::Stranger, later(4))).1, Some(first));
+        assert!(matches!(places.enter(3, Acquaintance::Stranger, later(5)), Answer::In { instead: Some(_), .. }));
+        assert_eq!(places.enter(4, Acquaintance::Stranger, later(6)), Answer::Full, "each has one");
     }
 
     #[test]
     fn those_that_end_slowly_are_bounded_too() {
         let (mut places, t0) = places(Bounds { grace: Duration::ZERO, ..Bounds::new(2) });
-        let tickets: Vec<_> = (0..4).map(|n| admitted(places.enter(1, Standing::Stranger, t0 + n * MS)).0).collect();
+        let tickets: Vec<_> =
+            (0..4).map(|n| admitted(places.enter(1, Acquaintance::Stranger, t0 + n * MS)).0).collect();
         assert_eq!((places.taken(), places.connections()), (2, 4));
-        assert_eq!(places.enter(1, Standing::Stranger, t0 + 9 * MS), Answer::Full);
+        assert_eq!(places.enter(1, Acquaintance::Stranger, t0 + 9 * MS), Answer::Full);
         // Who has lost its place does not get it back by being served.
         places.busy(tickets[0]);
         assert_eq!(places.taken(), 2);
         places.leave(tickets[0]);
-        admitted(places.enter(1, Standing::Stranger, t0 + 10 * MS));
+        admitted(places.enter(1, Acquaintance::Stranger, t0 + 10 * MS));
     }
 
     proptest! {
@@ -307,13 +308,13 @@ mod tests {
             let mut tickets = Vec::new();
             for (op, origin, known, ms) in ops {
                 now += ms * MS;
-                let standing = if known { Standing::Known } else { Standing::Stranger };
+                let standing = if known { Acquaintance::Known } else { Acquaintance::Stranger };
                 let some = tickets.get(usize::from(origin) * 7 % tickets.len().max(1)).copied();
                 match (op, some) {
                     (0..3, _) => {
                         if let Answer::In { ticket, instead } = places.enter(origin, standing, now) {
                             if let Some(victim) = instead.and_then(|t| places.held.get(&t)) {
-                                prop_assert!(known || victim.standing == Standing::Stranger);
+                                prop_assert!(known || victim.standing == Acquaintance::Stranger);
                             }
                             tickets.push(ticket);
                         }
@@ -323,7 +324,7 @@ mod tests {
                     (_, Some(t)) => places.leave(t),
                     _ => {}
                 }
-                let strangers = places.held.values().filter(|h| h.stays() && h.standing == Standing::Stranger);
+                let strangers = places.held.values().filter(|h| h.stays() && h.standing == Acquaintance::Stranger);
                 prop_assert!(strangers.count() <= 4);
                 prop_assert!(places.taken() <= 6 && places.connections() <= 12);
             }

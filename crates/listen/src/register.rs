@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::places::{Answer, Bounds, Places, Standing, Ticket};
+use crate::places::{Acquaintance, Answer, Bounds, Places, Ticket};
 
 /// A connection that another thread can end.
 pub trait Connection: Send + 'static {
@@ -58,7 +58,7 @@ impl<O: Eq + Hash, C: Connection> Register<O, C> {
 
     /// A place for `connection`, at the cost of an idle one if need be; none if there is none, or after
     /// [`close`](Self::close).
-    pub fn enter(&self, origin: O, standing: Standing, connection: C) -> Option<Place<O, C>> {
+    pub fn enter(&self, origin: O, standing: Acquaintance, connection: C) -> Option<Place<O, C>> {
         let mut state = lock(&self.state);
         if state.closed {
             return None;

@@ -24,7 +24,7 @@ pub const LONGEST: usize = 4096;
 
 /// What to do with a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum LineAction {
     /// It is printed, and says that so many that are like it were not, since the last that was.
     Print { missed: u64 },
     /// It is counted.
@@ -68,7 +68,7 @@ impl<P: Eq + Hash> Default for Lines<P> {
 
 impl<P: Eq + Hash> Lines<P> {
     /// A line of this place comes at this time, on any clock that does not go back.
-    pub fn judge(&mut self, place: P, text: &str, now: Duration) -> Verdict {
+    pub fn judge(&mut self, place: P, text: &str, now: Duration) -> LineAction {
         let place = self
             .places
             .entry(place)
@@ -90,12 +90,12 @@ impl<P: Eq + Hash> Lines<P> {
         if kind.bucket.has(now) && place.bucket.take(now) {
             kind.bucket.take(now);
             kind.latest.clear();
-            return Verdict::Print { missed: std::mem::take(&mut kind.missed) };
+            return LineAction::Print { missed: std::mem::take(&mut kind.missed) };
         }
         kind.missed += 1;
         kind.latest.clear();
         kind.latest.push_str(clip(text));
-        Verdict::Count
+        LineAction::Count
     }
 
     /// Lines that were only counted and that have since ceased to come, if it is time to look for some: they are told now.
@@ -143,7 +143,7 @@ mod tests {
         // Four times a second for a day.
         for n in 0..4 * 86_400 {
             let now = SECOND * n / 4;
-            if let Verdict::Print { missed } = lines.judge("a", &format!("10.0.0.1:{}: no", n % 60_000), now) {
+            if let LineAction::Print { missed } = lines.judge("a", &format!("10.0.0.1:{}: no", n % 60_000), now) {
                 printed += 1;
                 told += 1 + missed;
             }
@@ -151,7 +151,7 @@ mod tests {
         }
         assert!((1400..1500).contains(&printed), "{printed}: one a minute");
         let day = SECOND * 86_400;
-        assert_eq!(lines.judge("a", "the disk is full", day), Verdict::Print { missed: 0 });
+        assert_eq!(lines.judge("a", "the disk is full", day), LineAction::Print { missed: 0 });
         let rest = lines.missed(day + SECOND * 100);
         assert_eq!(rest.len(), 1);
         assert!(rest[0].latest.contains(&format!(":{}: no", (4 * 86_400 - 1) % 60_000)), "{rest:?}");
@@ -164,11 +164,11 @@ mod tests {
         let text = |n: u32| -> String { n.to_string().bytes().map(|b| char::from(b - b'0' + b'a')).collect() };
         let mut printed = 0;
         for n in 0..100_000 {
-            printed += u32::from(lines.judge("a", &text(n), SECOND * n / 100) != Verdict::Count);
+            printed += u32::from(lines.judge("a", &text(n), SECOND * n / 100) != LineAction::Count);
         }
         assert!(printed < 128 + 101, "{printed}");
         assert!(lines.places["a"].kinds.len() <= KINDS + 1);
-        assert_eq!(lines.judge("b", "another place", SECOND * 1000), Verdict::Print { missed: 0 });
+        assert_eq!(lines.judge("b", "another place", SECOND * 1000), LineAction::Print { missed: 0 });
     }
 
     proptest! {
@@ -180,7 +180,7 @@ mod tests {
                 now += Duration::from_millis(ms);
                 let text = format!("v{text}");
                 all += 1;
-                if let Verdict::Print { missed } = lines.judge(place, &text, now) {
+                if let LineAction::Print { missed } = lines.judge(place, &text, now) {
                     told += 1 + missed;
                 }
                 told += lines.missed(now).iter().map(|m| m.times).sum::<u64>();

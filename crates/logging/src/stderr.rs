@@ -14,7 +14,7 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter}
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::apart::Apart;
-use crate::lines::{Lines, Verdict, clip};
+use crate::lines::{LineAction, Lines, clip};
 
 /// The target of what whoever logs it has folded already: it is printed as it is.
 pub const FOLDED: &str = "ninefold::folded";
@@ -89,8 +89,8 @@ where
                 writeln!(writer, "{} more like this, the last: {}", quiet.times, quiet.latest)?;
             }
             match lines.judge(about.callsite(), &text.0, now) {
-                Verdict::Print { missed: times } => missed = times,
-                Verdict::Count => return Ok(()),
+                LineAction::Print { missed: times } => missed = times,
+                LineAction::Count => return Ok(()),
             }
         }
         self.format.format_event(ctx, Writer::new(&mut line), event)?;

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::boot::Boot;
-use crate::standing::Standing;
+use crate::guest_state::GuestState;
 
 /// Longest image description that a trial may have (its paths and command line, as JSON), bytes: it travels with the
 /// checkpoints.
@@ -165,7 +165,7 @@ pub struct Health {
     pub pending: Option<Failure>,
     /// How the guest stood when the checkpoint was taken.
     #[serde(default)]
-    pub standing: Standing,
+    pub standing: GuestState,
     /// The guest's file systems, if they were to be frozen for a snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub freeze: Option<Freeze>,

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Pure: the caller says what time it is. The primary learns and the backup, which hears nothing, is told with the checkpoints
-//! ([`Addresses::tell`], [`Told`]).
+//! ([`Addresses::tell`], [`PeerAddresses`]).
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -139,7 +139,7 @@ impl Addresses {
     }
 
     /// Knows what `told` says of this NIC, and nothing else.
-    pub fn replace(&mut self, nic: usize, told: &Told<'_>, now: Instant) {
+    pub fn replace(&mut self, nic: usize, told: &PeerAddresses<'_>, now: Instant) {
         self.clear();
         for (vlan, address, router, age) in told.of(nic).take(MAX_ADDRESSES) {
             // Older than this machine's clock can say is too old.
@@ -153,17 +153,17 @@ impl Addresses {
 }
 
 /// The first line of what one host tells another. With it an empty list is one; without it nothing was told.
-pub const TOLD: &str = "addresses 1\n";
+pub const PEER_ADDRESSES: &str = "addresses 1\n";
 
 /// What another host has told of all NICs. What makes no sense in it is passed over.
 #[derive(Debug, Clone, Copy)]
-pub struct Told<'a>(&'a str);
+pub struct PeerAddresses<'a>(&'a str);
 
-impl<'a> Told<'a> {
+impl<'a> PeerAddresses<'a> {
     /// `None`: nothing was told, or in another form.
     #[must_use]
     pub fn parse(bytes: &'a [u8]) -> Option<Self> {
-        std::str::from_utf8(bytes).ok()?.strip_prefix(TOLD).map(Self)
+        std::str::from_utf8(bytes).ok()?.strip_prefix(PEER_ADDRESSES).map(Self)
     }
 
     fn of(self, nic: usize) -> impl Iterator<Item = (Vlan, IpAddr, bool, Duration)> {
@@ -294,7 +294,7 @@ mod tests {
     }
 
     fn told(text: &str) -> String {
-        format!("{TOLD}{text}")
+        format!("{PEER_ADDRESSES}{text}")
     }
 
     #[test]
@@ -304,12 +304,12 @@ mod tests {
         let lines =
             told("0 - 3 host 10.0.0.7\n1 8100:5 0 router fe80::7\n0 - 1200 host 10.0.0.8\n0 - 4 host 0.0.0.0\n");
         for (nic, want) in [(0, "- 10.0.0.7"), (1, "8100:5 fe80::7")] {
-            backup.replace(nic, &Told::parse(lines.as_bytes()).unwrap(), now + MAX_AGE * 2);
+            backup.replace(nic, &PeerAddresses::parse(lines.as_bytes()).unwrap(), now + MAX_AGE * 2);
             assert_eq!(of(&backup, now + MAX_AGE * 2), [want]);
         }
-        backup.replace(0, &Told::parse(TOLD.as_bytes()).unwrap(), now);
+        backup.replace(0, &PeerAddresses::parse(PEER_ADDRESSES.as_bytes()).unwrap(), now);
         assert!(of(&backup, now).is_empty());
-        assert!(Told::parse(b"").is_none() && Told::parse(b"10.0.0.7\n").is_none());
+        assert!(PeerAddresses::parse(b"").is_none() && PeerAddresses::parse(b"10.0.0.7\n").is_none());
     }
 
     #[derive(Debug, Clone)]
@@ -360,20 +360,20 @@ mod tests {
                     });
                     prop_assert!(live, "{a:?}");
                 }
-                let mut lines = TOLD.to_owned();
+                let mut lines = PEER_ADDRESSES.to_owned();
                 table.tell(3, now, &mut lines);
                 let mut backup = Addresses::default();
-                backup.replace(3, &Told::parse(lines.as_bytes()).unwrap(), now);
+                backup.replace(3, &PeerAddresses::parse(lines.as_bytes()).unwrap(), now);
                 prop_assert_eq!(backup.announced(now), announced);
-                backup.replace(2, &Told::parse(lines.as_bytes()).unwrap(), now);
+                backup.replace(2, &PeerAddresses::parse(lines.as_bytes()).unwrap(), now);
                 prop_assert!(backup.announced(now).is_empty());
             }
         }
 
         #[test]
         fn garbage_that_is_told_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200), text in "([0-9a-f:./ -]|host|\n){0,200}") {
-            for bytes in [&bytes[..], text.as_bytes(), &[TOLD.as_bytes(), &bytes].concat(), told(&text).as_bytes()] {
-                if let Some(told) = Told::parse(bytes) {
+            for bytes in [&bytes[..], text.as_bytes(), &[PEER_ADDRESSES.as_bytes(), &bytes].concat(), told(&text).as_bytes()] {
+                if let Some(told) = PeerAddresses::parse(bytes) {
                     let mut table = knowing(&["10.0.0.7"], Instant::now());
                     table.replace(0, &told, Instant::now());
                     table.replace(usize::MAX, &told, Instant::now());

@@ -35,7 +35,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 pub use counters::PortCounters;
 
-use crate::addresses::{Addresses, Told};
+use crate::addresses::{Addresses, PeerAddresses};
 use crate::announce::{self, Announced};
 use crate::gate::{Gate, Limits, Mode};
 use crate::snoop;
@@ -350,7 +350,7 @@ impl NetPort {
     }
 
     /// Takes over what the host that ran the VM has told of NIC number `nic`.
-    pub fn learn_addresses(&self, nic: usize, told: &Told<'_>) {
+    pub fn learn_addresses(&self, nic: usize, told: &PeerAddresses<'_>) {
         lock(&self.shared.addresses).replace(nic, told, Instant::now());
     }
 

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, channel};
 
 use ninefold_model::Epoch;
 use ninefold_model::spec::Mac;
-use ninefold_net::addresses::{TOLD, Told};
+use ninefold_net::addresses::{PEER_ADDRESSES, PeerAddresses};
 use ninefold_net::gate::Limits;
 use ninefold_net::port::{BATCH_FRAMES, PortConfig};
 use ninefold_net::tap::TapError;
@@ -219,8 +219,8 @@ fn who_opens_a_full_gate_looks_at_its_clock_before_every_batch() {
 #[test]
 fn announcements_name_the_addresses_heard_and_learnt() {
     let mut bed = bed(Limits::default());
-    let told = format!("{TOLD}0 - 5 host 10.0.0.9\n1 - 5 host 10.0.0.8\n0 8100:5 6 router fe80::7\n");
-    bed.port.learn_addresses(0, &Told::parse(told.as_bytes()).unwrap());
+    let told = format!("{PEER_ADDRESSES}0 - 5 host 10.0.0.9\n1 - 5 host 10.0.0.8\n0 8100:5 6 router fe80::7\n");
+    bed.port.learn_addresses(0, &PeerAddresses::parse(told.as_bytes()).unwrap());
     bed.port.open(&|| ());
     let arp = announce::gratuitous_arp(GUEST, [10, 0, 0, 7].into());
     bed.qemu.say(&arp);
@@ -263,11 +263,11 @@ fn two_nics_on_one_bridge_announce_each_its_own() {
     assert_eq!(announced(&bed), [(GUEST, [10, 0, 0, 7])]);
 
     // What a backup is told is as much.
-    let mut lines = TOLD.to_owned();
+    let mut lines = PEER_ADDRESSES.to_owned();
     bed.port.tell_addresses(0, &mut lines);
     second.tell_addresses(1, &mut lines);
     bed.port.forget_addresses();
-    bed.port.learn_addresses(0, &Told::parse(lines.as_bytes()).unwrap());
+    bed.port.learn_addresses(0, &PeerAddresses::parse(lines.as_bytes()).unwrap());
     assert_eq!(announced(&bed), [(GUEST, [10, 0, 0, 7])]);
 
     // The guest moves an address from one NIC to the other. The second has heard the first speak for it until then: what it hears

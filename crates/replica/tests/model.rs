@@ -36,7 +36,7 @@ use ninefold_model::spec::Protection;
 use ninefold_model::status::{ProtectionState, Role};
 use ninefold_model::{Backup, Epoch, HostName, Record, Term};
 use ninefold_replica::protocol::{
-    Action, Input, LogRole, Outcome, Phase, ProposalId, Protocol, ReleasePolicy, Rules, Standing, Wanted,
+    Action, Input, LogRole, LogStanding, Outcome, Phase, ProposalId, Protocol, ReleasePolicy, Rules, Wanted,
 };
 use stateright::{Checker, Expectation, HasDiscoveries, Model, Property};
 
@@ -156,7 +156,7 @@ struct Host {
 /// A log that is written.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Logging {
-    standing: Standing,
+    standing: LogStanding,
     /// Checkpoints that are not yet on the disk; which of them is the session's first, for a backup.
     queue: Vec<(Epoch, History, bool)>,
     /// It is what is on the disk.
@@ -166,7 +166,7 @@ struct Logging {
 /// A log as it survives.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct OnDisk {
-    standing: Standing,
+    standing: LogStanding,
     held: (Epoch, History),
     /// A session goes on with it, and may have written some of what came after `held` to it and to the volumes.
     behind: bool,
@@ -499,7 +499,7 @@ impl Replication {
                 h.whole = None;
                 h.log = None;
                 if let Some(role) = h.protocol.log_role().filter(|_| self.logged) {
-                    let standing = Standing::new(role);
+                    let standing = LogStanding::new(role);
                     // Of a former backup's it goes on with what is there.
                     w.disks[host] = w.disks[host]
                         .take()
@@ -587,8 +587,8 @@ impl Replication {
     /// Somebody asks for the VM of another, and has it now. Whoever that is goes on with it, or can after a restart.
     fn won(&self, w: &mut World, host: usize, id: ProposalId, new: &Record) {
         let Some(h) = w.hosts[host].as_ref().filter(|h| h.incarnation == id / 1000) else { return };
-        let vouches = |disk: &OnDisk| disk.standing.vouches(new, &self.names[host]);
-        if !h.protocol.may_have_won() && h.vm.is_none() && !w.disks[host].as_ref().is_some_and(vouches) {
+        let allows = |disk: &OnDisk| disk.standing.allows(new, &self.names[host]);
+        if !h.protocol.may_have_won() && h.vm.is_none() && !w.disks[host].as_ref().is_some_and(allows) {
             w.violation = Some("L: a VM is won by a host that has given it up");
         }
     }
@@ -605,7 +605,7 @@ impl Replication {
         if h.noting.is_some() {
             return;
         }
-        h.log = Some(Logging { standing: Standing::new(role), queue: Vec::new(), published: false });
+        h.log = Some(Logging { standing: LogStanding::new(role), queue: Vec::new(), published: false });
         w.disks[host] = None;
         self.input(w, host, Input::LogFirst { epoch });
         self.checkpoint(w, host, None);
@@ -1437,12 +1437,12 @@ fn harm_is_found_when_output_does_not_wait_for_the_log() {
 
 #[test]
 fn harm_is_found_when_a_host_goes_on_from_any_log() {
-    finds_harm(Replication::logged(Rules { only_vouched_logs: false, ..Rules::ALL }, 2));
+    finds_harm(Replication::logged(Rules { only_allowed_logs: false, ..Rules::ALL }, 2));
 }
 
 #[test]
 fn harm_is_found_when_a_lost_log_is_left_as_it_is() {
-    finds_harm(Replication::logged(Rules { disown_a_lost_log: false, ..Rules::ALL }, 1));
+    finds_harm(Replication::logged(Rules { invalidate_a_lost_log: false, ..Rules::ALL }, 1));
 }
 
 #[test]

@@ -487,25 +487,25 @@ fn a_record_names_no_more_backups_than_it_may() {
     assert_eq!(a.protocol.sessions().len(), 4);
 }
 
-/// Two logs fail one after the other, and the second may speak of what was asked for when the first was to be disowned: that
+/// Two logs fail one after the other, and the second may speak of what was asked for when the first was to be invalidated: that
 /// answer is not enough.
 #[test]
-fn a_second_log_is_disowned_by_a_later_record() {
+fn a_second_log_is_invalidated_by_a_later_record() {
     let mut a = Host::new("a");
     a.tell(Input::Start { found: None, force: false });
     a.win();
     a.tell(Input::LogLost { noted: false });
-    assert!(a.protocol.disowns());
+    assert!(a.protocol.invalidates());
     a.tell(Input::LogLost { noted: false });
     let (first, out) = a.win();
-    assert!(a.protocol.disowns() && matches!(&out[..], [Action::Propose { .. }]), "{out:?}");
+    assert!(a.protocol.invalidates() && matches!(&out[..], [Action::Propose { .. }]), "{out:?}");
     let (second, out) = a.win();
-    assert!(second.term > first.term && !a.protocol.disowns() && out.is_empty(), "{out:?}");
+    assert!(second.term > first.term && !a.protocol.invalidates() && out.is_empty(), "{out:?}");
 }
 
-/// Another log is begun where the first was: there is nothing to disown any more, and what is held may go.
+/// Another log is begun where the first was: there is nothing to invalidate any more, and what is held may go.
 #[test]
-fn a_log_that_is_gone_need_not_be_disowned() {
+fn a_log_that_is_gone_need_not_be_invalidated() {
     let mut a = Host::new("a");
     a.tell(Input::Start { found: None, force: false });
     a.win();
@@ -515,14 +515,14 @@ fn a_log_that_is_gone_need_not_be_disowned() {
     assert!(matches!(&out[..], [Action::Propose { .. }]) && !a.protocol.speaks_freely(), "{out:?}");
     let out = a.tell(Input::LogLost { noted: true });
     assert_eq!(out, [Action::OpenGate]);
-    assert!(!a.protocol.disowns());
+    assert!(!a.protocol.invalidates());
     let (_, out) = a.win();
     assert!(out.is_empty() && a.asked.is_none(), "{out:?}");
 }
 
 /// A VM that is stopped while its log is still believed would come back by itself.
 #[test]
-fn a_vm_is_stopped_when_its_log_is_disowned() {
+fn a_vm_is_stopped_when_its_log_is_invalidated() {
     let mut a = Host::new("a");
     a.tell(Input::Start { found: None, force: false });
     a.win();
@@ -536,7 +536,7 @@ fn a_vm_is_stopped_when_its_log_is_disowned() {
 /// A log that output does not wait for has failed and could not even note that it is behind: the witness's record becomes one
 /// of which it does not know, and nothing is held meanwhile.
 #[test]
-fn a_log_that_output_does_not_wait_for_is_disowned() {
+fn a_log_that_output_does_not_wait_for_is_invalidated() {
     let mut a = Host::new("a");
     a.tell(Input::Start { found: None, force: false });
     a.win();
@@ -871,14 +871,14 @@ fn who_has_run_the_vm_gives_nothing_back() {
 
 /// What was asked for before the guest ran, on behalf of the log, is answered first.
 #[test]
-fn a_log_is_disowned_before_the_vm_is_given_back() {
+fn a_log_is_invalidated_before_the_vm_is_given_back() {
     let (mut b, _) = claims_beside("b", 4);
     b.win();
     b.tell(Input::LogFirst { epoch: Epoch(1) });
     b.tell(Input::LogLost { noted: false });
     b.tell(cannot());
-    let (disowned, out) = b.win();
-    assert!(disowned.is_alone() && !out.contains(&Action::StandDown), "{out:?}");
+    let (invalidated, out) = b.win();
+    assert!(invalidated.is_alone() && !out.contains(&Action::StandDown), "{out:?}");
     let (given, out) = b.win();
     assert_eq!(given.backups, [backup("c", Term(5))]);
     assert_eq!(out[0], Action::StandDown);

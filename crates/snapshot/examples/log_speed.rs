@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use ninefold_model::spec::{Accel, EpochPolicy};
 use ninefold_model::{Epoch, Record, Term};
-use ninefold_replica::protocol::{LogRole, Standing};
+use ninefold_replica::protocol::{LogRole, LogStanding};
 use ninefold_replica::stream::page::{PAGE_SIZE, Page};
 use ninefold_replica::stream::{BlockInfo, Hello, Layout, PageRun, PageSink};
 use ninefold_snapshot::log::{At, Found, New, Options};
@@ -56,7 +56,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let storage: Arc<dyn Storage> = Arc::new(Directory::open(&place)?);
     let at = |epoch| At { session: Term(1), epoch: Epoch(epoch), term: Term(1) };
     let begun = Instant::now();
-    let standing = Standing::new(LogRole::Primary { record: Record::boot("a".parse()?) });
+    let standing = LogStanding::new(LogRole::Primary { record: Record::boot("a".parse()?) });
     let mut new = New::create(Arc::clone(&storage), hello.clone(), &standing, Options::default())?;
     new.pages(&[PageRun { block: 0, first: 0, count: PAGES as u32 }], &content)?;
     let mut first = new.first(at(1))?;

@@ -19,7 +19,7 @@ use ninefold_replica::stream::Hello;
 use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 
-use crate::file::{FileError, Head, MAX_DEPTH, Parent, Snapshot, Told, Writer, Written};
+use crate::file::{FileError, Head, MAX_DEPTH, OnProgress, Parent, Snapshot, Writer, Written};
 
 const NEW: &str = ".new-";
 const SUFFIX: &str = ".nfsnap";
@@ -168,19 +168,24 @@ impl Store {
     /// # Errors
     /// `Exists`, `Snapshot`, `Io`.
     pub fn create(&self, hello: &Hello, head: &Head, parent: Option<Arc<Snapshot>>) -> Result<Making, StoreError> {
-        let mut draft = self.draft(&head.name)?;
-        draft._parent.clone_from(&parent);
-        let out = draft.file.try_clone().map_err(io_error("cannot make", &draft.path))?;
+        let mut staged = self.staged(&head.name)?;
+        staged._parent.clone_from(&parent);
+        let out = staged.file.try_clone().map_err(io_error("cannot make", &staged.path))?;
         let writer = Writer::create(BufWriter::with_capacity(256 << 10, out), hello, head, parent)
             .map_err(|source| StoreError::Snapshot { name: head.name.clone(), source })?;
-        Ok(Making { writer, draft })
+        Ok(Making { writer, staged })
     }
 
     /// Takes in a file that was exported, under its own name or another, after all of it was checked.
     ///
     /// # Errors
     /// `Import`: it is no whole, undamaged, stand-alone snapshot. `Exists`, `Io`.
-    pub fn import(&self, path: &Path, name: Option<&SnapshotName>, told: Told<'_>) -> Result<SnapshotName, StoreError> {
+    pub fn import(
+        &self,
+        path: &Path,
+        name: Option<&SnapshotName>,
+        told: OnProgress<'_>,
+    ) -> Result<SnapshotName, StoreError> {
         let bad = |source| StoreError::Import { path: path.into(), source };
         let file = regular(path, OFlags::empty()).map_err(io_error("cannot open", path))?;
         let file = file.ok_or_else(|| bad(FileError::NotWhole))?;
@@ -193,12 +198,12 @@ impl Store {
         .map_err(bad)?;
         let name = name.unwrap_or(&snapshot.head().name).clone();
         let head = Head { name: name.clone(), ..snapshot.head().clone() };
-        let draft = self.draft(&name)?;
+        let staged = self.staged(&name)?;
         // Written anew rather than copied: so every content is checked, under whatever name, and what a hostile file may hold
         // beside them stays outside.
-        let out = draft.file.try_clone().map_err(io_error("cannot make", &draft.path))?;
+        let out = staged.file.try_clone().map_err(io_error("cannot make", &staged.path))?;
         snapshot.flatten(BufWriter::with_capacity(256 << 10, out), &head, told).map_err(bad)?;
-        draft.publish()?;
+        staged.publish()?;
         Ok(name)
     }
 
@@ -206,7 +211,7 @@ impl Store {
     ///
     /// # Errors
     /// `NotFound`, `Snapshot`, `Exists`, `Io`; nothing is left at `path` then.
-    pub fn export(&self, name: &SnapshotName, path: &Path, told: Told<'_>) -> Result<Written, StoreError> {
+    pub fn export(&self, name: &SnapshotName, path: &Path, told: OnProgress<'_>) -> Result<Written, StoreError> {
         let snapshot = self.get(name)?;
         let (Some(file_name), folder) = (path.file_name(), path.parent().unwrap_or(Path::new(""))) else {
             let source = io::Error::new(io::ErrorKind::InvalidInput, "it is not a file's name");
@@ -214,12 +219,12 @@ impl Store {
         };
         let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
         let hidden = folder.join(format!(".{}-{}", file_name.to_string_lossy(), random(path)?));
-        let draft = Draft::new(hidden, path.into(), format!("{}", path.display()))?;
-        let out = draft.file.try_clone().map_err(io_error("cannot make", path))?;
+        let staged = Staged::new(hidden, path.into(), format!("{}", path.display()))?;
+        let out = staged.file.try_clone().map_err(io_error("cannot make", path))?;
         let (_, written) = snapshot
             .flatten(BufWriter::with_capacity(256 << 10, out), &snapshot.head().clone(), told)
             .map_err(|source| StoreError::Snapshot { name: name.clone(), source })?;
-        draft.publish()?;
+        staged.publish()?;
         Ok(written)
     }
 
@@ -247,16 +252,16 @@ impl Store {
         sync_directory(&self.root)
     }
 
-    fn draft(&self, name: &SnapshotName) -> Result<Draft, StoreError> {
+    fn staged(&self, name: &SnapshotName) -> Result<Staged, StoreError> {
         let path = self.path(name);
-        // Told early; the rename decides.
+        // OnProgress early; the rename decides.
         if std::fs::symlink_metadata(&path).is_ok() {
             return Err(StoreError::Exists(format!("a snapshot '{name}'")));
         }
         let hidden = self.root.join(format!("{NEW}{name}-{}", random(&path)?));
         // A sweeper must not come between making the file and locking it.
         let _gate = self.gate(FlockOperation::LockShared)?;
-        Draft::new(hidden, path, format!("a snapshot '{name}'"))
+        Staged::new(hidden, path, format!("a snapshot '{name}'"))
     }
 
     fn gate(&self, operation: FlockOperation) -> Result<File, StoreError> {
@@ -292,19 +297,19 @@ impl Store {
 pub struct Making {
     /// What to fill.
     pub writer: Writer<BufWriter<File>>,
-    draft: Draft,
+    staged: Staged,
 }
 
 impl Making {
     /// The parts: the writer, and what publishes the snapshot once the writer has finished.
-    pub fn split(self) -> (Writer<BufWriter<File>>, Draft) {
-        (self.writer, self.draft)
+    pub fn split(self) -> (Writer<BufWriter<File>>, Staged) {
+        (self.writer, self.staged)
     }
 }
 
-/// A file on its way to its name. Dropped before [`Draft::publish`] it leaves nothing.
+/// A file on its way to its name. Dropped before [`Staged::publish`] it leaves nothing.
 #[derive(Debug)]
-pub struct Draft {
+pub struct Staged {
     /// Locked: tells a sweeper that somebody still works here.
     file: File,
     path: PathBuf,
@@ -316,19 +321,19 @@ pub struct Draft {
     _parent: Option<Arc<Snapshot>>,
 }
 
-impl Draft {
+impl Staged {
     fn new(path: PathBuf, place: PathBuf, what: String) -> Result<Self, StoreError> {
         if std::fs::symlink_metadata(&place).is_ok() {
             return Err(StoreError::Exists(what));
         }
         let open = || File::options().read(true).write(true).create_new(true).mode(0o600).open(&path);
-        let file = ninefold_fault::point("snapshot.draft").and_then(|()| open());
+        let file = ninefold_fault::point("snapshot.staged").and_then(|()| open());
         let file = file.map_err(io_error("cannot make", &path))?;
-        let draft = Self { file, path, place, what, published: false, _parent: None };
-        ninefold_fault::point("snapshot.lock").map_err(io_error("cannot lock", &draft.path))?;
-        lock(&draft.file, FlockOperation::NonBlockingLockExclusive)
-            .map_err(|e| io_error("cannot lock", &draft.path)(e.into()))?;
-        Ok(draft)
+        let staged = Self { file, path, place, what, published: false, _parent: None };
+        ninefold_fault::point("snapshot.lock").map_err(io_error("cannot lock", &staged.path))?;
+        lock(&staged.file, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|e| io_error("cannot lock", &staged.path)(e.into()))?;
+        Ok(staged)
     }
 
     /// Makes the file durable and visible. All of it has to be written.
@@ -350,7 +355,7 @@ impl Draft {
     }
 }
 
-impl Drop for Draft {
+impl Drop for Staged {
     fn drop(&mut self) {
         if !self.published {
             let _ = std::fs::remove_file(&self.path);

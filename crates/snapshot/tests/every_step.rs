@@ -10,7 +10,7 @@ use std::sync::Arc;
 use dying::SIGABRT;
 use guest::{Deed, Guest, Loading, VOLUME, act, at, hello, platform};
 use ninefold_model::Term;
-use ninefold_replica::protocol::{LogRole, Standing};
+use ninefold_replica::protocol::{LogRole, LogStanding};
 use ninefold_snapshot::file::Head;
 use ninefold_snapshot::log::{Found, LogError, New, Options};
 use ninefold_snapshot::storage::{Directory, Storage};
@@ -23,8 +23,8 @@ const OPTIONS: Options = Options { segment: 12 << 10, limit: 200 << 10 };
 /// The last commit of a life.
 const LAST: u64 = 8;
 
-fn standing() -> Standing {
-    Standing::new(LogRole::Backup { session: Term(5), primary: "host-b".parse().unwrap() })
+fn standing() -> LogStanding {
+    LogStanding::new(LogRole::Backup { session: Term(5), primary: "host-b".parse().unwrap() })
 }
 
 /// What the guest does before commit `n`: pages of noise, now and then one that becomes zero.
@@ -107,7 +107,7 @@ fn snapshots(dir: &Path) -> Result<(), StoreError> {
         if store.get(&name).is_ok() || dir.join("gone").exists() {
             continue;
         }
-        let (mut writer, draft) =
+        let (mut writer, staged) =
             store.create(&hello(), &Head::new(name, platform(), vec![VOLUME as u64], None), None)?.split();
         let failed = |source| StoreError::Snapshot { name: "s".parse().unwrap(), source };
         let guest = guest(3);
@@ -115,7 +115,7 @@ fn snapshots(dir: &Path) -> Result<(), StoreError> {
         writer.begin_checkpoint(Term(5), &guest.state, &[]).map_err(failed)?;
         writer.pages(&runs, &bytes).map_err(failed)?;
         writer.volumes().and_then(|volumes| volumes.finish()).map_err(failed)?;
-        draft.publish()?;
+        staged.publish()?;
     }
     std::fs::write(dir.join("gone"), "").unwrap();
     match store.remove(&"gone".parse().unwrap()) {

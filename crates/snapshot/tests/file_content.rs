@@ -88,9 +88,9 @@ fn take<W: Write>(
 fn add(store: &Store, n: usize, parent: Option<usize>, truth: &mut Truth, rounds: &[Deed], last: &Deed) -> Written {
     let parent = parent.map(|p| store.get(&name(p)).unwrap());
     let making = store.create(&vm(), &head(n, parent.as_deref()), parent).unwrap();
-    let (writer, draft) = making.split();
+    let (writer, staged) = making.split();
     let written = take(writer, truth, rounds, last).unwrap().1;
-    draft.publish().unwrap();
+    staged.publish().unwrap();
     written
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use counting::{Counting, most};
 use guest::{Guest, at, hello};
 use ninefold_model::Term;
-use ninefold_replica::protocol::{LogRole, Standing};
+use ninefold_replica::protocol::{LogRole, LogStanding};
 use ninefold_replica::stream::page::PAGE_SIZE;
 use ninefold_snapshot::log::{Found, LogError, New, Options};
 use ninefold_snapshot::storage::{Directory, Storage};
@@ -21,7 +21,7 @@ static ALLOCATOR: Counting = Counting;
 /// A log of one commit.
 fn make(place: &Path) {
     let storage: Arc<dyn Storage> = Arc::new(Directory::open(place).unwrap());
-    let standing = Standing::new(LogRole::Backup { session: Term(5), primary: "host-b".parse().unwrap() });
+    let standing = LogStanding::new(LogRole::Backup { session: Term(5), primary: "host-b".parse().unwrap() });
     let mut new = New::create(storage, hello(), &standing, Options::default()).unwrap();
     let (runs, bytes) = Guest::new().all();
     new.pages(&runs, &bytes).unwrap();

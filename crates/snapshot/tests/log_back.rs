@@ -8,7 +8,7 @@ use std::sync::Arc;
 use disk::{Disk, Fate};
 use guest::{Deed, Guest, Loading, act, at, hello};
 use ninefold_model::Term;
-use ninefold_replica::protocol::{LogRole, Standing};
+use ninefold_replica::protocol::{LogRole, LogStanding};
 use ninefold_snapshot::log::{Back, Found, Log, LogError, New, Options};
 use ninefold_snapshot::storage::Storage;
 use proptest::prelude::*;
@@ -16,8 +16,8 @@ use proptest::prelude::*;
 const OPTIONS: Options = Options { segment: 12 << 10, limit: 200 << 10 };
 const COMMITS: u64 = 12;
 
-fn standing() -> Standing {
-    Standing::new(LogRole::Backup { session: Term(5), primary: "host-b".parse().unwrap() })
+fn standing() -> LogStanding {
+    LogStanding::new(LogRole::Backup { session: Term(5), primary: "host-b".parse().unwrap() })
 }
 
 fn commit(log: &mut Log, guest: &mut Guest, n: u64) {

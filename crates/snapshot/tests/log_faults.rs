@@ -8,7 +8,7 @@ use std::sync::Arc;
 use disk::{Disk, Fate};
 use guest::{Deed, Guest, Loading, act, at, hello};
 use ninefold_model::Term;
-use ninefold_replica::protocol::{LogRole, Standing};
+use ninefold_replica::protocol::{LogRole, LogStanding};
 use ninefold_replica::stream::{Hello, PageRun};
 use ninefold_snapshot::log::{Folder, Found, Held, Log, LogError, New, Options};
 use ninefold_snapshot::storage::{Directory, Storage};
@@ -16,8 +16,8 @@ use proptest::prelude::*;
 
 const OPTIONS: Options = Options { segment: 12 << 10, limit: 200 << 10 };
 
-fn standing() -> Standing {
-    Standing::new(LogRole::Backup { session: Term(5), primary: "host-b".parse().unwrap() })
+fn standing() -> LogStanding {
+    LogStanding::new(LogRole::Backup { session: Term(5), primary: "host-b".parse().unwrap() })
 }
 
 /// One page of noise, a state.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use disk::{Disk, Fate};
 use guest::{Deed, Guest, Loading, VOLUME, act, at, deed, hello};
 use ninefold_model::{Record, Term};
-use ninefold_replica::protocol::{LogRole, Standing};
+use ninefold_replica::protocol::{LogRole, LogStanding};
 use ninefold_replica::stream::Reign;
 use ninefold_replica::stream::page::PAGE_SIZE;
 use ninefold_replica::stream::{Hello, PageRun};
@@ -64,7 +64,7 @@ struct Known {
     publishing: bool,
     published: bool,
     /// What was noted, and what was being noted.
-    standings: Vec<Standing>,
+    standings: Vec<LogStanding>,
 }
 
 /// A host with a guest that is logged.
@@ -82,13 +82,13 @@ struct Host {
     known: Known,
 }
 
-fn primary(term: u64) -> Standing {
+fn primary(term: u64) -> LogStanding {
     let record = Record { term: Term(term), primary: "host-a".parse().unwrap(), backups: Vec::new() };
-    Standing::new(LogRole::Primary { record })
+    LogStanding::new(LogRole::Primary { record })
 }
 
-fn backup(session: u64) -> Standing {
-    Standing::new(LogRole::Backup { session: Term(session), primary: "host-b".parse().unwrap() })
+fn backup(session: u64) -> LogStanding {
+    LogStanding::new(LogRole::Backup { session: Term(session), primary: "host-b".parse().unwrap() })
 }
 
 fn reign(session: u64) -> Reign {

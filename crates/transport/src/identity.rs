@@ -4,8 +4,8 @@
 
 mod files;
 mod loaded;
+mod open_links;
 pub mod refresh;
-mod standing;
 
 use std::fmt;
 use std::io;
@@ -18,8 +18,8 @@ use webpki::KeyUsage;
 
 pub use self::files::{CA_FILE, CERT_FILE, CRL_FILE, KEY_FILE};
 pub(crate) use self::loaded::Loaded;
+use self::open_links::Up;
 use self::refresh::{Notice, Shared, State};
-use self::standing::Up;
 use crate::crypto::Cipher;
 use crate::dates::UtcTime;
 use crate::error::Result;

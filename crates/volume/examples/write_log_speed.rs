@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use ninefold_model::Epoch;
 use ninefold_model::spec::Acknowledge;
 use ninefold_volume::nbd::Handler;
-use ninefold_volume::{Format, Pool, Served, Tools};
+use ninefold_volume::{Format, Pool, ServedVolume, Tools};
 
 const EPOCHS: u64 = 300;
 const BLOCK: u64 = 4096;
@@ -42,7 +42,7 @@ fn with_log(directory: &Path, writes: u64) -> Result<(String, String), Box<dyn s
     let name = format!("disk-{writes}").parse()?;
     pool.create(&name, SIZE, Format::Raw)?;
     let (image, log) = pool.open_logged(&name)?;
-    let served = Served::new(image, log, Acknowledge::Disk)?;
+    let served = ServedVolume::new(image, log, Acknowledge::Disk)?;
     served.hold();
     let mut times = Vec::new();
     for epoch in 1..=EPOCHS {

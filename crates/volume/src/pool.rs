@@ -19,9 +19,9 @@
 
 mod convert;
 mod create;
-mod draft;
 mod record;
 mod resize;
+mod staged;
 
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};

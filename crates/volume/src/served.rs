@@ -10,7 +10,7 @@
 //!
 //! * **Closed**: no VM of this host may write here; a QEMU that is being ended gets errors, a standby's may read.
 //! * **Through**: the VM is unprotected. A write is in the image when it is answered, a flush makes it durable. Not while there
-//!   is still something on its way into the image, nor while a pause is near ([`Served::brace`]): then a write goes into memory,
+//!   is still something on its way into the image, nor while a pause is near ([`ServedVolume::brace`]): then a write goes into memory,
 //!   behind that, and the applier takes it into the image as soon as it can; a flush waits for that.
 //! * **Held**: the VM is protected. What the guest does is kept in memory and answered at once; an epoch's operations go to
 //!   the backup with its checkpoint and into the image when the backup has acknowledged them. A flush is answered at once
@@ -29,14 +29,14 @@
 //! QEMU's `stop` waits for outstanding requests and then flushes. On a disk that is slow, or hangs, that would be a pause
 //! without end. So every flush is the applier's to carry out: whoever waits for it is let go when the volume is held, since
 //! what he would tell of it is held too. A write in *held* goes into memory, and waits for a bounded time only ([`Budget`]). What
-//! is left is a write that goes through, and a read: [`Served::is_calm`] says that the first is not under way, and
-//! [`Served::stalled`] how long the disk has not answered.
+//! is left is a write that goes through, and a read: [`ServedVolume::is_calm`] says that the first is not under way, and
+//! [`ServedVolume::stalled`] how long the disk has not answered.
 //!
 //! # Errors
 //!
 //! When the image cannot be written in *through*, or not be read, the guest gets the error. When image or log cannot be
 //! written by the applier, nothing is dropped: reads stay right, and the applier tries again and again.
-//! [`Served::failure`] says why in each case.
+//! [`ServedVolume::failure`] says why in each case.
 //!
 //! After a flush that failed the kernel may forget what it could not write, and the next flush may succeed nevertheless
 //! (fsync(2)). So, whoever asked for it, the applier then writes all that is in the log into the image again; and what was
@@ -58,6 +58,7 @@ use ninefold_model::spec::Acknowledge;
 use crate::batch::{Batch, Op};
 use crate::behind::{Behind, Due};
 use crate::budget::{Budget, SOFT};
+use crate::checksums::BLOCK;
 use crate::error::VolumeError;
 use crate::image::{Image, check_bounds};
 use crate::log::{self, STEP, WriteLog};
@@ -66,7 +67,6 @@ use crate::nbd::Handler;
 use crate::note::Note;
 use crate::overlay::Overlay;
 use crate::ranges::Ranges;
-use crate::sums::BLOCK;
 use crate::unsynced::Unsynced;
 
 /// What is in the log is made durable in the image, and the log emptied, at least this often.
@@ -104,7 +104,7 @@ pub trait Mark: Send + Sync {
 
     /// They have been written, or a part of them if the disk failed. Whoever waits for the write, or for the epoch that it
     /// belongs to, is answered after this: when a guest stands still, all that has reached the image has been told, but for
-    /// what is [queued](Served::queued).
+    /// what is [queued](ServedVolume::queued).
     fn after(&self, at: u64, length: u64) {
         let _ = (at, length);
     }
@@ -116,7 +116,7 @@ pub type OnDurable = Box<dyn Fn(Epoch) + Send>;
 /// What is done once.
 pub type WhenDurable = Box<dyn FnOnce() + Send>;
 
-/// Hears that a volume that was [braced](Served::brace) may have become calm.
+/// Hears that a volume that was [braced](ServedVolume::brace) may have become calm.
 pub type OnCalm = Box<dyn Fn() + Send>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -317,18 +317,18 @@ impl Noted {
 
 /// See the [module](self). Dropping it applies what is committed, makes it durable and ends the applier; an image that
 /// cannot be written then stays behind.
-pub struct Served {
+pub struct ServedVolume {
     shared: Arc<Shared>,
     applier: Option<JoinHandle<()>>,
 }
 
-impl std::fmt::Debug for Served {
+impl std::fmt::Debug for ServedVolume {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Served").field("image", &self.shared.image).finish_non_exhaustive()
+        f.debug_struct("ServedVolume").field("image", &self.shared.image).finish_non_exhaustive()
     }
 }
 
-impl Served {
+impl ServedVolume {
     /// Serves `image`, closed. `log` is the image's, and empty: see [`WriteLog::recover`].
     ///
     /// # Errors
@@ -532,7 +532,7 @@ impl Served {
         self.shared.lock().got_on
     }
 
-    /// Has all that the guest has done up to now made durable, without waiting for it: the VM is alone. [`Served::flushed`] tells of
+    /// Has all that the guest has done up to now made durable, without waiting for it: the VM is alone. [`ServedVolume::flushed`] tells of
     /// it by this number; none if it is durable already.
     pub fn flush_soon(&self) -> Option<u64> {
         let mut state = self.shared.lock();
@@ -647,7 +647,7 @@ impl Served {
     /// log: a loss of power would otherwise leave the log, and not what is under it.
     ///
     /// # Errors
-    /// Those of the image. What is [lost](Served::is_lost) then has to be written again.
+    /// Those of the image. What is [lost](ServedVolume::is_lost) then has to be written again.
     pub fn settle_resync(&self) -> Result<(), VolumeError> {
         self.shared.settle()
     }
@@ -657,7 +657,7 @@ impl Served {
         self.shared.lock().unsynced.is_lost_in(at, at.saturating_add(length))
     }
 
-    /// Sets the bits of the blocks of [`BLOCK`] bytes, from number `first` on, of which something is [lost](Served::is_lost):
+    /// Sets the bits of the blocks of [`BLOCK`] bytes, from number `first` on, of which something is [lost](ServedVolume::is_lost):
     /// they differ from whatever they are compared with.
     pub fn put_lost(&self, first: u64, bits: &mut [u8]) {
         let state = self.shared.lock();
@@ -747,7 +747,7 @@ impl Served {
         Ok(())
     }
 
-    /// The number of the batch of this epoch, which was sealed or received just before: see [`Served::is_durable`].
+    /// The number of the batch of this epoch, which was sealed or received just before: see [`ServedVolume::is_durable`].
     pub fn number(&self, epoch: Epoch) -> u64 {
         let state = self.shared.lock();
         let sealed = state.queue.iter().rev().find(|s| s.epoch == epoch);
@@ -776,7 +776,7 @@ impl Served {
         &*self.shared
     }
 
-    /// Writes what is [lost](Served::is_lost) again as it is read, and makes that durable: what is read and what the disk has are the
+    /// Writes what is [lost](ServedVolume::is_lost) again as it is read, and makes that durable: what is read and what the disk has are the
     /// same then. What of it the kernel has forgotten altogether reads as it was before. Nobody else writes meanwhile.
     ///
     /// # Errors
@@ -806,7 +806,7 @@ impl Served {
     /// Makes durable what is in the image.
     ///
     /// # Errors
-    /// Those of the image; `Io` while something is [lost](Served::is_lost).
+    /// Those of the image; `Io` while something is [lost](ServedVolume::is_lost).
     pub fn sync_image(&self) -> Result<(), VolumeError> {
         self.shared.flush()
     }
@@ -1003,13 +1003,13 @@ fn not_on_disk(why: String) -> VolumeError {
     VolumeError::Io { what: "writes are not on the disk", source: std::io::Error::other(why) }
 }
 
-impl Handler for Served {
+impl Handler for ServedVolume {
     fn size(&self) -> u64 {
-        Served::size(self)
+        ServedVolume::size(self)
     }
 
     fn read(&self, at: u64, into: &mut [u8]) -> Result<(), VolumeError> {
-        Served::read(self, at, into)
+        ServedVolume::read(self, at, into)
     }
 
     fn write(&self, at: u64, bytes: Vec<u8>, fua: bool) -> Result<(), VolumeError> {
@@ -1038,7 +1038,7 @@ impl Handler for Served {
     }
 }
 
-impl Drop for Served {
+impl Drop for ServedVolume {
     fn drop(&mut self) {
         self.shared.lock().ending = true;
         self.shared.work.notify_one();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use ninefold_model::Epoch;
 use ninefold_model::spec::Acknowledge;
 use ninefold_volume::nbd::Handler;
-use ninefold_volume::{Note, Pool, Served, Tools, VolumeName};
+use ninefold_volume::{Note, Pool, ServedVolume, Tools, VolumeName};
 
 /// Only so that a failure ends.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -30,9 +30,9 @@ impl Rig {
         self.pool.behind(&self.name)
     }
 
-    fn serve(&self) -> Served {
+    fn serve(&self) -> ServedVolume {
         let (image, log) = self.pool.open_logged(&self.name).unwrap();
-        let served = Served::new(image, log, Acknowledge::Memory).unwrap();
+        let served = ServedVolume::new(image, log, Acknowledge::Memory).unwrap();
         served.keep_behind(self.note());
         served
     }
@@ -50,7 +50,7 @@ fn until(done: impl Fn() -> bool) {
     }
 }
 
-fn write(served: &Served, byte: u8) {
+fn write(served: &ServedVolume, byte: u8) {
     Handler::write(served, 0, vec![byte; 512], false).unwrap();
 }
 
@@ -59,7 +59,7 @@ fn first(path: &Path) -> u8 {
 }
 
 /// As a keeper protects the VM: what the guest writes is committed and on its way into the image.
-fn protect(served: &Served) {
+fn protect(served: &ServedVolume) {
     served.go_through();
     served.falls_behind("in session 7");
     served.wait_behind_noted(LIMIT).unwrap();
@@ -166,7 +166,7 @@ fn a_volume_that_is_held_unasked_says_since_when_all_the_same() {
 fn a_note_that_cannot_be_written_is_tried_again() {
     let rig = Rig::new();
     let (image, log) = rig.pool.open_logged(&rig.name).unwrap();
-    let served = Served::new(image, log, Acknowledge::Memory).unwrap();
+    let served = ServedVolume::new(image, log, Acknowledge::Memory).unwrap();
     let folder = rig.dir.path().join("later");
     let note = Note::at(folder.join("behind"));
     served.keep_behind(note.clone());

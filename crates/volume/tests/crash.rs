@@ -13,7 +13,7 @@ use ninefold_model::Epoch;
 use ninefold_model::spec::Acknowledge;
 use ninefold_testkit::dying;
 use ninefold_volume::nbd::Handler;
-use ninefold_volume::{Format, Image, Op, Pool, Served, Tools, VolumeName};
+use ninefold_volume::{Format, Image, Op, Pool, ServedVolume, Tools, VolumeName};
 use rig::Numbers;
 
 const SIZE: u64 = 1 << 20;
@@ -74,7 +74,7 @@ fn child() {
     let first: u64 = told("CRASH_FIRST").parse().unwrap();
     let acknowledge = if told("CRASH_DISK") == "1" { Acknowledge::Disk } else { Acknowledge::Memory };
     let (image, log) = pool(dir.as_ref()).open_logged(&disk()).unwrap();
-    let served = Served::new(image, log, acknowledge).unwrap();
+    let served = ServedVolume::new(image, log, acknowledge).unwrap();
     served.hold();
     for epoch in first..=LAST {
         for op in operations(epoch) {

@@ -9,7 +9,7 @@ use ninefold_model::Epoch;
 use ninefold_model::spec::Acknowledge;
 use ninefold_testkit::dying;
 use ninefold_volume::pool::Kind;
-use ninefold_volume::{Batch, Format, Note, Op, Pool, Served, Tools, VolumeError, VolumeName, WriteLog};
+use ninefold_volume::{Batch, Format, Note, Op, Pool, ServedVolume, Tools, VolumeError, VolumeName, WriteLog};
 
 const SIZE: u64 = 1 << 20;
 /// Far longer than anything here takes.
@@ -66,7 +66,7 @@ fn life(dir: &Path) {
     twice(|| left.append([&batch(1)], &mut || ()));
     drop(left);
     let (image, log) = twice(|| pool.open_logged(&name("kept")));
-    let served = Served::new(image, log, Acknowledge::Disk).unwrap();
+    let served = ServedVolume::new(image, log, Acknowledge::Disk).unwrap();
     for n in 1..=2 {
         served.receive(Epoch(n), batch(1 + n as u8));
         served.wait_durable(Epoch(n), LIMIT).unwrap();

@@ -8,7 +8,7 @@ use std::time::Duration;
 use ninefold_model::Epoch;
 use ninefold_model::spec::Acknowledge;
 use ninefold_volume::nbd::Handler;
-use ninefold_volume::{Batch, Image, Lost, Op, Served, VolumeError, WriteLog};
+use ninefold_volume::{Batch, Image, Lost, Op, ServedVolume, VolumeError, WriteLog};
 
 const SIZE: usize = 1 << 16;
 /// Far longer than anything here takes.
@@ -85,14 +85,14 @@ impl Image for Disk {
     }
 }
 
-fn serve(disk: &Disk, log: WriteLog) -> Served {
-    Served::new(Box::new(disk.clone()), log, Acknowledge::Disk).unwrap()
+fn serve(disk: &Disk, log: WriteLog) -> ServedVolume {
+    ServedVolume::new(Box::new(disk.clone()), log, Acknowledge::Disk).unwrap()
 }
 
 /// A keeper's, which may be started anew.
-fn noted(disk: &Disk, lost: &Lost) -> Served {
+fn noted(disk: &Disk, lost: &Lost) -> ServedVolume {
     let log = WriteLog::in_memory().unwrap();
-    Served::within(Arc::default(), Box::new(disk.clone()), log, Acknowledge::Disk, Some(lost.clone())).unwrap()
+    ServedVolume::within(Arc::default(), Box::new(disk.clone()), log, Acknowledge::Disk, Some(lost.clone())).unwrap()
 }
 
 /// A resync whose flush fails, and the end of its keeper.
@@ -109,7 +109,7 @@ fn lose(disk: &Disk, lost: &Lost) {
     assert_eq!((disk.disk()[0], disk.disk()[8192]), (0, 0));
 }
 
-fn write(served: &Served, at: u64, byte: u8) {
+fn write(served: &ServedVolume, at: u64, byte: u8) {
     Handler::write(served, at, vec![byte; 512], false).unwrap();
 }
 
@@ -250,7 +250,7 @@ fn what_an_earlier_process_left_in_the_cache_is_made_durable() {
 
 /// A guest that is alone loses a write at 0 to a flush that fails. Then it is protected, and an epoch with a write at 4096 is
 /// committed, which the applier has found that it cannot take into the log.
-fn protected_on_a_disk_that_has_lost_something() -> (Disk, Served) {
+fn protected_on_a_disk_that_has_lost_something() -> (Disk, ServedVolume) {
     let disk = Disk::new();
     let served = serve(&disk, WriteLog::in_memory().unwrap());
     served.go_through();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use ninefold_model::spec::Acknowledge;
-use ninefold_volume::{Batch, Op, Pool, Served, Tools, VolumeName, WriteLog};
+use ninefold_volume::{Batch, Op, Pool, ServedVolume, Tools, VolumeName, WriteLog};
 
 const SIZE: u64 = 8 << 20;
 /// Less than what is written.
@@ -58,9 +58,9 @@ impl Drop for Device {
     }
 }
 
-fn serve(pool: &Pool, name: &VolumeName) -> Served {
+fn serve(pool: &Pool, name: &VolumeName) -> ServedVolume {
     let (image, log) = pool.open_logged(name).unwrap();
-    Served::within(Default::default(), image, log, Acknowledge::Disk, Some(pool.lost(name))).unwrap()
+    ServedVolume::within(Default::default(), image, log, Acknowledge::Disk, Some(pool.lost(name))).unwrap()
 }
 
 #[test]

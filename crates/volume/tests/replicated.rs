@@ -10,10 +10,10 @@ use std::time::Duration;
 use ninefold_model::Epoch;
 use ninefold_model::spec::Acknowledge;
 use ninefold_volume::batch::{put_write, put_zero};
+use ninefold_volume::checksums::{self, BLOCK};
 use ninefold_volume::nbd::Handler;
 use ninefold_volume::pool::{FileFormat, Import, Kind};
-use ninefold_volume::sums::{self, BLOCK};
-use ninefold_volume::{Batch, Format, Pool, Served, Tools, VolumeName};
+use ninefold_volume::{Batch, Format, Pool, ServedVolume, Tools, VolumeName};
 use proptest::prelude::*;
 
 /// Not a multiple of a block, nor of a qcow2 cluster.
@@ -35,7 +35,7 @@ fn disk() -> VolumeName {
 
 struct Host {
     pool: Pool,
-    served: Option<Served>,
+    served: Option<ServedVolume>,
     _dir: tempfile::TempDir,
 }
 
@@ -62,7 +62,7 @@ impl Host {
 
     fn open(&mut self) {
         let (image, log) = self.pool.open_logged(&disk()).unwrap();
-        self.served = Some(Served::new(image, log, Acknowledge::Memory).unwrap());
+        self.served = Some(ServedVolume::new(image, log, Acknowledge::Memory).unwrap());
     }
 
     /// Its keeper ends and starts.
@@ -71,7 +71,7 @@ impl Host {
         self.open();
     }
 
-    fn served(&self) -> &Served {
+    fn served(&self) -> &ServedVolume {
         self.served.as_ref().unwrap()
     }
 
@@ -85,18 +85,18 @@ impl Host {
 }
 
 /// Makes `to` equal to `from`, by the checksums of blocks; how many blocks were sent.
-fn resync(from: &Served, to: &Served) -> usize {
+fn resync(from: &ServedVolume, to: &ServedVolume) -> usize {
     from.settle(LIMIT).unwrap();
     to.settle(LIMIT).unwrap();
-    let block = |served: &Served, n: u64| {
+    let block = |served: &ServedVolume, n: u64| {
         let mut bytes = vec![0; BLOCK.min(SIZE as u64 - n * BLOCK) as usize];
         served.read_image(n * BLOCK, &mut bytes).unwrap();
         bytes
     };
-    let all = |served: &Served| -> Vec<u8> {
-        (0..sums::blocks(SIZE as u64)).flat_map(|n| sums::sum(&block(served, n))).collect()
+    let all = |served: &ServedVolume| -> Vec<u8> {
+        (0..checksums::blocks(SIZE as u64)).flat_map(|n| checksums::sum(&block(served, n))).collect()
     };
-    let differing: Vec<u64> = sums::set_bits(&sums::differing(&all(to), &all(from))).collect();
+    let differing: Vec<u64> = checksums::set_bits(&checksums::differing(&all(to), &all(from))).collect();
     for n in &differing {
         let (content, mut wire) = (block(from, *n), Vec::new());
         match content.iter().all(|&b| b == 0) {
@@ -224,7 +224,7 @@ impl Pair {
         self.backup.restart();
         self.guest(&Step::Write { at: 70_000, length: 3000, byte: self.epoch as u8 });
         self.guest(&Step::Zero { at: 200_000, length: 9000, unmap: true });
-        let before = sums::blocks(SIZE as u64) as usize;
+        let before = checksums::blocks(SIZE as u64) as usize;
         assert!(resync(self.primary.served(), self.backup.served()) <= before);
         assert_eq!(resync(self.primary.served(), self.backup.served()), 0, "the second time nothing differs");
         self.protect();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ninefold_model::Epoch;
 use ninefold_model::spec::Acknowledge;
 use ninefold_volume::nbd::Handler;
-use ninefold_volume::{Image, Op, Served, VolumeError, WriteLog};
+use ninefold_volume::{Image, Op, ServedVolume, VolumeError, WriteLog};
 
 /// Far longer than anything here takes.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -64,8 +64,9 @@ impl Image for Void {
     }
 }
 
-fn serve(void: &Void) -> Served {
-    let served = Served::new(Box::new(void.clone()), WriteLog::in_memory().unwrap(), Acknowledge::Memory).unwrap();
+fn serve(void: &Void) -> ServedVolume {
+    let served =
+        ServedVolume::new(Box::new(void.clone()), WriteLog::in_memory().unwrap(), Acknowledge::Memory).unwrap();
     served.go_through();
     served
 }

@@ -9,7 +9,7 @@ use ninefold_model::Epoch;
 use ninefold_model::spec::Acknowledge;
 use ninefold_volume::nbd::Handler;
 use ninefold_volume::served::Mark;
-use ninefold_volume::{Batch, Image, Op, Served, VolumeError, WriteLog};
+use ninefold_volume::{Batch, Image, Op, ServedVolume, VolumeError, WriteLog};
 use proptest::prelude::*;
 
 const SIZE: usize = 4096;
@@ -91,14 +91,14 @@ impl Image for Disk {
     }
 }
 
-fn serve(disk: &Disk, acknowledge: Acknowledge) -> Served {
-    let served = Served::new(Box::new(disk.clone()), WriteLog::in_memory().unwrap(), acknowledge).unwrap();
+fn serve(disk: &Disk, acknowledge: Acknowledge) -> ServedVolume {
+    let served = ServedVolume::new(Box::new(disk.clone()), WriteLog::in_memory().unwrap(), acknowledge).unwrap();
     assert!(Handler::write(&served, 0, vec![0], false).is_err(), "closed until the VM runs here");
     served.go_through();
     served
 }
 
-fn all(served: &Served) -> Vec<u8> {
+fn all(served: &ServedVolume) -> Vec<u8> {
     let mut bytes = vec![0; SIZE];
     served.read(0, &mut bytes).unwrap();
     bytes
@@ -154,8 +154,8 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// A primary, its backup, and what must be true of them.
 struct Pair {
-    primary: (Disk, Served),
-    backup: Option<(Disk, Served)>,
+    primary: (Disk, ServedVolume),
+    backup: Option<(Disk, ServedVolume)>,
     epoch: u64,
     /// Checkpoints on their way: number, the volume as it was.
     on_its_way: Vec<(u64, Vec<u8>)>,
@@ -368,7 +368,7 @@ fn writes_that_are_under_way_are_marked_when_they_have_landed() {
             self.0.lock().unwrap().push(at);
         }
     }
-    let add = |served: &Served| {
+    let add = |served: &ServedVolume| {
         let stale = Arc::new(Stale::default());
         served.add_mark(Arc::clone(&stale) as Arc<dyn Mark>);
         stale
@@ -474,7 +474,7 @@ mod power_cut {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("log");
             let disk = Disk::new();
-            let served = Served::new(Box::new(disk.clone()), WriteLog::open(&path).unwrap(), Acknowledge::Disk).unwrap();
+            let served = ServedVolume::new(Box::new(disk.clone()), WriteLog::open(&path).unwrap(), Acknowledge::Disk).unwrap();
             served.sync_image().unwrap();
             // The image's power goes in the middle of what is to come.
             disk.0.left.store(cut, Ordering::SeqCst);

@@ -12,7 +12,7 @@ use ninefold_model::spec::Acknowledge;
 use ninefold_volume::budget::{HARD, SOFT};
 use ninefold_volume::log::STEP;
 use ninefold_volume::nbd::Handler;
-use ninefold_volume::{Batch, Budget, Image, Op, Served, VolumeError, WriteLog};
+use ninefold_volume::{Batch, Budget, Image, Op, ServedVolume, VolumeError, WriteLog};
 
 /// What is looked at; beyond that the image is zeros.
 const SIZE: usize = 4096;
@@ -136,22 +136,22 @@ impl Image for Disk {
     }
 }
 
-fn serve(disk: &Disk, budget: &Arc<Budget>, acknowledge: Acknowledge) -> Arc<Served> {
+fn serve(disk: &Disk, budget: &Arc<Budget>, acknowledge: Acknowledge) -> Arc<ServedVolume> {
     let log = WriteLog::in_memory().unwrap();
-    let served = Served::within(Arc::clone(budget), Box::new(disk.clone()), log, acknowledge, None).unwrap();
+    let served = ServedVolume::within(Arc::clone(budget), Box::new(disk.clone()), log, acknowledge, None).unwrap();
     served.go_through();
     Arc::new(served)
 }
 
 /// A guest that is alone.
-fn alone() -> (Disk, Arc<Served>) {
+fn alone() -> (Disk, Arc<ServedVolume>) {
     let disk = Disk::default();
     let served = serve(&disk, &Arc::default(), Acknowledge::Memory);
     (disk, served)
 }
 
 /// One whose backup holds two epochs, of which nothing has reached this host's image, and is then lost.
-fn with_backlog() -> (Disk, Arc<Served>) {
+fn with_backlog() -> (Disk, Arc<ServedVolume>) {
     let (disk, served) = alone();
     served.hold();
     disk.hang("write");
@@ -164,11 +164,11 @@ fn with_backlog() -> (Disk, Arc<Served>) {
     (disk, served)
 }
 
-fn write(served: &Served, at: u64, byte: u8) {
+fn write(served: &ServedVolume, at: u64, byte: u8) {
     Handler::write(served, at, vec![byte; 16], false).unwrap();
 }
 
-fn read(served: &Served, at: u64) -> u8 {
+fn read(served: &ServedVolume, at: u64) -> u8 {
     let mut content = [0; 16];
     served.read(at, &mut content).unwrap();
     content[0]
@@ -176,8 +176,8 @@ fn read(served: &Served, at: u64) -> u8 {
 
 /// Something of the guest's that may have to wait.
 fn beside(
-    served: &Arc<Served>,
-    what: impl FnOnce(&Served) -> Result<(), VolumeError> + Send + 'static,
+    served: &Arc<ServedVolume>,
+    what: impl FnOnce(&ServedVolume) -> Result<(), VolumeError> + Send + 'static,
 ) -> (JoinHandle<()>, Receiver<Result<(), VolumeError>>) {
     let (its, (tell, done)) = (Arc::clone(served), mpsc::channel());
     (thread::spawn(move || tell.send(what(&its)).unwrap()), done)
@@ -355,7 +355,7 @@ fn what_went_through_is_durable_before_what_comes_after_it() {
 
 #[test]
 fn a_disk_that_does_not_answer_is_found_out() {
-    type Act = fn(&Served) -> Result<(), VolumeError>;
+    type Act = fn(&ServedVolume) -> Result<(), VolumeError>;
     let cases: [(&str, Act); 3] = [
         ("read", |served| served.read(0, &mut [0])),
         ("write", |served| Handler::write(served, 0, vec![1], false)),
@@ -473,7 +473,7 @@ fn a_disk_that_gets_on_does_not_hang() {
 fn a_backup_acknowledges_what_its_disk_has() {
     let disk = Disk::default();
     let log = WriteLog::in_memory().unwrap();
-    let served = Served::new(Box::new(disk.clone()), log, Acknowledge::Disk).unwrap();
+    let served = ServedVolume::new(Box::new(disk.clone()), log, Acknowledge::Disk).unwrap();
     disk.hang("flush");
     let batch: Batch = [Op::Write { at: 0, data: vec![7; 16].into() }].into_iter().collect();
     served.receive(Epoch(1), batch);

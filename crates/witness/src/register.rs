@@ -29,7 +29,7 @@ use ninefold_model::{HostName, Record, Term};
 
 /// What a compare-and-swap comes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum CasOutcome {
     /// Store the new record, then say won.
     Store,
     /// The register already holds the new record: say won.
@@ -61,7 +61,7 @@ pub fn judge(
     expected: Option<&Record>,
     new: &Record,
     caller: &HostName,
-) -> Result<Verdict, Refusal> {
+) -> Result<CasOutcome, Refusal> {
     if new.primary != *caller {
         return Err(Refusal::NotYours { caller: caller.clone(), primary: new.primary.clone() });
     }
@@ -74,26 +74,26 @@ pub fn judge(
         return Err(Refusal::NotAlone(new.primary.clone()));
     }
     Ok(if current == Some(new) {
-        Verdict::Held
+        CasOutcome::Held
     } else if current == expected {
-        Verdict::Store
+        CasOutcome::Store
     } else {
-        Verdict::Lost
+        CasOutcome::Lost
     })
 }
 
-/// Judges a retirement of a VM whose register holds `current`: [`Verdict::Store`] stands for a tombstone.
+/// Judges a retirement of a VM whose register holds `current`: [`CasOutcome::Store`] stands for a tombstone.
 ///
 /// # Errors
 /// The VM is another's, who has backups.
-pub fn judge_retirement(current: Option<&Record>, expected: &Record, caller: &HostName) -> Result<Verdict, Refusal> {
+pub fn judge_retirement(current: Option<&Record>, expected: &Record, caller: &HostName) -> Result<CasOutcome, Refusal> {
     if current != Some(expected) {
-        return Ok(Verdict::Lost);
+        return Ok(CasOutcome::Lost);
     }
     if expected.primary != *caller && !expected.is_alone() {
         return Err(Refusal::Bound { primary: expected.primary.clone() });
     }
-    Ok(Verdict::Store)
+    Ok(CasOutcome::Store)
 }
 
 #[cfg(test)]
@@ -110,20 +110,20 @@ mod tests {
     fn the_life_of_a_record() {
         let (a, b) = (host("a"), host("b"));
         let boot = Record::boot(a.clone());
-        assert_eq!(judge(None, None, &boot, &a), Ok(Verdict::Store));
-        assert_eq!(judge(Some(&boot), None, &boot, &a), Ok(Verdict::Held));
+        assert_eq!(judge(None, None, &boot, &a), Ok(CasOutcome::Store));
+        assert_eq!(judge(Some(&boot), None, &boot, &a), Ok(CasOutcome::Held));
         let bound = boot.bound(vec![backup("b", 1)]);
-        assert_eq!(judge(Some(&boot), Some(&boot), &bound, &a), Ok(Verdict::Store));
+        assert_eq!(judge(Some(&boot), Some(&boot), &bound, &a), Ok(CasOutcome::Store));
         let both = bound.bound(vec![backup("b", 1), backup("c", 2)]);
-        assert_eq!(judge(Some(&bound), Some(&bound), &both, &a), Ok(Verdict::Store));
+        assert_eq!(judge(Some(&bound), Some(&bound), &both, &a), Ok(CasOutcome::Store));
         // A backup that knows only the record before its fellow was bound is shown the present one.
-        assert_eq!(judge(Some(&both), Some(&bound), &bound.alone(b.clone()), &b), Ok(Verdict::Lost));
+        assert_eq!(judge(Some(&both), Some(&bound), &bound.alone(b.clone()), &b), Ok(CasOutcome::Lost));
         let taken = both.alone(b.clone());
-        assert_eq!(judge(Some(&both), Some(&both), &taken, &b), Ok(Verdict::Store));
+        assert_eq!(judge(Some(&both), Some(&both), &taken, &b), Ok(CasOutcome::Store));
         // The old primary comes back with what it knew.
-        assert_eq!(judge(Some(&taken), Some(&both), &both.alone(a.clone()), &a), Ok(Verdict::Lost));
-        assert_eq!(judge(Some(&taken), None, &boot, &a), Ok(Verdict::Lost));
-        assert_eq!(judge(None, Some(&boot), &bound, &a), Ok(Verdict::Lost));
+        assert_eq!(judge(Some(&taken), Some(&both), &both.alone(a.clone()), &a), Ok(CasOutcome::Lost));
+        assert_eq!(judge(Some(&taken), None, &boot, &a), Ok(CasOutcome::Lost));
+        assert_eq!(judge(None, Some(&boot), &bound, &a), Ok(CasOutcome::Lost));
     }
 
     #[test]
@@ -150,13 +150,13 @@ mod tests {
         let (a, b) = (host("a"), host("b"));
         let boot = Record::boot(a.clone());
         let bound = boot.bound(vec![backup("b", 1)]);
-        assert_eq!(judge_retirement(Some(&boot), &boot, &a), Ok(Verdict::Store));
-        assert_eq!(judge_retirement(Some(&boot), &boot, &b), Ok(Verdict::Store), "the host that had it may be gone");
-        assert_eq!(judge_retirement(Some(&bound), &bound, &a), Ok(Verdict::Store));
+        assert_eq!(judge_retirement(Some(&boot), &boot, &a), Ok(CasOutcome::Store));
+        assert_eq!(judge_retirement(Some(&boot), &boot, &b), Ok(CasOutcome::Store), "the host that had it may be gone");
+        assert_eq!(judge_retirement(Some(&bound), &bound, &a), Ok(CasOutcome::Store));
         assert_eq!(judge_retirement(Some(&bound), &bound, &b), Err(Refusal::Bound { primary: a.clone() }));
         // Whoever asks has to know what the record is.
-        assert_eq!(judge_retirement(Some(&bound), &boot, &a), Ok(Verdict::Lost));
-        assert_eq!(judge_retirement(None, &boot, &a), Ok(Verdict::Lost));
+        assert_eq!(judge_retirement(Some(&bound), &boot, &a), Ok(CasOutcome::Lost));
+        assert_eq!(judge_retirement(None, &boot, &a), Ok(CasOutcome::Lost));
     }
 
     fn backup(host: &str, session: u64) -> Backup {
@@ -210,14 +210,14 @@ mod tests {
                 let current = log.last().cloned();
                 let verdict = judge(current.as_ref(), expected.as_ref(), &new, &caller).unwrap();
                 match verdict {
-                    Verdict::Store => {
+                    CasOutcome::Store => {
                         proptest::prop_assert_eq!(&current, &expected);
                         proptest::prop_assert!(!log.contains(&new), "decided twice");
                         log.push(new.clone());
                         proptest::prop_assert_eq!(new.term.0, log.len() as u64);
                     }
-                    Verdict::Held => proptest::prop_assert_eq!(current.as_ref(), Some(&new)),
-                    Verdict::Lost => {
+                    CasOutcome::Held => proptest::prop_assert_eq!(current.as_ref(), Some(&new)),
+                    CasOutcome::Lost => {
                         proptest::prop_assert_ne!(current.as_ref(), Some(&new));
                         proptest::prop_assert_ne!(&current, &expected);
                     }

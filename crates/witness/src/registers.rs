@@ -29,7 +29,7 @@ use ninefold_witness_client::{Retirement, Swap, Tombstone};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 
-use crate::register::{self, Refusal, Verdict};
+use crate::register::{self, CasOutcome, Refusal};
 use crate::tombstones::Tombstones;
 
 /// Most VMs that one witness keeps.
@@ -355,12 +355,12 @@ impl<'a> Batch<'a> {
     ) -> Result<Swap, SwapError> {
         let current = self.current(vm).map_err(SwapError::Retired)?;
         Ok(match register::judge(current.as_ref(), expected, &new, caller)? {
-            Verdict::Lost => Swap::Lost(current),
-            Verdict::Held => Swap::Won(new),
-            Verdict::Store if current.is_none() && self.records >= self.max_vms => {
+            CasOutcome::Lost => Swap::Lost(current),
+            CasOutcome::Held => Swap::Won(new),
+            CasOutcome::Store if current.is_none() && self.records >= self.max_vms => {
                 return Err(SwapError::Full(self.records));
             }
-            Verdict::Store => {
+            CasOutcome::Store => {
                 self.records += usize::from(current.is_none());
                 self.changed.insert(vm, Change::Record(Labelled { name, record: new.clone() }));
                 Swap::Won(new)
@@ -374,8 +374,8 @@ impl<'a> Batch<'a> {
             Err(tombstone) => return Ok(Retirement::Done(tombstone)),
         };
         Ok(match register::judge_retirement(current.as_ref(), expected, caller)? {
-            Verdict::Lost | Verdict::Held => Retirement::Lost(current),
-            Verdict::Store => {
+            CasOutcome::Lost | CasOutcome::Held => Retirement::Lost(current),
+            CasOutcome::Store => {
                 let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
                 let tombstone = Tombstone { term: expected.term.next(), at_s: since.as_secs() };
                 let number = self.number;

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use ninefold_listen::{Bounds, Place, Register, Standing};
+use ninefold_listen::{Acquaintance, Bounds, Place, Register};
 use ninefold_model::HostName;
 use ninefold_transport::{Incoming, Link, LinkHandle, Listener, ListenerHandle};
 use ninefold_witness_client::wire::{
@@ -141,7 +141,7 @@ fn attend(shared: &Shared, incoming: Incoming) {
         }
     };
     let peer = link.peer().clone();
-    let Some(place) = shared.links.enter(peer.clone(), Standing::Stranger, link.handle()) else {
+    let Some(place) = shared.links.enter(peer.clone(), Acquaintance::Stranger, link.handle()) else {
         return tracing::warn!(%addr, %peer, "turned away: too many connections");
     };
     match serve(shared, link, &place) {

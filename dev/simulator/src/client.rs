@@ -1,6 +1,6 @@
 //! The witness's client and the connector of a keeper: what their threads do, and when.
 
-use ninefold_core::effect::{Question, Wish};
+use ninefold_core::effect::{BackupSearch, WitnessRequest};
 use ninefold_core::event::Event;
 use ninefold_replica::protocol::Outcome;
 
@@ -19,7 +19,7 @@ const QUICK: u64 = 60 * MS;
 
 impl World {
     /// The core asks something. While a call is under way its thread hears of nothing else.
-    pub(crate) fn ask(&mut self, host: usize, question: Question) {
+    pub(crate) fn ask(&mut self, host: usize, question: WitnessRequest) {
         self.keeper(host).client.queued.push_back(question);
         if self.keeper(host).client.call.is_none() {
             let soon = self.moment();
@@ -31,12 +31,12 @@ impl World {
     fn drain(&mut self, host: usize) {
         while let Some(question) = self.keeper(host).client.queued.pop_front() {
             let client = &mut self.keeper(host).client;
-            if client.pending.is_some() && matches!(question, Question::Look) {
+            if client.pending.is_some() && matches!(question, WitnessRequest::Look) {
                 continue;
             }
-            let starts = matches!(question, Question::Start { .. });
+            let starts = matches!(question, WitnessRequest::Start { .. });
             let before = client.pending.replace(question);
-            if matches!(before, Some(Question::Start { .. })) && !starts {
+            if matches!(before, Some(WitnessRequest::Start { .. })) && !starts {
                 let why = "this host has had to ask the witness for something else: try again in a moment";
                 self.tell_later(host, 1, Event::StartFailed(why.into()));
             }
@@ -58,16 +58,18 @@ impl World {
         }
         self.drain(host);
         let client = &mut self.keeper(host).client;
-        if matches!(client.pending, Some(Question::Cancel | Question::Look)) {
+        if matches!(client.pending, Some(WitnessRequest::Cancel | WitnessRequest::Look)) {
             client.pending = None;
         }
-        if let Some(Question::Propose { again, .. }) = &mut client.pending
+        if let Some(WitnessRequest::Propose { again, .. }) = &mut client.pending
             && std::mem::take(again)
         {
             return self.alarm(host, LOOK_AGAIN);
         }
         let ask = match &client.pending {
-            Some(Question::Propose { expected, new, .. }) => Ask::Swap { expected: expected.clone(), new: new.clone() },
+            Some(WitnessRequest::Propose { expected, new, .. }) => {
+                Ask::Swap { expected: expected.clone(), new: new.clone() }
+            }
             _ => Ask::Read,
         };
         client.last_call += 1;
@@ -98,7 +100,7 @@ impl World {
         // A newer question may have come meanwhile: the answer is to what was asked.
         let client = &mut self.keeper(host).client;
         let Some(answer) = answer else {
-            if matches!(client.pending, Some(Question::Start { .. })) {
+            if matches!(client.pending, Some(WitnessRequest::Start { .. })) {
                 client.pending = None;
                 self.tell(host, Event::StartFailed("no answer".into()));
             }
@@ -115,15 +117,19 @@ impl World {
         };
         let asked = self.keeper(host).client.pending.take();
         let event = match (asked, answer) {
-            (Some(Question::Propose { id, .. }), Answer::Won) => Event::WitnessAnswer { id, outcome: Outcome::Won },
-            (Some(Question::Propose { id, .. }), Answer::Lost(held)) => {
+            (Some(WitnessRequest::Propose { id, .. }), Answer::Won) => {
+                Event::WitnessAnswer { id, outcome: Outcome::Won }
+            }
+            (Some(WitnessRequest::Propose { id, .. }), Answer::Lost(held)) => {
                 Event::WitnessAnswer { id, outcome: Outcome::Lost(held) }
             }
-            (Some(Question::Propose { id, .. }), Answer::Refused(why)) => {
+            (Some(WitnessRequest::Propose { id, .. }), Answer::Refused(why)) => {
                 Event::WitnessAnswer { id, outcome: Outcome::Refused(why) }
             }
-            (Some(Question::Start { force }), Answer::Holds(found)) => Event::StartFrom { found, force, behind: None },
-            (Some(Question::Start { .. }), Answer::Refused(why)) => Event::StartFailed(why),
+            (Some(WitnessRequest::Start { force }), Answer::Holds(found)) => {
+                Event::StartFrom { found, force, behind: None }
+            }
+            (Some(WitnessRequest::Start { .. }), Answer::Refused(why)) => Event::StartFailed(why),
             (_, Answer::Holds(found)) => Event::WitnessHolds(found),
             (_, Answer::Refused(reason)) => Event::WitnessRefuses { reason },
             (_, Answer::Won | Answer::Lost(_)) => return self.alarm(host, 1),
@@ -137,7 +143,7 @@ impl World {
 
     // ---- looking for a backup ----
 
-    pub(crate) fn find(&mut self, host: usize, wish: Wish) {
+    pub(crate) fn find(&mut self, host: usize, wish: BackupSearch) {
         if std::mem::replace(&mut self.keeper(host).looking, true) {
             return;
         }

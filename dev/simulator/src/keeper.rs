@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ninefold_core::Core;
-use ninefold_core::effect::{Effect, Question, VmOrder};
+use ninefold_core::effect::{Effect, VmOrder, WitnessRequest};
 use ninefold_core::event::{Event, OfferId, Source, WaiterId};
 use ninefold_model::{Epoch, Record, Term};
 use ninefold_replica::protocol;
@@ -11,8 +11,8 @@ use ninefold_replica::stream::Hello;
 use ninefold_replica::target::{Basis, Target};
 
 use crate::guest::{Checkpoint, Guest};
+use crate::guest_io::GuestIo;
 use crate::network::Msg;
-use crate::outlets::Outlets;
 use crate::volumes::{Volumes, Writes};
 
 /// See the [module](self).
@@ -29,7 +29,7 @@ pub struct Keeper {
     pub last_id: u64,
     /// A host that could be the backup.
     pub link: Option<u64>,
-    pub outlets: Outlets,
+    pub guest_io: GuestIo,
     pub volumes: Volumes,
     /// What has reached the images since.
     pub written: Vec<(Basis, BTreeSet<usize>)>,
@@ -66,7 +66,7 @@ pub struct Vm {
     /// QEMU is there, and the guest is let run.
     pub runs: bool,
     pub launched: bool,
-    pub sinks: Vec<Sink>,
+    pub target_states: Vec<TargetState>,
     pub epoch: Epoch,
     pub last: Last,
     /// After the last checkpoint.
@@ -92,12 +92,12 @@ pub enum Last {
 pub enum Off {
     No,
     Seen,
-    Told,
+    Reported,
 }
 
 /// Whoever the VM is copied to.
 #[derive(Debug)]
-pub struct Sink {
+pub struct TargetState {
     pub target: Target,
     pub log: Option<u64>,
     pub stage: Stage,
@@ -149,7 +149,7 @@ pub struct Standby {
     pub log: Option<u64>,
     pub checkpoint: Option<Checkpoint>,
     pub first: bool,
-    pub verdict: Option<Verdict>,
+    pub verdict: Option<StandbyUse>,
     pub asked_log: bool,
     pub logged: Option<bool>,
     /// Its QEMU lives.
@@ -170,7 +170,7 @@ pub enum At {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum StandbyUse {
     Load { others: bool },
     End,
 }
@@ -179,8 +179,8 @@ pub enum Verdict {
 #[derive(Debug, Default)]
 pub struct Client {
     /// What its thread has not heard yet.
-    pub queued: VecDeque<Question>,
-    pub pending: Option<Question>,
+    pub queued: VecDeque<WitnessRequest>,
+    pub pending: Option<WitnessRequest>,
     /// The call that is under way.
     pub call: Option<u64>,
     pub last_call: u64,
@@ -194,14 +194,14 @@ pub struct Client {
 pub struct Log {
     pub state: LogState,
     pub jobs: VecDeque<LogJob>,
-    pub note: Option<(u64, protocol::Standing)>,
+    pub note: Option<(u64, protocol::LogStanding)>,
     pub busy: bool,
     pub steps: u64,
     pub session: Term,
     /// Of what is given to it from here on.
     pub term: Term,
     pub reigns: bool,
-    pub standing: Option<protocol::Standing>,
+    pub standing: Option<protocol::LogStanding>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -215,11 +215,11 @@ pub enum LogState {
 #[derive(Debug, Clone)]
 pub enum LogJob {
     /// Begins anew.
-    Begin(protocol::Standing),
+    Begin(protocol::LogStanding),
     /// A backup's session begins, of the standby on this connection.
     Session {
         session: Term,
-        standing: protocol::Standing,
+        standing: protocol::LogStanding,
     },
     Checkpoint {
         checkpoint: Box<Checkpoint>,
@@ -241,7 +241,7 @@ pub enum LogJob {
 /// A log as it survives.
 #[derive(Debug, Clone)]
 pub struct OnDisk {
-    pub standing: protocol::Standing,
+    pub standing: protocol::LogStanding,
     pub checkpoint: Checkpoint,
     /// All that was written to the volumes since the log has begun.
     pub writes: Writes,
@@ -252,7 +252,7 @@ pub struct OnDisk {
 
 impl OnDisk {
     /// Whether its host may go on from it under this record.
-    pub fn vouches(&self, record: &Record, host: &ninefold_model::HostName) -> bool {
-        self.standing.vouches(record, host)
+    pub fn allows(&self, record: &Record, host: &ninefold_model::HostName) -> bool {
+        self.standing.allows(record, host)
     }
 }

@@ -137,7 +137,7 @@ impl World {
         let hosts: Vec<usize> = hosts.map(|name| self.number(name)).collect();
         let log_speaks = |host: &usize| {
             let h = &self.hosts[*host];
-            h.log.as_ref().is_some_and(|log| log.vouches(record, &h.name))
+            h.log.as_ref().is_some_and(|log| log.allows(record, &h.name))
         };
         let logs_fail = self.plan.faults.iter().any(|timed| matches!(timed.fault, Fault::LogFails { .. }));
         if self.judge.durable && !logs_fail && !hosts.iter().any(log_speaks) {
@@ -153,7 +153,7 @@ impl World {
 
     fn holds(&self, host: usize, record: &Record) -> bool {
         let h = &self.hosts[host];
-        if h.log.as_ref().is_some_and(|log| log.vouches(record, &h.name)) {
+        if h.log.as_ref().is_some_and(|log| log.allows(record, &h.name)) {
             return true;
         }
         let Some(keeper) = &h.keeper else { return false };

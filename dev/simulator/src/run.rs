@@ -53,7 +53,7 @@ pub fn all_but(name: &str) -> Option<Rules> {
     by_name!(name:
         hold_from_first_checkpoint release_only_acked count_before_bound win_before_speaking_alone
         win_before_resuming claim_own_session ack_in_order no_ack_while_claiming ask_when_in_doubt
-        one_session_a_term say_when_unprotected wait_for_log only_vouched_logs disown_a_lost_log
+        one_session_a_term say_when_unprotected wait_for_log only_allowed_logs invalidate_a_lost_log
         end_only_for_another prepare_before_asking claim_from_what_was give_back_before_running
         give_back_to_the_bound)
 }

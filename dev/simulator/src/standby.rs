@@ -3,11 +3,11 @@
 use ninefold_core::event::{Event, Loaded, Source};
 use ninefold_model::Term;
 use ninefold_model::health::Health;
-use ninefold_model::{Activity, Standing};
+use ninefold_model::{Activity, GuestState};
 use ninefold_replica::protocol::{self, LogRole};
 
 use crate::guest::Checkpoint;
-use crate::keeper::{At, LogJob, Primary, Verdict};
+use crate::keeper::{At, LogJob, Primary, StandbyUse};
 use crate::network::Msg;
 use crate::volumes::Writes;
 use crate::witness::Ask;
@@ -69,7 +69,7 @@ impl World {
         }
         if let (Some(id), Some(hello)) = (log, keeper.standbys.get(&connection).and_then(|s| s.hello.clone())) {
             let role = LogRole::Backup { session, primary: hello.from };
-            let standing = protocol::Standing::new(role);
+            let standing = protocol::LogStanding::new(role);
             self.log_job(host, id, LogJob::Session { session, standing });
         }
         if let Some(standby) = self.keeper(host).standbys.get_mut(&connection) {
@@ -215,7 +215,7 @@ impl World {
     }
 
     /// The core has said what becomes of the standby.
-    pub(crate) fn sentence(&mut self, host: usize, connection: u64, verdict: Verdict) {
+    pub(crate) fn sentence(&mut self, host: usize, connection: u64, verdict: StandbyUse) {
         let Some(standby) = self.keeper(host).standbys.get_mut(&connection) else { return };
         if standby.verdict.is_none() {
             standby.verdict = Some(verdict);
@@ -227,12 +227,12 @@ impl World {
         let Some(standby) = self.keeper(host).standbys.get_mut(&connection) else { return };
         let building = matches!(standby.at, At::Entering | At::Building);
         match (standby.at, standby.verdict, standby.logged) {
-            (_, Some(Verdict::End), _) if building => {
+            (_, Some(StandbyUse::End), _) if building => {
                 // It ends when it has been built, and finds its connection closed.
                 self.standby_over(host, connection);
             }
-            (At::Waits, Some(Verdict::End), _) => self.standby_over(host, connection),
-            (At::Waits, Some(Verdict::Load { .. }), Some(_)) => {
+            (At::Waits, Some(StandbyUse::End), _) => self.standby_over(host, connection),
+            (At::Waits, Some(StandbyUse::Load { .. }), Some(_)) => {
                 standby.at = At::Loading;
                 let takes = self.rng.u64(500..5 * MS);
                 self.later(host, takes, What::Loads { connection });
@@ -273,7 +273,7 @@ impl World {
 
     pub(crate) fn loaded(&mut self, checkpoint: &Checkpoint, logged: bool) -> Loaded {
         let activity = if checkpoint.guest.off { Activity::Off } else { Activity::Running };
-        let health = Health { standing: Standing { activity, paused: false }, ..Health::default() };
+        let health = Health { standing: GuestState { activity, paused: false }, ..Health::default() };
         Loaded {
             spec: self.spec.clone(),
             epoch: checkpoint.epoch,

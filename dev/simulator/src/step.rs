@@ -7,7 +7,7 @@ use ninefold_control::OperationKind;
 use ninefold_control::operation::State;
 use ninefold_core::disk_watch::Look;
 use ninefold_core::effect::{
-    DisksOrder, Effect, GuestOrder, Metric, OutletsOrder, ParkingOrder, PrimaryOrder, Question,
+    DisksOrder, Effect, GuestIoOrder, GuestOrder, Metric, ParkingOrder, PrimaryOrder, WitnessRequest,
 };
 use ninefold_core::event::{Event, Frames, Observed, OfferId, VolumeSeen};
 use ninefold_core::settings::Timing;
@@ -18,9 +18,9 @@ use ninefold_model::event::EventKind;
 use ninefold_replica::stream::Hello;
 
 use crate::guest::Node;
-use crate::keeper::{Verdict, Waits};
+use crate::guest_io::Gate;
+use crate::keeper::{StandbyUse, Waits};
 use crate::network::Msg;
-use crate::outlets::Gate;
 use crate::plan::Moment;
 use crate::volumes::Writes;
 use crate::world::{MS, TICK_US, World};
@@ -92,8 +92,8 @@ impl World {
             while let Some(effect) = self.keeper(host).undone.pop_front() {
                 let releases = matches!(
                     effect,
-                    Effect::Outlets(
-                        OutletsOrder::Release { .. } | OutletsOrder::Open { .. } | OutletsOrder::TryOpen { .. }
+                    Effect::GuestIo(
+                        GuestIoOrder::Release { .. } | GuestIoOrder::Open { .. } | GuestIoOrder::TryOpen { .. }
                     )
                 );
                 if releases && let Some(fault) = self.hosts[host].freezes_amid.take() {
@@ -165,7 +165,7 @@ impl World {
                 }
             }
             Effect::Ask(question) => {
-                if matches!(question, Question::Propose { again: false, .. }) {
+                if matches!(question, WitnessRequest::Propose { again: false, .. }) {
                     self.comes(Moment::Proposes);
                 }
                 self.ask(host, question);
@@ -185,7 +185,7 @@ impl World {
                     self.keeper(host).standbys.remove(&connection);
                 }
             }
-            Effect::Outlets(order) => self.outlets(host, order),
+            Effect::GuestIo(order) => self.guest_io(host, order),
             Effect::Disks(order) => self.disks(host, order),
             Effect::Parking(order) => {
                 if let ParkingOrder::Announce(session) = order {
@@ -245,42 +245,42 @@ impl World {
         ours
     }
 
-    fn outlets(&mut self, host: usize, order: OutletsOrder) {
+    fn guest_io(&mut self, host: usize, order: GuestIoOrder) {
         match order {
-            OutletsOrder::Hold { awake } => {
+            GuestIoOrder::Hold { awake } => {
                 self.ours(host, awake, None);
                 let keeper = self.keeper(host);
-                keeper.outlets.hold();
+                keeper.guest_io.hold();
                 let looked = Boottime::from_micros(keeper.looked);
                 self.answer(host, Event::Looked(looked));
             }
-            OutletsOrder::Release { epoch, awake, oldest, announce } => {
+            GuestIoOrder::Release { epoch, awake, oldest, announce } => {
                 self.comes(Moment::Releases);
                 let ours = self.ours(host, awake, oldest);
-                let (leaves, kept) = self.keeper(host).outlets.release(epoch, ours);
+                let (leaves, kept) = self.keeper(host).guest_io.release(epoch, ours);
                 for node in leaves {
                     self.leaves(host, node);
                 }
                 let looked = Boottime::from_micros(self.keeper(host).looked);
                 self.answer(host, Event::Released { kept, announced: announce && ours, looked });
             }
-            OutletsOrder::Open { awake, .. } | OutletsOrder::TryOpen { awake } => {
+            GuestIoOrder::Open { awake, .. } | GuestIoOrder::TryOpen { awake } => {
                 self.ours(host, awake, None);
-                let leaves = self.keeper(host).outlets.pass();
+                let leaves = self.keeper(host).guest_io.pass();
                 for node in leaves {
                     self.leaves(host, node);
                 }
                 let looked = Boottime::from_micros(self.keeper(host).looked);
                 self.answer(host, Event::Gate { open: true, looked });
             }
-            OutletsOrder::Mute => self.keeper(host).outlets.mute(),
+            GuestIoOrder::Mute => self.keeper(host).guest_io.mute(),
             _ => {}
         }
     }
 
     /// Something that the guest said leaves the host, to all the world.
     pub(crate) fn leaves(&mut self, host: usize, node: Node) {
-        let open = self.keeper(host).outlets.gate == Gate::Open;
+        let open = self.keeper(host).guest_io.gate == Gate::Open;
         self.observe_output(host, node, open);
     }
 
@@ -338,14 +338,14 @@ impl World {
                 }
                 self.send(connection, 1, Msg::Word(word));
             }
-            PrimaryOrder::Load { others } => self.sentence(host, connection, Verdict::Load { others }),
+            PrimaryOrder::Load { others } => self.sentence(host, connection, StandbyUse::Load { others }),
             // What is parked is not gone on with here.
-            PrimaryOrder::Park => self.sentence(host, connection, Verdict::End),
+            PrimaryOrder::Park => self.sentence(host, connection, StandbyUse::End),
             PrimaryOrder::Cut => self.standby_cut(host, connection),
             PrimaryOrder::Drop => {
                 self.keeper(host).primary = None;
                 self.standby_cut(host, connection);
-                self.sentence(host, connection, Verdict::End);
+                self.sentence(host, connection, StandbyUse::End);
             }
         }
     }

@@ -4,12 +4,12 @@ use ninefold_core::effect::VmOrder;
 use ninefold_core::event::{Event, Source, WaiterId};
 use ninefold_model::spec::Accel;
 use ninefold_model::status::MachineStatus;
-use ninefold_model::{Activity, Epoch, Standing};
+use ninefold_model::{Activity, Epoch, GuestState};
 use ninefold_replica::pacing::MAX_IN_FLIGHT;
 use ninefold_replica::target::Target;
 
 use crate::guest::{Checkpoint, Guest};
-use crate::keeper::{Last, LogJob, Off, Sink, Stage, Vm, Waits};
+use crate::keeper::{Last, LogJob, Off, Stage, TargetState, Vm, Waits};
 use crate::network::Msg;
 use crate::plan::Moment;
 use crate::step::NONE;
@@ -43,7 +43,7 @@ impl World {
                     guest: Guest::boots(at, &images),
                     runs: false,
                     launched: false,
-                    sinks: Vec::new(),
+                    target_states: Vec::new(),
                     epoch: taken,
                     last: Last::No,
                     paused: false,
@@ -61,20 +61,20 @@ impl World {
                 self.comes(Moment::Resumes);
                 self.starts(host, source);
             }
-            VmOrder::Run { generation, source, standing, log, survivors: _, taken, .. } => {
+            VmOrder::Run { generation, source, standing, log, former_backups: _, taken, .. } => {
                 let Some((_, guest)) = self.keeper(host).waiting.take_if(|(of, _)| *of == source) else {
                     let reason = "the standby is gone".into();
                     return self.keeper(host).answers.push_back(Event::VmLost { generation, reason });
                 };
-                let sinks =
-                    log.map(|id| Sink { target: Target::Log, log: Some(id), stage: Stage::Joined, acked: NONE });
+                let target_states =
+                    log.map(|id| TargetState { target: Target::Log, log: Some(id), stage: Stage::Joined, acked: NONE });
                 let off = standing.activity == Activity::Off;
                 let vm = Vm {
                     generation,
                     guest,
                     runs: true,
                     launched: true,
-                    sinks: sinks.into_iter().collect(),
+                    target_states: target_states.into_iter().collect(),
                     epoch: taken,
                     last: Last::No,
                     paused: false,
@@ -182,7 +182,7 @@ impl World {
                 self.reached_images(host, &vec![(block, node)]);
             }
         }
-        if says && self.keeper(host).outlets.say(node) {
+        if says && self.keeper(host).guest_io.say(node) {
             self.leaves(host, node);
         }
     }
@@ -196,9 +196,9 @@ impl World {
         vm.guest.off = true;
         vm.off = Off::Seen;
         let generation = vm.generation;
-        let joined = vm.sinks.iter().any(|s| s.stage == Stage::Joined);
+        let joined = vm.target_states.iter().any(|s| s.stage == Stage::Joined);
         let epoch = joined.then(|| vm.epoch.next());
-        let standing = Standing { activity: Activity::Off, paused: false };
+        let standing = GuestState { activity: Activity::Off, paused: false };
         self.tell_later(host, 1, Event::Stands { generation, standing, epoch });
         self.works_in(host, generation, 2);
     }
@@ -210,8 +210,8 @@ impl World {
             self.send(connection, 0, Msg::Round);
         }
         let Some(vm) = self.vm(host, generation) else { return };
-        if let Some(sink) = vm.sinks.iter_mut().find(|s| s.target == target) {
-            sink.stage = Stage::Ready;
+        if let Some(target_state) = vm.target_states.iter_mut().find(|s| s.target == target) {
+            target_state.stage = Stage::Ready;
         }
         self.works_in(host, generation, 1);
     }
@@ -223,11 +223,11 @@ impl World {
             return;
         }
         if yes {
-            if let Some(sink) = vm.sinks.iter_mut().find(|s| s.target == target) {
-                sink.stage = Stage::Asked;
+            if let Some(target_state) = vm.target_states.iter_mut().find(|s| s.target == target) {
+                target_state.stage = Stage::Asked;
             }
         } else {
-            vm.sinks.retain(|s| s.target != target);
+            vm.target_states.retain(|s| s.target != target);
             let reason = "output is not held in time".into();
             self.tell_later(host, 1, Event::CannotReplicate { target, reason });
         }
@@ -238,12 +238,12 @@ impl World {
     fn obey(&mut self, host: usize, generation: u64, order: VmOrder) {
         let now = self.now;
         let Some(vm) = self.vm(host, generation) else { return };
-        let joined = |vm: &Vm| vm.sinks.iter().any(|s| s.stage == Stage::Joined);
+        let joined = |vm: &Vm| vm.target_states.iter().any(|s| s.stage == Stage::Joined);
         let added = match order {
             VmOrder::AddSession { session, .. } => Some((Target::Session(session), None)),
             VmOrder::AddLog { id } => Some((Target::Log, Some(id))),
             VmOrder::RemoveTarget { target, .. } => {
-                vm.sinks.retain(|s| s.target != target);
+                vm.target_states.retain(|s| s.target != target);
                 None
             }
             VmOrder::TakeFinal => {
@@ -260,16 +260,16 @@ impl World {
                 None
             }
             VmOrder::Acked { target, epoch } => {
-                if let Some(sink) = vm.sinks.iter_mut().find(|s| s.target == target) {
-                    sink.acked = sink.acked.max(epoch);
+                if let Some(target_state) = vm.target_states.iter_mut().find(|s| s.target == target) {
+                    target_state.acked = target_state.acked.max(epoch);
                 }
                 None
             }
             _ => None,
         };
         if let Some((target, log)) = added {
-            vm.sinks.retain(|s| s.target != target);
-            vm.sinks.push(Sink { target, log, stage: Stage::Copying, acked: NONE });
+            vm.target_states.retain(|s| s.target != target);
+            vm.target_states.push(TargetState { target, log, stage: Stage::Copying, acked: NONE });
             let takes = self.rng.u64(2 * MS..250 * MS);
             self.later(host, takes, What::Copied { generation, target });
         }
@@ -286,23 +286,23 @@ impl World {
             self.obey(host, generation, order);
         }
         let now = self.now;
-        let waits = self.keeper(host).outlets.waits();
+        let waits = self.keeper(host).guest_io.waits();
         let Some(vm) = self.vm(host, generation) else { return };
-        let joined = vm.sinks.iter().any(|s| s.stage == Stage::Joined);
+        let joined = vm.target_states.iter().any(|s| s.stage == Stage::Joined);
         if vm.off == Off::Seen {
             if joined && vm.last != Last::Taken {
                 vm.last = Last::Wanted;
                 return self.checkpoint(host, generation);
             }
-            vm.off = Off::Told;
+            vm.off = Off::Reported;
             return self.tell_later(host, 1, Event::VmShutdown { generation });
         }
         if vm.last == Last::Taken || vm.off != Off::No {
             return;
         }
-        let ready = vm.sinks.iter().any(|s| s.stage == Stage::Ready);
-        let of = |s: &Sink| vm.epoch.0.saturating_sub(s.acked.0);
-        let in_flight = vm.sinks.iter().filter(|s| s.stage == Stage::Joined).map(of).max().unwrap_or(0);
+        let ready = vm.target_states.iter().any(|s| s.stage == Stage::Ready);
+        let of = |s: &TargetState| vm.epoch.0.saturating_sub(s.acked.0);
+        let in_flight = vm.target_states.iter().filter(|s| s.stage == Stage::Joined).map(of).max().unwrap_or(0);
         let room = in_flight < u64::from(MAX_IN_FLIGHT);
         let run = now.saturating_sub(vm.resumed);
         let due = if waits { SHORTEST } else { LONGEST };
@@ -331,8 +331,8 @@ impl World {
         let Some(vm) = self.vm(host, generation) else { return };
         let last = vm.last == Last::Wanted;
         let epoch = vm.epoch.next();
-        if !last && let Some(sink) = vm.sinks.iter().find(|s| s.stage == Stage::Ready) {
-            let target = sink.target;
+        if !last && let Some(target_state) = vm.target_states.iter().find(|s| s.stage == Stage::Ready) {
+            let target = target_state.target;
             vm.asks = Some(target);
             let keeper = self.keeper(host);
             keeper.last_id += 1;
@@ -340,15 +340,15 @@ impl World {
             let event = Event::FirstCheckpoint { generation, target, epoch, held };
             return self.tell_with(host, held, Waits::First { generation, target }, event);
         }
-        let gets = |s: &Sink| matches!(s.stage, Stage::Joined | Stage::Asked);
-        if !vm.sinks.iter().any(gets) {
+        let gets = |s: &TargetState| matches!(s.stage, Stage::Joined | Stage::Asked);
+        if !vm.target_states.iter().any(gets) {
             self.through_if_alone(host);
             return self.works_in(host, generation, MS);
         }
         vm.epoch = epoch;
         let guest = vm.guest.clone();
         let keeper = self.keeper(host);
-        keeper.outlets.seal(epoch);
+        keeper.guest_io.seal(epoch);
         let writes = keeper.volumes.seal(epoch);
         let queued = keeper.volumes.held();
         let checkpoint = Checkpoint { epoch, guest, writes };
@@ -360,7 +360,7 @@ impl World {
             (vm.last, vm.paused) = (Last::Taken, true);
             let off = vm.off == Off::Seen;
             if off {
-                vm.off = Off::Told;
+                vm.off = Off::Reported;
                 self.tell_later(host, 1, Event::VmShutdown { generation });
             }
             // The core knows it before anybody can have it.
@@ -368,16 +368,16 @@ impl World {
         }
         let Some(vm) = self.vm(host, generation) else { return };
         let mut to = Vec::new();
-        for sink in vm.sinks.iter_mut().filter(|s| gets(s)) {
+        for target_state in vm.target_states.iter_mut().filter(|s| gets(s)) {
             // A switchover's last is for those that have joined.
-            if sink.stage == Stage::Asked && last {
+            if target_state.stage == Stage::Asked && last {
                 continue;
             }
-            let joins = sink.stage == Stage::Asked;
+            let joins = target_state.stage == Stage::Asked;
             if joins {
-                (sink.stage, sink.acked) = (Stage::Joined, Epoch(epoch.0 - 1));
+                (target_state.stage, target_state.acked) = (Stage::Joined, Epoch(epoch.0 - 1));
             }
-            to.push((sink.target, sink.log, joins));
+            to.push((target_state.target, target_state.log, joins));
         }
         for (target, log, joins) in to {
             self.give(host, target, log, &checkpoint, joins.then_some(&queued), pause);

@@ -16,10 +16,10 @@ use ninefold_replica::stream::{BlockInfo, Layout};
 use ninefold_replica::target::Target;
 
 use crate::guest::{BLOCKS, Node, Steps};
+use crate::guest_io::GuestIo;
 use crate::judge::Judge;
 use crate::keeper::{Client, Keeper, LogJob, OnDisk};
 use crate::network::{Connection, Msg};
-use crate::outlets::Outlets;
 use crate::plan::{Moment, Plan, Setup};
 use crate::trace::Trace;
 use crate::volumes::Volumes;
@@ -382,7 +382,7 @@ impl World {
             // So that nothing of a former keeper's is taken for this one's.
             last_id: 0,
             link: None,
-            outlets: Outlets::default(),
+            guest_io: GuestIo::default(),
             volumes: Volumes::default(),
             written: Vec::new(),
             vm: None,

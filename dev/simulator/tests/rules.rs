@@ -113,8 +113,8 @@ rules! {
     one_session_a_term: aimed(STAR, HOSTS);
     say_when_unprotected: aimed(PAIR, HOSTS);
     wait_for_log: aimed(LOGGED, POWER);
-    only_vouched_logs: aimed(LOGGED, POWER);
-    disown_a_lost_log: aimed(LOGGED, POWER);
+    only_allowed_logs: aimed(LOGGED, POWER);
+    invalidate_a_lost_log: aimed(LOGGED, POWER);
     prepare_before_asking: shaped(LOGGED, power_goes_while_a_claim_is_noted);
     end_only_for_another: aimed(PAIR, WITNESS);
     claim_from_what_was: shaped(PAIR, late_binding);

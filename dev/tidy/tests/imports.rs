@@ -23,6 +23,8 @@ const KNOWN: &[Known] = &[
         files: &[
             "backup.rs",
             "core.rs",
+            "former_backups.rs",
+            "guest_state.rs",
             "health.rs",
             "log.rs",
             "operations.rs",
@@ -31,15 +33,13 @@ const KNOWN: &[Known] = &[
             "requests.rs",
             "snapshot.rs",
             "stall.rs",
-            "standing.rs",
-            "survivors.rs",
             "volumes.rs",
         ],
         because: "one state machine in several files",
     },
     Known {
         directory: "crates/keeper/src",
-        files: &["acknowledge.rs", "log/job.rs", "msg.rs", "offer.rs"],
+        files: &["backup/acknowledge.rs", "backup/offer.rs", "durable/log/job.rs", "msg.rs"],
         because: "the core gives a session its log, which is given who acknowledges for it, who tells the core",
     },
     Known {

@@ -6,13 +6,13 @@ use std::sync::atomic::Ordering;
 
 use clap::{Args, Subcommand};
 use ninefold_keeper::config::DEFAULT_POOL;
-use ninefold_keeper::snapshot::freeze_of;
+use ninefold_keeper::primary::snapshot::freeze_of;
 use ninefold_model::health::Freeze;
 use ninefold_model::{SnapshotName, VmId};
 use ninefold_shell::Failure;
 use ninefold_shell::output::{self, Output, bytes, count};
 use ninefold_shell::{interrupt, progress};
-use ninefold_snapshot::file::{Snapshot, Told};
+use ninefold_snapshot::file::{OnProgress, Snapshot};
 use ninefold_snapshot::store::{Store, StoreError};
 use serde::Serialize;
 
@@ -304,7 +304,7 @@ fn verify(store: &Store, name: &SnapshotName, output: &Output) -> Result<(), Cli
 }
 
 /// Does something with a bar; an interrupt ends it in an orderly way.
-fn with_bar(text: &str, work: impl FnOnce(Told<'_>) -> Result<(), StoreError>) -> Result<(), CliError> {
+fn with_bar(text: &str, work: impl FnOnce(OnProgress<'_>) -> Result<(), StoreError>) -> Result<(), CliError> {
     let bar = progress::parts(text);
     let stop = interrupt::stop_flag()?;
     let result = work(&mut |done, total| {

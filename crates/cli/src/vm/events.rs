@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use ninefold_control::{Gap, GapCause};
-use ninefold_keeper::agent::plain;
+use ninefold_keeper::devices::agent::plain;
 use ninefold_model::event::{Event, EventKind, Position};
 use ninefold_model::health::Freeze;
 use ninefold_model::order::in_order;

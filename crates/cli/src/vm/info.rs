@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use ninefold_keeper::agent::{Agent, AgentError, plain};
+use ninefold_keeper::devices::agent::{Agent, AgentError, plain};
 use ninefold_shell::output::{self, Output, bytes};
 use serde::{Deserialize, Serialize};
 

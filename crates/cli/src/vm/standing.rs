@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use ninefold_control::Request;
-use ninefold_keeper::agent::{Agent, AgentError};
+use ninefold_keeper::devices::agent::{Agent, AgentError};
 use ninefold_model::event::{Event, EventKind};
 use ninefold_shell::Output;
 use ninefold_shell::progress;

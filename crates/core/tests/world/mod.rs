@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use ninefold_control::{Answer, Operation, Reply, Request};
 use ninefold_core::effect::{
-    Beginning, Close, Effect, JobOrder, LogOrder, OutletsOrder, PrimaryOrder, Question, RecoveryOrder, SessionOrder,
-    VmOrder, Word,
+    Beginning, Close, Effect, GuestIoOrder, JobOrder, LogOrder, PrimaryOrder, RecoveryOrder, SessionOrder, VmOrder,
+    WitnessRequest, Word,
 };
 use ninefold_core::event::{Event, Loaded, Observed, OfferId, RecoveryNews, RequestId, Seen, Source, WaiterId};
 use ninefold_core::settings::{Budget, Settings, Timing};
@@ -23,7 +23,7 @@ use ninefold_model::event::EventKind;
 use ninefold_model::health::Health;
 use ninefold_model::spec::{Accel, EpochPolicy, VmSpec};
 use ninefold_model::status::{MachineStatus, VmStatus};
-use ninefold_model::{Epoch, Incarnation, Record, Standing, Term};
+use ninefold_model::{Epoch, GuestState, Incarnation, Record, Term};
 use ninefold_replica::protocol::{self, Outcome};
 use ninefold_replica::stream::{BlockInfo, Hello, Layout};
 use ninefold_replica::target::Target;
@@ -74,13 +74,13 @@ pub struct Host {
     /// No other one can be begun.
     log_broken: bool,
     /// A log that is on the disk of one that has not the VM: what it says of itself, and the term of its last checkpoint.
-    pub found: Option<(protocol::Standing, Term)>,
+    pub found: Option<(protocol::LogStanding, Term)>,
     pub alive: bool,
     /// The witness does not hear it.
     pub cut_from_witness: bool,
     told_unreachable: bool,
     /// What the witness is to be asked as soon as it hears this host.
-    unasked: Option<Question>,
+    unasked: Option<WitnessRequest>,
 }
 
 #[derive(Debug, Clone)]
@@ -465,7 +465,7 @@ impl World {
                 let (from, hello) = self.hosts[at].offers.remove(&offer).expect("an offer");
                 self.tell(from, Event::SessionEnded { session: hello.term, reason });
             }
-            Effect::Outlets(order) => return self.outlets(at, order),
+            Effect::GuestIo(order) => return self.guest_io(at, order),
             Effect::Vm(order) => return self.vm(at, order),
             Effect::Session { session, order } => self.session(at, session, order),
             Effect::Primary { session, order } => self.primary(at, session, order),
@@ -495,17 +495,17 @@ impl World {
         Vec::new()
     }
 
-    fn asked(&mut self, at: usize, question: Question) {
+    fn asked(&mut self, at: usize, question: WitnessRequest) {
         if self.hosts[at].cut_from_witness {
             match question {
-                Question::Propose { .. } => self.hosts[at].unasked = Some(question),
-                Question::Cancel => self.hosts[at].unasked = None,
-                Question::Start { .. } | Question::Look => {}
+                WitnessRequest::Propose { .. } => self.hosts[at].unasked = Some(question),
+                WitnessRequest::Cancel => self.hosts[at].unasked = None,
+                WitnessRequest::Start { .. } | WitnessRequest::Look => {}
             }
             return;
         }
         match question {
-            Question::Propose { id, expected, new, .. } => {
+            WitnessRequest::Propose { id, expected, new, .. } => {
                 let won = self.witness == expected;
                 let outcome = if won {
                     self.witness = Some(new);
@@ -521,12 +521,12 @@ impl World {
                     }
                 }
             }
-            Question::Start { force } => {
+            WitnessRequest::Start { force } => {
                 let found = self.witness.clone();
                 self.tell(at, Event::StartFrom { found, force, behind: None });
             }
-            Question::Look => self.tell(at, Event::WitnessHolds(self.witness.clone())),
-            Question::Cancel => {}
+            WitnessRequest::Look => self.tell(at, Event::WitnessHolds(self.witness.clone())),
+            WitnessRequest::Cancel => {}
         }
     }
 
@@ -569,23 +569,23 @@ impl World {
         self.tell(at, Event::FirstCheckpoint { generation, target, epoch, held });
     }
 
-    fn outlets(&mut self, at: usize, order: OutletsOrder) -> Vec<Event> {
+    fn guest_io(&mut self, at: usize, order: GuestIoOrder) -> Vec<Event> {
         let looked = self.now.boottime;
         let host = &mut self.hosts[at];
         match order {
-            OutletsOrder::Hold { .. } => {
+            GuestIoOrder::Hold { .. } => {
                 host.gate = Gate::Held;
                 vec![Event::Looked(looked)]
             }
-            OutletsOrder::Release { epoch, announce, .. } => {
+            GuestIoOrder::Release { epoch, announce, .. } => {
                 host.released = host.released.max(epoch);
                 vec![Event::Released { kept: false, announced: announce, looked }]
             }
-            OutletsOrder::Open { .. } | OutletsOrder::TryOpen { .. } => {
+            GuestIoOrder::Open { .. } | GuestIoOrder::TryOpen { .. } => {
                 host.gate = Gate::Open;
                 vec![Event::Gate { open: true, looked }]
             }
-            OutletsOrder::Mute => {
+            GuestIoOrder::Mute => {
                 host.gate = Gate::Mute;
                 Vec::new()
             }
@@ -714,7 +714,7 @@ impl World {
                     let reason = "the log did not take the last checkpoint".into();
                     return self.tell(at, Event::LoadFailed { session, reason });
                 }
-                let health = Health { standing: Standing::default(), ..Health::default() };
+                let health = Health { standing: GuestState::default(), ..Health::default() };
                 let (load_us, tracked, history) = (0, logged, None);
                 let loaded = Box::new(Loaded { spec, epoch, health, load_us, tracked, history, logged });
                 self.tell(at, Event::Loaded { session, loaded });

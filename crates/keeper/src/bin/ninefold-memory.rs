@@ -10,7 +10,7 @@ use std::time::Duration;
 
 fn main() -> ExitCode {
     let Some(Ok(seconds)) = std::env::args().nth(1).map(|s| s.parse()) else { return ExitCode::FAILURE };
-    match ninefold_keeper::custody::hold(Duration::from_secs(seconds)) {
+    match ninefold_keeper::backup::custody::hold(Duration::from_secs(seconds)) {
         Ok(()) => ExitCode::SUCCESS,
         // Nobody would read why.
         Err(_) => ExitCode::FAILURE,

@@ -32,7 +32,7 @@ pub struct Dumps {
 
 /// A dump that is being written. Dropped before it is finished, it is removed.
 #[derive(Debug)]
-pub struct Draft {
+pub struct Staged {
     pub file: File,
     path: PathBuf,
     dumps: Dumps,
@@ -55,7 +55,7 @@ impl Dumps {
     ///
     /// # Errors
     /// The directory cannot be used, or has too little room.
-    pub fn begin(&self, bytes: u64, keep: u32) -> Result<Draft, DumpError> {
+    pub fn begin(&self, bytes: u64, keep: u32) -> Result<Staged, DumpError> {
         fs::create_dir_all(&self.dir).map_err(self.failed("make", &self.dir))?;
         for left in self.all(DRAFT)? {
             let _ = fs::remove_file(left);
@@ -74,7 +74,7 @@ impl Dumps {
         let path = self.dir.join(format!("{}-{number:015}.{DRAFT}", self.vm));
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
         let file = file.map_err(self.failed("make", &path))?;
-        Ok(Draft { file, path, dumps: self.clone(), done: false })
+        Ok(Staged { file, path, dumps: self.clone(), done: false })
     }
 
     fn free(&self) -> Result<u64, DumpError> {
@@ -113,7 +113,7 @@ fn next(newest: Option<u64>, now_ms: u64) -> u64 {
     newest.map_or(now_ms, |newest| now_ms.max(newest.saturating_add(1)))
 }
 
-impl Draft {
+impl Staged {
     /// The dump is whole: gives it its name, and removes the oldest beyond `keep`. Its path and size.
     ///
     /// # Errors
@@ -128,7 +128,7 @@ impl Draft {
     }
 }
 
-impl Drop for Draft {
+impl Drop for Staged {
     fn drop(&mut self) {
         if !self.done {
             let _ = fs::remove_file(&self.path);
@@ -143,9 +143,9 @@ mod tests {
     use super::*;
 
     fn dump(dumps: &Dumps, keep: u32) -> PathBuf {
-        let mut draft = dumps.begin(1 << 20, keep).unwrap();
-        draft.file.write_all(b"memory").unwrap();
-        let (path, bytes) = draft.finish(keep).unwrap();
+        let mut staged = dumps.begin(1 << 20, keep).unwrap();
+        staged.file.write_all(b"memory").unwrap();
+        let (path, bytes) = staged.finish(keep).unwrap();
         assert_eq!(bytes, 6);
         path
     }

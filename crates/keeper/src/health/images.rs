@@ -13,7 +13,7 @@ use ninefold_model::VmId;
 use ninefold_model::spec::Boot;
 use serde::{Deserialize, Serialize};
 
-use crate::small_file;
+use crate::durable::small_file;
 
 /// Longest record, bytes: two images with their paths and command lines.
 const MAX_RECORD: u64 = 64 << 10;
@@ -126,12 +126,12 @@ impl Images {
 }
 
 fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
-    let mut draft = path.as_os_str().to_owned();
-    draft.push(".new");
-    let mut file = File::create(&draft)?;
+    let mut staged = path.as_os_str().to_owned();
+    staged.push(".new");
+    let mut file = File::create(&staged)?;
     file.write_all(text)?;
     file.sync_all()?;
-    fs::rename(&draft, path)?;
+    fs::rename(&staged, path)?;
     sync_directory(path)
 }
 
@@ -161,7 +161,7 @@ mod tests {
         assert_eq!(images.committed(), None);
         images.keep(Some(&image("/b"))).unwrap();
         assert_eq!(open("/a").committed(), Some(image("/b")));
-        // A crash in the middle of the next one leaves a draft.
+        // A crash in the middle of the next one leaves a staged.
         fs::write(dir.path().join("vm.image.json.new"), "{").unwrap();
         assert_eq!(open("/a").committed(), Some(image("/b")));
         assert_eq!(open("/c").committed(), None, "the owner has decided otherwise since");

@@ -20,5 +20,5 @@
 
 pub mod dumps;
 pub mod images;
-pub mod told;
+pub mod shared;
 pub mod watcher;

@@ -15,12 +15,12 @@ use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use ninefold_machine::{Machine, MachineError, RunState};
-use ninefold_model::Standing;
+use ninefold_model::GuestState;
 use ninefold_model::event::EventKind;
 use ninefold_model::health::Failure;
 
-use super::dumps::{Draft, DumpError, Dumps};
-use super::told::{Passed, Told};
+use super::dumps::{DumpError, Dumps, Staged};
+use super::shared::{Passed, SharedHealth};
 use crate::error::report;
 use crate::msg::Msg;
 
@@ -43,7 +43,7 @@ pub enum Order {
 pub struct Watcher {
     generation: u64,
     dumps: Dumps,
-    told: Told,
+    told: SharedHealth,
     passed: Passed,
     core: Sender<Msg>,
     /// A failure that the core has not been told of yet.
@@ -57,7 +57,7 @@ pub struct Watcher {
 
 #[derive(Debug)]
 struct Dumping {
-    draft: Draft,
+    staged: Staged,
     keep: u32,
     began: Instant,
     told: Instant,
@@ -68,7 +68,7 @@ struct Dumping {
 }
 
 impl Watcher {
-    pub fn new(generation: u64, dumps: Dumps, told: Told, core: Sender<Msg>) -> Self {
+    pub fn new(generation: u64, dumps: Dumps, told: SharedHealth, core: Sender<Msg>) -> Self {
         let passed = Passed::default();
         Self { generation, dumps, told, passed, core, found: None, waiting: false, dump: None, reset: false }
     }
@@ -88,7 +88,7 @@ impl Watcher {
     }
 
     /// What a checkpoint that was just taken says of the guest's health: a failure that was found since may be in it.
-    pub fn fill(&mut self, joining: bool, standing: Standing, into: &mut Vec<u8>) {
+    pub fn fill(&mut self, joining: bool, standing: GuestState, into: &mut Vec<u8>) {
         self.told.pass(&mut self.passed, joining, standing, self.found, into);
     }
 
@@ -123,10 +123,10 @@ impl Watcher {
                     machine.stop()?;
                 }
                 let begun = self.dumps.begin(machine.memory().ram().bytes(), keep);
-                match begun.map(|draft| (machine.dump(draft.file.as_fd()), draft)) {
-                    Ok((Ok(()), draft)) => {
+                match begun.map(|staged| (machine.dump(staged.file.as_fd()), staged)) {
+                    Ok((Ok(()), staged)) => {
                         let now = Instant::now();
-                        self.dump = Some(Dumping { draft, keep, began: now, told: now, at: (0, now), ran });
+                        self.dump = Some(Dumping { staged, keep, began: now, told: now, at: (0, now), ran });
                     }
                     Ok((Err(MachineError::Refused { message, .. }), _)) => self.no_dump(message),
                     Ok((Err(error), _)) => return Err(error),
@@ -153,9 +153,9 @@ impl Watcher {
     /// # Errors
     /// QEMU has ended or hangs.
     pub fn dumped(&mut self, ok: bool, machine: &mut Machine, still: bool) -> Result<(), MachineError> {
-        let Some(Dumping { draft, keep, began, ran, .. }) = self.dump.take() else { return Ok(()) };
+        let Some(Dumping { staged, keep, began, ran, .. }) = self.dump.take() else { return Ok(()) };
         let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let finished = if ok { Some(draft.finish(keep)) } else { None };
+        let finished = if ok { Some(staged.finish(keep)) } else { None };
         match finished {
             Some(Ok((path, bytes))) => self.tell(EventKind::Dumped { path, bytes, took_ms }),
             Some(Err(error @ (DumpError::Io { .. } | DumpError::Full { .. }))) => self.no_dump(report(&error)),
@@ -196,20 +196,20 @@ mod tests {
     use std::path::Path;
     use std::sync::mpsc::channel;
 
-    use super::super::told::heard;
+    use super::super::shared::heard;
     use super::*;
 
     #[test]
     fn a_failure_is_in_the_checkpoint_that_was_taken_before_anybody_knew() {
         let (core, inbox) = channel();
-        let mut watcher = Watcher::new(7, Dumps::new(Path::new("/nowhere"), "vm"), Told::default(), core);
+        let mut watcher = Watcher::new(7, Dumps::new(Path::new("/nowhere"), "vm"), SharedHealth::default(), core);
         let mut health = Vec::new();
-        watcher.fill(true, Standing::default(), &mut health);
+        watcher.fill(true, GuestState::default(), &mut health);
         assert_eq!(heard(&health).unwrap().pending, None);
         assert!(!watcher.busy());
         // QEMU told of it while the checkpoint was being taken.
         watcher.failed(Failure::Watchdog);
-        watcher.fill(false, Standing::default(), &mut health);
+        watcher.fill(false, GuestState::default(), &mut health);
         assert_eq!(heard(&health).unwrap().pending, Some(Failure::Watchdog));
         assert!(inbox.try_recv().is_err(), "the core must not act before the checkpoint says so");
         watcher.report();
@@ -220,7 +220,7 @@ mod tests {
         watcher.report();
         assert!(inbox.try_recv().is_err());
         // The one after the action takes it back.
-        watcher.fill(false, Standing::default(), &mut health);
+        watcher.fill(false, GuestState::default(), &mut health);
         assert_eq!(heard(&health).unwrap().pending, None);
     }
 }

@@ -8,11 +8,11 @@ use ninefold_core::event::{Event, WaiterId};
 use ninefold_model::spec::Boot;
 
 use super::Runtime;
-use crate::changed_blocks::ChangedBlocks;
 use crate::config::KeeperConfig;
 use crate::error::report;
-use crate::freeze::{self, End, Limits};
 use crate::msg::Msg;
+use crate::primary::changed_blocks::ChangedBlocks;
+use crate::primary::freeze::{self, End, Limits};
 
 impl Runtime {
     pub(super) fn carry_out(&mut self, effect: Effect) {
@@ -28,13 +28,13 @@ impl Runtime {
             Effect::ReportLog { to, held } => self.report_log(to, held),
             Effect::LetGo(waiter) => self.let_go(waiter),
             Effect::Ask(question) => {
-                let _ = self.parts.arbiter.send(question);
+                let _ = self.parts.proposer.send(question);
             }
             Effect::Find(wish) => self.parts.connector.ask(wish),
             Effect::ForgetPeer => self.link = None,
             Effect::AcceptOffer { offer, session, log } => self.accept(offer, session, log),
             Effect::RefuseOffer { offer, reason } => self.refuse(offer, reason),
-            Effect::Outlets(order) => self.outlets(order),
+            Effect::GuestIo(order) => self.guest_io(order),
             Effect::Disks(order) => self.disks(order),
             Effect::Parking(order) => match order {
                 ParkingOrder::Announce(session) => self.parts.parking.announce(session),
@@ -87,7 +87,7 @@ impl Runtime {
                 }
             }
             GuestOrder::Search { text } => {
-                let said = self.parts.outlets.console_history();
+                let said = self.parts.guest_io.console_history();
                 if said.windows(text.len().max(1)).any(|w| w == text.as_bytes()) {
                     self.answer(Event::ConsoleShows { text });
                 }
@@ -130,7 +130,7 @@ impl Runtime {
             Metric::Logged { bytes, us } => board.logged(bytes, us),
             Metric::Log(status) => board.log(&status),
             Metric::LogLost => board.log_lost(),
-            Metric::Standing(standing) => board.standing(standing),
+            Metric::GuestState(standing) => board.standing(standing),
             Metric::Volume { name, held, failed, stalled } => board.volume(&name, held, failed, stalled),
             Metric::WritesWait(wait) => board.writes_wait(wait),
             Metric::GuestFailed(failure, action) => board.guest_failed(failure, action),

@@ -14,17 +14,17 @@ use ninefold_replica::stream::Hello;
 use ninefold_snapshot::log::Log;
 
 use super::Runtime;
-use crate::back;
+use crate::backup::loaded::Wanted;
 use crate::config::KeeperConfig;
+use crate::durable::log::place::Kept;
+use crate::durable::log::{self, Settings};
+use crate::durable::recovery::{self, Place};
+use crate::durable::rollback;
 use crate::error::report;
-use crate::freeze::{Freezer, Freezing, Limits};
-use crate::loaded::Wanted;
-use crate::log::place::Kept;
-use crate::log::{self, Settings};
 use crate::msg::Msg;
-use crate::recovery::{self, Place};
-use crate::snapshot::job::SnapshotTarget;
-use crate::snapshot::{self, Order};
+use crate::primary::freeze::{Freezer, Freezing, Limits};
+use crate::primary::snapshot::job::SnapshotTarget;
+use crate::primary::snapshot::{self, Order};
 
 /// A log that can be gone on with, found by the attempt of this number.
 pub(super) struct Recovered {
@@ -83,7 +83,7 @@ impl Runtime {
             },
         };
         let parts = &self.parts;
-        let settings = Settings::of(&parts.config, Arc::clone(&parts.disks), parts.bell.clone(), parts.core.clone());
+        let settings = Settings::of(&parts.config, Arc::clone(&parts.disks), parts.waker.clone(), parts.core.clone());
         match log::start(id, reign, beginning, settings) {
             Ok(handle) => drop(self.logs.insert(id, handle)),
             Err(error) => self.no_log(id, report(&error)),
@@ -115,7 +115,7 @@ impl Runtime {
 
     fn place(&self) -> Place {
         Place {
-            outlets: Arc::clone(&self.parts.outlets),
+            guest_io: Arc::clone(&self.parts.guest_io),
             disks: Arc::clone(&self.parts.disks),
             images: Arc::clone(&self.parts.images),
         }
@@ -145,7 +145,7 @@ impl Runtime {
     pub(super) fn report_log(&mut self, to: RequestId, held: Result<Option<Record>, String>) {
         let Some(reply) = self.requests.remove(&to) else { return };
         let parts = &self.parts;
-        if let Err(error) = back::ask(Arc::clone(&parts.config), Arc::clone(&parts.disks), held, reply) {
+        if let Err(error) = rollback::ask(Arc::clone(&parts.config), Arc::clone(&parts.disks), held, reply) {
             tracing::error!(error = %report(&error), "the log cannot be looked at");
         }
     }
@@ -189,8 +189,8 @@ impl Runtime {
         let freezing = self.freezing(freeze, generation).map_err(|reason| Refusal::CannotFreeze { reason })?;
         let order = Order { name, parent, hello, platform, freezing };
         let (parts, place) = (&self.parts, snapshot::place(&self.parts.config));
-        let (disks, bell, core) = (Arc::clone(&parts.disks), parts.bell.clone(), parts.core.clone());
-        let wanted = snapshot::take(id, order, place, disks, bell, core)
+        let (disks, waker, core) = (Arc::clone(&parts.disks), parts.waker.clone(), parts.core.clone());
+        let wanted = snapshot::take(id, order, place, disks, waker, core)
             .map_err(|error| Refusal::Failed { reason: report(&error) })?;
         self.taking = Some((id, wanted));
         Ok(())
@@ -221,7 +221,7 @@ impl Runtime {
         let (config, core) = (Arc::clone(&self.parts.config), self.parts.core.clone());
         let started = match name {
             Some(name) => snapshot::load(id, name, clone, config, into, former, core).map(|wanted| (wanted, None)),
-            None => back::load(id, config, into, record, former, core).map(|(wanted, kept)| (wanted, Some(kept))),
+            None => rollback::load(id, config, into, record, former, core).map(|(wanted, kept)| (wanted, Some(kept))),
         };
         match started {
             Ok((wanted, kept)) => self.job = Some(Job { id, _wanted: wanted, kept }),

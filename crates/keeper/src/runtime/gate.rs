@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use ninefold_core::effect::OutletsOrder;
+use ninefold_core::effect::GuestIoOrder;
 use ninefold_core::event::{Event, Source};
 use ninefold_core::still_ours;
 use ninefold_core::time::Boottime;
@@ -10,34 +10,34 @@ use ninefold_model::Epoch;
 use ninefold_transport::clock::Moment;
 
 use super::{Runtime, boottime};
-use crate::outlets::Outlets;
+use crate::devices::guest_io::GuestIo;
 
 impl Runtime {
-    pub(super) fn outlets(&mut self, order: OutletsOrder) {
-        let outlets = &self.parts.outlets;
+    pub(super) fn guest_io(&mut self, order: GuestIoOrder) {
+        let guest_io = &self.parts.guest_io;
         match order {
-            OutletsOrder::Hold { awake } => {
-                self.at_work(awake, |outlets, look| outlets.hold(look));
+            GuestIoOrder::Hold { awake } => {
+                self.at_work(awake, |guest_io, look| guest_io.hold(look));
                 self.answer(Event::Looked(self.looked));
             }
-            OutletsOrder::Release { epoch, awake, oldest, announce } => self.release(epoch, awake, oldest, announce),
-            OutletsOrder::Open { by_log, awake } => {
+            GuestIoOrder::Release { epoch, awake, oldest, announce } => self.release(epoch, awake, oldest, announce),
+            GuestIoOrder::Open { by_log, awake } => {
                 let owed = if by_log { Vec::new() } else { self.parts.disks.owed() };
                 if !owed.is_empty() {
                     // A host that has just come to the VM is mute: what is said meanwhile must not be dropped.
-                    self.at_work(awake, |outlets, look| outlets.hold(look));
+                    self.at_work(awake, |guest_io, look| guest_io.hold(look));
                 }
                 self.owed = Some(owed);
                 self.try_open(awake);
             }
-            OutletsOrder::TryOpen { awake } => self.try_open(awake),
-            OutletsOrder::StayShut => self.owed = None,
-            OutletsOrder::Mute => outlets.mute(),
-            OutletsOrder::Attach(source) => self.attach(source),
-            OutletsOrder::Detach => outlets.detach(),
-            OutletsOrder::Announce => drop(outlets.announce(&|| true)),
-            OutletsOrder::ForgetConsole => outlets.forget(),
-            OutletsOrder::ForgetAddresses => outlets.forget_addresses(),
+            GuestIoOrder::TryOpen { awake } => self.try_open(awake),
+            GuestIoOrder::StayShut => self.owed = None,
+            GuestIoOrder::Mute => guest_io.mute(),
+            GuestIoOrder::Attach(source) => self.attach(source),
+            GuestIoOrder::Detach => guest_io.detach(),
+            GuestIoOrder::Announce => drop(guest_io.announce(&|| true)),
+            GuestIoOrder::ForgetConsole => guest_io.forget(),
+            GuestIoOrder::ForgetAddresses => guest_io.forget_addresses(),
         }
     }
 
@@ -51,8 +51,8 @@ impl Runtime {
             }
             ours
         };
-        let kept = !self.parts.outlets.release(epoch, &ours);
-        let announced = announce && self.parts.outlets.announce(&ours) > 0;
+        let kept = !self.parts.guest_io.release(epoch, &ours);
+        let announced = announce && self.parts.guest_io.announce(&ours) > 0;
         // A long release is work, not a freeze. One that ended in a freeze leaves it to be found by the next tick.
         ours();
         self.looked = look.get();
@@ -60,7 +60,7 @@ impl Runtime {
     }
 
     /// Does what may take a while with a gate that was full. That is work, not a freeze: it looks at the clock now and then.
-    fn at_work(&mut self, awake: Boottime, work: impl FnOnce(&Outlets, &dyn Fn())) {
+    fn at_work(&mut self, awake: Boottime, work: impl FnOnce(&GuestIo, &dyn Fn())) {
         let (timing, look) = (self.parts.config.timing, Cell::new(awake.max(self.looked)));
         let seen = || {
             let now = boottime(Moment::now());
@@ -68,7 +68,7 @@ impl Runtime {
                 look.set(now);
             }
         };
-        work(&self.parts.outlets, &seen);
+        work(&self.parts.guest_io, &seen);
         seen();
         self.looked = look.get();
     }
@@ -80,7 +80,7 @@ impl Runtime {
         let open = owed.is_empty();
         if open {
             self.owed = None;
-            self.at_work(awake, |outlets, look| outlets.pass(look));
+            self.at_work(awake, |guest_io, look| guest_io.pass(look));
         } else {
             self.owed = Some(owed);
         }
@@ -93,7 +93,7 @@ impl Runtime {
             None => self.ports.take(),
         };
         if let Some(ports) = ports
-            && let Err(error) = self.parts.outlets.attach(ports)
+            && let Err(error) = self.parts.guest_io.attach(ports)
         {
             tracing::error!(%error, "the VM's sockets cannot be served");
         }

@@ -10,10 +10,10 @@ use ninefold_transport::{LinkHandle, LinkWriter};
 use super::durable::{Recovered, Snapshot};
 use super::vm::Waiting;
 use super::{Runtime, boottime, monotonic};
-use crate::freeze::End;
-use crate::loaded::Loaded;
+use crate::backup::loaded::Loaded;
+use crate::backup::offer::Answer;
 use crate::msg::{Msg, RecoveryEvent, SnapshotEvent};
-use crate::offer::Answer;
+use crate::primary::freeze::End;
 
 /// A session that a primary offers.
 pub(super) struct Offer {

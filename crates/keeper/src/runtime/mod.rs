@@ -4,7 +4,7 @@
 //!   control socket ─┐                 ┌─────────────┐
 //!   witness ────────┤                 │    Core     │          ┌─► witness's client
 //!   VM's thread ────┼─► Msg ─► Event ─┤ (no I/O, no ├─ Effect ─┼─► VM's thread, sessions, log, connector
-//!   sessions ───────┤    clocks, ticks│   clock)    │          ├─► outlets, volumes
+//!   sessions ───────┤    clocks, ticks│   clock)    │          ├─► guest I/O, volumes
 //!   standby ────────┘                 └─────────────┘          └─► journal, metrics, who has asked
 //! ```
 //!
@@ -15,13 +15,20 @@
 //! * `carry_out`: effects · `gate`: what the VM says · `vm`: its QEMU · `sessions`, `primary`: connections · `durable`: log, snapshots
 
 mod carry_out;
+pub(crate) mod connector;
 mod durable;
 mod gate;
 mod inbox;
+pub(crate) mod launch;
 mod observe;
 mod primary;
+pub(crate) mod priority;
+pub(crate) mod proposer;
 mod sessions;
+pub(crate) mod side_channel;
 mod vm;
+#[cfg(test)]
+pub(crate) mod waits;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -31,7 +38,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use ninefold_control::Reply;
-use ninefold_core::effect::{Effect, Question};
+use ninefold_core::effect::{Effect, WitnessRequest};
 use ninefold_core::event::{Event, RequestId, Source, WaiterId};
 use ninefold_core::settings::{Budget, Settings};
 use ninefold_core::time::{Boottime, Monotonic, Now};
@@ -42,46 +49,45 @@ use ninefold_model::Term;
 use ninefold_replica::target::Basis;
 use ninefold_transport::Link;
 use ninefold_transport::clock::{self, Moment};
-use ninefold_volume::{budget, sums};
+use ninefold_volume::{budget, checksums};
 
 use self::durable::{Job, Recovered, Snapshot};
 use self::inbox::Offer;
 use self::primary::Primary;
 use self::sessions::Open;
 use self::vm::Waiting;
-use crate::bell::Bell;
-use crate::changed_blocks::ChangedBlocks;
+use crate::backup::loaded::Wanted;
+use crate::backup::parking::Parking;
 use crate::config::KeeperConfig;
-use crate::connector::Connector;
-use crate::disks::Disks;
+use crate::control::journal::Journal;
+use crate::control::metrics::Board;
+use crate::control::operations::Operations;
+use crate::devices::disks::Disks;
+use crate::devices::guest_io::GuestIo;
+use crate::durable::log::LogHandle;
+use crate::durable::recovery::Recovery;
 use crate::health::dumps::Dumps;
 use crate::health::images::Images;
-use crate::health::told::Told;
-use crate::journal::Journal;
-use crate::loaded::Wanted;
-use crate::log::LogHandle;
-use crate::metrics::Board;
+use crate::health::shared::SharedHealth;
 use crate::msg::Msg;
-use crate::operations::Operations;
-use crate::outlets::Outlets;
-use crate::parking::Parking;
-use crate::priority;
-use crate::recovery::Recovery;
-use crate::vm::VmHandle;
+use crate::primary::changed_blocks::ChangedBlocks;
+use crate::primary::vm::VmHandle;
+use crate::primary::waker::Waker;
+use crate::runtime::connector::Connector;
 
 /// What the runtime is started with.
 pub struct Parts {
     pub config: Arc<KeeperConfig>,
-    pub outlets: Arc<Outlets>,
+    pub guest_io: Arc<GuestIo>,
     pub disks: Arc<Disks>,
     pub images: Arc<Images>,
     pub journal: Journal,
     pub operations: Operations,
     pub board: Arc<Board>,
-    pub bell: Bell,
+    pub waker: Waker,
     pub inbox: Receiver<Msg>,
     pub core: Sender<Msg>,
-    pub arbiter: Sender<Question>,
+    pub proposer: Sender<WitnessRequest>,
     pub connector: Connector,
     pub parking: Arc<Parking>,
 }
@@ -127,7 +133,7 @@ pub struct Runtime {
     owed: Option<Vec<(usize, u64)>>,
     /// When this host was last seen not to stand still while something was being let go.
     looked: Boottime,
-    told: Told,
+    told: SharedHealth,
     dumps: Dumps,
     /// Whether the uplink works: sessions tell it.
     uplink: Arc<AtomicBool>,
@@ -148,7 +154,7 @@ impl Runtime {
             incarnation: parts.operations.incarnation(),
             machine: MACHINE.into(),
             cpu: CPU.into(),
-            volume_blocks: parts.disks.iter().map(|d| sums::blocks(d.served.size())).collect(),
+            volume_blocks: parts.disks.iter().map(|d| checksums::blocks(d.served.size())).collect(),
             budget: Budget { soft: budget::SOFT, hard: budget::HARD },
         };
         let (image_version, committed) = parts.images.record();
@@ -179,7 +185,7 @@ impl Runtime {
             job: None,
             owed: None,
             looked: now.boottime,
-            told: Told::default(),
+            told: SharedHealth::default(),
             dumps: Dumps::new(&config.dumps, &config.vm.id.to_string()),
             uplink: Arc::new(AtomicBool::new(true)),
             image_version,

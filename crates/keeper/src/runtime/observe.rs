@@ -7,7 +7,7 @@ use ninefold_core::event::{Frames, Observed, VolumeSeen};
 use ninefold_model::status::Counters;
 
 use super::Runtime;
-use crate::disks::Disk;
+use crate::devices::disks::Disk;
 
 impl Runtime {
     /// Looks at what the core cannot be told of by those whom it concerns: silence, a disk that does not answer, an uplink.
@@ -26,7 +26,7 @@ impl Runtime {
         let primary_echo = self.primary.as_ref().map_or(0, |p| p.echo.load(Ordering::Acquire));
         let primary_silence = self.primary.as_ref().map(|p| (p.session, p.handle.silence()));
         let mut counters = Counters::default();
-        parts.outlets.count(&mut counters);
+        parts.guest_io.count(&mut counters);
         Observed {
             uplink,
             silences: self.sessions.iter().map(|(name, open)| (*name, open.session.handle.silence())).collect(),
@@ -43,7 +43,7 @@ impl Runtime {
                 dropped: counters.frames_dropped,
                 stale: counters.frames_stale,
             },
-            twins: parts.outlets.twins().collect(),
+            twins: parts.guest_io.twins().collect(),
         }
     }
 }

@@ -18,8 +18,8 @@ use ninefold_transport::{LinkHandle, LinkWriter};
 
 use super::Runtime;
 use super::inbox::Offer;
-use crate::offer::{Accepted, Answer, Verdict};
-use crate::priority;
+use crate::backup::offer::{Accepted, Answer, StandbyUse};
+use crate::runtime::priority;
 
 /// Words that may wait to be written. A primary that takes so few is of no use.
 const WORDS: usize = 64;
@@ -33,7 +33,7 @@ pub(super) struct Primary {
     /// Dropped, the thread closes the connection when it has written what waits.
     words: SyncSender<Word>,
     /// What becomes of the standby when the primary is gone. Dropped: it is of no use.
-    verdict: SyncSender<Verdict>,
+    verdict: SyncSender<StandbyUse>,
 }
 
 impl Runtime {
@@ -74,8 +74,8 @@ impl Runtime {
                     primary.handle.shutdown();
                 }
             }
-            PrimaryOrder::Load { others } => drop(primary.verdict.try_send(Verdict::Load { others })),
-            PrimaryOrder::Park => drop(primary.verdict.try_send(Verdict::Park)),
+            PrimaryOrder::Load { others } => drop(primary.verdict.try_send(StandbyUse::Load { others })),
+            PrimaryOrder::Park => drop(primary.verdict.try_send(StandbyUse::Park)),
             PrimaryOrder::Cut => primary.handle.shutdown(),
             PrimaryOrder::Drop => self.primary = None,
         }

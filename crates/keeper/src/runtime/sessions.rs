@@ -9,10 +9,10 @@ use ninefold_replica::stream::Hello;
 use ninefold_replica::target::Target;
 
 use super::Runtime;
-use crate::changed_blocks::ChangedBlocks;
 use crate::error::report;
-use crate::resync::{self, Differing};
-use crate::session::{self, Session, Settings};
+use crate::primary::changed_blocks::ChangedBlocks;
+use crate::primary::resync::{self, Differing};
+use crate::primary::session::{self, Session, Settings};
 
 /// A session that is open.
 pub(super) struct Open {
@@ -59,7 +59,7 @@ impl Runtime {
             heartbeat: parts.config.timing.heartbeat(),
             uplink: Arc::clone(&self.uplink),
             disks: Arc::clone(&parts.disks),
-            bell: parts.bell.clone(),
+            waker: parts.waker.clone(),
         };
         match session::open(link, hello, settings, parts.core.clone()) {
             Ok(session) => drop(self.sessions.insert(name, Open { session, rest: None })),

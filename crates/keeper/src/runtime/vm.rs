@@ -10,21 +10,21 @@ use ninefold_core::event::{Event, Source};
 use ninefold_machine::{Machine, PageRun, Ports, Tracker};
 use ninefold_model::spec::{Boot, ClockGap, EpochPolicy};
 use ninefold_model::status::MachineStatus;
-use ninefold_model::{Activity, Epoch, Standing};
+use ninefold_model::{Activity, Epoch, GuestState};
 use ninefold_replica::stream::Layout;
 
 use super::Runtime;
-use crate::changed_blocks::ChangedBlocks;
+use crate::backup::standby;
+use crate::durable::log::job::LogTarget;
 use crate::error::report;
 use crate::health::watcher::{Order, Watcher};
-use crate::launch::launch;
-use crate::log::job::LogTarget;
 use crate::msg::Msg;
-use crate::session::job::SessionTarget;
-use crate::sink::Held;
-use crate::standby;
-use crate::target::ReplicationTarget;
-use crate::vm::{self, Command, Continued, Obtain, Surroundings};
+use crate::primary::changed_blocks::ChangedBlocks;
+use crate::primary::session::job::SessionTarget;
+use crate::primary::target::ReplicationTarget;
+use crate::primary::target_state::Held;
+use crate::primary::vm::{self, Command, Continued, Obtain, Surroundings};
+use crate::runtime::launch::launch;
 
 /// How long a QEMU waits until its sockets are served. The core does that at once.
 const ATTACH_LIMIT: Duration = Duration::from_secs(5);
@@ -58,8 +58,8 @@ impl Runtime {
         let command = match order {
             VmOrder::Boot { generation, image, policy, taken } => return self.boot(generation, image, policy, taken),
             VmOrder::Start { source, run } => return self.start(source, run),
-            VmOrder::Run { generation, source, policy, standing, log, survivors, taken } => {
-                return self.resume(generation, source, policy, standing, log, survivors, taken);
+            VmOrder::Run { generation, source, policy, standing, log, former_backups, taken } => {
+                return self.resume(generation, source, policy, standing, log, former_backups, taken);
             }
             VmOrder::End { relaunch } => {
                 let former = self.vm.take().and_then(vm::VmHandle::end);
@@ -122,9 +122,9 @@ impl Runtime {
         generation: u64,
         source: Source,
         policy: EpochPolicy,
-        standing: Standing,
+        standing: GuestState,
         log: Option<u64>,
-        survivors: bool,
+        former_backups: bool,
         taken: Epoch,
     ) {
         let Some(at) = self.waiting.iter().position(|w| w.source == source) else {
@@ -132,12 +132,12 @@ impl Runtime {
         };
         let Waiting { mut machine, tracker, .. } = self.waiting.remove(at);
         let log = log.and_then(|id| self.logs.get(&id)).map(|log| LogTarget(log.jobs.clone()));
-        let (tracker, unneeded) = if log.is_some() || survivors { (tracker, None) } else { (None, tracker) };
+        let (tracker, unneeded) = if log.is_some() || former_backups { (tracker, None) } else { (None, tracker) };
         let log = log.map(|log| Box::new(log) as Box<dyn ReplicationTarget>);
-        let continued = tracker.map(|tracker| Continued { tracker, log, survivors });
+        let continued = tracker.map(|tracker| Continued { tracker, log, former_backups });
         let obtain = Box::new(move || {
             // It waits to be suspended, if QEMU has not kept that; and QEMU is not waited for where heartbeats are sent.
-            if standing == (Standing { activity: Activity::Suspended, paused: false }) {
+            if standing == (GuestState { activity: Activity::Suspended, paused: false }) {
                 machine.stay_suspended().map_err(|e| report(&e))?;
             }
             // To end it takes a time in proportion to the memory: the guest runs already.
@@ -170,7 +170,7 @@ impl Runtime {
                 Ok(()) | Err(RecvTimeoutError::Timeout) => Ok(machine),
             }
         });
-        self.begin(generation, obtain, policy, Standing::default(), None, taken);
+        self.begin(generation, obtain, policy, GuestState::default(), None, taken);
     }
 
     fn begin(
@@ -178,16 +178,16 @@ impl Runtime {
         generation: u64,
         obtain: Obtain,
         policy: EpochPolicy,
-        standing: Standing,
+        standing: GuestState,
         continued: Option<Continued>,
         taken: Epoch,
     ) {
         let parts = &self.parts;
         let watcher = Watcher::new(generation, self.dumps.clone(), self.told.clone(), parts.core.clone());
         let surroundings = Surroundings {
-            outlets: Arc::clone(&parts.outlets),
+            guest_io: Arc::clone(&parts.guest_io),
             disks: Arc::clone(&parts.disks),
-            bell: parts.bell.clone(),
+            waker: parts.waker.clone(),
             core: parts.core.clone(),
         };
         match vm::start(watcher, obtain, policy, standing, continued, taken, surroundings) {

@@ -54,7 +54,7 @@
 //! **The log.** A VM may be logged: its host then keeps its checkpoints on disk, and the log counts like a backup: from its
 //! first checkpoint on output waits for it, too. A backup of such a VM acknowledges only what its own log has. So whatever was
 //! let go is in the log of every host that the record names, and after a loss of power each of them may go on from its log,
-//! once it has won the record that follows ([`Standing::vouches`]): a former primary as if its backups had been lost, a former
+//! once it has won the record that follows ([`LogStanding::allows`]): a former primary as if its backups had been lost, a former
 //! backup as if its primary had.
 //!
 //! A session's messages travel over connections between two living processes: what was sent to a backup that has
@@ -73,7 +73,7 @@
 //! * a primary in doubt releases nothing until it knows that it has not been replaced;
 //! * a session has a term of its own;
 //! * a log that counts is waited for;
-//! * a host goes on only from a log that vouches for the record, and notes in it what it proposes;
+//! * a host goes on only from a log that allows for the record, and notes in it what it proposes;
 //! * only a newer record that names another ends a VM;
 //! * who has won the VM and cannot go on gives it back to those that were bound in the record from which it has claimed, to nobody
 //!   else, and not once its guest has run;
@@ -85,11 +85,11 @@
 mod backup;
 mod give_back;
 mod gone;
+mod log_standing;
 mod primary;
 mod refused;
 mod release;
 mod session;
-mod standing;
 
 use ninefold_model::event::EventKind;
 use ninefold_model::spec::Protection;
@@ -99,11 +99,11 @@ use ninefold_model::{Epoch, HostName, Record, Term};
 use backup::Backup;
 use give_back::{GivingBack, Spare};
 use gone::Gone;
+pub use log_standing::{LogRole, LogStanding};
 use primary::Primary;
 pub use refused::Refused;
 pub use release::ReleasePolicy;
 pub use session::{Phase, Session};
-pub use standing::{LogRole, Standing};
 
 /// Names a proposal, so that an answer to an abandoned one is not taken for another's.
 pub type ProposalId = u32;
@@ -179,7 +179,7 @@ pub enum Input {
     /// The witness was read and holds this.
     Observed(Record),
     /// (Standby) A log is here that ends with checkpoint `epoch`, and it is loaded; the witness holds `record`.
-    Recover { standing: Standing, epoch: Epoch, record: Record },
+    Recover { standing: LogStanding, epoch: Epoch, record: Record },
     /// (Primary) `epoch` ends and its checkpoint will be the log's first, or the first that follows what the log holds: from
     /// here on output waits for the log.
     LogFirst { epoch: Epoch },
@@ -265,8 +265,8 @@ pub struct Rules {
     pub one_session_a_term: bool,
     pub say_when_unprotected: bool,
     pub wait_for_log: bool,
-    pub only_vouched_logs: bool,
-    pub disown_a_lost_log: bool,
+    pub only_allowed_logs: bool,
+    pub invalidate_a_lost_log: bool,
     pub end_only_for_another: bool,
     pub prepare_before_asking: bool,
     pub claim_from_what_was: bool,
@@ -289,8 +289,8 @@ impl Rules {
         one_session_a_term: true,
         say_when_unprotected: true,
         wait_for_log: true,
-        only_vouched_logs: true,
-        disown_a_lost_log: true,
+        only_allowed_logs: true,
+        invalidate_a_lost_log: true,
         end_only_for_another: true,
         prepare_before_asking: true,
         claim_from_what_was: true,
@@ -464,8 +464,8 @@ impl Protocol {
     }
 
     /// Whether a primary has a log that is behind and would be believed: the witness has still to make it worthless.
-    pub fn disowns(&self) -> bool {
-        matches!(&self.state, State::Primary(p) if p.disowns())
+    pub fn invalidates(&self) -> bool {
+        matches!(&self.state, State::Primary(p) if p.invalidates())
     }
 
     /// Whether a primary does not know whether it has been replaced: it releases nothing until the witness has said that it
@@ -669,11 +669,11 @@ impl Protocol {
     }
 
     /// Whether this host may go on from a log that says this of itself, while the witness holds `record`.
-    pub fn may_recover(&self, standing: &Standing, record: &Record) -> bool {
-        standing.vouches(record, &self.me) || !self.rules.only_vouched_logs
+    pub fn may_recover(&self, standing: &LogStanding, record: &Record) -> bool {
+        standing.allows(record, &self.me) || !self.rules.only_allowed_logs
     }
 
-    fn recover(&mut self, standing: &Standing, epoch: Epoch, record: Record, out: &mut Vec<Action>) {
+    fn recover(&mut self, standing: &LogStanding, epoch: Epoch, record: Record, out: &mut Vec<Action>) {
         if self.state != State::Standby || !self.may_recover(standing, &record) {
             out.push(Action::Refuse(Refused::LogSilent { primary: record.primary, term: record.term }));
             return;

@@ -44,7 +44,7 @@ struct Log {
     /// Output does not wait for it.
     free: bool,
     /// It has ended; it counts until a record is won of which it does not know: by a proposal after this one.
-    disowned: Option<ProposalId>,
+    invalidated: Option<ProposalId>,
 }
 
 impl Log {
@@ -117,8 +117,8 @@ impl Primary {
     }
 
     /// There is a log that would be believed and is behind.
-    pub(super) fn disowns(&self) -> bool {
-        self.log.as_ref().is_some_and(|log| log.disowned.is_some())
+    pub(super) fn invalidates(&self) -> bool {
+        self.log.as_ref().is_some_and(|log| log.invalidated.is_some())
     }
 
     pub(super) fn phase(&self, s: &Session) -> Phase {
@@ -229,14 +229,14 @@ impl Protocol {
     pub(super) fn log_first(&mut self, epoch: Epoch, out: &mut Vec<Action>) {
         let rules = self.rules;
         if let State::Primary(p) = &mut self.state {
-            p.log = Some(Log { first: epoch, held: None, free: false, disowned: None });
+            p.log = Some(Log { first: epoch, held: None, free: false, invalidated: None });
             p.hold(epoch, rules, out);
         }
     }
 
     pub(super) fn log_holds(&mut self, epoch: Epoch, out: &mut Vec<Action>) {
         if let State::Primary(p) = &mut self.state
-            && let Some(log) = p.log.as_mut().filter(|log| log.disowned.is_none() && epoch >= log.first)
+            && let Some(log) = p.log.as_mut().filter(|log| log.invalidated.is_none() && epoch >= log.first)
         {
             log.held = log.held.max(Some(epoch));
             self.settle(out);
@@ -244,16 +244,16 @@ impl Protocol {
     }
 
     pub(super) fn log_lost(&mut self, noted: bool, out: &mut Vec<Action>) {
-        let known = noted || !self.rules.disown_a_lost_log;
+        let known = noted || !self.rules.invalidate_a_lost_log;
         let last = self.last_proposal;
         if let State::Primary(p) = &mut self.state {
             if known {
                 p.log = None;
             } else {
                 // One that output did not wait for is not known here. It would be believed all the same.
-                let log = p.log.get_or_insert(Log { first: Epoch(0), held: None, free: true, disowned: None });
+                let log = p.log.get_or_insert(Log { first: Epoch(0), held: None, free: true, invalidated: None });
                 // It may speak of all that was proposed up to now.
-                log.disowned = Some(last);
+                log.invalidated = Some(last);
             }
             self.settle(out);
         }
@@ -399,7 +399,7 @@ impl Protocol {
         let before = std::mem::replace(&mut p.record, new);
         p.unused = true;
         p.doubt.take_if(|last| id > *last);
-        p.log.take_if(|log| log.disowned.is_some_and(|last| id > last));
+        p.log.take_if(|log| log.invalidated.is_some_and(|last| id > last));
         for s in p.sessions.iter().filter(|s| s.is_wanted() && p.is_bound(s)) {
             let first = !before.binds(&s.backup, s.name);
             out.push(Action::SendBound { session: s.name, record: p.record.clone(), first });
@@ -439,7 +439,7 @@ impl Protocol {
         }
         // A log that is believed would bring back what was stopped.
         if p.nobody_may_claim()
-            && !p.disowns()
+            && !p.invalidates()
             && let Some(reason) = p.stopping.take()
         {
             out.push(Action::StandDown);
@@ -519,7 +519,7 @@ impl Protocol {
             return;
         }
         let backups = p.should_bind();
-        if backups == p.record.backups && p.opening.is_none() && !p.disowns() && !p.doubts() {
+        if backups == p.record.backups && p.opening.is_none() && !p.invalidates() && !p.doubts() {
             return;
         }
         let new = p.record.bound(backups);

@@ -2,7 +2,7 @@
 
 use lz4_flex::block::{compress_into, decompress_into, get_maximum_output_size};
 use ninefold_replica::stream::page::Encoding;
-use ninefold_volume::sums;
+use ninefold_volume::checksums;
 
 use super::SUM;
 
@@ -22,5 +22,5 @@ pub(super) fn unpack(encoding: Encoding, stored: &[u8], sum: &[u8; SUM], into: &
         Encoding::Lz4 if decompress_into(stored, into).is_ok_and(|length| length == into.len()) => {}
         _ => return Err("cannot be unpacked"),
     }
-    if sums::sum(into) == *sum { Ok(()) } else { Err("has another checksum") }
+    if checksums::sum(into) == *sum { Ok(()) } else { Err("has another checksum") }
 }

@@ -28,15 +28,15 @@ mod writer;
 
 pub use error::FileError;
 pub use head::{Head, Parent, Platform};
-pub use reader::{Snapshot, State, Told};
+pub use reader::{OnProgress, Snapshot, State};
 pub use writer::{VolumeWriter, Writer, Written};
 
 /// The longest chain of parents.
 pub const MAX_DEPTH: usize = 64;
 /// Bytes of a checksum.
-pub const SUM: usize = ninefold_volume::sums::SUM;
+pub const SUM: usize = ninefold_volume::checksums::SUM;
 /// Bytes of a block of a volume.
-pub const BLOCK: usize = ninefold_volume::sums::BLOCK as usize;
+pub const BLOCK: usize = ninefold_volume::checksums::BLOCK as usize;
 
 /// The checksum of all that a snapshot holds.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]

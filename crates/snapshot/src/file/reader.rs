@@ -14,7 +14,7 @@ use ninefold_replica::stream::page::PAGE_SIZE;
 use ninefold_replica::stream::record::{MAX_DEVICE_STATE, MAX_OUTPUT};
 use ninefold_replica::stream::{Hello, PageSink, PassKind, Record, RecordReader, Section, StreamError};
 use ninefold_volume::Image;
-use ninefold_volume::sums::blocks;
+use ninefold_volume::checksums::blocks;
 
 use super::content::unpack;
 use super::end::{self, End, Rooting};
@@ -27,9 +27,9 @@ use super::{BLOCK, MAX_DEPTH, Root, SUM};
 const WINDOW: u64 = 1 << 20;
 
 /// Who is told how much of how much is done, and may say that it is enough.
-pub type Told<'a> = &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>;
+pub type OnProgress<'a> = &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>;
 
-fn tell(told: Told<'_>, done: u64, total: u64) -> Result<(), FileError> {
+fn tell(told: OnProgress<'_>, done: u64, total: u64) -> Result<(), FileError> {
     match told(done, total) {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => Err(FileError::Cancelled),
@@ -290,7 +290,12 @@ impl Snapshot {
     ///
     /// # Errors
     /// `Damaged`, `Io`, `Target`: memory is then of no use.
-    pub fn load(&self, fresh: &dyn Fn(u16) -> bool, sink: &mut dyn PageSink, told: Told<'_>) -> Result<(), FileError> {
+    pub fn load(
+        &self,
+        fresh: &dyn Fn(u16) -> bool,
+        sink: &mut dyn PageSink,
+        told: OnProgress<'_>,
+    ) -> Result<(), FileError> {
         let target = |source| FileError::Target { what: "memory cannot be written", source };
         for (block, index) in (0u16..).zip(&self.memory).filter(|(block, _)| !fresh(*block)) {
             let pages = self.hello.layout.pages(block).unwrap_or(0);
@@ -340,7 +345,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// `Damaged`, `Io`; `Target`: the image is then of no use. `Refused` if its size is another: nothing was written.
-    pub fn restore_volume(&self, volume: u16, image: &dyn Image, told: Told<'_>) -> Result<(), FileError> {
+    pub fn restore_volume(&self, volume: u16, image: &dyn Image, told: OnProgress<'_>) -> Result<(), FileError> {
         let size = self.head.volumes.get(usize::from(volume)).copied();
         if size != Some(image.size()) {
             let size = size.map_or_else(|| "is not in it".into(), |size| format!("has {size} bytes"));
@@ -382,7 +387,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// `Damaged`, `Io`.
-    pub fn verify(&self, told: Told<'_>) -> Result<(), FileError> {
+    pub fn verify(&self, told: OnProgress<'_>) -> Result<(), FileError> {
         let total = self.end.pages + self.end.blocks;
         let mut content = Vec::new();
         for (done, (of, entry)) in (0u64..).zip(self.all()) {

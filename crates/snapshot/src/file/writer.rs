@@ -11,7 +11,7 @@ use ninefold_replica::stream::{
     Hello, Layout, Mode, PageEncoder, PageRun, Pass, PassKind, PassWriter, Preamble, Record, Section, StreamError,
     Totals, write_record,
 };
-use ninefold_volume::sums;
+use ninefold_volume::checksums;
 
 use super::content::pack;
 use super::end::{End, Rooting};
@@ -225,7 +225,7 @@ impl<W: Write> Writer<W> {
             for (number, page) in (run.first..).zip(content) {
                 // The layout bounds page numbers to 32 bits.
                 let number = number as u32;
-                let sum = sums::sum(page);
+                let sum = checksums::sum(page);
                 let known = self.out.memory[block].get(number).copied();
                 if sum == [0; SUM] {
                     if known.is_some() {
@@ -311,7 +311,7 @@ impl<W: Write> VolumeWriter<W> {
         }
         let number = u32::try_from(number).map_err(|_| outside())?;
         let index = &mut self.volumes[usize::from(volume)];
-        let sum = sums::sum(content);
+        let sum = checksums::sum(content);
         if sum == [0; SUM] {
             index.set(number, None);
             return Ok(());

@@ -11,7 +11,7 @@
 
 use std::sync::Arc;
 
-use ninefold_replica::protocol::Standing;
+use ninefold_replica::protocol::LogStanding;
 use ninefold_replica::stream::{Hello, PageSink};
 
 use super::chain::{Chain, Nowhere};
@@ -94,7 +94,7 @@ impl Back {
     }
 
     /// On what terms with the witness the log was written.
-    pub fn standing(&self) -> &Standing {
+    pub fn standing(&self) -> &LogStanding {
         self.found.standing()
     }
 

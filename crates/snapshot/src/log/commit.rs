@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ninefold_model::{Epoch, Term};
-use ninefold_replica::protocol::Standing;
+use ninefold_replica::protocol::LogStanding;
 use ninefold_replica::stream::{
     EncodeStats, Hello, Mark, ModeChooser, PageEncoder, PageRun, Pass, PassKind, PassWriter, Sample, StreamError,
     Totals,
@@ -84,7 +84,7 @@ impl Log {
     ///
     /// # Errors
     /// `Layout`: its memory is another. `Spoilt`, `Storage`, `Stream`: it is of no use any more.
-    pub fn go_on(&mut self, hello: Hello, standing: &Standing) -> Result<(), LogError> {
+    pub fn go_on(&mut self, hello: Hello, standing: &LogStanding) -> Result<(), LogError> {
         if let Some(why) = &self.spoilt {
             return Err(LogError::Spoilt(why.clone()));
         }
@@ -122,7 +122,7 @@ impl Log {
     ///
     /// # Errors
     /// `Storage`: what is noted is this or what was noted before.
-    pub fn stand(&mut self, standing: &Standing) -> Result<(), LogError> {
+    pub fn stand(&mut self, standing: &LogStanding) -> Result<(), LogError> {
         self.standing.write(standing)
     }
 
@@ -130,8 +130,8 @@ impl Log {
     ///
     /// # Errors
     /// `Storage`: it may still be believed.
-    pub fn disown(&mut self) -> Result<(), LogError> {
-        let standing = Standing { behind: true, ..self.standing.standing.clone() };
+    pub fn invalidate(&mut self) -> Result<(), LogError> {
+        let standing = LogStanding { behind: true, ..self.standing.standing.clone() };
         self.standing.write(&standing)
     }
 

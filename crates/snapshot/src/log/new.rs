@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use ninefold_replica::protocol::Standing;
+use ninefold_replica::protocol::LogStanding;
 use ninefold_replica::stream::page::{PAGE_SIZE, Page};
 use ninefold_replica::stream::{Hello, ModeChooser, PageEncoder, PageRun, PageSink};
 
@@ -33,7 +33,7 @@ impl New {
     pub fn create(
         storage: Arc<dyn Storage>,
         hello: Hello,
-        standing: &Standing,
+        standing: &LogStanding,
         options: Options,
     ) -> Result<Self, LogError> {
         remove(&*storage)?;
@@ -95,7 +95,7 @@ impl New {
     ///
     /// # Errors
     /// `Storage`.
-    pub fn stand(&mut self, standing: &Standing) -> Result<(), LogError> {
+    pub fn stand(&mut self, standing: &LogStanding) -> Result<(), LogError> {
         self.log.stand(standing)
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ninefold_replica::protocol::{LogRole, Standing};
+use ninefold_replica::protocol::{LogRole, LogStanding};
 use ninefold_replica::stream::Reign;
 use ninefold_replica::stream::record::MAX_VOLUMES;
 use ninefold_replica::stream::{CheckpointAssembler, Hello, ModeChooser, PageEncoder, PageRun, PageSink};
@@ -98,7 +98,7 @@ impl Found {
     }
 
     /// On what terms with the witness the log was written.
-    pub fn standing(&self) -> &Standing {
+    pub fn standing(&self) -> &LogStanding {
         &self.standing.standing
     }
 
@@ -116,7 +116,7 @@ impl Found {
     ///
     /// # Errors
     /// As [`Log::go_on`].
-    pub fn go_on(self, hello: Hello, standing: &Standing, options: Options) -> Result<Log, LogError> {
+    pub fn go_on(self, hello: Hello, standing: &LogStanding, options: Options) -> Result<Log, LogError> {
         // The images need not have all of it: it is a log of no session before anything else is done.
         let mut log = self.recover()?.resume(hello.clone(), options)?;
         log.go_on(hello, standing)?;

@@ -2,7 +2,7 @@
 //! one of them is always whole, and both say the same unless a crash came between. The place that may be torn is the first
 //! to be written. It needs no room on a full disk.
 
-use ninefold_replica::protocol::Standing;
+use ninefold_replica::protocol::LogStanding;
 
 use super::error::LogError;
 use super::head::{MAX_NUMBER, read_all};
@@ -22,13 +22,13 @@ pub(super) struct StandingFile {
     /// The place that is known to be whole, 0 or 1.
     whole: usize,
     /// What is noted.
-    pub standing: Standing,
+    pub standing: LogStanding,
 }
 
 impl StandingFile {
     /// # Errors
     /// `Storage`.
-    pub fn create(storage: &dyn Storage, standing: &Standing) -> Result<Self, LogError> {
+    pub fn create(storage: &dyn Storage, standing: &LogStanding) -> Result<Self, LogError> {
         let failed = || LogError::storage("cannot make", FILE);
         let file = storage.create(FILE).map_err(failed())?;
         file.write_at(0, &[0; 2 * SLOT]).map_err(failed())?;
@@ -54,7 +54,7 @@ impl StandingFile {
     ///
     /// # Errors
     /// `Storage`.
-    pub fn write(&mut self, standing: &Standing) -> Result<(), LogError> {
+    pub fn write(&mut self, standing: &LogStanding) -> Result<(), LogError> {
         let failed = || LogError::storage("cannot write", FILE);
         let text = serde_json::to_vec(standing).map_err(|e| failed()(e.into()))?;
         let number = self.number + 1;

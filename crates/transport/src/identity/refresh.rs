@@ -20,7 +20,7 @@ use ninefold_model::HostName;
 
 use super::files::{CERT_FILE, CRL_FILE, Files, unfit};
 use super::loaded::{Loaded, Own};
-use super::standing::{Standing, Up};
+use super::open_links::{OpenLinks, Up};
 use crate::crypto::Cipher;
 use crate::dates::UtcTime;
 use crate::error::Result;
@@ -114,7 +114,7 @@ pub(super) struct Shared {
     cipher: Cipher,
     /// In use for new handshakes.
     current: RwLock<Arc<Loaded>>,
-    standing: Standing,
+    standing: OpenLinks,
     /// Held by who looks at the files: nobody else waits for that.
     looking: Mutex<()>,
     look: Mutex<Look>,
@@ -126,7 +126,7 @@ impl Shared {
         let files = Files::read(&dir)?;
         let current = RwLock::new(Arc::new(Loaded::read(&dir, &files, cipher)?));
         let look = Mutex::new(Look { seen: Some(files), ..Look::default() });
-        Ok(Self { dir, cipher, current, standing: Standing::new(), looking: Mutex::default(), look })
+        Ok(Self { dir, cipher, current, standing: OpenLinks::new(), looking: Mutex::default(), look })
     }
 
     pub(super) fn current(&self) -> Arc<Loaded> {

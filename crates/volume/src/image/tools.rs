@@ -193,7 +193,7 @@ impl Tools {
             });
             let wanted = out.map_or(ControlFlow::Continue(()), |mut out| read(&mut out));
             if wanted.is_break() {
-                // It writes into a draft, which goes.
+                // It writes into a staged, which goes.
                 let _ = child.kill();
             }
             wanted

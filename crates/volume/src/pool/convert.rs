@@ -10,8 +10,8 @@ use rustix::io::Errno;
 use serde_json::Value;
 
 use super::create::copy_raw;
-use super::draft::Draft;
 use super::record::{Record, size_of, sync};
+use super::staged::Staged;
 use super::{Kind, MAX_SIZE, Pool, VolumeName, check_size};
 use crate::error::{Refusal, VolumeError};
 use crate::image::qcow2::{check, check_strange, lock, utf8};
@@ -99,8 +99,8 @@ impl Pool {
         let source = &what.source.canonicalize().map_err(super::record::unreadable(what.source))?;
         // Everything else is done with what is open here: its name may be another file's in a moment.
         let file = lock(source, Lock::Shared)?;
-        let draft = self.draft(kind, name)?;
-        let image = draft.image(format);
+        let staged = self.staged(kind, name)?;
+        let image = staged.image(format);
         let target = [format.as_str(), "--"];
         let fits = |own| self.fits(kind, name, what, own);
         let (own, size) = if what.file_format == FileFormat::Raw {
@@ -113,7 +113,7 @@ impl Pool {
             (own, size)
         } else {
             // A copy that nobody else can change is looked at and then converted.
-            let copy = OwnCopy::of(&file, source, &draft, &mut |part| progress(part / 2.0))?;
+            let copy = OwnCopy::of(&file, source, &staged, &mut |part| progress(part / 2.0))?;
             let own = self.alone(kind, name, &copy, what.file_format, progress)?;
             let size = fits(own)?;
             self.has_room(kind, name, &copy, what.file_format, progress)?;
@@ -137,7 +137,7 @@ impl Pool {
         if size > own {
             self.set_image_size(&image, format, size)?;
         }
-        draft.publish(&record)
+        staged.publish(&record)
     }
 
     /// The size of a volume that is made of an image of `own` bytes.
@@ -192,11 +192,11 @@ impl Pool {
         if folder.starts_with(&self.root) {
             return Err(kind.refused(name, Refusal::IntoPool));
         }
-        let draft = Part(folder.join(format!(".ninefold-{}", random::hex128().map_err(failed)?)));
-        let args = ["-f", record.format.as_str(), "-O", format.as_str(), "--", utf8(&path)?, utf8(&draft.0)?];
+        let staged = Part(folder.join(format!(".ninefold-{}", random::hex128().map_err(failed)?)));
+        let args = ["-f", record.format.as_str(), "-O", format.as_str(), "--", utf8(&path)?, utf8(&staged.0)?];
         self.tools.convert(args, None, progress)?;
-        sync(&draft.0)?;
-        renameat_with(CWD, &draft.0, CWD, target, RenameFlags::NOREPLACE).map_err(|error| failed(error.into()))?;
+        sync(&staged.0)?;
+        renameat_with(CWD, &staged.0, CWD, target, RenameFlags::NOREPLACE).map_err(|error| failed(error.into()))?;
         sync(&folder)
     }
 
@@ -266,9 +266,9 @@ struct OwnCopy {
 }
 
 impl OwnCopy {
-    fn of(file: &File, source: &Path, draft: &Draft, progress: &mut Progress<'_>) -> Result<Self, VolumeError> {
+    fn of(file: &File, source: &Path, staged: &Staged, progress: &mut Progress<'_>) -> Result<Self, VolumeError> {
         let length = length(file, source)?;
-        let copy = Self { path: draft.beside("source"), of: source.into() };
+        let copy = Self { path: staged.beside("source"), of: source.into() };
         copy_raw(file, length, &copy.path, length, progress)?;
         Ok(copy)
     }

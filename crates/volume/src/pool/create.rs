@@ -24,8 +24,8 @@ impl Pool {
     /// `Size`, `Exists`, `Tool`, `File`.
     pub fn create(&self, name: &VolumeName, size: u64, format: Format) -> Result<(), VolumeError> {
         check_size(size)?;
-        let draft = self.draft(Kind::Volume, name)?;
-        let image = draft.image(format);
+        let staged = self.staged(Kind::Volume, name)?;
+        let image = staged.image(format);
         match format {
             Format::Raw => {
                 let failed = |source| VolumeError::File { what: "cannot make", path: image.clone(), source };
@@ -36,7 +36,7 @@ impl Pool {
                 self.tools.img(["create", "-q", "-f", "qcow2", "--", utf8(&image)?, &size.to_string()])?;
             }
         }
-        draft.publish(&Record::new(size, format)?)
+        staged.publish(&Record::new(size, format)?)
     }
 
     /// Makes a volume that begins as the golden image does, of `size` bytes or the image's own size.
@@ -65,12 +65,12 @@ impl Pool {
         if size < own {
             return Err(Kind::Golden.refused(golden, Refusal::ImageIsLarger { has: own, wanted: size }));
         }
-        let draft = self.draft(Kind::Volume, name)?;
-        let image = draft.image(format);
+        let staged = self.staged(Kind::Volume, name)?;
+        let image = staged.image(format);
         let bytes = size.to_string();
         match (origin.format, format) {
             (from, Format::Qcow2) => {
-                // From a draft and from its final place the same number of steps up.
+                // From a staged and from its final place the same number of steps up.
                 let backing = format!("../../{}/{golden}/{}", Kind::Golden.folder(), image_file(from));
                 let args = ["create", "-q", "-f", "qcow2", "-b", &backing, "-F", from.as_str(), "--"];
                 self.tools.img(args.into_iter().chain([utf8(&image)?, &bytes]))?;
@@ -82,7 +82,7 @@ impl Pool {
                 self.set_image_size(&image, format, size)?;
             }
         }
-        draft.publish(&Record { golden: Some(golden.clone()), ..Record::new(size, format)? })
+        staged.publish(&Record { golden: Some(golden.clone()), ..Record::new(size, format)? })
     }
 
     /// Makes a volume of a whole block device (a LUN, a logical volume, a partition). Its bytes are the volume's, as they
@@ -102,8 +102,8 @@ impl Pool {
         // Opened as its keeper would, so that what cannot be used is told now.
         let size = crate::image::Image::size(&crate::image::RawFile::open_device(device)?);
         check_size(size)?;
-        let draft = self.draft(Kind::Volume, name)?;
-        draft.publish(&Record { device: Some(device.into()), ..Record::new(size, Format::Raw)? })
+        let staged = self.staged(Kind::Volume, name)?;
+        staged.publish(&Record { device: Some(device.into()), ..Record::new(size, Format::Raw)? })
     }
 }
 

@@ -75,18 +75,18 @@ impl Record {
 
     /// Writes it, atomically and durably.
     pub(super) fn store(&self, directory: &Path) -> Result<(), VolumeError> {
-        let (path, draft) = (directory.join(FILE), directory.join(".volume.json.new"));
+        let (path, staged) = (directory.join(FILE), directory.join(".volume.json.new"));
         let failed = |source| VolumeError::File { what: "cannot write", path: path.clone(), source };
         let mut text = serde_json::to_vec_pretty(self).map_err(|error| failed(error.into()))?;
         text.push(b'\n');
         ninefold_fault::point("pool.record").map_err(failed)?;
-        let mut file = File::create(&draft).map_err(failed)?;
+        let mut file = File::create(&staged).map_err(failed)?;
         ninefold_fault::point("pool.record-write").map_err(failed)?;
         file.write_all(&text).map_err(failed)?;
         ninefold_fault::point("pool.record-sync").map_err(failed)?;
         file.sync_all().map_err(failed)?;
         ninefold_fault::point("pool.record-name").map_err(failed)?;
-        std::fs::rename(&draft, &path).map_err(failed)?;
+        std::fs::rename(&staged, &path).map_err(failed)?;
         sync(directory)
     }
 }

@@ -5,7 +5,7 @@ use std::io;
 use ninefold_replica::stream::PageRun;
 use ninefold_replica::stream::page::PAGE_SIZE;
 
-use super::{Snapshot, Told, tell};
+use super::{OnProgress, Snapshot, tell};
 use crate::file::error::FileError;
 use crate::file::head::Head;
 use crate::file::index::Of;
@@ -16,7 +16,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// `Damaged`, `Io`, `Stream`.
-    pub fn flatten<W: io::Write>(&self, out: W, head: &Head, told: Told<'_>) -> Result<(W, Written), FileError> {
+    pub fn flatten<W: io::Write>(&self, out: W, head: &Head, told: OnProgress<'_>) -> Result<(W, Written), FileError> {
         let head = Head { parent: None, ..head.clone() };
         let mut writer = Writer::create(out, &self.hello, &head, None)?;
         let (mut done, total) = (0, self.end.pages + self.end.blocks);

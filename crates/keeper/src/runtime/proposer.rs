@@ -1,0 +1,272 @@
+//! Asking the witness: one thread, one proposal at a time, repeated until it is answered.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+use ninefold_core::effect::WitnessRequest;
+use ninefold_model::{VmId, VmName};
+use ninefold_replica::protocol::Outcome;
+use ninefold_witness_client::{Swap, Witness, WitnessClient, WitnessError};
+
+use crate::error::KeeperError;
+use crate::msg::Msg;
+use crate::runtime::priority;
+
+/// Between two attempts at a witness that does not answer.
+const RETRY: Duration = Duration::from_millis(50);
+/// The same when nothing is proposed: what needs the witness is refused until it answers again, so that is soon seen.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// Between two readings of the record while nothing is proposed: they keep the connection warm and show whether an
+/// operator has moved the VM.
+const LOOK: Duration = Duration::from_millis(1000);
+
+/// Starts the thread. It ends when the sender is dropped.
+pub fn start(
+    vm: VmId,
+    name: VmName,
+    client: WitnessClient,
+    core: Sender<Msg>,
+) -> Result<Sender<WitnessRequest>, KeeperError> {
+    let (questions, asked) = channel();
+    run((vm, name), client, core, asked)?;
+    Ok(questions)
+}
+
+fn run(
+    (vm, name): (VmId, VmName),
+    client: WitnessClient,
+    core: Sender<Msg>,
+    asked: Receiver<WitnessRequest>,
+) -> Result<(), KeeperError> {
+    let proposer = Proposer { vm, name, client, core, asked, reachable: true };
+    thread::Builder::new().name("proposer".into()).spawn(move || proposer.run()).map(drop).map_err(KeeperError::Thread)
+}
+
+/// A newer question takes the place of an older one, but for one that is only curious. Answers whether the older one is then never
+/// answered, though somebody waits for it.
+fn replace(pending: &mut Option<WitnessRequest>, newer: WitnessRequest) -> bool {
+    if pending.is_some() && matches!(newer, WitnessRequest::Look) {
+        return false;
+    }
+    let answers = matches!(newer, WitnessRequest::Start { .. });
+    matches!(pending.replace(newer), Some(WitnessRequest::Start { .. })) && !answers
+}
+
+struct Proposer {
+    vm: VmId,
+    name: VmName,
+    client: WitnessClient,
+    core: Sender<Msg>,
+    asked: Receiver<WitnessRequest>,
+    reachable: bool,
+}
+
+impl Proposer {
+    fn replace(&self, pending: &mut Option<WitnessRequest>, newer: WitnessRequest) {
+        if replace(pending, newer) {
+            let why = "this host has had to ask the witness for something else: try again in a moment";
+            let _ = self.core.send(Msg::StartFailed(why.into()));
+        }
+    }
+
+    fn run(mut self) {
+        priority::raise();
+        let mut pending = None;
+        let mut wait = Duration::ZERO;
+        loop {
+            match self.asked.recv_timeout(wait) {
+                Ok(question) => self.replace(&mut pending, question),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            while let Ok(newer) = self.asked.try_recv() {
+                self.replace(&mut pending, newer);
+            }
+            if matches!(pending, Some(WitnessRequest::Cancel | WitnessRequest::Look)) {
+                pending = None;
+            }
+            if let Some(WitnessRequest::Propose { again, .. }) = &mut pending
+                && std::mem::take(again)
+            {
+                wait = LOOK_AGAIN;
+                continue;
+            }
+            let answer = match &pending {
+                None | Some(WitnessRequest::Cancel | WitnessRequest::Look) => {
+                    self.client.read(self.vm).map(Msg::WitnessHolds)
+                }
+                Some(WitnessRequest::Start { force }) => {
+                    let force = *force;
+                    self.client.read(self.vm).map(|found| Msg::StartFrom { found, force })
+                }
+                Some(WitnessRequest::Propose { id, expected, new, .. }) => {
+                    let id = *id;
+                    self.client.compare_and_swap(self.vm, &self.name, expected.as_ref(), new).map(|swap| {
+                        let outcome = match swap {
+                            Swap::Won(_) => Outcome::Won,
+                            Swap::Lost(current) => Outcome::Lost(current),
+                        };
+                        Msg::WitnessAnswer { id, outcome }
+                    })
+                }
+            };
+            wait = LOOK;
+            let refused = match answer {
+                Ok(msg) => {
+                    self.tell_reachable(None);
+                    pending = None;
+                    let _ = self.core.send(msg);
+                    None
+                }
+                Err(error @ WitnessError::Unreachable { .. }) => {
+                    self.tell_reachable(Some(error.to_string()));
+                    if let Some(WitnessRequest::Start { .. }) = pending {
+                        pending = None;
+                        let _ = self.core.send(Msg::StartFailed(error.to_string()));
+                    }
+                    wait = if pending.is_some() { RETRY } else { LOOK_AGAIN };
+                    None
+                }
+                Err(WitnessError::Refused(reason)) => Some(reason),
+                Err(error @ WitnessError::Retired { .. }) => Some(error.to_string()),
+            };
+            if let Some(reason) = refused {
+                tracing::error!(%reason, "the witness refuses");
+                self.tell_reachable(None);
+                let _ = match pending.take() {
+                    Some(WitnessRequest::Propose { id, .. }) => {
+                        self.core.send(Msg::WitnessAnswer { id, outcome: Outcome::Refused(reason) })
+                    }
+                    Some(WitnessRequest::Start { .. }) => {
+                        self.core.send(Msg::StartFailed(format!("the witness refuses: {reason}")))
+                    }
+                    Some(WitnessRequest::Cancel | WitnessRequest::Look) | None => {
+                        self.core.send(Msg::WitnessRefuses { reason })
+                    }
+                };
+            }
+        }
+    }
+
+    fn tell_reachable(&mut self, error: Option<String>) {
+        if self.reachable != error.is_none() {
+            self.reachable = error.is_none();
+            let _ = self.core.send(Msg::Witness { error });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use ninefold_model::{HostName, Record, Term};
+    use ninefold_replica::protocol::ProposalId;
+    use ninefold_transport::{Listener, Security};
+    use ninefold_witness::{Limits, Registers, Server, ServerHandle};
+    use ninefold_witness_client::Timeouts;
+
+    use super::*;
+
+    /// Only so that a failure ends.
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    fn host(name: &str) -> HostName {
+        name.parse().unwrap()
+    }
+
+    /// A real witness that keeps at most so many VMs, and host a's proposer, who has been asked this.
+    fn proposer(
+        dir: &std::path::Path,
+        vms: usize,
+        first: impl IntoIterator<Item = WitnessRequest>,
+    ) -> (Sender<WitnessRequest>, Receiver<Msg>, ServerHandle) {
+        let plain = |name| Security::PlainText { host: host(name) };
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), plain("w")).unwrap();
+        let server = Server::new(listener, Registers::open_limited(dir, vms).unwrap(), Limits::default());
+        let (addr, stop) = (server.local_addr(), server.handle());
+        thread::spawn(move || server.run());
+        let (core, heard) = channel();
+        let client = WitnessClient::new(addr, host("w"), plain("a"), Timeouts::default());
+        let (ask, asked) = channel();
+        first.into_iter().for_each(|question| ask.send(question).unwrap());
+        run((VmId::random(1), "db".parse().unwrap()), client, core, asked).unwrap();
+        (ask, heard, stop)
+    }
+
+    fn hear<T>(heard: &Receiver<Msg>, mut wanted: impl FnMut(Msg) -> Option<T>) -> T {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if let Some(found) = wanted(heard.recv_timeout(left).expect("an answer")) {
+                return found;
+            }
+        }
+    }
+
+    fn answer(heard: &Receiver<Msg>) -> (ProposalId, Outcome) {
+        hear(heard, |msg| if let Msg::WitnessAnswer { id, outcome } = msg { Some((id, outcome)) } else { None })
+    }
+
+    fn propose(id: ProposalId, expected: Option<Record>, new: Record, again: bool) -> WitnessRequest {
+        WitnessRequest::Propose { id, expected, new, again }
+    }
+
+    /// Whoever waits for an answer gets one, also when this host has something more urgent to ask.
+    #[test]
+    fn who_asks_for_a_start_is_answered_whatever_is_asked_after_it() {
+        let start = || WitnessRequest::Start { force: false };
+        let boot = Record::boot(host("a"));
+        let others = [WitnessRequest::Cancel, propose(1, Some(boot.clone()), boot.alone(host("b")), false)];
+        for other in others {
+            let dir = tempfile::tempdir().unwrap();
+            let (_ask, heard, stop) = proposer(dir.path(), 1, [start(), other]);
+            hear(&heard, |msg| matches!(msg, Msg::StartFailed(why) if why.contains("try again")).then_some(()));
+            stop.stop();
+        }
+        // One answer is for all that have asked, and a look takes the place of nothing.
+        let dir = tempfile::tempdir().unwrap();
+        let (_ask, heard, stop) = proposer(dir.path(), 1, [start(), start(), WitnessRequest::Look]);
+        hear(&heard, |msg| match msg {
+            Msg::StartFailed(why) => panic!("{why}"),
+            Msg::StartFrom { found: None, force: false } => Some(()),
+            _ => None,
+        });
+        stop.stop();
+    }
+
+    /// What the witness answers reaches the core as what it is: no record is no loss to another, and a refusal is none either.
+    #[test]
+    fn each_answer_is_told_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ask, heard, stop) = proposer(dir.path(), 0, []);
+        // Nobody has asked: it looks by itself.
+        hear(&heard, |msg| matches!(msg, Msg::WitnessHolds(None)).then_some(()));
+        let boot = Record::boot(host("a"));
+        ask.send(propose(1, None, boot.clone(), false)).unwrap();
+        let (id, outcome) = answer(&heard);
+        assert!(id == 1 && matches!(&outcome, Outcome::Refused(why) if why.contains("0 VMs")), "{outcome:?}");
+        // Its register is lost.
+        let later = Record { term: Term(8), ..boot.clone() };
+        for again in [false, true] {
+            ask.send(propose(2, Some(Record { term: Term(7), ..boot.clone() }), later.clone(), again)).unwrap();
+            assert_eq!(answer(&heard), (2, Outcome::Lost(None)));
+        }
+        // A look at the record takes the place of nothing.
+        ask.send(propose(2, Some(Record { term: Term(7), ..boot.clone() }), later.clone(), true)).unwrap();
+        ask.send(WitnessRequest::Look).unwrap();
+        assert_eq!(answer(&heard), (2, Outcome::Lost(None)));
+        // Not one that is not wanted any more, also when it was to be asked again.
+        ask.send(propose(3, Some(Record { term: Term(7), ..boot.clone() }), later, true)).unwrap();
+        ask.send(WitnessRequest::Cancel).unwrap();
+        ask.send(WitnessRequest::Start { force: true }).unwrap();
+        hear(&heard, |msg| match msg {
+            Msg::StartFrom { found: None, force: true } => Some(()),
+            Msg::WitnessAnswer { id, .. } => panic!("proposal {id} was not wanted any more"),
+            _ => None,
+        });
+        stop.stop();
+        hear(&heard, |msg| matches!(msg, Msg::Witness { error: Some(_) }).then_some(()));
+    }
+}
