@@ -86,7 +86,7 @@ pub(crate) struct LogSide {
     last: LogStatus,
     recovery: Option<Recovery>,
     /// The record that the log being loaded speaks of.
-    vouched: Option<Record>,
+    allowed: Option<Record>,
     /// That of a log which did not speak of the record that the witness has shown. It is looked at again when it speaks of another: that one
     /// may have been an old one, of which the log could not tell that it was.
     left: Option<LogStanding>,
@@ -116,7 +116,7 @@ impl LogSide {
             durable: Epoch(0),
             last: LogStatus { state: LogState::Off, epoch: Epoch(0), commit_bytes: 0, bytes: 0, commit_us: 0 },
             recovery: None,
-            vouched: None,
+            allowed: None,
             left: None,
             parting: None,
             removal: None,
@@ -713,7 +713,7 @@ impl Core {
             }
             RecoveryNews::Loaded(loaded) => {
                 let found = self.log.recovery.take().and_then(|r| r.found);
-                let (Some(FoundLog { standing, epoch, .. }), Some(record)) = (found, self.log.vouched.take()) else {
+                let (Some(FoundLog { standing, epoch, .. }), Some(record)) = (found, self.log.allowed.take()) else {
                     return;
                 };
                 self.start_log(Term(0), Beginning::Continued { recovery: id }, standing.clone());
@@ -756,7 +756,7 @@ impl Core {
             return;
         }
         if self.protocol.may_recover(&standing, record) {
-            self.log.vouched = Some(record.clone());
+            self.log.allowed = Some(record.clone());
             recovery.going = true;
             let id = recovery.id;
             self.effect(Effect::Recovery { id, order: RecoveryOrder::Load });

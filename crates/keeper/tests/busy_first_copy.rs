@@ -88,7 +88,7 @@ fn backup(work: Receiver<Job>, handle: Arc<VmHandle>, waker: Waker, memory: Arc<
                 tell.send(Held { rounds: std::mem::take(&mut rounds), record, devices }).unwrap();
                 handle.send(Command::Acked { target: BACKUP, epoch });
             }
-            _ => panic!("what a target_state is not given here"),
+            _ => panic!("what a target is not given here"),
         }
     }
 }

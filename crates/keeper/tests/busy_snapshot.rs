@@ -64,7 +64,7 @@ fn backup(work: Receiver<Job>, handle: Arc<VmHandle>, waker: Waker, pauses: Send
                 handle.send(Command::Acked { target: BACKUP, epoch });
                 let _ = pauses.send(pause);
             }
-            _ => panic!("what a target_state is not given here"),
+            _ => panic!("what a target is not given here"),
         }
     }
 }

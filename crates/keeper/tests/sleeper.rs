@@ -41,7 +41,7 @@ fn backup(work: Receiver<Job>, handle: Arc<VmHandle>, waker: Waker, epochs: Send
                 handle.send(Command::Acked { target: BACKUP, epoch });
                 let _ = epochs.send(epoch);
             }
-            _ => panic!("what a target_state is not given here"),
+            _ => panic!("what a target is not given here"),
         }
     }
 }

@@ -209,7 +209,7 @@ fn collect(name: u64, work: &Receiver<Job>, shared: &Shared, handle: &VmHandle, 
                 }
                 shared.0.1.notify_all();
             }
-            _ => panic!("what a target_state is not given here"),
+            _ => panic!("what a target is not given here"),
         }
     }
 }
@@ -306,7 +306,7 @@ fn every_sink_holds_every_checkpoint_whole() {
             three.epoch
         );
         println!(
-            "{accel}: target_states joined at epochs {}, {}, {}; the last epoch is {}; {} rounds of the third's copy",
+            "{accel}: targets joined at epochs {}, {}, {}; the last epoch is {}; {} rounds of the third's copy",
             one.0.0.lock().unwrap().first,
             two.first,
             three.first,

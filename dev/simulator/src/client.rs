@@ -81,7 +81,7 @@ impl World {
     /// A call has an answer, or has none in time.
     pub(crate) fn witness_says(&mut self, host: usize, call: u64, from: Caller, answer: Option<Answer>) {
         if let Caller::Door(connection) = from {
-            return self.vouched(host, connection, answer);
+            return self.confirmed(host, connection, answer);
         }
         let client = &mut self.keeper(host).client;
         if client.call != Some(call) {
@@ -236,7 +236,7 @@ impl World {
     }
 
     /// The witness has been asked whether it knows the session's primary.
-    fn vouched(&mut self, host: usize, connection: u64, answer: Option<Answer>) {
+    fn confirmed(&mut self, host: usize, connection: u64, answer: Option<Answer>) {
         let Some(standby) = self.keeper(host).standbys.get(&connection) else { return };
         if standby.at != At::Door || standby.asked_log {
             return;
@@ -247,7 +247,7 @@ impl World {
             _ => false,
         };
         if !good {
-            let reason = "the witness does not vouch for it".to_owned();
+            let reason = "the witness does not confirm it".to_owned();
             let refuse = ninefold_core::effect::Word::Refuse { reason: reason.clone() };
             self.send(connection, 1, Msg::Word(refuse));
             self.close(connection, 1);
