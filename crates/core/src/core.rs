@@ -53,7 +53,7 @@ pub(crate) const READY_LIMIT: Duration = Duration::from_secs(30);
 /// Why a VM is stopped whose guest has powered off.
 const SHUT_DOWN: &str = "the guest shut down";
 
-/// What decides for one VM on one host. See the [crate](crate).
+/// What decides for one VM on one host. See the [`crate`].
 pub struct Core {
     pub(crate) settings: Arc<Settings>,
     /// The time of the event at hand.

@@ -1,7 +1,7 @@
 //! What a process says of what happens, bounded: a fault that repeats itself for ever must not fill a disk, nor hide what else
 //! goes wrong.
 //!
-//! * [`bucket`]: how often something may happen · [`likeness`]: what two texts have in common when they tell of one fault
+//! * [`bucket`]: how often something may happen · [mod@likeness]: what two texts have in common when they tell of one fault
 //! * [`lines`]: which lines of a log are printed, and which are only counted: pure
 //! * [`stderr`]: the log of a process on its standard error · [`apart`]: written by a thread of its own
 

@@ -17,6 +17,6 @@ pub enum Boot {
     },
     /// A raw disk image of one boot sector, for bare test guests. Read-only.
     BootSector { image: PathBuf },
-    /// The boot loader on its volumes, called by the firmware (SeaBIOS): see [`VmSpec::boot_order`].
+    /// The boot loader on its volumes, called by the firmware (SeaBIOS): see [`boot_order`](crate::spec::VmSpec::boot_order).
     Volume,
 }

@@ -5,7 +5,7 @@
 //! * [`record`]: what the witness keeps for each VM
 //! * [`spec`]: what a VM is made of
 //! * [`uuid`]: identities of machines and of lives
-//! * [`standing`]: how it stands: running, suspended, paused, off
+//! * [`guest_state`]: how it stands: running, suspended, paused, off
 //! * [`health`]: its watchdog, images on trial
 //! * [`status`]: what a keeper says about its VM · [`series`]: measurements in few numbers
 //! * [`difference`]: what of a VM that runs is otherwise in a host's file

@@ -292,7 +292,7 @@ impl Store {
     }
 }
 
-/// A snapshot that is being made. Dropped before [`Making::publish`] it leaves nothing.
+/// A snapshot that is being made. Dropped before [`Staged::publish`] it leaves nothing.
 #[derive(Debug)]
 pub struct Making {
     /// What to fill.

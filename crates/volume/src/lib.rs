@@ -6,8 +6,8 @@
 //! * [`behind`]: the note that clients may have been told what an image has not.
 //! * [`batch`]: what a guest does to a volume in one epoch. * [`overlay`]: what lies over an image.
 //! * [`budget`]: what volumes hold in memory, and how writes are slowed down by that.
-//! * [`frozen`]: a volume as it was at one moment, while the guest goes on.
-//! * [`sums`]: checksums of blocks, by which two hosts find out where their images differ.
+//! * [`point_in_time`]: a volume as it was at one moment, while the guest goes on.
+//! * [`checksums`]: checksums of blocks, by which two hosts find out where their images differ.
 //! * [`image`]: what a volume's bytes are kept in. All formats behind one trait.
 //! * [`nbd`]: the protocol by which QEMU reaches a volume.
 //! * [`pool`]: a directory of volumes and golden images. * [`note`]: a file that says in what state something is.

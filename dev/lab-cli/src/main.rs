@@ -1,8 +1,8 @@
 //! The `ninefold-lab` command: for those who develop Ninefold or want to see it work. Operators do not need it.
 //!
-//! * [`up`]: making a lab · [`labs`]: finding, listing and removing them · [`status`] ([`picture`]): looking at one · [`env`]: asking its keepers
+//! * [`up`]: making a lab · [`labs`]: finding, listing and removing them · [`status`] ([`picture`]): looking at one · [mod@env]: asking its keepers
 //! * [`faults`]: kill, freeze, cut and their opposites · [`exec`]: a command inside a host
-//! * [`demo`]: the main job from beginning to end · [`bench`]: what it costs · [`chaos`]: random faults for a time
+//! * [`demo`]: the main job from beginning to end · [mod@bench]: what it costs · [`chaos`]: random faults for a time
 //! * [`error`]: what went wrong, and what to do · [`interrupt`]: nothing stays half-made · [`progress`]: how far a boot is
 
 mod bench;

@@ -13,7 +13,7 @@
 //! * [`ledger`]: clients that check every acknowledged write or transaction
 //! * [`pinger`]: round trips
 //! * [`chaos`]: random faults, several at once, and a judge
-//! * [`bench`]: protected against unprotected, measured
+//! * [mod@bench]: protected against unprotected, measured
 //! * [`status`]: how a lab is at the moment
 //! * [`demo`]: the main job from beginning to end, with its report
 //! * [`netns`], [`link`], [`processes`]: namespaces, interfaces and control groups. `view`: hosts that do not see each other's files

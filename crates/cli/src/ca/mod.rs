@@ -1,6 +1,6 @@
 //! `ninefold ca`: the authority by whose certificates hosts know each other.
 //!
-//! * [`show`]: what people and programs see of it · [`help`]: advice
+//! * [`show`]: what people and programs see of it · [mod@help]: advice
 
 mod help;
 mod show;

@@ -1,7 +1,7 @@
 //! `ninefold volume`, `ninefold image` and `ninefold snapshot`: what is in a host's storage pool.
 //!
 //! * [`volume`]: the disks of VMs · [`image`]: golden images, which disks are made from · [`snapshot`]: VMs at one moment
-//! * [`show`]: what people see of them · [`size`], [`file`]: arguments · [`work`]: what takes its time · [`help`]: advice
+//! * [`show`]: what people see of them · [`size`], [mod@file]: arguments · [`work`]: what takes its time · [mod@help]: advice
 
 mod file;
 mod help;

@@ -11,7 +11,7 @@
 //!
 //! * [policy](ninefold_core::policy): what is done about a failure; trials of images. Pure, a part of the core
 //! * [`watcher`]: the VM's thread's part: it finds failures, resets, dumps
-//! * [`told`]: what travels to a backup
+//! * [`shared`]: what travels to a backup
 //! * [`images`]: the committed image, kept on disk · [`dumps`]: the directory of memory dumps
 //!
 //! A failure is acted on once in the history that counts, that of committed checkpoints: it is either not yet in the

@@ -6,7 +6,7 @@ use crate::error::MachineError;
 /// `count` pages of one block, from page `first` on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct PageRun {
-    /// Index into [`BlockLayout::blocks`].
+    /// Index into [`BlockLayout::blocks`](crate::blocks::BlockLayout::blocks).
     pub block: u16,
     /// Pages of [`PAGE_SIZE`].
     pub count: u32,

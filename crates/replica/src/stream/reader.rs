@@ -22,7 +22,7 @@ pub struct Frame<'a> {
 }
 
 /// Reads records from `R`. One buffer, which grows to the longest record met (bounded by
-/// [`MAX_PAYLOAD`](super::header::MAX_PAYLOAD)) and is reused.
+/// [`MAX_PAYLOAD`](super::kind::MAX_PAYLOAD)) and is reused.
 ///
 /// A read that would block, or that ran into the socket's timeout, can be called again: [`StreamError::is_wait`].
 /// After any other error there is no way to find the next record: close the stream.

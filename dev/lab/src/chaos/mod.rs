@@ -11,7 +11,7 @@
 //! * [`fault`]: what can be done · [`plan`]: when it is done · [`judge`]: who holds the state at each moment
 //! * `inflict`: a burst, done to a lab · `pressure`: on processors and memory · `register`: what the witness holds
 //! * `restart`: from a disk, when nobody holds it any more
-//! * `scene`: one VM · [`run`]: a whole run · [`report`]: what came of it
+//! * `scene`: one VM · [mod@run]: a whole run · [`report`]: what came of it
 
 mod dice;
 pub mod fault;

@@ -18,7 +18,7 @@
 //! * [`fault`]: what is done to the primary
 //! * [`measure`]: checkpoints of keepers that come and go
 //! * [`report`]: what came of it
-//! * [`run`]: both, one after the other
+//! * [mod@run]: both, one after the other
 
 mod act;
 pub mod boot;
