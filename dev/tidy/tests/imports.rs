@@ -14,11 +14,6 @@ struct Known {
 
 const KNOWN: &[Known] = &[
     Known {
-        directory: "crates/cli/src",
-        files: &["vm/control.rs", "vm/events.rs", "vm/trial.rs"],
-        because: "verbs that follow events, and events' words",
-    },
-    Known {
         directory: "crates/core/src",
         files: &[
             "backup.rs",

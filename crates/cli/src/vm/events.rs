@@ -9,6 +9,7 @@ use ninefold_keeper::devices::agent::plain;
 use ninefold_model::event::{Event, EventKind, Position};
 use ninefold_model::health::Freeze;
 use ninefold_model::order::in_order;
+use ninefold_model::spec::Boot;
 use ninefold_shell::keepers::ask_each;
 use ninefold_shell::output::{Output, bytes, count, ms, say};
 use ninefold_transport::UtcTime;
@@ -272,14 +273,24 @@ pub fn words(kind: &EventKind) -> String {
         EventKind::DumpFailed { reason } => format!("NO MEMORY DUMP: {reason}"),
         EventKind::TrialStarted { image, within_ms } => {
             let within = humantime::format_duration(Duration::from_millis(*within_ms));
-            format!("{} is tried: to be found healthy within {within}", super::trial::name(image))
+            format!("{} is tried: to be found healthy within {within}", image_name(image))
         }
         EventKind::ImageCommitted { image, reason } => {
-            format!("{} is committed: {reason}", super::trial::name(image))
+            format!("{} is committed: {reason}", image_name(image))
         }
         EventKind::FellBack { image, reason } => {
-            format!("FELL BACK to the committed image from {}: {reason}", super::trial::name(image))
+            format!("FELL BACK to the committed image from {}: {reason}", image_name(image))
         }
+    }
+}
+
+/// An image for people.
+pub fn image_name(image: &Boot) -> String {
+    match image {
+        Boot::Linux { kernel, initrd: Some(initrd), .. } => format!("{} with {}", kernel.display(), initrd.display()),
+        Boot::Linux { kernel, .. } => kernel.display().to_string(),
+        Boot::BootSector { image } => image.display().to_string(),
+        Boot::Volume => "its first volume".into(),
     }
 }
 

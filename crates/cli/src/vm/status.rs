@@ -14,8 +14,8 @@ use ninefold_transport::UtcTime;
 use ninefold_transport::identity::refresh::FEW_DAYS;
 use serde::Serialize;
 
+use super::events;
 use super::keepers::{HostReport, Keepers, Where};
-use super::trial;
 use crate::error::CliError;
 
 /// Between two looks of `--watch`.
@@ -90,10 +90,10 @@ fn health(h: &HealthStatus) -> String {
     match &h.trial {
         Some(trial) => {
             let left = period(trial.left_ms.div_ceil(1000));
-            let (tried, committed) = (trial::name(&h.image), trial::name(&h.committed));
+            let (tried, committed) = (events::image_name(&h.image), events::image_name(&h.committed));
             text += &format!("image: {tried} ON TRIAL, {left} left; committed: {committed}\n");
         }
-        None => text += &format!("image: {}\n", trial::name(&h.image)),
+        None => text += &format!("image: {}\n", events::image_name(&h.image)),
     }
     if let Some(d) = h.dump {
         text += &format!("its memory is written to a file: {} of {}\n", bytes(d.bytes_done), bytes(d.bytes_total));

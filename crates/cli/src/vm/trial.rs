@@ -221,16 +221,6 @@ fn asked(at: &Where, request: &Request, what: &str, wanted: impl Fn(&EventKind) 
     await_event(&keepers, &since, Duration::from_secs(30), what, |e| wanted(&e.kind))
 }
 
-/// An image for people.
-pub fn name(image: &Boot) -> String {
-    match image {
-        Boot::Linux { kernel, initrd: Some(initrd), .. } => format!("{} with {}", kernel.display(), initrd.display()),
-        Boot::Linux { kernel, .. } => kernel.display().to_string(),
-        Boot::BootSector { image } => image.display().to_string(),
-        Boot::Volume => "its first volume".into(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
