@@ -49,6 +49,7 @@ test: root ## Install what is missing, then run every check and test (about 40 m
 soak: root ## Run the long tests: repeated faults, hundreds of failovers, then chaos
 	@$(MAKE) guest
 	NINEFOLD_BIN_DIR=$(abspath $(target))/release cargo test --release --locked --workspace --no-fail-fast -- --ignored --test-threads=1
+	NINEFOLD_ROUNDS=8 NINEFOLD_BIN_DIR=$(abspath $(target))/release cargo test --release --locked -p ninefold-lab --no-fail-fast --test power_loss --test volumes -- --test-threads=1
 	@$(MAKE) chaos
 
 chaos: root ## Do random faults for SECONDS (600) from a SEED; what is found is kept in target/chaos

@@ -63,7 +63,7 @@ fn a_volume_survives_the_loss_of_its_backup() {
 #[test]
 fn what_is_flushed_without_protection_is_in_the_image() {
     let mut scenario = Scenario::with("flushed", with_volume(Acknowledge::Memory));
-    for round in 0..rounds(6) {
+    for round in 0..rounds(3) {
         scenario.expect_writes(50);
         let mark = scenario.events.mark();
         scenario.lab.ask("a", &Request::Unprotect).unwrap();
