@@ -64,6 +64,9 @@ pub enum GapCause {
     Restart,
     /// There were more events than are kept.
     Forgotten,
+    /// One that a later keeper has told, and of which nothing is known here.
+    #[serde(other)]
+    Unknown,
 }
 
 /// What a log of checkpoints on disk would be gone back to.

@@ -1,7 +1,8 @@
 //! What takes longer than an answer: it has an id, says how far it is and how it ended, and some of it can be cancelled.
 
 use ninefold_model::event::EventKind;
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 
 pub use crate::operation_id::{InvalidOperationId, OperationId, OperationKind};
 use crate::refusal::Refusal;
@@ -34,7 +35,7 @@ impl Operation {
 pub enum State {
     Running {
         /// Null while it is not known.
-        #[serde(default)]
+        #[serde(default, deserialize_with = "if_known")]
         progress: Option<Progress>,
     },
     /// With the event that tells most of it, in the form that it has among events.
@@ -43,7 +44,24 @@ pub enum State {
         outcome: Option<Box<EventKind>>,
     },
     /// It came to nothing, or was cancelled: with the code `cancelled`.
-    Failed { error: Refusal },
+    Failed {
+        #[serde(deserialize_with = "or_a_failure")]
+        error: Refusal,
+    },
+}
+
+/// Of a later keeper's progress, in a unit that is not known here, nothing is known.
+fn if_known<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Progress>, D::Error> {
+    let found = Option::<serde_json::Value>::deserialize(from)?;
+    Ok(found.and_then(|progress| serde_json::from_value(progress).ok()))
+}
+
+/// A code that is not known here is of a later keeper: a failure, of which that is all that is known.
+fn or_a_failure<'de, D: Deserializer<'de>>(from: D) -> Result<Refusal, D::Error> {
+    let found = serde_json::Value::deserialize(from)?;
+    let code = found.get("code").and_then(|code| code.as_str()).ok_or_else(|| D::Error::missing_field("code"))?;
+    let unknown = || Refusal::Failed { reason: format!("a code that is not known here: {code} {}", found["details"]) };
+    Ok(serde_json::from_value(found.clone()).unwrap_or_else(|_| unknown()))
 }
 
 /// How much is done. `total` may grow: a guest that runs writes to what is being copied.
@@ -87,5 +105,21 @@ mod tests {
         assert!(text.ends_with(r#""state":"failed","error":{"code":"runs_here"}}"#), "{text}");
         assert_eq!(serde_json::from_str::<Operation>(&text).unwrap(), failed);
         assert!(failed.has_ended());
+    }
+
+    /// What a later keeper says of an operation makes no other one unreadable.
+    #[test]
+    fn what_is_not_known_of_an_operation_is_no_fault() {
+        let read = |text: &str| serde_json::from_str::<Operation>(text);
+        let kind = read(r#"{"id":"7-1","kind":"sing","state":"running"}"#).unwrap();
+        assert_eq!((kind.kind, kind.has_ended()), (OperationKind::Unknown, false));
+        let unit = r#"{"id":"7-1","kind":"dump","state":"running","progress":{"done":1,"total":2,"unit":"songs"}}"#;
+        assert_eq!(read(unit).unwrap().state, State::Running { progress: None });
+        let code = r#"{"id":"7-1","kind":"dump","state":"failed","error":{"code":"on_fire","details":{"floor":9}}}"#;
+        let State::Failed { error: Refusal::Failed { reason } } = read(code).unwrap().state else { panic!() };
+        assert!(reason.contains("on_fire") && reason.contains('9'), "{reason}");
+        let event = r#"{"id":"7-1","kind":"dump","state":"done","outcome":{"event":"sang","song":"x"}}"#;
+        assert_eq!(read(event).unwrap().state, State::Done { outcome: Some(Box::new(EventKind::Unknown)) });
+        assert!(read(r#"{"id":"7-1","kind":"dump","state":"failed","error":{}}"#).is_err());
     }
 }

@@ -74,10 +74,15 @@ pub enum OperationKind {
     Protect,
     /// Until this host has let go of the VM, which another one has.
     Switchover,
-    /// Until the VM has ended.
+    /// Until the VM has ended: a protected one when the witness has agreed, so that its backup does not take over.
+    Stop,
+    /// Until the VM has ended, which its guest does.
     Shutdown,
     /// Until the image is committed.
     Trial,
+    /// One of a later keeper's, of which nothing is known here. No keeper of this version says it.
+    #[serde(other)]
+    Unknown,
 }
 
 impl OperationKind {
@@ -85,7 +90,14 @@ impl OperationKind {
     pub fn is_cancellable(self) -> bool {
         match self {
             Self::Snapshot | Self::Shutdown | Self::Trial => true,
-            Self::Start | Self::Restore | Self::Recover | Self::Dump | Self::Protect | Self::Switchover => false,
+            Self::Start
+            | Self::Restore
+            | Self::Recover
+            | Self::Dump
+            | Self::Protect
+            | Self::Switchover
+            | Self::Stop
+            | Self::Unknown => false,
         }
     }
 }

@@ -147,15 +147,20 @@ pub enum Refusal {
     TooManyOperations {
         limit: u64,
     },
-    /// The token names an operation of another kind.
+    /// The token was given to another request, of another kind or with other parameters, which has begun this operation; none: it
+    /// has not begun yet.
     TokenUsed {
-        operation: OperationId,
+        operation: Option<OperationId>,
         kind: OperationKind,
     },
     /// It was cancelled, or what it waited for is not wanted any more.
     Cancelled,
     /// The VM has ended on this host, or left it, before the operation had.
     VmEnded {
+        reason: String,
+    },
+    /// The VM's QEMU was launched anew before the operation had ended: of the former guest nothing is there any more.
+    Relaunched {
         reason: String,
     },
     /// The switchover came to nothing: the VM runs here.

@@ -19,7 +19,7 @@ pub enum Request {
         #[serde(default)]
         force: bool,
     },
-    /// End the VM (as by pulling its plug) and give up the role.
+    /// End the VM (as by pulling its plug) and give up the role: an operation, until it has ended.
     Stop,
     /// Press the guest's power button, and wait for it to switch itself off, for so long at most: then it is ended, or left to run:
     /// an operation, until it has ended. `asked`: its agent has been asked for that, and the button is not pressed.

@@ -242,6 +242,17 @@ mod tests {
         let Ok(Read::Unknown { code, details }) = read_answer(later) else { panic!() };
         assert_eq!((code.as_str(), &details["floor"]), ("on_fire", &9.into()));
         assert!(read_answer(b"nonsense").is_err() && read_answer(b"{}").is_err());
+        // What a later keeper tells beside what is known hides nothing of that.
+        let events = br#"{"answer":"events","version":1,"new":1,"gap":{"after":{"incarnation":1,"seq":1},"cause":"flood","incarnation":2},
+            "events":[{"event":"sang","song":"x","host":"a","incarnation":2,"seq":1,"unix_us":1,"monotonic_us":1},
+            {"event":"paused","by":"me","host":"a","incarnation":2,"seq":2,"unix_us":1,"monotonic_us":1}],
+            "next":{"incarnation":2,"seq":2}}"#;
+        let Ok(Read::Reply(Ok(Answer::Events { gap: Some(gap), events, next }))) = read_answer(events) else {
+            panic!()
+        };
+        assert_eq!((gap.cause, next.seq), (crate::GapCause::Unknown, 2));
+        let kinds: Vec<_> = events.into_iter().map(|event| event.kind).collect();
+        assert_eq!(kinds, [ninefold_model::event::EventKind::Unknown, ninefold_model::event::EventKind::Paused]);
     }
 
     /// The fields of a request lie beside the envelope's, and each is written out.

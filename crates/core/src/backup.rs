@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ninefold_control::Refusal;
 use ninefold_model::Record as WitnessRecord;
 use ninefold_model::event::{EventKind, FailoverPhases};
 use ninefold_model::health::Health;
@@ -174,7 +175,9 @@ impl Core {
             spec: hello.spec.clone(),
             primary: hello.from.clone(),
         });
-        self.drop_restore("another host has the VM");
+        let elsewhere = Refusal::RunsElsewhere { host: Some(hello.from.clone()) };
+        self.drop_restore("another host has the VM", elsewhere.clone());
+        self.start_failed(elsewhere);
         self.log_session(hello);
         // Without its log it would acknowledge what is in none.
         self.effect(Effect::AcceptOffer { offer, session, log: self.log.id });
@@ -268,7 +271,7 @@ impl Core {
             // A primary that has said farewell waits for that.
             self.primary(PrimaryOrder::Cut);
         }
-        let witness = match (&self.witness_error, &self.doubt) {
+        let witness = match (&self.witness_trouble, &self.doubt) {
             (None, _) => Witness::Good,
             (Some(_), None) => Witness::None,
             (Some(_), Some(_)) => Witness::Doubted,
@@ -351,7 +354,8 @@ impl Core {
 
     /// Forgets everything: a fresh standby.
     pub(crate) fn reset_protocol(&mut self) {
-        self.stand_down();
+        let reason = "this host has given up what it held of it".to_owned();
+        self.stand_down("what this host held of the VM is given up", Refusal::VmEnded { reason });
         self.protocol.abandon();
     }
 

@@ -124,7 +124,7 @@ impl Core {
         // The first that could serve the world.
         let bound = |r: &&Replica| r.uplink && self.protocol.phase(r.session) == Some(Phase::Bound);
         if let Some(to) = self.replicas.iter().find(bound).map(|r| r.backup.clone())
-            && self.witness_error.is_none()
+            && self.witness_trouble.is_none()
             && now.since(since) >= hold
             && self.final_epoch.is_none()
         {

@@ -27,7 +27,7 @@ use crate::health::HealthSide;
 use crate::log::LogSide;
 use crate::operations::Operations;
 use crate::prepare::Preparing;
-use crate::refusal;
+use crate::refusal::{self, WitnessTrouble};
 use crate::replica::Replica;
 use crate::requests::Quitting;
 use crate::settings::Settings;
@@ -65,7 +65,7 @@ pub struct Core {
     pub(crate) protocol: Protocol,
     pub(crate) epochs: EpochPolicy,
     /// Why the witness is of no use, while it is of none.
-    pub(crate) witness_error: Option<String>,
+    pub(crate) witness_trouble: Option<WitnessTrouble>,
     /// What was last read of it, in case that it cannot be believed: what is read may be older than what is known here by now.
     pub(crate) doubt: Option<String>,
     /// A thread runs the VM here, or is about to.
@@ -164,7 +164,7 @@ impl Core {
             effects: Vec::new(),
             observed: Observed { uplink: true, ..Observed::default() },
             epochs: settings.epochs,
-            witness_error: None,
+            witness_trouble: None,
             doubt: None,
             has_vm: false,
             generation: 0,
@@ -357,12 +357,13 @@ impl Core {
 
     /// What the witness answers cannot be believed, for this reason; or it can.
     fn doubt_witness(&mut self, doubt: Option<String>) {
-        if self.witness_error != doubt {
-            self.event(match &doubt {
-                Some(reason) => EventKind::WitnessDoubted { reason: reason.clone() },
+        let trouble = doubt.map(WitnessTrouble::Doubted);
+        if self.witness_trouble != trouble {
+            self.event(match &trouble {
+                Some(trouble) => EventKind::WitnessDoubted { reason: trouble.reason().to_owned() },
                 None => EventKind::WitnessReachable,
             });
-            self.witness_error = doubt;
+            self.witness_trouble = trouble;
         }
     }
 
@@ -458,19 +459,19 @@ impl Core {
             }
             Event::WitnessRefuses { reason } => self.doubt_read(Some(format!("it refuses: {reason}"))),
             Event::StartFrom { found, force, behind } => self.start_from(found, force, behind.as_ref()),
-            Event::StartFailed(reason) => {
+            Event::NotAsked(why) => {
                 if let Some(reply) = self.snapshot.asks_of_log() {
-                    self.tell_of_log(Err(reason.clone()), reply);
+                    self.tell_of_log(Err(why.to_string()), reply);
                 }
-                self.restore_refused(&reason);
-                self.start_failed(Refusal::WitnessSilent { reason });
+                self.restore_refused(&why.to_string(), refusal::of_witness(&why));
+                self.start_failed(refusal::of_witness(&why));
             }
             Event::Witness { error } => {
                 self.event(match &error {
                     Some(reason) => EventKind::WitnessUnreachable { reason: reason.clone() },
                     None => EventKind::WitnessReachable,
                 });
-                self.witness_error = error;
+                self.witness_trouble = error.map(WitnessTrouble::Silent);
             }
             Event::VmStarted { generation, status, layout, up } => self.vm_started(generation, status, layout, up),
             Event::VmRunning { generation } => {
@@ -508,7 +509,9 @@ impl Core {
             Event::GuestFailed { generation, failure } => self.guest_failed(generation, failure),
             Event::DumpProgress { generation, progress } => self.dump_progress(generation, progress),
             Event::Dumped { generation, outcome } => self.dumped(generation, outcome),
-            Event::ImageKept { image, before, reason, failure } => self.image_kept(image, before, reason, failure),
+            Event::ImageKept { trial, image, before, reason, failure } => {
+                self.image_kept(trial, image, before, reason, failure);
+            }
             Event::ImageOnRecord(image) => self.health.committed = image,
             Event::ConsoleShows { text } => self.console_shows(&text),
             Event::SyncProgress { target: Target::Snapshot, progress } => self.snapshot_copied(progress),
@@ -652,7 +655,7 @@ impl Core {
     /// SIGTERM has been obeyed: the VM ends with this keeper, whatever is still being synced.
     fn end(&mut self) {
         let over = self.protocol.nobody_may_claim();
-        self.stand_down();
+        self.stand_down("the keeper was told to end", Refusal::KeeperEnds);
         if over {
             self.disks(DisksOrder::Over);
         }
@@ -709,7 +712,7 @@ impl Core {
             Action::Propose { id, expected, new } => self.propose(id, expected, new, false),
             Action::AskAgain { id, expected, new } => self.propose(id, expected, new, true),
             Action::Boot => {
-                self.drop_restore("the VM is booted");
+                self.drop_restore("the VM is booted", Refusal::RunsHere);
                 self.health_boots();
                 self.boot();
             }
@@ -767,7 +770,12 @@ impl Core {
             }
             Action::StandDown => {
                 let from_log = matches!(self.loaded(), Some(Source::Log(_)));
-                self.stand_down();
+                // A VM that was to be started here was not granted, or there is no saying.
+                let ungranted = match &self.witness_trouble {
+                    Some(trouble @ WitnessTrouble::Doubted(_)) => trouble.refusal(),
+                    _ => Refusal::Overtaken,
+                };
+                self.stand_down("the witness did not grant the VM", ungranted);
                 // The log may speak of what the witness holds all the same: it may have been asked by what an old record said.
                 if from_log {
                     self.log_after_loss();
@@ -779,8 +787,9 @@ impl Core {
             Action::Refuse(refused) => {
                 let reason = refused.to_string();
                 tracing::warn!(%reason, "refused");
-                self.restore_refused(&reason);
-                self.start_failed(refusal::of_protocol(refused));
+                let refusal = refusal::of_protocol(refused);
+                self.restore_refused(&reason, refusal.clone());
+                self.start_failed(refusal);
             }
             Action::Emit(event) => self.emit(event),
         }
@@ -808,14 +817,16 @@ impl Core {
         }
     }
 
-    /// Ends whatever of the VM is here. Mute first: nothing may leave while the rest is taken down.
-    pub(crate) fn stand_down(&mut self) {
+    /// Ends whatever of the VM is here. Mute first: nothing may leave while the rest is taken down. `unstarted`: why what was being loaded
+    /// does not run here, in words and as who has asked for it is told.
+    pub(crate) fn stand_down(&mut self, words: &str, unstarted: Refusal) {
         self.give_up_preparing();
         self.ask(WitnessRequest::Cancel);
         self.guest_io(GuestIoOrder::Mute);
         self.disks(DisksOrder::Discard);
-        self.drop_snapshot();
-        self.drop_restore("the witness did not grant the VM");
+        let ended = "the VM has ended here";
+        self.drop_snapshot(ended, Refusal::VmEnded { reason: "before the snapshot was taken".into() });
+        self.drop_restore(words, unstarted);
         self.keep_log();
         self.part_log();
         self.announcing = None;

@@ -242,7 +242,7 @@ pub enum GuestOrder {
     /// Answered with `ConsoleShows` if the console has said this text.
     Search { text: String },
     /// Puts the committed image on record; none: that of the configuration. Ends with `ImageKept`, which repeats the rest.
-    KeepImage { record: Option<Boot>, image: Boot, before: Option<Boot>, reason: String },
+    KeepImage { trial: u64, record: Option<Boot>, image: Boot, before: Option<Boot>, reason: String },
 }
 
 /// About the QEMU that runs the VM, and the thread that owns it.

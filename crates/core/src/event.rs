@@ -1,6 +1,7 @@
 //! What happens, as the core is told of it. All of it is data: what a thread waits for, a socket or a QEMU stays with whoever drives the
 //! core, under the number or name that the event gives it.
 
+use std::fmt;
 use std::time::Duration;
 
 use ninefold_control::{Mixture, Refusal, Request};
@@ -77,8 +78,8 @@ pub enum Event {
         force: bool,
         behind: Option<Behind>,
     },
-    /// The witness could not be asked.
-    StartFailed(String),
+    /// The witness's record is not to be had for a VM that is to start.
+    NotAsked(NotAsked),
     /// The witness can be reached again, or why not.
     Witness {
         error: Option<String>,
@@ -163,6 +164,8 @@ pub enum Event {
     },
     /// The committed image is on record, or why it is not.
     ImageKept {
+        /// The trial that has committed it.
+        trial: u64,
         image: Boot,
         before: Option<Boot>,
         reason: String,
@@ -373,6 +376,27 @@ pub enum Event {
         request: RequestId,
         outcome: Result<(), Refusal>,
     },
+}
+
+/// Why there is no record of the witness's for a VM that is to start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotAsked {
+    /// The witness does not answer, for this reason.
+    Silent(String),
+    /// It answers that it does not let this host read the record, for this reason.
+    Refuses(String),
+    /// This host has had to ask it for something else.
+    Superseded,
+}
+
+impl fmt::Display for NotAsked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Silent(reason) => f.write_str(reason),
+            Self::Refuses(reason) => write!(f, "the witness refuses: {reason}"),
+            Self::Superseded => f.write_str("this host has had to ask the witness for something else"),
+        }
+    }
 }
 
 /// A volume whose image may be behind what clients were told.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ninefold_control::{Answer, Refusal, Reply, Request, Work};
+use ninefold_control::{Answer, OperationKind, Refusal, Reply, Request, Work};
 use ninefold_model::event::EventKind;
 use ninefold_model::health::{DumpProgress, Failure, Health, HealthStatus, HealthySign, Watchdog};
 use ninefold_model::spec::Boot;
@@ -111,13 +111,16 @@ impl Core {
                 self.input(ProtocolInput::Part { reason });
             }
             Decision::Stop { reason } => self.input(ProtocolInput::Stop { reason }),
-            Decision::Keep { image, before, reason } => self.keep_image(image, before, reason),
+            Decision::Keep { trial, image, before, reason } => self.keep_image(trial, image, before, reason),
             // Asked for by a request, which was answered.
             Decision::Refuse(refused) => tracing::debug!(?refused, "refused"),
             Decision::Emit(happened) => {
                 match &happened {
                     Happened::Failed { failure, action, .. } => self.measure(Metric::GuestFailed(*failure, *action)),
-                    Happened::FellBack { .. } => self.measure(Metric::Trial(TrialOutcome::FellBack)),
+                    Happened::FellBack { trial, reason, .. } => {
+                        self.measure(Metric::Trial(TrialOutcome::FellBack));
+                        self.trial_ends(*trial, Err(Refusal::FellBack { reason: reason.clone() }));
+                    }
                     Happened::TrialStarted { .. } => {}
                 }
                 self.event(happened.into());
@@ -125,22 +128,37 @@ impl Core {
         }
     }
 
-    fn keep_image(&mut self, image: Boot, before: Option<Boot>, reason: String) {
+    fn keep_image(&mut self, trial: u64, image: Boot, before: Option<Boot>, reason: String) {
         let record = self.health.policy.record().cloned();
-        self.guest(GuestOrder::KeepImage { record, image, before, reason });
+        self.guest(GuestOrder::KeepImage { trial, record, image, before, reason });
     }
 
-    pub(crate) fn image_kept(&mut self, image: Boot, before: Option<Boot>, reason: String, failure: Option<String>) {
+    pub(crate) fn image_kept(
+        &mut self,
+        trial: u64,
+        image: Boot,
+        before: Option<Boot>,
+        reason: String,
+        failure: Option<String>,
+    ) {
         match failure {
             None => {
                 self.measure(Metric::Trial(TrialOutcome::Committed));
-                self.event(EventKind::ImageCommitted { image, reason });
+                let event = EventKind::ImageCommitted { image, reason };
+                self.trial_ends(trial, Ok(Some(event.clone())));
+                self.event(event);
             }
             // Otherwise the VM has gone, or another image was committed since.
             Some(reason) if self.has_vm && self.health.policy.committed() == &image => {
-                self.health_input(Input::NotKept { before, reason });
+                self.health_input(Input::NotKept { trial, before, reason });
             }
-            Some(reason) => tracing::error!(%reason, "the committed image is not on record"),
+            Some(reason) => {
+                tracing::error!(%reason, "the committed image is not on record");
+                self.trial_ends(
+                    trial,
+                    Err(Refusal::FellBack { reason: format!("the image cannot be kept: {reason}") }),
+                );
+            }
         }
     }
 
@@ -164,8 +182,19 @@ impl Core {
     }
 
     pub(crate) fn dumped(&mut self, generation: u64, outcome: EventKind) {
+        // That of a former guest is told, and is not the one that is asked for now.
+        let present = generation == self.generation;
+        if present {
+            self.operation_ends(
+                OperationKind::Dump,
+                match &outcome {
+                    EventKind::DumpFailed { reason } => Err(Refusal::Failed { reason: reason.clone() }),
+                    dumped => Ok(Some(dumped.clone())),
+                },
+            );
+        }
         self.event(outcome);
-        if generation == self.generation {
+        if present {
             self.health.dump = None;
             self.health_input(Input::Dumped);
         }
@@ -235,9 +264,13 @@ impl Core {
         if !self.protocol.is_alone() || self.health.relaunch.is_none() || self.awaits_gate() {
             return;
         }
-        if let Some(reason) = self.health.relaunch.take() {
-            tracing::info!(%reason, "QEMU is launched anew");
+        let reason = self.health.relaunch.take().unwrap_or_default();
+        tracing::info!(%reason, "QEMU is launched anew");
+        // What was asked of the former guest does not happen any more.
+        for kind in [OperationKind::Shutdown, OperationKind::Dump] {
+            self.operation_ends(kind, Err(Refusal::Relaunched { reason: reason.clone() }));
         }
+        self.drop_snapshot("the VM's QEMU is launched anew", Refusal::Relaunched { reason });
         self.forget_health();
         // Until it is there, no backup is looked for.
         self.layout = None;

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use ninefold_control::{Answer, Mixture, Refusal, Request};
+use ninefold_control::{Mixture, Refusal, Request};
 use ninefold_model::event::EventKind;
 use ninefold_model::spec::{EpochPolicy, NonVolatile};
 use ninefold_model::status::{LogState, LogStatus, Role};
@@ -56,8 +56,6 @@ struct Removal {
     since: Monotonic,
     /// `Stopped`.
     event: EventKind,
-    /// Who wants to know that the VM has stopped.
-    told: Vec<RequestId>,
     /// What is asked meanwhile: it would find a log that goes.
     later: Vec<(RequestId, Request, Seen)>,
 }
@@ -403,7 +401,7 @@ impl Core {
         if was_on {
             let since = self.now.monotonic;
             self.end_removal();
-            self.log.removal = Some(Removal { id, since, event: stopped, told: Vec::new(), later: Vec::new() });
+            self.log.removal = Some(Removal { id, since, event: stopped, later: Vec::new() });
         } else {
             self.event(stopped);
         }
@@ -428,21 +426,10 @@ impl Core {
 
     /// The VM has stopped, as far as can be said.
     fn end_removal(&mut self) {
-        let Some(Removal { event, told, later, .. }) = self.log.removal.take() else { return };
+        let Some(Removal { event, later, .. }) = self.log.removal.take() else { return };
         self.event(event);
-        for request in told {
-            self.reply(request, Ok(Answer::Done));
-        }
         for (id, request, seen) in later {
             self.request(id, request, seen);
-        }
-    }
-
-    /// Answers who has had the VM stopped, when its log is gone.
-    pub(crate) fn reply_when_stopped(&mut self, to: RequestId) {
-        match &mut self.log.removal {
-            Some(removal) => removal.told.push(to),
-            None => self.reply(to, Ok(Answer::Done)),
         }
     }
 

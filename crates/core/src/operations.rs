@@ -28,6 +28,7 @@ pub(crate) fn kind_of(request: &Request) -> Option<OperationKind> {
         Request::Dump => OperationKind::Dump,
         Request::Protect => OperationKind::Protect,
         Request::Switchover => OperationKind::Switchover,
+        Request::Stop => OperationKind::Stop,
         Request::Shutdown { .. } => OperationKind::Shutdown,
         Request::Trial { .. } => OperationKind::Trial,
         _ => return None,
@@ -38,7 +39,36 @@ pub(crate) fn kind_of(request: &Request) -> Option<OperationKind> {
 struct Asked {
     by: RequestId,
     kind: OperationKind,
-    token: Option<String>,
+    /// What it was, where it may come again by its token.
+    token: Option<(String, Request)>,
+    /// It has come again meanwhile.
+    again: Vec<RequestId>,
+}
+
+/// A token, and what was asked with it.
+struct Token {
+    text: String,
+    request: Request,
+    operation: OperationId,
+}
+
+/// An operation, as it is.
+struct Known {
+    operation: Operation,
+    /// Of a trial its number.
+    trial: Option<u64>,
+}
+
+/// What was done with this token before.
+enum Before {
+    /// Nothing, as far as is remembered.
+    Nothing,
+    /// The same was asked, and this has become of it.
+    Begun(Operation),
+    /// The same was asked, and is not answered yet: the answer is for this request, too.
+    Asked,
+    /// Another request was.
+    Another { operation: Option<OperationId>, kind: OperationKind },
 }
 
 /// The operations of one life of a keeper: those that run, and the latest that have ended. Pure.
@@ -47,7 +77,9 @@ pub(crate) struct Operations {
     last: u64,
     asked: Vec<Asked>,
     /// The oldest first.
-    all: Vec<Operation>,
+    all: Vec<Known>,
+    /// The oldest first.
+    tokens: Vec<Token>,
     /// Where the VM is being handed to, as an event says it.
     handover: Option<EventKind>,
     /// Why a backup was last lost.
@@ -56,64 +88,125 @@ pub(crate) struct Operations {
 
 impl Operations {
     pub(crate) fn new(incarnation: Incarnation) -> Self {
-        Self { incarnation, last: 0, asked: Vec::new(), all: Vec::new(), handover: None, backup_lost: None }
+        Self {
+            incarnation,
+            last: 0,
+            asked: Vec::new(),
+            all: Vec::new(),
+            tokens: Vec::new(),
+            handover: None,
+            backup_lost: None,
+        }
     }
 
-    /// The operation that was begun with this token.
-    fn of_token(&self, token: &str) -> Option<&Operation> {
-        self.all.iter().find(|o| o.token.as_deref() == Some(token))
+    fn get(&self, id: OperationId) -> Option<&Operation> {
+        self.all.iter().map(|known| &known.operation).find(|o| o.id == id)
+    }
+
+    /// What was done with this token before; `by` asks for this with it now.
+    fn before(&mut self, by: RequestId, token: &str, request: &Request) -> Before {
+        if let Some(used) = self.tokens.iter().find(|t| t.text == token) {
+            let Some(operation) = self.get(used.operation).cloned() else { return Before::Nothing };
+            return match used.request == *request {
+                true => Before::Begun(operation),
+                false => Before::Another { operation: Some(operation.id), kind: operation.kind },
+            };
+        }
+        let same = |asked: &&mut Asked| asked.token.as_ref().is_some_and(|(text, _)| text == token);
+        match self.asked.iter_mut().find(same) {
+            Some(asked) if asked.token.as_ref().is_some_and(|(_, first)| first == request) => {
+                asked.again.push(by);
+                Before::Asked
+            }
+            Some(other) => Before::Another { operation: None, kind: other.kind },
+            None => Before::Nothing,
+        }
+    }
+
+    /// Whether this is the operation of the trial of that number.
+    fn is_of_trial(&self, id: OperationId, trial: u64) -> bool {
+        self.all.iter().any(|known| known.operation.id == id && known.trial == Some(trial))
     }
 
     fn running(&self, kind: OperationKind) -> impl Iterator<Item = &Operation> {
-        self.all.iter().filter(move |o| o.kind == kind && !o.has_ended())
+        self.all.iter().map(|known| &known.operation).filter(move |o| o.kind == kind && !o.has_ended())
+    }
+
+    fn any_runs(&self) -> bool {
+        self.all.iter().any(|known| !known.operation.has_ended())
     }
 
     /// Somebody asks for what is an operation, or will be told why it is none.
-    fn asks(&mut self, by: RequestId, kind: OperationKind, token: Option<String>) -> Result<(), Refusal> {
-        if self.all.iter().filter(|o| !o.has_ended()).count() + self.asked.len() >= MOST_RUNNING {
+    fn asks(&mut self, by: RequestId, kind: OperationKind, token: Option<(String, Request)>) -> Result<(), Refusal> {
+        let running = self.all.iter().filter(|known| !known.operation.has_ended()).count();
+        if running + self.asked.len() >= MOST_RUNNING {
             return Err(Refusal::TooManyOperations { limit: MOST_RUNNING as u64 });
         }
-        self.asked.push(Asked { by, kind, token });
+        self.asked.push(Asked { by, kind, token, again: Vec::new() });
         Ok(())
     }
 
-    /// What is asked for is done, or is being done; or it is refused.
-    fn answered(&mut self, to: RequestId, accepted: bool) -> Option<Operation> {
-        let at = self.asked.iter().position(|asked| asked.by == to)?;
-        let Asked { kind, token, .. } = self.asked.remove(at);
+    /// What is asked for is done, or is being done; or it is refused. Answers the operation, and who else has asked for it.
+    fn answered(&mut self, to: RequestId, accepted: bool, trial: Option<u64>) -> (Option<Operation>, Vec<RequestId>) {
+        let Some(at) = self.asked.iter().position(|asked| asked.by == to) else { return (None, Vec::new()) };
+        let Asked { kind, token, again, .. } = self.asked.remove(at);
         if !accepted {
-            return None;
+            return (None, again);
         }
         self.last += 1;
         let id = OperationId { incarnation: self.incarnation, number: self.last };
-        let operation = Operation { id, kind, token, state: State::Running { progress: None } };
-        self.all.push(operation.clone());
-        if self.all.len() > REMEMBERED
-            && let Some(oldest) = self.all.iter().position(Operation::has_ended)
-        {
-            self.all.remove(oldest);
+        let text = token.as_ref().map(|(text, _)| text.clone());
+        let operation = Operation { id, kind, token: text, state: State::Running { progress: None } };
+        self.all.push(Known { operation: operation.clone(), trial: trial.filter(|_| kind == OperationKind::Trial) });
+        if let Some((text, request)) = token {
+            self.remember(text, request, id);
         }
-        Some(operation)
+        if self.all.len() > REMEMBERED
+            && let Some(oldest) = self.all.iter().position(|known| known.operation.has_ended())
+        {
+            let gone = self.all.remove(oldest).operation.id;
+            self.tokens.retain(|t| t.operation != gone);
+        }
+        (Some(operation), again)
     }
 
-    /// All of this kind that run have ended so. Answers them.
-    fn end(&mut self, kind: OperationKind, outcome: &Result<Option<EventKind>, Refusal>) -> Vec<Operation> {
+    /// What was asked with this token is this operation. Those of operations that have ended are forgotten first.
+    fn remember(&mut self, text: String, request: Request, operation: OperationId) {
+        self.tokens.push(Token { text, request, operation });
+        if self.tokens.len() > REMEMBERED {
+            let ended = |t: &Token| self.get(t.operation).is_none_or(Operation::has_ended);
+            let oldest = self.tokens.iter().position(ended).unwrap_or(0);
+            self.tokens.remove(oldest);
+        }
+    }
+
+    /// All of this kind that run, or the one of this trial, have ended so. Answers them.
+    fn end(
+        &mut self,
+        kind: OperationKind,
+        trial: Option<u64>,
+        outcome: &Result<Option<EventKind>, Refusal>,
+    ) -> Vec<Operation> {
         let state = match outcome {
             Ok(event) => State::Done { outcome: event.clone().map(Box::new) },
             Err(refusal) => State::Failed { error: refusal.clone() },
         };
         let mut ended = Vec::new();
-        for operation in self.all.iter_mut().filter(|o| o.kind == kind && !o.has_ended()) {
-            operation.state = state.clone();
-            ended.push(operation.clone());
+        for known in self.all.iter_mut().filter(|known| trial.is_none() || known.trial == trial) {
+            let operation = &mut known.operation;
+            if operation.kind == kind && !operation.has_ended() {
+                operation.state = state.clone();
+                ended.push(operation.clone());
+            }
         }
         ended
     }
 
-    /// How far all of this kind are. Answers those of which something else was known.
-    fn gets_on(&mut self, kind: OperationKind, progress: Option<Progress>) -> Vec<Operation> {
+    /// How far all of this kind are, or the one of this trial. Answers those of which something else was known.
+    fn gets_on(&mut self, kind: OperationKind, trial: Option<u64>, progress: Option<Progress>) -> Vec<Operation> {
         let mut changed = Vec::new();
-        for operation in self.all.iter_mut().filter(|o| o.kind == kind) {
+        let these = self.all.iter_mut().filter(|known| known.operation.kind == kind && known.trial == trial);
+        for operation in these.map(|known| &mut known.operation) {
             if let State::Running { progress: known } = &mut operation.state
                 && progress.is_some()
                 && *known != progress
@@ -127,12 +220,12 @@ impl Operations {
 
     /// An event is told: what has ended by it, and how.
     fn ended_by(&mut self, event: &EventKind) -> Vec<(OperationKind, Result<Option<EventKind>, Refusal>)> {
-        use OperationKind::{Dump, Protect, Recover, Restore, Shutdown, Snapshot, Start, Switchover, Trial};
+        use OperationKind::{Dump, Protect, Recover, Restore, Shutdown, Snapshot, Start, Stop, Switchover, Trial};
         let done = |kind| vec![(kind, Ok(Some(event.clone())))];
         let failed = |kind, refusal| vec![(kind, Err(refusal))];
         // What the VM's end here ends.
         let over = |reason: &String| {
-            let kinds = [Start, Restore, Recover, Snapshot, Dump, Protect, Shutdown, Switchover, Trial];
+            let kinds = [Start, Restore, Recover, Snapshot, Dump, Protect, Stop, Shutdown, Switchover, Trial];
             kinds.map(|kind| (kind, Err(Refusal::VmEnded { reason: reason.clone() }))).to_vec()
         };
         match event {
@@ -142,11 +235,7 @@ impl Operations {
             EventKind::RestoreFailed { reason, .. } => failed(Restore, Refusal::Failed { reason: reason.clone() }),
             EventKind::Recovered { .. } => done(Recover),
             EventKind::LogUnusable { reason } => failed(Recover, Refusal::LogUnusable { reason: reason.clone() }),
-            EventKind::Dumped { .. } => done(Dump),
-            EventKind::DumpFailed { reason } => failed(Dump, Refusal::Failed { reason: reason.clone() }),
             EventKind::Protected { .. } => done(Protect),
-            EventKind::ImageCommitted { .. } => done(Trial),
-            EventKind::FellBack { reason, .. } => failed(Trial, Refusal::FellBack { reason: reason.clone() }),
             EventKind::ShutdownIgnored { within_ms, ended: false } => {
                 failed(Shutdown, Refusal::ShutdownIgnored { within_ms: *within_ms })
             }
@@ -160,6 +249,7 @@ impl Operations {
             }
             EventKind::Stopped { reason } => {
                 let mut ended = done(Shutdown);
+                ended.extend(done(Stop));
                 ended.extend(over(reason));
                 ended
             }
@@ -171,7 +261,12 @@ impl Operations {
                 ended.extend(over(reason));
                 ended
             }
-            EventKind::Lost { reason } => over(reason),
+            // Who wants it stopped has what he wants: nobody has it.
+            EventKind::Lost { reason } | EventKind::StartFailed { reason } => {
+                let mut ended = done(Stop);
+                ended.extend(over(reason));
+                ended
+            }
             _ => Vec::new(),
         }
     }
@@ -181,17 +276,26 @@ impl Core {
     /// Whether a request is to be carried out: not if it has been, by its token, or is one too many.
     pub(crate) fn unless_begun(&mut self, id: RequestId, request: &Request, token: Option<String>) -> bool {
         let Some(kind) = kind_of(request) else { return true };
-        if let Some(known) = token.as_deref().and_then(|token| self.operations.of_token(token)).cloned() {
-            let reply = match known.kind == kind {
-                true => Ok(Answer::Begun { operation: Box::new(known) }),
-                false => Err(Refusal::TokenUsed { operation: known.id, kind: known.kind }),
+        let token = token.map(|text| (text, request.clone()));
+        if let Some((text, request)) = &token {
+            let reply = match self.operations.before(id, text, request) {
+                Before::Nothing => None,
+                Before::Asked => return false,
+                Before::Begun(operation) => Some(Ok(Answer::Begun { operation: Box::new(operation) })),
+                Before::Another { operation, kind } => Some(Err(Refusal::TokenUsed { operation, kind })),
             };
-            self.effect(Effect::Reply { to: id, reply });
-            return false;
+            if let Some(reply) = reply {
+                self.effect(Effect::Reply { to: id, reply });
+                return false;
+            }
         }
-        // Whoever asks for protection while somebody waits for it waits with him: such a wait may be long.
-        let shared = (kind == OperationKind::Protect).then(|| self.operations.running(kind).next().cloned()).flatten();
-        if let Some(operation) = shared {
+        // Whoever asks for protection, or for the end, while somebody waits for it waits with him: such a wait may be long.
+        let is_shared = matches!(kind, OperationKind::Protect | OperationKind::Stop);
+        let running = self.operations.running(kind).next().filter(|_| is_shared).cloned();
+        if let Some(operation) = running {
+            if let Some((text, request)) = token {
+                self.operations.remember(text, request, operation.id);
+            }
             self.effect(Effect::Reply { to: id, reply: Ok(Answer::Begun { operation: Box::new(operation) }) });
             return false;
         }
@@ -206,33 +310,50 @@ impl Core {
 
     /// The answer to a request, which tells of the operation if it has begun one.
     pub(crate) fn begun(&mut self, to: RequestId, reply: Reply) -> Reply {
-        match self.operations.answered(to, reply.is_ok()) {
+        let trial = self.health.policy.trial_number();
+        let (operation, again) = self.operations.answered(to, reply.is_ok(), trial);
+        let reply = match operation {
             Some(operation) => {
                 self.effect(Effect::Operation(operation.clone()));
                 Ok(Answer::Begun { operation: Box::new(operation) })
             }
             None => reply,
+        };
+        for to in again {
+            self.effect(Effect::Reply { to, reply: reply.clone() });
         }
+        reply
     }
 
     pub(crate) fn operation_ends(&mut self, kind: OperationKind, outcome: Result<Option<EventKind>, Refusal>) {
-        for operation in self.operations.end(kind, &outcome) {
+        for operation in self.operations.end(kind, None, &outcome) {
+            self.effect(Effect::Operation(operation));
+        }
+    }
+
+    /// The trial of this number has ended so. The one after it may have begun.
+    pub(crate) fn trial_ends(&mut self, trial: u64, outcome: Result<Option<EventKind>, Refusal>) {
+        for operation in self.operations.end(OperationKind::Trial, Some(trial), &outcome) {
             self.effect(Effect::Operation(operation));
         }
     }
 
     /// An event is told.
     pub(crate) fn operations_hear(&mut self, event: &EventKind) {
-        for (kind, outcome) in self.operations.ended_by(event) {
+        // Whether the VM has stopped is still to be found out.
+        let gone = self.protocol.is_gone() && matches!(event, EventKind::StoodDown { .. });
+        let open = |kind| gone && matches!(kind, OperationKind::Stop | OperationKind::Shutdown);
+        for (kind, outcome) in self.operations.ended_by(event).into_iter().filter(|(kind, _)| !open(*kind)) {
             self.operation_ends(kind, outcome);
         }
     }
 
     pub(crate) fn operations_tick(&mut self) {
-        self.check_switchover();
-        if self.operations.all.iter().all(Operation::has_ended) {
+        if !self.operations.any_runs() {
             return;
         }
+        self.check_switchover();
+        self.check_ended();
         let bytes = |done, total| (total > 0).then_some(Progress { done, total, unit: Unit::Bytes });
         let snapshot = self.snapshot_progress().and_then(|p| bytes(p.done, p.total));
         let sync = self.replicas.iter().find(|r| r.first.is_none()).and_then(|r| r.sync);
@@ -246,8 +367,10 @@ impl Core {
             (OperationKind::Trial, trial.and_then(|t| millis(t.within_ms.saturating_sub(t.left_ms), t.within_ms))),
             (OperationKind::Shutdown, self.shutdown_so_far().and_then(|(done, total)| millis(done, total))),
         ];
+        let number = self.health.policy.trial_number();
         for (kind, progress) in far {
-            for operation in self.operations.gets_on(kind, progress) {
+            let trial = number.filter(|_| kind == OperationKind::Trial);
+            for operation in self.operations.gets_on(kind, trial, progress) {
                 self.effect(Effect::Operation(operation));
             }
         }
@@ -267,9 +390,26 @@ impl Core {
         }
     }
 
+    /// Nothing is waited for that cannot come any more: of a VM that is not here, and of what is not being loaded. As a rule an event has said
+    /// so before, and why.
+    fn check_ended(&mut self) {
+        use OperationKind::{Dump, Protect, Recover, Restore, Shutdown, Snapshot, Stop, Switchover, Trial};
+        let here = self.protocol.role() == Role::Primary;
+        let comes = here || self.protocol.is_gone() || self.protocol.awaits_witness();
+        let over = || Err(Refusal::VmEnded { reason: "nothing of it is here any more".into() });
+        if !comes && !self.has_vm && !self.log.is_being_removed() {
+            for kind in [Snapshot, Dump, Protect, Switchover, Stop, Shutdown, Trial] {
+                self.operation_ends(kind, over());
+            }
+            if !self.restoring() {
+                [Restore, Recover].into_iter().for_each(|kind| self.operation_ends(kind, over()));
+            }
+        }
+    }
+
     /// Ends an operation before its time, if that is possible.
     pub(crate) fn cancel(&mut self, id: OperationId) -> Reply {
-        let Some(operation) = self.operations.all.iter().find(|o| o.id == id).cloned() else {
+        let Some(operation) = self.operations.get(id).cloned() else {
             return Err(Refusal::UnknownOperation { operation: id });
         };
         // Whoever cancels what has ended has what he wants, or learns that he is late.
@@ -287,14 +427,17 @@ impl Core {
                     self.operation_ends(kind, cancelled);
                     self.forget_shutdown();
                 }
-                OperationKind::Trial if self.health.policy.trial().is_some() => {
-                    self.operation_ends(kind, cancelled);
+                OperationKind::Trial => {
+                    // One whose image is being put on record is over.
+                    let number = self.health.policy.trial_number().filter(|n| self.operations.is_of_trial(id, *n));
+                    let Some(number) = number else { return Err(refusal) };
+                    self.trial_ends(number, cancelled);
                     self.health_input(policy::Input::FallBack);
                 }
                 _ => return Err(refusal),
             }
         }
-        let now = self.operations.all.iter().find(|o| o.id == id).cloned().unwrap_or(operation);
+        let now = self.operations.get(id).cloned().unwrap_or(operation);
         Ok(Answer::Operation { operation: Box::new(now) })
     }
 }

@@ -37,8 +37,8 @@ pub enum Input {
     Trial { image: Boot, within: Duration, sign: HealthySign },
     /// The guest was found healthy, and how.
     Healthy { reason: String },
-    /// The image that was committed in place of `before` cannot be kept.
-    NotKept { before: Option<Boot>, reason: String },
+    /// The image that this trial has committed in place of `before` cannot be kept.
+    NotKept { trial: u64, before: Option<Boot>, reason: String },
     /// The owner ends the trial.
     FallBack,
     /// QEMU did not start, or has ended, with the image on trial.
@@ -73,8 +73,9 @@ pub enum Decision {
     Stop {
         reason: String,
     },
-    /// Keep `image` on record as the committed one; `NotKept` with `before` if that fails.
+    /// Keep `image` on record as the committed one, which this trial has found healthy; `NotKept` with `before` if that fails.
     Keep {
+        trial: u64,
         image: Boot,
         before: Option<Boot>,
         reason: String,
@@ -89,7 +90,7 @@ pub enum Decision {
 pub enum Happened {
     Failed { failure: Failure, action: WatchdogAction, count: u32 },
     TrialStarted { image: Boot, within_ms: u64 },
-    FellBack { image: Boot, reason: String },
+    FellBack { trial: u64, image: Boot, reason: String },
 }
 
 impl From<Happened> for EventKind {
@@ -98,7 +99,7 @@ impl From<Happened> for EventKind {
             Happened::Failed { failure: Failure::Watchdog, action, count } => Self::WatchdogFired { action, count },
             Happened::Failed { failure: Failure::Panic, action, count } => Self::GuestPanicked { action, count },
             Happened::TrialStarted { image, within_ms } => Self::TrialStarted { image, within_ms },
-            Happened::FellBack { image, reason } => Self::FellBack { image, reason },
+            Happened::FellBack { trial: _, image, reason } => Self::FellBack { image, reason },
         }
     }
 }
@@ -118,6 +119,8 @@ pub struct Policy {
     configured: Boot,
     committed: Option<Boot>,
     trial: Option<OnTrial>,
+    /// Numbers trials, for as long as the keeper lives: what becomes of one is not taken for another's.
+    last_trial: u64,
     /// Failures that were acted on, by their age, oldest first.
     failures: Vec<Duration>,
     dumping: Option<Then>,
@@ -125,6 +128,7 @@ pub struct Policy {
 
 #[derive(Debug, Clone)]
 struct OnTrial {
+    number: u64,
     image: Boot,
     within: Duration,
     left: Duration,
@@ -133,7 +137,7 @@ struct OnTrial {
 
 impl Policy {
     pub fn new(watchdog: Option<Watchdog>, configured: Boot, committed: Option<Boot>) -> Self {
-        Self { watchdog, configured, committed, trial: None, failures: Vec::new(), dumping: None }
+        Self { watchdog, configured, committed, trial: None, last_trial: 0, failures: Vec::new(), dumping: None }
     }
 
     /// The image that the guest runs, or boots from next.
@@ -148,6 +152,11 @@ impl Policy {
 
     pub fn watchdog(&self) -> Option<&Watchdog> {
         self.watchdog.as_ref()
+    }
+
+    /// The number of the trial that is under way.
+    pub fn trial_number(&self) -> Option<u64> {
+        self.trial.as_ref().map(|t| t.number)
     }
 
     /// By what an image on trial is found healthy.
@@ -185,7 +194,8 @@ impl Policy {
     pub fn handle(&mut self, input: Input, out: &mut Vec<Decision>) {
         match input {
             Input::Boots { watchdog, committed } => {
-                *self = Self::new(watchdog, self.configured.clone(), committed);
+                let last_trial = self.last_trial;
+                *self = Self { last_trial, ..Self::new(watchdog, self.configured.clone(), committed) };
             }
             Input::TookOver { watchdog, health } => self.took_over(watchdog, health, out),
             Input::Passed(time) => self.passed(time, out),
@@ -197,13 +207,13 @@ impl Policy {
             },
             Input::Trial { image, within, sign } => self.begin_trial(image, within, sign, out),
             Input::Healthy { reason } => self.healthy(reason, out),
-            Input::NotKept { before, reason } => {
+            Input::NotKept { trial, before, reason } => {
                 let image = self.committed().clone();
                 self.committed = before;
+                let reason = format!("the image cannot be kept: {reason}");
+                out.push(Decision::Emit(Happened::FellBack { trial, image, reason: reason.clone() }));
                 // A later trial boots an image of its own.
                 if self.trial.is_none() {
-                    let reason = format!("the image cannot be kept: {reason}");
-                    out.push(Decision::Emit(Happened::FellBack { image, reason: reason.clone() }));
                     out.push(Decision::Relaunch { reason });
                 }
             }
@@ -223,7 +233,10 @@ impl Policy {
         let Health { committed, trial, failures_ms, pending, standing: _, freeze: _ } = health;
         self.watchdog = watchdog;
         self.committed = committed;
+        self.last_trial += 1;
+        let number = self.last_trial;
         self.trial = trial.map(|t| OnTrial {
+            number,
             image: t.image,
             within: Duration::from_millis(t.within_ms),
             left: Duration::from_millis(t.left_ms),
@@ -312,7 +325,8 @@ impl Policy {
             return;
         }
         let within_ms = millis(within);
-        self.trial = Some(OnTrial { image: image.clone(), within, left: within, sign });
+        self.last_trial += 1;
+        self.trial = Some(OnTrial { number: self.last_trial, image: image.clone(), within, left: within, sign });
         out.push(Decision::Emit(Happened::TrialStarted { image, within_ms }));
         out.push(Decision::Relaunch { reason: "an image is tried".into() });
     }
@@ -326,7 +340,7 @@ impl Policy {
         let before = self.committed.take();
         // The image of the specification needs no record.
         self.committed = (trial.image != self.configured).then(|| trial.image.clone());
-        out.push(Decision::Keep { image: trial.image, before, reason });
+        out.push(Decision::Keep { trial: trial.number, image: trial.image, before, reason });
     }
 
     /// What this host's record of the committed image has to say.
@@ -337,7 +351,8 @@ impl Policy {
     fn fall_back(&mut self, reason: String, out: &mut Vec<Decision>) {
         let Some(trial) = self.trial.take() else { return };
         self.dumping = None;
-        out.push(Decision::Emit(Happened::FellBack { image: trial.image, reason: reason.clone() }));
+        let OnTrial { number, image, .. } = trial;
+        out.push(Decision::Emit(Happened::FellBack { trial: number, image, reason: reason.clone() }));
         out.push(Decision::Relaunch { reason: format!("the image on trial failed: {reason}") });
     }
 }
@@ -413,7 +428,7 @@ mod tests {
         assert!(matches!(take(&mut p, trial(2, 10))[..], [Decision::Refuse(_)]));
         assert_eq!(take(&mut p, Input::Passed(Duration::from_secs(9))), []);
         let kept = take(&mut p, Input::Healthy { reason: "asked".into() });
-        assert_eq!(kept, [Decision::Keep { image: image(1), before: None, reason: "asked".into() }]);
+        assert_eq!(kept, [Decision::Keep { trial: 1, image: image(1), before: None, reason: "asked".into() }]);
         assert_eq!(take(&mut p, Input::Passed(Duration::from_secs(9))), [], "the trial is over");
         assert_eq!((p.image(), p.committed(), p.record()), (&image(1), &image(1), Some(&image(1))));
         // Back to what the specification says: nothing to remember.
@@ -452,7 +467,7 @@ mod tests {
         let mut p = policy(WatchdogAction::Reset, 3);
         take(&mut p, trial(1, 10));
         take(&mut p, Input::Healthy { reason: String::new() });
-        assert!(relaunches(&take(&mut p, Input::NotKept { before: None, reason: "disk full".into() })));
+        assert!(relaunches(&take(&mut p, Input::NotKept { trial: 1, before: None, reason: "disk full".into() })));
         assert_eq!(p.image(), &image(0));
     }
 
@@ -542,6 +557,11 @@ mod tests {
             let mut new = Policy::new(None, image(0), None);
             let health = serde_json::from_str(&serde_json::to_string(&old.health()).unwrap()).unwrap();
             prop_assert_eq!(take(&mut new, Input::TookOver { watchdog: old.watchdog.clone(), health }), []);
+            // Each keeper numbers trials for itself.
+            new.last_trial = old.last_trial;
+            if let (Some(new), Some(old)) = (&mut new.trial, &old.trial) {
+                new.number = old.number;
+            }
             for input in after {
                 let (mut a, mut b) = (Vec::new(), Vec::new());
                 old.handle(input.clone(), &mut a);

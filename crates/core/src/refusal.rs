@@ -3,7 +3,44 @@
 use ninefold_control::{Refusal, Work};
 use ninefold_replica::protocol;
 
+use crate::event::NotAsked;
 use crate::policy;
+
+/// Why the witness is of no use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum WitnessTrouble {
+    /// It does not answer, for this reason.
+    Silent(String),
+    /// It answers, and cannot be believed, for this reason.
+    Doubted(String),
+}
+
+impl WitnessTrouble {
+    pub(crate) fn reason(&self) -> &str {
+        match self {
+            Self::Silent(reason) | Self::Doubted(reason) => reason,
+        }
+    }
+
+    /// What those are told who need it.
+    pub(crate) fn refusal(&self) -> Refusal {
+        let reason = self.reason().to_owned();
+        match self {
+            Self::Silent(_) => Refusal::WitnessSilent { reason },
+            Self::Doubted(_) => Refusal::WitnessDoubted { reason },
+        }
+    }
+}
+
+/// Why the VM is not started, as the witness's record is not to be had.
+pub(crate) fn of_witness(why: &NotAsked) -> Refusal {
+    match why {
+        NotAsked::Silent(reason) => Refusal::WitnessSilent { reason: reason.clone() },
+        NotAsked::Refuses(reason) => Refusal::WitnessDoubted { reason: format!("it refuses: {reason}") },
+        // What this host asks for instead comes first: it goes on with the VM, or ends it.
+        NotAsked::Superseded => Refusal::Busy { with: Work::Start },
+    }
+}
 
 /// A refusal of the protocol's.
 pub(crate) fn of_protocol(refused: protocol::Refused) -> Refusal {

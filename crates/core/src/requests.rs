@@ -38,13 +38,16 @@ impl Core {
             | Request::Trial { .. }
             | Request::CommitImage
             | Request::FallBack
+            | Request::Protect
+            | Request::Unprotect
                 if !self.has_vm =>
             {
                 Err(Refusal::NotRunningHere { host: self.other().cloned() })
             }
             Request::Stop => {
-                self.input(Input::Stop { reason: "stopped by its owner".into() });
-                return self.reply_when_stopped(id);
+                // Begun first: its end may be told at once.
+                self.reply(id, Ok(Answer::Done));
+                return self.input(Input::Stop { reason: "stopped by its owner".into() });
             }
             Request::Shutdown { .. } | Request::Pause | Request::Resume | Request::Wake => {
                 self.standing_request(&request)
@@ -120,8 +123,8 @@ impl Core {
 
     fn begin_switchover(&mut self) -> Reply {
         // The guest would stand still until the witness answers.
-        if let Some(reason) = self.witness_error.clone() {
-            return Err(Refusal::WitnessSilent { reason });
+        if let Some(trouble) = &self.witness_trouble {
+            return Err(trouble.refusal());
         }
         let mut actions = Vec::new();
         self.protocol.handle(Input::Switchover { to: None, reason: "asked for".into() }, &mut actions);
@@ -154,7 +157,7 @@ impl Core {
             committed: self.committed,
             peer: self.other().cloned(),
             epoch_policy: self.epochs,
-            witness_reachable: self.witness_error.is_none(),
+            witness_reachable: self.witness_trouble.is_none(),
             sync: self.replicas.iter().find(|r| r.first.is_none()).and_then(|r| r.sync),
             no_backup: self.no_peer.clone().filter(|_| self.wants_peer()),
             backups: self.replicas.iter().map(|r| self.backup_status(r)).collect(),
@@ -244,7 +247,7 @@ impl Core {
         let bound = self.protocol.protection() == Some(ProtectionState::Protected);
         let Some(quitting) = self.quitting.as_mut().filter(|q| !q.asked) else { return false };
         // Without the witness nobody can take it: the guest would only stand still until the end.
-        if !bound || self.witness_error.is_some() {
+        if !bound || self.witness_trouble.is_some() {
             return false;
         }
         quitting.asked = true;

@@ -1,6 +1,6 @@
 //! Snapshots as the core sees them: one at a time is taken, or loaded. So is a log that a person goes back in.
 
-use ninefold_control::{Answer, FreezeChoice, Refusal, Work};
+use ninefold_control::{Answer, FreezeChoice, OperationKind, Refusal, Work};
 use ninefold_model::event::EventKind;
 use ninefold_model::status::{SnapshotProgress, SnapshotStep, SyncProgress};
 use ninefold_model::{Record, SnapshotName};
@@ -11,6 +11,7 @@ use crate::backup::{Origin, Takeover};
 use crate::core::Core;
 use crate::effect::{Effect, JobOrder, VmOrder, WitnessRequest};
 use crate::event::{Behind, JobNews, RequestId, Seen, Source};
+use crate::refusal;
 
 /// See the [module](self).
 #[derive(Default)]
@@ -53,6 +54,15 @@ impl Running {
             (None, _) => Work::Recover,
             (Some(_), true) => Work::Restore,
             (Some(_), false) => Work::Snapshot,
+        }
+    }
+
+    /// As what it was asked for.
+    fn operation(&self) -> OperationKind {
+        match (&self.name, self.restore) {
+            (None, _) => OperationKind::Recover,
+            (Some(_), true) => OperationKind::Restore,
+            (Some(_), false) => OperationKind::Snapshot,
         }
     }
 }
@@ -233,18 +243,20 @@ impl Core {
         }
     }
 
-    /// A session has come in between: what is being loaded is not wanted.
-    pub(crate) fn drop_restore(&mut self, why: &str) {
+    /// What is being loaded is not wanted, or not granted: why, in words, and as who has asked for it is told.
+    pub(crate) fn drop_restore(&mut self, words: &str, refusal: Refusal) {
         if let Some(job) = self.snapshot.job.take_if(|job| job.restore) {
             self.leave_job(&job);
-            self.not_loaded(job.name, why.into());
+            self.operation_ends(job.operation(), Err(refusal));
+            self.not_loaded(job.name, words.into());
         }
     }
 
-    /// The VM is not here any more: nothing of it can be taken.
-    pub(crate) fn drop_snapshot(&mut self) {
+    /// The VM that was to be in it is not here any more: why, as for [`Core::drop_restore`].
+    pub(crate) fn drop_snapshot(&mut self, words: &str, refusal: Refusal) {
         if let Some(job) = self.snapshot.job.take_if(|job| !job.restore) {
-            self.not_taken(job, "the VM has ended here".into());
+            self.operation_ends(job.operation(), Err(refusal));
+            self.not_taken(job, words.into());
         }
     }
 
@@ -335,14 +347,14 @@ impl Core {
                 job.found = Some(found);
                 self.load_snapshot();
             }
-            Err(refused) => self.drop_restore(&refused.to_string()),
+            Err(refused) => self.drop_restore(&refused.to_string(), refusal::of_protocol(refused)),
         }
     }
 
     /// What was to be started is not.
-    pub(crate) fn restore_refused(&mut self, reason: &str) {
+    pub(crate) fn restore_refused(&mut self, words: &str, refusal: Refusal) {
         let restoring = self.restoring();
         self.takeover.take_if(|t| restoring && t.origin != Origin::Primary);
-        self.drop_restore(reason);
+        self.drop_restore(words, refusal);
     }
 }

@@ -80,7 +80,7 @@ impl Core {
     fn leave_disk(&mut self, reason: String) {
         let bound = |r: &&Replica| self.protocol.phase(r.session) == Some(Phase::Bound);
         if let Some(to) = self.replicas.iter().find(bound).map(|r| r.backup.clone())
-            && self.witness_error.is_none()
+            && self.witness_trouble.is_none()
             && self.final_epoch.is_none()
         {
             self.volumes.watch.tried(self.now.monotonic);
@@ -106,7 +106,7 @@ impl Core {
             self.event(EventKind::Stuck { reason: reason.clone() });
         }
         let heir = self.replicas.iter().any(|r| self.protocol.phase(r.session) == Some(Phase::Bound));
-        if (heir && self.witness_error.is_none()) || (self.log_is_on() && !is_disk) {
+        if (heir && self.witness_trouble.is_none()) || (self.log_is_on() && !is_disk) {
             self.start_failed(ninefold_control::Refusal::StartFailed { reason: reason.clone() });
             self.input(Input::MachineLost { reason });
         }

@@ -5,14 +5,19 @@ mod world;
 use std::time::Duration;
 
 use ninefold_control::operation::State;
-use ninefold_control::{Answer, OperationId, OperationKind, Refusal, Request, Work};
-use ninefold_model::Incarnation;
+use ninefold_control::{Answer, FreezeChoice, OperationId, OperationKind, Refusal, Request, Work};
+use ninefold_core::effect::{Effect, GuestOrder};
+use ninefold_core::event::{Event, NotAsked};
 use ninefold_model::event::EventKind;
+use ninefold_model::health::HealthySign;
+use ninefold_model::spec::{Boot, Protection};
 use ninefold_model::status::Role;
+use ninefold_model::{Incarnation, Record, Term};
 use serde_json::json;
 use world::{World, spec};
 
 const A: usize = 0;
+const B: usize = 1;
 const SECOND: Duration = Duration::from_secs(1);
 
 fn hosts(count: usize) -> World {
@@ -85,8 +90,30 @@ fn a_request_that_is_repeated_with_its_token_is_the_same_operation() {
     assert!(again.has_ended() && again.token.as_deref() == Some("one"));
     // Another one is another start, and refused as it would have been.
     assert!(matches!(ask(start(), "two"), Err(Refusal::RunsHere)));
-    let used = Refusal::TokenUsed { operation: id(1), kind: OperationKind::Start };
-    assert_eq!(ask(Request::Protect, "one"), Err(used));
+    let used = Refusal::TokenUsed { operation: Some(id(1)), kind: OperationKind::Start };
+    assert_eq!(ask(Request::Protect, "one"), Err(used.clone()));
+    // The same with other parameters is another request, too.
+    assert_eq!(ask(Request::Start { force: true }, "one"), Err(used));
+}
+
+/// A client that has lost its connection may ask again before the first answer is there.
+#[test]
+fn a_request_that_is_repeated_before_it_is_answered_is_one_request() {
+    let mut world = World::new(1, &spec(json!({ "protection": "none", "non_volatile": { "hold_output": true } })));
+    world.pass(SECOND);
+    world.begin(A, start());
+    world.pass(SECOND);
+    // A start waits for the log of the life before to be removed.
+    world.log_hangs = true;
+    world.begin(A, Request::Stop);
+    let (first, again) = (world.ask_with(A, start(), Some("one")), world.ask_with(A, start(), Some("one")));
+    let other = world.ask_with(A, Request::Start { force: true }, Some("one"));
+    let used = Refusal::TokenUsed { operation: None, kind: OperationKind::Start };
+    assert_eq!(world.hosts[A].replies.get(&other), Some(&Err(used)));
+    assert!(!world.hosts[A].replies.contains_key(&first) && !world.hosts[A].replies.contains_key(&again));
+    world.pass(SECOND * 3);
+    let replies = &world.hosts[A].replies;
+    assert!(matches!(&replies[&first], Ok(Answer::Begun { .. })) && replies[&first] == replies[&again]);
 }
 
 #[test]
@@ -153,4 +180,209 @@ fn who_asks_for_what_is_waited_for_already_waits_with_the_first() {
     assert!(matches!(state(&world, shutdown), State::Running { .. }));
     let _ = world.answer(A, Request::Unprotect);
     assert_eq!(error(&world, first), Refusal::Cancelled);
+}
+
+#[test]
+fn a_token_of_who_waits_with_another_names_the_same_operation() {
+    let mut world = hosts(1);
+    world.begin(A, start());
+    let first = world.begin(A, Request::Protect);
+    let mut ask = |request| {
+        let request = world.ask_with(A, request, Some("mine"));
+        world.hosts[A].replies[&request].clone()
+    };
+    for _ in 0..2 {
+        let Ok(Answer::Begun { operation }) = ask(Request::Protect) else { panic!() };
+        assert_eq!(operation.id, id(first));
+    }
+    let used = Refusal::TokenUsed { operation: Some(id(first)), kind: OperationKind::Protect };
+    assert_eq!(ask(Request::Dump), Err(used));
+    let _ = world.answer(A, Request::Unprotect);
+    // It is remembered how it has ended.
+    let request = world.ask_with(A, Request::Protect, Some("mine"));
+    assert!(matches!(&world.hosts[A].replies[&request], Ok(Answer::Begun { operation }) if operation.has_ended()));
+}
+
+/// A trial of this image: another one than any of the former trials'.
+fn trial(image: &str) -> Request {
+    let image = Boot::BootSector { image: image.into() };
+    Request::Trial { image, within_ms: 10_000, sign: HealthySign::Asked }
+}
+
+fn dump(generation: u64) -> Event {
+    let outcome = EventKind::Dumped { path: "/d".into(), bytes: 1, took_ms: 1 };
+    Event::Dumped { generation, outcome }
+}
+
+/// What was asked of a guest whose QEMU is launched anew does not happen any more, and nobody waits for it.
+#[test]
+fn what_was_asked_of_a_former_guest_ends_with_it() {
+    let mut world = hosts(1);
+    world.begin(A, start());
+    let shutdown = world.begin(A, Request::Shutdown { within_ms: 60_000, end: true, asked: false });
+    let dumped = world.begin(A, Request::Dump);
+    let name = "s".parse().unwrap();
+    let snapshot = world.begin(A, Request::Snapshot { name, parent: None, freeze: FreezeChoice::Never });
+    let (former, _) = (world.hosts[A].runs.unwrap(), world.begin(A, trial("/one")));
+    for operation in [shutdown, dumped, snapshot] {
+        assert!(matches!(error(&world, operation), Refusal::Relaunched { .. }), "{operation}");
+    }
+    // Nor does a late word of the former one's end what is asked of the present one.
+    let later = world.begin(A, Request::Dump);
+    world.tell(A, dump(former));
+    world.settle();
+    assert!(matches!(state(&world, later), State::Running { .. }));
+    world.tell(A, dump(former + 1));
+    world.settle();
+    assert!(matches!(outcome(&world, later), EventKind::Dumped { .. }));
+}
+
+/// The first trial's image is still being put on record when the second begins: each ends as it ended itself.
+#[test]
+fn trials_in_a_row_end_each_with_its_own_outcome() {
+    let commit = |world: &mut World, image: &str| {
+        let number = world.begin(A, trial(image));
+        assert!(matches!(world.answer(A, Request::CommitImage), Ok(Answer::Done)));
+        let kept = world.hosts[A].effects.iter().rev().find_map(|effect| match effect {
+            Effect::Guest(GuestOrder::KeepImage { trial, image, before, reason, .. }) => {
+                Some((*trial, image.clone(), before.clone(), reason.clone()))
+            }
+            _ => None,
+        });
+        (number, kept.unwrap())
+    };
+    for failure in [None, Some("no room".to_owned())] {
+        let mut world = hosts(1);
+        world.begin(A, start());
+        let (first, (trial_number, image, before, reason)) = commit(&mut world, "/one");
+        let late = Request::Cancel { operation: id(first) };
+        let over = Refusal::NotCancellable { operation: id(first), kind: OperationKind::Trial };
+        assert_eq!(world.answer(A, late), Err(over), "it is over");
+        let second = world.begin(A, trial("/two"));
+        let kept = Event::ImageKept { trial: trial_number, image, before, reason, failure: failure.clone() };
+        world.tell(A, kept);
+        world.settle();
+        match failure {
+            None => assert!(matches!(outcome(&world, first), EventKind::ImageCommitted { .. })),
+            Some(_) => {
+                assert!(matches!(error(&world, first), Refusal::FellBack { reason } if reason.contains("no room")))
+            }
+        }
+        assert!(matches!(state(&world, second), State::Running { .. }));
+        assert!(matches!(world.answer(A, Request::FallBack), Ok(Answer::Done)));
+        assert!(matches!(error(&world, second), Refusal::FellBack { .. }));
+    }
+}
+
+/// Nobody waits for protection where it cannot come.
+#[test]
+fn protection_is_asked_of_the_host_that_runs_the_vm() {
+    let mut world = hosts(2);
+    world.begin(A, start());
+    world.pass(SECOND);
+    for request in [Request::Protect, Request::Unprotect] {
+        let refused = world.answer(B, request);
+        assert!(
+            matches!(&refused, Err(Refusal::NotRunningHere { host: Some(host) }) if host.as_str() == "a"),
+            "{refused:?}"
+        );
+    }
+    assert_eq!(world.status(B).wanted, Protection::FaultTolerant);
+    let mut alone = hosts(1);
+    assert_eq!(alone.answer(A, Request::Protect), Err(Refusal::NotRunningHere { host: None }));
+}
+
+#[test]
+fn what_waits_for_a_first_boot_ends_when_that_fails() {
+    let mut world = hosts(1);
+    world.launch_hangs = true;
+    let (started, protect) = (world.begin(A, start()), world.begin(A, Request::Protect));
+    world.tell(A, Event::VmLost { generation: 1, reason: "no such machine".into() });
+    world.settle();
+    assert!(matches!(error(&world, started), Refusal::StartFailed { .. }));
+    assert!(matches!(error(&world, protect), Refusal::VmEnded { .. }));
+}
+
+/// A protected VM ends when the witness has agreed: else its backup would take over.
+#[test]
+fn a_stop_is_done_when_the_vm_has_stopped() {
+    let mut world = hosts(2);
+    world.begin(A, start());
+    world.pass(SECOND);
+    world.hosts[A].cut_from_witness = true;
+    let stop = world.begin(A, Request::Stop);
+    world.pass(SECOND);
+    assert!(matches!(state(&world, stop), State::Running { .. }));
+    assert_eq!(world.status(A).role, Role::Primary);
+    // Whoever asks for it again waits with the first.
+    assert_eq!(world.begin(A, Request::Stop), stop);
+    world.hosts[A].cut_from_witness = false;
+    world.pass(SECOND);
+    assert!(matches!(outcome(&world, stop), EventKind::Stopped { .. }));
+}
+
+/// What is refused later than at once has the code that it would have had at once.
+#[test]
+fn a_restore_fails_with_the_code_of_its_cause() {
+    let restore = || Request::Restore { name: "s".parse().unwrap(), force: false, clone: false };
+    let mut world = hosts(1);
+    // Not for the witness to answer.
+    world.hosts[A].cut_from_witness = true;
+    let mut fails = |why: Event| {
+        let operation = world.begin(A, restore());
+        world.tell(A, why);
+        world.settle();
+        error(&world, operation)
+    };
+    let not_asked = |why| Event::NotAsked(why);
+    let silent = fails(not_asked(NotAsked::Silent("no route".into())));
+    assert_eq!(silent, Refusal::WitnessSilent { reason: "no route".into() });
+    let refuses = fails(not_asked(NotAsked::Refuses("who are you?".into())));
+    assert!(matches!(refuses, Refusal::WitnessDoubted { reason } if reason.contains("who are you?")));
+    assert_eq!(fails(not_asked(NotAsked::Superseded)), Refusal::Busy { with: Work::Start });
+    let record = Record { term: Term(7), primary: "b".parse().unwrap(), backups: Vec::new() };
+    let held = fails(Event::StartFrom { found: Some(record.clone()), force: false, behind: None });
+    assert_eq!(held, Refusal::HeldElsewhere { record: record.clone(), host: Some("b".parse().unwrap()) });
+}
+
+/// The same of a recovery, of which no snapshot's event tells.
+#[test]
+fn a_recovery_fails_with_the_code_of_its_cause() {
+    let mut world = World::new(1, &spec(json!({ "protection": "none", "non_volatile": { "hold_output": true } })));
+    world.pass(SECOND);
+    world.hosts[A].cut_from_witness = true;
+    let operation = world.begin(A, Request::Recover { force: true });
+    world.tell(A, Event::NotAsked(NotAsked::Silent("no route".into())));
+    world.settle();
+    assert_eq!(error(&world, operation), Refusal::WitnessSilent { reason: "no route".into() });
+}
+
+/// A witness that answers what cannot be is not said to be silent.
+#[test]
+fn who_needs_a_witness_that_is_doubted_is_told_so() {
+    let mut world = hosts(2);
+    world.begin(A, start());
+    world.pass(SECOND);
+    for _ in 0..2 {
+        world.tell(A, Event::WitnessHolds(None));
+        world.settle();
+    }
+    let refused = world.answer(A, Request::Switchover);
+    assert!(matches!(refused, Err(Refusal::WitnessDoubted { .. })), "{refused:?}");
+    world.tell(A, Event::Witness { error: Some("no route".into()) });
+    world.settle();
+    assert_eq!(world.answer(A, Request::Switchover), Err(Refusal::WitnessSilent { reason: "no route".into() }));
+}
+
+/// A start that finds that the VM has begun to live elsewhere says so.
+#[test]
+fn a_start_ends_when_another_host_makes_this_one_its_backup() {
+    let mut world = hosts(2);
+    world.begin(A, start());
+    world.hosts[B].cut_from_witness = true;
+    let started = world.begin(B, start());
+    world.pass(SECOND);
+    let ended = world.hosts[B].operations[&started].state.clone();
+    let State::Failed { error: Refusal::RunsElsewhere { host } } = ended else { panic!("{ended:?}") };
+    assert_eq!(host, Some("a".parse().unwrap()));
 }

@@ -251,17 +251,17 @@ fn a_vm_is_said_to_have_stopped_when_its_log_is_gone() {
     let mut world = booted(&non_volatile(), 1);
     world.pass(SECOND);
     world.log_hangs = true;
-    let request = world.ask(A, Request::Stop);
+    let stop = world.begin(A, Request::Stop);
     assert!(world.hosts[A].effects.iter().any(|e| matches!(e, Effect::Log { order: LogOrder::Remove, .. })));
     let stopped = |world: &World| told(world, A, |e| matches!(e, EventKind::Stopped { .. }));
-    assert!(!stopped(&world) && !world.hosts[A].replies.contains_key(&request));
+    assert!(!stopped(&world) && !world.hosts[A].operations[&stop].has_ended());
     // Nor is the VM started meanwhile.
     let start = world.ask(A, Request::Start { force: false });
     world.pass(SECOND);
     assert!(world.hosts[A].runs.is_none() && !world.hosts[A].replies.contains_key(&start));
     // But a disk that does not answer is not waited for without end.
     world.pass(SECOND * 2);
-    assert!(stopped(&world) && world.hosts[A].replies.contains_key(&request));
+    assert!(stopped(&world) && matches!(world.hosts[A].operations[&stop].state, State::Done { .. }));
     assert!(world.hosts[A].runs.is_some());
 }
 
@@ -270,7 +270,7 @@ fn a_vm_is_said_to_have_stopped_when_its_log_is_gone() {
 #[test]
 fn what_is_parked_is_left_to_the_launch_that_waits_for_its_end() {
     let mut world = protected();
-    assert!(matches!(world.answer(A, Request::Stop), Ok(Answer::Done)));
+    assert!(matches!(world.answer(A, Request::Stop), Ok(Answer::Begun { .. })));
     world.pass(SECOND);
     let from = world.hosts[B].effects.len();
     assert!(matches!(world.answer(B, Request::Start { force: true }), Ok(Answer::Begun { .. })));
@@ -283,7 +283,7 @@ fn what_is_parked_is_left_to_the_launch_that_waits_for_its_end() {
 #[test]
 fn a_late_word_of_a_former_thread_is_ignored() {
     let mut world = booted(&plain(), 1);
-    assert!(matches!(world.answer(A, Request::Stop), Ok(Answer::Done)));
+    assert!(matches!(world.answer(A, Request::Stop), Ok(Answer::Begun { .. })));
     assert!(matches!(world.answer(A, Request::Start { force: false }), Ok(Answer::Begun { .. })));
     let generation = world.hosts[A].runs.unwrap();
     world.tell(A, Event::VmLost { generation: generation - 1, reason: "late".into() });
@@ -311,7 +311,7 @@ fn a_vm_that_ends_while_it_is_launched_can_be_started_again() {
         let again = world.answer(A, Request::Start { force: true });
         assert!(matches!(again, Ok(Answer::Begun { .. })), "{again:?}");
     };
-    ends(|world| assert!(matches!(world.answer(A, Request::Stop), Ok(Answer::Done))));
+    ends(|world| assert!(matches!(world.answer(A, Request::Stop), Ok(Answer::Begun { .. }))));
     // An operator has started it elsewhere.
     ends(|world| {
         let record = world.witness.clone().unwrap().alone("b".parse().unwrap());
@@ -557,7 +557,7 @@ fn a_vm_has_stopped_although_its_qemu_dies_before_that_is_known() {
     assert_eq!(status.log.map(|log| log.state), Some(LogState::On));
     world.hosts[A].cut_from_witness = true;
     let from = world.hosts[A].effects.len();
-    world.ask(A, Request::Stop);
+    let stop = world.begin(A, Request::Stop);
     let asked = place(&world, A, from, |e| matches!(e, Effect::Ask(WitnessRequest::Propose { .. })));
     let Effect::Ask(WitnessRequest::Propose { id, new, .. }) = world.hosts[A].effects[asked].clone() else {
         unreachable!()
@@ -572,5 +572,10 @@ fn a_vm_has_stopped_although_its_qemu_dies_before_that_is_known() {
     world.tell(A, Event::WitnessAnswer { id, outcome: Outcome::Won });
     world.settle();
     assert!(stopped(&world));
+    let ended = &world.hosts[A].operations[&stop].state;
+    assert!(
+        matches!(ended, State::Done { outcome: Some(event) } if matches!(**event, EventKind::Stopped { .. })),
+        "{ended:?}"
+    );
     place(&world, A, asked, |e| matches!(e, Effect::Log { order: LogOrder::Remove, .. }));
 }

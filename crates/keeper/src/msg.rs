@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use ninefold_control::{Reply, Request};
 use ninefold_core::LogFailure;
-use ninefold_core::event::Seen;
+use ninefold_core::event::{NotAsked, Seen};
 use ninefold_machine::Ports;
 use ninefold_model::checkpoint::CheckpointRecord;
 use ninefold_model::difference::Difference;
@@ -56,7 +56,8 @@ pub enum Msg {
         found: Option<Record>,
         force: bool,
     },
-    StartFailed(String),
+    /// There is none to be had.
+    NotAsked(NotAsked),
     /// Reachable again, or why not.
     Witness {
         error: Option<String>,
@@ -146,6 +147,7 @@ pub enum Msg {
 
     /// The committed image is on record, or why it is not.
     ImageKept {
+        trial: u64,
         image: Boot,
         before: Option<Boot>,
         reason: String,

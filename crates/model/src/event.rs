@@ -212,6 +212,9 @@ pub enum EventKind {
     ImageCommitted { image: Boot, reason: String },
     /// The image on trial failed: the guest is booted from the committed one.
     FellBack { image: Boot, reason: String },
+    /// A kind that a later keeper has told, and of which nothing is known here. No keeper of this version says it.
+    #[serde(other)]
+    Unknown,
 }
 
 /// What an event tells of the witness's record, whose versions follow each other whatever the hosts' clocks say.
@@ -297,6 +300,16 @@ mod tests {
         let event = Event { incarnation, seq: 1, unix_us: 2, monotonic_us: 3, host, times: 4, first: None, kind };
         let text = serde_json::to_string(&event).unwrap();
         assert_eq!(serde_json::from_str::<Event>(&text).unwrap(), event, "{text}");
+    }
+
+    /// Who follows a keeper that is newer than he is hears what he knows, and goes on behind what he does not.
+    #[test]
+    fn a_kind_that_a_later_keeper_tells_is_unknown_and_no_fault() {
+        let later = r#"{"event":"sang","song":"x","host":"a","incarnation":9,"seq":4,"unix_us":2,"monotonic_us":3}"#;
+        let event: Event = serde_json::from_str(later).unwrap();
+        assert_eq!((event.kind, event.seq), (EventKind::Unknown, 4));
+        // One that is known is as it is documented, or an error.
+        assert!(serde_json::from_str::<EventKind>(r#"{"event":"booted"}"#).is_err());
     }
 
     /// Whoever adds a kind that names a term says what it tells of the record.

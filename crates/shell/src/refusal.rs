@@ -81,10 +81,12 @@ pub fn words(refusal: &Refusal) -> String {
         }
         Refusal::TooManyOperations { limit } => format!("{limit} operations run already"),
         Refusal::TokenUsed { operation, kind } => {
-            format!("the token names operation {operation}, which is another ({})", operation_name(*kind))
+            let begun = operation.map_or_else(String::new, |id| format!(", which has begun operation {id}"));
+            format!("the token was given to another request ({}){begun}", operation_name(*kind))
         }
         Refusal::Cancelled => "it was cancelled".into(),
         Refusal::VmEnded { reason } => format!("the VM has ended here: {reason}"),
+        Refusal::Relaunched { reason } => format!("the VM's QEMU was launched anew meanwhile: {reason}"),
         Refusal::Stayed { reason } => format!("the VM stays here: {reason}"),
         Refusal::ShutdownIgnored { within_ms } => {
             let within = humantime::format_duration(std::time::Duration::from_millis(*within_ms));
@@ -104,8 +106,10 @@ pub fn operation_name(kind: OperationKind) -> &'static str {
         OperationKind::Dump => "dump",
         OperationKind::Protect => "protect",
         OperationKind::Switchover => "switchover",
+        OperationKind::Stop => "stop",
         OperationKind::Shutdown => "shutdown",
         OperationKind::Trial => "trial",
+        OperationKind::Unknown => "something that this command does not know",
     }
 }
 
@@ -213,9 +217,10 @@ pub fn help(refusal: &Refusal) -> Option<String> {
         Refusal::UnknownOperation { .. } | Refusal::TooManyOperations { .. } | Refusal::NotCancellable { .. } => {
             "`ninefold vm operations` shows those that there are"
         }
-        Refusal::EarlierKeeper { .. } | Refusal::VmEnded { .. } | Refusal::Stayed { .. } => {
-            "`ninefold vm events` and `ninefold vm status` show what the keepers are at"
-        }
+        Refusal::EarlierKeeper { .. }
+        | Refusal::VmEnded { .. }
+        | Refusal::Relaunched { .. }
+        | Refusal::Stayed { .. } => "`ninefold vm events` and `ninefold vm status` show what the keepers are at",
         Refusal::ShutdownIgnored { .. } => {
             "`ninefold vm console` shows what it is at; `ninefold vm shutdown --force` or `ninefold vm stop` ends it"
         }

@@ -1,7 +1,7 @@
 //! The witness's client and the connector of a keeper: what their threads do, and when.
 
 use ninefold_core::effect::{BackupSearch, WitnessRequest};
-use ninefold_core::event::Event;
+use ninefold_core::event::{Event, NotAsked};
 use ninefold_replica::protocol::Outcome;
 
 use crate::keeper::{At, Standby};
@@ -37,8 +37,7 @@ impl World {
             let starts = matches!(question, WitnessRequest::Start { .. });
             let before = client.pending.replace(question);
             if matches!(before, Some(WitnessRequest::Start { .. })) && !starts {
-                let why = "this host has had to ask the witness for something else: try again in a moment";
-                self.tell_later(host, 1, Event::StartFailed(why.into()));
+                self.tell_later(host, 1, Event::NotAsked(NotAsked::Superseded));
             }
         }
     }
@@ -102,7 +101,7 @@ impl World {
         let Some(answer) = answer else {
             if matches!(client.pending, Some(WitnessRequest::Start { .. })) {
                 client.pending = None;
-                self.tell(host, Event::StartFailed("no answer".into()));
+                self.tell(host, Event::NotAsked(NotAsked::Silent("no answer".into())));
             }
             if self.hosts[host].keeper.is_some() {
                 let client = &self.keeper(host).client;
@@ -129,7 +128,7 @@ impl World {
             (Some(WitnessRequest::Start { force }), Answer::Holds(found)) => {
                 Event::StartFrom { found, force, behind: None }
             }
-            (Some(WitnessRequest::Start { .. }), Answer::Refused(why)) => Event::StartFailed(why),
+            (Some(WitnessRequest::Start { .. }), Answer::Refused(why)) => Event::NotAsked(NotAsked::Refuses(why)),
             (_, Answer::Holds(found)) => Event::WitnessHolds(found),
             (_, Answer::Refused(reason)) => Event::WitnessRefuses { reason },
             (_, Answer::Won | Answer::Lost(_)) => return self.alarm(host, 1),

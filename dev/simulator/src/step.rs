@@ -194,8 +194,8 @@ impl World {
                 }
             }
             Effect::Guest(order) => {
-                if let GuestOrder::KeepImage { record: _, image, before, reason } = order {
-                    self.tell_later(host, MS, Event::ImageKept { image, before, reason, failure: None });
+                if let GuestOrder::KeepImage { trial, record: _, image, before, reason } = order {
+                    self.tell_later(host, MS, Event::ImageKept { trial, image, before, reason, failure: None });
                 }
             }
             Effect::Vm(order) => self.vm_order(host, order),

@@ -18,7 +18,7 @@ use super::events::words;
 use super::follow::Marks;
 use super::handover::{End, Handover};
 use super::keepers::{Keeper, Keepers, Where};
-use super::operation::carry_out;
+use super::operation::{carry_out, carry_out_within};
 use crate::error::CliError;
 
 /// How long a first copy may take: memory of any sensible size at the speed of a poor link.
@@ -195,9 +195,8 @@ fn asks_elsewhere<'a>(named: Option<&str>, force: bool, started: &'a Result<(), 
 pub fn stop(args: &StopArgs, output: &Output) -> Result<(), CliError> {
     let keepers = args.at.keepers()?;
     let (keeper, _) = keepers.primary()?;
-    keeper.client.command(&Request::Stop)?;
     // A protected VM's end is first agreed with the witness, so that its backup does not take over.
-    await_status(&keeper, "the end of the VM", has_ended)?;
+    carry_out_within(&keeper, &Request::Stop, "the VM is stopped", LIMIT)?;
     tell(output, "stop", &keeper.host, None, "the VM has stopped")
 }
 
@@ -404,15 +403,6 @@ fn await_status(
     }
 }
 
-/// Whether a VM that was to be ended here has; one that another host has taken meanwhile has not.
-fn has_ended(status: &VmStatus) -> Option<Result<(), CliError>> {
-    match status.role {
-        Role::Primary => None,
-        Role::Standby => Some(Ok(())),
-        Role::Backup => Some(Err(went(status))),
-    }
-}
-
 /// Whether a VM that was to run without a backup does; one that has left this host does not, here.
 fn is_alone(status: &VmStatus) -> Option<Result<(), CliError>> {
     match (status.role, status.protection) {
@@ -475,9 +465,6 @@ mod tests {
             "the VM does not run on a".to_owned(),
             Some("it is the backup of b: ask the keeper there".to_owned()),
         ));
-        assert_eq!(says(has_ended(&status("primary", protected, Some("b")))), None);
-        assert_eq!(says(has_ended(&status("standby", None, None))), Some(Ok(())));
-        assert_eq!(says(has_ended(&moved)), Some(elsewhere.clone()));
         assert_eq!(says(is_alone(&status("primary", protected, Some("b")))), None);
         assert_eq!(says(is_alone(&status("primary", off, None))), Some(Ok(())));
         assert_eq!(says(is_alone(&moved)), Some(elsewhere));

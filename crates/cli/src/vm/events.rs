@@ -99,6 +99,7 @@ impl Missed {
         let why = match self.gap.cause {
             GapCause::Restart => "its keeper was started anew, and what it said last before that may be missing",
             GapCause::Forgotten => "it has said more than it keeps, and the oldest of it is missing",
+            GapCause::Unknown => "its keeper, which is newer than this command, says that some is missing",
         };
         format!("(host {}: {why})", self.host)
     }
@@ -281,6 +282,7 @@ pub fn words(kind: &EventKind) -> String {
         EventKind::FellBack { image, reason } => {
             format!("FELL BACK to the committed image from {}: {reason}", image_name(image))
         }
+        EventKind::Unknown => "something that this command does not know: its keeper is newer".into(),
     }
 }
 

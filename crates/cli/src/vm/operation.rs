@@ -1,7 +1,7 @@
 //! What takes longer than an answer: carried out with a bar, listed, followed, cancelled.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use ninefold_control::operation::State;
@@ -63,7 +63,7 @@ pub fn run(args: &OperationsArgs, output: &Output) -> Result<(), CliError> {
                 Ok(_) if args.cancel => vec![keeper.client.cancel(id)?],
                 Ok(_) if args.wait => {
                     // How it has ended is shown, also if it came to nothing.
-                    match until_end(keeper, id, "it is waited for", false) {
+                    match until_end(keeper, id, "it is waited for", false, None) {
                         Ok(_) | Err(CliError::Keeper(ClientError::Refused(_))) => {}
                         Err(error) => return Err(error),
                     }
@@ -115,11 +115,32 @@ fn state(state: &State) -> String {
 /// It is refused, or fails.
 pub fn carry_out(keeper: &Keeper, request: &Request, text: &str) -> Result<Option<EventKind>, CliError> {
     let operation = keeper.client.begin(request, None)?;
-    until_end(keeper, operation.id, text, true)
+    until_end(keeper, operation.id, text, true, None)
+}
+
+/// The same, for as long at most: what it waits for may not answer. It goes on then.
+///
+/// # Errors
+/// As [`carry_out`]; or it has not ended in time.
+pub fn carry_out_within(
+    keeper: &Keeper,
+    request: &Request,
+    text: &str,
+    limit: Duration,
+) -> Result<Option<EventKind>, CliError> {
+    let operation = keeper.client.begin(request, None)?;
+    until_end(keeper, operation.id, text, true, Some(limit))
 }
 
 /// Waits until it has ended. Interrupted, it cancels what is this command's `own`, where that is possible: who only watches ends nothing.
-fn until_end(keeper: &Keeper, id: OperationId, text: &str, own: bool) -> Result<Option<EventKind>, CliError> {
+fn until_end(
+    keeper: &Keeper,
+    id: OperationId,
+    text: &str,
+    own: bool,
+    limit: Option<Duration>,
+) -> Result<Option<EventKind>, CliError> {
+    let begun = Instant::now();
     let interrupted = interrupt::stop_flag()?;
     let bar = progress::spinner(text);
     let end = loop {
@@ -134,6 +155,10 @@ fn until_end(keeper: &Keeper, id: OperationId, text: &str, own: bool) -> Result<
             State::Done { outcome } => break Ok(outcome.map(|event| *event)),
             State::Failed { error } => break Err(ClientError::Refused(error).into()),
             State::Running { progress } => progress::operation(&bar, progress.as_ref()),
+        }
+        if let Some(limit) = limit.filter(|limit| begun.elapsed() >= *limit) {
+            let what = format!("the end of the {}", operation_name(operation.kind));
+            break Err(CliError::TimedOut { what, seconds: limit.as_secs() });
         }
         if interrupted.load(Ordering::Relaxed) {
             let cancelled = own && operation.kind.is_cancellable() && keeper.client.cancel(id).is_ok();

@@ -92,7 +92,9 @@ impl Runtime {
                     self.answer(Event::ConsoleShows { text });
                 }
             }
-            GuestOrder::KeepImage { record, image, before, reason } => self.keep_image(record, image, before, reason),
+            GuestOrder::KeepImage { trial, record, image, before, reason } => {
+                self.keep_image(trial, record, image, before, reason);
+            }
         }
     }
 
@@ -105,16 +107,16 @@ impl Runtime {
     }
 
     /// A disk may be slow: a thread of its own writes.
-    fn keep_image(&mut self, record: Option<Boot>, image: Boot, before: Option<Boot>, reason: String) {
+    fn keep_image(&mut self, trial: u64, record: Option<Boot>, image: Boot, before: Option<Boot>, reason: String) {
         let (images, core) = (Arc::clone(&self.parts.images), self.parts.core.clone());
         let told = (image.clone(), before.clone(), reason.clone());
         let keep = move || {
             let failure = images.keep(record.as_ref()).err().map(|e| report(&e));
-            let _ = core.send(Msg::ImageKept { image, before, reason, failure });
+            let _ = core.send(Msg::ImageKept { trial, image, before, reason, failure });
         };
         if let Err(failed) = thread::Builder::new().name("images".into()).spawn(keep) {
             let (image, before, reason) = told;
-            self.answer(Event::ImageKept { image, before, reason, failure: Some(failed.to_string()) });
+            self.answer(Event::ImageKept { trial, image, before, reason, failure: Some(failed.to_string()) });
         }
     }
 

@@ -39,7 +39,7 @@ impl Runtime {
                 });
                 Event::StartFrom { found, force, behind }
             }
-            Msg::StartFailed(reason) => Event::StartFailed(reason),
+            Msg::NotAsked(why) => Event::NotAsked(why),
             Msg::Witness { error } => Event::Witness { error },
             Msg::VmStarted { generation, status, layout, ports, up } => {
                 self.ports = Some(ports);
@@ -64,7 +64,9 @@ impl Runtime {
                 self.sessions.get_mut(&session)?.rest = Some(rest);
                 Event::VolumesSynced { session, rounds, bytes }
             }
-            Msg::ImageKept { image, before, reason, failure } => Event::ImageKept { image, before, reason, failure },
+            Msg::ImageKept { trial, image, before, reason, failure } => {
+                Event::ImageKept { trial, image, before, reason, failure }
+            }
             Msg::PeerConnected { link } => {
                 let peer = link.peer().clone();
                 self.link = Some(link);

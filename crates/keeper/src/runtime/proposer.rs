@@ -5,6 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use ninefold_core::effect::WitnessRequest;
+use ninefold_core::event::NotAsked;
 use ninefold_model::{VmId, VmName};
 use ninefold_replica::protocol::Outcome;
 use ninefold_witness_client::{Swap, Witness, WitnessClient, WitnessError};
@@ -65,8 +66,7 @@ struct Proposer {
 impl Proposer {
     fn replace(&self, pending: &mut Option<WitnessRequest>, newer: WitnessRequest) {
         if replace(pending, newer) {
-            let why = "this host has had to ask the witness for something else: try again in a moment";
-            let _ = self.core.send(Msg::StartFailed(why.into()));
+            let _ = self.core.send(Msg::NotAsked(NotAsked::Superseded));
         }
     }
 
@@ -123,7 +123,7 @@ impl Proposer {
                     self.tell_reachable(Some(error.to_string()));
                     if let Some(WitnessRequest::Start { .. }) = pending {
                         pending = None;
-                        let _ = self.core.send(Msg::StartFailed(error.to_string()));
+                        let _ = self.core.send(Msg::NotAsked(NotAsked::Silent(error.to_string())));
                     }
                     wait = if pending.is_some() { RETRY } else { LOOK_AGAIN };
                     None
@@ -138,9 +138,7 @@ impl Proposer {
                     Some(WitnessRequest::Propose { id, .. }) => {
                         self.core.send(Msg::WitnessAnswer { id, outcome: Outcome::Refused(reason) })
                     }
-                    Some(WitnessRequest::Start { .. }) => {
-                        self.core.send(Msg::StartFailed(format!("the witness refuses: {reason}")))
-                    }
+                    Some(WitnessRequest::Start { .. }) => self.core.send(Msg::NotAsked(NotAsked::Refuses(reason))),
                     Some(WitnessRequest::Cancel | WitnessRequest::Look) | None => {
                         self.core.send(Msg::WitnessRefuses { reason })
                     }
@@ -222,14 +220,14 @@ mod tests {
         for other in others {
             let dir = tempfile::tempdir().unwrap();
             let (_ask, heard, stop) = proposer(dir.path(), 1, [start(), other]);
-            hear(&heard, |msg| matches!(msg, Msg::StartFailed(why) if why.contains("try again")).then_some(()));
+            hear(&heard, |msg| matches!(msg, Msg::NotAsked(NotAsked::Superseded)).then_some(()));
             stop.stop();
         }
         // One answer is for all that have asked, and a look takes the place of nothing.
         let dir = tempfile::tempdir().unwrap();
         let (_ask, heard, stop) = proposer(dir.path(), 1, [start(), start(), WitnessRequest::Look]);
         hear(&heard, |msg| match msg {
-            Msg::StartFailed(why) => panic!("{why}"),
+            Msg::NotAsked(why) => panic!("{why}"),
             Msg::StartFrom { found: None, force: false } => Some(()),
             _ => None,
         });

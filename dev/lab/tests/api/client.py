@@ -123,7 +123,7 @@ def main():
     assert told["gap"] is None, told
     kinds = [operation["kind"] for operation in b.ask("operations")["operations"]]
     assert kinds == ["protect"], kinds
-    b.ask("stop")
+    assert b.carry_out("stop")["outcome"]["event"] == "stopped"
     print("done", flush=True)
 
 
