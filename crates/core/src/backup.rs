@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ninefold_control::Refusal;
+use ninefold_control::{OperationKind, Refusal};
 use ninefold_model::Record as WitnessRecord;
 use ninefold_model::event::{EventKind, FailoverPhases};
 use ninefold_model::health::Health;
@@ -292,10 +292,27 @@ impl Core {
     }
 
     /// What this host holds in case that the VM is given back to it is not wanted any more.
-    pub(crate) fn end_spare(&mut self) {
+    fn end_spare(&mut self) {
         if self.protocol.is_spare() {
             self.reset_protocol();
         }
+    }
+
+    /// The VM has ended here while it was being stopped, and the witness has still to say that nobody else may have it.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.protocol.is_gone() && self.protocol.is_stopping()
+    }
+
+    /// A person wants the VM here, whatever this host waits for: to be given it back, or to hear that it has stopped.
+    pub(crate) fn end_waiting(&mut self) {
+        if self.is_ending() {
+            // Nobody hears any more that it has stopped.
+            for kind in [OperationKind::Stop, OperationKind::Shutdown] {
+                self.operation_ends(kind, Err(Refusal::Cancelled));
+            }
+            self.reset_protocol();
+        }
+        self.end_spare();
     }
 
     /// What this host holds cannot be acknowledged, because of its disk. It is whole, and perhaps all that is left of the VM: it is given

@@ -7,7 +7,7 @@ use ninefold_model::event::EventKind;
 use ninefold_model::status::Counters;
 use ninefold_replica::protocol::{Input, Phase};
 
-use crate::core::{Core, QUIT_LIMIT};
+use crate::core::Core;
 use crate::effect::{BackupSearch, Effect, GuestIoOrder, Metric, ParkingOrder, Word};
 use crate::event::Frames;
 use crate::replica::Replica;
@@ -54,9 +54,7 @@ impl Core {
         }
         // A VM that has become this host's meanwhile.
         self.hand_over_and_quit();
-        if self.quitting.as_ref().is_some_and(|q| now.since(q.since) > QUIT_LIMIT) {
-            self.done = true;
-        }
+        self.done |= self.has_waited_to_quit();
         let Frames { out, incoming, held, dropped, stale } = self.observed.frames;
         self.counters = Counters {
             frames_out: out,

@@ -780,7 +780,8 @@ impl Core {
                 if from_log {
                     self.log_after_loss();
                 }
-                if self.quitting.is_some() {
+                // One that was being stopped may turn out to have stopped, and its log is to go then.
+                if self.quitting.is_some() && !self.is_ending() {
                     self.done = true;
                 }
             }

@@ -264,8 +264,8 @@ impl Core {
     /// A primary whose VM is not logged begins a log.
     pub(crate) fn check_log(&mut self) {
         let now = self.now.monotonic;
-        // One that has ended while its backups were being released may turn out to have stopped.
-        if self.protocol.role() != Role::Primary && !self.protocol.is_gone() {
+        // One that has ended while it was being stopped may turn out to have stopped.
+        if self.protocol.role() != Role::Primary && !self.is_ending() {
             self.drop_parting_log();
         }
         let Some(status) = self.log_status() else { return };
@@ -289,7 +289,7 @@ impl Core {
                     && !self.restoring()
                     && !self.protocol.awaits_witness()
                     && !self.protocol.is_spare()
-                    && !self.protocol.is_gone()
+                    && !self.is_ending()
                     && !self.done
                     && self.log.look.is_some_and(|at| now >= at) =>
             {
@@ -637,11 +637,11 @@ impl Core {
 
     /// Whether the VM is to be booted now: not while there may be a log to go on from.
     pub(crate) fn may_start(&mut self, force: bool, seen: &Seen) -> Result<bool, Refusal> {
-        if force {
-            self.end_spare();
-        }
         if let Some(name) = seen.unfinished.as_ref().filter(|_| !force) {
             return Err(Refusal::VolumesMixed { by: Mixture::Restore, snapshot: Some(name.clone()) });
+        }
+        if force {
+            self.end_waiting();
         }
         if force && self.log.recovery.as_ref().is_some_and(|r| r.going) {
             // It is being loaded, and writes nothing more from here on.

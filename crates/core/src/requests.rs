@@ -18,6 +18,8 @@ pub(crate) struct Quitting {
     pub(crate) since: Monotonic,
     /// The VM was to be handed over.
     asked: bool,
+    /// The VM was being stopped.
+    stops: bool,
 }
 
 impl Core {
@@ -107,7 +109,7 @@ impl Core {
             return Err(Refusal::Busy { with: Work::LogLook });
         }
         // Nor may the question take the place of one that is on its way to the witness.
-        if let Some(refusal) = self.why_here() {
+        if let Some(refusal) = self.why_here(force) {
             return Err(refusal);
         }
         if let Some(refusal) = Self::is_mixture(seen.mixture, force) {
@@ -192,8 +194,8 @@ impl Core {
         }
     }
 
-    /// Why the VM cannot be started here now.
-    pub(crate) fn why_here(&self) -> Option<Refusal> {
+    /// Why the VM cannot be started here now; `force`: whatever became of it before.
+    pub(crate) fn why_here(&self, force: bool) -> Option<Refusal> {
         match self.protocol.role() {
             Role::Primary => Some(Refusal::RunsHere),
             // A backup may not have heard yet that the VM has ended: its primary knows.
@@ -202,8 +204,8 @@ impl Core {
                 Some(Refusal::RunsElsewhere { host })
             }
             Role::Standby if self.protocol.awaits_witness() => Some(Refusal::Busy { with: Work::Start }),
-            // The witness has still to say whether another host may have it.
-            Role::Standby if self.protocol.is_gone() => Some(Refusal::Busy { with: Work::Stop }),
+            // The witness has still to say that nobody else may have it.
+            Role::Standby if self.is_ending() && !force => Some(Refusal::Busy { with: Work::Stop }),
             Role::Standby => None,
         }
     }
@@ -228,7 +230,15 @@ impl Core {
         if self.quitting.is_some() {
             return;
         }
-        self.quitting = Some(Quitting { since: self.now.monotonic, asked: false });
+        let stops = self.off || self.protocol.is_stopping();
+        self.quitting = Some(Quitting { since: self.now.monotonic, asked: false, stops });
+        // The next keeper would go on with the VM from its log: that goes when the VM has stopped.
+        if stops {
+            tracing::warn!(
+                "told to end while the VM is being stopped: that comes first, if it is done within {QUIT_LIMIT:?}"
+            );
+            return;
+        }
         // What has been asked for may be this host's already, and nobody else could go on with it. Nor could anybody, perhaps, with
         // what is about to be asked for: if the primary lives, the witness shows that soon. A log, though, is the safest place, and
         // what is asked for waits for its disk: the next keeper goes on from it.
@@ -245,7 +255,7 @@ impl Core {
     /// A keeper that is to end hands its VM over when it can, once; answers whether it does.
     pub(crate) fn hand_over_and_quit(&mut self) -> bool {
         let bound = self.protocol.protection() == Some(ProtectionState::Protected);
-        let Some(quitting) = self.quitting.as_mut().filter(|q| !q.asked) else { return false };
+        let Some(quitting) = self.quitting.as_mut().filter(|q| !q.asked && !q.stops) else { return false };
         // Without the witness nobody can take it: the guest would only stand still until the end.
         if !bound || self.witness_trouble.is_some() {
             return false;
@@ -253,5 +263,12 @@ impl Core {
         quitting.asked = true;
         self.input(Input::Switchover { to: None, reason: "the keeper was told to end".into() });
         true
+    }
+
+    /// Whether a keeper that is to end has waited for long enough: for its VM to have stopped, or for another host to take it.
+    pub(crate) fn has_waited_to_quit(&self) -> bool {
+        let is_over = |q: &Quitting| self.elapsed(q.since) > QUIT_LIMIT;
+        let has_stopped = |q: &Quitting| q.stops && !self.off && !self.protocol.is_stopping();
+        self.quitting.as_ref().is_some_and(|q| is_over(q) || has_stopped(q))
     }
 }

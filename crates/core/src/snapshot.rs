@@ -152,7 +152,7 @@ impl Core {
     }
 
     fn begin_restore(&mut self, name: SnapshotName, force: bool, clone: bool, seen: &Seen) -> Result<(), Refusal> {
-        if let Some(refusal) = self.why_here() {
+        if let Some(refusal) = self.why_here(force) {
             return Err(refusal);
         }
         if self.starting {
@@ -187,7 +187,7 @@ impl Core {
         if self.non_volatile().is_none() {
             return Err(Refusal::NotLogged);
         }
-        if let Some(refusal) = self.why_here() {
+        if let Some(refusal) = self.why_here(force) {
             return Err(refusal);
         }
         if self.starting {
@@ -200,7 +200,7 @@ impl Core {
             return Err(Refusal::Busy { with: job.work() });
         }
         if force {
-            self.end_spare();
+            self.end_waiting();
         }
         if !self.leave_log_alone(force) {
             return Err(Refusal::LogGoesOn { epoch: None });

@@ -5,7 +5,7 @@ mod world;
 use std::time::Duration;
 
 use ninefold_control::operation::State;
-use ninefold_control::{Answer, Refusal, Request};
+use ninefold_control::{Answer, OperationKind, Refusal, Request};
 use ninefold_core::effect::{
     DisksOrder, Effect, GuestIoOrder, LogOrder, ParkingOrder, PrimaryOrder, RecoveryOrder, SessionOrder, VmOrder,
     WitnessRequest, Word,
@@ -15,7 +15,7 @@ use ninefold_model::event::EventKind;
 use ninefold_model::spec::VmSpec;
 use ninefold_model::status::{LogState, ProtectionState, Role};
 use ninefold_model::{Backup, Epoch, HostName, Record, Term};
-use ninefold_replica::protocol::{LogRole, LogStanding, Outcome};
+use ninefold_replica::protocol::{LogRole, LogStanding, Outcome, ProposalId};
 use world::{AtWin, Gate, World, spec};
 
 const A: usize = 0;
@@ -546,9 +546,9 @@ fn a_log_that_was_left_alone_is_looked_at_again() {
     assert!(loads(&world));
 }
 
-/// A VM is stopped, and its QEMU dies while the witness's answer is on its way: it has stopped, and its log goes.
-#[test]
-fn a_vm_has_stopped_although_its_qemu_dies_before_that_is_known() {
+/// A non-volatile VM runs on a and b is its backup; this is asked of a, and its QEMU dies while the witness's answer is on its way. With what a
+/// has proposed.
+fn dies_while(asked: Request) -> (World, ProposalId, Record) {
     let vm = spec(serde_json::json!({ "non_volatile": { "interval_ms": 100, "hold_output": true } }));
     let mut world = booted(&vm, 2);
     world.pass(SECOND * 2);
@@ -557,25 +557,121 @@ fn a_vm_has_stopped_although_its_qemu_dies_before_that_is_known() {
     assert_eq!(status.log.map(|log| log.state), Some(LogState::On));
     world.hosts[A].cut_from_witness = true;
     let from = world.hosts[A].effects.len();
-    let stop = world.begin(A, Request::Stop);
+    world.ask(A, asked);
     let asked = place(&world, A, from, |e| matches!(e, Effect::Ask(WitnessRequest::Propose { .. })));
     let Effect::Ask(WitnessRequest::Propose { id, new, .. }) = world.hosts[A].effects[asked].clone() else {
         unreachable!()
     };
-    world.witness = Some(new);
+    // The backup would take over, and is gone by then.
+    world.hosts[B].alive = false;
     let generation = world.hosts[A].runs.unwrap();
     world.tell(A, Event::VmLost { generation, reason: "killed".into() });
     world.pass(Duration::from_millis(100));
-    let stopped = |world: &World| told(world, A, |e| matches!(e, EventKind::Stopped { .. }));
-    assert!(told(&world, A, |e| matches!(e, EventKind::StoodDown { .. })) && !stopped(&world));
+    assert!(told(&world, A, |e| matches!(e, EventKind::StoodDown { .. })));
+    assert!(!told(&world, A, |e| matches!(e, EventKind::Stopped { .. } | EventKind::Lost { .. })));
+    (world, id, new)
+}
+
+fn has_stopped(world: &World) -> bool {
+    let removed = |e: &Effect| matches!(e, Effect::Log { order: LogOrder::Remove, .. });
+    let stopped = told(world, A, |e| matches!(e, EventKind::Stopped { .. }));
+    assert_eq!(stopped, world.hosts[A].effects.iter().any(removed));
+    stopped
+}
+
+/// A VM is stopped, and its QEMU dies while the witness's answer is on its way: it has stopped when that has come, and its log goes. What the
+/// witness is read to hold before says nothing: what it was asked for may wait there for its disk.
+#[test]
+fn a_vm_has_stopped_although_its_qemu_dies_before_that_is_known() {
+    let (mut world, id, _) = dies_while(Request::Stop);
     assert!(matches!(world.answer(A, Request::Start { force: false }), Err(Refusal::Busy { .. })));
+    world.tell(A, Event::WitnessHolds(world.witness.clone()));
+    world.pass(SECOND * 40);
+    assert!(!has_stopped(&world) && !told(&world, A, |e| matches!(e, EventKind::Lost { .. })));
+    let looks = |e: &Effect| matches!(e, Effect::Recovery { order: RecoveryOrder::Look, .. });
+    let looked = world.hosts[A].effects.iter().filter(|e| looks(e)).count();
     world.tell(A, Event::WitnessAnswer { id, outcome: Outcome::Won });
-    world.settle();
-    assert!(stopped(&world));
-    let ended = &world.hosts[A].operations[&stop].state;
-    assert!(
-        matches!(ended, State::Done { outcome: Some(event) } if matches!(**event, EventKind::Stopped { .. })),
-        "{ended:?}"
-    );
-    place(&world, A, asked, |e| matches!(e, Effect::Log { order: LogOrder::Remove, .. }));
+    world.pass(SECOND * 40);
+    assert!(has_stopped(&world));
+    let stop = world.hosts[A].operations.values().find(|o| o.kind == OperationKind::Stop).unwrap();
+    let is_stopped = |event: &EventKind| matches!(event, EventKind::Stopped { .. });
+    assert!(matches!(&stop.state, State::Done { outcome: Some(event) } if is_stopped(event)), "{stop:?}");
+    assert_eq!(world.hosts[A].effects.iter().filter(|e| looks(e)).count(), looked, "nothing is gone on from");
+    // It is asked for until the witness answers.
+    let (mut world, ..) = dies_while(Request::Stop);
+    world.hosts[A].cut_from_witness = false;
+    world.pass(SECOND);
+    assert!(has_stopped(&world));
+}
+
+/// A keeper that is told to end while it waits for that ends when it has heard it, or after a while.
+#[test]
+fn a_keeper_does_not_end_before_its_vm_has_stopped() {
+    for answers in [true, false] {
+        let (mut world, id, _) = dies_while(Request::Stop);
+        world.tell(A, Event::Quit);
+        world.pass(SECOND * 5);
+        assert!(!world.hosts[A].core.is_done() && !has_stopped(&world));
+        if answers {
+            world.tell(A, Event::WitnessAnswer { id, outcome: Outcome::Won });
+        }
+        world.pass(if answers { SECOND } else { SECOND * 6 });
+        assert!(world.hosts[A].core.is_done());
+        assert_eq!(has_stopped(&world), answers);
+    }
+    // Nor one whose QEMU is there still, and whose backup is lost.
+    let vm = spec(serde_json::json!({ "non_volatile": { "interval_ms": 100, "hold_output": true } }));
+    let mut world = booted(&vm, 2);
+    world.pass(SECOND * 2);
+    world.hosts[A].cut_from_witness = true;
+    world.kill(B);
+    world.ask(A, Request::Stop);
+    world.tell(A, Event::Quit);
+    world.pass(SECOND);
+    assert!(!world.hosts[A].core.is_done());
+    world.hosts[A].cut_from_witness = false;
+    world.pass(SECOND);
+    assert!(world.hosts[A].core.is_done() && has_stopped(&world));
+}
+
+/// Who starts the VM by force waits for nothing.
+#[test]
+fn a_forced_start_ends_the_wait_for_a_stop() {
+    for granted in [true, false] {
+        let (mut world, _, new) = dies_while(Request::Stop);
+        world.hosts[A].cut_from_witness = false;
+        if granted {
+            world.witness = Some(new);
+        }
+        let start = world.begin(A, Request::Start { force: true });
+        world.pass(SECOND);
+        assert!(world.hosts[A].runs.is_some() && !told(&world, A, |e| matches!(e, EventKind::Stopped { .. })));
+        assert!(matches!(world.hosts[A].operations[&start].state, State::Done { .. }));
+        let stop = world.hosts[A].operations.values().find(|o| o.kind == OperationKind::Stop).unwrap();
+        assert!(matches!(stop.state, State::Failed { error: Refusal::Cancelled }), "{stop:?}");
+    }
+}
+
+/// A VM was to go on without its backup when its QEMU died. That the witness holds what it held is no answer: what it was asked for comes, and
+/// nobody has the VM then. If nothing comes, this host may go on from its log.
+#[test]
+fn a_vm_is_lost_when_its_backup_is_released_after_its_qemu_has_died() {
+    let (mut world, _, new) = dies_while(Request::Unprotect);
+    let holds = |world: &mut World, record: Option<Record>| {
+        world.tell(A, Event::WitnessHolds(record));
+        world.settle();
+    };
+    let before = world.witness.clone();
+    holds(&mut world, before);
+    holds(&mut world, Some(new));
+    assert!(told(&world, A, |e| matches!(e, EventKind::Lost { .. })));
+
+    let (mut world, ..) = dies_while(Request::Unprotect);
+    let from = world.hosts[A].effects.len();
+    let before = world.witness.clone();
+    for _ in 0..35 {
+        holds(&mut world, before.clone());
+        world.pass(SECOND);
+    }
+    place(&world, A, from, |e| matches!(e, Effect::Recovery { order: RecoveryOrder::Look, .. }));
 }

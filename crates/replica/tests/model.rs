@@ -16,7 +16,10 @@
 //!   replaced a moment ago and could not notice may say what was committed before: the keeper's clock bounds that.)
 //! * **L** a VM that is whole at a living host is not lost by an answer that proves nothing, nor won by a host that has given
 //!   it up;
-//! * **I4** a primary that calls itself protected has a session, and a backup that held a checkpoint of it.
+//! * **I4** a primary that calls itself protected has a session, and a backup that held a checkpoint of it;
+//! * **E** a VM that is said to have stopped does not go on, nor does one go on from the log of the host that was told to stop it and that the
+//!   witness names still; and of a VM that nobody has and nobody may take over, the host that had it says that it is lost or has stopped, as
+//!   long as that host lives.
 //!
 //! Time is not in the model, but what the keeper's clock shows is: a host may stand still, and finds that out before it does
 //! anything else; and before anything that could let output go a primary knows whether a backup may have lost patience with it
@@ -143,6 +146,8 @@ struct Host {
     connections: Vec<Connection>,
     /// Backup: the session's primary, parts received and the newest whole checkpoint.
     primary: usize,
+    /// The VM was to be stopped here.
+    stopping: bool,
     parts: BTreeSet<(Epoch, u8)>,
     whole: Option<(Epoch, History)>,
     /// Of a logged VM.
@@ -202,6 +207,13 @@ struct World {
     recoveries: u8,
     failed_loads: u8,
     given_back: u8,
+    stops: u8,
+    /// It is said to have.
+    stopped: bool,
+    /// Whose proposal the witness has granted last.
+    granted: u32,
+    /// Incarnations that have had the VM, and have not said that it has ended.
+    had: BTreeSet<u32>,
     violation: Option<&'static str>,
 }
 
@@ -221,6 +233,8 @@ enum Step {
     Switchover(usize, usize),
     Unprotect(usize),
     Protect(usize),
+    /// The owner has the VM stopped.
+    Stop(usize),
     /// A primary's log gets its first checkpoint.
     LogJoin(usize),
     /// The oldest checkpoint that waits for the disk gets there.
@@ -285,6 +299,8 @@ struct Replication {
     worthless: u8,
     /// How often a host cannot load what it has won.
     failed_loads: u8,
+    /// How often the owner has the VM stopped.
+    stops: u8,
 }
 
 impl Replication {
@@ -307,6 +323,7 @@ impl Replication {
             power_losses: 0,
             worthless: 0,
             failed_loads: 0,
+            stops: 0,
         }
     }
 
@@ -350,6 +367,7 @@ impl Replication {
             replaced: false,
             connections: Vec::new(),
             primary: 0,
+            stopping: false,
             parts: BTreeSet::new(),
             whole: None,
             log: None,
@@ -445,7 +463,10 @@ impl Replication {
                     new: self.flatten(&new),
                 });
             }
-            Action::Boot => h.vm = Some(Vm { history: Vec::new(), paused: false }),
+            Action::Boot => {
+                h.vm = Some(Vm { history: Vec::new(), paused: false });
+                w.had.insert(h.incarnation);
+            }
             Action::ResumeFrom { epoch } => {
                 let whole = h.whole.take();
                 // A backup may hold a whole one that its log, and so its primary, has not heard of yet.
@@ -455,6 +476,7 @@ impl Replication {
                     return;
                 };
                 h.loading = Some((at, history));
+                w.had.insert(h.incarnation);
                 if w.failed_loads == self.failed_loads {
                     self.run(w, host);
                 }
@@ -495,6 +517,7 @@ impl Replication {
                 }
             }
             Action::AcceptSession { .. } => {
+                h.stopping = false;
                 h.parts.clear();
                 h.whole = None;
                 h.log = None;
@@ -519,9 +542,19 @@ impl Replication {
                 w.messages.insert(Msg::Ack { to: primary, session, epoch });
             }
             Action::StandDown => {
-                *h = Host { protocol: h.protocol.clone(), ..self.fresh(host, h.incarnation) };
+                let (protocol, stopping) = (h.protocol.clone(), h.stopping);
+                *h = Host { protocol, stopping, ..self.fresh(host, h.incarnation) };
             }
             Action::Emit(EventKind::GaveBack { .. }) => w.given_back += 1,
+            Action::Emit(EventKind::Lost { .. }) => drop(w.had.remove(&h.incarnation)),
+            Action::Emit(EventKind::Stopped { .. }) => {
+                w.had.remove(&h.incarnation);
+                w.stopped = true;
+                w.disks[host] = None;
+                if w.witness.as_ref().is_none_or(|r| self.index(&r.primary) != host || !r.is_alone()) {
+                    w.violation = Some("E: a VM is said to have stopped, and somebody may take it over");
+                }
+            }
             Action::RefuseSession { .. } | Action::Refuse(_) | Action::Emit(_) => {}
         }
     }
@@ -530,6 +563,9 @@ impl Replication {
     fn run(&self, w: &mut World, host: usize) {
         let h = w.hosts[host].as_mut().unwrap();
         let Some((at, history)) = h.loading.take() else { return };
+        if w.stopped {
+            w.violation = Some("E: a VM that has stopped goes on");
+        }
         if !w.released.iter().all(|o| history.contains(o)) {
             w.violation = Some("I2: resumed from a state older than what was released");
         }
@@ -631,13 +667,25 @@ impl Replication {
         h.whole = Some(disk.held.clone());
         h.log = Some(Logging { standing: disk.standing.clone(), queue: Vec::new(), published: true });
         let (standing, epoch) = (disk.standing, disk.held.0);
+        let (stopping, named) = (h.stopping, self.index(&record.primary) == host);
         self.input(w, host, Input::Recover { standing, epoch, record });
         let h = w.hosts[host].as_mut().unwrap();
         if !h.protocol.awaits_witness() {
             (h.whole, h.log) = (None, None);
         } else if disk.behind {
             w.violation = Some("I2: a host goes on from a log that is a mixture");
+        } else if stopping && named {
+            w.violation = Some("E: a VM goes on from its log where its owner has had it stopped");
         }
+    }
+
+    /// Nobody has the VM and nobody may take it over, and the host that had it last does not say so, nor waits for what would tell it.
+    fn is_silent(&self, w: &World) -> bool {
+        let Some(record) = w.witness.as_ref().filter(|r| r.is_alone()) else { return false };
+        let Some(h) = &w.hosts[self.index(&record.primary)] else { return false };
+        let had = w.granted == h.incarnation && w.had.contains(&h.incarnation);
+        let waits = h.protocol.is_gone() || h.protocol.is_spare() || h.protocol.awaits_witness();
+        had && h.protocol.role() == Role::Standby && h.vm.is_none() && h.loading.is_none() && !waits
     }
 
     fn checkpoint(&self, w: &mut World, host: usize, joins: Option<Term>) {
@@ -693,6 +741,7 @@ impl Replication {
                         self.won(w, from, id, &new);
                     }
                     w.witness = Some(new);
+                    w.granted = id / 1000;
                 }
                 let held = w.witness.as_ref().map(|r| self.flatten(r));
                 w.messages.insert(Msg::Answer { to: from, id, won, held });
@@ -844,6 +893,10 @@ impl Replication {
             recoveries: 0,
             failed_loads: 0,
             given_back: 0,
+            stops: 0,
+            stopped: false,
+            granted: 0,
+            had: BTreeSet::new(),
             violation: None,
         };
         self.input(&mut w, 0, Input::Start { found: None, force: false });
@@ -946,7 +999,10 @@ impl Model for Replication {
             if w.failed_loads < self.failed_loads && (h.loading.is_some() || h.vm.is_some() || asks) {
                 steps.push(Step::CannotLoad(i));
             }
-            if h.protocol.is_spare() || w.witness.as_ref().is_some_and(|r| h.protocol.is_overtaken(r)) {
+            if h.protocol.is_spare()
+                || h.protocol.is_gone()
+                || w.witness.as_ref().is_some_and(|r| h.protocol.is_overtaken(r))
+            {
                 steps.push(Step::Look(i));
             }
             let waits = h.protocol.role() == Role::Standby && !h.protocol.is_spare();
@@ -994,6 +1050,9 @@ impl Model for Replication {
             }
             if h.protocol.wanted().protection == Protection::None {
                 steps.push(Step::Protect(i));
+            }
+            if w.stops < self.stops {
+                steps.push(Step::Stop(i));
             }
         }
         if w.power_losses < self.power_losses && w.hosts.iter().any(Option::is_some) {
@@ -1050,6 +1109,11 @@ impl Model for Replication {
                 self.input(&mut w, i, Input::Want(none));
             }
             Step::Protect(i) => self.input(&mut w, i, Input::Want(self.wanted())),
+            Step::Stop(i) => {
+                w.stops += 1;
+                w.hosts[i].as_mut().unwrap().stopping = true;
+                self.input(&mut w, i, Input::Stop { reason: String::new() });
+            }
             Step::LogJoin(i) => self.log_join(&mut w, i),
             Step::Log(i) => self.log(&mut w, i),
             Step::LogFails(i, noted) => {
@@ -1090,7 +1154,9 @@ impl Model for Replication {
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
-            Property::always("I1, I2, I3 at every release and resumption", |_, w: &World| w.violation.is_none()),
+            Property::always("I1, I2, I3, E whenever something is released, goes on or ends", |_, w: &World| {
+                w.violation.is_none()
+            }),
             Property::always("I3: one host speaks freely", |m: &Self, w: &World| {
                 let alone = |i| w.witness.as_ref().is_some_and(|r| m.index(&r.primary) == i && r.is_alone());
                 let free = w
@@ -1106,6 +1172,7 @@ impl Model for Replication {
                         || h.connections.iter().any(|c| w.committed.contains_key(&(c.session, c.to)))
                 })
             }),
+            Property::always(END_IS_SAID, |m: &Self, w: &World| !m.is_silent(w)),
             Property::sometimes("a VM becomes protected", |_, w: &World| w.protections > 0),
             Property::sometimes("two backups are bound", |_, w: &World| {
                 w.witness.as_ref().is_some_and(|r| r.backups.len() > 1)
@@ -1123,6 +1190,7 @@ impl Model for Replication {
                     !h.protocol.doubts() && h.connections.iter().filter(before).any(bound)
                 }) && w.released.contains(&m.emits)
             }),
+            Property::sometimes(STOPPED, |_, w: &World| w.stopped),
             Property::sometimes(GIVEN_BACK, |_, w: &World| w.given_back > 0 && w.takeovers > 0),
             Property::sometimes("a second takeover", |_, w: &World| w.takeovers > 1),
             Property::sometimes("output flows after a takeover", |m: &Self, w: &World| {
@@ -1136,8 +1204,13 @@ impl Model for Replication {
     }
 }
 
-const ALWAYS: [&str; 3] =
-    ["I1, I2, I3 at every release and resumption", "I3: one host speaks freely", "I4: protected means protected"];
+const ALWAYS: [&str; 4] = [
+    "I1, I2, I3, E whenever something is released, goes on or ends",
+    "I3: one host speaks freely",
+    "I4: protected means protected",
+    END_IS_SAID,
+];
+const END_IS_SAID: &str = "E: an end is said";
 
 fn explore(model: Replication, states: usize, expected: &[&'static str]) {
     let checker = model.checker().threads(2).target_state_count(states).spawn_bfs().join();
@@ -1154,22 +1227,28 @@ fn explore(model: Replication, states: usize, expected: &[&'static str]) {
 
 /// The checker must find harm when a rule is off.
 fn finds_harm(model: Replication) {
+    finds(model, &ALWAYS);
+}
+
+/// It must find one of these.
+fn finds(model: Replication, properties: &[&'static str]) {
     assert!(model.rules != Rules::ALL || !model.looks_at_its_clock);
     let checker = model
         .checker()
         .threads(2)
         // The search ends with what it finds: two to three times as far as that has been. Two threads do not go the same way twice.
         .target_state_count(8_000_000)
-        .finish_when(HasDiscoveries::AnyOf(ALWAYS.into_iter().collect()))
+        .finish_when(HasDiscoveries::AnyOf(properties.iter().copied().collect()))
         .spawn_bfs()
         .join();
-    let found = ALWAYS.iter().find_map(|name| checker.discovery(name).map(|path| (name, path)));
+    let found = properties.iter().find_map(|name| checker.discovery(name).map(|path| (name, path)));
     let Some((name, path)) = found else {
         panic!("no harm found in {} states without the rule", checker.unique_state_count());
     };
     println!("{name}, after {} steps, in {} states", path.into_actions().len(), checker.unique_state_count());
 }
 
+const STOPPED: &str = "a VM has stopped";
 const GIVEN_BACK: &str = "a VM goes on that was given back";
 const GOES_ON: &str = "a primary that stood still goes on in the same session";
 const TAKEN_OVER: [&str; 2] = ["a VM becomes protected", "a backup takes over"];
@@ -1232,6 +1311,30 @@ fn the_invariants_hold_when_the_power_goes() {
     explore(Replication::logged(Rules::ALL, 2), 1_000_000, &["a VM goes on from its log"]);
 }
 
+/// The VM's QEMU may die while its backup is released, because it is stopped or unprotected.
+fn ends(rules: Rules) -> Replication {
+    Replication {
+        stops: 1,
+        switchovers: 1,
+        suspicions: 1,
+        crashes: 2,
+        stalls: 0,
+        emits: 1,
+        ..Replication::bound_pair(rules)
+    }
+}
+
+/// And it has a log.
+fn ends_logged(rules: Rules) -> Replication {
+    Replication { logged: true, parts: 1, worthless: 1, ..ends(rules) }
+}
+
+#[test]
+fn a_vm_that_ends_is_said_to_end_and_stays_so() {
+    explore(ends(Rules::ALL), 300_000, &[STOPPED]);
+    explore(ends_logged(Rules::ALL), 300_000, &[STOPPED]);
+}
+
 #[test]
 fn the_invariants_hold_with_two_backups_through_a_switchover() {
     let model = Replication { switchovers: 1, emits: 1, ..Replication::star(Rules::ALL, &[Stage::AllBound]) };
@@ -1272,7 +1375,9 @@ fn walk(model: &Replication, seed: u64, walks: usize, expected: &[&'static str])
                 Step::Suspect(host, session) => !Replication::is_gone(&world, host, session),
                 _ => false,
             };
-            if fault && random.below(100) > 0 {
+            // It is the last thing that becomes of a VM.
+            let ends = matches!(choice, Step::Stop(_));
+            if (fault && random.below(100) > 0) || (ends && random.below(1000) > 0) {
                 continue;
             }
             let Some(next) = model.next_state(&world, choice.clone()) else { continue };
@@ -1312,6 +1417,7 @@ fn long(model: Replication) -> Replication {
         worthless: 6,
         switchovers: 4,
         failed_loads: 6,
+        stops: 1,
         max_term: 60,
         max_epochs: 30,
         ..model
@@ -1465,6 +1571,14 @@ fn harm_is_found_when_a_backup_claims_from_a_record_that_is_yet_to_come() {
 #[test]
 fn harm_is_found_when_a_host_that_has_run_gives_back() {
     finds_harm(gives_back(Rules { give_back_before_running: false, ..Rules::ALL }, &[Stage::Won]));
+}
+
+#[test]
+fn harm_is_found_when_what_was_asked_for_is_taken_for_lost() {
+    let rules = Rules { wait_for_what_was_asked: false, ..Rules::ALL };
+    finds(ends(rules), &[END_IS_SAID]);
+    // It goes on from its log although it was to be stopped.
+    finds(Replication { switchovers: 0, ..ends_logged(rules) }, &[ALWAYS[0]]);
 }
 
 #[test]

@@ -410,8 +410,13 @@ fn what_becomes_of_a_vm_whose_qemu_dies_while_its_backups_are_released() {
             let out = a.tell(Input::MachineLost { reason: "killed".into() });
             let relinquish = |session| Action::SendRelinquish { session, reason: "killed".into() };
             assert_eq!(out[..3], [relinquish(b), relinquish(c), Action::StandDown]);
-            assert!(matches!(&out[3..], [Action::Emit(EventKind::StoodDown { .. })]), "{out:?}");
-            let new = a.asked.clone().unwrap().1;
+            let (id, new) = a.asked.clone().unwrap();
+            let again = Action::AskAgain { id, expected: Some(before.clone()), new: new.clone() };
+            match &out[3..] {
+                [Action::Emit(EventKind::StoodDown { .. })] => assert!(!stops),
+                [Action::Emit(EventKind::StoodDown { .. }), last] => assert!(stops && *last == again),
+                _ => panic!("{out:?}"),
+            }
             (a, before, new)
         };
         let end = [if stops {
@@ -424,22 +429,24 @@ fn what_becomes_of_a_vm_whose_qemu_dies_while_its_backups_are_released() {
         assert!(!a.protocol.is_gone());
         let (mut a, _, new) = gone();
         assert_eq!(a.tell(Input::Observed(new)), end, "the answer was lost, and it is read");
-        // What proves nothing changes nothing, and is not asked again: what has not arrived must not.
-        let (mut a, _, new) = gone();
+        // What proves nothing changes nothing. To stop the VM is asked for again; what has not arrived otherwise must not.
+        let (mut a, before, new) = gone();
         let id = a.asked.clone().unwrap().0;
+        let again = stops.then(|| Action::AskAgain { id, expected: Some(before.clone()), new: new.clone() });
         for outcome in worthless(Record::boot(host("c"))) {
-            assert_eq!(a.tell(Input::Answer { id, outcome }), []);
+            assert_eq!(a.tell(Input::Answer { id, outcome }), again.clone().into_iter().collect::<Vec<_>>());
         }
         assert_eq!(a.tell(Input::Observed(Record::boot(host("a")))), []);
-        assert!(a.protocol.is_gone() && a.protocol.may_start(Some(&new), false).is_err());
+        // Nor is it known yet that it was not granted: it may be on its way, and may wait for the witness's disk.
+        assert_eq!(a.tell(Input::Observed(before.clone())), []);
+        assert!(a.protocol.is_gone());
+        let refused = if stops { Refused::Stopping } else { Refused::Held { record: before.clone(), me: host("a") } };
+        assert_eq!(a.protocol.may_start(Some(&before), false), Err(refused));
+        assert_eq!(a.protocol.may_start(Some(&new), false).is_ok(), !stops);
         assert_eq!(a.tell(Input::Observed(new)), end);
         // Another has it.
         let (mut a, _, new) = gone();
         assert_eq!(a.lose(Record { primary: host("b"), ..new }), []);
-        assert!(!a.protocol.is_gone());
-        // It was not granted: the backups may have it.
-        let (mut a, before, _) = gone();
-        assert_eq!(a.tell(Input::Observed(before)), []);
         assert!(!a.protocol.is_gone());
         // One of them runs it, as it shows.
         let (mut a, ..) = gone();
@@ -463,8 +470,52 @@ fn a_vm_that_is_stopped_has_stopped_also_if_its_qemu_dies_meanwhile() {
     };
     assert_eq!(gone().0.win().1, [Action::Emit(EventKind::Stopped { reason: "enough".into() })]);
     let (mut a, before) = gone();
-    let lost = Action::Emit(EventKind::Lost { reason: "killed".into() });
-    assert_eq!(a.tell(Input::Observed(before)), [lost], "its log is believed still");
+    assert_eq!(a.tell(Input::Observed(before)), [], "it may be granted yet, and is asked for until it is");
+    assert_eq!(a.win().1, [Action::Emit(EventKind::Stopped { reason: "enough".into() })]);
+}
+
+/// The same when something else was asked for before: that comes first.
+#[test]
+fn a_vm_whose_qemu_dies_before_its_stop_is_asked_for_is_stopped_all_the_same() {
+    let enough = || Input::Stop { reason: "enough".into() };
+    let killed = || Input::MachineLost { reason: "killed".into() };
+    let stopped = [Action::Emit(EventKind::Stopped { reason: "enough".into() })];
+    // A backup is being bound, and the answer has not come.
+    let binding = || {
+        let mut a = Host::new("a");
+        a.tell(Input::Start { found: None, force: false });
+        a.win();
+        a.tell(Input::PeerAvailable { peer: host("b") });
+        let session = a.protocol.sessions()[0].name;
+        a.tell(Input::FirstCheckpoint { session, epoch: Epoch(1) });
+        a
+    };
+    let mut a = binding();
+    let session = a.protocol.sessions()[0].name;
+    a.tell(Input::Acked { session, epoch: Epoch(1) });
+    a.tell(enough());
+    a.tell(killed());
+    assert!(a.protocol.is_gone() && a.protocol.is_stopping());
+    let (bound, out) = a.win();
+    assert_eq!(bound.backups.len(), 1);
+    assert!(matches!(&out[..], [Action::Propose { new, .. }] if new.is_alone()), "{out:?}");
+    assert_eq!(a.win().1, stopped);
+    // It was not sent yet: nothing but the stop is.
+    let mut a = binding();
+    a.only(Input::Acked { session, epoch: Epoch(1) });
+    a.only(enough());
+    let out = a.tell(killed());
+    assert!(matches!(out.last(), Some(Action::Propose { new, .. }) if new.is_alone()), "{out:?}");
+    assert_eq!(a.win().1, stopped);
+    // A log has failed since, which knows of what was asked for, and would be believed.
+    let (mut a, ..) = protected_twice();
+    a.tell(Input::LogFirst { epoch: Epoch(5) });
+    a.tell(enough());
+    a.tell(Input::LogLost { noted: false });
+    a.tell(killed());
+    let (known, out) = a.win();
+    assert!(matches!(&out[..], [Action::Propose { new, .. }] if *new == known.bound(Vec::new())), "{out:?}");
+    assert_eq!(a.win().1, stopped);
 }
 
 #[test]

@@ -77,7 +77,8 @@
 //! * only a newer record that names another ends a VM;
 //! * who has won the VM and cannot go on gives it back to those that were bound in the record from which it has claimed, to nobody
 //!   else, and not once its guest has run;
-//! * what this host proposes is noted in its log first, and who has given up meanwhile proposes nothing.
+//! * what this host proposes is noted in its log first, and who has given up meanwhile proposes nothing;
+//! * what was asked for may be granted as long as no record of its term, or of a later one, is seen.
 //!
 //! Proposals to the witness are answered exactly once from this machine's point of view: the shell repeats an
 //! unanswered one until it has an answer, which is safe (see [`Record`]).
@@ -272,6 +273,7 @@ pub struct Rules {
     pub claim_from_what_was: bool,
     pub give_back_before_running: bool,
     pub give_back_to_the_bound: bool,
+    pub wait_for_what_was_asked: bool,
 }
 
 impl Rules {
@@ -296,6 +298,7 @@ impl Rules {
         claim_from_what_was: true,
         give_back_before_running: true,
         give_back_to_the_bound: true,
+        wait_for_what_was_asked: true,
     };
 }
 
@@ -504,6 +507,24 @@ impl Protocol {
         matches!(self.state, State::Gone(_))
     }
 
+    /// Whether the VM is to be stopped, and the witness has still to say that nobody may take it over. Its QEMU may be gone by now.
+    pub fn is_stopping(&self) -> bool {
+        match &self.state {
+            State::Primary(p) => p.is_stopping(),
+            State::Gone(g) => g.stopping.is_some(),
+            _ => false,
+        }
+    }
+
+    /// Whether nothing of the VM is here, so that it may come here: as it is loaded, or is booted.
+    fn is_free(&self) -> bool {
+        match &self.state {
+            State::Standby => true,
+            State::Gone(g) => g.stopping.is_none(),
+            _ => false,
+        }
+    }
+
     fn next_proposal(&mut self) -> ProposalId {
         self.last_proposal += 1;
         self.last_proposal
@@ -605,7 +626,8 @@ impl Protocol {
             State::Starting { proposal, .. } | State::Claiming { proposal, .. } => Some(proposal),
             State::Primary(p) => p.pending.as_mut(),
             State::GivingBack(g) => Some(&mut g.proposal),
-            State::Standby | State::Backup(_) | State::Spare(_) | State::Gone(_) => None,
+            State::Gone(g) => Some(&mut g.asked),
+            State::Standby | State::Backup(_) | State::Spare(_) => None,
         }
     }
 
@@ -674,7 +696,7 @@ impl Protocol {
     }
 
     fn recover(&mut self, standing: &LogStanding, epoch: Epoch, record: Record, out: &mut Vec<Action>) {
-        if self.state != State::Standby || !self.may_recover(standing, &record) {
+        if !self.is_free() || !self.may_recover(standing, &record) {
             out.push(Action::Refuse(Refused::LogSilent { primary: record.primary, term: record.term }));
             return;
         }
@@ -701,11 +723,10 @@ impl Protocol {
         if self.is_spare() {
             return Err(Refused::JustTakenOver);
         }
-        if self.is_gone() {
-            // The witness has still to say whether another host has it.
+        if self.is_stopping() {
             return Err(Refused::Stopping);
         }
-        if self.state != State::Standby {
+        if !self.is_free() {
             return Err(Refused::Here);
         }
         match found {

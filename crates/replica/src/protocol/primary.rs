@@ -92,6 +92,10 @@ impl Primary {
         self.doubt.is_some()
     }
 
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.is_some()
+    }
+
     pub(super) fn session(&self, name: Term) -> Option<&Session> {
         self.sessions.iter().find(|s| s.name == name)
     }
@@ -367,15 +371,21 @@ impl Protocol {
         let heirs = p.sessions.iter().filter(|s| s.is_live() && p.may_claim(s));
         out.extend(heirs.map(|s| Action::SendRelinquish { session: s.name, reason: reason.clone() }));
         let heirs = p.sessions.iter().any(|s| s.is_live() && p.is_bound(s));
-        let (term, stopping) = (p.record.term, p.stopping.take());
-        let asked = p.pending.take_if(|asked| asked.sent && asked.new.is_alone());
-        match asked.filter(|_| heirs || stopping.is_some()) {
-            Some(asked) => {
+        let (record, term, stopping) = (p.record.clone(), p.record.term, p.stopping.take());
+        let invalidated = p.log.as_ref().and_then(|log| log.invalidated);
+        let asked = p.pending.take().filter(|asked| asked.sent);
+        match (stopping, asked) {
+            (Some(stopping), asked) => {
                 self.stand_down(term, &reason, out);
-                self.state = State::Gone(Gone { asked, stopping, reason, heirs });
+                let asked = asked.unwrap_or_else(|| self.release_all(record, out));
+                self.stop_gone(Gone { asked, stopping: Some(stopping), reason, invalidated }, out);
             }
-            None if heirs => self.stand_down(term, &reason, out),
-            None => {
+            (None, Some(asked)) if heirs && asked.new.is_alone() => {
+                self.stand_down(term, &reason, out);
+                self.state = State::Gone(Gone { asked, stopping: None, reason, invalidated });
+            }
+            (None, _) if heirs => self.stand_down(term, &reason, out),
+            (None, _) => {
                 out.push(Action::StandDown);
                 out.push(Action::Emit(EventKind::Lost { reason }));
                 self.state = State::Standby;
