@@ -101,6 +101,8 @@ pub(super) struct Scene<'a> {
     stop: &'a AtomicBool,
     keep: &'a Path,
     seed: u64,
+    /// From the guest's first boot until its client was answered, on this machine and beside whatever else it does.
+    boot: Duration,
     lab: Lab,
 }
 
@@ -134,11 +136,12 @@ impl<'a> Scene<'a> {
         let observer = Observer::start(&lab, vm.mac)?;
         let register = Register::watch(&lab, vm.id, &facts)?;
         let netns = lab.netns(CLIENT)?;
+        let since = Instant::now();
         let ledger = match subject.is_postgres() {
             false => AnyLedger::Redis(Ledger::start(Some(&netns), vm.guest.service(), &patience())?),
             true => AnyLedger::Sql(SqlLedger::start(Some(&netns), vm.guest.service(), &patience())?),
         };
-        let ledger = Some(ledger);
+        let (ledger, boot) = (Some(ledger), since.elapsed());
         let (script, done) = (Vec::new(), Vec::new());
         let scene = Self {
             ledger,
@@ -152,6 +155,7 @@ impl<'a> Scene<'a> {
             stop,
             keep,
             seed,
+            boot,
             lab,
         };
         match scene.come_to_rest(0) {
@@ -222,9 +226,11 @@ impl<'a> Scene<'a> {
         let book = ledger.cut();
         let netns = self.lab.netns(CLIENT)?;
         let server = Guest::Postgres.service();
-        if !sql::await_answer(&netns, server, Instant::now() + REST)? {
+        // It boots once more, and its database has a log to go through.
+        let limit = REST.max(self.boot * 5);
+        if !sql::await_answer(&netns, server, Instant::now() + limit)? {
             let detail = self.lab.logs_for_error();
-            return Err(LabError::Timeout { what: "answer of the database".into(), after: REST, detail });
+            return Err(LabError::Timeout { what: "answer of the database".into(), after: limit, detail });
         }
         self.ledger = Some(AnyLedger::Sql(SqlLedger::resume(book, Some(&netns), server, &patience())?));
         Ok(())
