@@ -330,7 +330,8 @@ impl Core {
         let (now, silence) = (self.now.boottime, self.primary_silence());
         // What lies unread, or was read after this host had stood still, may be old: it says nothing of whether the primary is there now.
         let known = !silence.is_zero() && now.since(self.stall.thawed) > self.failure_timeout();
-        let heard = |(since, _): &mut (Boottime, String)| known && silence < now.since(*since);
+        let waits = self.rules.refuse_for_who_lives;
+        let heard = |(since, _): &mut (Boottime, String)| !waits || (known && silence < now.since(*since));
         if let Some(backup) = self.backup.as_mut().filter(|b| !b.gone)
             && let Some((_, reason)) = backup.refuses.take_if(heard)
         {

@@ -9,7 +9,7 @@ use ninefold_model::event::EventKind;
 use ninefold_model::spec::{EpochPolicy, VmSpec};
 use ninefold_model::status::{Counters, LogState, LogStatus, MachineStatus, Role};
 use ninefold_model::{Backup, Epoch, HostName, Record as WitnessRecord, Term};
-use ninefold_replica::protocol::{Action, Input, ProposalId, Protocol, Rules, Wanted};
+use ninefold_replica::protocol::{Action, Input, ProposalId, Protocol, Wanted};
 use ninefold_replica::stream::Layout;
 use ninefold_replica::stream::Reign;
 use ninefold_replica::target::Target;
@@ -30,6 +30,7 @@ use crate::prepare::Preparing;
 use crate::refusal::{self, WitnessTrouble};
 use crate::replica::Replica;
 use crate::requests::Quitting;
+use crate::rules::Rules;
 use crate::settings::Settings;
 use crate::snapshot::SnapshotSide;
 use crate::stall::StallSide;
@@ -56,6 +57,7 @@ const SHUT_DOWN: &str = "the guest shut down";
 /// What decides for one VM on one host. See the [`crate`].
 pub struct Core {
     pub(crate) settings: Arc<Settings>,
+    pub(crate) rules: Rules,
     /// The time of the event at hand.
     pub(crate) now: Now,
     /// What is to be done for it.
@@ -157,8 +159,9 @@ impl Core {
         rules: Rules,
     ) -> Self {
         let wanted = Wanted { protection: settings.vm.protection, backups: settings.vm.backups.into() };
-        let protocol = Protocol::with_rules(settings.host.clone(), wanted, rules);
+        let protocol = Protocol::with_rules(settings.host.clone(), wanted, rules.protocol);
         Self {
+            rules,
             protocol,
             now,
             effects: Vec::new(),

@@ -88,7 +88,10 @@ impl Core {
             return false;
         };
         self.comes_no_more(&host);
-        let since = may_hold(first.unwrap_or(acked), acked);
+        let since = match self.rules.remember_the_last_acknowledged {
+            true => may_hold(first.unwrap_or(acked), acked),
+            false => acked,
+        };
         self.disks(DisksOrder::Remember(Basis::Left(session)));
         self.absent.push(Absent { host, session, acked, newest: acked, since, gone: self.now.monotonic });
         true

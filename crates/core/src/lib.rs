@@ -15,7 +15,7 @@
 //! have for it.
 //!
 //! * [`event`]: what happens · [`effect`]: what is to be done · [`time`]: two clocks, as values · [`settings`]
-//! * `core`: the state, events, what the protocol says · `clock`: ticks · `stall`: whether this host has stood still · `requests`, `refusal`, `operations`
+//! * `core`, `rules`: the state, events, what the protocol says · `clock`: ticks · `stall`: whether this host has stood still · `requests`, `refusal`, `operations`
 //! * `primary`, `replica`, `former_backups`: the VM, its sessions, those that may come back · `backup`: the take-over
 //! * `prepare`, `log`, `snapshot`, `freeze`: what comes before a proposal; what is on disk
 //! * `health` and [`policy`]: the guest's watchdog, images on trial · `standing`: paused, suspended, off
@@ -42,6 +42,7 @@ mod primary;
 mod refusal;
 mod replica;
 mod requests;
+mod rules;
 pub mod settings;
 mod snapshot;
 mod stall;
@@ -51,4 +52,6 @@ mod volumes;
 pub use self::core::{Core, TICK};
 pub use self::event::LogFailure;
 pub use self::former_backups::KEEP;
+#[doc(hidden)]
+pub use self::rules::Rules;
 pub use self::stall::still_ours;

@@ -112,7 +112,7 @@ impl Core {
         if let Some(refusal) = self.why_here(force) {
             return Err(refusal);
         }
-        if let Some(refusal) = Self::is_mixture(seen.mixture, force) {
+        if let Some(refusal) = Self::is_mixture(seen.mixture, force).filter(|_| self.rules.refuse_mixtures) {
             return Err(refusal);
         }
         let now = self.may_start(force, seen)?;

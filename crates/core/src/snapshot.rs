@@ -335,6 +335,7 @@ impl Core {
             }
             // Another host that has more is what the witness knows of; this one knows of its own disks.
             if !force
+                && self.rules.refuse_what_is_behind
                 && self.protocol.may_start(found.as_ref(), force).is_ok()
                 && self.is_behind(found.as_ref(), behind)
             {

@@ -72,7 +72,7 @@ impl Core {
             event.into_iter().for_each(|event| self.event(event));
         }
         self.measure(Metric::WritesWait(self.observed.full));
-        if let Some(reason) = leave {
+        if let Some(reason) = leave.filter(|_| self.rules.leave_a_failing_disk) {
             self.leave_disk(reason);
         }
     }

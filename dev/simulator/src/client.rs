@@ -4,6 +4,7 @@ use ninefold_core::effect::{BackupSearch, WitnessRequest};
 use ninefold_core::event::{Event, NotAsked};
 use ninefold_replica::protocol::Outcome;
 
+use crate::guest::PAGES;
 use crate::keeper::{At, Standby};
 use crate::network::{Connection, Msg};
 use crate::witness::{Answer, Ask};
@@ -126,7 +127,8 @@ impl World {
                 Event::WitnessAnswer { id, outcome: Outcome::Refused(why) }
             }
             (Some(WitnessRequest::Start { force }), Answer::Holds(found)) => {
-                Event::StartFrom { found, force, behind: None }
+                let behind = self.found_behind(host);
+                Event::StartFrom { found, force, behind }
             }
             (Some(WitnessRequest::Start { .. }), Answer::Refused(why)) => Event::NotAsked(NotAsked::Refuses(why)),
             (_, Answer::Holds(found)) => Event::WitnessHolds(found),
@@ -204,6 +206,15 @@ impl World {
             asked_log: false,
             logged: None,
             alive: true,
+            memory: vec![0; PAGES],
+            earlier: None,
+            history: None,
+            former: None,
+            base: None,
+            noted: None,
+            parted: false,
+            acks: Default::default(),
+            mute: false,
         };
         self.keeper(*peer).standbys.insert(id, standby);
         self.later(*peer, 5000 * MS, What::DoorShuts { connection: id });

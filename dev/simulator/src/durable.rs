@@ -6,10 +6,9 @@ use ninefold_core::event::{Event, RecoveryNews, Source};
 use ninefold_model::Term;
 use ninefold_replica::protocol::LogRole;
 
-use crate::guest::Checkpoint;
+use crate::guest::{Checkpoint, Writes};
 use crate::keeper::{Log, LogJob, LogState, OnDisk};
 use crate::plan::Moment;
-use crate::volumes::Writes;
 use crate::world::{MS, What, World};
 
 impl World {
@@ -222,6 +221,7 @@ impl World {
                 }
                 let epoch = checkpoint.epoch;
                 self.volumes_take(host, &checkpoint, rest.as_ref());
+                let rest = rest.map(|rest| rest.held);
                 match state {
                     LogState::New => self.log_begins(host, id, *checkpoint, rest, (session, term)),
                     _ => self.log_takes(host, *checkpoint, (session, term)),
@@ -258,6 +258,9 @@ impl World {
     fn log_begins(&mut self, host: usize, id: u64, checkpoint: Checkpoint, rest: Option<Writes>, of: (Term, Term)) {
         let Some(log) = self.keeper(host).logs.get_mut(&id) else { return };
         log.state = LogState::Log;
+        // What it rests on is.
+        self.hosts[host].disk.sync();
+        let Some(log) = self.keeper(host).logs.get_mut(&id) else { return };
         let Some(standing) = log.standing.clone() else { return };
         let (at, term) = ((of.0, checkpoint.epoch), of.1);
         self.hosts[host].log = Some(OnDisk { standing, checkpoint, writes: rest.unwrap_or_default(), at, term });
@@ -313,7 +316,7 @@ impl World {
         };
         // What it has of the volumes is done again.
         for (block, node) in &disk.writes {
-            self.hosts[host].images[*block] = *node;
+            self.hosts[host].disk.write(*block, *node);
         }
         let loaded = Box::new(self.loaded(&disk.checkpoint, true));
         if !self.tick_if_due(host) {

@@ -1,7 +1,7 @@
 //! What goes wrong, and how it passes.
 
-use ninefold_control::Request;
-use ninefold_core::event::{Event, RequestId};
+use ninefold_control::{Mixture, Request};
+use ninefold_core::event::{Event, RequestId, Seen};
 
 use crate::keeper::At;
 use crate::plan::{Fault, Moment};
@@ -35,6 +35,7 @@ impl World {
             return;
         }
         self.lurking.retain(|of| *of != n);
+        self.going_on += 1;
         let mut fault = self.plan.faults[n].fault.clone();
         let now = self.now;
         self.trace.fault(now, &fault);
@@ -63,6 +64,7 @@ impl World {
             Fault::KillStandby { host } => {
                 let Some(keeper) = &mut self.hosts[host].keeper else { return };
                 keeper.waiting = None;
+                keeper.parking.dies();
                 self.hosts[host].robbed = true;
                 let Some(keeper) = &mut self.hosts[host].keeper else { return };
                 let alive = keeper.standbys.iter_mut().filter(|(_, s)| !matches!(s.at, At::Door | At::Over));
@@ -120,7 +122,22 @@ impl World {
             Fault::LogFails { host, noted } => {
                 (self.hosts[host].log_fails, self.hosts[host].robbed) = (Some(noted), true);
             }
+            Fault::VolumesFail { host, full, .. } => {
+                self.judge.disk_failed = true;
+                let disk = &mut self.hosts[host].disk;
+                *(if full { &mut disk.full } else { &mut disk.fails }) += 1;
+            }
+            Fault::DiskHangs { host, .. } => {
+                self.judge.disk_failed = true;
+                self.hosts[host].disk.hangs += 1;
+            }
             Fault::Uplink { host, .. } => self.hosts[host].uplink = false,
+            Fault::StartElsewhere { host } => {
+                if self.judge.lost.is_some() && self.runner().is_none() {
+                    self.judge.forced.insert(host);
+                    self.request(host, Request::Start { force: true });
+                }
+            }
             Fault::Switchover => self.requests(Request::Switchover),
             Fault::Unprotect { .. } => self.requests(Request::Unprotect),
             Fault::PowersOff => {
@@ -133,6 +150,7 @@ impl World {
 
     pub(crate) fn passes(&mut self, n: usize) {
         self.faults_left -= 1;
+        self.going_on -= 1;
         let now = self.now;
         match self.plan.faults[n].fault.clone() {
             Fault::Freeze { host, .. } => {
@@ -167,6 +185,11 @@ impl World {
             Fault::WitnessRefuses { .. } => self.witness.refuses -= 1,
             Fault::WitnessCut { host, .. } => self.hosts[host].witness_cut -= 1,
             Fault::DiskSlow { host, by_ms, .. } => self.hosts[host].disk_slow -= by_ms * MS,
+            Fault::VolumesFail { host, full, .. } => {
+                let disk = &mut self.hosts[host].disk;
+                *(if full { &mut disk.full } else { &mut disk.fails }) -= 1;
+            }
+            Fault::DiskHangs { host, .. } => self.hosts[host].disk.hangs -= 1,
             Fault::Uplink { host, .. } => self.hosts[host].uplink = true,
             Fault::Unprotect { .. } => self.judge.protect_again = true,
             _ => {}
@@ -215,7 +238,8 @@ impl World {
         }
         self.keeper_dies(host, false);
         let h = &mut self.hosts[host];
-        (h.power, h.still_since) = (false, None);
+        (h.power, h.still_since, h.kept) = (false, None, None);
+        h.disk.loses_power();
         h.frozen.clear();
         self.after(back, Item::Begins { host });
         self.after(back.saturating_sub(1), Item::PowerIsBack { host });
@@ -233,9 +257,13 @@ impl World {
 
     /// A keeper's process is gone, with its QEMUs and all that it knew.
     pub(crate) fn keeper_dies(&mut self, host: usize, says_so: bool) {
-        if self.hosts[host].keeper.take().is_none() {
+        if self.hosts[host].keeper.is_none() {
             return;
         }
+        if says_so {
+            self.leaves_memory(host);
+        }
+        self.hosts[host].keeper = None;
         self.judge.ended(host);
         self.hosts[host].backlog.clear();
         self.hosts[host].freezes_amid = None;
@@ -269,7 +297,9 @@ impl World {
     pub(crate) fn request(&mut self, host: usize, request: Request) {
         if self.hosts[host].keeper.is_some() {
             let id = RequestId(1);
-            self.tell_later(host, 1, Event::Request { id, request, token: None, seen: Default::default() });
+            let mixture = self.hosts[host].disk.mixture.then_some(Mixture::Resync);
+            let seen = Seen { mixture, ..Seen::default() };
+            self.tell_later(host, 1, Event::Request { id, request, token: None, seen });
         }
     }
 }

@@ -7,6 +7,12 @@ pub type Node = u32;
 /// Blocks of each volume.
 pub const BLOCKS: usize = 6;
 
+/// Pages of the guest's memory.
+pub const PAGES: usize = 6;
+
+/// What pages or blocks get: which, and by which step.
+pub type Writes = Vec<(usize, Node)>;
+
 /// All steps of all guests of a run.
 #[derive(Debug)]
 pub struct Steps(Vec<(Node, u32)>);
@@ -36,10 +42,11 @@ impl Steps {
     }
 }
 
-/// A guest's memory: where it stands, and what it has written to its volumes, by the step of the last write to each block.
+/// A guest: where it stands, what is in its memory, and what it has written to its volumes, by the step of the last write to each page and block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Guest {
     pub at: Node,
+    pub memory: Vec<Node>,
     pub disk: Vec<Node>,
     pub off: bool,
 }
@@ -47,7 +54,7 @@ pub struct Guest {
 impl Guest {
     /// One that boots from these images.
     pub fn boots(at: Node, images: &[Node]) -> Self {
-        Self { at, disk: images.to_vec(), off: false }
+        Self { at, memory: vec![at; PAGES], disk: images.to_vec(), off: false }
     }
 }
 
@@ -57,5 +64,5 @@ pub struct Checkpoint {
     pub epoch: ninefold_model::Epoch,
     pub guest: Guest,
     /// What it wrote in the epoch.
-    pub writes: Vec<(usize, Node)>,
+    pub writes: Writes,
 }

@@ -1,7 +1,9 @@
 //! Sees what leaves the hosts and what each of them holds, and says what must never be.
 //!
 //! * **I1** what leaves is held by every backup that the witness's record binds;
-//! * **I2, B4** a host goes on from what has all that ever left, and with volumes that are as the guest left them;
+//! * **I2, B4** a host goes on from what has all that ever left, with the memory and the volumes as the guest left them;
+//! * **volumes** nobody boots from volumes that are of no one moment; who starts the VM without force finds on them all that clients were told, and
+//!   where an acknowledgement means the disk who starts it on a bound backup does, forced or not, and of what a host has said while it was alone who starts it there;
 //! * **I3** only the host that the witness names says anything, but for what was committed and leaves at most a moment after it was replaced;
 //!   one that stood still and was replaced meanwhile says nothing;
 //! * **I4** a VM that calls itself protected has a backup that lives;
@@ -9,7 +11,7 @@
 //!   of a host that may go on from it under the witness's record, whatever happens to processes and power;
 //! * and when all faults have passed it runs on one host, and is protected again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ninefold_model::status::{ProtectionState, Role};
 use ninefold_model::{Epoch, Term};
@@ -47,6 +49,18 @@ pub struct Judge {
     /// Why nobody holds the VM any more.
     pub(crate) lost: Option<String>,
     pub(crate) stopped: bool,
+    /// What clients were last told is on each block of the volumes.
+    pub(crate) promised: Vec<Node>,
+    /// The same of what this host was the last to say while the witness named it alone.
+    pub(crate) promised_alone: Option<(usize, Vec<Node>)>,
+    /// The last start that somebody asked for: whether the witness names that host as a backup, and whether it was forced.
+    pub(crate) start: Option<(bool, bool)>,
+    /// Where somebody has started it by force, whatever the witness says.
+    pub(crate) forced: BTreeSet<usize>,
+    /// A disk has failed, been full or hung: what is noted there may not have been.
+    pub(crate) disk_failed: bool,
+    /// This host runs the VM on a disk that fails, since then.
+    pub(crate) on_failing: Option<(usize, u64)>,
     /// The VM is non-volatile: output waits for a log, and a loss of power ends nothing.
     pub(crate) durable: bool,
     pub(crate) changed: u64,

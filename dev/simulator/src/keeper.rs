@@ -6,14 +6,17 @@ use ninefold_core::Core;
 use ninefold_core::effect::{Effect, VmOrder, WitnessRequest};
 use ninefold_core::event::{Event, OfferId, Source, WaiterId};
 use ninefold_model::{Epoch, Record, Term};
+use ninefold_replica::continuation::{Base, History};
 use ninefold_replica::protocol;
-use ninefold_replica::stream::Hello;
+use ninefold_replica::stream::{Hello, Reign};
 use ninefold_replica::target::{Basis, Target};
 
-use crate::guest::{Checkpoint, Guest};
+use crate::disk::Applier;
+use crate::guest::{Checkpoint, Guest, Node, Writes};
 use crate::guest_io::GuestIo;
-use crate::network::Msg;
-use crate::volumes::{Volumes, Writes};
+use crate::network::{Msg, Rest};
+use crate::parking::{Parked, Parking};
+use crate::volumes::Volumes;
 
 /// See the [module](self).
 pub struct Keeper {
@@ -30,7 +33,10 @@ pub struct Keeper {
     /// A host that could be the backup.
     pub link: Option<u64>,
     pub guest_io: GuestIo,
+    /// The gate was to open, and something was owed first.
+    pub opening: bool,
     pub volumes: Volumes,
+    pub applier: Applier,
     /// What has reached the images since.
     pub written: Vec<(Basis, BTreeSet<usize>)>,
     pub vm: Option<Vm>,
@@ -38,8 +44,7 @@ pub struct Keeper {
     pub sessions: BTreeMap<Term, Session>,
     pub primary: Option<Primary>,
     pub standbys: BTreeMap<u64, Standby>,
-    /// The newest session that was accepted.
-    pub announced: Term,
+    pub parking: Parking,
     pub client: Client,
     pub looking: bool,
     pub turns: usize,
@@ -79,6 +84,30 @@ pub struct Vm {
     pub orders: VecDeque<VmOrder>,
     /// It waits for output to be held for this one.
     pub asks: Option<Target>,
+    pub memory: Written,
+}
+
+/// Which pages of a guest's memory it has written since when.
+#[derive(Debug, Default)]
+pub struct Written {
+    /// The last checkpoint.
+    pub epoch: BTreeSet<usize>,
+    /// The last few, with their numbers.
+    pub recent: VecDeque<(Epoch, BTreeSet<usize>)>,
+    /// It was resumed from a checkpoint that others hold, too.
+    pub resumed: Option<BTreeSet<usize>>,
+    /// The last checkpoint that the backup of this session had acknowledged when it went.
+    pub left: Vec<(Term, BTreeSet<usize>)>,
+}
+
+impl Written {
+    /// The guest writes a page.
+    pub fn note(&mut self, page: usize) {
+        self.epoch.insert(page);
+        self.resumed.iter_mut().chain(self.left.iter_mut().map(|(_, pages)| pages)).for_each(|pages| {
+            pages.insert(page);
+        });
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,6 +131,12 @@ pub struct TargetState {
     pub log: Option<u64>,
     pub stage: Stage,
     pub acked: Epoch,
+    /// The newest checkpoint when it joined.
+    pub before: Epoch,
+    /// Pages that it does not have as they are, until it has joined.
+    pub stale: BTreeSet<usize>,
+    /// Since when it waits for its first checkpoint.
+    pub since: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,6 +189,24 @@ pub struct Standby {
     pub logged: Option<bool>,
     /// Its QEMU lives.
     pub alive: bool,
+    /// What is in its memory.
+    pub memory: Vec<Node>,
+    /// With the number of its last whole checkpoint before that, and the pages that came with the last.
+    pub earlier: Option<(Epoch, Vec<Node>)>,
+    /// Of its checkpoints in this session.
+    pub history: Option<History>,
+    /// What it has gone on from: nothing has been written to it since.
+    pub former: Option<Parked>,
+    /// What it holds already, until the primary is told.
+    pub base: Option<Base>,
+    /// Of which checkpoint its memory is noted to be.
+    pub noted: Option<(Reign, Epoch)>,
+    /// The primary has said farewell.
+    pub parted: bool,
+    /// Checkpoints that wait for the disk to be acknowledged: number, first of the session, batch, since when.
+    pub acks: VecDeque<(Epoch, bool, u64, u64)>,
+    /// One could not be: none is from then on.
+    pub mute: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,6 +225,7 @@ pub enum At {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StandbyUse {
     Load { others: bool },
+    Park,
     End,
 }
 
@@ -229,7 +283,7 @@ pub enum LogJob {
         session: Term,
         term: Term,
         checkpoint: Box<Checkpoint>,
-        rest: Option<Writes>,
+        rest: Option<Rest>,
         first: bool,
     },
     Drain {

@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use ninefold_replica::protocol::Rules;
 use ninefold_simulator::plan::Plan;
-use ninefold_simulator::run::{all_but, harm, run, shrink};
+use ninefold_simulator::rules::{Rules, all_but};
+use ninefold_simulator::run::{harm, run, shrink};
 use ninefold_simulator::trace::Trace;
 
 /// Runs whole cores in a simulated world that misbehaves by seed, and says what must never be.
@@ -39,7 +39,7 @@ struct Args {
     /// Stops after so many seeds that fail.
     #[arg(long, default_value_t = 1)]
     failures: usize,
-    /// Switches off this rule of the protocol, as `Rules` names it.
+    /// Switches off this rule, as `Rules` names it.
     #[arg(long)]
     without: Option<String>,
     /// Says how often each kind of event and effect was seen.
@@ -53,7 +53,7 @@ fn main() -> ExitCode {
         None => Rules::ALL,
         Some(Some(rules)) => rules,
         Some(None) => {
-            eprintln!("error: there is no rule of that name: docs/protocol.md has them");
+            eprintln!("error: there is no rule of that name: docs/protocol.md and docs/simulator.md have them");
             return ExitCode::from(2);
         }
     };

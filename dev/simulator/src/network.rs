@@ -6,22 +6,22 @@ use ninefold_core::effect::Word;
 use ninefold_model::Term;
 use ninefold_replica::stream::Hello;
 
-use crate::guest::Checkpoint;
-use crate::volumes::Writes;
+use crate::guest::{Checkpoint, Writes};
 
 /// What goes over a connection.
 #[derive(Debug, Clone)]
 pub enum Msg {
     Hello(Box<Hello>),
-    /// A round of the initial copy of memory.
-    Round,
+    /// A round of the initial copy of memory: pages.
+    Round(Writes),
     /// Blocks of the primary's images as they are.
     Volumes(Writes),
-    /// With `rest`, the session's first: blocks of the images as they are, and all that is held.
+    /// With the pages that this backup does not have, and `rest`, if it is the session's first.
     Checkpoint {
         checkpoint: Box<Checkpoint>,
         term: Term,
-        rest: Option<Writes>,
+        pages: Writes,
+        rest: Option<Rest>,
     },
     /// The primary's heartbeat, with its time.
     Beat(u64),
@@ -32,6 +32,15 @@ pub enum Msg {
     Word(Word),
     /// The other side has closed it.
     End,
+}
+
+/// What comes with a session's first checkpoint for the volumes.
+#[derive(Debug, Clone, Default)]
+pub struct Rest {
+    /// Blocks of the images as they are.
+    pub left: Writes,
+    /// All that is held at the primary, in order.
+    pub held: Writes,
 }
 
 /// A connection. Its side 0 has opened it.

@@ -8,7 +8,7 @@ use ninefold_model::{Epoch, Record, Term};
 
 use crate::guest::{Guest, Node};
 use crate::judge::Verdict;
-use crate::keeper::At;
+use crate::keeper::{At, Off};
 use crate::plan::Fault;
 use crate::world::{Item, MS, World};
 
@@ -18,6 +18,8 @@ const LATE: u64 = 1300 * MS;
 const UNNOTICED: u64 = 1000 * MS;
 /// How long it may take after the last fault until all is well.
 const HEALS: u64 = 100_000 * MS;
+/// How long a primary may stay on a disk that fails: a second until it leaves, two more if nothing comes of it.
+const LEAVES: u64 = 5000 * MS;
 /// All is well when it has been so for this long.
 const SETTLED: u64 = 300 * MS;
 
@@ -50,6 +52,12 @@ impl World {
         } else if !self.steps.has(spoken, node) {
             let words = format!("{name} says {node}, which does not follow what has been said: {spoken}");
             return self.judge.harm(now, "I3", words);
+        }
+        if let Some(disk) = self.told.remove(&node) {
+            self.judge.promised = disk.into_iter().map(|(_, node)| node).collect();
+            if self.record().is_some_and(|r| r.is_alone() && r.primary == name) {
+                self.judge.promised_alone = Some((host, self.judge.promised.clone()));
+            }
         }
         let Some(record) = self.record().cloned() else {
             return self.judge.harm(now, "I3", format!("{name} speaks, and has never won the VM"));
@@ -96,11 +104,9 @@ impl World {
         if self.record().is_none_or(|r| r.primary != name) {
             return self.judge.harm(now, "I3", format!("{name} goes on, and has not won the VM"));
         }
-        if self.hosts[host].images != guest.disk {
-            let words = format!(
-                "{name} goes on with volumes {:?}, and the guest has written {:?}",
-                self.hosts[host].images, guest.disk
-            );
+        let view = self.view(host);
+        if view != guest.disk {
+            let words = format!("{name} goes on with volumes {view:?}, and the guest has written {:?}", guest.disk);
             self.judge.harm(now, "volumes", words);
         }
     }
@@ -112,15 +118,51 @@ impl World {
         if judge.life.is_some() && !judge.stopped && judge.lost.is_none() {
             judge.harm(now, "L", format!("{name} boots the VM anew, and it was lost by nothing"));
         }
+        self.boots_from(host);
         let node = self.steps.after(0);
         self.hosts.iter_mut().for_each(|h| h.robbed = false);
         let judge = &mut self.judge;
         (judge.life, judge.spoken, judge.stopped, judge.lost) = (Some(node), node, false, None);
         judge.durable = false;
+        judge.promised.clear();
+        judge.promised_alone = None;
         judge.acked.clear();
         judge.lives += 1;
         self.trace.say(now, &name, || format!("boots, with {node}"));
         node
+    }
+
+    /// It begins anew from the volumes of this host. If nobody has forced that they have all that clients were told of them; where an acknowledgement
+    /// means the disk, those of a host that the witness names as a backup do so in any case, and any host's have what it has said while it was alone.
+    fn boots_from(&mut self, host: usize) {
+        let (now, name) = (self.now, self.hosts[host].name.clone());
+        if self.hosts[host].disk.mixture {
+            let words = format!("{name} boots from volumes that are of no one moment");
+            return self.judge.harm(now, "volumes", words);
+        }
+        let (Some(life), Some(named)) = (self.judge.life, self.judge.start.take()) else { return };
+        let setup = self.plan.setup;
+        let forced = std::mem::take(&mut self.judge.forced).contains(&host);
+        let (named, force) = if forced { (false, true) } else { named };
+        let promised = if setup.disk { named || !force } else { !force && !self.judge.disk_failed };
+        let alone = self.judge.promised_alone.take().filter(|(of, _)| *of == host && setup.disk);
+        let told = match (promised, alone) {
+            (true, _) => self.judge.promised.clone(),
+            (false, Some((_, told))) => told,
+            (false, None) => return,
+        };
+        if setup.log {
+            return;
+        }
+        let view = self.view(host);
+        let steps = &self.steps;
+        let has = |(have, told): (&Node, &Node)| {
+            have == told || (steps.has(*have, life) && (!steps.has(*told, life) || steps.has(*have, *told)))
+        };
+        if !view.iter().zip(&told).all(has) {
+            let words = format!("{name} boots from {view:?}, and clients were told of {told:?}");
+            self.judge.harm(now, "volumes", words);
+        }
     }
 
     pub(crate) fn says_role(&mut self, host: usize, role: Role, protection: Option<ProtectionState>, term: Term) {
@@ -149,6 +191,17 @@ impl World {
             self.trace.judge(now, || format!("nobody holds the VM any more: {why}"));
             self.judge.lost = Some(why.to_owned());
         }
+    }
+
+    /// A backup gives up what it holds because its disk fails, for a primary that it has heard. If that one's QEMU has died meanwhile, both have failed.
+    pub(crate) fn refuses(&mut self, host: usize, session: Term) {
+        let primary = self.record().map(|r| self.number(&r.primary));
+        let died = primary.and_then(|n| self.hosts[n].keeper.as_ref()).is_some_and(|k| k.vm.is_none());
+        let Some(keeper) = self.hosts[host].keeper.as_mut().filter(|_| died) else { return };
+        for standby in keeper.standbys.values_mut().filter(|s| s.session == session && s.mute) {
+            standby.alive = false;
+        }
+        self.judge_holders("a backup whose disk fails was given up, and its primary's QEMU has died");
     }
 
     fn holds(&self, host: usize, record: &Record) -> bool {
@@ -181,6 +234,7 @@ impl World {
         self.after(10 * MS, Item::Look);
         self.operator();
         self.check_said_protected();
+        self.check_disk();
         let now = self.now;
         if self.faults_left > 0 {
             return;
@@ -248,6 +302,28 @@ impl World {
         }
     }
 
+    /// A primary whose disk fails leaves it for a backup that can have the VM. Not if anything else goes wrong as well.
+    fn check_disk(&mut self) {
+        let now = self.now;
+        let since = |runner: usize| {
+            let record = self.record().filter(|r| r.primary == self.hosts[runner].name && !r.is_alone())?;
+            let keeper = self.hosts[runner].keeper.as_ref()?;
+            let failure = keeper.applier.failure.as_ref().filter(|failure| !failure.out_of_space);
+            let vm = keeper.vm.as_ref().filter(|vm| vm.runs && vm.off == Off::No);
+            let well =
+                self.going_on == 1 && record.backups.iter().all(|b| self.hosts[self.number(&b.host)].disk.fails == 0);
+            (well && failure.is_some() && vm.is_some()).then_some(runner)
+        };
+        let Some(runner) = self.runner().and_then(since) else { return self.judge.on_failing = None };
+        let (of, at) = *self.judge.on_failing.get_or_insert((runner, now));
+        if of != runner {
+            self.judge.on_failing = None;
+        } else if now - at > LEAVES {
+            let words = format!("{} runs the VM on a disk that fails, and has a backup", self.hosts[runner].name);
+            self.judge.harm(now, "liveness", words);
+        }
+    }
+
     /// The VM's owner: starts it, also after it has ended, and wants it protected.
     fn operator(&mut self) {
         let now = self.now;
@@ -267,10 +343,21 @@ impl World {
             return;
         }
         self.judge.asked = now;
-        let host = self.record().map_or(0, |r| self.number(&r.primary));
+        let mut host = self.record().map_or(0, |r| self.number(&r.primary));
         // Not while the witness may hear of it so late that the VM is another host's by then: a call of before may have to time out first.
         let calm = self.judge.healed.is_some_and(|healed| now - healed > 2000 * MS);
         let force = self.judge.tries >= 3 && self.record().is_some() && calm;
+        // Where an acknowledgement means the disk, the one that was the backup has all that was told.
+        let backup = self.record().and_then(|r| r.backups.first()).map(|b| self.number(&b.host));
+        if let Some(backup) = backup.filter(|_| force && self.plan.setup.disk && self.judge.tries.is_multiple_of(2)) {
+            host = backup;
+        }
+        let bound = self.record().is_some_and(|r| r.backups.iter().any(|b| b.host == self.hosts[host].name));
+        self.judge.start = Some((bound, force));
+        if self.judge.tries >= 10 && self.hosts[host].disk.mixture {
+            // A person brings the volumes back from elsewhere.
+            (self.hosts[host].disk.mixture, self.judge.start) = (false, None);
+        }
         self.request(host, Request::Start { force });
     }
 }

@@ -20,6 +20,9 @@ pub struct Setup {
     pub volumes: usize,
     /// The VM is non-volatile, and its output waits for the log.
     pub log: bool,
+    /// Volumes are acknowledged when the backup's disk has what was written.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub disk: bool,
 }
 
 /// A fault and when it happens.
@@ -188,12 +191,27 @@ pub enum Fault {
         host: usize,
         noted: bool,
     },
+    /// Nothing can be written to the volumes of a host; `full`: there is no room. A flush that is under way then has lost what it was to write.
+    VolumesFail {
+        host: usize,
+        full: bool,
+        for_ms: u64,
+    },
+    /// The disk of a host's volumes does not answer.
+    DiskHangs {
+        host: usize,
+        for_ms: u64,
+    },
     /// The uplink of a host has no carrier.
     Uplink {
         host: usize,
         for_ms: u64,
     },
     Switchover,
+    /// A person starts the VM on this host by force, if it is lost, whatever the witness says.
+    StartElsewhere {
+        host: usize,
+    },
     Unprotect {
         for_ms: u64,
     },
@@ -222,6 +240,8 @@ impl Fault {
             | Self::WitnessRefuses { for_ms: ms }
             | Self::WitnessCut { for_ms: ms, .. }
             | Self::DiskSlow { for_ms: ms, .. }
+            | Self::VolumesFail { for_ms: ms, .. }
+            | Self::DiskHangs { for_ms: ms, .. }
             | Self::Uplink { for_ms: ms, .. }
             | Self::Unprotect { for_ms: ms } => Some(ms),
             _ => None,
@@ -235,8 +255,13 @@ impl Plan {
         let mut rng = fastrand::Rng::with_seed(seed ^ 0x6e69_6e65_666f_6c64);
         let hosts = [2, 2, 3, 3, 4][rng.usize(..5)];
         let backups = rng.u8(1..=(hosts - 1).min(2) as u8);
-        let setup = Setup { hosts, backups, volumes: rng.usize(..=2), log: rng.u8(..3) == 0 };
-        let kinds: Vec<u8> = (0..if setup.log { 33 } else { 30 }).collect();
+        let (volumes, log) = (rng.usize(..=2), rng.u8(..3) == 0);
+        let setup = Setup { hosts, backups, volumes, log, disk: volumes > 0 && !log && rng.bool() };
+        let kinds: Vec<u8> = match (setup.log, volumes) {
+            (true, _) => (0..33).collect(),
+            (false, 0) => (0..30).collect(),
+            (false, _) => (0..31).chain(32..37).collect(),
+        };
         Self::in_setup(seed, setup, &kinds, &mut rng)
     }
 
@@ -304,6 +329,9 @@ fn one(rng: &mut fastrand::Rng, setup: Setup, kind: u8) -> Fault {
         29 => [Fault::PowersOff, Fault::Switchover][rng.usize(..2)].clone(),
         30 => Fault::PowerLoss { back_ms: for_ms },
         31 => Fault::LogFails { host, noted: rng.bool() },
-        _ => Fault::DiskSlow { host, by_ms, for_ms },
+        32 => Fault::DiskSlow { host, by_ms, for_ms },
+        33 | 34 => Fault::VolumesFail { host, full: rng.u8(..3) == 0, for_ms },
+        36 => Fault::StartElsewhere { host },
+        _ => Fault::DiskHangs { host, for_ms: [for_ms, rng.u64(8000..16_000)][usize::from(rng.u8(..4) == 0)] },
     }
 }

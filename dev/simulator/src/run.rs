@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use ninefold_replica::protocol::Rules;
-
 use crate::judge::{Harm, Verdict};
 use crate::plan::{Plan, Timed};
+use crate::rules::Rules;
 use crate::trace::Trace;
 use crate::world::World;
 
@@ -37,25 +36,6 @@ pub fn run(plan: &Plan, rules: Rules, trace: Trace) -> Outcome {
         trace: world.trace.text().to_owned(),
         seen: world.trace.seen.take().unwrap_or_default(),
     }
-}
-
-macro_rules! by_name {
-    ($name:ident: $($rule:ident)*) => {
-        match $name {
-            $(stringify!($rule) => Some(Rules { $rule: false, ..Rules::ALL }),)*
-            _ => None,
-        }
-    };
-}
-
-/// All rules but one. None if there is none of this name.
-pub fn all_but(name: &str) -> Option<Rules> {
-    by_name!(name:
-        hold_from_first_checkpoint release_only_acked count_before_bound win_before_speaking_alone
-        win_before_resuming claim_own_session ack_in_order no_ack_while_claiming ask_when_in_doubt
-        one_session_a_term say_when_unprotected wait_for_log only_allowed_logs invalidate_a_lost_log
-        end_only_for_another prepare_before_asking claim_from_what_was give_back_before_running
-        give_back_to_the_bound)
 }
 
 /// What goes wrong with this plan.

@@ -6,7 +6,9 @@ use ninefold_core::effect::{Close, SessionOrder, Word};
 use ninefold_core::event::Event;
 use ninefold_core::time::Boottime;
 use ninefold_model::Term;
+use ninefold_replica::target::Target;
 
+use crate::guest::BLOCKS;
 use crate::keeper::Session;
 use crate::network::Msg;
 use crate::world::{MS, What, World};
@@ -41,16 +43,32 @@ impl World {
                 self.send(connection, 0, Msg::Hello(hello));
                 self.later(host, HEARTBEAT, What::Beats { session: name });
             }
-            (SessionOrder::Sync { .. }, Some(_)) => {
-                // All is compared: what differs is sent while the guest writes on.
+            (SessionOrder::Sync { known }, Some(connection)) => {
                 let takes = self.rng.u64(2 * MS..120 * MS);
+                if let Some(failure) = self.keeper(host).applier.failure.clone() {
+                    let (target, reason) = (Target::Session(name), failure.reason);
+                    return self.tell_later(host, 1, Event::CannotReplicate { target, reason });
+                }
                 if let Some(session) = self.keeper(host).sessions.get_mut(&name) {
                     session.since = Some(BTreeSet::new());
                 }
-                let images: Vec<_> = self.hosts[host].images.iter().copied().enumerate().collect();
-                if let Some(connection) = connection {
-                    self.send(connection, 0, Msg::Volumes(images));
-                }
+                // All is compared, or it is known where the two differ: that is sent while the guest writes on.
+                let images = &self.hosts[host].disk.cached;
+                let blocks: BTreeSet<usize> = match known {
+                    None => (0..images.len()).collect(),
+                    Some(known) => {
+                        let keeper = self.hosts[host].keeper.as_ref();
+                        let written = keeper.and_then(|k| k.written.iter().find(|(of, _)| *of == known.basis));
+                        let runs = known.blocks.iter().flat_map(|run| {
+                            (run.first..run.first + u64::from(run.count))
+                                .map(|block| usize::from(run.block) * BLOCKS + block as usize)
+                        });
+                        runs.chain(written.into_iter().flat_map(|(_, set)| set.iter().copied())).collect()
+                    }
+                };
+                let blocks: Vec<_> = blocks.into_iter().map(|block| (block, images[block])).collect();
+                let takes = if blocks.len() < images.len() { takes / 8 } else { takes };
+                self.send(connection, 0, Msg::Volumes(blocks));
                 self.later(host, takes, What::Synced { session: name });
             }
             (SessionOrder::Bound(term), Some(connection)) => {
@@ -116,7 +134,7 @@ impl World {
             return;
         }
         let newest = open.sent.back().map(|(epoch, _)| *epoch);
-        if !rules.release_only_acked
+        if !rules.core.protocol.release_only_acked
             && let (Msg::Word(Word::Heartbeat { .. }), Some(epoch)) = (&msg, newest)
         {
             // Broken on purpose: any sign of life counts as an acknowledgement of all that was sent.

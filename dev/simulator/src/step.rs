@@ -1,15 +1,13 @@
 //! A keeper's core takes an event; what it says is carried out, as the keeper's runtime does it.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use ninefold_control::OperationKind;
 use ninefold_control::operation::State;
-use ninefold_core::disk_watch::Look;
 use ninefold_core::effect::{
     DisksOrder, Effect, GuestIoOrder, GuestOrder, Metric, ParkingOrder, PrimaryOrder, WitnessRequest,
 };
-use ninefold_core::event::{Event, Frames, Observed, OfferId, VolumeSeen};
+use ninefold_core::event::{Event, Frames, Observed, OfferId};
 use ninefold_core::settings::Timing;
 use ninefold_core::still_ours;
 use ninefold_core::time::Boottime;
@@ -17,13 +15,12 @@ use ninefold_model::Epoch;
 use ninefold_model::event::EventKind;
 use ninefold_replica::stream::Hello;
 
-use crate::guest::Node;
+use crate::guest::{Node, Writes};
 use crate::guest_io::Gate;
 use crate::keeper::{StandbyUse, Waits};
 use crate::network::Msg;
 use crate::plan::Moment;
-use crate::volumes::Writes;
-use crate::world::{MS, TICK_US, World};
+use crate::world::{BUDGET, MS, TICK_US, World};
 
 impl World {
     /// Tells the core what happens.
@@ -50,28 +47,32 @@ impl World {
 
     pub(crate) fn tick(&mut self, host: usize) {
         self.keeper(host).ticked = self.now;
+        if self.keeper(host).standbys.values().any(|s| !s.acks.is_empty()) {
+            self.check_acks(host);
+            if self.hosts[host].keeper.is_none() {
+                return;
+            }
+        }
         let observed = self.observe(host);
         self.step(host, Event::Tick(observed));
     }
 
     fn observe(&mut self, host: usize) -> Observed {
-        let volumes = self.spec.volumes.len();
-        let (uplink, slow) = (self.hosts[host].uplink, self.hosts[host].disk_slow);
+        let uplink = self.hosts[host].uplink;
+        let volumes = self.volume_looks(host);
         let Some(keeper) = &self.hosts[host].keeper else { return Observed::default() };
         let silences = keeper.sessions.iter().map(|(name, s)| (*name, self.silence(s.connection, 0))).collect();
         let primary_silence = keeper.primary.as_ref().map(|p| (p.session, self.silence(p.connection, 1)));
         let logs = keeper.logs.iter().map(|(id, log)| (*id, log.busy.then_some(log.steps))).collect();
-        let stalled = (slow >= 2000 * MS).then(|| Duration::from_micros(slow));
-        let seen = VolumeSeen { look: Look { failure: None, stalled }, held: 0 };
         Observed {
             uplink,
             silences,
             primary_silence,
             primary_echo: keeper.primary.as_ref().map_or(0, |p| p.echo),
             logs,
-            volumes: vec![seen; volumes],
-            held: 0,
-            full: false,
+            volumes,
+            held: keeper.volumes.bytes(),
+            full: keeper.volumes.bytes() >= BUDGET.hard,
             frames: Frames::default(),
             twins: Vec::new(),
         }
@@ -156,6 +157,8 @@ impl World {
             Effect::Reply { to: _, reply } => self.operator_hears(reply.is_err()),
             Effect::Operation(operation) => {
                 let failed = matches!(operation.state, State::Failed { .. });
+                // It was asked for where the VM is not any more.
+                self.judge.protect_again |= failed && operation.kind == OperationKind::Protect;
                 self.operator_hears(failed && operation.kind == OperationKind::Start);
             }
             Effect::ReportLog { .. } => {}
@@ -188,9 +191,12 @@ impl World {
             Effect::GuestIo(order) => self.guest_io(host, order),
             Effect::Disks(order) => self.disks(host, order),
             Effect::Parking(order) => {
-                if let ParkingOrder::Announce(session) = order {
-                    let keeper = self.keeper(host);
-                    keeper.announced = keeper.announced.max(session);
+                let now = self.now;
+                let parking = &mut self.keeper(host).parking;
+                match order {
+                    ParkingOrder::Announce(session) => parking.announce(session),
+                    ParkingOrder::Clear => parking.clear(),
+                    ParkingOrder::Expire => parking.expire(now),
                 }
             }
             Effect::Guest(order) => {
@@ -264,14 +270,30 @@ impl World {
                 let looked = Boottime::from_micros(self.keeper(host).looked);
                 self.answer(host, Event::Released { kept, announced: announce && ours, looked });
             }
+            GuestIoOrder::TryOpen { .. } if !self.keeper(host).opening => {}
             GuestIoOrder::Open { awake, .. } | GuestIoOrder::TryOpen { awake } => {
                 self.ours(host, awake, None);
+                self.keeper(host).opening = true;
+                let owes = match order {
+                    GuestIoOrder::Open { by_log, .. } => self.owes(host, by_log),
+                    _ => self.keeper(host).applier.owes,
+                };
+                if owes && self.rules.keeper.open_when_durable {
+                    self.keeper(host).guest_io.hold();
+                    let looked = Boottime::from_micros(self.keeper(host).looked);
+                    return self.answer(host, Event::Gate { open: false, looked });
+                }
+                self.keeper(host).opening = false;
                 let leaves = self.keeper(host).guest_io.pass();
                 for node in leaves {
                     self.leaves(host, node);
                 }
                 let looked = Boottime::from_micros(self.keeper(host).looked);
                 self.answer(host, Event::Gate { open: true, looked });
+            }
+            GuestIoOrder::StayShut => {
+                self.keeper(host).opening = false;
+                self.owes_nothing(host);
             }
             GuestIoOrder::Mute => self.keeper(host).guest_io.mute(),
             _ => {}
@@ -287,30 +309,34 @@ impl World {
     // ---- volumes ----
 
     fn disks(&mut self, host: usize, order: DisksOrder) {
-        let crate::world::Host { keeper: Some(keeper), images, .. } = &mut self.hosts[host] else { return };
-        let reached = match order {
-            DisksOrder::Hold => {
-                keeper.volumes.hold();
-                return;
+        if self.spec.volumes.is_empty() {
+            return;
+        }
+        let keeper = self.keeper(host);
+        match order {
+            DisksOrder::Hold => self.volumes_hold(host),
+            DisksOrder::Commit(epoch) => {
+                keeper.volumes.commit(epoch);
+                self.disk_works(host, false);
             }
-            DisksOrder::Commit(epoch) => keeper.volumes.commit(images, epoch),
-            DisksOrder::GoThrough => keeper.volumes.go_through(images),
+            DisksOrder::GoThrough => {
+                keeper.volumes.go_through();
+                self.disk_works(host, false);
+                self.is_over(host, false);
+            }
             DisksOrder::Discard => {
                 keeper.volumes.discard();
-                return;
+                self.disk_works(host, false);
+                self.parts(host);
             }
             DisksOrder::Remember(basis) => {
                 keeper.written.retain(|(of, _)| *of != basis);
                 keeper.written.push((basis, BTreeSet::new()));
-                return;
             }
-            DisksOrder::Forget(basis) => {
-                keeper.written.retain(|(of, _)| *of != basis);
-                return;
-            }
-            DisksOrder::Used | DisksOrder::Over => return,
-        };
-        self.reached_images(host, &reached);
+            DisksOrder::Forget(basis) => keeper.written.retain(|(of, _)| *of != basis),
+            DisksOrder::Over => self.is_over(host, true),
+            DisksOrder::Used => {}
+        }
     }
 
     /// It is remembered what has reached the images.
@@ -336,11 +362,13 @@ impl World {
                     self.acknowledges(host, session, epoch);
                     self.comes(Moment::Acks);
                 }
+                if let ninefold_core::effect::Word::Refuse { .. } = word {
+                    self.refuses(host, session);
+                }
                 self.send(connection, 1, Msg::Word(word));
             }
             PrimaryOrder::Load { others } => self.sentence(host, connection, StandbyUse::Load { others }),
-            // What is parked is not gone on with here.
-            PrimaryOrder::Park => self.sentence(host, connection, StandbyUse::End),
+            PrimaryOrder::Park => self.sentence(host, connection, StandbyUse::Park),
             PrimaryOrder::Cut => self.standby_cut(host, connection),
             PrimaryOrder::Drop => {
                 self.keeper(host).primary = None;

@@ -1,23 +1,28 @@
 //! The thread that owns a VM: its guest, to whom it is copied, its checkpoints.
 
-use ninefold_core::effect::VmOrder;
+use std::collections::BTreeSet;
+
+use ninefold_core::effect::{Held, VmOrder};
 use ninefold_core::event::{Event, Source, WaiterId};
 use ninefold_model::spec::Accel;
 use ninefold_model::status::MachineStatus;
 use ninefold_model::{Activity, Epoch, GuestState};
+use ninefold_replica::continuation::may_hold;
 use ninefold_replica::pacing::MAX_IN_FLIGHT;
-use ninefold_replica::target::Target;
+use ninefold_replica::target::{Basis, Target};
 
-use crate::guest::{Checkpoint, Guest};
-use crate::keeper::{Last, LogJob, Off, Stage, TargetState, Vm, Waits};
-use crate::network::Msg;
+use crate::applier::LIMIT;
+use crate::guest::{Checkpoint, Guest, Node, PAGES, Writes};
+use crate::keeper::{Last, LogJob, Off, Stage, TargetState, Vm, Waits, Written};
+use crate::network::{Msg, Rest};
 use crate::plan::Moment;
 use crate::step::NONE;
-use crate::volumes::Writes;
-use crate::world::{MS, What, World};
+use crate::world::{BUDGET, MS, What, World};
 
 /// The longest that the guest runs between two checkpoints.
 const LONGEST: u64 = 100 * MS;
+/// Checkpoints of which it is remembered which pages they had.
+const RECENT: usize = MAX_IN_FLIGHT as usize + 2;
 /// The shortest.
 const SHORTEST: u64 = 3 * MS;
 
@@ -36,7 +41,8 @@ impl World {
     pub(crate) fn vm_order(&mut self, host: usize, order: VmOrder) {
         match order {
             VmOrder::Boot { generation, taken, .. } => {
-                let images = self.hosts[host].images.clone();
+                self.keeper(host).parking.clear();
+                let images = self.view(host);
                 let at = self.boots(host);
                 let vm = Vm {
                     generation,
@@ -52,6 +58,7 @@ impl World {
                     alarm: 0,
                     orders: Default::default(),
                     asks: None,
+                    memory: Default::default(),
                 };
                 self.keeper(host).vm = Some(vm);
                 let takes = self.rng.u64(50 * MS..300 * MS);
@@ -61,13 +68,17 @@ impl World {
                 self.comes(Moment::Resumes);
                 self.starts(host, source);
             }
-            VmOrder::Run { generation, source, standing, log, former_backups: _, taken, .. } => {
+            VmOrder::Run { generation, source, standing, log, former_backups, taken, .. } => {
                 let Some((_, guest)) = self.keeper(host).waiting.take_if(|(of, _)| *of == source) else {
                     let reason = "the standby is gone".into();
                     return self.keeper(host).answers.push_back(Event::VmLost { generation, reason });
                 };
-                let target_states =
-                    log.map(|id| TargetState { target: Target::Log, log: Some(id), stage: Stage::Joined, acked: NONE });
+                let target_states = log.map(|id| {
+                    let (stage, before) = (Stage::Joined, taken);
+                    let (stale, since) = (BTreeSet::new(), self.now);
+                    TargetState { target: Target::Log, log: Some(id), stage, acked: NONE, before, stale, since }
+                });
+                let memory = Written { resumed: former_backups.then(BTreeSet::new), ..Written::default() };
                 let off = standing.activity == Activity::Off;
                 let vm = Vm {
                     generation,
@@ -83,6 +94,7 @@ impl World {
                     alarm: 0,
                     orders: Default::default(),
                     asks: None,
+                    memory,
                 };
                 self.keeper(host).vm = Some(vm);
                 let soon = self.moment();
@@ -142,7 +154,7 @@ impl World {
 
     pub(crate) fn guest_runs(&mut self, host: usize, generation: u64) {
         let now = self.now;
-        let images = self.hosts[host].images.clone();
+        let images = self.view(host);
         let Some(vm) = self.vm(host, generation) else { return };
         (vm.runs, vm.resumed) = (true, now);
         // It reads its volumes as it finds them.
@@ -167,22 +179,47 @@ impl World {
         if !runs {
             return;
         }
+        let held = self.keeper(host).volumes.bytes();
+        if held >= BUDGET.hard {
+            // Its writes wait, and it with them.
+            return;
+        }
         let node = self.steps.after(before);
-        let blocks = self.hosts[host].images.len();
+        let blocks = self.hosts[host].disk.cached.len();
         let block = (blocks > 0 && self.rng.u8(..3) == 0).then(|| self.rng.usize(..blocks));
         let says = self.rng.u8(..3) == 0;
+        let flushes = blocks > 0 && !self.plan.setup.log && self.more.u8(..4) == 0;
+        let page = self.more.usize(..PAGES);
         let Some(vm) = self.vm(host, generation) else { return };
-        vm.guest.at = node;
+        vm.makes(node, page);
         if let Some(block) = block {
             vm.guest.disk[block] = node;
-            let h = &mut self.hosts[host];
-            if let Some(keeper) = &mut h.keeper
-                && keeper.volumes.write(&mut h.images, block, node)
-            {
-                self.reached_images(host, &vec![(block, node)]);
-            }
+            self.guest_writes(host, block, node);
         }
         if says && self.keeper(host).guest_io.say(node) {
+            self.leaves(host, node);
+        }
+        if flushes && let Some(vm) = self.vm(host, generation) {
+            let disk = vm.guest.disk.iter().copied().enumerate().collect();
+            self.guest_flushes(host, generation, disk);
+        }
+    }
+
+    /// The guest has flushed its volumes, and says what was on them then.
+    pub(crate) fn guest_tells(&mut self, host: usize, generation: u64, disk: Writes) {
+        let now = self.now;
+        let page = self.more.usize(..PAGES);
+        let Some(vm) = self.vm(host, generation) else { return };
+        if !vm.runs || vm.paused || vm.off != Off::No || now < vm.resumed {
+            return;
+        }
+        let before = vm.guest.at;
+        let node = self.steps.after(before);
+        if let Some(vm) = self.vm(host, generation) {
+            vm.makes(node, page);
+        }
+        self.told.insert(node, disk);
+        if self.keeper(host).guest_io.say(node) {
             self.leaves(host, node);
         }
     }
@@ -205,15 +242,25 @@ impl World {
 
     /// Whoever was copied to has all but little of it.
     pub(crate) fn copied(&mut self, host: usize, generation: u64, target: Target) {
-        let session = target.session().and_then(|s| self.keeper(host).sessions.get(&s)).map(|s| s.connection);
-        if let Some(connection) = session {
-            self.send(connection, 0, Msg::Round);
-        }
+        self.round(host, generation, target);
+        let now = self.now;
         let Some(vm) = self.vm(host, generation) else { return };
         if let Some(target_state) = vm.target_states.iter_mut().find(|s| s.target == target) {
-            target_state.stage = Stage::Ready;
+            (target_state.stage, target_state.since) = (Stage::Ready, now);
         }
         self.works_in(host, generation, 1);
+    }
+
+    /// Sends what the target does not have, while the guest writes on.
+    fn round(&mut self, host: usize, generation: u64, target: Target) {
+        let session = target.session().and_then(|s| self.keeper(host).sessions.get(&s)).map(|s| s.connection);
+        let Some(vm) = self.vm(host, generation) else { return };
+        let Some(target_state) = vm.target_states.iter_mut().find(|s| s.target == target) else { return };
+        let stale = std::mem::take(&mut target_state.stale);
+        let pages = stale.into_iter().map(|page| (page, vm.guest.memory[page])).collect();
+        if let Some(connection) = session {
+            self.send(connection, 0, Msg::Round(pages));
+        }
     }
 
     /// The core has said whether output is held for this one.
@@ -237,13 +284,22 @@ impl World {
 
     fn obey(&mut self, host: usize, generation: u64, order: VmOrder) {
         let now = self.now;
+        let all_that_left = self.rules.core.remember_the_last_acknowledged;
         let Some(vm) = self.vm(host, generation) else { return };
         let joined = |vm: &Vm| vm.target_states.iter().any(|s| s.stage == Stage::Joined);
         let added = match order {
-            VmOrder::AddSession { session, .. } => Some((Target::Session(session), None)),
-            VmOrder::AddLog { id } => Some((Target::Log, Some(id))),
-            VmOrder::RemoveTarget { target, .. } => {
-                vm.target_states.retain(|s| s.target != target);
+            VmOrder::AddSession { session, held, .. } => Some((Target::Session(session), None, held)),
+            VmOrder::AddLog { id } => Some((Target::Log, Some(id), None)),
+            VmOrder::RemoveTarget { target, comes_back } => {
+                vm.leaves(target, comes_back, all_that_left);
+                None
+            }
+            VmOrder::ForgetLeft(session) => {
+                vm.memory.left.retain(|(of, _)| *of != session);
+                None
+            }
+            VmOrder::ForgetSurvivors => {
+                vm.memory.resumed = None;
                 None
             }
             VmOrder::TakeFinal => {
@@ -267,12 +323,30 @@ impl World {
             }
             _ => None,
         };
-        if let Some((target, log)) = added {
+        if let Some((target, log, held)) = added {
             vm.target_states.retain(|s| s.target != target);
-            vm.target_states.push(TargetState { target, log, stage: Stage::Copying, acked: NONE });
+            let little = held.is_some();
+            let Some(stale) = held.map_or_else(|| Some((0..PAGES).collect()), |held| vm.stale(&held)) else {
+                return self.tell_later(host, 1, Event::BaseForgotten { target });
+            };
+            let before = NONE;
+            let stage = if little { Stage::Ready } else { Stage::Copying };
+            vm.target_states.push(TargetState { target, log, stage, acked: NONE, before, stale, since: now });
             let takes = self.rng.u64(2 * MS..250 * MS);
+            if little {
+                // It goes with the first checkpoint, mostly.
+                if takes.is_multiple_of(4) {
+                    self.round(host, generation, target);
+                }
+                return;
+            }
             self.later(host, takes, What::Copied { generation, target });
         }
+    }
+
+    /// Whether a first checkpoint may be taken as far as the disks go: what it makes of them is noted before, if that takes no time.
+    fn is_noted(&mut self, host: usize, since: u64) -> bool {
+        self.spec.volumes.is_empty() || self.plan.setup.log || self.falls_behind(host) || self.now - since >= LIMIT / 5
     }
 
     /// The thread does what is due.
@@ -331,7 +405,17 @@ impl World {
         let Some(vm) = self.vm(host, generation) else { return };
         let last = vm.last == Last::Wanted;
         let epoch = vm.epoch.next();
-        if !last && let Some(target_state) = vm.target_states.iter().find(|s| s.stage == Stage::Ready) {
+        let ready = vm.target_states.iter().find(|s| s.stage == Stage::Ready).map(|s| s.since);
+        let noted = last || ready.is_none_or(|since| self.is_noted(host, since));
+        let Some(vm) = self.vm(host, generation) else { return };
+        let joined = |s: &TargetState| matches!(s.stage, Stage::Joined | Stage::Asked);
+        if !noted && !vm.target_states.iter().any(joined) {
+            return self.works_in(host, generation, 2 * MS);
+        }
+        if noted
+            && !last
+            && let Some(target_state) = vm.target_states.iter().find(|s| s.stage == Stage::Ready)
+        {
             let target = target_state.target;
             vm.asks = Some(target);
             let keeper = self.keeper(host);
@@ -352,6 +436,7 @@ impl World {
         let writes = keeper.volumes.seal(epoch);
         let queued = keeper.volumes.held();
         let checkpoint = Checkpoint { epoch, guest, writes };
+        self.disk_works(host, false);
         let pause = self.rng.u64(200..2 * MS);
         let now = self.now;
         let Some(vm) = self.vm(host, generation) else { return };
@@ -368,6 +453,12 @@ impl World {
         }
         let Some(vm) = self.vm(host, generation) else { return };
         let mut to = Vec::new();
+        let written = std::mem::take(&mut vm.memory.epoch);
+        if vm.memory.recent.len() == RECENT {
+            vm.memory.recent.pop_front();
+        }
+        vm.memory.recent.push_back((epoch, written.clone()));
+        vm.target_states.iter_mut().filter(|s| s.stage != Stage::Joined).for_each(|s| s.stale.extend(&written));
         for target_state in vm.target_states.iter_mut().filter(|s| gets(s)) {
             // A switchover's last is for those that have joined.
             if target_state.stage == Stage::Asked && last {
@@ -375,12 +466,15 @@ impl World {
             }
             let joins = target_state.stage == Stage::Asked;
             if joins {
-                (target_state.stage, target_state.acked) = (Stage::Joined, Epoch(epoch.0 - 1));
+                let before = Epoch(epoch.0 - 1);
+                (target_state.stage, target_state.acked, target_state.before) = (Stage::Joined, before, before);
             }
-            to.push((target_state.target, target_state.log, joins));
+            let pages = if joins { std::mem::take(&mut target_state.stale) } else { written.clone() };
+            to.push((target_state.target, target_state.log, joins, pages));
         }
-        for (target, log, joins) in to {
-            self.give(host, target, log, &checkpoint, joins.then_some(&queued), pause);
+        for (target, log, joins, pages) in to {
+            let pages = pages.into_iter().map(|page| (page, checkpoint.guest.memory[page])).collect();
+            self.give(host, target, log, &checkpoint, (pages, joins.then_some(&queued)), pause);
         }
         self.through_if_alone(host);
         self.works_in(host, generation, pause + SHORTEST);
@@ -388,11 +482,11 @@ impl World {
 
     /// What a checkpoint that nobody is to have has sealed is the guest's own again.
     fn through_if_alone(&mut self, host: usize) {
-        if let crate::world::Host { keeper: Some(keeper), images, .. } = &mut self.hosts[host]
+        if let Some(keeper) = &mut self.hosts[host].keeper
             && keeper.volumes.is_alone()
         {
-            let reached = keeper.volumes.go_through(images);
-            self.reached_images(host, &reached);
+            keeper.volumes.go_through();
+            self.disk_works(host, false);
         }
     }
 
@@ -402,10 +496,10 @@ impl World {
         target: Target,
         log: Option<u64>,
         checkpoint: &Checkpoint,
-        queued: Option<&Writes>,
+        (pages, queued): (Writes, Option<&Writes>),
         pause: u64,
     ) {
-        let images = self.hosts[host].images.clone();
+        let images = self.hosts[host].disk.cached.clone();
         match target {
             Target::Session(name) => {
                 let boot = self.boot_us(host);
@@ -414,14 +508,15 @@ impl World {
                 // The images as they are, but for what is held; that comes with it.
                 let rest = queued.map(|queued| {
                     let since = session.since.take().unwrap_or_default();
-                    let left = since.into_iter().map(|block| (block, images[block]));
-                    left.chain(queued.iter().copied()).collect()
+                    let left = since.into_iter().map(|block| (block, images[block])).collect();
+                    Rest { left, held: queued.clone() }
                 });
                 session.sent.push_back((epoch, boot));
                 session.sent_at = boot;
                 let (connection, term) = (session.connection, session.term);
                 self.judge.takes(name, epoch, checkpoint.guest.at);
-                self.send(connection, 0, Msg::Checkpoint { checkpoint: Box::new(checkpoint.clone()), term, rest });
+                let checkpoint = Box::new(checkpoint.clone());
+                self.send(connection, 0, Msg::Checkpoint { checkpoint, term, pages, rest });
                 let record = record(epoch);
                 self.tell_later(host, pause + 50, Event::Sent { session: name, epoch, resumed, record });
             }
@@ -432,6 +527,50 @@ impl World {
             }
             Target::Snapshot => {}
         }
+    }
+}
+
+impl Vm {
+    /// The guest makes a step, and writes a page.
+    fn makes(&mut self, node: Node, page: usize) {
+        self.guest.at = node;
+        self.guest.memory[page] = node;
+        self.memory.note(page);
+        self.target_states.iter_mut().filter(|s| s.stage != Stage::Joined).for_each(|s| {
+            s.stale.insert(page);
+        });
+    }
+
+    /// A target has gone. One that may come back with what it has acknowledged is remembered.
+    fn leaves(&mut self, target: Target, comes_back: bool, all_that_left: bool) {
+        let Some(at) = self.target_states.iter().position(|s| s.target == target) else {
+            if let (Target::Session(session), false) = (target, comes_back) {
+                self.memory.left.retain(|(of, _)| *of != session);
+            }
+            return;
+        };
+        let target_state = self.target_states.remove(at);
+        let Some(session) = target.session().filter(|_| comes_back) else { return };
+        let known = self.memory.recent.front().map_or(self.epoch, |(oldest, _)| Epoch(oldest.0 - 1));
+        let since =
+            if all_that_left { may_hold(target_state.before.next(), target_state.acked) } else { target_state.acked };
+        if target_state.stage != Stage::Joined || target_state.acked <= target_state.before || since < known {
+            return;
+        }
+        let missed = self.memory.recent.iter().filter(|(epoch, _)| *epoch > since).flat_map(|(_, pages)| pages);
+        let written = missed.chain(&self.memory.epoch).copied().collect();
+        self.memory.left.push((session, written));
+    }
+
+    /// Where one that holds a checkpoint differs from the guest; none if it is not remembered.
+    fn stale(&self, held: &Held) -> Option<BTreeSet<usize>> {
+        let written = match held.basis {
+            Basis::Resumed => self.memory.resumed.as_ref()?,
+            Basis::Left(session) => self.memory.left.iter().find(|(of, _)| *of == session).map(|(_, pages)| pages)?,
+        };
+        let runs = held.differs.iter().filter(|run| run.block == 0);
+        let differs = runs.flat_map(|run| (run.first..run.first + u64::from(run.count)).map(|page| page as usize));
+        Some(written.iter().copied().chain(differs.filter(|page| *page < PAGES)).collect())
     }
 }
 

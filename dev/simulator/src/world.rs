@@ -9,23 +9,27 @@ use ninefold_core::event::Event;
 use ninefold_core::settings::{Budget, Settings};
 use ninefold_core::time::{Boottime, Monotonic, Now};
 use ninefold_core::{Core, TICK};
-use ninefold_model::spec::{NonVolatile, VmSpec, VolumeSpec};
+use ninefold_model::spec::{Acknowledge, NonVolatile, VmSpec, VolumeSpec};
 use ninefold_model::{HostName, Record, Term};
-use ninefold_replica::protocol::Rules;
 use ninefold_replica::stream::{BlockInfo, Layout};
 use ninefold_replica::target::Target;
 
-use crate::guest::{BLOCKS, Node, Steps};
+use crate::disk::{Applier, Disk};
+use crate::guest::{BLOCKS, Node, Steps, Writes};
 use crate::guest_io::GuestIo;
 use crate::judge::Judge;
 use crate::keeper::{Client, Keeper, LogJob, OnDisk};
 use crate::network::{Connection, Msg};
+use crate::parking::{Kept, Parking};
 use crate::plan::{Moment, Plan, Setup};
+use crate::rules::Rules;
 use crate::trace::Trace;
 use crate::volumes::Volumes;
 use crate::witness::{Answer, Ask, Witness};
 
 pub(crate) const MS: u64 = 1000;
+/// What a guest's writes may hold of a keeper's memory.
+pub(crate) const BUDGET: Budget = Budget { soft: 64 << 20, hard: 128 << 20 };
 pub(crate) const TICK_US: u64 = TICK.as_micros() as u64;
 
 /// Something that happens at its time.
@@ -126,6 +130,9 @@ pub(crate) enum What {
     LogNotes { id: u64 },
     LogLooked { id: u64 },
     LogLoaded { id: u64 },
+    DiskBegins { alarm: u64 },
+    DiskEnds,
+    Reads { connection: u64 },
 }
 
 /// Who has asked the witness.
@@ -156,10 +163,10 @@ pub(crate) struct Host {
     /// Counts keepers.
     pub incarnation: u64,
     pub keeper: Option<Keeper>,
-    pub images: Vec<Node>,
+    pub disk: Disk,
     pub log: Option<OnDisk>,
-    /// The images are of no one moment.
-    pub mixture: bool,
+    /// The memory of a standby whose keeper has gone.
+    pub kept: Option<Kept>,
     pub disk_slow: u64,
     pub log_fails: Option<bool>,
     pub load_fails: bool,
@@ -175,6 +182,8 @@ pub struct World {
     seq: u64,
     queue: BinaryHeap<Entry>,
     pub(crate) rng: fastrand::Rng,
+    /// For memory and disks: what they do changes nothing for who has neither.
+    pub(crate) more: fastrand::Rng,
     pub(crate) plan: Plan,
     pub(crate) rules: Rules,
     pub(crate) spec: VmSpec,
@@ -187,9 +196,13 @@ pub struct World {
     pub(crate) delays: Vec<Vec<u64>>,
     pub(crate) witness: Witness,
     pub(crate) steps: Steps,
+    /// What the guest had on its volumes when it flushed them, by the step at which it says that it has.
+    pub(crate) told: BTreeMap<Node, Writes>,
     pub(crate) judge: Judge,
     pub(crate) trace: Trace,
     pub(crate) faults_left: usize,
+    /// Faults that have begun and not passed.
+    pub(crate) going_on: usize,
     /// Faults that wait for their moment.
     pub(crate) lurking: Vec<usize>,
     pub(crate) happened: Vec<bool>,
@@ -198,13 +211,15 @@ pub struct World {
 impl World {
     /// The world of this plan, before anything has happened.
     pub fn new(plan: Plan, rules: Rules, trace: Trace) -> Self {
-        let Setup { hosts, backups, volumes, log } = plan.setup;
+        let Setup { hosts, backups, volumes, log, disk } = plan.setup;
         let volume = |n: usize| VolumeSpec::new(["one", "two"][n].parse().expect("a name"), (BLOCKS as u64) << 16);
         let json = serde_json::json!({
             "id": "3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4", "name": "vm", "memory_mib": 1, "boot": { "boot_sector": { "image": "/x" } }, "backups": backups,
         });
         let mut spec: VmSpec = serde_json::from_value(json).expect("a spec");
         spec.volumes = (0..volumes).map(volume).collect();
+        let acknowledge = if disk { Acknowledge::Disk } else { Acknowledge::Memory };
+        spec.volumes.iter_mut().for_each(|v| v.acknowledge = acknowledge);
         spec.non_volatile = log.then(NonVolatile::default);
         let block = BlockInfo { name: "ram".into(), used: 1 << 20, total: 1 << 20 };
         let host = |name: &str| Host {
@@ -220,9 +235,9 @@ impl World {
             backlog: Vec::new(),
             incarnation: 0,
             keeper: None,
-            images: vec![0; volumes * BLOCKS],
+            disk: Disk::new(volumes * BLOCKS),
             log: None,
-            mixture: false,
+            kept: None,
             disk_slow: 0,
             log_fails: None,
             load_fails: false,
@@ -235,6 +250,8 @@ impl World {
             seq: 0,
             queue: BinaryHeap::new(),
             rng: fastrand::Rng::with_seed(plan.seed),
+            more: fastrand::Rng::with_seed(plan.seed ^ 0x6d6f_7265),
+            told: BTreeMap::new(),
             rules,
             spec,
             layout: Layout::new(vec![block]).expect("a layout"),
@@ -248,6 +265,7 @@ impl World {
             judge: Judge::default(),
             trace,
             faults_left: plan.faults.len(),
+            going_on: 0,
             lurking: Vec::new(),
             happened: vec![false; plan.faults.len()],
             plan,
@@ -367,10 +385,11 @@ impl World {
             cpu: "cpu".into(),
             incarnation: ninefold_model::Incarnation(1),
             volume_blocks: vec![BLOCKS as u64; volumes],
-            budget: Budget { soft: 64 << 20, hard: 128 << 20 },
+            budget: BUDGET,
         };
-        let core = Core::with_rules(settings, None, now, self.rules);
+        let core = Core::with_rules(settings, None, now, self.rules.core);
         let looked = self.boot_us(host);
+        let kept = self.hosts[host].kept.take();
         let keeper = Keeper {
             core,
             ticked: self.now,
@@ -383,14 +402,16 @@ impl World {
             last_id: 0,
             link: None,
             guest_io: GuestIo::default(),
+            opening: false,
             volumes: Volumes::default(),
+            applier: Applier::default(),
             written: Vec::new(),
             vm: None,
             waiting: None,
             sessions: BTreeMap::new(),
             primary: None,
             standbys: BTreeMap::new(),
-            announced: Term(0),
+            parking: Parking::with(kept, self.now),
             client: Client::default(),
             looking: false,
             turns: 0,
@@ -402,6 +423,7 @@ impl World {
         };
         self.trace.say(self.now, &self.hosts[host].name, || "its keeper begins".into());
         self.hosts[host].keeper = Some(keeper);
+        self.disk_is_opened(host);
         self.later(host, 1, What::Tick);
         self.later(host, 1, What::Alarm(0));
     }
@@ -450,6 +472,9 @@ impl World {
             What::LogNotes { id } => self.log_notes(host, id),
             What::LogLooked { id } => self.log_looked(host, id),
             What::LogLoaded { id } => self.log_loaded(host, id),
+            What::DiskBegins { alarm } => self.disk_begins(host, alarm),
+            What::DiskEnds => self.disk_ends(host),
+            What::Reads { connection } => self.standby_reads(host, connection),
         }
     }
 
@@ -483,7 +508,7 @@ impl World {
         }
         let (from, to) = (c.hosts[side], c.hosts[1 - side]);
         let bulk = match &msg {
-            Msg::Round | Msg::Volumes(_) => self.rng.u64(..5 * MS),
+            Msg::Round(_) | Msg::Volumes(_) => self.rng.u64(..5 * MS),
             Msg::Checkpoint { .. } => self.rng.u64(..2 * MS),
             _ => 0,
         };

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use ninefold_replica::protocol::Rules;
 use ninefold_simulator::plan::Plan;
+use ninefold_simulator::rules::Rules;
 use ninefold_simulator::run::harm;
 
 #[test]

@@ -1,17 +1,21 @@
 //! Rules of the protocol are switched off, one at a time: the simulator finds the harm, within a bounded number of seeds. Those that are not
 //! here are named in `docs/simulator.md`.
 
-use ninefold_replica::protocol::{ReleasePolicy, Rules};
+use ninefold_core::Rules as CoreRules;
+use ninefold_replica::protocol::{self, ReleasePolicy};
 use ninefold_simulator::plan::{Fault, Moment, Plan, Setup, Timed};
+use ninefold_simulator::rules::{KeeperRules, Rules};
 use ninefold_simulator::run::{harm, run};
 use ninefold_simulator::trace::Trace;
 
 /// Seeds that are tried for a rule, at most.
 const SEEDS: u64 = 400;
 
-const PAIR: Setup = Setup { hosts: 2, backups: 1, volumes: 0, log: false };
-const STAR: Setup = Setup { hosts: 3, backups: 2, volumes: 0, log: false };
-const LOGGED: Setup = Setup { hosts: 2, backups: 1, volumes: 0, log: true };
+const PAIR: Setup = Setup { hosts: 2, backups: 1, volumes: 0, log: false, disk: false };
+const STAR: Setup = Setup { hosts: 3, backups: 2, volumes: 0, log: false, disk: false };
+const VOLUME: Setup = Setup { hosts: 2, backups: 1, volumes: 1, log: false, disk: false };
+const DISK: Setup = Setup { disk: true, ..VOLUME };
+const LOGGED: Setup = Setup { hosts: 2, backups: 1, volumes: 0, log: true, disk: false };
 
 /// Keepers die, hosts stand still, ways are cut.
 const HOSTS: &[u8] = &[0, 4, 8, 9, 11, 12, 13, 15, 16, 18, 27];
@@ -19,6 +23,9 @@ const HOSTS: &[u8] = &[0, 4, 8, 9, 11, 12, 13, 15, 16, 18, 27];
 const WITNESS: &[u8] = &[13, 15, 18, 19, 20, 21, 22, 23, 24, 25];
 /// Power is lost, logs fail.
 const POWER: &[u8] = &[0, 3, 4, 12, 13, 16, 22, 25, 30, 30, 31, 32];
+
+/// Disks fail and hang, keepers die, power is lost.
+const DISKS: &[u8] = &[0, 3, 4, 12, 13, 18, 30, 32, 33, 33, 34, 35];
 
 /// Faults of some kinds, at any time.
 fn aimed(setup: Setup, kinds: &'static [u8]) -> impl Fn(u64) -> Plan {
@@ -67,6 +74,48 @@ fn power_goes_while_a_claim_is_noted(rng: &mut fastrand::Rng) -> Vec<Timed> {
     ]
 }
 
+/// The backup's disk fails, and then the primary is gone.
+fn disk_fails_and_the_primary_dies(rng: &mut fastrand::Rng) -> Vec<Timed> {
+    let at = rng.u64(1500..2500);
+    vec![
+        Timed::at(at, Fault::VolumesFail { host: 1, full: false, for_ms: 2000 }),
+        Timed::at(at + rng.u64(..20), Fault::KillKeeper { host: 0, back_ms: 3000 }),
+    ]
+}
+
+/// Nothing but the disk of the host where the VM was booted.
+fn primary_disk_fails(rng: &mut fastrand::Rng) -> Vec<Timed> {
+    vec![Timed::at(rng.u64(1500..2500), Fault::VolumesFail { host: 0, full: false, for_ms: 8000 })]
+}
+
+/// A primary dies while its volumes are copied to a backup, and a person starts the VM there all the same.
+fn dies_amid_a_resync(rng: &mut fastrand::Rng) -> Vec<Timed> {
+    let at = rng.u64(150..600);
+    vec![
+        Timed::at(at, Fault::PowerOff { host: 0, back_ms: 4000 }),
+        Timed::at(at + 1000, Fault::StartElsewhere { host: 1 }),
+    ]
+}
+
+/// A flush of a VM that is alone fails, and soon afterwards its host loses its power.
+fn a_flush_fails(rng: &mut fastrand::Rng) -> Vec<Timed> {
+    let at = rng.u64(1500..2500);
+    vec![
+        Timed::at(at, Fault::PowerOff { host: 1, back_ms: 8000 }),
+        Timed::at(at + rng.u64(1000..3000), Fault::VolumesFail { host: 0, full: false, for_ms: rng.u64(1..10) }),
+        Timed::at(at + 3010 + rng.u64(..40), Fault::PowerOff { host: 0, back_ms: 500 }),
+    ]
+}
+
+/// The backup's keeper is killed, and is back at once; the memory of its standby outlives it. Then the primary dies.
+fn backup_comes_back(rng: &mut fastrand::Rng) -> Vec<Timed> {
+    let at = rng.u64(1500..2500);
+    vec![
+        Timed::at(at, Fault::KillKeeper { host: 1, back_ms: rng.u64(1..20) }),
+        Timed::behind(at + 1, Moment::AcksFirst, rng.u64(1500..4000), Fault::KillKeeper { host: 0, back_ms: 1000 }),
+    ]
+}
+
 /// The first seed that shows harm without a rule shows none with it.
 fn finds_harm(rules: Rules, plan: impl Fn(u64) -> Plan) {
     let (found, plan) =
@@ -94,15 +143,17 @@ fn a_seed_is_the_same_run_to_the_byte() {
 }
 
 macro_rules! rules {
-    ($($name:ident: $plan:expr;)*) => {
+    ($rules:ident, $with:expr; $($name:ident: $plan:expr;)*) => {
         $(#[test]
         fn $name() {
-            finds_harm(Rules { $name: false, ..Rules::ALL }, $plan);
+            finds_harm($with($rules { $name: false, ..$rules::ALL }), $plan);
         })*
     };
 }
 
-rules! {
+use protocol::Rules as Protocol;
+
+rules! { Protocol, Rules::of_protocol;
     hold_from_first_checkpoint: aimed(PAIR, HOSTS);
     release_only_acked: aimed(PAIR, HOSTS);
     count_before_bound: aimed(STAR, HOSTS);
@@ -120,8 +171,36 @@ rules! {
     claim_from_what_was: shaped(PAIR, late_binding);
 }
 
+rules! { CoreRules, |core| Rules { core, ..Rules::ALL };
+    refuse_for_who_lives: shaped(DISK, disk_fails_and_the_primary_dies);
+    leave_a_failing_disk: shaped(VOLUME, primary_disk_fails);
+    refuse_mixtures: shaped(VOLUME, dies_amid_a_resync);
+    refuse_what_is_behind: aimed(VOLUME, &[12, 30]);
+}
+
+rules! { KeeperRules, |keeper| Rules { keeper, ..Rules::ALL };
+    acknowledge_from_disk: aimed(DISK, DISKS);
+    note_what_was_lost: shaped(DISK, a_flush_fails);
+    open_when_durable: aimed(DISK, DISKS);
+    compare_after_a_keeper: shaped(VOLUME, backup_comes_back);
+}
+
+/// A keeper that ends amid a checkpoint leaves memory that is partly of that and partly of the one before. It is noted to be of the one before; and
+/// the primary sends the whole of the last that was acknowledged again. Either is enough.
+#[test]
+fn memory_that_is_not_whole() {
+    let core = CoreRules { remember_the_last_acknowledged: false, ..CoreRules::ALL };
+    let keeper = KeeperRules { note_what_is_whole: false, ..KeeperRules::ALL };
+    finds_harm(Rules { core, keeper }, shaped(PAIR, backup_comes_back));
+    for n in 0..SEEDS / 4 {
+        let plan = shaped(PAIR, backup_comes_back)(n);
+        assert_eq!(harm(&plan, Rules { core, ..Rules::ALL }), None);
+        assert_eq!(harm(&plan, Rules { keeper, ..Rules::ALL }), None);
+    }
+}
+
 /// Output that leaves when one of two backups has it.
 #[test]
 fn release_when_all_hold() {
-    finds_harm(Rules { release: ReleasePolicy::One, ..Rules::ALL }, aimed(STAR, HOSTS));
+    finds_harm(Rules::of_protocol(Protocol { release: ReleasePolicy::One, ..Protocol::ALL }), aimed(STAR, HOSTS));
 }
