@@ -16,10 +16,10 @@ FUZZ_SECONDS ?= 60
 SECONDS_OF_CHAOS = $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),600)
 SEED ?=
 
-.PHONY: help root bootstrap build guest demo test soak chaos bench fuzz simulate imports clean
+.PHONY: help root bootstrap build guest demo test soak chaos bench fuzz simulate simulate-coverage imports clean
 
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 28
 
 root:
 	@if [[ $$(id -u) != 0 ]]; then \
@@ -64,6 +64,9 @@ bench: root ## Measure protected against unprotected; results in target/bench
 
 simulate: ## Run whole keepers' cores in a simulated world for SEEDS (1000) lives from SEED (1) on
 	cargo run --release --locked -p ninefold-simulator -- --seeds $(or $(SEEDS),1000) --seed $(or $(SEED),1)
+
+simulate-coverage: ## Say which lines of the core SEEDS (2000) such lives run through (needs the compiler's llvm-tools)
+	@scripts/simulator-coverage $(or $(SEEDS),2000) $(or $(SEED),1)
 
 fuzz: ## Fuzz the readers of streams, snapshots, logs and operations on volumes for FUZZ_SECONDS each (needs g++)
 	fuzz/run $(FUZZ_SECONDS)
