@@ -123,6 +123,9 @@ fn at(field: &str) -> String {
 
 impl KeeperConfig {
     /// Reads and checks a configuration file.
+    ///
+    /// # Errors
+    /// The file cannot be read or is too long, it is not a configuration, or what it says makes no sense.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let at = || path.to_owned();
         let text = small_file::read(path, MAX_CONFIG).map_err(|source| ConfigError::Read { path: at(), source })?;

@@ -43,6 +43,11 @@ const HANDSHAKES: Bounds = Bounds { strangers: 16, ..Bounds::new(32) };
 const SESSIONS: Bounds = Bounds { strangers: 4, ..Bounds::new(16) };
 
 /// Runs a keeper until SIGTERM or SIGINT.
+///
+/// # Errors
+/// The keeper cannot start: the VM has another keeper on this host, a file, an address, a network interface or a volume of it
+/// cannot be used, its identity is unfit, its environment names fault points that there are not, or there are no more threads.
+/// Nothing that happens later ends it with an error.
 pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
     if ninefold_fault::read_environment().map_err(KeeperError::Faults)? {
         tracing::warn!("this keeper has fault points set: it dies or fails on purpose");

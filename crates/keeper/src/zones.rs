@@ -6,16 +6,25 @@ use std::net::{SocketAddr, SocketAddrV6};
 use serde::{Deserialize, Deserializer, de};
 
 /// For `#[serde(deserialize_with)]`.
+///
+/// # Errors
+/// The value is no text, or its text is no address: see [`parse`].
 pub fn address<'de, D: Deserializer<'de>>(from: D) -> Result<SocketAddr, D::Error> {
     parse(&String::deserialize(from)?).map_err(de::Error::custom)
 }
 
 /// As [`address`], for one that may be left out.
+///
+/// # Errors
+/// It fails as [`address`] does. A value that is left out, or null, is no error.
 pub fn address_if_any<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SocketAddr>, D::Error> {
     Option::<String>::deserialize(from)?.map(|text| parse(&text).map_err(de::Error::custom)).transpose()
 }
 
 /// An address with its port. A zone is a name of this host's interfaces, which must be there, or its number.
+///
+/// # Errors
+/// The text is not an address with a port, or this host has no interface of the zone's name or cannot be asked for it.
 pub fn parse(text: &str) -> Result<SocketAddr, String> {
     if let Ok(addr) = text.parse() {
         return Ok(addr);

@@ -46,6 +46,10 @@ pub trait Listens: AsFd + Send + Sync + 'static {
     /// What the other end is called in the log.
     type Peer: std::fmt::Debug + Send;
     /// See accept(2).
+    ///
+    /// # Errors
+    /// It fails as accept(2) does: nobody waits (`WouldBlock`, of a non-blocking socket), a signal came, the connection has
+    /// failed meanwhile, or there are no more descriptors.
     fn accept(&self) -> io::Result<(Self::Stream, Self::Peer)>;
     /// From where it comes.
     fn origin(stream: &Self::Stream, peer: &Self::Peer) -> Origin;

@@ -9,8 +9,14 @@ use std::time::{Duration, Instant};
 /// A socket whose reads and writes can be timed.
 pub trait Timed {
     /// See [`TcpStream::set_read_timeout`].
+    ///
+    /// # Errors
+    /// The time is zero, or the kernel refuses it.
     fn set_read_timeout(&self, time: Option<Duration>) -> io::Result<()>;
     /// See [`TcpStream::set_write_timeout`].
+    ///
+    /// # Errors
+    /// The time is zero, or the kernel refuses it.
     fn set_write_timeout(&self, time: Option<Duration>) -> io::Result<()>;
 }
 

@@ -15,6 +15,10 @@ use crate::{handshake, socket};
 ///
 /// With [`Security::MutualTls`] the answer's certificate must name `expect`; with [`Security::PlainText`] the peer's word
 /// is compared, which guards against mistakes only.
+///
+/// # Errors
+/// Nobody accepts the connection in time ([`TransportError::Connect`]); the handshake is late or breaks; TLS refuses one of the
+/// two; the peer speaks another protocol; or another host than `expect` answers ([`TransportError::WrongHost`]).
 pub fn connect(addr: SocketAddr, expect: &HostName, security: &Security, timeout: Duration) -> Result<Link> {
     let deadline = Instant::now() + timeout;
     let connect = || {

@@ -231,6 +231,10 @@ impl LinkWriter {
     }
 
     /// Says farewell: sends what waits, and the peer's reader sees an orderly end. This side can still receive.
+    ///
+    /// # Errors
+    /// What waits cannot be sent: the connection has ended, or the peer takes nothing within the time of
+    /// [`LinkHandle::set_write_timeout`].
     pub fn finish(mut self) -> io::Result<()> {
         self.drain()?;
         if let Some(tls) = &self.shared.tls {
@@ -352,13 +356,19 @@ impl LinkHandle {
         }
     }
 
-    /// How long a `read` waits at most before it fails with `WouldBlock`; `None`: for ever. Zero is refused.
+    /// How long a `read` waits at most before it fails with `WouldBlock`; `None`: for ever.
+    ///
+    /// # Errors
+    /// The time is zero.
     pub fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
         self.shared.socket.set_read_timeout(timeout)
     }
 
     /// All reads together end by then, however slowly the bytes come: a `read` past it fails with `TimedOut`, and decrypts
     /// nothing more of what it has not got whole. `None`: they wait for ever, from the next one on.
+    ///
+    /// # Errors
+    /// The kernel refuses to take the time-out off the socket. A deadline is never refused.
     pub fn set_read_deadline(&self, after: Option<Duration>) -> io::Result<()> {
         let by = after
             .map_or(0, |d| Moment::now().as_micros().saturating_add(u64::try_from(d.as_micros()).unwrap_or(u64::MAX)));
@@ -366,12 +376,18 @@ impl LinkHandle {
         if after.is_none() { self.shared.socket.set_read_timeout(None) } else { Ok(()) }
     }
 
-    /// How long a `write` waits at most for room before it fails with `WouldBlock`; `None`: for ever. Zero is refused.
+    /// How long a `write` waits at most for room before it fails with `WouldBlock`; `None`: for ever.
+    ///
+    /// # Errors
+    /// The time is zero.
     pub fn set_write_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
         self.shared.socket.set_write_timeout(timeout)
     }
 
     /// How long what was sent may stay unacknowledged before the kernel ends the connection: TCP_USER_TIMEOUT, `tcp(7)`.
+    ///
+    /// # Errors
+    /// The kernel refuses a time of more than 2^31 - 1 ms.
     pub fn set_user_timeout(&self, timeout: Duration) -> io::Result<()> {
         let ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
         Ok(sockopt::set_tcp_user_timeout(&*self.shared.socket, ms)?)

@@ -26,11 +26,18 @@ pub struct Listener {
 
 impl Listener {
     /// Listens on `addr`; port 0 lets the kernel choose, see [`Listener::local_addr`]. Up to 64 handshakes at a time.
+    ///
+    /// # Errors
+    /// The address is not this host's, is taken, or needs a right that this process lacks, or there are no more descriptors
+    /// ([`TransportError::Bind`]).
     pub fn bind(addr: SocketAddr, security: Security) -> Result<Self> {
         Self::bind_within(addr, security, Bounds::new(HANDSHAKES), &[])
     }
 
     /// The same with other bounds of the handshakes. Connections from a `known` address are served before strangers'.
+    ///
+    /// # Errors
+    /// It fails as [`Listener::bind`] does.
     pub fn bind_within(addr: SocketAddr, security: Security, bounds: Bounds, known: &[IpAddr]) -> Result<Self> {
         let bind = || {
             let socket = socket::new(addr)?;
@@ -96,6 +103,10 @@ impl Incoming {
     }
 
     /// Finds out who the peer is, within `timeout`.
+    ///
+    /// # Errors
+    /// The handshake is late or the connection breaks; TLS refuses one of the two; the peer speaks another protocol; or it calls
+    /// itself another host than its certificate does ([`TransportError::WrongHost`]).
     pub fn handshake(self, timeout: Duration) -> Result<Link> {
         let Self { guest: Guest { stream, peer: addr, place: _place }, security } = self;
         let deadline = Instant::now() + timeout;

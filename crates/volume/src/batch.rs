@@ -157,6 +157,9 @@ impl Batch {
 
     /// Hands out the operations as they go on the wire, in pieces of at most [`MAX_PIECE`] bytes of whole operations.
     /// `scratch` is reused from call to call.
+    ///
+    /// # Errors
+    /// `send` has failed: its error is returned, and nothing more is handed out.
     pub fn each_piece<E>(&self, scratch: &mut Vec<u8>, mut send: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
         scratch.clear();
         for op in &self.ops {

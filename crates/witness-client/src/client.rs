@@ -72,6 +72,9 @@ impl WitnessClient {
 
     /// Asks for a sign of life; connects if there is no connection. Call it now and then so that a compare-and-swap
     /// that matters finds a connection that works.
+    ///
+    /// # Errors
+    /// The witness does not answer in time, answers something else, or refuses: see [`WitnessError`].
     pub fn ping(&mut self) -> Result<(), WitnessError> {
         match self.call(Call::Ping)? {
             Answer::Pong => Ok(()),

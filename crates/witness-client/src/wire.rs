@@ -162,6 +162,9 @@ impl FrameReader {
     }
 
     /// Waits for a frame to begin, for ever; then for the rest of it, at most `rest`. `None` at an orderly end.
+    ///
+    /// # Errors
+    /// The frame is too long, it is not whole in time (`TimedOut`), or the connection ends within it or breaks.
     pub fn wait(&mut self, rest: Duration) -> Result<Option<&[u8]>, FrameError> {
         let mut length = [0; 4];
         self.link.set_read_deadline(None)?;
@@ -177,6 +180,9 @@ impl FrameReader {
     }
 
     /// Reads a frame before `deadline`.
+    ///
+    /// # Errors
+    /// The frame is too long, it is not whole before the deadline (`TimedOut`), or the connection ends or breaks.
     pub fn read(&mut self, deadline: Instant) -> Result<&[u8], FrameError> {
         self.finish([0; 4], 0, deadline)
     }
@@ -209,6 +215,10 @@ impl FrameWriter {
 
     /// Sends one message in one piece. It fits the kernel's buffer unless the peer has long stopped reading, so a
     /// time-out for each system call is bound enough.
+    ///
+    /// # Errors
+    /// The message is longer than a frame may be (`InvalidInput`), the peer takes nothing for as long as `timeout`, or the
+    /// connection breaks.
     pub fn send(&mut self, message: &impl Serialize, timeout: Duration) -> io::Result<()> {
         self.frame.clear();
         self.frame.extend_from_slice(&[0; 4]);

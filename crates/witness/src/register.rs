@@ -56,6 +56,10 @@ pub enum Refusal {
 }
 
 /// Judges a compare-and-swap of a register that holds `current`.
+///
+/// # Errors
+/// The proposal breaks a rule whatever the register holds: it is for another primary than the caller, its term does not follow,
+/// its record is not well-formed, or a new primary does not begin alone.
 pub fn judge(
     current: Option<&Record>,
     expected: Option<&Record>,

@@ -119,11 +119,18 @@ pub struct Registers {
 
 impl Registers {
     /// Opens the registers in `dir`, which is made if missing. One process at a time may have them open.
+    ///
+    /// # Errors
+    /// The directory or its file cannot be used, another process has it open, it has another format, a record in it is
+    /// unreadable, or no thread can be started.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, OpenError> {
         Self::open_limited(dir, MAX_VMS)
     }
 
     /// As [`Registers::open`], for at most `max_vms`.
+    ///
+    /// # Errors
+    /// It fails as [`Registers::open`] does.
     pub fn open_limited(dir: impl AsRef<Path>, max_vms: usize) -> Result<Self, OpenError> {
         let dir = dir.as_ref();
         let directory = |source| OpenError::Directory { dir: dir.to_owned(), source };

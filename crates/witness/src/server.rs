@@ -91,6 +91,9 @@ impl Server {
     }
 
     /// Serves until [`ServerHandle::stop`], or until the store fails. All its threads have ended when it returns.
+    ///
+    /// # Errors
+    /// The store has failed.
     pub fn run(self) -> Result<(), ServeError> {
         // Those that have ended are removed when the next one comes.
         let mut threads: Vec<thread::JoinHandle<()>> = Vec::new();

@@ -102,6 +102,9 @@ impl VmOptions {
     }
 
     /// Debian with PostgreSQL: one vCPU, 512 MiB, a volume, protected.
+    ///
+    /// # Errors
+    /// It does not fail: `data` can name a volume.
     pub fn postgres(name: VmName, acknowledge: Acknowledge) -> Result<Self, LabError> {
         let data =
             "data".parse().map_err(|e: InvalidName| LabError::Name { name: "data".into(), reason: e.to_string() })?;
@@ -160,6 +163,10 @@ pub fn redis() -> SocketAddr {
 impl Lab {
     /// Boots the VM on `host`: starts the witness and all keepers, waits until its service answers the client and, if
     /// protection is asked for, until the VM is protected.
+    ///
+    /// # Errors
+    /// The host is not one of the lab's for VMs; a configuration cannot be written; the witness, a keeper or the VM does not
+    /// start; or, within [`VmOptions::patience`], the guest's service does not answer or the VM is not protected.
     pub fn boot_vm(&self, host: &str, options: &VmOptions) -> Result<BootedVm, LabError> {
         self.vm_host(host)?;
         let deadline = Instant::now() + options.patience;
@@ -212,6 +219,9 @@ impl Lab {
     }
 
     /// Writes each host's keeper configuration and, if hosts prove who they are, their certificates.
+    ///
+    /// # Errors
+    /// The guest has not been built, or a certificate or configuration cannot be written.
     pub fn configure_vm(&self, options: &VmOptions) -> Result<(), LabError> {
         self.certify()?;
         for host in &self.topology().hosts {
@@ -302,6 +312,9 @@ impl Lab {
     }
 
     /// A client of a host's keeper.
+    ///
+    /// # Errors
+    /// The lab has no such host, or the host is not one for VMs.
     pub fn keeper(&self, host: &str) -> Result<Client, LabError> {
         self.vm_host(host)?;
         Ok(Client::new(&self.run_dir(host)))
@@ -324,6 +337,10 @@ impl Lab {
     }
 
     /// Starts a host's keeper and waits until it answers.
+    ///
+    /// # Errors
+    /// The host is not one of the lab's for VMs, the keeper's program is not found, or the keeper ends or does not answer within
+    /// 20 s.
     pub fn start_keeper(&self, host: &str) -> Result<(), LabError> {
         self.start_keeper_with_faults(host, "")
     }
@@ -355,6 +372,9 @@ impl Lab {
     }
 
     /// Ends a host's keeper in an orderly way (SIGTERM) and waits until it has ended.
+    ///
+    /// # Errors
+    /// The lab has no such host, or the keeper has not ended within 20 s.
     pub fn stop_keeper(&self, host: &str) -> Result<(), LabError> {
         self.processes(host)?.stop_program(KEEPER)?;
         self.reap();
@@ -362,6 +382,9 @@ impl Lab {
     }
 
     /// Starts the witness, on the register that it left if it ran before, and waits until it listens.
+    ///
+    /// # Errors
+    /// A certificate cannot be made, the witness's program is not found, or the witness ends or does not listen within 20 s.
     pub fn start_witness(&self) -> Result<(), LabError> {
         self.certify()?;
         let run_dir = self.run_dir(WITNESS);
@@ -380,6 +403,9 @@ impl Lab {
     }
 
     /// Ends the witness in an orderly way and waits until it has ended.
+    ///
+    /// # Errors
+    /// The witness has not ended within 20 s.
     pub fn stop_witness(&self) -> Result<(), LabError> {
         self.processes(WITNESS)?.stop_program(WITNESS_PROGRAM)?;
         self.reap();
@@ -387,6 +413,9 @@ impl Lab {
     }
 
     /// Kills the witness; its register stays on the disk.
+    ///
+    /// # Errors
+    /// The witness is not dead within 20 s.
     pub fn kill_witness(&self) -> Result<(), LabError> {
         self.processes(WITNESS)?.kill_program(WITNESS_PROGRAM)?;
         self.reap();

@@ -47,6 +47,9 @@ pub enum LabSecurity {
 
 impl LabConfig {
     /// A lab with hosts `a` and `b`.
+    ///
+    /// # Errors
+    /// It does not fail: [`Lab::up`](crate::Lab::up) is what looks at the name.
     pub fn new(name: &str) -> Result<Self, LabError> {
         let mut config = Self {
             name: name.to_owned(),
@@ -64,6 +67,9 @@ impl LabConfig {
     }
 
     /// So many hosts, named from `a` on; 26 at most.
+    ///
+    /// # Errors
+    /// It does not fail: every letter can name a host.
     pub fn set_hosts(&mut self, count: usize) -> Result<(), LabError> {
         let names = ('a'..='z').take(count).map(|name| name.to_string().parse::<HostName>());
         let failed = |e: InvalidName| LabError::Name { name: self.name.clone(), reason: e.to_string() };

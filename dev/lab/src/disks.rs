@@ -130,12 +130,18 @@ impl Lab {
     }
 
     /// A host's disk takes nothing any more and says nothing, until [`Lab::thaw_disk`].
+    ///
+    /// # Errors
+    /// The lab has no such host, or the host has no disk of its own, or one that is frozen already.
     pub fn freeze_disk(&self, host: &str) -> Result<(), LabError> {
         self.own_disk(host)?;
         control(&self.disk_dir(host), "freeze", FIFREEZE, 0)
     }
 
     /// A host's disk answers again.
+    ///
+    /// # Errors
+    /// The lab has no such host, or the host has no disk of its own, or one that is not frozen.
     pub fn thaw_disk(&self, host: &str) -> Result<(), LabError> {
         self.own_disk(host)?;
         control(&self.disk_dir(host), "thaw", FITHAW, 0)

@@ -24,16 +24,25 @@ pub enum Cut {
 
 impl Lab {
     /// Kills a host's QEMU and waits until it is dead.
+    ///
+    /// # Errors
+    /// The lab has no such host, no QEMU runs on it, or QEMU is not dead within 20 s.
     pub fn kill_qemu(&self, host: &str) -> Result<(), LabError> {
         self.kill_one(host, QEMU)
     }
 
     /// Kills a host's keeper and waits until it is dead.
+    ///
+    /// # Errors
+    /// The lab has no such host, no keeper runs on it, or the keeper is not dead within 20 s.
     pub fn kill_keeper(&self, host: &str) -> Result<(), LabError> {
         self.kill_one(host, KEEPER)
     }
 
     /// Kills the process that holds the memory of a host's standby, and waits until it is dead.
+    ///
+    /// # Errors
+    /// The lab has no such host, no process on it holds a standby's memory, or it is not dead within 20 s.
     pub fn kill_memory(&self, host: &str) -> Result<(), LabError> {
         self.kill_one(host, MEMORY)
     }
@@ -78,16 +87,25 @@ impl Lab {
 
     /// Stops all of a host's processes where they are. Its kernel goes on (it answers ARP and TCP), as that of a host
     /// whose processes get no CPU time.
+    ///
+    /// # Errors
+    /// The lab has no such host, or its processes are not still within 20 s.
     pub fn freeze(&self, host: &str) -> Result<(), LabError> {
         self.processes(host)?.freeze()
     }
 
     /// Lets a frozen host go on.
+    ///
+    /// # Errors
+    /// The lab has no such host, or its processes do not go on within 20 s.
     pub fn thaw(&self, host: &str) -> Result<(), LabError> {
         self.processes(host)?.thaw()
     }
 
     /// Cuts a host's cable to one network.
+    ///
+    /// # Errors
+    /// The lab has no such host, the host is not on this network, or the switch's port cannot be changed.
     pub fn cut(&self, host: &str, network: Network, how: Cut) -> Result<(), LabError> {
         self.plugged(host, network)?;
         let port = Topology::port(host);
@@ -98,6 +116,9 @@ impl Lab {
     }
 
     /// Heals a host's cable to one network, however it was cut.
+    ///
+    /// # Errors
+    /// It fails as [`Lab::cut`] does.
     pub fn heal(&self, host: &str, network: Network) -> Result<(), LabError> {
         self.plugged(host, network)?;
         let port = Topology::port(host);
@@ -108,6 +129,9 @@ impl Lab {
     }
 
     /// Whether a host's interface on a network is up and has carrier, as the host itself sees it.
+    ///
+    /// # Errors
+    /// The lab has no such host, the host is not on this network, or its interface cannot be asked.
     pub fn carrier(&self, host: &str, network: Network) -> Result<bool, LabError> {
         self.plugged(host, network)?;
         let (up, carrier) =

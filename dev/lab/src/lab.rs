@@ -36,6 +36,10 @@ pub struct Lab {
 
 impl Lab {
     /// Makes a lab. If it cannot, or is interrupted, nothing of it stays.
+    ///
+    /// # Errors
+    /// This process is not root's, a name cannot be used, a lab of this name is up already, or the namespaces, control groups or
+    /// disks cannot be made.
     pub fn up(config: &LabConfig) -> Result<Self, LabError> {
         if !rustix::process::geteuid().is_root() {
             return Err(LabError::NotRoot);
@@ -80,6 +84,9 @@ impl Lab {
     }
 
     /// Finds a lab that is up. Dropping what this returns does not take it down.
+    ///
+    /// # Errors
+    /// There is no lab of this name, or its record cannot be read.
     pub fn attach(name: &str) -> Result<Self, LabError> {
         // The name becomes part of a path.
         let record = match name.parse::<ninefold_model::HostName>() {
@@ -96,6 +103,9 @@ impl Lab {
 
     /// Takes down every lab whose owner is gone although it should have gone with it (the guardian was killed too).
     /// Returns their names.
+    ///
+    /// # Errors
+    /// A stale lab cannot be taken down. What is left of one that another process takes down at the same time is no error.
     pub fn sweep() -> Result<Vec<String>, LabError> {
         disks::sweep();
         let mut swept = Vec::new();
@@ -114,7 +124,10 @@ impl Lab {
         Ok(swept)
     }
 
-    /// Takes the lab down: processes, namespaces, control groups, files. An error names what is left.
+    /// Takes the lab down: processes, namespaces, control groups, files.
+    ///
+    /// # Errors
+    /// The commands that take it down cannot be run, or something of it is left ([`LabError::Left`]).
     pub fn down(mut self) -> Result<(), LabError> {
         match self.guardian.take() {
             Some(mut guardian) => guardian.finish()?,
@@ -166,18 +179,28 @@ impl Lab {
     }
 
     /// The network namespace of a host.
+    ///
+    /// # Errors
+    /// The lab has no such host.
     pub fn netns(&self, host: &str) -> Result<String, LabError> {
         self.check(host)?;
         Ok(self.topology().netns(host))
     }
 
     /// The processes of a host.
+    ///
+    /// # Errors
+    /// The lab has no such host.
     pub fn processes(&self, host: &str) -> Result<HostProcesses, LabError> {
         Ok(HostProcesses::new(host, &self.netns(host)?, self.record.cgroup.as_deref()))
     }
 
     /// A command that will run as a process of this host: in its namespace, and frozen and killed with it. The command `ninefold` asks
     /// this host's own keeper there, if it has one.
+    ///
+    /// # Errors
+    /// The lab has no such host, its namespace or control group cannot be opened, or it cannot be found out what the host may
+    /// see.
     pub fn command(&self, host: &str, program: impl AsRef<std::ffi::OsStr>) -> Result<Command, LabError> {
         let mut command = Command::new(program);
         if self.has_keeper(host) {
@@ -190,6 +213,9 @@ impl Lab {
 
     /// Starts a process of this host that goes on in the background; its output goes to `LOG` in the host's run
     /// directory. Returns its process number.
+    ///
+    /// # Errors
+    /// The log cannot be opened, or the program cannot be started.
     pub fn spawn(&self, host: &str, mut command: Command, log: &str) -> Result<u32, LabError> {
         let path = self.run_dir(host).join(log);
         let file = fs::OpenOptions::new().append(true).create(true).open(&path);
@@ -204,6 +230,9 @@ impl Lab {
     }
 
     /// Copies every log of the lab to a directory.
+    ///
+    /// # Errors
+    /// A host's directory cannot be read, or a file cannot be copied.
     pub fn save_logs(&self, to: &Path) -> Result<(), LabError> {
         for node in self.topology().nodes() {
             let from = self.run_dir(node);

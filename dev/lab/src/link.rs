@@ -14,6 +14,9 @@ const SIOCBRADDIF: libc::Ioctl = 0x89a2;
 const SIOCBRDELIF: libc::Ioctl = 0x89a3;
 
 /// Sets an interface up or down.
+///
+/// # Errors
+/// There is no such interface, or this process may not change it.
 pub fn set_up(name: &str, up: bool) -> io::Result<()> {
     let mut request = Request::new(name)?;
     request.call(libc::SIOCGIFFLAGS)?;
@@ -24,6 +27,9 @@ pub fn set_up(name: &str, up: bool) -> io::Result<()> {
 }
 
 /// Whether an interface is set up, and whether it has carrier.
+///
+/// # Errors
+/// There is no such interface.
 pub fn state(name: &str) -> io::Result<(bool, bool)> {
     let mut request = Request::new(name)?;
     request.call(libc::SIOCGIFFLAGS)?;
@@ -32,6 +38,9 @@ pub fn state(name: &str) -> io::Result<(bool, bool)> {
 }
 
 /// The number of an interface.
+///
+/// # Errors
+/// There is no such interface.
 pub fn index(name: &str) -> io::Result<i32> {
     let mut request = Request::new(name)?;
     request.call(libc::SIOCGIFINDEX)?;
@@ -39,6 +48,9 @@ pub fn index(name: &str) -> io::Result<i32> {
 }
 
 /// Plugs `port` into `bridge`, or takes it out. Neither end loses carrier. Asking for what is already so is no error.
+///
+/// # Errors
+/// One of the two is not there, `bridge` is no bridge, or this process may not change it.
 pub fn set_bridged(bridge: &str, port: &str, plugged: bool) -> io::Result<()> {
     let number = index(port)?;
     let mut request = Request::new(bridge)?;

@@ -33,6 +33,9 @@ fn enter(netns: &OwnedFd) -> io::Result<()> {
 
 /// Runs `f` in a thread of its own inside the namespace and gives back what it returns. A panic of `f` goes on in the
 /// caller.
+///
+/// # Errors
+/// The namespace is not there or cannot be entered.
 pub fn in_netns<T: Send>(netns: &str, f: impl FnOnce() -> T + Send) -> Result<T, LabError> {
     let fd = open(netns)?;
     let done = std::thread::scope(|scope| {
@@ -42,12 +45,18 @@ pub fn in_netns<T: Send>(netns: &str, f: impl FnOnce() -> T + Send) -> Result<T,
 }
 
 /// [`in_netns`] for a system call: both errors in one.
+///
+/// # Errors
+/// The namespace is not there or cannot be entered, or `f` fails.
 pub fn io_in_netns<T: Send>(netns: &str, what: &str, f: impl FnOnce() -> io::Result<T> + Send) -> Result<T, LabError> {
     in_netns(netns, f)?.map_err(io_at(format!("{netns}: {what}")))
 }
 
 /// Connects to `server`, from inside the namespace if one is given, and waits no longer than `patience` for that and for each
 /// answer.
+///
+/// # Errors
+/// The namespace is not there, or nobody accepts the connection in time.
 pub fn connect(netns: Option<&str>, server: SocketAddr, patience: Duration) -> Result<TcpStream, LabError> {
     let open = || {
         let stream = TcpStream::connect_timeout(&server, patience)?;
@@ -64,6 +73,9 @@ pub fn connect(netns: Option<&str>, server: SocketAddr, patience: Duration) -> R
 
 /// Makes `command` start in a session of its own, inside the namespace and the control group (its `cgroup.procs`,
 /// opened for writing) if they are given, from its very first instruction on.
+///
+/// # Errors
+/// The namespace is not there. That it, or the control group, cannot be entered is said when the command is started.
 pub fn confine(command: &mut Command, netns: Option<&str>, cgroup_procs: Option<OwnedFd>) -> Result<(), LabError> {
     let netns = netns.map(open).transpose()?;
     // SAFETY: between fork and exec the closure makes system calls only (write, setns, setsid); it takes no lock and

@@ -40,6 +40,9 @@ impl Default for Pinger {
 
 impl Pinger {
     /// Sends the echoes and waits for them.
+    ///
+    /// # Errors
+    /// The namespace is not there, or a raw socket cannot be opened or used. Echoes that do not come back are counted.
     pub fn run(&self, netns: &str, to: Ipv4Addr) -> Result<Pings, LabError> {
         io_in_netns(netns, &format!("ping {to}"), || self.run_here(to))
     }

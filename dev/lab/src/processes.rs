@@ -69,6 +69,9 @@ impl HostProcesses {
     }
 
     /// Those that run now (or are frozen); the dead ones that nobody has waited for do not count.
+    ///
+    /// # Errors
+    /// The host's control group, or without one its namespace or /proc, cannot be read.
     pub fn list(&self) -> Result<Vec<Process>, LabError> {
         let pids = match &self.cgroup {
             Some(dir) => pids_in_group(dir).map_err(io_at(format!("read {}/cgroup.procs", dir.display())))?,
@@ -78,6 +81,9 @@ impl HostProcesses {
     }
 
     /// Stops every process where it is, and returns once all are still.
+    ///
+    /// # Errors
+    /// They are not still within 20 s, or the control group cannot be used.
     pub fn freeze(&self) -> Result<(), LabError> {
         match &self.cgroup {
             Some(dir) => set_frozen(dir, true),
@@ -86,6 +92,9 @@ impl HostProcesses {
     }
 
     /// Lets every process go on.
+    ///
+    /// # Errors
+    /// They do not go on within 20 s, or the control group cannot be used.
     pub fn thaw(&self) -> Result<(), LabError> {
         match &self.cgroup {
             Some(dir) => set_frozen(dir, false),
@@ -94,6 +103,9 @@ impl HostProcesses {
     }
 
     /// Whether they are frozen.
+    ///
+    /// # Errors
+    /// It fails as [`HostProcesses::list`] does.
     pub fn frozen(&self) -> Result<bool, LabError> {
         match &self.cgroup {
             Some(dir) => {
@@ -109,6 +121,9 @@ impl HostProcesses {
     }
 
     /// Kills every process, frozen ones too, and returns once all are dead and their sockets and devices closed.
+    ///
+    /// # Errors
+    /// They are not dead within 20 s, or the control group cannot be used.
     pub fn kill(&self) -> Result<(), LabError> {
         self.kill_then(|| {})
     }
@@ -132,11 +147,17 @@ impl HostProcesses {
 
     /// Kills the processes whose program's name begins with `program` and waits until they are dead. Returns how many
     /// there were.
+    ///
+    /// # Errors
+    /// The processes cannot be listed or signalled, or one of them is not dead within 20 s.
     pub fn kill_program(&self, program: &str) -> Result<usize, LabError> {
         self.signal_program(program, Signal::KILL)
     }
 
     /// Asks the processes whose program's name begins with `program` to end (SIGTERM) and waits until they have.
+    ///
+    /// # Errors
+    /// The processes cannot be listed or signalled, or one of them has not ended within 20 s.
     pub fn stop_program(&self, program: &str) -> Result<usize, LabError> {
         self.signal_program(program, Signal::TERM)
     }

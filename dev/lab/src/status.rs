@@ -56,6 +56,9 @@ pub enum LinkState {
 
 impl Lab {
     /// How the lab is now.
+    ///
+    /// # Errors
+    /// A host's processes or cables cannot be looked at.
     pub fn status(&self) -> Result<LabStatus, LabError> {
         let record = self.record();
         let hosts = self.topology().nodes().map(|n| self.host_status(n)).collect::<Result<_, _>>()?;
@@ -86,6 +89,9 @@ impl Lab {
     }
 
     /// The state of a host's cable.
+    ///
+    /// # Errors
+    /// The lab has no such host, the host is not on this network, or ip(8) cannot be started.
     pub fn link_state(&self, host: &str, network: Network) -> Result<LinkState, LabError> {
         let at = |source| LabError::Io { what: format!("read the cable of host {host}"), source };
         let port = Topology::port(host);

@@ -76,6 +76,10 @@ pub struct Topology {
 
 impl Topology {
     /// Checks the names.
+    ///
+    /// # Errors
+    /// The lab's name is not 1 to 8 characters that a host's name can have; a host's name is longer than 8 characters, is the
+    /// witness's, the client's or a switch's, or is given twice; or there are not 1 to 90 hosts.
     pub fn new(lab: &str, hosts: &[HostName]) -> Result<Self, LabError> {
         let bad = |name: &str, reason: &str| Err(LabError::Name { name: name.into(), reason: reason.into() });
         if lab.len() > 8 || lab.parse::<HostName>().is_err() {

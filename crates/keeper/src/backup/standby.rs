@@ -647,6 +647,10 @@ fn memory(hello: &Hello) -> Result<Ram, String> {
 }
 
 /// Starts a QEMU that waits for the state of the VM that `hello` describes, with the files and devices of this host.
+///
+/// # Errors
+/// The VM's memory cannot be made, QEMU does not start, or what runs here cannot load that VM's state: versions, accelerators, or
+/// the layouts of memory differ.
 pub fn launch(
     config: &KeeperConfig,
     hello: &Hello,
@@ -728,6 +732,9 @@ pub fn status(machine: &Machine, reason: &str, run_state: &str) -> MachineStatus
 }
 
 /// A QEMU's RAM blocks in the stream's terms.
+///
+/// # Errors
+/// The blocks are such that the format cannot describe them: see [`Layout::new`].
 pub fn layout(machine: &Machine) -> Result<Layout, String> {
     let blocks = &machine.memory().layout().blocks;
     let blocks = blocks.iter().map(|b| BlockInfo { name: b.name.clone(), used: b.used, total: b.total }).collect();

@@ -38,6 +38,10 @@ pub struct GuestIo {
 
 impl GuestIo {
     /// Makes the TAPs and listens on the console's and agent's sockets. `wake` is rung when output begins to wait.
+    ///
+    /// # Errors
+    /// A TAP cannot be made or plugged into its bridge, a socket's path cannot be bound, or there are no more threads or
+    /// descriptors.
     pub fn open(config: &KeeperConfig, wake: &Wake) -> Result<Self, KeeperError> {
         let mut nics = Vec::new();
         for (i, nic) in config.vm.nics.iter().enumerate() {
@@ -51,6 +55,9 @@ impl GuestIo {
     }
 
     /// Serves this QEMU from now on.
+    ///
+    /// # Errors
+    /// One of QEMU's sockets cannot be made non-blocking.
     pub fn attach(&self, ports: Ports) -> std::io::Result<()> {
         for (nic, socket) in self.nics.iter().zip(ports.nics) {
             nic.attach(socket)?;

@@ -184,6 +184,9 @@ impl Settings {
 }
 
 /// Starts the thread for a reign or session.
+///
+/// # Errors
+/// No thread can be started.
 pub fn start(id: u64, reign: Term, beginning: Beginning, settings: Settings) -> Result<LogHandle, KeeperError> {
     let (jobs, work) = sync_channel(JOBS);
     let (progress, told) = (Progress::default(), Arc::<SideChannel<Orders>>::default());

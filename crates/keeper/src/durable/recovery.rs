@@ -102,6 +102,9 @@ fn look(config: &KeeperConfig, disks: &Disks) -> Result<Option<Found>, String> {
 }
 
 /// Whether the volumes are those that the log goes with.
+///
+/// # Errors
+/// A volume was not in the pool, and an empty one has been made in its place.
 pub fn check_volumes(disks: &Disks) -> Result<(), String> {
     match disks.made() {
         Some(volume) => Err(format!(
@@ -112,6 +115,10 @@ pub fn check_volumes(disks: &Disks) -> Result<(), String> {
 }
 
 /// Whether the log is of the VM that this keeper keeps.
+///
+/// # Errors
+/// The log is another VM's, or this host cannot build the VM in it: it has other devices than the configuration says, or too much
+/// memory or too many vCPUs.
 pub fn check(hello: &Hello, config: &KeeperConfig) -> Result<(), String> {
     if hello.spec.id != config.vm.id {
         return Err(format!("the log is of {}", hello.spec.label()));
@@ -121,6 +128,9 @@ pub fn check(hello: &Hello, config: &KeeperConfig) -> Result<(), String> {
 
 /// Whether the host on which the VM ran, as the log's standing says, is one of its hosts. The one that the log began with need not be any
 /// more: a log goes on with other primaries.
+///
+/// # Errors
+/// The standing names a host as the VM's primary that is none of its hosts.
 pub fn check_host(standing: &LogStanding, config: &KeeperConfig) -> Result<(), String> {
     let (LogRole::Primary { record: Record { primary, .. } } | LogRole::Backup { primary, .. }) = &standing.role;
     if *primary == config.host || config.peers.iter().any(|p| p.host == *primary) {
@@ -166,6 +176,10 @@ fn load(found: Found, config: &KeeperConfig, place: &Place) -> Result<RecoveryEv
 }
 
 /// A QEMU that waits for what a log has; its guest is told of another life. Nothing else has been touched.
+///
+/// # Errors
+/// The record of the boot image or the new generation id cannot be written, or the QEMU does not come up: see
+/// [`standby::launch`].
 pub fn prepare(hello: &mut Hello, config: &KeeperConfig, place: &Place) -> Result<(Machine, Ports, Layout), String> {
     place.images.keep(hello.health.committed.as_ref()).map_err(|e| report(&e))?;
     // The guest is to know that it has been put back: others may have seen what it does not remember.
@@ -177,6 +191,9 @@ pub fn prepare(hello: &mut Hello, config: &KeeperConfig, place: &Place) -> Resul
 pub type LoadLog<'a> = &'a dyn Fn(&mut standby::Fresh, PlayVolume<'_>) -> Result<Held, LogError>;
 
 /// Puts a log's memory into a QEMU, its operations onto the images, and its output where it was.
+///
+/// # Errors
+/// The log cannot be read or loaded, or a volume cannot be written.
 pub fn play(load: LoadLog<'_>, machine: &Machine, unused: &Unused, place: &Place) -> Result<Held, String> {
     let Place { guest_io, disks, .. } = place;
     let mut sink = standby::Fresh(Arc::clone(machine.memory()));

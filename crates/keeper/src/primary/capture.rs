@@ -132,6 +132,10 @@ impl Capture {
     /// Stops the guest and takes `epoch`, with the pages of `missing` too, whether they were written or not: those are then
     /// copied before the pause, or held in it. The guest is still paused when this returns; [`Capture::resume`] and
     /// [`Capture::collect`] follow.
+    ///
+    /// # Errors
+    /// QEMU has ended, refuses a step or does not answer in time, or what the guest writes cannot be followed or copied. The
+    /// guest may be left paused.
     #[expect(clippy::too_many_arguments, reason = "all that a VM is made of")]
     pub fn take(
         &mut self,
@@ -282,6 +286,9 @@ impl Capture {
     }
 
     /// Lets the guest run again.
+    ///
+    /// # Errors
+    /// The save is not finished, or QEMU has ended, refuses to go on, or does not answer in time.
     pub fn resume(&mut self, machine: &mut Machine) -> Result<(), MachineError> {
         machine.resume()?;
         self.resumed = Instant::now();
@@ -290,6 +297,9 @@ impl Capture {
     }
 
     /// Ends the pause of a guest that is not to run on.
+    ///
+    /// # Errors
+    /// The save is not finished, or QEMU has ended or does not say in time how the guest stands.
     pub fn stay(&mut self, machine: &mut Machine) -> Result<(), MachineError> {
         machine.stay()?;
         self.resumed = Instant::now();

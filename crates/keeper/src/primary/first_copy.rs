@@ -11,6 +11,9 @@ const LONGEST: u64 = 1 << 18;
 
 /// All pages that may differ from zero: those of the guest's memory that were ever touched, and all of the other blocks.
 /// What was never touched is a hole in the memfd and zero; the standby's memory is born that way.
+///
+/// # Errors
+/// The kernel does not say where the guest's memory has holes.
 pub fn runs(memory: &Memory) -> rustix::io::Result<Vec<PageRun>> {
     let mut runs = Vec::new();
     let ram = memory.ram();

@@ -54,6 +54,9 @@ pub enum Differing {
 
 /// Starts the copy in a thread of its own. It ends with [`Msg::VolumesSynced`] or [`Msg::CannotReplicate`], or silently
 /// when the session's sender is gone.
+///
+/// # Errors
+/// No thread can be started.
 pub fn start(
     session: Term,
     disks: Arc<Disks>,

@@ -127,6 +127,9 @@ pub struct Settings {
 }
 
 /// Opens session `hello.term` over `link`.
+///
+/// # Errors
+/// No thread can be started.
 pub fn open(link: Link, hello: Hello, settings: Settings, core: Sender<Msg>) -> Result<Session, KeeperError> {
     let (jobs, work) = sync_channel(JOBS);
     let handle = link.handle();

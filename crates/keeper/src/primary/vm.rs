@@ -154,6 +154,9 @@ pub struct Surroundings {
 
 /// Starts the thread. `obtain` launches the QEMU or brings the loaded standby; the guest is then started, unless it is not to run:
 /// `standing` says how it stands. Its checkpoints follow on `taken`.
+///
+/// # Errors
+/// No thread can be started. Whatever happens to the VM later comes as a message.
 pub fn start(
     watcher: Watcher,
     obtain: Obtain,

@@ -12,6 +12,10 @@ use crate::error::KeeperError;
 pub struct Waker(Arc<OwnedFd>);
 
 impl Waker {
+    /// One that nobody has rung yet.
+    ///
+    /// # Errors
+    /// There are no more descriptors.
     pub fn new() -> Result<Self, KeeperError> {
         let fd =
             eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).map_err(|e| KeeperError::Thread(e.into()))?;

@@ -13,20 +13,37 @@ pub trait Image: Send + Sync + Debug {
     fn size(&self) -> u64;
 
     /// Reads `into.len()` bytes from byte `at` on.
+    ///
+    /// # Errors
+    /// The bytes reach over the end (`OutOfBounds`), or the storage cannot be read.
     fn read(&self, at: u64, into: &mut [u8]) -> Result<(), VolumeError>;
 
     /// Writes `bytes` from byte `at` on. Durable only after [`Image::flush`].
+    ///
+    /// # Errors
+    /// The bytes reach over the end (`OutOfBounds`), or the storage cannot be written or has no room left. Some of the bytes may
+    /// have been written.
     fn write(&self, at: u64, bytes: &[u8]) -> Result<(), VolumeError>;
 
     /// Makes `length` bytes from `at` on read as zero. With `unmap` their storage may be given back. A guest's discard
     /// is this too: on every host the bytes must be the same afterwards, so "anything may be read" will not do.
+    ///
+    /// # Errors
+    /// It fails as [`Image::write`] does.
     fn zero(&self, at: u64, length: u64, unmap: bool) -> Result<(), VolumeError>;
 
     /// Makes everything written so far durable: it is there after a loss of power.
+    ///
+    /// # Errors
+    /// The storage has not taken all of it. What was written since the last flush that succeeded may be lost, also when a later
+    /// one succeeds.
     fn flush(&self) -> Result<(), VolumeError>;
 
     /// Writes out what the cache still has of these pieces, one after the other, so that a flush which follows has little left to
-    /// do; calls `progress` after each of them. An error means what one of a flush means.
+    /// do; calls `progress` after each of them.
+    ///
+    /// # Errors
+    /// The storage has not taken a piece. That means what an error of [`Image::flush`] means.
     fn write_out(
         &self,
         pieces: &mut dyn Iterator<Item = Range<u64>>,

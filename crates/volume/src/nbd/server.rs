@@ -57,12 +57,25 @@ pub trait Handler: Send + Sync + 'static {
     /// Bytes of the export. It is asked for once for each connection.
     fn size(&self) -> u64;
     /// Reads `into.len()` bytes from `at` on.
+    ///
+    /// # Errors
+    /// The storage cannot be read.
     fn read(&self, at: u64, into: &mut [u8]) -> Result<(), VolumeError>;
     /// Writes `bytes` from `at` on; with `fua` they are durable on return.
+    ///
+    /// # Errors
+    /// The client is not to write here any more, the storage cannot be written or has no room left, or, with `fua`, the bytes
+    /// cannot be made durable.
     fn write(&self, at: u64, bytes: Vec<u8>, fua: bool) -> Result<(), VolumeError>;
     /// Makes `length` bytes from `at` on zero; with `unmap` (a discard, too) their storage may be given back.
+    ///
+    /// # Errors
+    /// It fails as [`Handler::write`] does.
     fn zero(&self, at: u64, length: u64, unmap: bool, fua: bool) -> Result<(), VolumeError>;
     /// Makes durable what was answered before.
+    ///
+    /// # Errors
+    /// The storage has not taken all of it.
     fn flush(&self) -> Result<(), VolumeError>;
     /// A client begins to transmit.
     fn begins(&self) {}

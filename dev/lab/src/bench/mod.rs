@@ -38,6 +38,9 @@ pub use runner::{Options, run};
 pub use volume::VolumeReport;
 
 /// Writes `ft.json`, `ft.md` and the plots into a directory, which is made. Returns the files.
+///
+/// # Errors
+/// A plot cannot be drawn, the directory cannot be made, or a file in it cannot be written.
 pub fn write(report: &Report, dir: &Path) -> Result<Vec<PathBuf>, LabError> {
     fs::create_dir_all(dir).map_err(io_at(format!("make {}", dir.display())))?;
     let json = serde_json::to_string_pretty(report).map_err(|e| io_at("write ft.json")(e))?;

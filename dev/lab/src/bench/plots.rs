@@ -24,6 +24,9 @@ const COLOURS: [RGBColor; 6] = [
 ];
 
 /// All plots: file name and contents.
+///
+/// # Errors
+/// A picture cannot be drawn from the report's figures.
 pub fn all(r: &Report) -> Result<Vec<(String, String)>, LabError> {
     let plots: [(&str, Draw); 5] =
         [("ratios", ratios), ("epochs", epochs), ("ping", ping), ("pauses", pauses), ("failovers", failovers)];

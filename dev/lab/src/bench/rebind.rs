@@ -36,6 +36,10 @@ pub struct Rebind {
 
 /// Breaks a VM's protection, and waits until the same primary is protected by the same backup. Adds how often the backup took
 /// the VM over instead to `lost`.
+///
+/// # Errors
+/// A fault cannot be injected, a keeper does not come up, the VM is not protected again within a minute, or the backup takes it
+/// over after each of 20 breaks.
 pub fn measure(subject: &mut Subject, how: Break, memory_mib: u64, lost: &mut u64) -> Result<Rebind, LabError> {
     for _ in 0..ATTEMPTS {
         subject.enter(Mode::Adaptive)?;

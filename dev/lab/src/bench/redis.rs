@@ -31,6 +31,10 @@ impl Call {
     }
 
     /// Runs it; requests a second.
+    ///
+    /// # Errors
+    /// No process can be started on the client's host, `redis-benchmark` ends with an error (as when it is killed after two
+    /// minutes), or it prints no rate.
     pub fn run(&self, lab: &Lab) -> Result<f64, LabError> {
         let what = format!("redis-benchmark -t {} -c {} -P {}", self.test, self.clients, self.pipeline);
         // A VM that is lost must not make it wait for ever. timeout(1) is of coreutils.

@@ -64,6 +64,9 @@ struct Sample {
 
 /// Runs the benchmarks: some minutes. Whatever it makes is gone when it returns, also with an error, and when its process
 /// is killed.
+///
+/// # Errors
+/// A lab cannot be made, its VM does not boot or does not get into a mode in time, or a measurement fails.
 pub fn run(options: &Options, tell: &mut dyn FnMut(&Progress)) -> Result<Report, LabError> {
     let plan = if options.quick { Plan::quick() } else { Plan::full() };
     let mut pace = Pace::new(plan.total());

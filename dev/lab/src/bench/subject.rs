@@ -35,6 +35,9 @@ pub struct Subject {
 
 impl Subject {
     /// Makes a lab and boots its VM, protected with adaptive epochs.
+    ///
+    /// # Errors
+    /// The lab cannot be made, its VM does not boot or is not protected in time, or the guest's workload server does not answer.
     pub fn up(config: &LabConfig, options: &VmOptions) -> Result<Self, LabError> {
         let lab = Lab::up(config)?;
         let primary = "a".to_owned();
@@ -44,6 +47,9 @@ impl Subject {
     }
 
     /// What the primary's keeper says.
+    ///
+    /// # Errors
+    /// The lab has no such host for VMs, or its keeper does not answer or refuses.
     pub fn status(&self) -> Result<VmStatus, LabError> {
         self.lab.keeper(&self.primary)?.status().map_err(|e| self.keeper_error(&e))
     }
@@ -53,6 +59,9 @@ impl Subject {
     }
 
     /// Checkpoints measured since this was asked last.
+    ///
+    /// # Errors
+    /// It fails as [`Subject::status`] does.
     pub fn new_checkpoints(&mut self) -> Result<Vec<CheckpointRecord>, LabError> {
         let keeper = self.lab.keeper(&self.primary)?;
         let all = keeper.checkpoints(self.seen).map_err(|e| self.keeper_error(&e))?;
@@ -67,6 +76,9 @@ impl Subject {
     }
 
     /// Brings the VM into a mode and waits until it is in it, wherever it runs.
+    ///
+    /// # Errors
+    /// The VM is not in the mode within a minute, or its hosts cannot be thawed.
     pub fn enter(&mut self, mode: Mode) -> Result<(), LabError> {
         self.wake()?;
         let deadline = Instant::now() + PATIENCE;
@@ -135,6 +147,9 @@ impl Subject {
     }
 
     /// Stops everything of this lab where it is, so that another can be measured without it.
+    ///
+    /// # Errors
+    /// The VM does not lose its protection within a minute, or a host cannot be frozen.
     pub fn sleep(&mut self) -> Result<(), LabError> {
         if self.asleep {
             return Ok(());

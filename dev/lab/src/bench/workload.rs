@@ -27,12 +27,19 @@ pub struct Workload {
 
 impl Workload {
     /// Connects.
+    ///
+    /// # Errors
+    /// The client's namespace is gone, or nobody accepts the connection within a minute.
     pub fn connect(lab: &Lab) -> Result<Self, LabError> {
         let stream = connect(Some(&lab.netns(CLIENT)?), SocketAddr::new(GUEST_IP, PORT), PATIENCE)?;
         Ok(Self { reader: BufReader::new(stream) })
     }
 
     /// Sends one command and waits for its answer; one that says `"ok":false` is an error.
+    ///
+    /// # Errors
+    /// The connection breaks, no answer comes within a minute, or the answer is unreadable or says that the guest has not done
+    /// it.
     pub fn ask(&mut self, command: &str) -> Result<Value, LabError> {
         let failed = |detail: String| LabError::Command { what: format!("the guest's workload '{command}'"), detail };
         self.reader.get_mut().write_all(format!("{command}\n").as_bytes()).map_err(io_at("write to the workload"))?;
@@ -54,11 +61,17 @@ impl Workload {
     }
 
     /// How many iterations the guest does in `time` of its own.
+    ///
+    /// # Errors
+    /// It fails as [`Workload::ask`] does, and when the answer has no number of iterations.
     pub fn iterations_in(&mut self, time: Duration) -> Result<u64, LabError> {
         self.number(&format!("cpu ms={}", time.as_millis().max(1)), "iterations")
     }
 
     /// Iterations a second, by the clock outside the guest.
+    ///
+    /// # Errors
+    /// It fails as [`Workload::iterations_in`] does.
     pub fn cpu(&mut self, iterations: u64) -> Result<f64, LabError> {
         let begin = Instant::now();
         let done = self.number(&format!("cpu iterations={}", iterations.max(1)), "iterations")?;
@@ -66,21 +79,33 @@ impl Workload {
     }
 
     /// Begins to write to memory; ends with [`Workload::stop`].
+    ///
+    /// # Errors
+    /// It fails as [`Workload::ask`] does.
     pub fn dirty(&mut self, mbps: u32) -> Result<(), LabError> {
         self.dirty_all(DIRTY_MIB.into(), mbps)
     }
 
     /// The same to so much of the memory.
+    ///
+    /// # Errors
+    /// It fails as [`Workload::ask`] does.
     pub fn dirty_all(&mut self, mib: u64, mbps: u32) -> Result<(), LabError> {
         self.ask(&format!("dirty pattern=sequential mib={mib} mbps={mbps}")).map(drop)
     }
 
     /// What has been dirtied so far, 10^6 bytes.
+    ///
+    /// # Errors
+    /// It fails as [`Workload::ask`] does, and when the answer has no number of pages.
     pub fn dirtied(&mut self) -> Result<f64, LabError> {
         Ok(self.number("progress", "dirty_pages")? as f64 * PAGE / 1e6)
     }
 
     /// Writes once to every page of so much memory, and gives it back to the guest's kernel.
+    ///
+    /// # Errors
+    /// It fails as [`Workload::dirtied`] does.
     pub fn fill(&mut self, mib: u64) -> Result<(), LabError> {
         self.ask(&format!("dirty pattern=sequential mib={mib} mbps=0"))?;
         let before = self.number("progress", "dirty_pages")?;
@@ -92,6 +117,9 @@ impl Workload {
     }
 
     /// 10^6 bytes a second that are dirtied now, over `time` of the clock outside the guest.
+    ///
+    /// # Errors
+    /// It fails as [`Workload::dirtied`] does.
     pub fn dirty_rate(&mut self, time: Duration) -> Result<f64, LabError> {
         // Both answers wait for their commit alike, so the wait falls out of the difference.
         let before = self.number("progress", "dirty_pages")?;
@@ -141,6 +169,9 @@ impl Workload {
     }
 
     /// Ends all background work.
+    ///
+    /// # Errors
+    /// It fails as [`Workload::ask`] does.
     pub fn stop(&mut self) -> Result<(), LabError> {
         self.ask("stop").map(drop)
     }

@@ -28,6 +28,9 @@ pub struct Capture {
 
 impl Capture {
     /// Must be called inside the switch's namespace.
+    ///
+    /// # Errors
+    /// This process may not open packet sockets, the kernel is too old for one of the options, or there is no such port.
     pub fn open(port: &str, mac: Mac) -> io::Result<Self> {
         let protocol = (libc::ETH_P_ALL as u16).to_be();
         // Protocol 0 at first: nothing is heard before the socket is bound to its port.

@@ -34,6 +34,10 @@ pub struct Observer {
 
 impl Observer {
     /// Listens on the switch's port of each VM host.
+    ///
+    /// # Errors
+    /// The switch's namespace is not there, a packet socket cannot be opened on one of the ports, or there are no more
+    /// descriptors.
     pub fn start(lab: &Lab, mac: Mac) -> Result<Self, LabError> {
         let hosts: Vec<_> = lab.topology().hosts.iter().map(|h| h.to_string()).collect();
         let switch = lab.topology().switch(Network::Public);

@@ -53,6 +53,9 @@ pub struct Ledger {
 
 impl Ledger {
     /// Connects from inside a namespace (`None`: this one), clears the ledger's keys and begins to write.
+    ///
+    /// # Errors
+    /// The namespace is not there, nobody accepts the connection in time, it breaks, or the server does not clear the keys.
     pub fn start(netns: Option<&str>, server: SocketAddr, options: &LedgerOptions) -> Result<Self, LabError> {
         let mut stream = connect(netns, server, options.patience)?;
         let mut clear = vec!["DEL".to_owned(), COUNTER.to_owned()];
@@ -109,6 +112,9 @@ impl Ledger {
 
     /// Ends the writing, awaits the open answers, reads everything back and reports. Uses the same connection, or a new
     /// one if that broke.
+    ///
+    /// # Errors
+    /// No new connection can be made, the connection breaks, or the server's answers are not what was written there.
     pub fn finish(mut self) -> Result<LedgerReport, LabError> {
         self.shared.lock().stop = true;
         if let Some(thread) = self.thread.take() {
@@ -212,6 +218,9 @@ fn run(stream: &TcpStream, shared: &Shared, in_flight: usize) {
 }
 
 /// Waits until a redis answers a PING from inside a namespace. `false` when the deadline passes.
+///
+/// # Errors
+/// The namespace is not there or cannot be entered.
 pub fn await_answer(netns: &str, server: SocketAddr, deadline: Instant) -> Result<bool, LabError> {
     let attempt = Duration::from_millis(500);
     loop {

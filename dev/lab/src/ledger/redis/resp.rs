@@ -26,7 +26,10 @@ pub fn command(into: &mut Vec<u8>, words: &[&str]) {
     }
 }
 
-/// Reads one answer. The end of the stream is an `UnexpectedEof`.
+/// Reads one answer.
+///
+/// # Errors
+/// The stream ends (`UnexpectedEof`) or breaks, or what comes is not RESP or is longer than 64 KiB.
 pub fn read(from: &mut impl BufRead) -> Result<Reply, LabError> {
     let line = line(from)?;
     let bad = || LabError::Resp(line.chars().take(40).collect());
