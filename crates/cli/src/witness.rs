@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use ninefold_keeper::config::{KeeperConfig, SecurityConfig};
+use ninefold_keeper::config::{ConfigError, KeeperConfig, SecurityConfig};
 use ninefold_model::{Backup, HostName, Term, VmId, VmName};
 use ninefold_shell::output::{self, Output};
 use ninefold_transport::{Identity, Security};
@@ -64,13 +64,15 @@ pub fn run(args: &WitnessArgs, output: &Output) -> Result<(), CliError> {
 
 fn list(args: &ListArgs, output: &Output) -> Result<(), CliError> {
     let config = KeeperConfig::load(&args.config)?;
-    let security = match &config.security {
+    let security = match &config.host.security {
         SecurityConfig::MutualTls { identity } => {
             Security::MutualTls(Identity::load(identity).map_err(|e| CliError::Identity(Box::new(e)))?)
         }
-        SecurityConfig::PlainText => Security::PlainText { host: config.host.clone() },
+        SecurityConfig::PlainText => Security::PlainText { host: config.host.name.clone() },
     };
-    let mut client = WitnessClient::new(config.witness.addr, config.witness.host, security, Timeouts::default());
+    let (witness, addr) =
+        config.witness().map_err(|reason| ConfigError::Invalid { path: args.config.clone(), reason })?;
+    let mut client = WitnessClient::new(addr, witness.clone(), security, Timeouts::default());
     let all: Vec<Shown> = client.list()?.into_iter().map(Shown::from).collect();
     output.show(&all, || tell(&all))?;
     Ok(())

@@ -4,7 +4,7 @@ mod fixture;
 
 use std::path::Path;
 
-use ninefold_keeper::config::Timing;
+use ninefold_model::spec::Timing;
 
 /// The table of what happens when something fails, in docs/guides/operate.md.
 fn rows(text: &str) -> Vec<Vec<&str>> {

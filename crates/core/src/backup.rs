@@ -166,7 +166,7 @@ impl Core {
         self.committed = Epoch(0);
         self.epochs = hello.epoch_policy;
         // What the owner wants of the VM travels with it.
-        self.want(hello.spec.protection);
+        self.want(hello.spec.policy.protection);
         self.backup = Some(BackupSide {
             session,
             ready: None,
@@ -387,7 +387,7 @@ impl Core {
         };
         // The checkpoint that was held when the claim began, or a whole one that came right after it.
         let Loaded { spec, epoch: held, health, load_us, tracked, history, logged } = *loaded;
-        let watchdog = spec.watchdog.clone();
+        let watchdog = spec.watchdog();
         self.booted = Some(spec);
         let epoch = held.max(epoch);
         let term = self.protocol.term();

@@ -11,6 +11,7 @@ use crate::core::Core;
 use crate::effect::{BackupSearch, Effect, GuestIoOrder, Metric, ParkingOrder, Word};
 use crate::event::Frames;
 use crate::replica::Replica;
+use crate::settings::Settings;
 
 impl Core {
     pub(crate) fn tick(&mut self) {
@@ -41,8 +42,10 @@ impl Core {
         }
         self.announce_alone();
         for twin in std::mem::take(&mut self.observed.twins) {
-            if let Some(nic) = self.settings.vm.nics.get(twin).cloned() {
-                self.event(EventKind::AddressTwice { mac: nic.mac, bridge: nic.bridge });
+            let Settings { vm, bridges, .. } = &*self.settings;
+            if let (Some(nic), Some(bridge)) = (vm.hardware.nics.get(twin), bridges.get(twin)) {
+                let (mac, bridge) = (nic.mac, bridge.clone());
+                self.event(EventKind::AddressTwice { mac, bridge });
             }
         }
         let waited = self.retry.is_none_or(|(failed, pause)| now.since(failed) >= pause);
@@ -88,7 +91,7 @@ impl Core {
         for (session, reason) in self.replicas.iter().filter_map(lost).collect::<Vec<_>>() {
             self.lose_session(session, reason);
         }
-        let beat_due = self.elapsed(self.last_beat) >= self.settings.timing.heartbeat();
+        let beat_due = self.elapsed(self.last_beat) >= self.settings.vm.policy.timing.heartbeat();
         let Some(backup) = &self.backup else { return };
         let (session, gone, ready) = (backup.session, backup.gone, backup.ready);
         if beat_due && !gone {
@@ -117,7 +120,7 @@ impl Core {
             return;
         }
         let now = self.now.monotonic;
-        let hold = Duration::from_millis(self.settings.timing.uplink_hold_ms.into());
+        let hold = Duration::from_millis(self.settings.vm.policy.timing.uplink_hold_ms.into());
         let since = *self.uplink_lost.get_or_insert(now);
         // The first that could serve the world.
         let bound = |r: &&Replica| r.uplink && self.protocol.phase(r.session) == Some(Phase::Bound);

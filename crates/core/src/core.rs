@@ -158,7 +158,7 @@ impl Core {
         now: Now,
         rules: Rules,
     ) -> Self {
-        let wanted = Wanted { protection: settings.vm.protection, backups: settings.vm.backups.into() };
+        let wanted = Wanted { protection: settings.vm.policy.protection, backups: settings.vm.policy.backups.into() };
         let protocol = Protocol::with_rules(settings.host.clone(), wanted, rules.protocol);
         Self {
             rules,
@@ -166,7 +166,7 @@ impl Core {
             now,
             effects: Vec::new(),
             observed: Observed { uplink: true, ..Observed::default() },
-            epochs: settings.epochs,
+            epochs: settings.vm.policy.epochs,
             witness_trouble: None,
             doubt: None,
             has_vm: false,
@@ -239,7 +239,7 @@ impl Core {
     }
 
     pub(crate) fn failure_timeout(&self) -> Duration {
-        self.settings.timing.failure_timeout()
+        self.settings.vm.policy.timing.failure_timeout()
     }
 
     /// For how long it has been so since `moment`.

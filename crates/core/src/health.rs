@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ninefold_control::{Answer, OperationKind, Refusal, Reply, Request, Work};
 use ninefold_model::event::EventKind;
-use ninefold_model::health::{DumpProgress, Failure, Health, HealthStatus, HealthySign, Watchdog};
+use ninefold_model::health::{DumpProgress, Failure, Health, HealthStatus, HealthySign, WatchdogPolicy};
 use ninefold_model::spec::Boot;
 use ninefold_model::status::ProtectionState;
 use ninefold_replica::protocol::Input as ProtocolInput;
@@ -39,7 +39,7 @@ pub(crate) struct HealthSide {
 impl HealthSide {
     pub(crate) fn new(settings: &Settings, committed: Option<Boot>, now: Monotonic) -> Self {
         Self {
-            policy: Policy::new(settings.vm.watchdog.clone(), settings.vm.boot.clone(), committed.clone()),
+            policy: Policy::new(settings.vm.watchdog(), settings.boot.clone(), committed.clone()),
             committed,
             told: Health::default(),
             relaunch: None,
@@ -90,7 +90,7 @@ impl Core {
     /// Nothing of the VM is here any more.
     pub(crate) fn health_ends(&mut self) {
         self.forget_health();
-        let (watchdog, committed) = (self.settings.vm.watchdog.clone(), self.health.committed.clone());
+        let (watchdog, committed) = (self.settings.vm.watchdog(), self.health.committed.clone());
         self.health.policy.handle(Input::Boots { watchdog, committed }, &mut Vec::new());
     }
 
@@ -170,7 +170,7 @@ impl Core {
     }
 
     fn order_dump(&mut self) {
-        let keep = self.health.policy.watchdog().map_or(Watchdog::DUMPS, |w| w.keep_dumps);
+        let keep = self.health.policy.watchdog().map_or(WatchdogPolicy::DUMPS, |w| w.policy.keep_dumps);
         self.health.dump = Some(DumpProgress::default());
         self.command(VmOrder::Dump { keep });
     }
@@ -297,7 +297,7 @@ impl Core {
 
     /// The VM boots here, from this host's configuration.
     pub(crate) fn health_boots(&mut self) {
-        let (watchdog, committed) = (self.settings.vm.watchdog.clone(), self.health.committed.clone());
+        let (watchdog, committed) = (self.settings.vm.watchdog(), self.health.committed.clone());
         self.health_input(Input::Boots { watchdog, committed });
     }
 
@@ -347,7 +347,7 @@ impl Core {
         if !self.has_vm {
             // A backup hears of it while the core has nothing to do with it.
             let committed = self.health.committed.clone();
-            status.committed = committed.unwrap_or_else(|| self.settings.vm.boot.clone());
+            status.committed = committed.unwrap_or_else(|| self.settings.boot.clone());
             status.image = status.committed.clone();
         }
         status

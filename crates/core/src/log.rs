@@ -164,7 +164,7 @@ impl LogSide {
 
 impl Core {
     pub(crate) fn non_volatile(&self) -> Option<NonVolatile> {
-        self.settings.vm.non_volatile
+        self.settings.vm.policy.non_volatile
     }
 
     /// Whether output waits for the log.
@@ -568,7 +568,7 @@ impl Core {
                 }
             }
             // What a spare holds is whole without its log, but for volumes, which may lack what the log did not take.
-            Role::Standby if self.protocol.is_spare() && self.settings.vm.volumes.is_empty() => {}
+            Role::Standby if self.protocol.is_spare() && self.settings.vm.hardware.volumes.is_empty() => {}
             // The VM was to go on from it. What is on the disk is as good as it was, and is looked at again.
             Role::Standby => {
                 self.reset_protocol();

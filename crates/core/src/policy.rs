@@ -268,7 +268,7 @@ impl Policy {
     }
 
     fn forget_old(&mut self) {
-        let within = Duration::from_secs(self.watchdog.as_ref().map_or(0, |w| w.within_s.into()));
+        let within = Duration::from_secs(self.watchdog.as_ref().map_or(0, |w| w.policy.within_s.into()));
         self.failures.retain(|age| *age < within);
     }
 
@@ -277,7 +277,7 @@ impl Policy {
         if self.dumping.is_some() {
             return;
         }
-        let (action, times) = (watchdog.action, watchdog.times);
+        let (action, times) = (watchdog.policy.action, watchdog.policy.times);
         if self.trial.is_some() {
             let reason = failure.to_string();
             let shown = if action == WatchdogAction::Dump { action } else { WatchdogAction::FallBack };
@@ -292,7 +292,7 @@ impl Policy {
         }
         let count = self.failures() + 1;
         if count > times {
-            let within = watchdog.within_s;
+            let within = watchdog.policy.within_s;
             out.push(Decision::Emit(Happened::Failed { failure, action: WatchdogAction::Stop, count }));
             out.push(Decision::Stop { reason: format!("the guest failed {count} times within {within} s: {failure}") });
             return;
@@ -363,6 +363,7 @@ fn millis(d: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use ninefold_model::health::WatchdogPolicy;
     use proptest::prelude::*;
 
     use super::*;
@@ -372,7 +373,8 @@ mod tests {
     }
 
     fn policy(action: WatchdogAction, times: u32) -> Policy {
-        Policy::new(Some(Watchdog { times, within_s: 60, ..Watchdog::new(action) }), image(0), None)
+        let policy = WatchdogPolicy { times, within_s: 60, ..WatchdogPolicy::new(action) };
+        Policy::new(Some(Watchdog { policy, ..Watchdog::new(action) }), image(0), None)
     }
 
     fn take(p: &mut Policy, input: Input) -> Vec<Decision> {

@@ -98,7 +98,7 @@ impl Core {
     pub(crate) fn session_ready(&mut self, session: Term) {
         let Some(replica) = self.replica(session).filter(|r| !r.ready) else { return };
         replica.ready = true;
-        if self.settings.vm.volumes.is_empty() {
+        if self.settings.vm.hardware.volumes.is_empty() {
             return self.add_target(session, 0);
         }
         let known = self.differing(session);
@@ -186,7 +186,7 @@ impl Core {
             session: session.0,
             from: settings.host.clone(),
             term: session,
-            spec: self.booted.clone()?,
+            spec: self.booted.as_ref()?.for_others(),
             epoch_policy: self.epochs,
             qemu: machine.qemu.clone(),
             machine: settings.machine.clone(),
@@ -209,7 +209,7 @@ impl Core {
             return;
         };
         // What the owner wants of the VM travels with it.
-        hello.spec.protection = self.protocol.wanted().protection;
+        hello.spec.policy.protection = self.protocol.wanted().protection;
         let (origin, asked) = self.origin(&peer).unzip();
         (hello.reign, hello.origin) = (Some(self.reign), origin);
         self.replicas.push(Replica { asked, ..Replica::new(session, peer.clone(), self.now) });

@@ -1,10 +1,7 @@
 //! What a core is told once, at its start.
 
-use std::time::Duration;
-
-use ninefold_model::spec::{EpochPolicy, VmSpec};
+use ninefold_model::spec::{Boot, VmSpec};
 use ninefold_model::{HostName, Incarnation};
-use serde::{Deserialize, Serialize};
 
 /// See the [module](self).
 #[derive(Debug, Clone)]
@@ -13,8 +10,10 @@ pub struct Settings {
     pub host: HostName,
     /// The VM as this host's configuration has it.
     pub vm: VmSpec,
-    pub timing: Timing,
-    pub epochs: EpochPolicy,
+    /// What it boots from on this host.
+    pub boot: Boot,
+    /// This host's bridges, one for each of the VM's NICs.
+    pub bridges: Vec<String>,
     /// The interface that connects the VM's bridge to the world, if it is watched.
     pub uplink: Option<String>,
     /// Of the keeper, for `status`.
@@ -42,49 +41,5 @@ impl Budget {
     /// So many bytes held: the guest is slowed down to 50 MB/s or less.
     pub const fn crowded(self) -> usize {
         self.soft + (self.hard - self.soft) / 2
-    }
-}
-
-/// Detection of a silent peer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Timing {
-    /// Milliseconds between two signs of life.
-    pub heartbeat_ms: u32,
-    /// Milliseconds of silence after which the peer counts as lost and the witness is asked.
-    pub failure_timeout_ms: u32,
-    /// Milliseconds without carrier on the uplink before the VM is handed over.
-    pub uplink_hold_ms: u32,
-}
-
-impl Default for Timing {
-    fn default() -> Self {
-        Self { heartbeat_ms: 40, failure_timeout_ms: 250, uplink_hold_ms: 200 }
-    }
-}
-
-impl Timing {
-    /// A host that stood still for less is merely busy.
-    pub const MIN_STILL: Duration = Duration::from_millis(50);
-
-    /// Between two signs of life.
-    pub fn heartbeat(&self) -> Duration {
-        Duration::from_millis(self.heartbeat_ms.into())
-    }
-
-    /// After so long a silence the peer counts as lost.
-    pub fn failure_timeout(&self) -> Duration {
-        Duration::from_millis(self.failure_timeout_ms.into())
-    }
-
-    /// From how long on a primary that stood still may have been replaced, and so asks: a backup counts from the last sign of life, and
-    /// that was up to a heartbeat before; and the sender's own beat may be late by as much.
-    pub fn stall_limit(&self) -> Duration {
-        self.failure_timeout().saturating_sub(2 * self.heartbeat()).max(Self::MIN_STILL)
-    }
-
-    /// A batch that leaves is preceded by a look at the clock: one that is older than this is none.
-    pub fn look_limit(&self) -> Duration {
-        self.failure_timeout() / 2
     }
 }

@@ -8,13 +8,13 @@
 //! witness, and reads meanwhile what has come. Everything else goes on as ever.
 
 use ninefold_model::event::EventKind;
+use ninefold_model::spec::Timing;
 use ninefold_model::status::Role;
 use ninefold_model::{Epoch, Term};
 use ninefold_replica::protocol::Input;
 
 use crate::core::{Core, TICK};
 use crate::effect::{GuestIoOrder, Metric};
-use crate::settings::Timing;
 use crate::time::Boottime;
 
 /// What the core knows of its own time.
@@ -64,7 +64,7 @@ impl Core {
         let still = now.since(self.stall.awake);
         self.stall.awake = now;
         self.measure(Metric::Waited(still.saturating_sub(TICK)));
-        if still < self.settings.timing.stall_limit() {
+        if still < self.settings.vm.policy.timing.stall_limit() {
             return;
         }
         self.stall.thawed = now;
@@ -126,7 +126,7 @@ impl Core {
         self.announce |= std::mem::take(&mut self.stall.announces) && !announced;
         self.stall.looked(looked);
         let again = std::mem::take(&mut self.stall.again);
-        if again && kept && self.now.boottime.since(self.stall.awake) < self.settings.timing.look_limit() {
+        if again && kept && self.now.boottime.since(self.stall.awake) < self.settings.vm.policy.timing.look_limit() {
             self.doubt();
         }
     }

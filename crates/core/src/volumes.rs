@@ -45,7 +45,7 @@ impl Core {
             return;
         }
         self.volumes.looked = Some(now);
-        let names: Vec<_> = self.settings.vm.volumes.iter().map(|v| v.name.clone()).collect();
+        let names: Vec<_> = self.settings.vm.hardware.volumes.iter().map(|v| v.name.clone()).collect();
         let looks: Vec<Look> = self.observed.volumes.iter().map(|v| v.look.clone()).collect();
         for (n, name) in names.iter().enumerate() {
             let Some(seen) = self.observed.volumes.get(n) else { continue };
@@ -94,7 +94,7 @@ impl Core {
         if !self.is_here(generation) {
             return;
         }
-        let names = self.settings.vm.volumes.iter().map(|v| &v.name);
+        let names = self.settings.vm.hardware.volumes.iter().map(|v| &v.name);
         let stalled = names.zip(&self.observed.volumes).filter_map(|(name, v)| Some((name, v.look.stalled?)));
         let stalled = stalled.filter(|(_, time)| *time >= SLOW).max_by_key(|(_, time)| *time);
         let disk = stalled.map(|(name, _)| format!("the disk of volume {name} is slow: "));
@@ -122,7 +122,7 @@ impl Core {
                 Some(format!("its disk has not answered for {} s", stalled.as_secs()))
             }),
         };
-        self.settings.vm.volumes.iter().zip(&self.observed.volumes).map(one).collect()
+        self.settings.vm.hardware.volumes.iter().zip(&self.observed.volumes).map(one).collect()
     }
 }
 

@@ -16,7 +16,7 @@ use ninefold_model::spec::VmSpec;
 use ninefold_model::status::{LogState, ProtectionState, Role};
 use ninefold_model::{Backup, Epoch, HostName, Record, Term};
 use ninefold_replica::protocol::{LogRole, LogStanding, Outcome, ProposalId};
-use world::{AtWin, Gate, World, spec};
+use world::{AtWin, Gate, World, spec, with_volumes};
 
 const A: usize = 0;
 const B: usize = 1;
@@ -34,14 +34,17 @@ fn non_volatile() -> VmSpec {
 
 /// Non-volatile and protected, with these volumes. Output waits for the log, or does not.
 fn kept(volumes: serde_json::Value, hold_output: bool) -> VmSpec {
-    spec(serde_json::json!({
-        "non_volatile": { "interval_ms": 100, "hold_output": hold_output }, "volumes": volumes
-    }))
+    with_volumes(volumes, serde_json::json!({ "non_volatile": { "interval_ms": 100, "hold_output": hold_output } }))
 }
 
 /// One volume.
-fn disk(acknowledge: &str) -> serde_json::Value {
-    serde_json::json!([{ "name": "data", "size": 1 << 20, "acknowledge": acknowledge }])
+fn disk() -> serde_json::Value {
+    serde_json::json!([{ "name": "data", "size": 1 << 20 }])
+}
+
+/// A VM with one volume, writes to which are acknowledged when they are on disk.
+fn on_disk() -> VmSpec {
+    with_volumes(disk(), serde_json::json!({ "acknowledge": { "data": "disk" } }))
 }
 
 /// The VM runs on a, which has been asked to boot it.
@@ -376,7 +379,7 @@ fn a_backup_that_loads_its_first_checkpoint_is_waited_for() {
 /// What a backup holds cannot be acknowledged, since its disk hangs or fails. A primary that is there is told so, and goes on alone.
 #[test]
 fn a_backup_whose_disk_fails_is_none_for_a_primary_that_is_there() {
-    let mut world = protected_as(&spec(serde_json::json!({ "volumes": disk("disk") })));
+    let mut world = protected_as(&on_disk());
     let session = world.hosts[A].sessions[0];
     world.tell(B, Event::CannotAcknowledge { session, reason: "I/O error".into() });
     world.pass(Duration::from_millis(100));
@@ -390,7 +393,7 @@ fn a_backup_whose_disk_fails_is_none_for_a_primary_that_is_there() {
 #[test]
 fn a_backup_whose_disk_fails_goes_on_with_the_vm_when_its_primary_is_gone() {
     for known in [false, true] {
-        let mut world = protected_as(&spec(serde_json::json!({ "volumes": disk("disk") })));
+        let mut world = protected_as(&on_disk());
         let session = world.hosts[A].sessions[0];
         // Its power goes: nobody ends its connections.
         world.cut();
@@ -412,7 +415,7 @@ fn a_backup_whose_disk_fails_goes_on_with_the_vm_when_its_primary_is_gone() {
 /// What the primary said before it lost its power, and nobody has read yet, is no sign of its life.
 #[test]
 fn what_lies_unread_gives_up_no_backup() {
-    let mut world = protected_as(&spec(serde_json::json!({ "volumes": disk("disk") })));
+    let mut world = protected_as(&on_disk());
     let session = world.hosts[A].sessions[0];
     world.cut();
     world.hosts[A].alive = false;
@@ -451,7 +454,7 @@ fn what_a_winner_says_waits_until_its_failed_log_is_invalidated() {
 /// The same with volumes: they lack what the log did not take, and no guest runs on them. What is on the disk may be gone on from.
 #[test]
 fn no_guest_runs_on_volumes_that_lack_what_a_failed_log_did_not_take() {
-    let mut world = protected_as(&kept(disk("memory"), true));
+    let mut world = protected_as(&kept(disk(), true));
     let from = world.hosts[B].effects.len();
     world.at_win = Some(AtWin::LogFails);
     world.kill(A);
@@ -469,7 +472,7 @@ fn no_guest_runs_on_volumes_that_lack_what_a_failed_log_did_not_take() {
 #[test]
 fn a_failed_log_holds_output_and_volumes_until_it_is_invalidated() {
     for hold_output in [true, false] {
-        let mut world = protected_as(&kept(disk("memory"), hold_output));
+        let mut world = protected_as(&kept(disk(), hold_output));
         let term = world.status(A).term;
         let (_, durable) = world.hosts[A].log.expect("a log");
         let (from, released) = (world.hosts[A].effects.len(), world.hosts[A].released);

@@ -17,13 +17,14 @@ use crate::error::KeeperError;
 /// # Errors
 /// Its certificate cannot be used, or is another host's: peers and the witness would take this host for that one.
 pub fn security(config: &KeeperConfig) -> Result<Security, KeeperError> {
-    let SecurityConfig::MutualTls { identity: dir } = &config.security else {
-        return Ok(Security::PlainText { host: config.host.clone() });
+    let SecurityConfig::MutualTls { identity: dir } = &config.host.security else {
+        return Ok(Security::PlainText { host: config.host.name.clone() });
     };
     let unfit = |error| KeeperError::Identity(Box::new(error));
     let identity = Identity::load(dir).map_err(unfit)?;
-    if *identity.host() != config.host {
-        let reason = format!("it is of host {}, and `host` in the configuration is {}", identity.host(), config.host);
+    if *identity.host() != config.host.name {
+        let reason =
+            format!("it is of host {}, and `host.name` in the configuration is {}", identity.host(), config.host.name);
         return Err(unfit(TransportError::Identity { path: dir.join(CERT_FILE), reason }));
     }
     Ok(Security::MutualTls(identity))
@@ -111,15 +112,19 @@ mod tests {
         authority.issue(&"a".parse().unwrap(), path("a"), Validity::days(1)).unwrap();
         let config = |host: &str| -> KeeperConfig {
             serde_json::from_value(serde_json::json!({
-                "host": host, "vm": { "id": "6f1b0c6e-8a43-4c1e-9d11-0a4b7f0e5d21", "name": "db", "memory_mib": 64, "boot": { "boot_sector": { "image": "/x" } } },
-                "run_dir": "/run/db", "listen": "10.8.0.1:7701", "peers": [],
-                "witness": { "host": "w", "addr": "10.8.0.3:7700" }, "security": { "mutual_tls": { "identity": path("a") } }
+                "id": "6f1b0c6e-8a43-4c1e-9d11-0a4b7f0e5d21", "name": "db",
+                "hardware": { "memory_mib": 64, "boot": "boot_sector" },
+                "host": {
+                    "name": host, "image": "/x", "run_dir": "/run/db", "listen": "10.8.0.1:7701",
+                    "security": { "mutual_tls": { "identity": path("a") } }
+                },
+                "policy": { "witness": { "host": "w", "addr": "10.8.0.3:7700" } }
             }))
             .unwrap()
         };
         assert_eq!(security(&config("a")).unwrap().host().as_str(), "a");
         let said = crate::error::report(&security(&config("b")).unwrap_err());
-        assert!(said.contains("a/cert.pem: it is of host a, and `host` in the configuration is b"), "{said}");
+        assert!(said.contains("a/cert.pem: it is of host a, and `host.name` in the configuration is b"), "{said}");
     }
 
     #[test]

@@ -1,20 +1,21 @@
-//! The keeper's configuration: one JSON file.
+//! The keeper's configuration: one JSON file. Who the VM is, what machine it is, what this host has for it, and how it is kept:
+//!
+//! ```text
+//! { "id": …, "name": …, "hardware": {…}, "host": {…}, "policy": {…} }
+//! ```
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-pub use ninefold_core::settings::Timing;
-use ninefold_model::HostName;
-use ninefold_model::record::MAX_BACKUPS;
-use ninefold_model::spec::{EpochPolicy, VmSpec};
+use ninefold_model::spec::{Boot, Hardware, Policy, VmSpec};
+use ninefold_model::{HostName, VmId, VmName};
 use ninefold_replica::stream::record::MAX_VOLUMES;
 use serde::{Deserialize, Serialize};
 
+pub use crate::bindings::{Bindings, DEFAULT_POOL, SecurityConfig, cache_dir};
 use crate::durable::small_file;
 use crate::zones;
 
-/// A host's storage pool, where nothing else is said.
-pub const DEFAULT_POOL: &str = "/var/lib/ninefold/pool";
 /// Where a host's keepers have their run directories, one for each VM: the command line looks for them there when it is not told
 /// where. A configuration may name any other directory.
 pub const DEFAULT_RUN_DIRS: &str = "/run/ninefold";
@@ -22,83 +23,39 @@ pub const DEFAULT_RUN_DIRS: &str = "/run/ninefold";
 /// Longest configuration, bytes.
 const MAX_CONFIG: u64 = 1 << 20;
 
-/// What a keeper is told at its start.
+/// What a keeper is told at its start: who the VM is, and its three parts.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(from = "File", into = "File")]
 pub struct KeeperConfig {
-    /// This host.
-    pub host: HostName,
+    /// The VM: who it is, its hardware and its policy.
     pub vm: VmSpec,
-    #[serde(default = "default_qemu")]
-    pub qemu: PathBuf,
-    /// Directory for this VM's sockets on this host: `keeper.sock`, `console.sock`, `agent.sock`, and the lock.
-    pub run_dir: PathBuf,
-    /// Where answers that are slow to find are remembered (which accelerator works).
-    #[serde(default = "cache_dir")]
-    pub cache_dir: PathBuf,
-    /// This host's storage pool, where the VM's volumes are.
-    #[serde(default = "default_pool")]
-    pub pool: PathBuf,
-    /// Where memory dumps of the VM are written.
-    #[serde(default = "default_dumps")]
-    pub dumps: PathBuf,
-    /// Where this host remembers which image was committed by a trial. By default beside this file: `NAME.image.json`.
-    #[serde(default)]
-    pub image_record: Option<PathBuf>,
-    /// Where this keeper accepts replication.
-    #[serde(deserialize_with = "zones::address")]
-    pub listen: SocketAddr,
-    /// The other hosts on which the VM may live.
-    pub peers: Vec<Peer>,
-    pub witness: Peer,
-    pub security: SecurityConfig,
-    /// Where Prometheus metrics are served (`GET /metrics`).
-    #[serde(default, deserialize_with = "zones::address_if_any")]
-    pub metrics: Option<SocketAddr>,
-    /// The interface that connects the VM's bridge to the world. While it has no carrier here and has one at the
-    /// backup, the VM is handed over.
-    #[serde(default)]
-    pub uplink: Option<String>,
-    #[serde(default)]
-    pub timing: Timing,
-    #[serde(default)]
-    pub epochs: EpochPolicy,
+    /// What this host has for it.
+    pub host: Bindings,
 }
 
-/// Another process on another host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// The file's form.
+#[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Peer {
-    pub host: HostName,
-    #[serde(deserialize_with = "zones::address")]
-    pub addr: SocketAddr,
+struct File {
+    id: VmId,
+    name: VmName,
+    hardware: Hardware,
+    host: Bindings,
+    policy: Policy,
 }
 
-/// How hosts know each other.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum SecurityConfig {
-    /// The directory with `ca.pem`, `cert.pem` and `key.pem`.
-    MutualTls { identity: PathBuf },
-    /// No authentication and no encryption: only for a link that nobody else can reach.
-    PlainText,
+impl From<File> for KeeperConfig {
+    fn from(File { id, name, mut hardware, host, policy }: File) -> Self {
+        // One who gives the id as the machine's identity says what holds anyway.
+        hardware.uuid = hardware.uuid.filter(|uuid| *uuid != id.into());
+        Self { vm: VmSpec { id, name, hardware, policy }, host }
+    }
 }
 
-fn default_qemu() -> PathBuf {
-    "qemu-system-x86_64".into()
-}
-
-fn default_pool() -> PathBuf {
-    DEFAULT_POOL.into()
-}
-
-fn default_dumps() -> PathBuf {
-    "/var/lib/ninefold/dumps".into()
-}
-
-/// Where a host keeps what can be found out or built anew: NINEFOLD_CACHE, or `/var/cache/ninefold`.
-pub fn cache_dir() -> PathBuf {
-    std::env::var_os("NINEFOLD_CACHE").map_or_else(|| "/var/cache/ninefold".into(), PathBuf::from)
+impl From<KeeperConfig> for File {
+    fn from(KeeperConfig { vm: VmSpec { id, name, hardware, policy }, host }: KeeperConfig) -> Self {
+        Self { id, name, hardware, host, policy }
+    }
 }
 
 /// Why a configuration was refused.
@@ -109,7 +66,7 @@ pub enum ConfigError {
     #[error("{path} is not a keeper configuration: {}{source}", at(.field))]
     Parse {
         path: PathBuf,
-        /// Where in it, such as `peers[0].addr`; empty for all of it.
+        /// Where in it, such as `policy.peers[0].addr`; empty for all of it.
         field: String,
         source: serde_json::Error,
     },
@@ -131,7 +88,7 @@ impl KeeperConfig {
         let text = small_file::read(path, MAX_CONFIG).map_err(|source| ConfigError::Read { path: at(), source })?;
         let mut config =
             Self::parse(&text).map_err(|(field, source)| ConfigError::Parse { path: at(), field, source })?;
-        config.image_record.get_or_insert_with(|| path.with_extension("image.json"));
+        config.host.image_record.get_or_insert_with(|| path.with_extension("image.json"));
         config.check().map_err(|reason| ConfigError::Invalid { path: at(), reason })?;
         Ok(config)
     }
@@ -148,39 +105,49 @@ impl KeeperConfig {
     }
 
     fn check(&self) -> Result<(), String> {
-        let t = self.timing;
-        if t.heartbeat_ms == 0 || t.failure_timeout_ms < 2 * t.heartbeat_ms {
-            return Err(format!(
-                "failure_timeout_ms ({}) must be at least twice heartbeat_ms ({}), which must not be 0",
-                t.failure_timeout_ms, t.heartbeat_ms
-            ));
+        let (host, hardware) = (&self.host, &self.vm.hardware);
+        if hardware.memory_mib == 0 || hardware.vcpus == 0 {
+            return Err("hardware: a VM needs memory and a vCPU".into());
         }
-        if let Some(p) = self.peers.iter().find(|p| p.host == self.host) {
-            return Err(format!("host {} is its own peer", p.host));
+        hardware.boot_order(&hardware.boot).map_err(|e| format!("hardware.volumes: {e}"))?;
+        if hardware.volumes.len() > usize::from(MAX_VOLUMES) {
+            return Err(format!("hardware.volumes: a VM has at most {MAX_VOLUMES} volumes"));
         }
-        if self.vm.memory_mib == 0 || self.vm.vcpus == 0 {
-            return Err("a VM needs memory and a vCPU".into());
-        }
-        if !(1..=MAX_BACKUPS).contains(&usize::from(self.vm.backups)) {
-            return Err(format!("a VM has 1 to {MAX_BACKUPS} backups, not {}", self.vm.backups));
-        }
-        self.vm.boot_order().map_err(|e| e.to_string())?;
-        if self.vm.volumes.len() > usize::from(MAX_VOLUMES) {
-            return Err(format!("a VM has at most {MAX_VOLUMES} volumes"));
-        }
-        if let Some(watchdog) = &self.vm.watchdog {
-            watchdog.check()?;
-        }
-        ninefold_machine::command_line::check_slots(&self.vm)?;
-        let mut names: Vec<_> = self.vm.volumes.iter().map(|v| &v.name).collect();
+        ninefold_machine::command_line::check_slots(hardware)?;
+        let mut names: Vec<_> = hardware.volumes.iter().map(|v| &v.name).collect();
         names.sort();
         if let Some(twice) = names.windows(2).find(|w| w[0] == w[1]) {
-            return Err(format!("volume {} is given twice", twice[0]));
+            return Err(format!("hardware.volumes: volume {} is given twice", twice[0]));
         }
-        if let Some((one, other)) = self.vm.same_serials() {
-            return Err(format!("the volumes {one} and {other} have the same serial number: rename one of them"));
+        if let Some((one, other)) = hardware.same_serials() {
+            return Err(format!(
+                "hardware.volumes: the volumes {one} and {other} have the same serial number: rename one of them"
+            ));
         }
-        Ok(())
+        host.check(hardware)?;
+        self.vm.policy.check(&host.name, hardware).map_err(|e| e.to_string())?;
+        for (n, peer) in self.vm.policy.peers.iter().enumerate() {
+            zones::resolve(&peer.addr).map_err(|e| format!("policy.peers[{n}].addr: {e}"))?;
+        }
+        self.witness().map(drop)
+    }
+
+    /// The witness, and where it is.
+    ///
+    /// # Errors
+    /// There is none, or this host has not the interface that its address names.
+    pub fn witness(&self) -> Result<(&HostName, SocketAddr), String> {
+        let witness = self.vm.policy.witness.as_ref().ok_or("policy.witness: it is missing")?;
+        let addr = zones::resolve(&witness.addr).map_err(|e| format!("policy.witness.addr: {e}"))?;
+        Ok((&witness.host, addr))
+    }
+
+    /// What the VM boots from here.
+    ///
+    /// # Errors
+    /// See [`Bindings::boot`].
+    pub fn boot(&self) -> Result<Boot, String> {
+        self.host.boot(&self.vm.hardware.boot)
     }
 
     /// The control socket in a VM's run directory.
@@ -205,13 +172,15 @@ mod tests {
 
     fn config(change: impl FnOnce(&mut serde_json::Value)) -> serde_json::Value {
         let mut config = serde_json::json!({
-            "host": "a",
-            "vm": {
-                "id": "3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4", "name": "db", "memory_mib": 64, "boot": { "boot_sector": { "image": "/x" } },
-                "nics": [{ "mac": "52:54:00:12:34:56", "bridge": "br0" }]
+            "id": "3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4", "name": "db",
+            "hardware": { "memory_mib": 64, "boot": "boot_sector", "nics": [{ "mac": "52:54:00:12:34:56" }] },
+            "host": {
+                "name": "a", "image": "/x", "bridges": ["br0"], "run_dir": "/run/db", "listen": "10.8.0.1:7701",
+                "security": "plain_text"
             },
-            "run_dir": "/run/db", "listen": "10.8.0.1:7701", "peers": [{ "host": "b", "addr": "10.8.0.2:7701" }],
-            "witness": { "host": "w", "addr": "10.8.0.3:7700" }, "security": "plain_text"
+            "policy": {
+                "peers": [{ "host": "b", "addr": "10.8.0.2:7701" }], "witness": { "host": "w", "addr": "10.8.0.3:7700" }
+            }
         });
         change(&mut config);
         config
@@ -228,17 +197,31 @@ mod tests {
     fn an_error_names_the_field() {
         load(&config(|_| {})).unwrap();
         type Change = fn(&mut serde_json::Value);
-        let cases: [(Change, &str); 7] = [
-            (|c| c["peers"][0]["addr"] = "10.8.0.2".into(), "peers[0].addr: '10.8.0.2' is not an address with a port"),
+        let cases: [(Change, &str); 9] = [
             (
-                |c| c["listen"] = "[fe80::1%nowhere]:1".into(),
-                "listen: '[fe80::1%nowhere]:1': this host has no interface",
+                |c| c["policy"]["peers"][0]["addr"] = "10.8.0.2".into(),
+                "policy.peers[0].addr: '10.8.0.2' is not an address with a port",
             ),
-            (|c| c["metrics"] = 7.into(), "metrics: invalid type: integer `7`"),
-            (|c| c["vm"]["nics"][0]["mac"] = "x".into(), "vm.nics[0].mac: 'x' is not a unicast Ethernet address"),
-            (|c| c["vm"]["boot"]["boot_sector"]["imag"] = 1.into(), "vm.boot.boot_sector.imag: unknown field `imag`"),
-            (|c| c["witness"]["host"] = "W".into(), "witness.host: "),
-            (|c| c["timing"]["heartbeat_ms"] = (-1).into(), "timing.heartbeat_ms: invalid value: integer `-1`"),
+            (
+                |c| c["host"]["listen"] = "[fe80::1%nowhere]:1".into(),
+                "host.listen: '[fe80::1%nowhere]:1': this host has no interface",
+            ),
+            (|c| c["host"]["metrics"] = 7.into(), "host.metrics: invalid type: integer `7`"),
+            (
+                |c| c["hardware"]["nics"][0]["mac"] = "x".into(),
+                "hardware.nics[0].mac: 'x' is not a unicast Ethernet address",
+            ),
+            (
+                |c| c["hardware"]["boot"] = serde_json::json!({ "linux": { "kernel": "/k" } }),
+                "hardware.boot.linux.kernel: unknown field `kernel`",
+            ),
+            (|c| c["policy"]["witness"]["host"] = "W".into(), "policy.witness.host: "),
+            (
+                |c| c["policy"]["timing"] = serde_json::json!({ "heartbeat_ms": -1 }),
+                "policy.timing.heartbeat_ms: invalid value: integer `-1`",
+            ),
+            (|c| drop(c.as_object_mut().unwrap().remove("hardware")), "missing field `hardware`"),
+            (|c| c["run_dir"] = "/run/db".into(), "run_dir: unknown field `run_dir`"),
         ];
         for (change, expected) in cases {
             let said = load(&config(change)).unwrap_err();
@@ -250,13 +233,60 @@ mod tests {
         assert!(KeeperConfig::load(&path).unwrap_err().to_string().contains("trailing characters"));
     }
 
+    /// What is well-formed and makes no sense is named, too.
+    #[test]
+    fn what_does_not_go_together_is_named() {
+        type Change = fn(&mut serde_json::Value);
+        let cases: [(Change, &str); 12] = [
+            (|c| c["hardware"]["vcpus"] = 0.into(), "hardware: a VM needs memory and a vCPU"),
+            (|c| c["hardware"]["boot"] = "volume".into(), "hardware.volumes: a VM that boots from a volume"),
+            (
+                |c| c["hardware"]["boot"] = serde_json::json!({ "linux": {} }),
+                "host.kernel: it is missing, and the VM boots a Linux kernel",
+            ),
+            (|c| drop(c["host"].as_object_mut().unwrap().remove("image")), "host.image: it is missing"),
+            (|c| c["host"]["kernel"] = "/k".into(), "host.kernel: it is of no use"),
+            (|c| c["host"]["bridges"] = serde_json::json!([]), "host.bridges: there are 0, and the VM has 1 NICs"),
+            (|c| c["hardware"]["watchdog"] = "ib700".into(), "policy.watchdog: "),
+            (|c| c["policy"]["acknowledge"] = serde_json::json!({ "data": "disk" }), "policy.acknowledge.data: "),
+            (|c| c["policy"]["peers"][0]["host"] = "a".into(), "policy.peers[0].host: host a is its own peer"),
+            (|c| drop(c["policy"].as_object_mut().unwrap().remove("witness")), "policy.witness: it is missing"),
+            (
+                |c| c["policy"]["peers"][0]["addr"] = "[fe80::1%nowhere]:1".into(),
+                "policy.peers[0].addr: '[fe80::1%nowhere]:1': this host has no interface",
+            ),
+            (
+                |c| c["policy"]["witness"]["addr"] = "[fe80::1%nowhere]:1".into(),
+                "policy.witness.addr: '[fe80::1%nowhere]:1': this host has no interface",
+            ),
+        ];
+        for (change, expected) in cases {
+            let said = load(&config(change)).unwrap_err();
+            assert!(said.contains(expected), "{expected}: {said}");
+        }
+    }
+
+    /// What is written is what is read; and an identity that holds anyway is none of its own.
+    #[test]
+    fn a_configuration_is_written_as_it_is_read() {
+        let mut first =
+            load(&config(|c| c["hardware"]["uuid"] = "3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4".into())).unwrap();
+        assert_eq!(first.vm.hardware.uuid, None);
+        first.host.image_record = None;
+        let written = serde_json::to_value(&first).unwrap();
+        let again: KeeperConfig = serde_json::from_value(written.clone()).unwrap();
+        assert_eq!(again.vm, first.vm);
+        assert_eq!(serde_json::to_value(&again).unwrap(), written);
+    }
+
     #[test]
     fn a_vm_has_as_many_devices_as_its_bus_has_slots() {
         let with = |volumes: usize, watchdog: &str| {
             load(&config(|c| {
                 let volume = |n| serde_json::json!({ "name": format!("v{n}"), "size": 512 });
-                c["vm"]["volumes"] = (0..volumes).map(volume).collect();
-                c["vm"]["watchdog"] = serde_json::json!({ "action": "reset", "device": watchdog });
+                c["hardware"]["volumes"] = (0..volumes).map(volume).collect();
+                c["hardware"]["watchdog"] = watchdog.into();
+                c["policy"]["watchdog"] = serde_json::json!({ "action": "reset" });
             }))
         };
         // One NIC.

@@ -7,6 +7,9 @@ use std::path::PathBuf;
 pub enum KeeperError {
     #[error(transparent)]
     Config(#[from] crate::config::ConfigError),
+    /// Something of what the configuration names is not on this host.
+    #[error("{0}")]
+    Binding(String),
     #[error("a network interface of the VM cannot be made")]
     Tap(#[from] ninefold_net::tap::TapError),
     #[error(transparent)]

@@ -33,6 +33,7 @@ use crate::primary::waker::Waker;
 use crate::runtime::connector::Connector;
 use crate::runtime::proposer;
 use crate::runtime::{Parts, Runtime};
+use crate::zones;
 
 /// Fewer may run out.
 const FEW_DESCRIPTORS: u64 = 1024;
@@ -59,10 +60,10 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
     }
     let config = Arc::new(config);
     let at = |what| {
-        let path = config.run_dir.clone();
+        let path = config.host.run_dir.clone();
         move |source| KeeperError::File { what, path, source }
     };
-    fs::create_dir_all(&config.run_dir).map_err(at("cannot make"))?;
+    fs::create_dir_all(&config.host.run_dir).map_err(at("cannot make"))?;
     let _lock = lock(&config)?;
     let security = certificates::security(&config)?;
     let (core, inbox) = channel();
@@ -71,26 +72,27 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
     let wake: Wake = Arc::new(move || ring.ring());
     let guest_io = Arc::new(GuestIo::open(&config, &wake)?);
     let disks = Arc::new(Disks::open(&config)?);
-    let record = config.image_record.clone().unwrap_or_else(|| config.run_dir.join("image.json"));
-    let images = Arc::new(Images::open(record, config.vm.id, config.vm.boot.clone())?);
-    let incarnation = incarnation::begin(&config.run_dir).map_err(at("cannot note this life in"))?;
-    let journal = Journal::new(config.host.clone(), incarnation);
+    let record = config.host.image_record.clone().unwrap_or_else(|| config.host.run_dir.join("image.json"));
+    let images = Arc::new(Images::open(record, config.vm.id, config.boot().map_err(KeeperError::Binding)?)?);
+    let incarnation = incarnation::begin(&config.host.run_dir).map_err(at("cannot note this life in"))?;
+    let journal = Journal::new(config.host.name.clone(), incarnation);
     let board = Arc::new(Board::new(&config.vm.name));
-    if let Some(addr) = config.metrics {
+    if let Some(addr) = config.host.metrics {
         let board = Arc::clone(&board);
         http::serve(addr, move || board.text())?;
     }
     if let Security::MutualTls(identity) = &security {
         certificates::watch(identity, journal.clone(), Arc::clone(&board))?;
     }
-    let peers: Vec<_> = config.peers.iter().map(|p| p.addr.ip()).collect();
-    let listener = Listener::bind_within(config.listen, security.clone(), HANDSHAKES, &peers)
-        .map_err(|e| KeeperError::Listen { addr: config.listen, source: Box::new(e) })?;
-    let witness = &config.witness;
-    let client = WitnessClient::new(witness.addr, witness.host.clone(), security.clone(), Timeouts::default());
+    let peers: Vec<_> =
+        config.vm.policy.peers.iter().filter_map(|p| Some(zones::resolve(&p.addr).ok()?.ip())).collect();
+    let listener = Listener::bind_within(config.host.listen, security.clone(), HANDSHAKES, &peers)
+        .map_err(|e| KeeperError::Listen { addr: config.host.listen, source: Box::new(e) })?;
+    let (witness, addr) = config.witness().map_err(KeeperError::Binding)?;
+    let client = WitnessClient::new(addr, witness.clone(), security.clone(), Timeouts::default());
     let proposer = proposer::start(config.vm.id, config.vm.name.clone(), client, core.clone())?;
     let connector = Connector::start(Arc::clone(&config), security.clone(), core.clone())?;
-    let parking = Arc::new(Parking::with(Kept::find(&config.run_dir)));
+    let parking = Arc::new(Parking::with(Kept::find(&config.host.run_dir)));
     let standby = Standby {
         config: Arc::clone(&config),
         guest_io: Arc::clone(&guest_io),
@@ -107,7 +109,7 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
         operations: operations.clone(),
         looks: Preflight::at(Arc::clone(&config), Arc::clone(&disks)),
     };
-    server::serve(&KeeperConfig::control_socket(&config.run_dir), at_hand, security, core.clone())?;
+    server::serve(&KeeperConfig::control_socket(&config.host.run_dir), at_hand, security, core.clone())?;
     let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])
         .map_err(KeeperError::Thread)?;
     let to_core = core.clone();
@@ -119,7 +121,7 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
             }
         })
         .map_err(KeeperError::Thread)?;
-    tracing::info!(vm = %config.vm.name, id = %config.vm.id, host = %config.host, listen = %config.listen, "ready");
+    tracing::info!(vm = %config.vm.name, id = %config.vm.id, host = %config.host.name, listen = %config.host.listen, "ready");
     let config = Arc::clone(&config);
     let parts = Parts {
         config: Arc::clone(&config),
@@ -137,7 +139,7 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
         parking,
     };
     Runtime::new(parts).run();
-    let _ = fs::remove_file(KeeperConfig::control_socket(&config.run_dir));
+    let _ = fs::remove_file(KeeperConfig::control_socket(&config.host.run_dir));
     Ok(())
 }
 
@@ -145,7 +147,7 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
 const DYING: Duration = Duration::from_secs(3);
 
 fn lock(config: &KeeperConfig) -> Result<File, KeeperError> {
-    let path = config.run_dir.join("keeper.lock");
+    let path = config.host.run_dir.join("keeper.lock");
     let file =
         File::create(&path).map_err(|source| KeeperError::File { what: "cannot make", path: path.clone(), source })?;
     let deadline = Instant::now() + DYING;

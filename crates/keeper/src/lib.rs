@@ -17,6 +17,7 @@
 //! * `control::server`: the control socket · `control::preflight`: what is looked at before the core is asked · `control::journal`: events and measurements · `control::operations` · `durable::incarnation`: whose · `control::metrics`, [`control::http`]
 
 pub mod backup;
+pub mod bindings;
 mod certificates;
 pub mod config;
 pub mod control;

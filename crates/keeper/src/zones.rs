@@ -3,6 +3,7 @@
 
 use std::net::{SocketAddr, SocketAddrV6};
 
+use ninefold_model::spec::{Address, Place};
 use serde::{Deserialize, Deserializer, de};
 
 /// For `#[serde(deserialize_with)]`.
@@ -26,21 +27,23 @@ pub fn address_if_any<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Socke
 /// # Errors
 /// The text is not an address with a port, or this host has no interface of the zone's name or cannot be asked for it.
 pub fn parse(text: &str) -> Result<SocketAddr, String> {
-    if let Ok(addr) = text.parse() {
-        return Ok(addr);
+    resolve(&text.parse::<Address>().map_err(|e| e.to_string())?)
+}
+
+/// The same of an address that is one.
+///
+/// # Errors
+/// This host has no such interface.
+pub fn resolve(address: &Address) -> Result<SocketAddr, String> {
+    match address.place() {
+        Some(Place::Here(addr)) => Ok(addr),
+        Some(Place::Zone { address: host, zone, port }) => {
+            let index = rustix::net::netdevice::name_to_index(&socket()?, zone)
+                .map_err(|e| format!("'{address}': this host has no interface '{zone}' ({e})"))?;
+            Ok(SocketAddrV6::new(host, port, 0, index).into())
+        }
+        None => Err(format!("'{address}' is not an address with a port")),
     }
-    let wrong = || {
-        format!("'{text}' is not an address with a port, such as 10.8.0.1:7701, [fd09::1]:7701 or [fe80::1%eth0]:7701")
-    };
-    let (host, port) = text.strip_prefix('[').and_then(|t| t.split_once("]:")).ok_or_else(wrong)?;
-    let (host, zone) = host.split_once('%').ok_or_else(wrong)?;
-    let (Ok(host), Ok(port)) = (host.parse(), port.parse()) else { return Err(wrong()) };
-    if zone.is_empty() || zone.len() > 15 {
-        return Err(wrong());
-    }
-    let index = rustix::net::netdevice::name_to_index(&socket()?, zone)
-        .map_err(|e| format!("'{text}': this host has no interface '{zone}' ({e})"))?;
-    Ok(SocketAddrV6::new(host, port, 0, index).into())
 }
 
 /// Any socket can be asked about interfaces.

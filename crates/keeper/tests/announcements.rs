@@ -51,12 +51,12 @@ fn mac(last: u8) -> Mac {
 }
 
 fn outlets_of(id: u8, vm: &str, dir: &std::path::Path) -> GuestIo {
-    let nic = |last, bridge| serde_json::json!({ "mac": mac(last).to_string(), "bridge": bridge });
+    let nic = |last| serde_json::json!({ "mac": mac(last).to_string() });
     let json = serde_json::json!({
-        "id": VmId::random(u128::from(id) << 120), "name": vm, "memory_mib": 1, "boot": "volume",
-        "nics": [nic(1, "br0"), nic(2, "br1")],
+        "id": VmId::random(u128::from(id) << 120), "name": vm,
+        "hardware": { "memory_mib": 1, "boot": "volume", "nics": [nic(1), nic(2)] }
     });
-    guest_io::with_nics(dir, &serde_json::from_value::<VmSpec>(json).unwrap())
+    guest_io::with_nics(dir, &serde_json::from_value::<VmSpec>(json).unwrap(), &["br0", "br1"])
 }
 
 /// Whose Ethernet address speaks for which IPv4 address in an ARP frame; nothing in another frame.

@@ -97,8 +97,8 @@ fn backup(work: Receiver<Job>, handle: Arc<VmHandle>, waker: Waker, memory: Arc<
 fn what_is_left_of_a_copy_that_gets_no_further_is_held_and_the_guest_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = guest::config(Path::new("qemu-system-x86_64"), Accel::Tcg, 1, &sweep::boot_sector(dir.path()));
-    config.spec.nics.clear();
-    config.spec.memory_mib = sweep::MEMORY_MIB;
+    config.spec.hardware.nics.clear();
+    config.spec.hardware.memory_mib = sweep::MEMORY_MIB;
     let (machine, ports) = guest::launch(&config);
     if machine.mechanism() != Some(Mechanism::PagemapScan) {
         eprintln!("skipped: this kernel has no PAGEMAP_SCAN");

@@ -139,8 +139,8 @@ impl Vm {
 fn a_guest_that_writes_everywhere_is_in_its_snapshot_once_and_as_it_was() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = guest::config(Path::new("qemu-system-x86_64"), Accel::Tcg, 1, &sweep::boot_sector(dir.path()));
-    config.spec.nics.clear();
-    config.spec.memory_mib = sweep::MEMORY_MIB;
+    config.spec.hardware.nics.clear();
+    config.spec.hardware.memory_mib = sweep::MEMORY_MIB;
     let (machine, ports) = guest::launch(&config);
     if machine.mechanism() != Some(Mechanism::PagemapScan) {
         eprintln!("skipped: this kernel has no PAGEMAP_SCAN");

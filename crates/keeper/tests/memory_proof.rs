@@ -268,7 +268,7 @@ impl Proof {
         if let Some(config) = killed {
             let left = self.standby.memory().ram().as_fd().try_clone_to_owned().unwrap();
             self.standby.kill();
-            let ram = Ram::adopt(left, config.spec.memory_mib << 20).unwrap();
+            let ram = Ram::adopt(left, config.spec.hardware.memory_mib << 20).unwrap();
             let (standby, ports) = guest::launch_with(&guest::standby(config), ram);
             (self.standby, self.standby_ports) = (standby, Some(ports));
             self.sink.memory = Arc::clone(self.standby.memory());
@@ -349,10 +349,10 @@ impl Shell {
 fn linux_config(qemu: &Path) -> MachineConfig {
     let guest_dir = guest::cache().join("guest/current");
     let mut config = guest::config(qemu, Accel::Tcg, 2, Path::new(""));
-    config.spec.memory_mib = 256;
-    config.spec.accel = AccelChoice::Tcg;
-    config.spec.nics.clear();
-    config.spec.boot = Boot::Linux {
+    config.spec.hardware.memory_mib = 256;
+    config.spec.hardware.accel = AccelChoice::Tcg;
+    config.spec.hardware.nics.clear();
+    config.boot = Boot::Linux {
         kernel: guest_dir.join("vmlinuz"),
         initrd: Some(guest_dir.join("initrd.img")),
         cmdline: "console=ttyS0 quiet nf.name=proof".into(),
@@ -438,7 +438,7 @@ fn a_boot_sector_from_the_first_instruction_on() {
         let dir = tempfile::tempdir().unwrap();
         let image = guest::boot_sector(dir.path());
         let mut config = guest::config(Path::new("qemu-system-x86_64"), accel, 2, &image);
-        config.spec.nics.clear();
+        config.spec.hardware.nics.clear();
         let (primary, ports) = guest::launch(&config);
         let guest_io = guest_io::open(dir.path(), &config.spec);
         guest_io.attach(ports).unwrap();

@@ -101,12 +101,12 @@ fn what_a_slow_session_is_told_takes_no_room_from_checkpoints() {
 /// A volume, and a keeper's configuration that has it.
 fn volume(dir: &Path, size: u64) -> Disks {
     let config = serde_json::json!({
-        "host": "a", "run_dir": dir, "pool": dir.join("pool"), "listen": "127.0.0.1:0", "peers": [],
-        "witness": { "host": "w", "addr": "127.0.0.1:1" }, "security": "plain_text",
-        "vm": {
-            "id": "3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4", "name": "db", "memory_mib": 256, "nics": [], "boot": { "linux": { "kernel": "/k", "initrd": "/i", "cmdline": "quiet" } },
-            "volumes": [{ "name": "data", "size": size }],
+        "id": "3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4", "name": "db",
+        "hardware": { "memory_mib": 256, "boot": "volume", "volumes": [{ "name": "data", "size": size }] },
+        "host": {
+            "name": "a", "run_dir": dir, "pool": dir.join("pool"), "listen": "127.0.0.1:0", "security": "plain_text"
         },
+        "policy": { "witness": { "host": "w", "addr": "127.0.0.1:1" } }
     });
     Disks::open(&serde_json::from_value::<KeeperConfig>(config).unwrap()).unwrap()
 }

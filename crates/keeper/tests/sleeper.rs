@@ -82,8 +82,8 @@ fn a_guest_that_wakes_in_a_switchover_that_fails_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let old = |qemu: &std::path::PathBuf| {
         let mut config = guest::config(qemu, Accel::Tcg, 1, std::path::Path::new("unused"));
-        config.spec.boot = Boot::BootSector { image: sleeper::image(dir.path()) };
-        config.spec.nics.clear();
+        config.boot = Boot::BootSector { image: sleeper::image(dir.path()) };
+        config.spec.hardware.nics.clear();
         let (machine, ports) = guest::launch(&config);
         (machine.version().major < 9).then_some((config, machine, ports))
     };

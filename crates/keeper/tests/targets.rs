@@ -259,7 +259,7 @@ fn every_sink_holds_every_checkpoint_whole() {
     let boot = guest::boot_sector(dir.path());
     let accel = guest::accels()[0];
     let mut config = guest::config(Path::new("qemu-system-x86_64"), accel, 2, &boot);
-    config.spec.nics.clear();
+    config.spec.hardware.nics.clear();
     let (machine, mut ports) = guest::launch(&config);
     let guest_io = Arc::new(guest_io::open(dir.path(), &config.spec));
     // The guest's own console says nothing; this one what the test likes.
@@ -354,7 +354,7 @@ fn a_sink_that_holds_what_the_vm_was_resumed_from_is_sent_what_differs() {
     let dir = tempfile::tempdir().unwrap();
     let boot = guest::boot_sector(dir.path());
     let mut config = guest::config(Path::new("qemu-system-x86_64"), guest::accels()[0], 2, &boot);
-    config.spec.nics.clear();
+    config.spec.hardware.nics.clear();
     let (mut machine, ports) = guest::launch(&config);
     let guest_io = Arc::new(guest_io::open(dir.path(), &config.spec));
     guest_io.attach(ports).unwrap();
@@ -424,7 +424,7 @@ fn a_sink_that_comes_back_is_sent_what_was_written_since() {
     let dir = tempfile::tempdir().unwrap();
     let boot = guest::boot_sector(dir.path());
     let mut config = guest::config(Path::new("qemu-system-x86_64"), guest::accels()[0], 2, &boot);
-    config.spec.nics.clear();
+    config.spec.hardware.nics.clear();
     let (machine, ports) = guest::launch(&config);
     let guest_io = Arc::new(guest_io::open(dir.path(), &config.spec));
     guest_io.attach(ports).unwrap();

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ninefold_machine::{DirtySet, Machine, MachineConfig, Ram, StepTimes};
-use ninefold_model::spec::{Accel, AccelChoice, Arch, Boot, ClockGap, Nic, Protection, VmSpec};
+use ninefold_model::spec::{Accel, AccelChoice, Arch, Boot, Hardware, Nic, Policy, VmSpec};
 
 /// One checkpoint: QEMU's steps, scan and copy in microseconds, pages.
 type Row = (StepTimes, u64, u64, u64);
@@ -45,29 +45,30 @@ fn main() -> Result<(), Box<dyn Error>> {
     let epoch = Duration::from_millis(next("EPOCH_MS")?.parse()?);
     let cache = std::env::var_os("NINEFOLD_CACHE").map_or_else(|| "/var/cache/ninefold".into(), PathBuf::from);
     let guest = cache.join("guest/current");
+    let boot = Boot::Linux {
+        kernel: guest.join("vmlinuz"),
+        initrd: Some(guest.join("initrd.img")),
+        cmdline: std::fs::read_to_string(guest.join("cmdline"))?.trim().to_owned(),
+    };
     let config = MachineConfig {
         qemu,
         spec: VmSpec {
             id: ninefold_model::VmId::random(1),
             name: "measure".parse()?,
-            arch: Arch::X86_64,
-            vcpus,
-            memory_mib,
-            accel: AccelChoice::Auto,
-            boot: Boot::Linux {
-                kernel: guest.join("vmlinuz"),
-                initrd: Some(guest.join("initrd.img")),
-                cmdline: std::fs::read_to_string(guest.join("cmdline"))?.trim().to_owned(),
+            hardware: Hardware {
+                arch: Arch::X86_64,
+                vcpus,
+                memory_mib,
+                accel: AccelChoice::Auto,
+                boot: boot.kind(),
+                nics: vec![Nic { mac: "52:54:00:00:00:01".parse()? }],
+                volumes: Vec::new(),
+                watchdog: None,
+                uuid: None,
             },
-            nics: vec![Nic { mac: "52:54:00:00:00:01".parse()?, bridge: "none".into() }],
-            volumes: Vec::new(),
-            protection: Protection::None,
-            backups: 1,
-            watchdog: None,
-            clock_gap: ClockGap::default(),
-            non_volatile: None,
-            uuid: None,
+            policy: Policy::default(),
         },
+        boot,
         accel,
         incoming: false,
         generation: ninefold_model::Uuid::random(1),

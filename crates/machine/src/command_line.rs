@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use ninefold_model::Uuid;
 use ninefold_model::health::WatchdogDevice;
-use ninefold_model::spec::{Accel, Boot, VmSpec, serial};
+use ninefold_model::spec::{Accel, Boot, Hardware, VmSpec, serial};
 
 use crate::error::{MachineError, Result};
 
@@ -60,34 +60,35 @@ const SLOTS: usize = 28;
 ///
 /// # Errors
 /// What is too much, in words.
-pub fn check_slots(spec: &VmSpec) -> Result<(), String> {
-    let watchdog = usize::from(spec.watchdog.as_ref().is_some_and(|w| w.device == WatchdogDevice::I6300esb));
-    let (nics, volumes) = (spec.nics.len(), spec.volumes.len());
+pub fn check_slots(hardware: &Hardware) -> Result<(), String> {
+    let watchdog = usize::from(hardware.watchdog == Some(WatchdogDevice::I6300esb));
+    let (nics, volumes) = (hardware.nics.len(), hardware.volumes.len());
     if nics + volumes + watchdog <= SLOTS {
         return Ok(());
     }
     let and = if watchdog > 0 { " and an i6300esb watchdog" } else { "" };
     Err(format!(
-        "vm: it has {nics} NICs and {volumes} volumes{and}, and its PCI bus has {SLOTS} slots for them, one for each"
+        "hardware: the VM has {nics} NICs and {volumes} volumes{and}, and its PCI bus has {SLOTS} slots for them, one for each"
     ))
 }
 
-/// The arguments for `spec`.
+/// The arguments for `spec`, which boots from `boot` here.
 ///
 /// # Errors
 /// `Spec` when the VM cannot be built, such as a path with bytes that QEMU's option syntax cannot carry.
-pub fn arguments(spec: &VmSpec, options: &LaunchOptions) -> Result<Vec<OsString>> {
+pub fn arguments(spec: &VmSpec, boot: &Boot, options: &LaunchOptions) -> Result<Vec<OsString>> {
     let refuse = |reason: String| MachineError::Spec { vm: spec.name.to_string(), reason };
-    if spec.vcpus == 0 || spec.vcpus > 255 {
-        return Err(refuse(format!("{} vCPUs: 1 to 255 are possible", spec.vcpus)));
+    let hardware = &spec.hardware;
+    if hardware.vcpus == 0 || hardware.vcpus > 255 {
+        return Err(refuse(format!("{} vCPUs: 1 to 255 are possible", hardware.vcpus)));
     }
-    if spec.nics.len() != options.fds.nics.len() {
+    if hardware.nics.len() != options.fds.nics.len() {
         return Err(refuse("one descriptor for each NIC is needed".into()));
     }
-    if spec.volumes.len() != options.volumes.len() {
+    if hardware.volumes.len() != options.volumes.len() {
         return Err(refuse("one socket for each volume is needed".into()));
     }
-    let boot_order = spec.boot_order().map_err(|e| refuse(e.to_string()))?;
+    let boot_order = hardware.boot_order(&boot.kind()).map_err(|e| refuse(e.to_string()))?;
     let mut args = Arguments(Vec::new());
     args.flag("-nodefaults").flag("-no-user-config").option("-display", "none");
     // -no-shutdown: a guest that powers off leaves a QEMU whose last output can still be committed.
@@ -95,7 +96,7 @@ pub fn arguments(spec: &VmSpec, options: &LaunchOptions) -> Result<Vec<OsString>
     // QEMU 7.2 does not tell where its RAM blocks are, except in its log: see `blocks`.
     args.option("-D", format!("/proc/self/fd/{}", options.fds.log));
     args.option("-trace", "enable=find_ram_offset").option("-trace", "enable=qemu_anon_ram_alloc");
-    if let Some((one, other)) = spec.same_serials() {
+    if let Some((one, other)) = hardware.same_serials() {
         return Err(refuse(format!("the volumes {one} and {other} have the same serial number")));
     }
     args.option("-uuid", spec.uuid().to_string());
@@ -114,13 +115,13 @@ pub fn arguments(spec: &VmSpec, options: &LaunchOptions) -> Result<Vec<OsString>
         },
     );
     args.option("-cpu", CPU);
-    args.option("-smp", spec.vcpus.to_string());
-    args.option("-m", format!("size={}M", spec.memory_mib));
+    args.option("-smp", hardware.vcpus.to_string());
+    args.option("-m", format!("size={}M", hardware.memory_mib));
     args.option(
         "-object",
         format!(
             "memory-backend-file,id=m0,size={}M,mem-path=/proc/self/fd/{},{},prealloc=off",
-            spec.memory_mib,
+            hardware.memory_mib,
             options.fds.ram,
             if options.rehearsal { private() } else { "share=on" }
         ),
@@ -137,7 +138,7 @@ pub fn arguments(spec: &VmSpec, options: &LaunchOptions) -> Result<Vec<OsString>
     args.option("-device", format!("vmgenid,guid={}", options.generation));
     args.option("-object", "rng-random,id=rng,filename=/dev/urandom");
     args.option("-device", format!("virtio-rng-pci,rng=rng,{LEGACY}"));
-    for (n, (nic, fd)) in spec.nics.iter().zip(&options.fds.nics).enumerate() {
+    for (n, (nic, fd)) in hardware.nics.iter().zip(&options.fds.nics).enumerate() {
         args.option("-netdev", format!("stream,id=n{n},server=off,addr.type=fd,addr.str={fd}"));
         // The stream carries no virtio-net headers: QEMU then offers the guest no offloads by itself.
         args.option(
@@ -145,7 +146,7 @@ pub fn arguments(spec: &VmSpec, options: &LaunchOptions) -> Result<Vec<OsString>
             format!("virtio-net-pci,netdev=n{n},mac={},romfile=,rx_queue_size=1024,{LEGACY}", nic.mac),
         );
     }
-    for (n, ((volume, socket), place)) in spec.volumes.iter().zip(&options.volumes).zip(boot_order).enumerate() {
+    for (n, ((volume, socket), place)) in hardware.volumes.iter().zip(&options.volumes).zip(boot_order).enumerate() {
         let bootindex = place.map_or(String::new(), |place| format!(",bootindex={place}"));
         let path = socket.to_str().ok_or_else(|| refuse("a volume's socket has a path that is not UTF-8".into()))?;
         args.option(
@@ -170,12 +171,12 @@ pub fn arguments(spec: &VmSpec, options: &LaunchOptions) -> Result<Vec<OsString>
             ),
         );
     }
-    if let Some(watchdog) = &spec.watchdog {
+    if let Some(watchdog) = hardware.watchdog {
         // Behind the others: they keep their places on the bus. What follows a failure is the keeper's to decide, and the
         // guest stands still until it has.
         args.option(
             "-device",
-            match watchdog.device {
+            match watchdog {
                 WatchdogDevice::I6300esb => "i6300esb",
                 WatchdogDevice::Ib700 => "ib700",
             },
@@ -184,7 +185,7 @@ pub fn arguments(spec: &VmSpec, options: &LaunchOptions) -> Result<Vec<OsString>
         args.option("-device", "pvpanic,events=3");
         args.option("-action", "watchdog=pause,panic=pause");
     }
-    match &spec.boot {
+    match boot {
         Boot::Linux { kernel, initrd, cmdline } => {
             args.path("-kernel", kernel.as_os_str());
             if let Some(initrd) = initrd {
@@ -256,27 +257,25 @@ pub fn display(args: &[OsString]) -> String {
 mod tests {
     use super::*;
     use ninefold_model::VmId;
-    use ninefold_model::health::{Watchdog, WatchdogAction};
-    use ninefold_model::spec::{AccelChoice, Arch, ClockGap, Nic, Protection, VolumeSpec};
+    use ninefold_model::spec::{AccelChoice, Arch, BootKind, Nic, VolumeSpec};
 
-    fn spec(boot: Boot) -> VmSpec {
-        VmSpec {
-            id: VmId::random(7),
-            name: "t".parse().unwrap(),
+    fn spec() -> VmSpec {
+        let hardware = Hardware {
             arch: Arch::X86_64,
             vcpus: 2,
             memory_mib: 64,
             accel: AccelChoice::Tcg,
-            boot,
-            nics: vec![Nic { mac: "52:54:00:00:00:01".parse().unwrap(), bridge: "br".into() }],
+            boot: BootKind::Linux { cmdline: String::new() },
+            nics: vec![Nic { mac: "52:54:00:00:00:01".parse().unwrap() }],
             volumes: Vec::new(),
-            protection: Protection::None,
-            backups: 1,
             watchdog: None,
-            clock_gap: ClockGap::default(),
-            non_volatile: None,
             uuid: None,
-        }
+        };
+        VmSpec { id: VmId::random(7), name: "t".parse().unwrap(), hardware, policy: Default::default() }
+    }
+
+    fn linux() -> Boot {
+        Boot::Linux { kernel: "/k".into(), initrd: None, cmdline: String::new() }
     }
 
     fn options() -> LaunchOptions {
@@ -288,7 +287,7 @@ mod tests {
     #[test]
     fn everything_is_inherited() {
         let boot = Boot::Linux { kernel: "/k".into(), initrd: Some("/i".into()), cmdline: "quiet".into() };
-        let line = display(&arguments(&spec(boot), &options()).unwrap());
+        let line = display(&arguments(&spec(), &boot, &options()).unwrap());
         for part in [
             "mem-path=/proc/self/fd/10,share=on",
             "socket,id=mon,fd=11",
@@ -309,81 +308,81 @@ mod tests {
 
     #[test]
     fn volumes_are_nbd_exports() {
-        let boot = Boot::Linux { kernel: "/k".into(), initrd: None, cmdline: String::new() };
-        let mut with = spec(boot);
+        let mut with = spec();
         let name = "data".parse().unwrap();
-        with.volumes.push(VolumeSpec::new(name, 1 << 20));
-        assert!(arguments(&with, &options()).is_err(), "no socket");
+        with.hardware.volumes.push(VolumeSpec::new(name, 1 << 20));
+        assert!(arguments(&with, &linux(), &options()).is_err(), "no socket");
         let options = LaunchOptions { volumes: vec!["/run/a,b".into()], ..options() };
-        let line = display(&arguments(&with, &options).unwrap());
+        let line = display(&arguments(&with, &linux(), &options).unwrap());
         assert!(line.contains("server.path=/run/a,,b,export=data,discard=unmap"), "{line}");
         assert!(line.contains("virtio-blk-pci,drive=v0,serial=data,"), "{line}");
         assert!(!line.contains("bootindex"), "{line}");
-        with.boot = Boot::Volume;
-        let line = display(&arguments(&with, &options).unwrap());
+        let line = display(&arguments(&with, &Boot::Volume, &options).unwrap());
         assert!(line.contains("drive=v0,serial=data,rerror=report,werror=report,bootindex=0,"), "{line}");
         assert!(line.contains("-boot strict=on") && !line.contains("-kernel"), "{line}");
-        with.volumes.clear();
-        assert!(arguments(&with, &LaunchOptions { volumes: Vec::new(), ..options }).is_err(), "nothing to boot from");
+        with.hardware.volumes.clear();
+        assert!(
+            arguments(&with, &Boot::Volume, &LaunchOptions { volumes: Vec::new(), ..options }).is_err(),
+            "nothing to boot from"
+        );
     }
 
     #[test]
     fn the_guest_is_shown_who_it_is() {
-        let mut vm = spec(Boot::Linux { kernel: "/k".into(), initrd: None, cmdline: String::new() });
-        let line = display(&arguments(&vm, &options()).unwrap());
+        let mut vm = spec();
+        let line = display(&arguments(&vm, &linux(), &options()).unwrap());
         assert!(line.contains(&format!(" -uuid {} ", vm.uuid())), "{line}");
         assert!(line.contains(" vmgenid,guid=00000000-0000-4000-8000-000000000007 "), "{line}");
-        vm.uuid = Some("1b4e28ba-2fa1-41d2-883f-0016d3cca427".parse().unwrap());
-        let line = display(&arguments(&vm, &options()).unwrap());
+        vm.hardware.uuid = Some("1b4e28ba-2fa1-41d2-883f-0016d3cca427".parse().unwrap());
+        let line = display(&arguments(&vm, &linux(), &options()).unwrap());
         assert!(line.contains(" -uuid 1b4e28ba-2fa1-41d2-883f-0016d3cca427 "), "{line}");
     }
 
     #[test]
     fn every_disk_has_a_serial_number_of_its_own() {
-        let mut vm = spec(Boot::Linux { kernel: "/k".into(), initrd: None, cmdline: String::new() });
+        let mut vm = spec();
         let names = ["a-database-of-customers-1", "a-database-of-customers-2"];
-        vm.volumes = names.map(|name| VolumeSpec::new(name.parse().unwrap(), 1 << 20)).to_vec();
+        vm.hardware.volumes = names.map(|name| VolumeSpec::new(name.parse().unwrap(), 1 << 20)).to_vec();
         let options = LaunchOptions { volumes: vec!["/a".into(), "/b".into()], ..options() };
-        let line = display(&arguments(&vm, &options).unwrap());
+        let line = display(&arguments(&vm, &linux(), &options).unwrap());
         let serials: Vec<_> = line.split("serial=").skip(1).map(|rest| rest.split(',').next().unwrap()).collect();
         assert_eq!(serials.len(), 2);
         assert_ne!(serials[0], serials[1]);
         assert!(serials.iter().all(|s| s.len() <= 20), "{serials:?}");
-        vm.volumes[1] = vm.volumes[0].clone();
-        assert!(arguments(&vm, &options).is_err());
+        vm.hardware.volumes[1] = vm.hardware.volumes[0].clone();
+        assert!(arguments(&vm, &linux(), &options).is_err());
     }
 
     #[test]
     fn a_watchdog_leaves_the_decision_to_the_keeper() {
-        let boot = Boot::Linux { kernel: "/k".into(), initrd: None, cmdline: String::new() };
-        let mut with = spec(boot);
-        assert!(!display(&arguments(&with, &options()).unwrap()).contains("-action"));
-        with.watchdog = Some(Watchdog::new(WatchdogAction::Reset));
-        let line = display(&arguments(&with, &options()).unwrap());
+        let mut with = spec();
+        assert!(!display(&arguments(&with, &linux(), &options()).unwrap()).contains("-action"));
+        with.hardware.watchdog = Some(WatchdogDevice::I6300esb);
+        let line = display(&arguments(&with, &linux(), &options()).unwrap());
         assert!(
             line.contains("-device i6300esb -device pvpanic,events=3 -action watchdog=pause,panic=pause"),
             "{line}"
         );
-        with.watchdog = Some(Watchdog { device: WatchdogDevice::Ib700, ..Watchdog::new(WatchdogAction::Stop) });
-        assert!(display(&arguments(&with, &options()).unwrap()).contains("-device ib700 "));
+        with.hardware.watchdog = Some(WatchdogDevice::Ib700);
+        assert!(display(&arguments(&with, &linux(), &options()).unwrap()).contains("-device ib700 "));
     }
 
     #[test]
     fn what_cannot_be_built_is_refused() {
-        let linux =
+        let initrd =
             |initrd: &str| Boot::Linux { kernel: "/k".into(), initrd: Some(initrd.into()), cmdline: String::new() };
-        assert!(arguments(&spec(linux("/a,b")), &options()).is_err());
-        let mut none = spec(linux("/i"));
-        none.vcpus = 0;
-        assert!(arguments(&none, &options()).is_err());
+        assert!(arguments(&spec(), &initrd("/a,b"), &options()).is_err());
+        let mut none = spec();
+        none.hardware.vcpus = 0;
+        assert!(arguments(&none, &initrd("/i"), &options()).is_err());
         let mut fewer = options();
         fewer.fds.nics.clear();
-        assert!(arguments(&spec(linux("/i")), &fewer).is_err());
+        assert!(arguments(&spec(), &initrd("/i"), &fewer).is_err());
     }
 
     #[test]
     fn commas_in_an_image_path_are_doubled() {
-        let line = display(&arguments(&spec(Boot::BootSector { image: "/a,b".into() }), &options()).unwrap());
+        let line = display(&arguments(&spec(), &Boot::BootSector { image: "/a,b".into() }, &options()).unwrap());
         assert!(line.contains("file=/a,,b"));
     }
 }

@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ninefold_model::Uuid;
-use ninefold_model::spec::{Accel, ClockGap, VmSpec};
+use ninefold_model::spec::{Accel, Boot, ClockGap, VmSpec};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -65,6 +65,8 @@ pub struct MachineConfig {
     /// QEMU's program, such as `qemu-system-x86_64`.
     pub qemu: PathBuf,
     pub spec: VmSpec,
+    /// What it boots from here, of the kind that its hardware wants.
+    pub boot: Boot,
     pub accel: Accel,
     /// Start as a standby that waits for [`Machine::load`].
     pub incoming: bool,
@@ -181,17 +183,21 @@ impl Machine {
 
     /// As [`Machine::launch`]; a rehearsal has an image of the memory that it cannot write, and empty volumes.
     pub(crate) fn launch_as(config: &MachineConfig, ram: Arc<Ram>, rehearsal: bool) -> Result<(Machine, Ports)> {
-        if config.spec.memory_mib.checked_mul(1 << 20) != Some(ram.bytes()) {
+        if config.spec.hardware.memory_mib.checked_mul(1 << 20) != Some(ram.bytes()) {
             return Err(MachineError::Spec {
                 vm: config.spec.name.to_string(),
-                reason: format!("its memory has {} MiB, the given one {} bytes", config.spec.memory_mib, ram.bytes()),
+                reason: format!(
+                    "its memory has {} MiB, the given one {} bytes",
+                    config.spec.hardware.memory_mib,
+                    ram.bytes()
+                ),
             });
         }
         let (qmp, qmp_theirs) = pair()?;
         let (uffd, uffd_theirs) = pair()?;
         let (console, console_theirs) = port()?;
         let (agent, agent_theirs) = port()?;
-        let nics = config.spec.nics.iter().map(|_| port()).collect::<Result<Vec<_>>>()?;
+        let nics = config.spec.hardware.nics.iter().map(|_| port()).collect::<Result<Vec<_>>>()?;
         let state = StateFile::create()?;
         let library = preload::library()?;
         let log = rustix::fs::memfd_create(c"ninefold-log", rustix::fs::MemfdFlags::CLOEXEC)
@@ -212,7 +218,7 @@ impl Machine {
             rehearsal,
             volumes: config.volumes.clone(),
         };
-        let mut args = command_line::arguments(&config.spec, &options)?;
+        let mut args = command_line::arguments(&config.spec, &config.boot, &options)?;
         args.extend(config.extra_args.iter().cloned());
         tracing::debug!(qemu = %config.qemu.display(), args = command_line::display(&args), "launch");
         let mut inherited = vec![
@@ -263,7 +269,7 @@ impl Machine {
         )
         .into_bytes();
         let machine = Machine {
-            clock: GuestClock::new(child.pid(), kvm_clock, config.spec.watchdog.is_some()),
+            clock: GuestClock::new(child.pid(), kvm_clock, config.spec.hardware.watchdog.is_some()),
             unborn: !config.incoming,
             loaded: false,
             suspension: Suspension::default(),

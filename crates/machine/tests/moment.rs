@@ -194,7 +194,7 @@ fn memory_that_is_not_trapped_is_not_held() {
 /// A guest that has come to wait until some of what it writes over is taken away; it is running. None where memory cannot be held.
 fn waiting(accel: ninefold_model::spec::Accel, dir: &Path) -> Option<(Protected, Moment)> {
     let mut config = guest::config(Path::new("qemu-system-x86_64"), accel, 1, &sweep::boot_sector(dir));
-    config.spec.memory_mib = sweep::MEMORY_MIB;
+    config.spec.hardware.memory_mib = sweep::MEMORY_MIB;
     let mut vm = Protected::start_with(&config, Ram::create(sweep::MEMORY_MIB << 20).unwrap());
     if vm.tracker.mechanism() != Mechanism::PagemapScan {
         eprintln!("skipped: this kernel has no PAGEMAP_SCAN");

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use guest::protected::Protected;
 use ninefold_machine::{MachineConfig, MachineError, Rehearsal};
-use ninefold_model::spec::{Accel, VmSpec, VolumeSpec};
+use ninefold_model::spec::{Accel, Hardware, VolumeSpec};
 use ninefold_testkit::guest;
 
 #[test]
@@ -27,16 +27,18 @@ fn a_state_is_tried_and_leaves_no_trace() {
         rehearsal.load(standby.memory(), &vm.state).unwrap_or_else(|e| panic!("{at}: {e}"));
         vm.shadow.assert_same(standby.memory(), "after a rehearsal");
 
-        let with = |spec: VmSpec| MachineConfig { spec, ..config.clone() };
-        let two = rehearse(&with(VmSpec { vcpus: 2, ..config.spec.clone() }));
+        let with = |change: &dyn Fn(&mut Hardware)| {
+            let mut config = config.clone();
+            change(&mut config.spec.hardware);
+            config
+        };
+        let two = rehearse(&with(&|h| h.vcpus = 2));
         let refused = two.load(standby.memory(), &vm.state).err();
         assert!(matches!(refused, Some(MachineError::Load { .. })), "{at}: {refused:?}");
         // Its volume is nobody's: there is no server behind the socket.
         let volume = VolumeSpec::new("data".parse().unwrap(), 1 << 20);
-        let more = MachineConfig {
-            volumes: vec![dir.path().join("nobody")],
-            ..with(VmSpec { volumes: vec![volume], ..config.spec.clone() })
-        };
+        let more =
+            MachineConfig { volumes: vec![dir.path().join("nobody")], ..with(&|h| h.volumes = vec![volume.clone()]) };
         // Nor does QEMU miss the state of a device that is there besides: that a standby is built as the VM was is for others to see to.
         drop(rehearse(&more));
         let cut = &vm.state[..vm.state.len() / 2];

@@ -187,7 +187,7 @@ fn cost(config: &MachineConfig) {
     const PAGES: u64 = 65_536;
     const ROUNDS: u32 = 10;
     let mut config = config.clone();
-    config.spec.memory_mib = (PAGES * PAGE_SIZE) >> 20;
+    config.spec.hardware.memory_mib = (PAGES * PAGE_SIZE) >> 20;
     let mut vm = Protected::start_with(&config, Ram::create(PAGES * PAGE_SIZE).unwrap());
     vm.machine.stop().unwrap();
     let process = PathBuf::from(format!("/proc/{}", vm.machine.pid()));

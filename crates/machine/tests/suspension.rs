@@ -15,7 +15,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 fn config(qemu: &Path, dir: &Path) -> MachineConfig {
     let mut config = guest::config(qemu, Accel::Tcg, 1, Path::new("unused"));
-    config.spec.boot = Boot::BootSector { image: sleeper::image(dir) };
+    config.boot = Boot::BootSector { image: sleeper::image(dir) };
     config
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use guest::{Shadow, await_count, hears, word};
 use ninefold_machine::{EventKind, Machine, MachineConfig, RunState};
-use ninefold_model::health::{Watchdog, WatchdogAction, WatchdogDevice};
+use ninefold_model::health::WatchdogDevice;
 use ninefold_model::spec::{Accel, Boot};
 use ninefold_testkit::{guest, watched};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -20,8 +20,8 @@ const LONG: Duration = Duration::from_millis(2600);
 
 fn config(qemu: &Path, device: WatchdogDevice, dir: &Path) -> MachineConfig {
     let mut config = guest::config(qemu, Accel::Tcg, 1, Path::new("unused"));
-    config.spec.boot = Boot::BootSector { image: watched::image(dir, Behaviour::Works) };
-    config.spec.watchdog = Some(Watchdog { device, ..Watchdog::new(WatchdogAction::Reset) });
+    config.boot = Boot::BootSector { image: watched::image(dir, Behaviour::Works) };
+    config.spec.hardware.watchdog = Some(device);
     config
 }
 
@@ -181,7 +181,7 @@ fn a_dump_holds_the_guests_memory() {
         let mut dump = Vec::new();
         file.read_to_end(&mut dump).unwrap();
         assert_eq!(&dump[..4], b"\x7fELF", "{what}");
-        let sector = std::fs::read(match &config.spec.boot {
+        let sector = std::fs::read(match &config.boot {
             Boot::BootSector { image } => image,
             Boot::Linux { .. } | Boot::Volume => unreachable!("the guest is a boot sector"),
         });

@@ -15,10 +15,23 @@ pub const MAX_TIMES: u32 = 100;
 
 /// A VM's watchdog: the device, and what is done when the guest has stopped patting it, or has panicked.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Watchdog {
-    #[serde(default)]
     pub device: WatchdogDevice,
+    #[serde(flatten)]
+    pub policy: WatchdogPolicy,
+}
+
+impl Watchdog {
+    /// An Intel 6300ESB; three failures within ten minutes are acted on, three dumps are kept.
+    pub fn new(action: WatchdogAction) -> Self {
+        Self { device: WatchdogDevice::default(), policy: WatchdogPolicy::new(action) }
+    }
+}
+
+/// What is done when a VM's watchdog fires.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WatchdogPolicy {
     pub action: WatchdogAction,
     /// So many failures within `within_s` are acted on as `action` says; the next one stops the VM.
     #[serde(default = "three")]
@@ -39,13 +52,13 @@ fn ten_minutes() -> u32 {
     600
 }
 
-impl Watchdog {
+impl WatchdogPolicy {
     /// Dumps that are kept of a VM without a watchdog.
     pub const DUMPS: u32 = 3;
 
-    /// An Intel 6300ESB; three failures within ten minutes are acted on, three dumps are kept.
+    /// Three failures within ten minutes are acted on, three dumps are kept.
     pub fn new(action: WatchdogAction) -> Self {
-        Self { device: WatchdogDevice::default(), action, times: three(), within_s: ten_minutes(), keep_dumps: three() }
+        Self { action, times: three(), within_s: ten_minutes(), keep_dumps: three() }
     }
 
     /// Whether its numbers make sense.
@@ -219,15 +232,20 @@ mod tests {
 
     #[test]
     fn a_watchdog_needs_only_its_action() {
-        let short: Watchdog = serde_json::from_str(r#"{"action":"dump"}"#).unwrap();
-        assert_eq!(short, Watchdog::new(WatchdogAction::Dump));
+        let short: WatchdogPolicy = serde_json::from_str(r#"{"action":"dump"}"#).unwrap();
+        assert_eq!(short, WatchdogPolicy::new(WatchdogAction::Dump));
         assert!(short.check().is_ok());
         for bad in [r#"{}"#, r#"{"action":"explode"}"#, r#"{"action":"reset","tmies":1}"#] {
-            assert!(serde_json::from_str::<Watchdog>(bad).is_err(), "{bad}");
+            assert!(serde_json::from_str::<WatchdogPolicy>(bad).is_err(), "{bad}");
         }
-        let never = Watchdog { within_s: 0, ..short.clone() };
+        let never = WatchdogPolicy { within_s: 0, ..short.clone() };
         assert!(never.check().is_err());
-        assert!(Watchdog { times: MAX_TIMES + 1, ..short }.check().is_err());
+        assert!(WatchdogPolicy { times: MAX_TIMES + 1, ..short }.check().is_err());
+        // In a status both parts are one.
+        let both = Watchdog::new(WatchdogAction::Stop);
+        let json = serde_json::to_value(&both).unwrap();
+        assert_eq!((&json["device"], &json["action"]), (&"i6300esb".into(), &"stop".into()));
+        assert_eq!(serde_json::from_value::<Watchdog>(json).unwrap(), both);
     }
 
     #[test]

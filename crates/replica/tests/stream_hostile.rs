@@ -301,7 +301,10 @@ fn a_hello_of_more_memory_than_the_vm_has_is_refused() {
             (0..volumes).map(|n| serde_json::json!({ "name": format!("v{n}"), "size": 512 })).collect();
         serde_json::to_vec(&serde_json::json!({
             "session": 1, "from": "a", "term": 1, "qemu": "", "accel": "tcg",
-            "spec": { "id": "3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4", "name": "db", "memory_mib": 256, "boot": "volume", "volumes": volumes },
+            "spec": {
+                "id": "3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4", "name": "db",
+                "hardware": { "memory_mib": 256, "boot": "volume", "volumes": volumes }
+            },
             "epoch_policy": { "fixed": { "ms": 1 } },
             "layout": [{ "name": "ram", "used": 0, "total": total }],
         }))

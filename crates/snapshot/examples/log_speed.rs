@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let place = PathBuf::from(place).join("log-speed");
     let bytes = PAGES * PAGE_SIZE as u64;
     let layout = Layout::new(vec![BlockInfo { name: "pc.ram".into(), used: bytes, total: bytes }])?;
-    let spec = r#"{"id":"3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4","name":"t","memory_mib":256,"boot":{"boot_sector":{"image":"/i"}}}"#;
+    let spec = r#"{"id":"3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4","name":"t","hardware":{"memory_mib":256,"boot":"boot_sector"}}"#;
     let hello = Hello {
         session: 1,
         from: "a".parse()?,

@@ -22,7 +22,7 @@ const VOLUME: usize = 3 * BLOCK + 512;
 
 fn vm() -> Hello {
     let mut hello = hello();
-    hello.spec.volumes[0].size = VOLUME as u64;
+    hello.spec.hardware.volumes[0].size = VOLUME as u64;
     hello
 }
 

@@ -29,13 +29,13 @@ const BUFFERS: u64 = 8 << 20;
 fn head(name: &str, hello: &Hello, parent: Option<Parent>) -> Head {
     let platform =
         Platform { arch: Arch::X86_64, accel: Accel::Tcg, machine: "m".into(), cpu: "c".into(), qemu: [10, 0, 2] };
-    Head::new(name.parse().unwrap(), platform, hello.spec.volumes.iter().map(|v| v.size).collect(), parent)
+    Head::new(name.parse().unwrap(), platform, hello.spec.hardware.volumes.iter().map(|v| v.size).collect(), parent)
 }
 
 fn with_volumes(sizes: &[u64]) -> Hello {
     let mut hello = hello();
     let volume = |(n, size): (usize, &u64)| VolumeSpec::new(format!("v{n}").parse().unwrap(), *size);
-    hello.spec.volumes = sizes.iter().enumerate().map(volume).collect();
+    hello.spec.hardware.volumes = sizes.iter().enumerate().map(volume).collect();
     hello
 }
 
@@ -119,7 +119,7 @@ fn a_small_file_takes_little_memory() {
     let mut memory = hello();
     let bytes = (1 << 32) * PAGE_SIZE as u64;
     memory.layout = Layout::new(vec![BlockInfo { name: "ram".into(), used: bytes, total: bytes }]).unwrap();
-    memory.spec.memory_mib = bytes >> 20;
+    memory.spec.hardware.memory_mib = bytes >> 20;
     let scattered: Vec<_> = (0..400).map(|n| (0, u64::from(u32::MAX) - n * 100_000)).collect();
     for (hello, pages, blocks) in [(volumes, &[][..], &blocks[..]), (memory, &scattered[..], &[])] {
         let file = snapshot(&hello, pages, blocks);

@@ -1,5 +1,6 @@
 //! The witness, the keepers and the VM of a lab.
 
+use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
 use std::fs;
 use std::hash::{BuildHasher, Hasher};
@@ -11,13 +12,14 @@ use std::time::{Duration, Instant};
 use ninefold_control::Client;
 use ninefold_control::Request;
 use ninefold_fault::{IN_VERSION, VARIABLE as FAULTS};
-use ninefold_keeper::config::{KeeperConfig, Peer, SecurityConfig, Timing, cache_dir};
+use ninefold_keeper::config::{Bindings, KeeperConfig, SecurityConfig, cache_dir};
 use ninefold_model::event::{Event, EventKind};
 use ninefold_model::health::Watchdog;
 use ninefold_model::spec::{
-    AccelChoice, Acknowledge, Boot, ClockGap, EpochPolicy, Mac, Nic, NonVolatile, Protection, VmSpec, VolumeSpec,
+    AccelChoice, Acknowledge, Boot, ClockGap, EpochPolicy, Hardware, Mac, Nic, NonVolatile, Peer, Policy, Protection,
+    Timing, VmSpec, VolumeSpec,
 };
-use ninefold_model::{HostName, InvalidName, VmId, VmName};
+use ninefold_model::{HostName, InvalidName, VmId, VmName, VolumeName};
 use ninefold_transport::{Authority, Validity};
 
 use crate::config::LabSecurity;
@@ -51,6 +53,8 @@ pub struct VmOptions {
     pub accel: AccelChoice,
     /// Its disks. On the one called `data` the guest keeps what it acknowledges.
     pub volumes: Vec<VolumeSpec>,
+    /// When a backup may acknowledge writes to them, where it is not in memory.
+    pub acknowledge: BTreeMap<VolumeName, Acknowledge>,
     pub protection: Protection,
     /// Backups at once. The lab needs as many hosts more.
     pub backups: u8,
@@ -81,6 +85,7 @@ impl VmOptions {
             memory_mib: 256,
             accel: AccelChoice::Auto,
             volumes: Vec::new(),
+            acknowledge: BTreeMap::new(),
             protection: Protection::FaultTolerant,
             backups: 1,
             watchdog: None,
@@ -106,41 +111,59 @@ impl VmOptions {
     /// # Errors
     /// It does not fail: `data` can name a volume.
     pub fn postgres(name: VmName, acknowledge: Acknowledge) -> Result<Self, LabError> {
-        let data =
+        let data: VolumeName =
             "data".parse().map_err(|e: InvalidName| LabError::Name { name: "data".into(), reason: e.to_string() })?;
         Ok(Self {
             guest: Guest::Postgres,
             memory_mib: 512,
-            volumes: vec![VolumeSpec { acknowledge, ..VolumeSpec::new(data, DATA_VOLUME) }],
+            acknowledge: [(data.clone(), acknowledge)].into(),
+            volumes: vec![VolumeSpec::new(data, DATA_VOLUME)],
             ..Self::new(name)
         })
     }
 
-    fn spec(&self) -> Result<VmSpec, LabError> {
+    /// What it boots from, the same on every host.
+    fn image(&self) -> Result<Boot, LabError> {
+        if let Some(boot) = &self.boot {
+            return Ok(boot.clone());
+        }
         let guest = self.guest.dir()?;
         // What the guest's recipe wants its kernel to be told; a guest that says nothing still has a console.
         let wanted = fs::read_to_string(guest.join("cmdline")).unwrap_or_else(|_| "console=ttyS0".into());
-        Ok(VmSpec {
-            id: self.id,
-            name: self.name.clone(),
+        Ok(Boot::Linux {
+            kernel: guest.join("vmlinuz"),
+            initrd: Some(guest.join("initrd.img")),
+            cmdline: format!("{} nf.name={} nf.ip={GUEST_IP}/24 nf.ip6={GUEST_IP6}/64", wanted.trim(), self.name),
+        })
+    }
+
+    fn hardware(&self, boot: &Boot) -> Hardware {
+        Hardware {
             arch: Default::default(),
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
             accel: self.accel,
-            boot: self.boot.clone().unwrap_or_else(|| Boot::Linux {
-                kernel: guest.join("vmlinuz"),
-                initrd: Some(guest.join("initrd.img")),
-                cmdline: format!("{} nf.name={} nf.ip={GUEST_IP}/24 nf.ip6={GUEST_IP6}/64", wanted.trim(), self.name),
-            }),
-            nics: vec![Nic { mac: self.mac, bridge: BRIDGE.to_owned() }],
+            boot: boot.kind(),
+            nics: vec![Nic { mac: self.mac }],
             volumes: self.volumes.clone(),
+            watchdog: self.watchdog.as_ref().map(|w| w.device),
+            uuid: None,
+        }
+    }
+
+    fn policy(&self, peers: Vec<Peer>, witness: Peer) -> Policy {
+        Policy {
             protection: self.protection,
             backups: self.backups,
-            watchdog: self.watchdog.clone(),
+            epochs: self.epochs,
+            timing: self.timing,
             clock_gap: self.clock_gap,
+            watchdog: self.watchdog.as_ref().map(|w| w.policy.clone()),
             non_volatile: self.non_volatile,
-            uuid: None,
-        })
+            acknowledge: self.acknowledge.clone(),
+            peers,
+            witness: Some(witness),
+        }
     }
 }
 
@@ -227,26 +250,40 @@ impl Lab {
         for host in &self.topology().hosts {
             let run_dir = self.run_dir(host.as_str());
             let peers = self.topology().hosts.iter().filter(|h| *h != host);
+            let peers = peers.map(|h| self.peer(h, KEEPER_PORT)).collect::<Result<_, _>>()?;
+            let witness = self.peer(&name(WITNESS)?, WITNESS_PORT)?;
+            let (kernel, initrd, image) = match options.image()? {
+                Boot::Linux { kernel, initrd, .. } => (Some(kernel), initrd, None),
+                Boot::BootSector { image } => (None, None, Some(image)),
+                Boot::Volume => (None, None, None),
+            };
             let config = KeeperConfig {
-                host: host.clone(),
-                vm: options.spec()?,
-                qemu: options.qemu.clone().unwrap_or_else(|| "qemu-system-x86_64".into()),
-                cache_dir: cache_dir(),
-                pool: self.pool_dir(host.as_str()),
-                dumps: self.dumps_dir(host.as_str()),
-                image_record: None,
-                listen: self.endpoint(host.as_str(), KEEPER_PORT)?,
-                peers: peers.map(|h| self.peer(h, KEEPER_PORT)).collect::<Result<_, _>>()?,
-                witness: self.peer(&name(WITNESS)?, WITNESS_PORT)?,
-                security: match self.record().security {
-                    LabSecurity::MutualTls => SecurityConfig::MutualTls { identity: run_dir.join("identity") },
-                    LabSecurity::PlainText => SecurityConfig::PlainText,
+                vm: VmSpec {
+                    id: options.id,
+                    name: options.name.clone(),
+                    hardware: options.hardware(&options.image()?),
+                    policy: options.policy(peers, witness),
                 },
-                metrics: Some(self.endpoint(host.as_str(), METRICS_PORT)?),
-                uplink: Some(Network::Public.interface().to_owned()),
-                timing: options.timing,
-                epochs: options.epochs,
-                run_dir: run_dir.clone(),
+                host: Bindings {
+                    name: host.clone(),
+                    kernel,
+                    initrd,
+                    image,
+                    bridges: vec![BRIDGE.to_owned()],
+                    qemu: options.qemu.clone().unwrap_or_else(|| "qemu-system-x86_64".into()),
+                    cache_dir: cache_dir(),
+                    pool: self.pool_dir(host.as_str()),
+                    dumps: self.dumps_dir(host.as_str()),
+                    image_record: None,
+                    listen: self.endpoint(host.as_str(), KEEPER_PORT)?,
+                    security: match self.record().security {
+                        LabSecurity::MutualTls => SecurityConfig::MutualTls { identity: run_dir.join("identity") },
+                        LabSecurity::PlainText => SecurityConfig::PlainText,
+                    },
+                    metrics: Some(self.endpoint(host.as_str(), METRICS_PORT)?),
+                    uplink: Some(Network::Public.interface().to_owned()),
+                    run_dir: run_dir.clone(),
+                },
             };
             let path = run_dir.join("keeper.json");
             let json = serde_json::to_vec_pretty(&config).map_err(|e| io_at("write keeper.json")(e))?;
@@ -292,7 +329,7 @@ impl Lab {
     }
 
     fn peer(&self, host: &HostName, port: u16) -> Result<Peer, LabError> {
-        Ok(Peer { host: host.clone(), addr: self.endpoint(host.as_str(), port)? })
+        Ok(Peer { host: host.clone(), addr: self.endpoint(host.as_str(), port)?.into() })
     }
 
     /// Whether a host has been given a keeper.

@@ -23,8 +23,8 @@ fn rewrite(lab: &Lab, host: &str, change: impl FnOnce(&mut serde_json::Value)) {
 fn a_vm_goes_on_as_it_was_booted_where_the_file_says_otherwise() {
     let prepare = |lab: &Lab| {
         rewrite(lab, "b", |config| {
-            config["vm"]["vcpus"] = 2.into();
-            config["vm"]["memory_mib"] = 512.into();
+            config["hardware"]["vcpus"] = 2.into();
+            config["hardware"]["memory_mib"] = 512.into();
         });
     };
     let mut s = Scenario::with("booted", Beginning { prepare: Some(Box::new(prepare)), ..Default::default() });
@@ -38,8 +38,8 @@ fn a_vm_goes_on_as_it_was_booted_where_the_file_says_otherwise() {
     let EventKind::ConfiguredOtherwise { at, differences } = &events[said].kind else { unreachable!() };
     assert_eq!((events[said].host.as_str(), at.as_str()), ("a", "b"));
     for wanted in [
-        format!("vcpus: a runs {vcpus}, b's file says 2"),
-        format!("memory_mib: a runs {memory}, b's file says 512"),
+        format!("hardware.vcpus: a runs {vcpus}, b's file says 2"),
+        format!("hardware.memory_mib: a runs {memory}, b's file says 512"),
         "from the next boot on b on".to_owned(),
     ] {
         assert!(differences.iter().any(|d| d.contains(&wanted)), "{wanted}: {differences:?}");
@@ -49,8 +49,8 @@ fn a_vm_goes_on_as_it_was_booted_where_the_file_says_otherwise() {
         (status.role, status.differs.into_iter().map(|d| (d.field, d.runs, d.file)).collect::<Vec<_>>())
     };
     let differ = vec![
-        ("vcpus".to_owned(), vcpus.to_string(), "2".to_owned()),
-        ("memory_mib".to_owned(), memory.to_string(), "512".to_owned()),
+        ("hardware.vcpus".to_owned(), vcpus.to_string(), "2".to_owned()),
+        ("hardware.memory_mib".to_owned(), memory.to_string(), "512".to_owned()),
     ];
     assert_eq!(fields(&s, "b"), (Role::Backup, differ.clone()));
     assert_eq!(fields(&s, "a"), (Role::Primary, Vec::new()));
@@ -74,11 +74,11 @@ fn a_host_that_could_not_load_the_vm_is_no_backup() {
     let prepare = |lab: &Lab| {
         let qemu = lab.run_dir("b").join("qemu-with-two-processors");
         rewrite(lab, "b", |config| {
-            let real = config["qemu"].as_str().unwrap_or("qemu-system-x86_64").to_owned();
+            let real = config["host"]["qemu"].as_str().unwrap_or("qemu-system-x86_64").to_owned();
             let swap = r#"for arg do shift; [ "$prev" = -smp ] && arg=2; set -- "$@" "$arg"; prev=$arg; done"#;
             std::fs::write(&qemu, format!("#!/bin/sh\n{swap}\nexec {real} \"$@\"\n")).unwrap();
             std::fs::set_permissions(&qemu, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-            config["qemu"] = qemu.to_str().unwrap().into();
+            config["host"]["qemu"] = qemu.to_str().unwrap().into();
         });
     };
     let mut begin = Beginning { prepare: Some(Box::new(prepare)), ..Default::default() };
@@ -91,7 +91,7 @@ fn a_host_that_could_not_load_the_vm_is_no_backup() {
     assert!(!s.events.all().iter().any(|e| matches!(e.kind, EventKind::Protected { .. })));
     let mark = s.events.mark();
     s.lab.kill_keeper("b").unwrap();
-    rewrite(&s.lab, "b", |config| drop(config.as_object_mut().unwrap().remove("qemu")));
+    rewrite(&s.lab, "b", |config| drop(config["host"].as_object_mut().unwrap().remove("qemu")));
     s.lab.start_keeper("b").unwrap();
     s.expect(mark, "a", "protection", |k| matches!(k, EventKind::Protected { .. }));
     s.expect_writes(100);

@@ -12,7 +12,8 @@ use support::{Action, Beginning, Scenario, wait_until};
 
 fn begin(acknowledge: Acknowledge) -> Beginning {
     let mut begin = Beginning::default();
-    begin.vm.volumes = vec![VolumeSpec { acknowledge, ..VolumeSpec::new(name("data"), 96 << 20) }];
+    begin.vm.volumes = vec![VolumeSpec::new(name("data"), 96 << 20)];
+    begin.vm.acknowledge = [(name("data"), acknowledge)].into();
     begin
 }
 

@@ -42,7 +42,8 @@ impl Drop for Small {
 
 fn begin(acknowledge: Acknowledge, prepare: impl FnOnce(&Lab) + 'static) -> Beginning {
     let mut begin = Beginning { prepare: Some(Box::new(prepare)), ..Beginning::default() };
-    begin.vm.volumes = vec![VolumeSpec { acknowledge, ..VolumeSpec::new(name("data"), SIZE) }];
+    begin.vm.volumes = vec![VolumeSpec::new(name("data"), SIZE)];
+    begin.vm.acknowledge = [(name("data"), acknowledge)].into();
     begin
 }
 

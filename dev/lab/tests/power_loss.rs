@@ -9,7 +9,7 @@ use std::time::Duration;
 use ninefold_control::{Answer, FreezeChoice, LogReport, Request};
 use ninefold_lab::topology::WITNESS;
 use ninefold_model::event::{Event, EventKind};
-use ninefold_model::spec::{Acknowledge, NonVolatile, Protection, VolumeSpec};
+use ninefold_model::spec::{NonVolatile, Protection, VolumeSpec};
 use ninefold_model::status::{LogState, Role};
 use support::{Beginning, Scenario, deadline, rounds, wait_until};
 
@@ -417,7 +417,7 @@ fn a_stopped_vm_does_not_come_back() {
 fn volumes_go_with_the_memory() {
     let mut begin = non_volatile(Protection::FaultTolerant);
     let name = "data".parse().unwrap();
-    begin.vm.volumes = vec![VolumeSpec { name, size: 96 << 20, acknowledge: Acknowledge::Memory, bootindex: None }];
+    begin.vm.volumes = vec![VolumeSpec::new(name, 96 << 20)];
     let scenario = Scenario::with("volume", begin);
     for n in 0..rounds(2) as u64 {
         scenario.expect_writes(WRITES);

@@ -73,7 +73,7 @@ fn a_vm_that_is_alone_outlives_a_disk_that_hangs() {
 #[test]
 fn what_no_living_disk_has_is_not_told() {
     let mut begin = begin(Protection::FaultTolerant);
-    begin.vm.volumes[0].acknowledge = Acknowledge::Disk;
+    begin.vm.acknowledge = [(name("data"), Acknowledge::Disk)].into();
     let s = Scenario::with("slowtold", begin);
     s.expect(0, "a", "protection", protected);
     let _console = keep_writing(&s);
@@ -125,7 +125,7 @@ fn a_backlog_on_a_disk_that_hangs_is_no_reason_to_lose_the_vm() {
 #[test]
 fn a_backup_whose_disk_hangs_is_left_until_it_answers() {
     let mut begin = begin(Protection::FaultTolerant);
-    begin.vm.volumes[0].acknowledge = Acknowledge::Disk;
+    begin.vm.acknowledge = [(name("data"), Acknowledge::Disk)].into();
     let s = Scenario::with("slowbackup", begin);
     s.expect(0, "a", "protection", protected);
     let _console = keep_writing(&s);
@@ -146,7 +146,7 @@ fn a_backup_whose_disk_hangs_is_left_until_it_answers() {
 #[test]
 fn a_backup_whose_disk_hangs_takes_over() {
     let mut begin = begin(Protection::FaultTolerant);
-    begin.vm.volumes[0].acknowledge = Acknowledge::Disk;
+    begin.vm.acknowledge = [(name("data"), Acknowledge::Disk)].into();
     let s = Scenario::with("slowheir", begin);
     s.expect(0, "a", "protection", protected);
     let _console = keep_writing(&s);

@@ -25,7 +25,7 @@ use ninefold_model::SnapshotName;
 use ninefold_model::Uuid;
 use ninefold_model::event::{EventKind, SnapshotFigures};
 use ninefold_model::health::Freeze;
-use ninefold_model::spec::{Acknowledge, NonVolatile, Protection, VolumeSpec, serial};
+use ninefold_model::spec::{NonVolatile, Protection, VolumeSpec, serial};
 use ninefold_model::status::{LogState, ProtectionState, VmStatus};
 use ninefold_snapshot::store::Store;
 use support::workload::{connect, memory_is_sound, work};
@@ -38,7 +38,7 @@ fn begin(protection: Protection) -> Beginning {
     let mut begin = Beginning::default();
     begin.vm.protection = protection;
     let name = "data".parse().unwrap();
-    begin.vm.volumes = vec![VolumeSpec { name, size: VOLUME, acknowledge: Acknowledge::Memory, bootindex: None }];
+    begin.vm.volumes = vec![VolumeSpec::new(name, VOLUME)];
     begin
 }
 

@@ -15,7 +15,8 @@ const SIZE: u64 = 96 << 20;
 
 fn with_volume(acknowledge: Acknowledge) -> Beginning {
     let mut begin = Beginning::default();
-    begin.vm.volumes = vec![VolumeSpec { acknowledge, ..VolumeSpec::new(name("data"), SIZE) }];
+    begin.vm.volumes = vec![VolumeSpec::new(name("data"), SIZE)];
+    begin.vm.acknowledge = [(name("data"), acknowledge)].into();
     begin
 }
 

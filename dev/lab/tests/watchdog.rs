@@ -14,12 +14,17 @@ use ninefold_control::Request;
 use ninefold_keeper::config::KeeperConfig;
 use ninefold_lab::{EventWatch, Lab, LabConfig, LabError, VmOptions};
 use ninefold_model::event::{Event, EventKind};
-use ninefold_model::health::{HealthStatus, HealthySign, Watchdog, WatchdogAction, WatchdogDevice};
+use ninefold_model::health::{HealthStatus, HealthySign, Watchdog, WatchdogAction, WatchdogDevice, WatchdogPolicy};
 use ninefold_model::spec::{Boot, NonVolatile, Protection};
 use ninefold_model::status::{LogState, ProtectionState, Role};
 use ninefold_testkit::{programs, watched};
 use support::{deadline, lab_name, wait_until};
 use watched::Behaviour;
+
+/// A 6300ESB that is acted on so.
+fn watchdog(policy: WatchdogPolicy) -> Watchdog {
+    Watchdog { device: WatchdogDevice::default(), policy }
+}
 
 /// A VM with a watchdog. The lab goes last.
 struct Guest {
@@ -242,7 +247,7 @@ fn a_guest_that_hangs_is_reset() {
 
 #[test]
 fn a_guest_that_hangs_is_dumped() {
-    let watchdog = Watchdog { keep_dumps: 2, times: 10, ..Watchdog::new(WatchdogAction::Dump) };
+    let watchdog = watchdog(WatchdogPolicy { keep_dumps: 2, times: 10, ..WatchdogPolicy::new(WatchdogAction::Dump) });
     let mut guest = Guest::alone(watchdog);
     for round in 1..=3 {
         guest.say("a", "h");
@@ -296,7 +301,7 @@ fn a_guest_that_hangs_is_stopped() {
 
 #[test]
 fn a_loop_of_resets_ends() {
-    let mut guest = Guest::alone(Watchdog { times: 2, ..Watchdog::new(WatchdogAction::Reset) });
+    let mut guest = Guest::alone(watchdog(WatchdogPolicy { times: 2, ..WatchdogPolicy::new(WatchdogAction::Reset) }));
     guest.say("a", "H");
     guest.fired("a", WatchdogAction::Reset, 1);
     guest.fired("a", WatchdogAction::Reset, 2);
@@ -365,7 +370,7 @@ fn a_guest_that_runs_is_dumped_and_reset_at_once() {
 /// is not left hanging: it fires again, or the backup knows that nobody has acted, or it has been reset.
 #[test]
 fn a_failure_is_not_lost_with_the_primary() {
-    let watchdog = Watchdog { times: 100, ..Watchdog::new(WatchdogAction::Dump) };
+    let watchdog = watchdog(WatchdogPolicy { times: 100, ..WatchdogPolicy::new(WatchdogAction::Dump) });
     let mut guest = Guest::start(Behaviour::Works, watchdog, Protection::FaultTolerant);
     let (mut primary, mut backup) = ("a", "b");
     for round in 0..support::rounds(3) {

@@ -33,7 +33,7 @@ impl World {
         let stalled = keeper.applier.busy.map(|since| Duration::from_micros(self.now - since));
         let failure = keeper.applier.failure.clone();
         let seen = VolumeSeen { look: Look { failure, stalled }, held: keeper.volumes.bytes() };
-        vec![seen; self.spec.volumes.len()]
+        vec![seen; self.spec.hardware.volumes.len()]
     }
 
     fn acknowledges_disk(&self) -> bool {
@@ -285,7 +285,7 @@ impl World {
     /// Nobody is told such things any more: the VM is alone here, or has `ended`.
     pub(crate) fn is_over(&mut self, host: usize, ended: bool) {
         let now = self.now;
-        let volumes = !self.spec.volumes.is_empty();
+        let volumes = !self.spec.hardware.volumes.is_empty();
         let note = &mut self.keeper(host).applier.note;
         (note.wanted, note.left) = (false, false);
         let since = note.over.map_or(now, |(since, _)| since);
@@ -337,7 +337,7 @@ impl World {
         let ids: Vec<u64> = keeper.standbys.iter().filter(|(_, s)| !s.acks.is_empty()).map(|(id, _)| *id).collect();
         for connection in ids {
             loop {
-                let behind = disk || self.spec.volumes.is_empty() || self.falls_behind(host);
+                let behind = disk || self.spec.hardware.volumes.is_empty() || self.falls_behind(host);
                 let h = &mut self.hosts[host];
                 let Some(keeper) = &mut h.keeper else { return };
                 let Some(standby) = keeper.standbys.get_mut(&connection) else { break };
@@ -372,7 +372,7 @@ impl World {
     pub(crate) fn may_enter(&mut self, host: usize) -> Option<Result<(), String>> {
         let h = &self.hosts[host];
         let keeper = h.keeper.as_ref()?;
-        if self.spec.volumes.is_empty() {
+        if self.spec.hardware.volumes.is_empty() {
             return Some(Ok(()));
         }
         if let Some(failure) = &keeper.applier.failure {
@@ -409,6 +409,6 @@ impl World {
     /// The note of an earlier keeper that the images are behind, as long as nobody has had the VM here since.
     pub(crate) fn found_behind(&self, host: usize) -> Option<event::Behind> {
         let left = self.hosts[host].keeper.as_ref()?.applier.note.left;
-        left.then(|| event::Behind { volume: self.spec.volumes[0].name.clone(), since: None })
+        left.then(|| event::Behind { volume: self.spec.hardware.volumes[0].name.clone(), since: None })
     }
 }

@@ -381,8 +381,8 @@ impl World {
     pub(crate) fn standby_loads(&mut self, host: usize, connection: u64) {
         let half = self.rng.bool();
         let fails = self.hosts[host].load_fails && half;
-        let volumes = !self.spec.volumes.is_empty();
-        let several = self.spec.backups > 1;
+        let volumes = !self.spec.hardware.volumes.is_empty();
+        let several = self.spec.policy.backups > 1;
         let Some(standby) = self.keeper(host).standbys.get(&connection) else { return };
         if standby.at != At::Loading {
             return;

@@ -8,11 +8,11 @@ use ninefold_core::effect::{
     DisksOrder, Effect, GuestIoOrder, GuestOrder, Metric, ParkingOrder, PrimaryOrder, WitnessRequest,
 };
 use ninefold_core::event::{Event, Frames, Observed, OfferId};
-use ninefold_core::settings::Timing;
 use ninefold_core::still_ours;
 use ninefold_core::time::Boottime;
 use ninefold_model::Epoch;
 use ninefold_model::event::EventKind;
+use ninefold_model::spec::Timing;
 use ninefold_replica::stream::Hello;
 
 use crate::guest::{Node, Writes};
@@ -309,7 +309,7 @@ impl World {
     // ---- volumes ----
 
     fn disks(&mut self, host: usize, order: DisksOrder) {
-        if self.spec.volumes.is_empty() {
+        if self.spec.hardware.volumes.is_empty() {
             return;
         }
         let keeper = self.keeper(host);

@@ -346,7 +346,10 @@ impl World {
 
     /// Whether a first checkpoint may be taken as far as the disks go: what it makes of them is noted before, if that takes no time.
     fn is_noted(&mut self, host: usize, since: u64) -> bool {
-        self.spec.volumes.is_empty() || self.plan.setup.log || self.falls_behind(host) || self.now - since >= LIMIT / 5
+        self.spec.hardware.volumes.is_empty()
+            || self.plan.setup.log
+            || self.falls_behind(host)
+            || self.now - since >= LIMIT / 5
     }
 
     /// The thread does what is due.

@@ -9,7 +9,7 @@ use ninefold_core::event::Event;
 use ninefold_core::settings::{Budget, Settings};
 use ninefold_core::time::{Boottime, Monotonic, Now};
 use ninefold_core::{Core, TICK};
-use ninefold_model::spec::{Acknowledge, NonVolatile, VmSpec, VolumeSpec};
+use ninefold_model::spec::{Acknowledge, Boot, NonVolatile, VmSpec, VolumeSpec};
 use ninefold_model::{HostName, Record, Term};
 use ninefold_replica::stream::{BlockInfo, Layout};
 use ninefold_replica::target::Target;
@@ -214,13 +214,15 @@ impl World {
         let Setup { hosts, backups, volumes, log, disk } = plan.setup;
         let volume = |n: usize| VolumeSpec::new(["one", "two"][n].parse().expect("a name"), (BLOCKS as u64) << 16);
         let json = serde_json::json!({
-            "id": "3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4", "name": "vm", "memory_mib": 1, "boot": { "boot_sector": { "image": "/x" } }, "backups": backups,
+            "id": "3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4", "name": "vm",
+            "hardware": { "memory_mib": 1, "boot": "boot_sector" }, "policy": { "backups": backups },
         });
         let mut spec: VmSpec = serde_json::from_value(json).expect("a spec");
-        spec.volumes = (0..volumes).map(volume).collect();
+        spec.hardware.volumes = (0..volumes).map(volume).collect();
         let acknowledge = if disk { Acknowledge::Disk } else { Acknowledge::Memory };
-        spec.volumes.iter_mut().for_each(|v| v.acknowledge = acknowledge);
-        spec.non_volatile = log.then(NonVolatile::default);
+        let of = |v: &VolumeSpec| (v.name.clone(), acknowledge);
+        spec.policy.acknowledge = spec.hardware.volumes.iter().map(of).collect();
+        spec.policy.non_volatile = log.then(NonVolatile::default);
         let block = BlockInfo { name: "ram".into(), used: 1 << 20, total: 1 << 20 };
         let host = |name: &str| Host {
             name: name.parse().expect("a name"),
@@ -373,12 +375,12 @@ impl World {
         }
         self.hosts[host].incarnation += 1;
         let now = self.clocks(host);
-        let volumes = self.spec.volumes.len();
+        let volumes = self.spec.hardware.volumes.len();
         let settings = Settings {
             host: self.hosts[host].name.clone(),
             vm: self.spec.clone(),
-            timing: Default::default(),
-            epochs: Default::default(),
+            boot: Boot::BootSector { image: "/x".into() },
+            bridges: Vec::new(),
             uplink: Some("up".into()),
             pid: 1,
             machine: "pc".into(),

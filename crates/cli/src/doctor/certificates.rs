@@ -33,8 +33,8 @@ pub enum Subject {
 impl Subject {
     /// As the configuration of a keeper says.
     pub fn of(config: KeeperConfig) -> Self {
-        match config.security {
-            SecurityConfig::MutualTls { identity } => Self::Keeper { identity, host: config.host },
+        match config.host.security {
+            SecurityConfig::MutualTls { identity } => Self::Keeper { identity, host: config.host.name },
             SecurityConfig::PlainText => Self::PlainText,
         }
     }

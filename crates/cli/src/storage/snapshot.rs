@@ -165,7 +165,7 @@ impl Shown {
             host: hello.from.to_string(),
             created_at: head.created_at,
             parent: head.parent.as_ref().map(|p| p.name.clone()),
-            memory_mib: hello.spec.memory_mib,
+            memory_mib: hello.spec.hardware.memory_mib,
             volumes: head.volumes.clone(),
             bytes: snapshot.bytes(),
             pages,

@@ -10,7 +10,7 @@ use crate::error::CliError;
 
 /// Print an id for a new VM
 ///
-/// A random UUID, as `uuidgen -r` makes one. It belongs into `vm.id` of the configuration of each of the VM's hosts, the same on all of them,
+/// A random UUID, as `uuidgen -r` makes one. It belongs into `id` in the configuration of each of the VM's hosts, the same on all of them,
 /// and never into that of another VM, not even of one that takes this one's name when it is gone.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \

@@ -84,8 +84,8 @@ fn health(h: &HealthStatus) -> String {
     let mut text = String::new();
     let period = |s: u64| humantime::format_duration(Duration::from_secs(s)).to_string();
     if let Some(w) = &h.watchdog {
-        let (count, times, within) = (h.failures, w.times, period(w.within_s.into()));
-        text += &format!("watchdog: {}, then {}; {count} of {times} failures in {within}\n", w.device, w.action);
+        let (count, times, within) = (h.failures, w.policy.times, period(w.policy.within_s.into()));
+        text += &format!("watchdog: {}, then {}; {count} of {times} failures in {within}\n", w.device, w.policy.action);
     }
     match &h.trial {
         Some(trial) => {

@@ -15,13 +15,13 @@ use ninefold_core::effect::{
     WitnessRequest, Word,
 };
 use ninefold_core::event::{Event, Loaded, Observed, OfferId, RecoveryNews, RequestId, Seen, Source, WaiterId};
-use ninefold_core::settings::{Budget, Settings, Timing};
+use ninefold_core::settings::{Budget, Settings};
 use ninefold_core::time::{Boottime, Monotonic, Now};
 use ninefold_core::{Core, LogFailure, TICK};
 use ninefold_model::checkpoint::CheckpointRecord;
 use ninefold_model::event::EventKind;
 use ninefold_model::health::Health;
-use ninefold_model::spec::{Accel, EpochPolicy, VmSpec};
+use ninefold_model::spec::{Accel, Boot, VmSpec};
 use ninefold_model::status::{MachineStatus, VmStatus};
 use ninefold_model::{Epoch, GuestState, Incarnation, Record, Term};
 use ninefold_replica::protocol::{self, Outcome};
@@ -134,13 +134,18 @@ fn layout() -> Layout {
     Layout::new(vec![BlockInfo { name: "pc.ram".into(), used: bytes, total: bytes }]).unwrap()
 }
 
-/// A VM of two hosts; `extra` are further fields of its specification.
-pub fn spec(extra: serde_json::Value) -> VmSpec {
-    let mut spec = serde_json::json!({
-        "id": "3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4", "name": "db", "memory_mib": 64, "boot": { "boot_sector": { "image": "/x" } }, "protection": "fault-tolerant",
-    });
-    spec.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
-    serde_json::from_value(spec).unwrap()
+/// A VM of two hosts, kept as `policy` says.
+pub fn spec(policy: serde_json::Value) -> VmSpec {
+    with_volumes(serde_json::json!([]), policy)
+}
+
+/// The same with volumes.
+pub fn with_volumes(volumes: serde_json::Value, policy: serde_json::Value) -> VmSpec {
+    serde_json::from_value(serde_json::json!({
+        "id": "3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4", "name": "db",
+        "hardware": { "memory_mib": 64, "boot": "boot_sector", "volumes": volumes }, "policy": policy
+    }))
+    .unwrap()
 }
 
 impl World {
@@ -152,14 +157,14 @@ impl World {
             let settings = Settings {
                 host: name.parse().unwrap(),
                 vm: vm.clone(),
-                timing: Timing::default(),
-                epochs: EpochPolicy::default(),
+                boot: Boot::BootSector { image: "/x".into() },
+                bridges: Vec::new(),
                 uplink: None,
                 pid: 7,
                 machine: "q35".into(),
                 cpu: "host".into(),
                 incarnation: Incarnation(1),
-                volume_blocks: vm.volumes.iter().map(|v| v.size.div_ceil(65536)).collect(),
+                volume_blocks: vm.hardware.volumes.iter().map(|v| v.size.div_ceil(65536)).collect(),
                 budget: Budget { soft: 64 << 20, hard: 512 << 20 },
             };
             Host {
@@ -194,7 +199,7 @@ impl World {
             }
         };
         let hosts = (0..hosts).map(host).collect();
-        let waits_for_log = vm.non_volatile.is_none_or(|n| n.hold_output);
+        let waits_for_log = vm.policy.non_volatile.is_none_or(|n| n.hold_output);
         Self {
             now,
             hosts,
@@ -707,9 +712,9 @@ impl World {
             PrimaryOrder::Load { .. } => {
                 let Some((_, epoch)) = self.hosts[at].backup else { return };
                 let spec = self.hosts[at].spec.clone().expect("a spec");
-                let keeps_a_log = spec.non_volatile.is_some();
+                let keeps_a_log = spec.policy.non_volatile.is_some();
                 let logged = self.hosts[at].log.is_some_and(|(_, held)| held == epoch);
-                if keeps_a_log && !logged && !spec.volumes.is_empty() {
+                if keeps_a_log && !logged && !spec.hardware.volumes.is_empty() {
                     // As the keeper's thread has it: what the log has not taken the volumes have not.
                     let reason = "the log did not take the last checkpoint".into();
                     return self.tell(at, Event::LoadFailed { session, reason });

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use ninefold_core::KEEP;
 use ninefold_machine::{Machine, Ports, Tracker};
-use ninefold_model::spec::VmSpec;
+use ninefold_model::spec::{Boot, Hardware};
 use ninefold_model::{Epoch, Term};
 use ninefold_replica::continuation::History;
 use ninefold_replica::stream::Layout;
@@ -40,7 +40,7 @@ pub struct StandbyMachine {
     pub ports: Ports,
     pub layout: Layout,
     /// As it was built.
-    pub spec: VmSpec,
+    pub built: Built,
     /// That it can load what it holds.
     pub proof: Proof,
     /// Its memory outlives this keeper. None where that cannot be had.
@@ -49,6 +49,13 @@ pub struct StandbyMachine {
     /// It is begun early because that takes a time in proportion to the memory. The checkpoints that are put into the
     /// memory from outside of QEMU are not noted.
     pub tracker: Option<Tracker>,
+}
+
+/// Of what a standby was made. One that is to go on with another session has to be made of the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Built {
+    pub hardware: Hardware,
+    pub boot: Boot,
 }
 
 /// Room for one.

@@ -26,7 +26,7 @@ use ninefold_core::disk_watch::SLOW;
 use ninefold_listen::{Acquaintance, Bounds, Place, Register};
 use ninefold_machine::{Machine, MachineConfig, Mechanism, Memory, PageRun, Ports, Ram, Tracker};
 use ninefold_model::health::Health;
-use ninefold_model::spec::{ClockGap, Protection, VmSpec};
+use ninefold_model::spec::{Boot, VmSpec};
 use ninefold_model::status::MachineStatus;
 use ninefold_model::{Epoch, HostName, Term, Uuid};
 use ninefold_replica::continuation::{Base, History};
@@ -42,7 +42,7 @@ use crate::backup::acknowledge::Acknowledger;
 use crate::backup::custody::{self, Custody, Kept, Note};
 use crate::backup::loaded::Loaded;
 use crate::backup::offer::{Accepted, Answer, StandbyUse};
-use crate::backup::parking::{Parked, Parking, StandbyMachine};
+use crate::backup::parking::{Built, Parked, Parking, StandbyMachine};
 use crate::backup::proof::Proof;
 use crate::config::KeeperConfig;
 use crate::devices::blocks;
@@ -107,7 +107,7 @@ impl Standby {
             Err(error) => return refused(from.to_string(), report(&error)),
         };
         let peer = link.peer().clone();
-        let ours = self.config.peers.iter().any(|p| p.host == peer);
+        let ours = self.config.vm.policy.peers.iter().any(|p| p.host == peer);
         let standing = if ours { Acquaintance::Known } else { Acquaintance::Stranger };
         let Some(place) = door.hosts.enter(peer.clone(), standing, link.handle()) else {
             return refused(peer.to_string(), "it has too many connections".into());
@@ -139,7 +139,7 @@ impl Standby {
         let (ours, theirs) = (&self.config.vm, &hello.spec);
         let objection = if theirs.id != ours.id {
             Some((RefuseCode::WrongVm, format!("this keeper keeps {}, not {}", ours.label(), theirs.label())))
-        } else if hello.from != peer || !self.config.peers.iter().any(|p| p.host == peer) {
+        } else if hello.from != peer || !self.config.vm.policy.peers.iter().any(|p| p.host == peer) {
             Some((RefuseCode::Protocol, format!("{peer} is not a host of {}", ours.label())))
         } else if hello.session != hello.term.0 || hello.lanes != 1 {
             Some((RefuseCode::Protocol, "a session is named by its term and has one connection".into()))
@@ -184,9 +184,9 @@ impl Standby {
     /// record may have changed meanwhile because another backup came or went. Otherwise a host that is mistaken about its
     /// role, or lies, could take the place of the running session, and with a term from the far future that of all to come.
     fn confirmed(&self, hello: &Hello) -> Result<(), String> {
-        let witness = &self.config.witness;
-        let (host, security) = (witness.host.clone(), self.security.clone());
-        let mut client = WitnessClient::new(witness.addr, host, security, Timeouts::default());
+        let (witness, addr) = self.config.witness()?;
+        let (host, security) = (witness.clone(), self.security.clone());
+        let mut client = WitnessClient::new(addr, host, security, Timeouts::default());
         match client.read(hello.spec.id).map_err(|e| report(&e))? {
             Some(r) if r.primary == hello.from && r.term >= hello.term => Ok(()),
             Some(r) => Err(format!(
@@ -256,7 +256,7 @@ impl Standby {
         if matches!(standby.proof, Proof::Given { .. }) && !standby.proof.is_given(&hello.qemu) {
             // The standby of a former session, whose primary had another QEMU.
             let ram = Arc::clone(standby.machine.memory().ram());
-            standby.proof = Proof::begin(machine_config(&self.config, hello, self.disks.sockets()), ram);
+            standby.proof = Proof::begin(machine_config(&self.config, hello, self.disks.sockets())?, ram);
         }
         standby.proof.ready()?;
         let machine = &mut standby.machine;
@@ -370,7 +370,7 @@ impl Standby {
         let begun = Instant::now();
         assembler.abandon();
         assembler.commit(&mut sink).map_err(|e| report(&e))?;
-        let several = hello.spec.backups > 1;
+        let several = hello.spec.policy.backups > 1;
         let Some(checkpoint) = assembler.checkpoint() else {
             // Memory and volumes are as the former session left them, unless something was copied to them.
             if let Some((history, logged)) = former.filter(|_| !sink.touched && !parted)
@@ -395,7 +395,7 @@ impl Standby {
             Some(StandbyUse::Load { others }) => {
                 // What a log has not taken is not in the volumes either: the guest cannot go on without that. Others need not wait
                 // for this host's disk.
-                if let Some(log) = log.as_ref().filter(|_| !logged && !hello.spec.volumes.is_empty()) {
+                if let Some(log) = log.as_ref().filter(|_| !logged && !hello.spec.hardware.volumes.is_empty()) {
                     logged = !others && drained(log, None) == Some(here);
                     if !logged {
                         return Err("the log did not take the last checkpoint, which the volumes lack therefore".into());
@@ -419,7 +419,7 @@ impl Standby {
         machine.load(checkpoint.device_state).map_err(|e| report(&e))?;
         load_us += micros(begun.elapsed());
         let StandbyMachine { machine, ports, tracker, .. } = standby;
-        let stopped = stopped.map(|stopped| (stopped, self.config.vm.clock_gap));
+        let stopped = stopped.map(|stopped| (stopped, self.config.vm.policy.clock_gap));
         let epoch = checkpoint.epoch;
         let spec = hello.spec.as_booted(&self.config.vm);
         let loaded = Loaded { machine, ports, spec, epoch, health, load_us, tracker, history, logged, stopped };
@@ -466,7 +466,8 @@ impl Standby {
     fn goes_on(&self, hello: &Hello, parked: Parked) -> Option<(Parked, Base)> {
         let base = parked.history.base(hello.origin.as_ref()?)?;
         let standby = &parked.standby;
-        let suits = standby.spec == built(&self.config, hello)
+        let same = |(spec, boot): (VmSpec, Boot)| standby.built == Built { hardware: spec.hardware, boot };
+        let suits = built(&self.config, hello).is_ok_and(same)
             && standby.machine.accel() == hello.accel
             && standby.machine.generation() == generation(hello)
             && hello.layout.same_as(&standby.layout).is_ok()
@@ -485,7 +486,7 @@ impl Standby {
             return None;
         }
         let mut base = History::begin(reign, epoch).base(hello.origin.as_ref()?)?;
-        let bytes = hello.spec.memory_mib.checked_mul(1 << 20)?;
+        let bytes = hello.spec.hardware.memory_mib.checked_mul(1 << 20)?;
         let built = kept.memory(bytes).map_err(|e| report(&e)).and_then(|ram| {
             let standby = build(&self.config, hello, self.disks.sockets(), Some(ram))?;
             // As yet: until the next one is whole.
@@ -582,12 +583,11 @@ fn begin(hello: &Hello, first: Epoch) -> Option<History> {
     hello.reign.map(|reign| History::begin(reign, first))
 }
 
-/// What is built for `hello` here: the machine as it was booted; files are where they are on this host. The owner's wishes for
-/// protection and the clock may change and are no part of a machine.
-fn built(config: &KeeperConfig, hello: &Hello) -> VmSpec {
+/// The VM that is built for `hello` here, the machine as it was booted, and what that boots from: files are where they are on this host.
+fn built(config: &KeeperConfig, hello: &Hello) -> Result<(VmSpec, Boot), String> {
     let spec = hello.spec.as_booted(&config.vm);
-    let boot = hello.health.image().unwrap_or(&spec.boot).clone();
-    VmSpec { boot, protection: Protection::default(), clock_gap: ClockGap::default(), ..spec }
+    let boot = hello.health.image().map_or_else(|| config.host.boot(&spec.hardware.boot), |image| Ok(image.clone()))?;
+    Ok((spec, boot))
 }
 
 /// All of the blocks but the first, the guest's memory.
@@ -619,17 +619,18 @@ fn build(
 ) -> Result<StandbyMachine, String> {
     let ram = left.map_or_else(|| memory(hello), Ok)?;
     let custody = custody::program()
-        .and_then(|program| Custody::begin(&program, &ram, &config.run_dir))
+        .and_then(|program| Custody::begin(&program, &ram, &config.host.run_dir))
         .inspect_err(|error| tracing::warn!(%error, "this standby's memory ends with its keeper"))
         .ok();
-    let (ram, config) = (Arc::new(ram), machine_config(config, hello, volumes));
+    let (ram, config) = (Arc::new(ram), machine_config(config, hello, volumes)?);
+    let built = Built { hardware: config.spec.hardware.clone(), boot: config.boot.clone() };
     let proof = Proof::begin(config.clone(), Arc::clone(&ram));
     let (mut machine, ports, layout) = launch_on(ram, &config, hello)?;
     // Soft-dirty bits would lock all of the memory.
-    let early = (hello.spec.backups > 1 || hello.spec.non_volatile.is_some())
+    let early = (hello.spec.policy.backups > 1 || hello.spec.policy.non_volatile.is_some())
         && machine.mechanism() == Some(Mechanism::PagemapScan);
     let tracker = early.then(|| track(&mut machine)).flatten();
-    Ok(StandbyMachine { machine, ports, layout, spec: config.spec, proof, custody, tracker })
+    Ok(StandbyMachine { machine, ports, layout, built, proof, custody, tracker })
 }
 
 /// Follows what QEMU writes from now on. Without that the VM can be taken over all the same, but others, and a log, will have to be
@@ -642,7 +643,7 @@ fn track(machine: &mut Machine) -> Option<Tracker> {
 }
 
 fn memory(hello: &Hello) -> Result<Ram, String> {
-    let bytes = hello.spec.memory_mib.checked_mul(1 << 20).ok_or("the VM's memory has an absurd size")?;
+    let bytes = hello.spec.hardware.memory_mib.checked_mul(1 << 20).ok_or("the VM's memory has an absurd size")?;
     Ram::create(bytes).map_err(|e| report(&e))
 }
 
@@ -656,20 +657,26 @@ pub fn launch(
     hello: &Hello,
     volumes: Vec<std::path::PathBuf>,
 ) -> Result<(Machine, Ports, Layout), String> {
-    launch_on(Arc::new(memory(hello)?), &machine_config(config, hello, volumes), hello)
+    launch_on(Arc::new(memory(hello)?), &machine_config(config, hello, volumes)?, hello)
 }
 
 /// What is built for `hello` on this host.
-fn machine_config(config: &KeeperConfig, hello: &Hello, volumes: Vec<std::path::PathBuf>) -> MachineConfig {
-    MachineConfig {
-        qemu: config.qemu.clone(),
-        spec: built(config, hello),
+fn machine_config(
+    config: &KeeperConfig,
+    hello: &Hello,
+    volumes: Vec<std::path::PathBuf>,
+) -> Result<MachineConfig, String> {
+    let (spec, boot) = built(config, hello)?;
+    Ok(MachineConfig {
+        qemu: config.host.qemu.clone(),
+        spec,
+        boot,
         accel: hello.accel,
         incoming: true,
         generation: generation(hello),
         volumes,
         extra_args: Vec::new(),
-    }
+    })
 }
 
 fn launch_on(ram: Arc<Ram>, config: &MachineConfig, hello: &Hello) -> Result<(Machine, Ports, Layout), String> {

@@ -46,6 +46,7 @@ fn most_held(volumes: usize) -> usize {
 #[derive(Debug)]
 pub struct Disk {
     pub spec: VolumeSpec,
+    acknowledge: Acknowledge,
     pub served: Arc<ServedVolume>,
     /// Dropped before `served`: it ends the requests that are under way.
     _server: Server,
@@ -63,6 +64,7 @@ impl Disk {
         made: &Note,
         n: usize,
         spec: &VolumeSpec,
+        acknowledge: Acknowledge,
     ) -> Result<Self, KeeperError> {
         let name = spec.name.as_str().parse().map_err(VolumeError::Name)?;
         match pool.info(Kind::Volume, &name) {
@@ -81,7 +83,7 @@ impl Disk {
         if image.size() != spec.size {
             return Err(KeeperError::VolumeSize { name: name.to_string(), wanted: spec.size, found: image.size() });
         }
-        let served = ServedVolume::within(Arc::clone(budget), image, log, spec.acknowledge, Some(lost))?;
+        let served = ServedVolume::within(Arc::clone(budget), image, log, acknowledge, Some(lost))?;
         if served.is_lost(0, served.size()) {
             write_again(&name, &served);
         }
@@ -92,7 +94,7 @@ impl Disk {
         let _ = std::fs::remove_file(&socket);
         let handler: Arc<dyn Handler> = Arc::clone(&served) as Arc<dyn Handler>;
         let server = Server::listen(&socket, name.as_str(), Access::ReadWrite, handler)?;
-        Ok(Disk { spec: spec.clone(), served, _server: server, socket, mixture: pool.mixture(&name) })
+        Ok(Disk { spec: spec.clone(), acknowledge, served, _server: server, socket, mixture: pool.mixture(&name) })
     }
 }
 
@@ -281,14 +283,16 @@ impl Disks {
     /// Those of the pool; a volume of another size.
     pub fn open(config: &KeeperConfig) -> Result<Self, KeeperError> {
         let restoring = Unfinished::of(config);
-        if config.vm.volumes.is_empty() {
+        if config.vm.hardware.volumes.is_empty() {
             return Ok(Self { mixture: Mixture::of(Vec::new(), restoring), ..Self::default() });
         }
-        let pool = Pool::open(&config.pool, Tools::default())?;
-        let made = Note::at(config.pool.join(format!("made-{}", config.vm.id)));
+        let pool = Pool::open(&config.host.pool, Tools::default())?;
+        let made = Note::at(config.host.pool.join(format!("made-{}", config.vm.id)));
         let budget = Arc::new(Budget::default());
-        let open = |(n, spec): (usize, &VolumeSpec)| Disk::open(&pool, &budget, &config.run_dir, &made, n, spec);
-        let all = config.vm.volumes.iter().enumerate().map(open).collect::<Result<Vec<_>, _>>()?;
+        let open = |(n, spec): (usize, &VolumeSpec)| {
+            Disk::open(&pool, &budget, &config.host.run_dir, &made, n, spec, config.vm.acknowledge(&spec.name))
+        };
+        let all = config.vm.hardware.volumes.iter().enumerate().map(open).collect::<Result<Vec<_>, _>>()?;
         let noted = made.found().is_some();
         let made = Mutex::new(if noted { Made::Noted(made) } else { Made::TakenAway(made) });
         let mixture = Mixture::of(all.iter().map(|d| d.mixture.clone()).collect(), restoring);
@@ -429,7 +433,7 @@ impl Disks {
     /// What has to be on this host's disk before anybody is told of what the guest has done up to now: no other disk has it. Of
     /// volumes whose acknowledgement means the disk; the VM is alone. Each by its place, with its [flush](ServedVolume::flush_soon).
     pub fn owed(&self) -> Vec<(usize, u64)> {
-        let disk = |d: &Disk| d.spec.acknowledge == Acknowledge::Disk;
+        let disk = |d: &Disk| d.acknowledge == Acknowledge::Disk;
         let all = self.all.iter().enumerate().filter(|(_, d)| disk(d));
         all.filter_map(|(n, d)| Some((n, d.served.flush_soon()?))).collect()
     }
@@ -649,7 +653,7 @@ impl Disks {
     /// A backup acknowledges what is in its memory: a client may then be told of it. Where an acknowledgement means the disk, the disk
     /// has it.
     fn note_behind(&self, session: Term) -> Result<(), String> {
-        let by_memory = |d: &&Disk| d.spec.acknowledge == Acknowledge::Memory;
+        let by_memory = |d: &&Disk| d.acknowledge == Acknowledge::Memory;
         let missing = |d: &&Disk| !matches!(d.served.behind_noted(), Ok(true));
         let unnoted: Vec<_> = self.all.iter().filter(by_memory).filter(missing).collect();
         unnoted.iter().for_each(|d| d.served.falls_behind(&in_session(session)));
@@ -817,8 +821,8 @@ pub(crate) mod tests {
         let socket = socket(dir, 0);
         let handler: Arc<dyn Handler> = Arc::clone(&served) as Arc<dyn Handler>;
         let _server = Server::listen(&socket, "data", Access::ReadWrite, handler).unwrap();
-        let spec = VolumeSpec { acknowledge, ..VolumeSpec::new("data".parse().unwrap(), 1 << 20) };
-        let disk = Disk { spec, served, _server, socket, mixture: Note::at(dir.join("mixture")) };
+        let spec = VolumeSpec::new("data".parse().unwrap(), 1 << 20);
+        let disk = Disk { spec, acknowledge, served, _server, socket, mixture: Note::at(dir.join("mixture")) };
         let mixture = Mixture::of(vec![disk.mixture.clone()], Note::at(dir.join("restoring")));
         Disks { all: vec![disk], budget, mixture, ..Disks::default() }
     }
@@ -842,8 +846,8 @@ pub(crate) mod tests {
 
     fn with(dir: &Path, acknowledge: Acknowledge) -> Disks {
         let pool = Pool::open(&dir.join("pool"), Tools::default()).unwrap();
-        let spec = VolumeSpec { acknowledge, ..VolumeSpec::new("data".parse().unwrap(), 1 << 20) };
-        let disk = Disk::open(&pool, &Arc::default(), dir, &Note::at(dir.join("made")), 0, &spec).unwrap();
+        let spec = VolumeSpec::new("data".parse().unwrap(), 1 << 20);
+        let disk = Disk::open(&pool, &Arc::default(), dir, &Note::at(dir.join("made")), 0, &spec, acknowledge).unwrap();
         let mixture = Mixture::of(vec![disk.mixture.clone()], Note::at(dir.join("restoring")));
         Disks { all: vec![disk], mixture, ..Disks::default() }
     }

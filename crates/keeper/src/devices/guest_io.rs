@@ -44,13 +44,13 @@ impl GuestIo {
     /// descriptors.
     pub fn open(config: &KeeperConfig, wake: &Wake) -> Result<Self, KeeperError> {
         let mut nics = Vec::new();
-        for (i, nic) in config.vm.nics.iter().enumerate() {
-            let tap = Tap::open(&tap_name(config.vm.name.as_str(), i), Some(&nic.bridge))?;
+        for (i, (nic, bridge)) in config.vm.hardware.nics.iter().zip(&config.host.bridges).enumerate() {
+            let tap = Tap::open(&tap_name(config.vm.name.as_str(), i), Some(bridge))?;
             nics.push(NetPort::start(PortConfig::new(nic.mac), tap, None, wake.clone())?);
         }
         let channel = |kind, path| ByteChannel::start(ChannelConfig::new(kind, path), None, wake.clone());
-        let console = channel(ChannelKind::Console, KeeperConfig::console_socket(&config.run_dir))?;
-        let agent = channel(ChannelKind::Agent, KeeperConfig::agent_socket(&config.run_dir))?;
+        let console = channel(ChannelKind::Console, KeeperConfig::console_socket(&config.host.run_dir))?;
+        let agent = channel(ChannelKind::Agent, KeeperConfig::agent_socket(&config.host.run_dir))?;
         Ok(Self { nics, console, agent })
     }
 

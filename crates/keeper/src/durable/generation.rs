@@ -24,7 +24,7 @@ impl Generation {
     /// Of the VM that `config` describes.
     pub fn of(config: &KeeperConfig) -> Self {
         Self {
-            note: Note::at(config.pool.join(format!("generation-{}", config.vm.id))),
+            note: Note::at(config.host.pool.join(format!("generation-{}", config.vm.id))),
             first: config.vm.first_generation(),
         }
     }

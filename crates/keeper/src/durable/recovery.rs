@@ -133,7 +133,7 @@ pub fn check(hello: &Hello, config: &KeeperConfig) -> Result<(), String> {
 /// The standing names a host as the VM's primary that is none of its hosts.
 pub fn check_host(standing: &LogStanding, config: &KeeperConfig) -> Result<(), String> {
     let (LogRole::Primary { record: Record { primary, .. } } | LogRole::Backup { primary, .. }) = &standing.role;
-    if *primary == config.host || config.peers.iter().any(|p| p.host == *primary) {
+    if *primary == config.host.name || config.vm.policy.peers.iter().any(|p| p.host == *primary) {
         Ok(())
     } else {
         Err(format!("the log speaks of {primary}, which is no host of this VM"))
@@ -157,7 +157,7 @@ fn load(found: Found, config: &KeeperConfig, place: &Place) -> Result<RecoveryEv
     // What was booted is what the log goes on with, whatever the file says by now.
     let spec = hello.spec.as_booted(&config.vm);
     let now = Hello {
-        from: config.host.clone(),
+        from: config.host.name.clone(),
         spec: spec.clone(),
         qemu: machine.version().to_string(),
         accel: machine.accel(),
@@ -228,10 +228,15 @@ mod tests {
     fn a_log_is_that_of_the_hosts_of_today() {
         let dir = tempfile::tempdir().unwrap();
         let config = serde_json::json!({
-            "host": "a", "vm": { "id": "3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4", "name": "db", "memory_mib": 64, "boot": { "boot_sector": { "image": "/x" } } },
-            "run_dir": dir.path(), "pool": dir.path(), "listen": "10.8.0.1:7701",
-            "peers": [{ "host": "b", "addr": "10.8.0.2:7701" }],
-            "witness": { "host": "w", "addr": "10.8.0.3:7700" }, "security": "plain_text"
+            "id": "3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4", "name": "db",
+            "hardware": { "memory_mib": 64, "boot": "boot_sector" },
+            "host": {
+                "name": "a", "image": "/x", "run_dir": dir.path(), "pool": dir.path(), "listen": "10.8.0.1:7701",
+                "security": "plain_text"
+            },
+            "policy": {
+                "peers": [{ "host": "b", "addr": "10.8.0.2:7701" }], "witness": { "host": "w", "addr": "10.8.0.3:7700" }
+            }
         });
         let config: KeeperConfig = serde_json::from_value(config).unwrap();
         let hello = |from: &str, session| Hello {
@@ -256,7 +261,8 @@ mod tests {
         let found = look(&config, &Disks::default()).unwrap().expect("it is there");
         assert_eq!(found.last().at, at(6));
         drop(found);
-        let without = KeeperConfig { peers: Vec::new(), ..config };
+        let mut without = config.clone();
+        without.vm.policy.peers.clear();
         assert!(look(&without, &Disks::default()).unwrap_err().contains("speaks of b, which is no host of this VM"));
     }
 }

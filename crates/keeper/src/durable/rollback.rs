@@ -99,17 +99,17 @@ fn tell(back: &Back, config: &KeeperConfig, disks: &Disks, held: &Held) -> LogRe
     let since = known.time_ms.saturating_sub(last.time_ms);
     let standing = back.standing();
     let newest = newest_term(last.at.term, standing, true);
-    let newer = newer(standing, newest, &config.host, held);
+    let newer = newer(standing, newest, &config.host.name, held);
     let state = Images {
-        volumes: !back.hello().spec.volumes.is_empty(),
+        volumes: !back.hello().spec.hardware.volumes.is_empty(),
         damaged: back.damage().is_some(),
         between_sessions: back.is_between_sessions(),
-        overtaken: overtaken(standing, newest, &config.host, held),
-        perhaps_overtaken: perhaps_overtaken(standing, newest, &config.host, held),
+        overtaken: overtaken(standing, newest, &config.host.name, held),
+        perhaps_overtaken: perhaps_overtaken(standing, newest, &config.host.name, held),
         mixture: disks.mixture().found().filter(|cause| *cause != Cause::Log).is_some(),
     };
     LogReport {
-        host: config.host.clone(),
+        host: config.host.name.clone(),
         primary: primary(standing).clone(),
         term: newest_term(last.at.term, standing, back.damage().is_none() && !back.is_between_sessions()),
         epoch: last.at.epoch,
@@ -269,10 +269,14 @@ mod tests {
 
     fn config(me: &str, other: &str, dir: &Path) -> Arc<KeeperConfig> {
         let config = serde_json::json!({
-            "host": me, "vm": { "id": "3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4", "name": "db", "memory_mib": 64, "boot": { "boot_sector": { "image": "/x" } } },
-            "run_dir": dir, "pool": dir, "listen": "10.8.0.1:7701",
-            "peers": [{ "host": other, "addr": "10.8.0.2:7701" }],
-            "witness": { "host": "w", "addr": "10.8.0.3:7700" }, "security": "plain_text"
+            "id": "3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4", "name": "db",
+            "hardware": { "memory_mib": 64, "boot": "boot_sector" },
+            "host": {
+                "name": me, "image": "/x", "run_dir": dir, "pool": dir, "listen": "10.8.0.1:7701", "security": "plain_text"
+            },
+            "policy": {
+                "peers": [{ "host": other, "addr": "10.8.0.2:7701" }], "witness": { "host": "w", "addr": "10.8.0.3:7700" }
+            }
         });
         Arc::new(serde_json::from_value(config).unwrap())
     }

@@ -11,7 +11,7 @@ pub struct Unfinished(Note);
 impl Unfinished {
     /// The note. It goes when a primary has filled the volumes, too: see [`crate::durable::mixture`].
     pub fn of(config: &KeeperConfig) -> Note {
-        Note::at(config.pool.join(format!("restoring-{}", config.vm.id)))
+        Note::at(config.host.pool.join(format!("restoring-{}", config.vm.id)))
     }
 
     pub fn begin(config: &KeeperConfig, name: &SnapshotName) -> Result<Self, String> {

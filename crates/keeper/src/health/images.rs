@@ -49,6 +49,11 @@ pub struct Images {
 }
 
 impl Images {
+    /// The image of the configuration.
+    pub fn configured(&self) -> &Boot {
+        &self.configured
+    }
+
     /// Reads the record of `vm`, if there is one.
     ///
     /// # Errors

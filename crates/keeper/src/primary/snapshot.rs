@@ -24,9 +24,10 @@ use ninefold_machine::command_line::{CPU, MACHINE};
 use ninefold_machine::version::{NEWEST_TESTED, OLDEST};
 use ninefold_machine::{Moment, PAGE_SIZE, Pages, QemuVersion};
 use ninefold_model::checkpoint::CheckpointRecord;
+use ninefold_model::difference::{Bearing, Difference, Of};
 use ninefold_model::event::SnapshotFigures;
 use ninefold_model::health::{Freeze, Health};
-use ninefold_model::spec::{Accel, AccelChoice, Arch, VmSpec};
+use ninefold_model::spec::{Accel, AccelChoice, Arch, Hardware, VmSpec};
 use ninefold_model::status::{SnapshotProgress, SnapshotStep};
 use ninefold_model::{Epoch, SnapshotName, Term};
 use ninefold_replica::stream::Hello;
@@ -64,7 +65,7 @@ const TELL: Duration = Duration::from_millis(100);
 
 /// Where this host keeps snapshots.
 pub fn place(config: &KeeperConfig) -> PathBuf {
-    config.pool.join("snapshots")
+    config.host.pool.join("snapshots")
 }
 
 /// What a state saved by this host depends on.
@@ -123,7 +124,7 @@ fn taken(
     let store = Store::open(place).map_err(|e| report(&e))?;
     let parent = order.parent.as_ref().map(|name| store.get(name)).transpose().map_err(|e| report(&e))?;
     let of = parent.as_ref().map(|p| Parent { name: p.head().name.clone(), root: p.root() });
-    let sizes = order.hello.spec.volumes.iter().map(|v| v.size).collect();
+    let sizes = order.hello.spec.hardware.volumes.iter().map(|v| v.size).collect();
     let head = Head::new(order.name.clone(), order.platform.clone(), sizes, of);
     let (writer, staged) = store.create(&order.hello, &head, parent).map_err(|e| report(&e))?.split();
     let frozen = disks
@@ -338,10 +339,10 @@ enum Start {
 /// How `ours` can begin from a snapshot of `theirs`.
 ///
 /// # Errors
-/// It cannot be what the snapshot is of.
+/// It cannot be what the snapshot is of: each field that is in the way, with both values.
 fn beginning(theirs: &VmSpec, ours: &VmSpec, clone: bool) -> Result<Start, String> {
-    let macs = |spec: &VmSpec| spec.nics.iter().map(|n| n.mac).collect::<Vec<_>>();
-    let sizes = |spec: &VmSpec| spec.volumes.iter().map(|v| v.size).collect::<Vec<_>>();
+    let (theirs, ours) = (&theirs.hardware, &ours.hardware);
+    let macs = |hardware: &Hardware| hardware.nics.iter().map(|n| n.mac).collect::<Vec<_>>();
     let (their_macs, our_macs) = (macs(theirs), macs(ours));
     let own = clone && their_macs != our_macs;
     if own && let Some(shared) = our_macs.iter().find(|mac| their_macs.contains(mac)) {
@@ -350,28 +351,44 @@ fn beginning(theirs: &VmSpec, ours: &VmSpec, clone: bool) -> Result<Start, Strin
              where the other was, or none, and it boots from its disks"
         ));
     }
-    let differs = [
-        (theirs.arch != ours.arch, "architecture is"),
-        (!own && their_macs != our_macs, "network interfaces (the guest keeps their Ethernet addresses) are"),
-        (sizes(theirs) != sizes(ours), "volumes are"),
-    ];
-    match differs.iter().find(|(differs, _)| *differs) {
-        Some((_, what)) => Err(format!("the VM's {what} not as in the snapshot")),
-        None if own && ours.volumes.is_empty() => {
-            Err("a clone with Ethernet addresses of its own boots from its disks, and it has none".into())
+    let start = if own { Start::Disks } else { Start::Memory };
+    let found = theirs.compatible(ours);
+    let bars: Vec<_> = found.iter().filter(|d| start.needs(d)).map(ToString::to_string).collect();
+    if !bars.is_empty() {
+        return Err(format!("the VM is not as in the snapshot ({})", bars.join("; ")));
+    }
+    if own && ours.volumes.is_empty() {
+        return Err("a clone with Ethernet addresses of its own boots from its disks, and it has none".into());
+    }
+    Ok(start)
+}
+
+impl Start {
+    /// Whether a VM that begins so has to be as in the snapshot in what the difference is about. Its volumes may have other names: what is in
+    /// them is put back.
+    fn needs(self, difference: &Difference) -> bool {
+        let barred = difference.bearing == Bearing::CannotFollow;
+        match self {
+            Start::Memory => barred && difference.of() != Of::VolumeName,
+            Start::Disks => barred && matches!(difference.of(), Of::Arch | Of::Volume),
         }
-        None => Ok(if own { Start::Disks } else { Start::Memory }),
     }
 }
 
 /// The machine that begins: one that goes on where the other was is what that was booted with, whatever the file says by now. What it
 /// is called, where its files and bridges are, and who a clone is, is as this host's file says.
 fn machine_of(theirs: &VmSpec, ours: &VmSpec, from: Start) -> VmSpec {
-    match from {
+    let mut spec = match from {
         Start::Disks => ours.clone(),
-        Start::Memory if theirs.name == ours.name => theirs.as_booted(ours),
-        Start::Memory => VmSpec { uuid: ours.uuid, ..theirs.as_booted(ours) },
+        Start::Memory => theirs.as_booted(ours),
+    };
+    for (volume, ours) in spec.hardware.volumes.iter_mut().zip(&ours.hardware.volumes) {
+        volume.name.clone_from(&ours.name);
     }
+    if theirs.id != ours.id {
+        spec.hardware.uuid = ours.hardware.uuid;
+    }
+    spec
 }
 
 /// Whether this host's VM can be what the snapshot is of, and how it begins.
@@ -400,16 +417,16 @@ fn check(snapshot: &Snapshot, clone: bool, config: &KeeperConfig) -> Result<Star
         // Nothing of the state of a machine is used.
         return Ok(from);
     }
-    booted::fits(&hello.spec, ours, physical_memory())?;
-    let qemu = QemuVersion::of_program(&config.qemu).map_err(|e| report(&e))?;
+    booted::fits(&hello.spec, &ours.hardware, physical_memory())?;
+    let qemu = QemuVersion::of_program(&config.host.qemu).map_err(|e| report(&e))?;
     // A saved state is of one accelerator. Whether that works here is otherwise for QEMU to say.
-    let accel = match ours.accel {
+    let accel = match ours.hardware.accel {
         AccelChoice::Kvm => Accel::Kvm,
         AccelChoice::Tcg => Accel::Tcg,
         AccelChoice::Auto if Path::new("/dev/kvm").exists() => hello.accel,
         AccelChoice::Auto => Accel::Tcg,
     };
-    let here = platform(ours.arch, accel, qemu);
+    let here = platform(ours.hardware.arch, accel, qemu);
     let range = |v: QemuVersion| [v.major, v.minor];
     snapshot.head().platform.check(&here, range(OLDEST), range(NEWEST_TESTED)).map_err(|e| report(&e))?;
     Ok(from)
@@ -480,7 +497,7 @@ fn loaded(
             (machine, ports)
         }
         None => {
-            let (machine, ports, _) = launch(config, config.vm.boot.clone(), into.disks.sockets())?;
+            let (machine, ports, _) = launch(config, config.boot()?, into.disks.sockets())?;
             (machine, ports)
         }
     };
@@ -512,21 +529,29 @@ mod tests {
     use ninefold_machine::BlockLayout;
     use ninefold_model::Epoch;
     use ninefold_model::VmId;
-    use ninefold_model::spec::{Nic, VolumeSpec};
+    use ninefold_model::spec::{BootKind, Nic, VolumeSpec};
 
     use super::*;
     use crate::primary::capture::Capture;
     use crate::primary::target::ReplicationTarget;
 
     fn vm(macs: &[u8], volumes: &[u64]) -> VmSpec {
-        let json = serde_json::json!({ "id": "3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4", "name": "vm", "memory_mib": 64, "boot": "volume" });
+        let json = serde_json::json!({
+            "id": "3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4", "name": "vm", "hardware": { "memory_mib": 64, "boot": "volume" }
+        });
         let mac = |last: &u8| format!("52:54:00:00:00:{last:02x}").parse().unwrap();
         let disk = |(n, size): (usize, &u64)| VolumeSpec::new(format!("v{n}").parse().unwrap(), *size);
-        VmSpec {
-            nics: macs.iter().map(|last| Nic { mac: mac(last), bridge: "br".into() }).collect(),
-            volumes: volumes.iter().enumerate().map(disk).collect(),
-            ..serde_json::from_value(json).unwrap()
-        }
+        let mut vm: VmSpec = serde_json::from_value(json).unwrap();
+        vm.hardware.nics = macs.iter().map(|last| Nic { mac: mac(last) }).collect();
+        vm.hardware.volumes = volumes.iter().enumerate().map(disk).collect();
+        vm
+    }
+
+    /// The same VM with another machine.
+    fn with(vm: &VmSpec, change: impl FnOnce(&mut Hardware)) -> VmSpec {
+        let mut vm = vm.clone();
+        change(&mut vm.hardware);
+        vm
     }
 
     /// What it is called says nothing: another VM may have had this one's name.
@@ -552,23 +577,31 @@ mod tests {
         assert_eq!(beginning(&theirs, &vm(&[3, 4], &[512]), true), Ok(Start::Disks));
         assert_eq!(beginning(&theirs, &vm(&[3], &[512]), true), Ok(Start::Disks));
         // A booted guest may find another machine, but not other disks.
-        let larger = VmSpec { memory_mib: 65, vcpus: 2, ..vm(&[1, 2], &[512]) };
+        let larger = with(&theirs, |h| (h.memory_mib, h.vcpus) = (65, 2));
         assert_eq!(beginning(&theirs, &larger, false), Ok(Start::Memory), "it goes on as it was booted");
         let began = machine_of(&theirs, &larger, Start::Memory);
-        assert_eq!((began.memory_mib, began.vcpus), (64, 1));
+        assert_eq!((began.hardware.memory_mib, began.hardware.vcpus), (64, 1));
         let clone = VmSpec { id: VmId::random(7), name: "copy".parse().unwrap(), ..larger };
         let began = machine_of(&theirs, &clone, Start::Memory);
-        assert_eq!((began.memory_mib, began.uuid(), began.name.as_str()), (64, clone.uuid(), "copy"));
-        assert_eq!(machine_of(&theirs, &clone, Start::Disks).memory_mib, 65);
-        assert_eq!(beginning(&theirs, &VmSpec { memory_mib: 65, ..vm(&[3], &[512]) }, true), Ok(Start::Disks));
+        assert_eq!((began.hardware.memory_mib, began.uuid(), began.name.as_str()), (64, clone.uuid(), "copy"));
+        assert_eq!(machine_of(&theirs, &clone, Start::Disks).hardware.memory_mib, 65);
+        assert_eq!(beginning(&theirs, &with(&vm(&[3], &[512]), |h| h.memory_mib = 65), true), Ok(Start::Disks));
         let refused = |ours: &VmSpec, clone, why: &str| {
             let reason = beginning(&theirs, ours, clone).unwrap_err();
             assert!(reason.contains(why), "{reason}");
         };
         refused(&vm(&[1, 4], &[512]), true, "52:54:00:00:00:01");
         refused(&vm(&[2, 1], &[512]), true, "52:54:00:00:00:02");
-        refused(&vm(&[3, 4], &[1024]), true, "volumes");
-        refused(&vm(&[3, 4], &[512]), false, "network interfaces");
+        refused(&vm(&[3, 4], &[1024]), true, "hardware.volumes[0].size: 512 and not 1024");
+        refused(&vm(&[3, 4], &[512]), false, "hardware.nics[0].mac: 52:54:00:00:00:01 and not 52:54:00:00:00:03");
+        // Its disks may have other names, in the same pool they must. A guest that boots looks at nothing else.
+        let renamed = with(&theirs, |h| h.volumes[0].name = "other".parse().unwrap());
+        assert_eq!(beginning(&theirs, &renamed, true), Ok(Start::Memory));
+        let began = machine_of(&theirs, &renamed, Start::Memory);
+        assert_eq!(began.hardware.volumes[0].name.as_str(), "other");
+        let sector = |vm: &VmSpec| with(vm, |h| h.boot = BootKind::BootSector);
+        refused(&sector(&theirs), false, "hardware.boot: volume and not boot_sector");
+        assert_eq!(beginning(&theirs, &sector(&vm(&[3], &[512])), true), Ok(Start::Disks));
         let diskless = beginning(&vm(&[1], &[]), &vm(&[2], &[]), true).unwrap_err();
         assert!(diskless.contains("it has none"), "{diskless}");
     }

@@ -11,6 +11,7 @@ use ninefold_transport::{Security, connect};
 use crate::config::KeeperConfig;
 use crate::error::{KeeperError, report};
 use crate::msg::Msg;
+use crate::zones;
 
 /// For one attempt, handshake included.
 const PATIENCE: Duration = Duration::from_millis(1500);
@@ -51,16 +52,19 @@ fn run(config: &KeeperConfig, security: &Security, asked: &Receiver<BackupSearch
     let mut quick = QUICK;
     while let Ok(BackupSearch { but, first, last }) = asked.recv() {
         let mut failed = Vec::new();
-        let (before, after) = config.peers.split_at(next % config.peers.len().max(1));
+        let peers = &config.vm.policy.peers;
+        let (before, after) = peers.split_at(next % peers.len().max(1));
         next += 1;
         let mut peers: Vec<_> = after.iter().chain(before).filter(|p| !but.contains(&p.host)).collect();
         peers.sort_by_key(|p| (!first.contains(&p.host), last.as_ref() == Some(&p.host)));
         let found = peers.into_iter().any(|peer| {
             let patience = if first.contains(&peer.host) { quick } else { PATIENCE };
-            match connect(peer.addr, &peer.host, security, patience) {
+            let link = zones::resolve(&peer.addr)
+                .and_then(|addr| connect(addr, &peer.host, security, patience).map_err(|e| report(&e)));
+            match link {
                 Ok(link) => core.send(Msg::PeerConnected { link }).is_ok(),
                 Err(error) => {
-                    failed.push(format!("{}: {}", peer.host, report(&error)));
+                    failed.push(format!("{}: {error}", peer.host));
                     false
                 }
             }

@@ -184,7 +184,7 @@ impl Runtime {
         let Some(version) = QemuVersion::parse(qemu) else {
             return Err(Refusal::Failed { reason: format!("the version of its QEMU is not known: {qemu}") });
         };
-        let platform = snapshot::platform(hello.spec.arch, hello.accel, version);
+        let platform = snapshot::platform(hello.spec.hardware.arch, hello.accel, version);
         let hello = snapshot::hello(hello, term);
         let freezing = self.freezing(freeze, generation).map_err(|reason| Refusal::CannotFreeze { reason })?;
         let order = Order { name, parent, hello, platform, freezing };
@@ -206,7 +206,7 @@ impl Runtime {
             FreezePlan::Cannot(reason) => return Ok(Freezing::Cannot(reason)),
             FreezePlan::Ask { required } => required,
         };
-        let socket = KeeperConfig::agent_socket(&self.parts.config.run_dir);
+        let socket = KeeperConfig::agent_socket(&self.parts.config.host.run_dir);
         match Freezer::begin(socket, Limits::default(), self.told.clone(), self.hears_end(generation)) {
             Ok(freezer) => Ok(Freezing::By { freezer, required }),
             Err(error) if required => Err(error.to_string()),

@@ -42,7 +42,7 @@ impl Runtime {
     }
 
     fn release(&mut self, epoch: Epoch, awake: Boottime, oldest: Option<Boottime>, announce: bool) {
-        let (timing, look) = (self.parts.config.timing, Cell::new(awake.max(self.looked)));
+        let (timing, look) = (self.parts.config.vm.policy.timing, Cell::new(awake.max(self.looked)));
         let ours = || {
             let now = boottime(Moment::now());
             let ours = still_ours(look.get(), oldest, now, &timing);
@@ -61,7 +61,7 @@ impl Runtime {
 
     /// Does what may take a while with a gate that was full. That is work, not a freeze: it looks at the clock now and then.
     fn at_work(&mut self, awake: Boottime, work: impl FnOnce(&GuestIo, &dyn Fn())) {
-        let (timing, look) = (self.parts.config.timing, Cell::new(awake.max(self.looked)));
+        let (timing, look) = (self.parts.config.vm.policy.timing, Cell::new(awake.max(self.looked)));
         let seen = || {
             let now = boottime(Moment::now());
             if still_ours(look.get(), None, now, &timing) {

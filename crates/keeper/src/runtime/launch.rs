@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ninefold_machine::{Machine, MachineConfig, Ports, Ram, accel};
-use ninefold_model::spec::{Accel, AccelChoice, Boot, VmSpec};
+use ninefold_model::spec::{Accel, AccelChoice, Boot};
 
 use crate::config::KeeperConfig;
 use crate::durable::generation::Generation;
@@ -12,7 +12,7 @@ use crate::error::report;
 
 /// The accelerator with which `kernel` comes up here, and why that one.
 fn probe(config: &KeeperConfig, kernel: &Path) -> Result<(Accel, String), String> {
-    let report = accel::probe(kernel, &config.qemu, &config.cache_dir).map_err(|e| report(&e))?;
+    let report = accel::probe(kernel, &config.host.qemu, &config.host.cache_dir).map_err(|e| report(&e))?;
     Ok((report.accel, report.reason))
 }
 
@@ -28,7 +28,7 @@ fn host_kernel() -> Option<PathBuf> {
 /// # Errors
 /// What could not be made, for people.
 pub fn launch(config: &KeeperConfig, image: Boot, volumes: Vec<PathBuf>) -> Result<(Machine, Ports, String), String> {
-    let (accel, reason) = match (config.vm.accel, &image) {
+    let (accel, reason) = match (config.vm.hardware.accel, &image) {
         (AccelChoice::Kvm, _) => (Accel::Kvm, "asked for".to_owned()),
         (AccelChoice::Tcg, _) => (Accel::Tcg, "asked for".to_owned()),
         (AccelChoice::Auto, Boot::Linux { kernel, .. }) => probe(config, kernel)?,
@@ -39,13 +39,15 @@ pub fn launch(config: &KeeperConfig, image: Boot, volumes: Vec<PathBuf>) -> Resu
     };
     let ram = config
         .vm
+        .hardware
         .memory_mib
         .checked_mul(1 << 20)
         .ok_or_else(|| "the VM's memory has an absurd size".to_owned())
         .and_then(|bytes| Ram::create(bytes).map_err(|e| report(&e)))?;
     let machine = MachineConfig {
-        qemu: config.qemu.clone(),
-        spec: VmSpec { boot: image, ..config.vm.clone() },
+        qemu: config.host.qemu.clone(),
+        spec: config.vm.clone(),
+        boot: image,
         accel,
         incoming: false,
         generation: Generation::of(config).current().map_err(|e| format!("the VM's generation id: {e}"))?,

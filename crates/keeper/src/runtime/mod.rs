@@ -145,11 +145,11 @@ impl Runtime {
     pub fn new(parts: Parts) -> Self {
         let config = &parts.config;
         let settings = Settings {
-            host: config.host.clone(),
+            host: config.host.name.clone(),
             vm: config.vm.clone(),
-            timing: config.timing,
-            epochs: config.epochs,
-            uplink: config.uplink.clone(),
+            boot: parts.images.configured().clone(),
+            bridges: config.host.bridges.clone(),
+            uplink: config.host.uplink.clone(),
             pid: std::process::id(),
             incarnation: parts.operations.incarnation(),
             machine: MACHINE.into(),
@@ -186,7 +186,7 @@ impl Runtime {
             owed: None,
             looked: now.boottime,
             told: SharedHealth::default(),
-            dumps: Dumps::new(&config.dumps, &config.vm.id.to_string()),
+            dumps: Dumps::new(&config.host.dumps, &config.vm.id.to_string()),
             uplink: Arc::new(AtomicBool::new(true)),
             image_version,
             parts,

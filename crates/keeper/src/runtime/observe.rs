@@ -13,7 +13,8 @@ impl Runtime {
     /// Looks at what the core cannot be told of by those whom it concerns: silence, a disk that does not answer, an uplink.
     pub(super) fn observe(&self) -> Observed {
         let parts = &self.parts;
-        let uplink = parts.config.uplink.as_ref().is_none_or(|name| ninefold_net::uplink_running(name).unwrap_or(true));
+        let uplink =
+            parts.config.host.uplink.as_ref().is_none_or(|name| ninefold_net::uplink_running(name).unwrap_or(true));
         self.uplink.store(uplink, Ordering::Relaxed);
         let volume = |d: &Disk| VolumeSeen {
             look: Look {

@@ -56,7 +56,7 @@ impl Runtime {
         };
         let parts = &self.parts;
         let settings = Settings {
-            heartbeat: parts.config.timing.heartbeat(),
+            heartbeat: parts.config.vm.policy.timing.heartbeat(),
             uplink: Arc::clone(&self.uplink),
             disks: Arc::clone(&parts.disks),
             waker: parts.waker.clone(),

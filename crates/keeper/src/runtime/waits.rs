@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use ninefold_transport::clock::Moment;
 
-use crate::config::Timing;
 use crate::runtime::priority;
+use ninefold_model::spec::Timing;
 
 const TICK: Duration = Duration::from_millis(10);
 /// For each load.

@@ -11,7 +11,7 @@ pub fn hello(session: u64, memory: u64) -> Hello {
         from: "a".parse().unwrap(),
         term: Term(session),
         spec: serde_json::from_str(
-            r#"{"id":"3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4","name":"db","memory_mib":256,"boot":{"linux":{"kernel":"/k","initrd":"/i","cmdline":"quiet"}},"nics":[]}"#,
+            r#"{"id":"3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4","name":"db","hardware":{"memory_mib":256,"boot":{"linux":{"cmdline":"quiet"}},"nics":[]}}"#,
         )
         .unwrap(),
         epoch_policy: EpochPolicy::default(),

@@ -123,11 +123,11 @@ impl Hello {
     /// # Errors
     /// What it cannot be.
     pub fn check(&self) -> Result<(), &'static str> {
-        let memory = self.spec.memory_mib.saturating_mul(1 << 20).saturating_add(MAX_OTHER_MEMORY);
+        let memory = self.spec.hardware.memory_mib.saturating_mul(1 << 20).saturating_add(MAX_OTHER_MEMORY);
         if self.layout.total_pages().saturating_mul(PAGE_SIZE as u64) > memory {
             return Err("its RAM blocks are larger than the VM's memory");
         }
-        if self.spec.volumes.len() > usize::from(MAX_VOLUMES) {
+        if self.spec.hardware.volumes.len() > usize::from(MAX_VOLUMES) {
             return Err("it has too many volumes");
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! Versions of the stream.
 
 /// The version that this release speaks.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 
 /// The oldest version that this release speaks: the one before [`VERSION`], once there is one that was released.
-pub const OLDEST_VERSION: u16 = 3;
+pub const OLDEST_VERSION: u16 = 4;

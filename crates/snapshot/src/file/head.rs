@@ -10,7 +10,7 @@ use super::Root;
 use super::error::FileError;
 
 /// The version of snapshot files.
-pub(super) const FORMAT: u32 = 2;
+pub(super) const FORMAT: u32 = 3;
 /// A longer head is not ours, bytes.
 pub(super) const MAX: usize = 1 << 20;
 

@@ -87,7 +87,7 @@ impl Snapshot {
             return Err(FileError::damaged("its parts are not where they should be"));
         }
         head.check()?;
-        if hello.spec.volumes.iter().map(|v| v.size).ne(head.volumes.iter().copied()) {
+        if hello.spec.hardware.volumes.iter().map(|v| v.size).ne(head.volumes.iter().copied()) {
             return Err(FileError::damaged("its volumes are not those of its VM"));
         }
         // Before the index is read: of a chain that does not hold together one is in memory at a time.

@@ -10,7 +10,7 @@ use crate::storage::{Storage, StorageFile};
 pub(super) const FILE: &str = "head.json";
 const NEW: &str = "head.new";
 /// The version of a log's files.
-pub(super) const FORMAT: u32 = 4;
+pub(super) const FORMAT: u32 = 5;
 /// Commits and segments of a log are never so many.
 pub(super) const MAX_NUMBER: u64 = 1 << 60;
 /// A longer file is not ours, bytes.

@@ -46,7 +46,7 @@ impl New {
         let base = Base::create(&*storage, &head.hello.layout)?;
         let standing = StandingFile::create(&*storage, standing)?;
         let segment = Segment::create(&storage, 1, &head.hello)?;
-        let images = if head.hello.spec.volumes.is_empty() { u64::MAX } else { 0 };
+        let images = if head.hello.spec.hardware.volumes.is_empty() { u64::MAX } else { 0 };
         let log = Log {
             storage,
             log,

@@ -174,7 +174,7 @@ impl Found {
     ) -> Result<Held, LogError> {
         self.base.load(&self.covered, fresh, sink)?;
         let mut held = None;
-        let count = self.head.hello.spec.volumes.len();
+        let count = self.head.hello.spec.hardware.volumes.len();
         self.chain().read(sink, &mut |committed, assembler| {
             for volume in 0..MAX_VOLUMES {
                 let operations = assembler.take_volume_writes(volume);
@@ -242,7 +242,8 @@ impl Recovered {
         let next = extents.iter().filter(|e| e.last.is_some()).map(|e| e.number).max().unwrap_or(head.first) + 1;
         let segment = Segment::create(&storage, next, &hello)?;
         // The images have all of it, as the caller says.
-        let shared = Shared::new(last.number, if hello.spec.volumes.is_empty() { u64::MAX } else { last.number });
+        let shared =
+            Shared::new(last.number, if hello.spec.hardware.volumes.is_empty() { u64::MAX } else { last.number });
         for extent in &extents {
             if let Some(last) = extent.last {
                 shared.close(extent.number, last, extent.end);

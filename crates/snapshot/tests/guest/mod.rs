@@ -40,8 +40,8 @@ pub fn hello() -> Hello {
         from: "host-a".parse().unwrap(),
         term: Term(5),
         spec: serde_json::from_str(
-            r#"{"id":"3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4","name":"db","memory_mib":256,"boot":{"linux":{"kernel":"/k","initrd":"/i","cmdline":"quiet"}},
-                "nics":[{"mac":"52:54:00:12:34:56","bridge":"public"}],"volumes":[{"name":"data","size":8192}]}"#,
+            r#"{"id":"3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4","name":"db","hardware":{"memory_mib":256,"boot":{"linux":{"cmdline":"quiet"}},
+                "nics":[{"mac":"52:54:00:12:34:56"}],"volumes":[{"name":"data","size":8192}]}}"#,
         )
         .unwrap(),
         epoch_policy: EpochPolicy::default(),

@@ -66,10 +66,10 @@ pub fn between(lab: &Lab) -> Vec<Proxy> {
 fn place(lab: &Lab, from: &str, to: &str) -> Proxy {
     let path = lab.run_dir(from).join("keeper.json");
     let mut config: KeeperConfig = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    let peer = config.peers.iter_mut().find(|p| p.host.as_str() == to).unwrap();
-    let beyond = peer.addr;
-    let address = SocketAddr::new(config.listen.ip(), PROXY_PORT);
-    peer.addr = address;
+    let peer = config.vm.policy.peers.iter_mut().find(|p| p.host.as_str() == to).unwrap();
+    let beyond: SocketAddr = peer.addr.as_str().parse().unwrap();
+    let address = SocketAddr::new(config.host.listen.ip(), PROXY_PORT);
+    peer.addr = address.into();
     std::fs::write(&path, serde_json::to_vec(&config).unwrap()).unwrap();
     let netns = lab.netns(from).unwrap();
     let listener = io_in_netns(&netns, "listen", || TcpListener::bind(address)).unwrap();

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ninefold_machine::{Machine, MachineConfig, Memory, PAGE_SIZE, PageRun, Ports, Ram};
-use ninefold_model::spec::{Accel, AccelChoice, Arch, Boot, ClockGap, Nic, Protection, VmSpec};
+use ninefold_model::spec::{Accel, AccelChoice, Arch, Boot, BootKind, Hardware, Nic, Policy, VmSpec};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// Physical address of the first vCPU's 32-bit count.
@@ -180,20 +180,20 @@ pub fn config(qemu: &Path, accel: Accel, vcpus: u16, image: &Path) -> MachineCon
         spec: VmSpec {
             id: ninefold_model::VmId::random(1),
             name: "test".parse().unwrap(),
-            arch: Arch::X86_64,
-            vcpus,
-            memory_mib: MEMORY_MIB,
-            accel: AccelChoice::Auto,
-            boot: Boot::BootSector { image: image.into() },
-            nics: vec![Nic { mac: "52:54:00:00:00:01".parse().unwrap(), bridge: "none".into() }],
-            volumes: Vec::new(),
-            protection: Protection::None,
-            backups: 1,
-            watchdog: None,
-            clock_gap: ClockGap::default(),
-            non_volatile: None,
-            uuid: None,
+            hardware: Hardware {
+                arch: Arch::X86_64,
+                vcpus,
+                memory_mib: MEMORY_MIB,
+                accel: AccelChoice::Auto,
+                boot: BootKind::BootSector,
+                nics: vec![Nic { mac: "52:54:00:00:00:01".parse().unwrap() }],
+                volumes: Vec::new(),
+                watchdog: None,
+                uuid: None,
+            },
+            policy: Policy::default(),
         },
+        boot: Boot::BootSector { image: image.into() },
         accel,
         incoming: false,
         generation: ninefold_model::Uuid::random(1),
@@ -210,7 +210,7 @@ pub fn standby(config: &MachineConfig) -> MachineConfig {
 
 /// Launches with new memory.
 pub fn launch(config: &MachineConfig) -> (Machine, Ports) {
-    launch_with(config, Ram::create(config.spec.memory_mib << 20).unwrap())
+    launch_with(config, Ram::create(config.spec.hardware.memory_mib << 20).unwrap())
 }
 
 /// Launches with this memory.

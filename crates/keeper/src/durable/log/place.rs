@@ -22,7 +22,7 @@ const MOST: usize = 4;
 
 /// Where this host keeps the VM's log.
 pub fn place(config: &KeeperConfig) -> PathBuf {
-    config.pool.join("logs").join(config.vm.id.to_string())
+    config.host.pool.join("logs").join(config.vm.id.to_string())
 }
 
 /// Opens the directory, when whoever had it before has let go of it.
