@@ -316,9 +316,10 @@ impl Core {
         self.replicas.iter_mut().find(|r| r.session == session)
     }
 
-    /// Whether another backup is looked for.
+    /// Whether another backup is looked for. Not while the VM's QEMU is to be launched anew: its sessions are ending for that, and with another one
+    /// there would never be none.
     pub(crate) fn wants_peer(&self) -> bool {
-        self.protocol.wants_peer() && self.layout.is_some()
+        self.protocol.wants_peer() && self.layout.is_some() && !self.is_to_relaunch()
     }
 
     pub(crate) fn forget_peer(&mut self) {

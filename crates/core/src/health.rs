@@ -205,6 +205,11 @@ impl Core {
         self.health.relaunch.is_none() && self.health.running
     }
 
+    /// Whether its QEMU is to be launched anew, as soon as there is no session.
+    pub(crate) fn is_to_relaunch(&self) -> bool {
+        self.health.relaunch.is_some()
+    }
+
     /// How far a dump is, while there is one.
     pub(crate) fn dump_so_far(&self) -> Option<DumpProgress> {
         self.health.dump

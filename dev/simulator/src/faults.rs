@@ -140,6 +140,17 @@ impl World {
             }
             Fault::Switchover => self.requests(Request::Switchover),
             Fault::Unprotect { .. } => self.requests(Request::Unprotect),
+            Fault::Asks(request) => self.requests(request),
+            Fault::Suspends => {
+                if let Some(host) = self.runner() {
+                    self.suspends(host);
+                }
+            }
+            Fault::GuestFails => {
+                if let Some(host) = self.runner() {
+                    self.guest_fails(host);
+                }
+            }
             Fault::PowersOff => {
                 if let Some(host) = self.runner() {
                     self.switches_off(host);

@@ -1,6 +1,8 @@
 //! The guest: what it has done, step by step. Each step is a node of a tree, so that of two states it can be told whether one has come
 //! from the other. A guest that runs again from a checkpoint does something else than before: its steps are other nodes.
 
+use ninefold_model::health::Health;
+
 /// A step that a guest has made. 0: its boot.
 pub type Node = u32;
 
@@ -49,12 +51,19 @@ pub struct Guest {
     pub memory: Vec<Node>,
     pub disk: Vec<Node>,
     pub off: bool,
+    /// What its checkpoints say of its health: how it stands, and whether it has failed.
+    pub health: Health,
 }
 
 impl Guest {
     /// One that boots from these images.
     pub fn boots(at: Node, images: &[Node]) -> Self {
-        Self { at, memory: vec![at; PAGES], disk: images.to_vec(), off: false }
+        Self { at, memory: vec![at; PAGES], disk: images.to_vec(), off: false, health: Health::default() }
+    }
+
+    /// It does something, if it is let.
+    pub fn runs(&self) -> bool {
+        self.health.standing.runs() && self.health.pending.is_none()
     }
 }
 

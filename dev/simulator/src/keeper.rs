@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use ninefold_core::Core;
 use ninefold_core::effect::{Effect, VmOrder, WitnessRequest};
 use ninefold_core::event::{Event, OfferId, Source, WaiterId};
+use ninefold_model::health::Health;
 use ninefold_model::{Epoch, Record, Term};
 use ninefold_replica::continuation::{Base, History};
 use ninefold_replica::protocol;
@@ -40,6 +41,10 @@ pub struct Keeper {
     /// What has reached the images since.
     pub written: Vec<(Basis, BTreeSet<usize>)>,
     pub vm: Option<Vm>,
+    /// What checkpoints are to say of the guest's health.
+    pub told: Health,
+    /// The guest whose QEMU is being launched anew.
+    pub relaunched: Option<Guest>,
     pub waiting: Option<(Source, Guest)>,
     pub sessions: BTreeMap<Term, Session>,
     pub primary: Option<Primary>,

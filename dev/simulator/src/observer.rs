@@ -4,7 +4,7 @@
 use ninefold_control::Request;
 use ninefold_core::event::Source;
 use ninefold_model::status::{ProtectionState, Role};
-use ninefold_model::{Epoch, Record, Term};
+use ninefold_model::{Activity, Epoch, Record, Term};
 
 use crate::guest::{Guest, Node};
 use crate::judge::Verdict;
@@ -129,6 +129,19 @@ impl World {
         judge.acked.clear();
         judge.lives += 1;
         self.trace.say(now, &name, || format!("boots, with {node}"));
+        node
+    }
+
+    /// The guest is given up, and another is booted in its place. Answers its first step, which follows all that the former one has done.
+    pub(crate) fn boots_again(&mut self, host: usize, former: &Guest) -> Node {
+        let (now, name) = (self.now, self.hosts[host].name.clone());
+        let view = self.view(host);
+        if view != former.disk {
+            let words = format!("{name} boots again from {view:?}, and the guest had written {:?}", former.disk);
+            self.judge.harm(now, "volumes", words);
+        }
+        let node = self.steps.after(former.at);
+        self.trace.say(now, &name, || format!("boots again, with {node}"));
         node
     }
 
@@ -264,7 +277,7 @@ impl World {
         let Some(record) = self.record() else { return false };
         let owner = self.number(&record.primary);
         let runs = |h: &crate::world::Host| {
-            h.keeper.as_ref().is_some_and(|k| k.vm.as_ref().is_some_and(|vm| vm.runs && !vm.paused))
+            h.keeper.as_ref().is_some_and(|k| k.vm.as_ref().is_some_and(|vm| vm.runs && !vm.paused && vm.guest.runs()))
         };
         let wanted = usize::from(self.plan.setup.backups);
         let says = self.judge.roles.get(&owner);
@@ -335,6 +348,12 @@ impl World {
                 self.judge.protect_again = true;
             }
             self.requests(Request::Protect);
+        }
+        let runner = self.runner().filter(|_| self.judge.healed.is_some());
+        let guest = runner.and_then(|n| self.hosts[n].keeper.as_ref()?.vm.as_ref()).map(|vm| vm.guest.health.standing);
+        if let Some(standing) = guest.filter(|standing| !standing.runs() && standing.activity != Activity::Off) {
+            self.judge.asked = now;
+            return self.requests(if standing.paused { Request::Resume } else { Request::Wake });
         }
         let gone = self.judge.life.is_none() || self.judge.stopped || self.judge.lost.is_some();
         let here = self.hosts.iter().any(|h| h.keeper.as_ref().is_some_and(|k| k.vm.is_some() || k.waiting.is_some()));

@@ -1,9 +1,12 @@
 //! What a run is made of: the setup, and the faults with their times. All of it follows from a seed, or is read from a file.
 
+use ninefold_control::Request;
+use ninefold_model::health::{HealthySign, WatchdogAction};
+use ninefold_model::spec::{Boot, EpochPolicy};
 use serde::{Deserialize, Serialize};
 
 /// A run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
     /// Of all that is left to chance while it runs: delays, what the guest does.
     pub seed: u64,
@@ -23,10 +26,13 @@ pub struct Setup {
     /// Volumes are acknowledged when the backup's disk has what was written.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub disk: bool,
+    /// What is done about a guest that has stopped patting its watchdog.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watchdog: Option<WatchdogAction>,
 }
 
 /// A fault and when it happens.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Timed {
     pub at_ms: u64,
     /// From then on it waits for such a moment, and happens so many microseconds after that.
@@ -81,7 +87,7 @@ const MOMENTS: [Moment; 8] = [
 ];
 
 /// What goes wrong, or is asked for by an owner. Hosts are numbered from 0. All of them pass.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fault {
     /// The keeper is killed, and its QEMU with it. Another one begins after a while.
@@ -217,6 +223,12 @@ pub enum Fault {
     },
     /// The guest switches itself off.
     PowersOff,
+    /// The owner asks for this where the VM runs. What is paused or suspended then goes on when all faults have passed.
+    Asks(Request),
+    /// The guest suspends itself.
+    Suspends,
+    /// The guest stops patting its watchdog, if it has one.
+    GuestFails,
 }
 
 impl Fault {
@@ -256,11 +268,13 @@ impl Plan {
         let hosts = [2, 2, 3, 3, 4][rng.usize(..5)];
         let backups = rng.u8(1..=(hosts - 1).min(2) as u8);
         let (volumes, log) = (rng.usize(..=2), rng.u8(..3) == 0);
-        let setup = Setup { hosts, backups, volumes, log, disk: volumes > 0 && !log && rng.bool() };
+        let action = [WatchdogAction::Reset, WatchdogAction::Dump, WatchdogAction::FallBack, WatchdogAction::Stop];
+        let watchdog = (rng.u8(..4) == 0).then(|| action[rng.usize(..4)]);
+        let setup = Setup { hosts, backups, volumes, log, disk: volumes > 0 && !log && rng.bool(), watchdog };
         let kinds: Vec<u8> = match (setup.log, volumes) {
-            (true, _) => (0..33).collect(),
-            (false, 0) => (0..30).collect(),
-            (false, _) => (0..31).chain(32..37).collect(),
+            (true, _) => (0..33).chain(37..40).collect(),
+            (false, 0) => (0..30).chain(37..40).collect(),
+            (false, _) => (0..31).chain(32..40).collect(),
         };
         Self::in_setup(seed, setup, &kinds, &mut rng)
     }
@@ -332,6 +346,30 @@ fn one(rng: &mut fastrand::Rng, setup: Setup, kind: u8) -> Fault {
         32 => Fault::DiskSlow { host, by_ms, for_ms },
         33 | 34 => Fault::VolumesFail { host, full: rng.u8(..3) == 0, for_ms },
         36 => Fault::StartElsewhere { host },
+        37 => Fault::Asks(asked(rng)),
+        38 => Fault::Suspends,
+        39 => Fault::GuestFails,
         _ => Fault::DiskHangs { host, for_ms: [for_ms, rng.u64(8000..16_000)][usize::from(rng.u8(..4) == 0)] },
+    }
+}
+
+/// What an owner may ask for.
+fn asked(rng: &mut fastrand::Rng) -> Request {
+    let within_ms = rng.u64(50..2000);
+    let trial = |sign| Request::Trial { image: Boot::BootSector { image: "/y".into() }, within_ms, sign };
+    match rng.u8(..14) {
+        0 => Request::Status,
+        1 => Request::Stop,
+        2 => Request::Shutdown { within_ms, end: rng.bool(), asked: false },
+        3 | 4 => Request::Pause,
+        5 => Request::Resume,
+        6 => Request::Wake,
+        7 => Request::Reset,
+        8 => Request::Dump,
+        9 => trial(HealthySign::Asked),
+        10 => trial(HealthySign::Console { text: "login".into() }),
+        11 => Request::CommitImage,
+        12 => Request::FallBack,
+        _ => Request::SetEpochs { policy: EpochPolicy::default() },
     }
 }

@@ -2,7 +2,6 @@
 
 use ninefold_core::event::{Event, Loaded, Source};
 use ninefold_model::Term;
-use ninefold_model::health::Health;
 use ninefold_model::{Activity, GuestState};
 use ninefold_replica::continuation::{Base, History};
 use ninefold_replica::protocol::{self, LogRole};
@@ -418,8 +417,10 @@ impl World {
     }
 
     pub(crate) fn loaded(&mut self, checkpoint: &Checkpoint, logged: bool) -> Loaded {
-        let activity = if checkpoint.guest.off { Activity::Off } else { Activity::Running };
-        let health = Health { standing: GuestState { activity, paused: false }, ..Health::default() };
+        let mut health = checkpoint.guest.health.clone();
+        if checkpoint.guest.off {
+            health.standing = GuestState { activity: Activity::Off, paused: false };
+        }
         Loaded {
             spec: self.spec.clone(),
             epoch: checkpoint.epoch,

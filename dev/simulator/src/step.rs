@@ -200,8 +200,11 @@ impl World {
                 }
             }
             Effect::Guest(order) => {
-                if let GuestOrder::KeepImage { trial, record: _, image, before, reason } = order {
-                    self.tell_later(host, MS, Event::ImageKept { trial, image, before, reason, failure: None });
+                if let GuestOrder::Tell(health) = order {
+                    self.keeper(host).told = health;
+                } else if let GuestOrder::KeepImage { trial, record: _, image, before, reason } = order {
+                    let failure = (self.more.u8(..3) == 0).then(|| "its disk is full".to_owned());
+                    self.tell_later(host, MS, Event::ImageKept { trial, image, before, reason, failure });
                 }
             }
             Effect::Vm(order) => self.vm_order(host, order),

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 
 use ninefold_core::effect::{Held, VmOrder};
 use ninefold_core::event::{Event, Source, WaiterId};
+use ninefold_model::event::EventKind;
+use ninefold_model::health::{Failure, Health};
 use ninefold_model::spec::Accel;
 use ninefold_model::status::MachineStatus;
 use ninefold_model::{Activity, Epoch, GuestState};
@@ -43,7 +45,10 @@ impl World {
             VmOrder::Boot { generation, taken, .. } => {
                 self.keeper(host).parking.clear();
                 let images = self.view(host);
-                let at = self.boots(host);
+                let at = match self.keeper(host).relaunched.take() {
+                    Some(former) => self.boots_again(host, &former),
+                    None => self.boots(host),
+                };
                 let vm = Vm {
                     generation,
                     guest: Guest::boots(at, &images),
@@ -102,7 +107,11 @@ impl World {
                 self.later(host, soon, What::GuestSteps { generation });
                 self.works_in(host, generation, soon + 1);
             }
-            VmOrder::End { .. } => self.keeper(host).vm = None,
+            VmOrder::End { relaunch } => {
+                let keeper = self.keeper(host);
+                let former = keeper.vm.take().map(|vm| vm.guest);
+                keeper.relaunched = former.filter(|_| relaunch);
+            }
             order => {
                 let Some(vm) = &mut self.keeper(host).vm else { return };
                 vm.orders.push_back(order);
@@ -173,7 +182,7 @@ impl World {
         if vm.off != Off::No {
             return;
         }
-        let runs = vm.runs && !vm.paused && now >= vm.resumed;
+        let runs = vm.runs && !vm.paused && now >= vm.resumed && vm.guest.runs();
         let before = vm.guest.at;
         self.later(host, next, What::GuestSteps { generation });
         if !runs {
@@ -210,7 +219,7 @@ impl World {
         let now = self.now;
         let page = self.more.usize(..PAGES);
         let Some(vm) = self.vm(host, generation) else { return };
-        if !vm.runs || vm.paused || vm.off != Off::No || now < vm.resumed {
+        if !vm.runs || vm.paused || vm.off != Off::No || now < vm.resumed || !vm.guest.runs() {
             return;
         }
         let before = vm.guest.at;
@@ -227,7 +236,7 @@ impl World {
     /// The guest switches itself off.
     pub(crate) fn switches_off(&mut self, host: usize) {
         let Some(vm) = self.hosts[host].keeper.as_mut().and_then(|k| k.vm.as_mut()) else { return };
-        if !vm.runs || vm.paused || vm.off != Off::No {
+        if !vm.runs || vm.paused || vm.off != Off::No || !vm.guest.runs() {
             return;
         }
         vm.guest.off = true;
@@ -294,6 +303,29 @@ impl World {
                 vm.leaves(target, comes_back, all_that_left);
                 None
             }
+            VmOrder::Pause(paused) => {
+                vm.guest.health.standing.paused = paused;
+                return self.stands(host, generation);
+            }
+            VmOrder::Wake => {
+                vm.guest.health.standing.activity = Activity::Running;
+                return self.stands(host, generation);
+            }
+            VmOrder::Reset => {
+                vm.guest.health.pending = None;
+                None
+            }
+            VmOrder::PowerButton => {
+                if self.more.u8(..3) > 0 {
+                    let takes = self.more.u64(MS..500 * MS);
+                    self.later(host, takes, What::ButtonPressed);
+                }
+                return;
+            }
+            VmOrder::Dump { .. } => {
+                let takes = self.more.u64(MS..200 * MS);
+                return self.later(host, takes, What::Dumped { generation });
+            }
             VmOrder::ForgetLeft(session) => {
                 vm.memory.left.retain(|(of, _)| *of != session);
                 None
@@ -341,6 +373,48 @@ impl World {
                 return;
             }
             self.later(host, takes, What::Copied { generation, target });
+        }
+    }
+
+    /// How the guest stands has changed, which the next checkpoint says.
+    fn stands(&mut self, host: usize, generation: u64) {
+        let Some(vm) = self.vm(host, generation) else { return };
+        let standing = vm.guest.health.standing;
+        let joined = vm.target_states.iter().any(|s| s.stage == Stage::Joined);
+        let epoch = joined.then(|| vm.epoch.next());
+        self.tell_later(host, 1, Event::Stands { generation, standing, epoch });
+        self.works_in(host, generation, 2);
+    }
+
+    /// The guest suspends itself.
+    pub(crate) fn suspends(&mut self, host: usize) {
+        let Some(vm) = self.hosts[host].keeper.as_mut().and_then(|k| k.vm.as_mut()) else { return };
+        if vm.runs && !vm.paused && vm.off == Off::No && vm.guest.runs() {
+            vm.guest.health.standing.activity = Activity::Suspended;
+            let generation = vm.generation;
+            self.stands(host, generation);
+        }
+    }
+
+    /// The guest stops patting its watchdog, and stands still.
+    pub(crate) fn guest_fails(&mut self, host: usize) {
+        let watched = self.plan.setup.watchdog.is_some();
+        let Some(vm) = self.hosts[host].keeper.as_mut().and_then(|k| k.vm.as_mut()).filter(|_| watched) else { return };
+        if vm.runs && !vm.paused && vm.off == Off::No && vm.guest.runs() {
+            vm.guest.health.pending = Some(Failure::Watchdog);
+            let (generation, failure) = (vm.generation, Failure::Watchdog);
+            self.tell_later(host, 1, Event::GuestFailed { generation, failure });
+        }
+    }
+
+    /// Its memory is in a file, or there is no room for that.
+    pub(crate) fn dumped(&mut self, host: usize, generation: u64) {
+        let outcome = match self.more.u8(..3) {
+            0 => EventKind::DumpFailed { reason: "there is no room".into() },
+            _ => EventKind::Dumped { path: "/dump".into(), bytes: 1, took_ms: 1 },
+        };
+        if self.vm(host, generation).is_some() {
+            self.tell(host, Event::Dumped { generation, outcome });
         }
     }
 
@@ -434,11 +508,13 @@ impl World {
         }
         vm.epoch = epoch;
         let guest = vm.guest.clone();
+        let Health { pending, standing, .. } = guest.health;
         let keeper = self.keeper(host);
         keeper.guest_io.seal(epoch);
         let writes = keeper.volumes.seal(epoch);
         let queued = keeper.volumes.held();
-        let checkpoint = Checkpoint { epoch, guest, writes };
+        let health = Health { pending, standing, ..keeper.told.clone() };
+        let checkpoint = Checkpoint { epoch, guest: Guest { health, ..guest }, writes };
         self.disk_works(host, false);
         let pause = self.rng.u64(200..2 * MS);
         let now = self.now;

@@ -9,6 +9,7 @@ use ninefold_core::event::Event;
 use ninefold_core::settings::{Budget, Settings};
 use ninefold_core::time::{Boottime, Monotonic, Now};
 use ninefold_core::{Core, TICK};
+use ninefold_model::health::Watchdog;
 use ninefold_model::spec::{Acknowledge, Boot, NonVolatile, VmSpec, VolumeSpec};
 use ninefold_model::{HostName, Record, Term};
 use ninefold_replica::stream::{BlockInfo, Layout};
@@ -132,6 +133,8 @@ pub(crate) enum What {
     LogLoaded { id: u64 },
     DiskBegins { alarm: u64 },
     DiskEnds,
+    ButtonPressed,
+    Dumped { generation: u64 },
     Reads { connection: u64 },
 }
 
@@ -211,7 +214,7 @@ pub struct World {
 impl World {
     /// The world of this plan, before anything has happened.
     pub fn new(plan: Plan, rules: Rules, trace: Trace) -> Self {
-        let Setup { hosts, backups, volumes, log, disk } = plan.setup;
+        let Setup { hosts, backups, volumes, log, disk, watchdog } = plan.setup;
         let volume = |n: usize| VolumeSpec::new(["one", "two"][n].parse().expect("a name"), (BLOCKS as u64) << 16);
         let json = serde_json::json!({
             "id": "3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4", "name": "vm",
@@ -223,6 +226,10 @@ impl World {
         let of = |v: &VolumeSpec| (v.name.clone(), acknowledge);
         spec.policy.acknowledge = spec.hardware.volumes.iter().map(of).collect();
         spec.policy.non_volatile = log.then(NonVolatile::default);
+        if let Some(watchdog) = watchdog.map(Watchdog::new) {
+            spec.hardware.watchdog = Some(watchdog.device);
+            spec.policy.watchdog = Some(watchdog.policy);
+        }
         let block = BlockInfo { name: "ram".into(), used: 1 << 20, total: 1 << 20 };
         let host = |name: &str| Host {
             name: name.parse().expect("a name"),
@@ -409,6 +416,8 @@ impl World {
             applier: Applier::default(),
             written: Vec::new(),
             vm: None,
+            told: Default::default(),
+            relaunched: None,
             waiting: None,
             sessions: BTreeMap::new(),
             primary: None,
@@ -476,6 +485,8 @@ impl World {
             What::LogLoaded { id } => self.log_loaded(host, id),
             What::DiskBegins { alarm } => self.disk_begins(host, alarm),
             What::DiskEnds => self.disk_ends(host),
+            What::ButtonPressed => self.switches_off(host),
+            What::Dumped { generation } => self.dumped(host, generation),
             What::Reads { connection } => self.standby_reads(host, connection),
         }
     }

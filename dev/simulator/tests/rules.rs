@@ -11,11 +11,11 @@ use ninefold_simulator::trace::Trace;
 /// Seeds that are tried for a rule, at most.
 const SEEDS: u64 = 400;
 
-const PAIR: Setup = Setup { hosts: 2, backups: 1, volumes: 0, log: false, disk: false };
-const STAR: Setup = Setup { hosts: 3, backups: 2, volumes: 0, log: false, disk: false };
-const VOLUME: Setup = Setup { hosts: 2, backups: 1, volumes: 1, log: false, disk: false };
+const PAIR: Setup = Setup { hosts: 2, backups: 1, volumes: 0, log: false, disk: false, watchdog: None };
+const STAR: Setup = Setup { hosts: 3, backups: 2, volumes: 0, log: false, disk: false, watchdog: None };
+const VOLUME: Setup = Setup { hosts: 2, backups: 1, volumes: 1, log: false, disk: false, watchdog: None };
 const DISK: Setup = Setup { disk: true, ..VOLUME };
-const LOGGED: Setup = Setup { hosts: 2, backups: 1, volumes: 0, log: true, disk: false };
+const LOGGED: Setup = Setup { hosts: 2, backups: 1, volumes: 0, log: true, disk: false, watchdog: None };
 
 /// Keepers die, hosts stand still, ways are cut.
 const HOSTS: &[u8] = &[0, 4, 8, 9, 11, 12, 13, 15, 16, 18, 27];
