@@ -174,6 +174,16 @@ fn each_breach_is_named() {
         ]),
         Err(StreamError::WrongTerm { .. })
     ));
+    let ahead = |by| Record::Begin { pass: checkpoint(3), term: Term(TERM.0 + by) };
+    assert!(matches!(after(&[ahead(1 << 16)]), Ok(Fed::More)));
+    for term in [TERM.0 + (1 << 16) + 1, u64::MAX] {
+        assert!(matches!(
+            after(&[Record::Begin { pass: checkpoint(3), term: Term(term) }]),
+            Err(StreamError::WrongTerm { .. })
+        ));
+        let bound = Record::Bound { session: SESSION, term: Term(term) };
+        assert!(matches!(after(&[bound]), Err(StreamError::WrongTerm { .. })));
+    }
     let end = Record::End { pass: checkpoint(3), totals: Totals::default() };
     assert!(matches!(after(std::slice::from_ref(&end)), Err(StreamError::Unexpected { .. })));
     let begun = begin(PassKind::Checkpoint, 3);

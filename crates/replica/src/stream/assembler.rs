@@ -134,6 +134,8 @@ pub struct CheckpointAssembler {
     layout: Layout,
     lanes: u8,
     term: Term,
+    /// How far a term may be ahead of the last; none: as far as it likes.
+    most_ahead: Option<u64>,
     last_round: Epoch,
     last_whole: Epoch,
     /// What came before this stream.
@@ -147,6 +149,10 @@ pub struct CheckpointAssembler {
     /// Of the last whole checkpoint.
     held: Held,
 }
+
+/// See [`CheckpointAssembler::from_a_peer`]. A primary has a new term for each change of its backups and each doubt; between two checkpoints that is
+/// a handful.
+const MOST_AHEAD: u64 = 1 << 16;
 
 #[derive(Debug)]
 struct Open {
@@ -182,6 +188,7 @@ impl CheckpointAssembler {
             layout,
             lanes,
             term,
+            most_ahead: None,
             last_round: Epoch(0),
             last_whole: Epoch(0),
             before: Epoch(0),
@@ -200,6 +207,14 @@ impl CheckpointAssembler {
     pub fn after(mut self, epoch: Epoch) -> Self {
         self.last_whole = epoch;
         self.before = epoch;
+        self
+    }
+
+    /// The same for a stream from a living host, which tells of its terms as they come: one that is far ahead of the last is not believed. A backup
+    /// would take what the witness shows for old, and wait for a term that never comes.
+    #[must_use]
+    pub fn from_a_peer(mut self) -> Self {
+        self.most_ahead = Some(MOST_AHEAD);
         self
     }
 
@@ -330,7 +345,8 @@ impl CheckpointAssembler {
     }
 
     fn check_term(&mut self, term: Term) -> Result<(), StreamError> {
-        if term < self.term {
+        let is_ahead = self.most_ahead.is_some_and(|most| term.0.saturating_sub(self.term.0) > most);
+        if term < self.term || is_ahead {
             return Err(StreamError::WrongTerm { current: self.term, got: term });
         }
         self.term = term;

@@ -38,7 +38,7 @@ pub enum StreamError {
     /// A record of another replication session.
     #[error("record of session {got:016x} in session {expected:016x}")]
     WrongSession { expected: u64, got: u64 },
-    /// A record of a term that is over.
+    /// A record of a term that is over, or that cannot have come yet.
     #[error("record of term {got} after term {current}")]
     WrongTerm { current: Term, got: Term },
     /// A record of another epoch than the one that is due: replayed, lost or out of order.

@@ -196,7 +196,7 @@ pub struct Receiver {
 
 impl Receiver {
     pub fn new() -> Self {
-        Self { assembler: CheckpointAssembler::new(SESSION, TERM, layout(), 1), memory: Memory::new() }
+        Self { assembler: CheckpointAssembler::new(SESSION, TERM, layout(), 1).from_a_peer(), memory: Memory::new() }
     }
 
     /// Takes a stream until its end or its refusal.
