@@ -51,7 +51,8 @@ impl Core {
         let waited = self.retry.is_none_or(|(failed, pause)| now.since(failed) >= pause);
         if self.wants_peer() && !self.looking && waited {
             self.looking = true;
-            let but = self.protocol.sessions().iter().map(|s| s.backup.clone()).collect();
+            let mut but: Vec<_> = self.protocol.sessions().iter().map(|s| s.backup.clone()).collect();
+            but.extend(self.who_rests().cloned());
             let wish = BackupSearch { but, first: self.holders(), last: self.former.clone() };
             self.effect(Effect::Find(wish));
         }

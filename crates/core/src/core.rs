@@ -30,6 +30,7 @@ use crate::prepare::Preparing;
 use crate::refusal::{self, WitnessTrouble};
 use crate::replica::Replica;
 use crate::requests::Quitting;
+use crate::resting::Resting;
 use crate::rules::Rules;
 use crate::settings::Settings;
 use crate::snapshot::SnapshotSide;
@@ -88,6 +89,8 @@ pub struct Core {
     unborn: bool,
     /// When the last session failed before it protected, and how long to wait after that.
     pub(crate) retry: Option<(Monotonic, Duration)>,
+    /// Hosts that have held output up for nothing, and are not asked again for a while.
+    pub(crate) resting: Vec<Resting>,
     /// A peer that is connected and waits for its session to be opened.
     pub(crate) peer: Option<HostName>,
     pub(crate) log: LogSide,
@@ -179,6 +182,7 @@ impl Core {
             no_peer: None,
             unborn: false,
             retry: None,
+            resting: Vec::new(),
             peer: None,
             log: LogSide::new(now.monotonic),
             preparing: Preparing::default(),
@@ -349,10 +353,10 @@ impl Core {
         self.measure(Metric::Role { role, protection, term });
     }
 
-    /// Whether the guest has powered off, and what it did last is on the disks of all its hosts, or may go there.
+    /// Whether the guest has powered off, what it did last is on the disks of all its hosts, or may go there, and what it said last has left.
     pub(crate) fn is_off_and_done(&self) -> bool {
         let backups_have_it = || self.final_epoch.is_some_and(|last| last <= self.committed);
-        self.off && self.log_has_the_last() && (!self.holding || backups_have_it())
+        self.off && self.log_has_the_last() && (!self.holding || backups_have_it()) && self.has_let_go()
     }
 
     fn propose(&mut self, id: ProposalId, expected: Option<WitnessRecord>, new: WitnessRecord, again: bool) {
@@ -429,6 +433,7 @@ impl Core {
         self.asked_to_open = false;
         self.go_on_resumed();
         self.relaunch();
+        self.stop_when_off();
     }
 
     // ---- events ----
@@ -526,13 +531,16 @@ impl Core {
                     replica.sync = Some(progress);
                 }
             }
-            Event::CannotReplicate { target: Target::Snapshot, reason } => self.snapshot_failed(reason),
-            Event::CannotReplicate { target: Target::Log, reason } => {
+            // A former life's log and snapshot have the names of the present one's.
+            Event::CannotReplicate { generation, .. } | Event::BaseForgotten { generation, .. }
+                if !self.is_here(generation) => {}
+            Event::CannotReplicate { target: Target::Snapshot, reason, .. } => self.snapshot_failed(reason),
+            Event::CannotReplicate { target: Target::Log, reason, .. } => {
                 if let Some(id) = self.log.id {
                     self.log_failed(id, reason.into());
                 }
             }
-            Event::CannotReplicate { target: Target::Session(session), reason }
+            Event::CannotReplicate { target: Target::Session(session), reason, .. }
             | Event::SessionEnded { session, reason } => self.lose_session(session, reason),
             Event::FirstCheckpoint { generation, target, epoch, held } => {
                 self.first_checkpoint(generation, target, epoch, held);
@@ -549,7 +557,10 @@ impl Core {
             }
             Event::NoPeer { reason } => {
                 self.looking = false;
-                self.no_peer = Some(reason);
+                self.no_peer = Some(match self.why_some_rest() {
+                    Some(rests) => format!("{rests}; {reason}"),
+                    None => reason,
+                });
             }
             Event::PeerConnected { peer } => {
                 self.looking = false;
@@ -564,9 +575,9 @@ impl Core {
             }
             Event::Offer { offer, hello } => self.offer(offer, &hello),
             Event::RefusedPeer { peer, reason } => self.event(EventKind::Refused { peer, reason }),
-            Event::BaseForgotten { target: Target::Session(session) } => self.base_forgotten(session),
+            Event::BaseForgotten { target: Target::Session(session), .. } => self.base_forgotten(session),
             // Neither holds anything before it is copied to.
-            Event::BaseForgotten { target: Target::Log | Target::Snapshot } => {}
+            Event::BaseForgotten { target: Target::Log | Target::Snapshot, .. } => {}
             Event::Base { session, epoch, changes } => self.base(session, epoch, &changes),
             Event::ConfiguredOtherwise { session, differences } => self.configured_otherwise(session, differences),
             Event::SessionReady { session } => self.session_ready(session),
@@ -697,8 +708,9 @@ impl Core {
                 self.effect(Effect::LetGo(held));
             }
             Target::Session(session) => {
+                let now = self.now.monotonic;
                 if let Some(replica) = self.replica(session) {
-                    replica.first = Some(epoch);
+                    (replica.first, replica.waited_for) = (Some(epoch), Some(now));
                     self.input(Input::FirstCheckpoint { session, epoch });
                     self.effect(Effect::LetGo(held));
                 }
@@ -740,15 +752,11 @@ impl Core {
                 self.committed = epoch;
                 self.commit_disks();
                 self.measure_committed();
-                // What a guest did last before it powered off is on the disks of all its hosts.
-                self.stop_due |= self.is_off_and_done();
             }
             Action::OpenGate => {
                 self.holding = false;
                 self.let_volumes();
                 self.open_gate();
-                // Or on those of this host alone: the witness has said that it may end without the others.
-                self.stop_due |= self.is_off_and_done();
             }
             Action::GoOn => {
                 if !self.off {

@@ -339,7 +339,7 @@ pub enum SessionOrder {
         peer: HostName,
         hello: Box<Hello>,
     },
-    /// Makes the backup's volumes equal: ends with `VolumesSynced`, or `CannotReplicate`.
+    /// Makes the backup's volumes equal: ends with `VolumesSynced`, or `SessionEnded`.
     Sync {
         known: Option<Known>,
     },

@@ -149,11 +149,13 @@ pub enum Event {
     },
     /// The VM cannot be copied to this target any more.
     CannotReplicate {
+        generation: u64,
         target: Target,
         reason: String,
     },
     /// It is not remembered what was written since the checkpoint that this target holds.
     BaseForgotten {
+        generation: u64,
         target: Target,
     },
     /// The volumes are copied but for what the guest has written lately. `rounds` sync rounds were sent.

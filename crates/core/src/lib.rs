@@ -42,6 +42,7 @@ mod primary;
 mod refusal;
 mod replica;
 mod requests;
+mod resting;
 mod rules;
 pub mod settings;
 mod snapshot;

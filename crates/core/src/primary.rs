@@ -109,6 +109,8 @@ impl Core {
     pub(crate) fn bound(&mut self, session: Term, term: Term, first: bool) {
         if first {
             self.retry = None;
+            let bound = self.replica(session).map(|r| r.backup.clone());
+            self.resting.retain(|r| Some(&r.host) != bound.as_ref());
         }
         if self.replica(session).is_none() {
             return;
@@ -136,6 +138,7 @@ impl Core {
         self.begins_to_stand(standing);
         self.reign = Reign { term: self.protocol.term(), generation: self.generation };
         self.retry = None;
+        self.resting.clear();
         // Its checkpoints count from 1. But a VM that is launched anew while output of its former life is held counts on, from well
         // behind that: what waits for its epochs must not be taken for older, nor the former life's for newer.
         let counts_on = (self.holding || self.opening || self.log.images_wait.is_some()) && !continued;
@@ -224,7 +227,10 @@ impl Core {
             self.retry = Some((self.now.monotonic, pause));
         }
         let comes_back = self.goes_absent(session);
-        self.replicas.remove(at);
+        let replica = self.replicas.remove(at);
+        if close == Close::Cut {
+            self.rests(&replica);
+        }
         // A guest that a switchover has paused stays paused until the witness has spoken: see `Action::GoOn`.
         self.command(VmOrder::RemoveTarget { target: Target::Session(session), comes_back });
         self.set_pace();

@@ -43,6 +43,8 @@ pub(crate) struct Replica {
     pub(crate) volume_bytes: u64,
     /// Its first checkpoint.
     pub(crate) first: Option<Epoch>,
+    /// Since when output waits for it.
+    pub(crate) waited_for: Option<Monotonic>,
     /// When it had loaded that once, to try it.
     pub(crate) tried: Option<Monotonic>,
     /// The newest checkpoint that it has acknowledged.
@@ -68,6 +70,7 @@ impl Replica {
             sync: None,
             volume_bytes: 0,
             first: None,
+            waited_for: None,
             tried: None,
             acked: None,
             unacked: Vec::new(),

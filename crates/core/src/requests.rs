@@ -69,6 +69,8 @@ impl Core {
                 self.health_request(request, seen.unusable)
             }
             Request::Protect => {
+                // A person may have mended what was wrong with a host.
+                self.resting.clear();
                 self.want(Protection::FaultTolerant);
                 self.reply(id, Ok(Answer::Done));
                 // It may be protected already.

@@ -31,11 +31,13 @@ pub(crate) struct StallSide {
     again: bool,
     /// An announcement goes with what is being released.
     announces: bool,
+    /// So many releases have been ordered of which it is not known what came.
+    releasing: u32,
 }
 
 impl StallSide {
     pub(crate) fn new(now: Boottime) -> Self {
-        Self { awake: now, thawed: now, doubted: now, kept: false, again: false, announces: false }
+        Self { awake: now, thawed: now, doubted: now, kept: false, again: false, announces: false, releasing: 0 }
     }
 
     /// It was seen not to stand still at this time.
@@ -117,18 +119,30 @@ impl Core {
         let (awake, oldest) = (self.stall.awake, self.oldest());
         let announce = std::mem::take(&mut self.announce);
         self.guest_io(GuestIoOrder::Release { epoch, awake, oldest, announce });
-        self.stall.announces = announce;
+        // A second release before the first is answered takes nothing from that.
+        self.stall.announces |= announce;
+        self.stall.releasing += 1;
+    }
+
+    /// Whether all has left that may leave. What may not yet, because a backup has not got it, does not count.
+    pub(crate) fn has_let_go(&self) -> bool {
+        match self.holding {
+            true => self.stall.releasing == 0 && !self.stall.kept,
+            false => !self.opening,
+        }
     }
 
     /// What came of it. A long release is work, not a freeze. One that ended in a freeze leaves it to be found by the next tick.
     pub(crate) fn released(&mut self, kept: bool, announced: bool, looked: Boottime) {
         self.stall.kept = kept;
         self.announce |= std::mem::take(&mut self.stall.announces) && !announced;
+        self.stall.releasing = self.stall.releasing.saturating_sub(1);
         self.stall.looked(looked);
         let again = std::mem::take(&mut self.stall.again);
         if again && kept && self.now.boottime.since(self.stall.awake) < self.settings.vm.policy.timing.look_limit() {
             self.doubt();
         }
+        self.stop_when_off();
     }
 
     /// What was kept in the middle of a release leaves when there is no doubt any more.

@@ -16,6 +16,7 @@ use ninefold_model::spec::VmSpec;
 use ninefold_model::status::{LogState, ProtectionState, Role};
 use ninefold_model::{Backup, Epoch, HostName, Record, Term};
 use ninefold_replica::protocol::{LogRole, LogStanding, Outcome, ProposalId};
+use ninefold_replica::target::Target;
 use world::{AtWin, Gate, World, spec, with_volumes};
 
 const A: usize = 0;
@@ -677,4 +678,124 @@ fn a_vm_is_lost_when_its_backup_is_released_after_its_qemu_has_died() {
         world.pass(SECOND);
     }
     place(&world, A, from, |e| matches!(e, Effect::Recovery { order: RecoveryOrder::Look, .. }));
+}
+
+/// What a guest said last before it powered itself off leaves before its VM ends: when what that tells of is on the disks.
+#[test]
+fn a_guest_that_powers_off_is_heard_out() {
+    // Its backup is lost, and what it owed to that is owed to its own disks.
+    let mut world = protected_as(&on_disk());
+    world.owes = true;
+    world.kill(B);
+    world.pass(SECOND);
+    assert_ne!(world.hosts[A].gate, Gate::Open);
+    let generation = world.hosts[A].runs.unwrap();
+    world.tell(A, Event::VmShutdown { generation });
+    world.pass(SECOND);
+    assert!(!told(&world, A, |e| matches!(e, EventKind::Stopped { .. })));
+    assert_eq!(world.hosts[A].gate, Gate::Held, "what is held is dropped");
+    let from = world.hosts[A].effects.len();
+    world.owes = false;
+    world.pass(SECOND);
+    assert!(told(&world, A, |e| matches!(e, EventKind::Stopped { .. })));
+    let opens = place(&world, A, from, |e| matches!(e, Effect::GuestIo(GuestIoOrder::TryOpen { .. })));
+    place(&world, A, opens, |e| matches!(e, Effect::GuestIo(GuestIoOrder::Mute)));
+    // The host could not tell whose the VM is, and has kept it.
+    let mut world = booted(&non_volatile(), 1);
+    world.pass(SECOND);
+    world.keeps = true;
+    let (generation, epoch) = (world.hosts[A].runs.unwrap(), world.hosts[A].released);
+    world.tell(A, Event::VmShutdown { generation });
+    world.tell(A, Event::FinalTaken { generation, epoch });
+    world.pass(SECOND);
+    assert!(!told(&world, A, |e| matches!(e, EventKind::Stopped { .. })));
+    world.keeps = false;
+    world.pass(SECOND);
+    assert!(told(&world, A, |e| matches!(e, EventKind::Stopped { .. })));
+    assert!(world.hosts[A].released > epoch);
+}
+
+/// A new primary announces its place with what it releases. What could not be announced is announced with the next release, also when that was
+/// ordered before this was known.
+#[test]
+fn an_announcement_that_is_due_outlives_two_releases_at_once() {
+    let mut world = booted(&plain(), 3);
+    world.pass(SECOND);
+    world.kill(A);
+    world.pass(Duration::from_millis(1200));
+    assert_eq!(world.status(B).protection, Some(ProtectionState::Protected));
+    let session = world.hosts[B].sessions[0];
+    let held = world.hosts[B].released;
+    // The next announcement comes due while the host stands still.
+    world.hosts[B].cut_from_witness = true;
+    world.pass_without(B, SECOND);
+    world.keeps_announcements = true;
+    world.tell(B, Event::Tick(Observed { uplink: true, ..Observed::default() }));
+    world.tell(B, Event::Acked { session, epoch: Epoch(held.0 + 1), sent: None });
+    world.settle();
+    assert_eq!(world.hosts[B].released, held, "it is in doubt");
+    let from = world.hosts[B].effects.len();
+    world.now = world.now.later(Duration::from_millis(1));
+    world.tell(B, Event::Acked { session, epoch: Epoch(held.0 + 2), sent: Some(world.now.boottime) });
+    world.settle();
+    let announces = |world: &World, from: usize| {
+        let release = |e: &Effect| match e {
+            Effect::GuestIo(GuestIoOrder::Release { announce, .. }) => Some(*announce),
+            _ => None,
+        };
+        world.hosts[B].effects[from..].iter().filter_map(release).collect::<Vec<_>>()
+    };
+    assert_eq!(announces(&world, from), [true, false], "it goes on, with both");
+    let from = world.hosts[B].effects.len();
+    world.tell(B, Event::Acked { session, epoch: Epoch(held.0 + 3), sent: Some(world.now.boottime) });
+    world.settle();
+    assert_eq!(announces(&world, from), [true]);
+}
+
+/// A backup whose first checkpoint cannot be loaded holds output up for half a minute each time: it is not asked again for twice as long, then four
+/// times, but by a person. Other hosts are.
+#[test]
+fn a_backup_that_held_output_up_for_nothing_is_left_alone_for_longer() {
+    let opened = |world: &World| {
+        let opens = |e: &&Effect| matches!(e, Effect::Session { order: SessionOrder::Open { .. }, .. });
+        world.hosts[A].effects.iter().filter(opens).count()
+    };
+    let mut world = booted(&plain(), 2);
+    world.loads = true;
+    world.pass(SECOND * 33);
+    assert_eq!((opened(&world), world.hosts[A].gate), (1, Gate::Open));
+    world.pass(SECOND * 55);
+    assert_eq!(opened(&world), 1);
+    let why = world.status(A).no_backup.unwrap();
+    assert!(why.contains("b: it held output up for 30 s and failed"), "{why}");
+    world.pass(SECOND * 36);
+    assert_eq!((opened(&world), world.hosts[A].gate), (2, Gate::Open));
+    world.pass(SECOND * 110);
+    assert_eq!((opened(&world), world.hosts[A].gate), (2, Gate::Open));
+    world.loads = false;
+    world.begin(A, Request::Protect);
+    world.pass(SECOND);
+    assert_eq!(world.status(A).protection, Some(ProtectionState::Protected));
+    // Another host is asked at once.
+    let mut world = booted(&plain(), 3);
+    world.loads = true;
+    world.pass(SECOND * 32);
+    world.loads = false;
+    world.pass(SECOND);
+    assert_eq!(world.status(A).backups.first().map(|b| b.host.to_string()), Some("c".into()));
+}
+
+/// What a VM that was lost says late is not taken for the present one's word.
+#[test]
+fn a_late_word_about_a_former_log_is_ignored() {
+    let mut world = booted(&non_volatile(), 1);
+    world.pass(SECOND);
+    let generation = world.hosts[A].runs.unwrap();
+    let fails = |generation| Event::CannotReplicate { generation, target: Target::Log, reason: "late".into() };
+    world.tell(A, fails(generation - 1));
+    world.settle();
+    assert_eq!(world.status(A).log.map(|log| log.state), Some(LogState::On));
+    world.tell(A, fails(generation));
+    world.settle();
+    assert_ne!(world.status(A).log.map(|log| log.state), Some(LogState::On));
 }

@@ -128,12 +128,14 @@ pub enum Msg {
     },
     /// It cannot be copied to any more (the VM cannot be followed, memory cannot be read).
     CannotReplicate {
+        generation: u64,
         target: Target,
         reason: String,
     },
 
     /// It is not remembered what was written since the checkpoint that it holds.
     BaseForgotten {
+        generation: u64,
         target: Target,
     },
 

@@ -40,7 +40,7 @@ fn core(inbox: Receiver<Msg>) {
     for msg in inbox {
         match msg {
             Msg::FirstCheckpoint { held, .. } => held.send(()).unwrap(),
-            Msg::CannotReplicate { target, reason } => panic!("{target}: {reason}"),
+            Msg::CannotReplicate { target, reason, .. } => panic!("{target}: {reason}"),
             Msg::VmLost { reason, .. } => panic!("{reason}"),
             _ => {}
         }

@@ -46,7 +46,7 @@ fn core(inbox: Receiver<Msg>, news: Sender<SnapshotEvent>) {
             Msg::FirstCheckpoint { held, .. } => held.send(()).unwrap(),
             Msg::Snapshot { news: SnapshotEvent::Progress(_), .. } => {}
             Msg::Snapshot { news: heard, .. } => news.send(heard).unwrap(),
-            Msg::CannotReplicate { target, reason } => panic!("{target}: {reason}"),
+            Msg::CannotReplicate { target, reason, .. } => panic!("{target}: {reason}"),
             Msg::VmLost { reason, .. } => panic!("{reason}"),
             _ => {}
         }

@@ -55,7 +55,7 @@ fn told<T>(inbox: &Receiver<Msg>, wanted: impl Fn(&Msg) -> Option<T>) -> T {
         }
         match msg {
             Msg::FirstCheckpoint { held, .. } => held.send(()).unwrap(),
-            Msg::CannotReplicate { target, reason } => panic!("{target}: {reason}"),
+            Msg::CannotReplicate { target, reason, .. } => panic!("{target}: {reason}"),
             Msg::VmLost { reason, .. } => panic!("{reason}"),
             _ => {}
         }

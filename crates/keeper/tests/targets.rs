@@ -220,8 +220,8 @@ fn core(inbox: Receiver<Msg>, seen: Sender<Epoch>, refused: Sender<u64>) {
         match msg {
             Msg::FirstCheckpoint { held, .. } => held.send(()).unwrap(),
             Msg::FinalTaken { generation: GENERATION, epoch } => seen.send(epoch).unwrap(),
-            Msg::BaseForgotten { target: Target::Session(Term(TOO_LATE)) } => refused.send(TOO_LATE).unwrap(),
-            Msg::CannotReplicate { target, reason } => panic!("{target}: {reason}"),
+            Msg::BaseForgotten { target: Target::Session(Term(TOO_LATE)), .. } => refused.send(TOO_LATE).unwrap(),
+            Msg::CannotReplicate { target, reason, .. } => panic!("{target}: {reason}"),
             Msg::VmLost { reason, .. } => panic!("{reason}"),
             _ => {}
         }

@@ -285,7 +285,7 @@ impl World {
         } else {
             vm.target_states.retain(|s| s.target != target);
             let reason = "output is not held in time".into();
-            self.tell_later(host, 1, Event::CannotReplicate { target, reason });
+            self.tell_later(host, 1, Event::CannotReplicate { generation, target, reason });
         }
         // Nothing of what has been ordered meanwhile comes in between.
         self.checkpoint(host, generation);

@@ -104,6 +104,12 @@ pub struct World {
     pub launch_hangs: bool,
     /// A backup loads its first checkpoint, to try it, and is not done: see [`World::has_loaded`].
     pub loads: bool,
+    /// What may leave stays in the middle of a release: the host cannot tell any more whose the VM is.
+    pub keeps: bool,
+    /// No announcement is made.
+    pub keeps_announcements: bool,
+    /// Something that output may tell of has still to be on this host's disks.
+    pub owes: bool,
     /// When a claim is won, and before its host hears more: what happens then.
     pub at_win: Option<AtWin>,
     /// Output does.
@@ -209,6 +215,9 @@ impl World {
             log_hangs: false,
             launch_hangs: false,
             loads: false,
+            keeps: false,
+            keeps_announcements: false,
+            owes: false,
             at_win: None,
             waits_for_log,
             last_request: 0,
@@ -583,8 +592,14 @@ impl World {
                 vec![Event::Looked(looked)]
             }
             GuestIoOrder::Release { epoch, announce, .. } => {
-                host.released = host.released.max(epoch);
-                vec![Event::Released { kept: false, announced: announce, looked }]
+                if !self.keeps {
+                    host.released = host.released.max(epoch);
+                }
+                let announced = announce && !self.keeps_announcements;
+                vec![Event::Released { kept: self.keeps, announced, looked }]
+            }
+            GuestIoOrder::Open { .. } | GuestIoOrder::TryOpen { .. } if self.owes => {
+                vec![Event::Gate { open: false, looked }]
             }
             GuestIoOrder::Open { .. } | GuestIoOrder::TryOpen { .. } => {
                 host.gate = Gate::Open;

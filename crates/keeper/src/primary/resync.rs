@@ -52,7 +52,7 @@ pub enum Differing {
     Known { blocks: Vec<PageRun>, written: ChangedBlocks },
 }
 
-/// Starts the copy in a thread of its own. It ends with [`Msg::VolumesSynced`] or [`Msg::CannotReplicate`], or silently
+/// Starts the copy in a thread of its own. It ends with [`Msg::VolumesSynced`] or [`Msg::SessionEnded`], or silently
 /// when the session's sender is gone.
 ///
 /// # Errors
@@ -70,7 +70,7 @@ pub fn start(
         let rest = ChangedBlocks::written(Arc::clone(&disks));
         let outcome = disks.working().and_then(|()| copy(session, &disks, &rest, &jobs, &differing, &core));
         if let Err(reason) = outcome {
-            let _ = core.send(Msg::CannotReplicate { target: Target::Session(session), reason });
+            let _ = core.send(Msg::SessionEnded { session, reason });
         }
     };
     thread::Builder::new().name("resync".into()).spawn(run).map(drop).map_err(KeeperError::Thread)

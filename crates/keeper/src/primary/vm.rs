@@ -330,9 +330,10 @@ impl Vm {
                 match added {
                     Ok(true) => {}
                     // It must not be taken for an empty one: what it holds is not zero.
-                    Ok(false) => drop(self.core.send(Msg::BaseForgotten { target: name })),
+                    Ok(false) => drop(self.core.send(Msg::BaseForgotten { generation: self.generation, target: name })),
                     Err(error) => {
-                        let _ = self.core.send(Msg::CannotReplicate { target: name, reason: report(&error) });
+                        let (generation, reason) = (self.generation, report(&error));
+                        let _ = self.core.send(Msg::CannotReplicate { generation, target: name, reason });
                     }
                 }
             }
@@ -569,8 +570,10 @@ impl Vm {
     fn begin_anew(&mut self) {
         self.stance.forget_taken();
         if let Some(target_states) = self.target_states.take() {
-            let core = &self.core;
-            target_states.end(&mut |target| drop(core.send(Msg::CannotReplicate { target, reason: WOKE.into() })));
+            let (core, generation) = (&self.core, self.generation);
+            target_states.end(&mut |target| {
+                let _ = core.send(Msg::CannotReplicate { generation, target, reason: WOKE.into() });
+            });
         }
         self.disks.go_through_if_alone();
     }
@@ -625,14 +628,14 @@ impl Vm {
     /// Goes on with the initial copies.
     fn copy(&mut self) -> Result<Copied, String> {
         let Some(target_states) = &mut self.target_states else { return Ok(Copied::NoRoom) };
-        let core = &self.core;
+        let (core, generation) = (&self.core, self.generation);
         let copied = target_states.copy(
             self.machine.memory(),
             &mut |target, progress| {
                 let _ = core.send(Msg::SyncProgress { target, progress });
             },
             &mut |target, reason| {
-                let _ = core.send(Msg::CannotReplicate { target, reason });
+                let _ = core.send(Msg::CannotReplicate { generation, target, reason });
             },
         );
         self.drop_if_empty();
@@ -676,7 +679,7 @@ impl Vm {
                 let held = answer.recv_timeout(HOLD_LIMIT).is_ok();
                 if !held {
                     let reason = "output is not held in time".into();
-                    let _ = core.send(Msg::CannotReplicate { target, reason });
+                    let _ = core.send(Msg::CannotReplicate { generation, target, reason });
                 }
                 held
             });
@@ -768,10 +771,10 @@ impl Vm {
         if nobody {
             target_states.give_to_nobody(capture);
         } else {
-            let core = &self.core;
+            let (core, generation) = (&self.core, self.generation);
             // Output stays held until the core has decided.
             target_states.give(capture, joins, self.machine.memory(), &mut |target, reason| {
-                let _ = core.send(Msg::CannotReplicate { target, reason });
+                let _ = core.send(Msg::CannotReplicate { generation, target, reason });
             });
         }
         self.drop_if_empty();

@@ -72,7 +72,11 @@ fn run(config: &KeeperConfig, security: &Security, asked: &Receiver<BackupSearch
         quick = if found || first.is_empty() { QUICK } else { (quick * 2).min(PATIENCE) };
         if !found {
             thread::sleep(if first.is_empty() { PAUSE } else { QUICK_PAUSE });
-            let reason = if failed.is_empty() { "no other host is configured".into() } else { failed.join("; ") };
+            let reason = match failed.is_empty() {
+                true if config.vm.policy.peers.is_empty() => "no other host is configured".into(),
+                true => "no further host is to be asked".into(),
+                false => failed.join("; "),
+            };
             let _ = core.send(Msg::NoPeer { reason });
         }
     }

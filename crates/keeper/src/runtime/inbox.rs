@@ -58,8 +58,10 @@ impl Runtime {
                 Event::FirstCheckpoint { generation, target, epoch, held: self.waits(held) }
             }
             Msg::FinalTaken { generation, epoch } => Event::FinalTaken { generation, epoch },
-            Msg::CannotReplicate { target, reason } => Event::CannotReplicate { target, reason },
-            Msg::BaseForgotten { target } => Event::BaseForgotten { target },
+            Msg::CannotReplicate { generation, target, reason } => {
+                Event::CannotReplicate { generation, target, reason }
+            }
+            Msg::BaseForgotten { generation, target } => Event::BaseForgotten { generation, target },
             Msg::VolumesSynced { session, rounds, bytes, rest } => {
                 self.sessions.get_mut(&session)?.rest = Some(rest);
                 Event::VolumesSynced { session, rounds, bytes }

@@ -6,7 +6,6 @@ use ninefold_core::effect::{Close, Known, SessionOrder};
 use ninefold_core::event::Event;
 use ninefold_model::{HostName, Term};
 use ninefold_replica::stream::Hello;
-use ninefold_replica::target::Target;
 
 use super::Runtime;
 use crate::error::report;
@@ -79,7 +78,7 @@ impl Runtime {
         let differing = written.unwrap_or(Differing::Compared(comparison));
         let (disks, core) = (Arc::clone(&self.parts.disks), self.parts.core.clone());
         if let Err(error) = resync::start(session, disks, jobs, differing, core) {
-            self.answer(Event::CannotReplicate { target: Target::Session(session), reason: report(&error) });
+            self.answer(Event::SessionEnded { session, reason: report(&error) });
         }
     }
 }
