@@ -65,7 +65,7 @@ pub fn all_but(name: &str) -> Option<Rules> {
         win_before_resuming claim_own_session ack_in_order no_ack_while_claiming ask_when_in_doubt
         one_session_a_term say_when_unprotected wait_for_log only_allowed_logs invalidate_a_lost_log
         end_only_for_another prepare_before_asking claim_from_what_was give_back_before_running
-        give_back_to_the_bound;
+        give_back_to_the_bound wait_for_what_was_asked;
         refuse_for_who_lives leave_a_failing_disk refuse_mixtures refuse_what_is_behind remember_the_last_acknowledged;
         acknowledge_from_disk note_what_was_lost open_when_durable note_what_is_whole compare_after_a_keeper)
 }

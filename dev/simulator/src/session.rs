@@ -6,7 +6,6 @@ use ninefold_core::effect::{Close, SessionOrder, Word};
 use ninefold_core::event::Event;
 use ninefold_core::time::Boottime;
 use ninefold_model::Term;
-use ninefold_replica::target::Target;
 
 use crate::guest::BLOCKS;
 use crate::keeper::Session;
@@ -46,8 +45,8 @@ impl World {
             (SessionOrder::Sync { known }, Some(connection)) => {
                 let takes = self.rng.u64(2 * MS..120 * MS);
                 if let Some(failure) = self.keeper(host).applier.failure.clone() {
-                    let (target, reason) = (Target::Session(name), failure.reason);
-                    return self.tell_later(host, 1, Event::CannotReplicate { target, reason });
+                    let reason = failure.reason;
+                    return self.tell_later(host, 1, Event::SessionEnded { session: name, reason });
                 }
                 if let Some(session) = self.keeper(host).sessions.get_mut(&name) {
                     session.since = Some(BTreeSet::new());

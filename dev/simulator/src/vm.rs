@@ -359,7 +359,7 @@ impl World {
             vm.target_states.retain(|s| s.target != target);
             let little = held.is_some();
             let Some(stale) = held.map_or_else(|| Some((0..PAGES).collect()), |held| vm.stale(&held)) else {
-                return self.tell_later(host, 1, Event::BaseForgotten { target });
+                return self.tell_later(host, 1, Event::BaseForgotten { generation, target });
             };
             let before = NONE;
             let stage = if little { Stage::Ready } else { Stage::Copying };

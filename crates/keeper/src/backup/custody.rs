@@ -166,6 +166,11 @@ impl Kept {
         Some(Self { note: Note::parse(&bytes)?, memory: memory.into() })
     }
 
+    #[cfg(test)]
+    pub(crate) fn of(note: Note, memory: OwnedFd) -> Self {
+        Self { note, memory }
+    }
+
     /// The memory, if it has this size.
     ///
     /// # Errors

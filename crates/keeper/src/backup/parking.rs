@@ -58,6 +58,18 @@ pub struct Built {
     pub boot: Boot,
 }
 
+/// What is taken out because another VM's QEMU comes here. Dropped, it ends: a QEMU takes its time for that, and memory a time in proportion.
+pub struct Former {
+    _parked: Option<Box<Parked>>,
+    _kept: Option<Kept>,
+}
+
+impl Former {
+    fn is_nothing(&self) -> bool {
+        self._parked.is_none() && self._kept.is_none()
+    }
+}
+
 /// Room for one.
 #[derive(Default)]
 pub struct Parking {
@@ -78,6 +90,26 @@ struct Slot {
     parked: Option<(Instant, Box<Parked>)>,
     /// What an earlier keeper has left, since this one has begun.
     kept: Option<(Instant, Kept)>,
+}
+
+impl Slot {
+    /// Takes out what is due, by when it came.
+    fn take_if(&mut self, is_due: impl Fn(Instant) -> bool) -> Former {
+        Former {
+            _parked: self.parked.take_if(|(since, _)| is_due(*since)).map(|(_, parked)| parked),
+            _kept: self.kept.take_if(|(since, _)| is_due(*since)).map(|(_, kept)| kept),
+        }
+    }
+}
+
+/// The core waits neither for a QEMU nor for memory to be given back.
+fn end(former: Former) {
+    if former.is_nothing() {
+        return;
+    }
+    if let Err(error) = thread::Builder::new().name("unpark".into()).spawn(move || drop(former)) {
+        tracing::error!(%error, "a parked standby was ended by the core itself");
+    }
 }
 
 impl Parking {
@@ -119,42 +151,22 @@ impl Parking {
         Some((place, slot.parked.take().map(|(_, parked)| parked)))
     }
 
-    /// Takes out what is parked. What a session that has begun would still park is of no use either.
-    pub fn take(&self) -> Option<Box<Parked>> {
+    /// Takes out what is parked, and what an earlier keeper has left. What a session that has begun would still park is of no use either.
+    pub fn take(&self) -> Former {
         let mut slot = self.slot();
         slot.void = slot.session;
-        slot.kept = None;
-        slot.parked.take().map(|(_, parked)| parked)
+        slot.take_if(|_| true)
     }
 
-    /// Ends what is parked, in a thread of its own: a QEMU may take its time.
+    /// Ends all of that, in a thread of its own.
     pub fn clear(&self) {
-        let mut slot = self.slot();
-        slot.void = slot.session;
-        slot.kept = None;
-        drop(slot);
-        self.end_if(|_| true);
+        end(self.take());
     }
 
     /// Ends what has waited for too long.
     pub fn expire(&self) {
-        self.end_if(|since| since.elapsed() > KEEP);
-    }
-
-    fn end_if(&self, is_due: impl FnOnce(Instant) -> bool) {
-        let mut slot = self.slot();
-        if slot.kept.as_ref().is_some_and(|(since, _)| since.elapsed() > KEEP) {
-            slot.kept = None;
-        }
-        if slot.parked.as_ref().is_some_and(|(since, _)| is_due(*since))
-            && let Some((_, parked)) = slot.parked.take()
-        {
-            drop(slot);
-            let ended = thread::Builder::new().name("unpark".into()).spawn(move || drop(parked));
-            if let Err(error) = ended {
-                tracing::error!(%error, "a parked standby was ended by the core itself");
-            }
-        }
+        let former = self.slot().take_if(|since| since.elapsed() > KEEP);
+        end(former);
     }
 }
 
@@ -167,9 +179,10 @@ pub struct Place {
 impl Place {
     /// Leaves a standby for the next session.
     pub fn park(self, parked: Parked) {
+        let parked = Box::new(parked);
         let mut slot = self.parking.slot();
         if slot.session == self.session && slot.void < self.session {
-            slot.parked = Some((Instant::now(), Box::new(parked)));
+            slot.parked = Some((Instant::now(), parked));
         }
     }
 }
@@ -186,9 +199,38 @@ impl Drop for Place {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
     use std::sync::mpsc::channel;
 
+    use ninefold_replica::stream::Reign;
+
     use super::*;
+    use crate::backup::custody::Note;
+
+    /// Memory that an earlier keeper has left is given back by whoever waits for that, or by nobody whom others wait for.
+    #[test]
+    fn what_was_left_is_not_given_back_by_who_takes_it_out() {
+        let note = Note { reign: Reign { term: Term(4), generation: 2 }, epoch: Epoch(77) };
+        let left = || {
+            let (mut given_back, memory) = std::io::pipe().unwrap();
+            rustix::io::ioctl_fionbio(&given_back, true).unwrap();
+            let parking = Parking::with(Some(Kept::of(note, memory.into())));
+            let is_given_back = move || given_back.read(&mut [0]).is_ok();
+            (parking, is_given_back)
+        };
+        let (parking, mut is_given_back) = left();
+        let former = parking.take();
+        assert!(!is_given_back() && parking.take_kept().is_none());
+        drop(former);
+        assert!(is_given_back());
+        let (parking, mut is_given_back) = left();
+        parking.expire();
+        assert!(!is_given_back(), "it has not waited for too long");
+        parking.clear();
+        while !is_given_back() {
+            thread::yield_now();
+        }
+    }
 
     #[test]
     fn a_session_waits_for_the_former_and_not_for_a_newer() {

@@ -225,8 +225,8 @@ impl Standby {
             return Err(reason);
         }
         let mut health = hello.health.clone();
-        let images = Arc::clone(&self.images);
-        let keep = Box::new(move |health: &Health| keep(&images, health));
+        let (images, turn) = (Arc::clone(&self.images), self.images.begin_turn());
+        let keep = Box::new(move |health: &Health| keep(&images, turn, health));
         let acknowledger = Acknowledger::start(session, Arc::clone(&self.disks), keep, self.core.clone())?;
         acknowledger.keep(health.clone());
         if let Err(error) = Generation::of(&self.config).follow(generation(hello)) {
@@ -265,7 +265,7 @@ impl Standby {
         let memory = Arc::clone(machine.memory());
         let mut sink = Sink { memory, disks: Arc::clone(&self.disks), session, log: log.clone(), touched: false };
         let mut history = None;
-        let mut assembler = CheckpointAssembler::new(session.0, session, standby.layout.clone(), 1);
+        let mut assembler = CheckpointAssembler::new(session.0, session, standby.layout.clone(), 1).from_a_peer();
         let (mut relinquished, mut parted, mut first) = (false, false, true);
         // When the checkpoint that is coming, and the last whole one, began to come: their guest stood still before that.
         let (mut coming, mut stopped) = (None, None);
@@ -508,8 +508,8 @@ impl Standby {
 }
 
 /// Writes down which image is committed. A host that cannot is a backup all the same: taking over needs no record.
-fn keep(images: &Images, health: &Health) {
-    if let Err(error) = images.keep(health.committed.as_ref()) {
+fn keep(images: &Images, turn: u64, health: &Health) {
+    if let Err(error) = images.keep_in(turn, health.committed.as_ref()) {
         tracing::error!(error = %report(&error), "this host would boot another image than the committed one");
     }
 }

@@ -20,7 +20,7 @@ use ninefold_replica::protocol::{LogRole, LogStanding};
 use ninefold_snapshot::log::{Back, PlayVolume};
 
 use crate::backup::loaded::{Loaded, Wanted, wanted};
-use crate::backup::parking::Parked;
+use crate::backup::parking::Former;
 use crate::backup::standby;
 use crate::config::KeeperConfig;
 use crate::devices::disks::Disks;
@@ -64,7 +64,7 @@ pub fn load(
     config: Arc<KeeperConfig>,
     into: Place,
     record: Option<Record>,
-    former: Option<Box<Parked>>,
+    former: Former,
     core: Sender<Msg>,
 ) -> Result<(Wanted, Kept), KeeperError> {
     let (ours, is_wanted) = wanted();

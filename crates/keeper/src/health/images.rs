@@ -7,6 +7,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ninefold_model::VmId;
@@ -46,6 +47,8 @@ pub struct Images {
     committed: Mutex<(u64, Option<Boot>)>,
     /// Held by who replaces the record: a disk may be slow, and who asks does not wait for it.
     writes: Mutex<()>,
+    /// The newest turn: who writes in an older one is late.
+    turn: AtomicU64,
 }
 
 impl Images {
@@ -80,7 +83,14 @@ impl Images {
             }
             Some(f.committed)
         });
-        Ok(Self { path, vm, configured, committed: Mutex::new((0, committed)), writes: Mutex::new(()) })
+        Ok(Self {
+            path,
+            vm,
+            configured,
+            committed: Mutex::new((0, committed)),
+            writes: Mutex::new(()),
+            turn: AtomicU64::new(0),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, (u64, Option<Boot>)> {
@@ -103,13 +113,26 @@ impl Images {
         if record.0 == number { (number, None) } else { record.clone() }
     }
 
-    /// Replaces the record, durably. Does nothing when it says so already.
+    /// Begins a turn: whoever has begun one before says nothing more of the image, however long his disk has kept him.
+    pub fn begin_turn(&self) -> u64 {
+        self.turn.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    /// Replaces the record, durably, in a turn of its own. Does nothing when it says so already.
     ///
     /// # Errors
     /// It cannot be written; the former one stays.
     pub fn keep(&self, image: Option<&Boot>) -> Result<(), ImageError> {
+        self.keep_in(self.begin_turn(), image)
+    }
+
+    /// The same in a turn that was begun before; unless that is over.
+    ///
+    /// # Errors
+    /// As of [`Self::keep`].
+    pub fn keep_in(&self, turn: u64, image: Option<&Boot>) -> Result<(), ImageError> {
         let _writes = self.writes.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.committed().as_ref() == image {
+        if self.turn.load(Ordering::SeqCst) != turn || self.committed().as_ref() == image {
             return Ok(());
         }
         let failed = |what| move |source| ImageError::Io { what, path: self.path.clone(), source };
@@ -186,6 +209,20 @@ mod tests {
             assert!(error.to_string().contains("remove it"), "{error}");
             assert_eq!(fs::read_to_string(&path).unwrap(), bad);
         }
+    }
+
+    /// A session waits for a slow disk, and the next one has said more meanwhile; or this host has the VM by then.
+    #[test]
+    fn who_is_late_says_nothing_of_the_image() {
+        let dir = tempfile::tempdir().unwrap();
+        let images = Images::open(dir.path().join("vm.image.json"), VmId::random(1), image("/a")).unwrap();
+        let (former, session) = (images.begin_turn(), images.begin_turn());
+        images.keep_in(session, Some(&image("/b"))).unwrap();
+        images.keep_in(former, Some(&image("/c"))).unwrap();
+        assert_eq!(images.committed(), Some(image("/b")));
+        images.keep(Some(&image("/d"))).unwrap();
+        images.keep_in(session, None).unwrap();
+        assert_eq!(images.committed(), Some(image("/d")));
     }
 
     #[test]

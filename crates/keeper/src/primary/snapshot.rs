@@ -38,7 +38,7 @@ use ninefold_volume::PointInTime;
 
 use self::job::{Job, SnapshotTarget};
 use crate::backup::loaded::{Loaded, Wanted, wanted};
-use crate::backup::parking::Parked;
+use crate::backup::parking::Former;
 use crate::backup::standby;
 use crate::config::KeeperConfig;
 use crate::devices::disks::Disks;
@@ -309,7 +309,7 @@ pub fn load(
     clone: bool,
     config: Arc<KeeperConfig>,
     into: Place,
-    former: Option<Box<Parked>>,
+    former: Former,
     core: Sender<Msg>,
 ) -> Result<Wanted, KeeperError> {
     let (ours, is_wanted) = wanted();

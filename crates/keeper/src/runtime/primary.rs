@@ -88,14 +88,17 @@ impl Runtime {
     }
 }
 
-/// Writes what is said to the primary, until nothing more is.
+/// Writes what is said to the primary, until nothing more is. A word that cannot be written, or not in time, is lost, or half of it is: the
+/// connection ends with it, since what came after it would be taken for all that was said.
 fn speak(session: Term, mut writer: LinkWriter, handle: &LinkHandle, said: &Receiver<Word>) {
     priority::raise();
     let mut scratch = Vec::new();
     while let Ok(word) = said.recv() {
-        // An error shows as the end of the stream.
-        let _ =
-            write(session, &mut writer, &mut scratch, &word).map_err(io::Error::other).and_then(|()| writer.flush());
+        let written = write(session, &mut writer, &mut scratch, &word).map_err(io::Error::other);
+        if let Err(error) = written.and_then(|()| writer.flush()) {
+            tracing::warn!(%session, %error, "the primary takes nothing more");
+            break;
+        }
     }
     handle.shutdown();
 }
@@ -117,4 +120,48 @@ fn write(session: Term, writer: &mut LinkWriter, scratch: &mut Vec<u8>, word: &W
         Word::Refuse { reason } => Record::Refuse { code: RefuseCode::Busy, reason },
     };
     write_record(writer, scratch, &record).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::sync::mpsc::channel;
+    use std::time::Instant;
+
+    use ninefold_transport::{Listener, Security, connect};
+
+    use super::*;
+
+    /// Only so that a failure ends.
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    /// A primary that takes nothing for a while, and goes on then, would miss a word and hear those after it.
+    #[test]
+    fn a_word_that_is_not_written_in_time_ends_the_connection() {
+        let plain = |host: &str| Security::PlainText { host: host.parse().unwrap() };
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), plain("b")).unwrap();
+        let addr = listener.local_addr();
+        let accepting = thread::spawn(move || listener.accept().unwrap().handshake(LIMIT).unwrap());
+        let primary = connect(addr, &"b".parse().unwrap(), &plain("a"), LIMIT).unwrap();
+        let ours = accepting.join().unwrap();
+        let handle = ours.handle();
+        handle.set_write_timeout(Some(Duration::from_millis(20))).unwrap();
+        let (_reader, writer) = ours.split();
+        let (words, said) = sync_channel(WORDS);
+        let (ends, ended) = channel();
+        thread::spawn(move || {
+            speak(Term(5), writer, &handle, &said);
+            ends.send(()).unwrap();
+        });
+        // The kernel takes some; then a word waits until its time is over.
+        let long = || Word::Refuse { reason: "x".repeat(1000) };
+        let begun = Instant::now();
+        while words.send(long()).is_ok() {
+            assert!(begun.elapsed() < LIMIT, "the connection goes on without the words that were lost");
+        }
+        ended.recv_timeout(LIMIT).unwrap();
+        let (mut reader, _writer) = primary.split();
+        let mut sink = [0; 64 << 10];
+        while reader.read(&mut sink).is_ok_and(|read| read > 0) {}
+    }
 }
