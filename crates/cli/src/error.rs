@@ -179,7 +179,9 @@ impl Failure for CliError {
             Self::NotRunning { peer: Some(peer), role: Role::Backup, .. } => {
                 return Some(format!("it is the backup of {peer}: ask the keeper there"));
             }
-            Self::NotRunning { .. } => "`ninefold vm status` shows the roles; `ninefold vm start --host HOST` boots it",
+            Self::NotRunning { .. } => {
+                "`ninefold vm status` shows the roles; `ninefold vm start` boots it on the host that had it last, or says why not"
+            }
             Self::Agent { source: AgentError::Silent(_), .. } => {
                 "the guest has to run QEMU's agent (qemu-guest-agent); one that is busy may answer with a longer --wait"
             }

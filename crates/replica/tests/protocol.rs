@@ -723,7 +723,7 @@ fn a_plain_start_is_refused_with_the_name_of_who_had_it_last() {
     let alone = Record { term: Term(6), primary: host("b"), backups: Vec::new() };
     assert_eq!(
         said(&alone),
-        "the witness says that b had it last: it runs there, or has ended there and starts there again (term 6)"
+        "the witness says that b was the last to run it: it runs there still, or it has ended there (term 6)"
     );
     a.protocol.may_start(Some(&alone), true).unwrap();
     let bound = Record { backups: vec![backup("c", Term(4)), backup("d", Term(5))], ..alone };

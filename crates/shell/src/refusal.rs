@@ -37,8 +37,12 @@ pub fn words(refusal: &Refusal) -> String {
         Refusal::RunsElsewhere { host: None } => {
             "the VM runs on another host, or this host is about to take it over".into()
         }
-        Refusal::NotRunningHere { host: Some(host) } => format!("the VM does not run here but on host {host}"),
-        Refusal::NotRunningHere { host: None } => "the VM does not run here".into(),
+        Refusal::NotRunningHere { host: Some(host) } => {
+            format!("the VM does not run on this host: as far as its keeper knows, host {host} has it")
+        }
+        Refusal::NotRunningHere { host: None } => {
+            "the VM does not run on this host, and its keeper knows of no other that has it".into()
+        }
         Refusal::JustTakenOver => {
             "another host has just taken the VM over, and this one keeps its checkpoint for a while".into()
         }
@@ -143,10 +147,11 @@ fn held(record: &Record, last: Option<&HostName>) -> String {
     let Record { term, primary, backups } = record;
     let hosts: Vec<_> = backups.iter().map(|b| b.host.as_str()).collect();
     let holder = match last {
-        Some(host) => format!("{host} had it last: it runs there, or has ended there and starts there again"),
-        None => format!("{primary} runs it or {} may take it over", hosts.join(" or ")),
+        Some(host) => format!("{host} was the last host that ran the VM: it runs there still, or it has ended there"),
+        None if hosts.is_empty() => format!("{primary} was the last host that ran the VM"),
+        None => format!("{primary} ran the VM, and {} may have taken it over", hosts.join(" or ")),
     };
-    format!("the witness says that {holder} (term {term})")
+    format!("by the witness's record (term {term}) {holder}")
 }
 
 /// What there is to do about what went wrong with a request.
@@ -181,8 +186,8 @@ pub fn help(refusal: &Refusal) -> Option<String> {
         Refusal::JustTakenOver => "try again in a minute, or with `--force`: what this host holds of it is lost then",
         Refusal::HeldElsewhere { host: Some(host), .. } => {
             return Some(format!(
-                "ask the keeper on {host} to start it; if that host is gone for good, `ninefold vm start --host HOST --force` boots it on another, \
-                 and what only {host} had is lost"
+                "a VM that has ended on {host} is started there: `ninefold vm start --host {host}`. If {host} is gone for good, name another host with \
+                 `--host` and add `--force`: the VM boots there, and what only {host} had of it is lost"
             ));
         }
         Refusal::HeldElsewhere { host: None, .. } => {
@@ -270,11 +275,35 @@ mod tests {
         let said = Refusal::HeldElsewhere { record: alone.clone(), host: Some(host("b")) };
         assert_eq!(
             words(&said),
-            "the witness says that b had it last: it runs there, or has ended there and starts there again (term 6)"
+            "by the witness's record (term 6) b was the last host that ran the VM: it runs there still, or it has ended there"
         );
-        assert!(help(&said).unwrap().starts_with("ask the keeper on b to start it"));
+        // What is to be typed can be typed as it stands.
+        assert!(help(&said).unwrap().contains("`ninefold vm start --host b`"));
         let backups = ["c", "d"].map(|name| Backup { host: host(name), session: Term(4) }).to_vec();
         let said = Refusal::HeldElsewhere { record: Record { backups, ..alone }, host: None };
-        assert_eq!(words(&said), "the witness says that b runs it or c or d may take it over (term 6)");
+        assert_eq!(words(&said), "by the witness's record (term 6) b ran the VM, and c or d may have taken it over");
+    }
+
+    /// Nobody is told to type a word that stands for another one.
+    #[test]
+    fn no_help_has_a_place_to_fill_in() {
+        let source = include_str!("refusal.rs");
+        let (source, _) = source.split_once("#[cfg(test)]").unwrap();
+        let commands = source.split('`').skip(1).step_by(2).filter(|quoted| quoted.starts_with("ninefold "));
+        let mut found = 0;
+        for command in commands {
+            found += 1;
+            assert!(
+                !command.split(' ').any(|word| word.len() > 1 && word.chars().all(char::is_uppercase)),
+                "{command}"
+            );
+        }
+        assert!(found > 10, "{found}");
+    }
+
+    #[test]
+    fn where_the_vm_is_is_said_as_far_as_it_is_known() {
+        let said = words(&Refusal::NotRunningHere { host: Some("b".parse().unwrap()) });
+        assert!(said.contains("host b has it"), "{said}");
     }
 }

@@ -57,7 +57,7 @@ fn holder(record: &Record, me: &HostName) -> String {
         hosts if primary == me => {
             format!("{} may take the VM over from this host (term {term})", hosts.join(" or "))
         }
-        [] => format!("{primary} had it last: it runs there, or has ended there and starts there again (term {term})"),
+        [] => format!("{primary} was the last to run it: it runs there still, or it has ended there (term {term})"),
         hosts => format!("{primary} runs it or {} may take it over (term {term})", hosts.join(" or ")),
     }
 }
