@@ -189,7 +189,18 @@ impl Client {
     /// # Errors
     /// As [`Client::request`].
     pub fn events(&self, after: Position, wait: Duration) -> Result<EventsPage, ClientError> {
-        let wait_ms = millis(wait);
+        self.events_after(Some(after), millis(wait))
+    }
+
+    /// Where the keeper's events have come to now: what happens from here on is after it.
+    ///
+    /// # Errors
+    /// As [`Client::request`].
+    pub fn now(&self) -> Result<Position, ClientError> {
+        Ok(self.events_after(None, 0)?.next)
+    }
+
+    fn events_after(&self, after: Option<Position>, wait_ms: u64) -> Result<EventsPage, ClientError> {
         match self.request(&Request::Events { after, wait_ms })? {
             Answer::Events { gap, events, next } => Ok(EventsPage { gap, events, next }),
             other => Err(garbled(&other)),

@@ -89,15 +89,14 @@ impl OperationKind {
     /// Whether it can be cancelled, as long as it has not come too far.
     pub fn is_cancellable(self) -> bool {
         match self {
-            Self::Snapshot | Self::Shutdown | Self::Trial => true,
             Self::Start
             | Self::Restore
             | Self::Recover
-            | Self::Dump
+            | Self::Snapshot
             | Self::Protect
-            | Self::Switchover
-            | Self::Stop
-            | Self::Unknown => false,
+            | Self::Shutdown
+            | Self::Trial => true,
+            Self::Dump | Self::Switchover | Self::Stop | Self::Unknown => false,
         }
     }
 }

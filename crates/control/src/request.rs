@@ -84,10 +84,11 @@ pub enum Request {
     SetEpochs {
         policy: EpochPolicy,
     },
-    /// Events after a position; answers at once when there are some, else when one comes or after `wait_ms`. After a position of an earlier
-    /// life of the keeper a gap is told, and come all that this life has said.
+    /// Events after a position, or from now on; answers at once when there are some, else when one comes or after `wait_ms`. After a
+    /// position of an earlier life of the keeper a gap is told, and come all that this life has said.
     Events {
-        after: Position,
+        #[serde(default)]
+        after: Option<Position>,
         #[serde(default)]
         wait_ms: u64,
     },
@@ -99,8 +100,9 @@ pub enum Request {
     },
     /// All operations of this life of the keeper, those that run and the latest that have ended.
     Operations,
-    /// End an operation before its time, where that is possible: a snapshot, a trial (the committed image is booted), a restore or a recovery that has not
-    /// asked the witness yet, a shutdown (the guest is not ended for not obeying; that it has been asked cannot be undone).
+    /// End an operation before its time, where that is possible: a start (the VM ends), a protect (what was wanted before is wanted), a
+    /// snapshot, a trial (the committed image is booted), a restore or a recovery whose loading has not begun, a shutdown (the guest is not
+    /// ended for not obeying; that it has been asked cannot be undone).
     Cancel {
         operation: OperationId,
     },

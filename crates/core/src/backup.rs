@@ -375,6 +375,10 @@ impl Core {
         let reason = "this host has given up what it held of it".to_owned();
         self.stand_down("what this host held of the VM is given up", Refusal::VmEnded { reason });
         self.protocol.abandon();
+        // One that has stopped is told of when its log is gone.
+        if !self.log.is_being_removed() {
+            self.nothing_is_here();
+        }
     }
 
     /// Goes on with the VM, when the witness has granted it and the standby is loaded.

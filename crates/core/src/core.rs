@@ -6,7 +6,7 @@ use std::time::Duration;
 use ninefold_control::{OperationKind, Refusal, Reply};
 use ninefold_model::checkpoint::CheckpointRecord;
 use ninefold_model::event::EventKind;
-use ninefold_model::spec::{EpochPolicy, VmSpec};
+use ninefold_model::spec::{EpochPolicy, Protection, VmSpec};
 use ninefold_model::status::{Counters, LogState, LogStatus, MachineStatus, Role};
 use ninefold_model::{Backup, Epoch, HostName, Record as WitnessRecord, Term};
 use ninefold_replica::protocol::{Action, Input, ProposalId, Protocol, Wanted};
@@ -53,7 +53,9 @@ pub(crate) const ACK_LIMIT: Duration = Duration::from_secs(3);
 pub(crate) const READY_LIMIT: Duration = Duration::from_secs(30);
 
 /// Why a VM is stopped whose guest has powered off.
-const SHUT_DOWN: &str = "the guest shut down";
+pub(crate) const SHUT_DOWN: &str = "the guest shut down";
+/// Why one is that was not to be started after all.
+pub(crate) const CANCELLED: &str = "its start was cancelled";
 
 /// What decides for one VM on one host. See the [`crate`].
 pub struct Core {
@@ -69,6 +71,8 @@ pub struct Core {
     pub(crate) epochs: EpochPolicy,
     /// Why the witness is of no use, while it is of none.
     pub(crate) witness_trouble: Option<WitnessTrouble>,
+    /// The primary of the record that it held when it was last read.
+    pub(crate) recorded: Option<HostName>,
     /// What was last read of it, in case that it cannot be believed: what is read may be older than what is known here by now.
     pub(crate) doubt: Option<String>,
     /// A thread runs the VM here, or is about to.
@@ -112,8 +116,8 @@ pub struct Core {
     asked_to_open: bool,
     /// The guest has powered itself off.
     pub(crate) off: bool,
-    /// It is to be stopped as soon as the protocol has been heard out.
-    pub(crate) stop_due: bool,
+    /// The VM is to be stopped as soon as the protocol has been heard out, and why.
+    pub(crate) stop_due: Option<&'static str>,
     /// Released as a primary; held whole as a backup.
     pub(crate) committed: Epoch,
     /// Checkpoints that were sent and are not committed: number, when the guest ran again, what was measured.
@@ -138,6 +142,10 @@ pub struct Core {
     pub(crate) announce: bool,
     /// Somebody has asked for a start, and the VM does not run yet.
     pub(crate) starting: bool,
+    /// That start is not wanted any more. It has come so far that it ends with the VM.
+    pub(crate) start_cancelled: bool,
+    /// What was wanted before somebody asked for protection, for which he waits.
+    pub(crate) before_protect: Protection,
     pub(crate) operations: Operations,
     pub(crate) quitting: Option<Quitting>,
     pub(crate) counters: Counters,
@@ -172,6 +180,7 @@ impl Core {
             epochs: settings.vm.policy.epochs,
             witness_trouble: None,
             doubt: None,
+            recorded: None,
             has_vm: false,
             generation: 0,
             reign: Reign { term: Term(0), generation: 0 },
@@ -196,7 +205,7 @@ impl Core {
             opening: false,
             asked_to_open: false,
             off: false,
-            stop_due: false,
+            stop_due: None,
             committed: Epoch(0),
             uncommitted: Vec::new(),
             measured: Epoch(0),
@@ -213,6 +222,8 @@ impl Core {
             announcing: None,
             announce: false,
             starting: false,
+            start_cancelled: false,
+            before_protect: Protection::None,
             operations: Operations::new(settings.incarnation),
             quitting: None,
             counters: Counters::default(),
@@ -346,8 +357,8 @@ impl Core {
         }
         self.check_invalidated();
         self.relaunch();
-        if std::mem::take(&mut self.stop_due) {
-            self.input(Input::Stop { reason: SHUT_DOWN.into() });
+        if let Some(reason) = self.stop_due.take() {
+            self.input(Input::Stop { reason: reason.into() });
         }
         let (role, protection, term) = (self.protocol.role(), self.protocol.protection(), self.protocol.term());
         self.measure(Metric::Role { role, protection, term });
@@ -459,6 +470,7 @@ impl Core {
                 self.input(Input::Answer { id, outcome });
             }
             Event::WitnessHolds(found) => {
+                self.recorded = found.as_ref().map(|record| record.primary.clone());
                 let doubt = self.protocol.disbelieves(found.as_ref()).or_else(|| self.log_doubts(found.as_ref()));
                 self.doubt_read(doubt);
                 let Some(record) = found else { return };
@@ -488,7 +500,8 @@ impl Core {
                     return;
                 }
                 self.show_standing();
-                if std::mem::take(&mut self.starting) {
+                // One that is not wanted any more ends when the VM does.
+                if !self.start_cancelled && std::mem::take(&mut self.starting) {
                     let term = self.protocol.term();
                     self.operation_ends(OperationKind::Start, Ok(Some(EventKind::Booted { term })));
                 }
@@ -729,8 +742,13 @@ impl Core {
             Action::AskAgain { id, expected, new } => self.propose(id, expected, new, true),
             Action::Boot => {
                 self.drop_restore("the VM is booted", Refusal::RunsHere);
-                self.health_boots();
-                self.boot();
+                // One whose start is not wanted any more is ended as soon as the protocol has been heard out.
+                if self.start_cancelled {
+                    self.stop_due = Some(CANCELLED);
+                } else {
+                    self.health_boots();
+                    self.boot();
+                }
             }
             Action::ResumeFrom { epoch } => {
                 self.won();
@@ -866,7 +884,7 @@ impl Core {
         self.holding = false;
         self.stay_shut();
         self.off = false;
-        self.stop_due = false;
+        self.stop_due = None;
         self.forget_standing();
         self.stall.reset();
         self.uncommitted.clear();

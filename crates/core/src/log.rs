@@ -15,7 +15,7 @@ use ninefold_replica::stream::Hello;
 use ninefold_replica::target::Target;
 
 use crate::backup::{Origin, Takeover};
-use crate::core::Core;
+use crate::core::{Core, SHUT_DOWN};
 use crate::effect::{Beginning, DisksOrder, Effect, LogOrder, Metric, RecoveryOrder, VmOrder, WitnessRequest};
 use crate::event::{LogFailure, RecoveryNews, RequestId, Seen, Source};
 use crate::former_backups::KEEP;
@@ -514,7 +514,7 @@ impl Core {
             self.log.images_wait = None;
             if self.protocol.role() == Role::Primary && self.has_vm {
                 self.let_volumes();
-                self.stop_due |= self.is_off_and_done();
+                self.stop_due = self.stop_due.or_else(|| self.is_off_and_done().then_some(SHUT_DOWN));
             }
         }
     }

@@ -290,7 +290,11 @@ impl Core {
             }
         }
         // Whoever asks for protection, or for the end, while somebody waits for it waits with him: such a wait may be long.
-        let is_shared = matches!(kind, OperationKind::Protect | OperationKind::Stop);
+        let is_shared = match kind {
+            OperationKind::Protect => true,
+            OperationKind::Stop => self.protocol.is_stopping() || self.log.is_being_removed(),
+            _ => false,
+        };
         let running = self.operations.running(kind).next().filter(|_| is_shared).cloned();
         if let Some(operation) = running {
             if let Some((text, request)) = token {
@@ -341,7 +345,7 @@ impl Core {
     /// An event is told.
     pub(crate) fn operations_hear(&mut self, event: &EventKind) {
         // Whether the VM has stopped is still to be found out.
-        let gone = self.protocol.is_gone() && matches!(event, EventKind::StoodDown { .. });
+        let gone = self.is_ending() && matches!(event, EventKind::StoodDown { .. });
         let open = |kind| gone && matches!(kind, OperationKind::Stop | OperationKind::Shutdown);
         for (kind, outcome) in self.operations.ended_by(event).into_iter().filter(|(kind, _)| !open(*kind)) {
             self.operation_ends(kind, outcome);
@@ -393,17 +397,22 @@ impl Core {
     /// Nothing is waited for that cannot come any more: of a VM that is not here, and of what is not being loaded. As a rule an event has said
     /// so before, and why.
     fn check_ended(&mut self) {
-        use OperationKind::{Dump, Protect, Recover, Restore, Shutdown, Snapshot, Stop, Switchover, Trial};
         let here = self.protocol.role() == Role::Primary;
-        let comes = here || self.protocol.is_gone() || self.protocol.awaits_witness();
-        let over = || Err(Refusal::VmEnded { reason: "nothing of it is here any more".into() });
+        let comes = here || self.is_ending() || self.protocol.awaits_witness();
         if !comes && !self.has_vm && !self.log.is_being_removed() {
-            for kind in [Snapshot, Dump, Protect, Switchover, Stop, Shutdown, Trial] {
-                self.operation_ends(kind, over());
-            }
-            if !self.restoring() {
-                [Restore, Recover].into_iter().for_each(|kind| self.operation_ends(kind, over()));
-            }
+            self.nothing_is_here();
+        }
+    }
+
+    /// Ends what was asked of a VM of which nothing is here any more, nor comes.
+    pub(crate) fn nothing_is_here(&mut self) {
+        use OperationKind::{Dump, Protect, Recover, Restore, Shutdown, Snapshot, Stop, Switchover, Trial};
+        let over = || Err(Refusal::VmEnded { reason: "nothing of it is here any more".into() });
+        for kind in [Snapshot, Dump, Protect, Switchover, Stop, Shutdown, Trial] {
+            self.operation_ends(kind, over());
+        }
+        if !self.restoring() {
+            [Restore, Recover].into_iter().for_each(|kind| self.operation_ends(kind, over()));
         }
     }
 
@@ -419,6 +428,13 @@ impl Core {
             let kind = operation.kind;
             // A restore or a recovery is not given up half-way: volumes that are partly overwritten cannot be started from.
             match kind {
+                OperationKind::Start if self.starting => self.cancel_start(),
+                OperationKind::Protect => {
+                    self.operation_ends(kind, cancelled);
+                    // Whoever had it before keeps it.
+                    self.want(self.before_protect);
+                }
+                OperationKind::Restore | OperationKind::Recover if self.cancel_restore() => {}
                 OperationKind::Snapshot => {
                     self.operation_ends(kind, cancelled);
                     self.snapshot_failed("it was cancelled".into());

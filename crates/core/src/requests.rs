@@ -1,12 +1,12 @@
 //! What owners ask over the control socket.
 
 use ninefold_control::{Answer, OperationKind, Refusal, Reply, Request, Work};
-use ninefold_model::Record;
 use ninefold_model::spec::Protection;
 use ninefold_model::status::{BackupState, BackupStatus, ProtectionState, Role, VmStatus};
+use ninefold_model::{HostName, Record};
 use ninefold_replica::protocol::{Action, Input, Phase, Wanted};
 
-use crate::core::{Core, QUIT_LIMIT};
+use crate::core::{CANCELLED, Core, QUIT_LIMIT};
 use crate::effect::{VmOrder, WitnessRequest};
 use crate::event::{Behind, RequestId, Seen};
 use crate::refusal;
@@ -44,7 +44,7 @@ impl Core {
             | Request::Unprotect
                 if !self.has_vm =>
             {
-                Err(Refusal::NotRunningHere { host: self.other().cloned() })
+                Err(Refusal::NotRunningHere { host: self.elsewhere().cloned() })
             }
             Request::Stop => {
                 // Begun first: its end may be told at once.
@@ -71,6 +71,7 @@ impl Core {
             Request::Protect => {
                 // A person may have mended what was wrong with a host.
                 self.resting.clear();
+                self.before_protect = self.protocol.wanted().protection;
                 self.want(Protection::FaultTolerant);
                 self.reply(id, Ok(Answer::Done));
                 // It may be protected already.
@@ -196,6 +197,12 @@ impl Core {
         }
     }
 
+    /// The host that has the VM, as far as is known here: as the other side of a session, or by what the witness held when it was last read.
+    fn elsewhere(&self) -> Option<&HostName> {
+        let named = self.recorded.as_ref().filter(|host| **host != self.settings.host);
+        self.other().or(named)
+    }
+
     /// Why the VM cannot be started here now; `force`: whatever became of it before.
     pub(crate) fn why_here(&self, force: bool) -> Option<Refusal> {
         match self.protocol.role() {
@@ -223,8 +230,23 @@ impl Core {
     /// A start that somebody has asked for has come to nothing.
     pub(crate) fn start_failed(&mut self, refusal: Refusal) {
         if std::mem::take(&mut self.starting) {
-            self.operation_ends(OperationKind::Start, Err(refusal));
+            let cancelled = std::mem::take(&mut self.start_cancelled);
+            self.operation_ends(OperationKind::Start, Err(if cancelled { Refusal::Cancelled } else { refusal }));
             self.not_here();
+        }
+    }
+
+    /// The start is not wanted any more. What has been asked of the witness may be granted, and the VM ends then as it does when its owner
+    /// stops it: the record stays this host's, so it is not asked for by halves.
+    pub(crate) fn cancel_start(&mut self) {
+        self.start_cancelled = true;
+        if self.protocol.role() == Role::Primary {
+            self.input(Input::Stop { reason: CANCELLED.into() });
+        } else if !self.protocol.awaits_witness() {
+            // Nothing is proposed yet: a log is being looked for, or the record read.
+            self.log.start_wanted = false;
+            self.ask(WitnessRequest::Cancel);
+            self.start_failed(Refusal::Cancelled);
         }
     }
 

@@ -252,6 +252,15 @@ impl Core {
         }
     }
 
+    /// What is to be loaded is not wanted any more. Answers whether it could be given up: not once its loading has begun.
+    pub(crate) fn cancel_restore(&mut self) -> bool {
+        let unbegun = self.snapshot.job.as_ref().is_some_and(|job| job.restore && job.found.is_none());
+        if unbegun {
+            self.drop_restore("it was cancelled", Refusal::Cancelled);
+        }
+        unbegun
+    }
+
     /// The VM that was to be in it is not here any more: why, as for [`Core::drop_restore`].
     pub(crate) fn drop_snapshot(&mut self, words: &str, refusal: Refusal) {
         if let Some(job) = self.snapshot.job.take_if(|job| !job.restore) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ninefold_control::operation::State;
 use ninefold_control::{Answer, FreezeChoice, OperationId, OperationKind, Refusal, Request, Work};
-use ninefold_core::effect::{Effect, GuestOrder};
+use ninefold_core::effect::{Effect, GuestOrder, VmOrder};
 use ninefold_core::event::{Event, NotAsked};
 use ninefold_model::event::EventKind;
 use ninefold_model::health::HealthySign;
@@ -116,15 +116,90 @@ fn a_request_that_is_repeated_before_it_is_answered_is_one_request() {
     assert!(matches!(&replies[&first], Ok(Answer::Begun { .. })) && replies[&first] == replies[&again]);
 }
 
+fn cancel(world: &mut World, number: u64) -> State {
+    match world.answer(A, Request::Cancel { operation: id(number) }) {
+        Ok(Answer::Operation { operation }) => operation.state,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn launches(world: &World) -> usize {
+    world.hosts[A].effects.iter().filter(|e| matches!(e, Effect::Vm(VmOrder::Boot { .. }))).count()
+}
+
+const CANCELLED: State = State::Failed { error: Refusal::Cancelled };
+
+/// However far it has come, the VM is nowhere after that, and can be started again.
 #[test]
-fn a_start_cannot_be_cancelled() {
+fn a_start_that_is_cancelled_leaves_no_vm() {
+    // Its QEMU is being launched.
     let mut world = hosts(1);
     world.launch_hangs = true;
     let started = world.begin(A, start());
     assert!(matches!(state(&world, started), State::Running { .. }));
-    let refusal = Refusal::NotCancellable { operation: id(started), kind: OperationKind::Start };
-    assert_eq!(world.answer(A, Request::Cancel { operation: id(started) }), Err(refusal));
     assert_eq!(world.answer(A, start()), Err(Refusal::Busy { with: Work::Start }));
+    assert_eq!(cancel(&mut world, started), CANCELLED);
+    assert_eq!(world.status(A).role, Role::Standby);
+    world.launch_hangs = false;
+    let again = world.begin(A, start());
+    assert!(matches!(outcome(&world, again), EventKind::Booted { .. }));
+    // The guest runs: that is not undone.
+    assert!(matches!(cancel(&mut world, again), State::Done { .. }));
+    assert_eq!(world.status(A).role, Role::Primary);
+
+    // The witness has not been asked for more than what it holds.
+    let mut world = hosts(1);
+    world.hosts[A].cut_from_witness = true;
+    let started = world.begin(A, start());
+    assert_eq!(cancel(&mut world, started), CANCELLED);
+    world.tell(A, Event::StartFrom { found: None, force: false, behind: None });
+    world.settle();
+    assert_eq!((world.status(A).role, launches(&world)), (Role::Standby, 0), "a late answer starts nothing");
+
+    // It has been asked for the VM, and may grant it: that is waited for.
+    let started = world.begin(A, start());
+    world.tell(A, Event::StartFrom { found: None, force: false, behind: None });
+    world.settle();
+    assert!(matches!(cancel(&mut world, started), State::Running { .. }));
+    assert!(matches!(cancel(&mut world, started), State::Running { .. }), "once more changes nothing");
+    world.pass(SECOND);
+    world.hosts[A].cut_from_witness = false;
+    world.pass(SECOND);
+    assert_eq!((state(&world, started), world.status(A).role), (CANCELLED, Role::Standby));
+    assert_eq!(launches(&world), 0, "no guest has run");
+    assert!(world.witness.as_ref().is_some_and(|record| record.is_alone() && record.primary.as_str() == "a"));
+    let again = world.begin(A, start());
+    assert!(matches!(outcome(&world, again), EventKind::Booted { .. }));
+}
+
+/// What was wanted before is wanted again: who has given up to wait has not unprotected what somebody else wants protected.
+#[test]
+fn a_protect_that_is_cancelled_leaves_what_was_wanted_before() {
+    let mut world = hosts(1);
+    world.begin(A, start());
+    let wanted = |world: &mut World| world.status(A).wanted;
+    let protect = world.begin(A, Request::Protect);
+    assert_eq!(cancel(&mut world, protect), CANCELLED);
+    assert_eq!(wanted(&mut world), Protection::FaultTolerant, "so it was configured");
+    let _ = world.answer(A, Request::Unprotect);
+    let protect = world.begin(A, Request::Protect);
+    assert_eq!(wanted(&mut world), Protection::FaultTolerant);
+    assert_eq!(cancel(&mut world, protect), CANCELLED);
+    assert_eq!(wanted(&mut world), Protection::None);
+}
+
+/// Until its loading begins nothing is touched.
+#[test]
+fn a_restore_is_cancelled_before_its_loading_begins_or_not_at_all() {
+    let restore = || Request::Restore { name: "s".parse().unwrap(), force: false, clone: false };
+    let mut world = hosts(1);
+    world.hosts[A].cut_from_witness = true;
+    let early = world.begin(A, restore());
+    assert_eq!(cancel(&mut world, early), CANCELLED);
+    world.hosts[A].cut_from_witness = false;
+    let late = world.begin(A, restore());
+    let refusal = Refusal::NotCancellable { operation: id(late), kind: OperationKind::Restore };
+    assert_eq!(world.answer(A, Request::Cancel { operation: id(late) }), Err(refusal));
 }
 
 #[test]
@@ -290,6 +365,13 @@ fn protection_is_asked_of_the_host_that_runs_the_vm() {
     assert_eq!(world.status(B).wanted, Protection::FaultTolerant);
     let mut alone = hosts(1);
     assert_eq!(alone.answer(A, Request::Protect), Err(Refusal::NotRunningHere { host: None }));
+    // A host with no session knows it from the witness.
+    let record = Record { term: Term(3), primary: "b".parse().unwrap(), backups: Vec::new() };
+    alone.tell(A, Event::WitnessHolds(Some(record.clone())));
+    assert_eq!(alone.answer(A, Request::Pause), Err(Refusal::NotRunningHere { host: Some(record.primary.clone()) }));
+    // That it had the VM itself sends nobody to it again.
+    alone.tell(A, Event::WitnessHolds(Some(record.alone("a".parse().unwrap()))));
+    assert_eq!(alone.answer(A, Request::Pause), Err(Refusal::NotRunningHere { host: None }));
 }
 
 #[test]

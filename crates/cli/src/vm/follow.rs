@@ -49,20 +49,25 @@ impl Mark {
 impl Keepers {
     /// How far they have come now. Taken before a request is made, so that nothing is missed that comes of it.
     pub fn marks(&self) -> Marks {
-        let said = ask_each(&self.all, |client| Ok(client.events(Position::START, Duration::ZERO)?.events));
-        Marks::after(self, &said)
+        Marks::at(self, ask_each(&self.all, ninefold_control::Client::now))
     }
 }
 
 impl Marks {
     /// How far they have come that have said this, or did not answer.
     pub fn after(keepers: &Keepers, said: &[Result<Vec<Event>, String>]) -> Self {
+        let last = |events: &Vec<Event>| events.last().map_or(Position::START, Event::position);
+        Self::at(keepers, said.iter().map(|said| said.as_ref().map(last).map_err(String::clone)))
+    }
+
+    /// How far they have come that are at these positions, or did not answer.
+    fn at(keepers: &Keepers, positions: impl IntoIterator<Item = Result<Position, String>>) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_micros()).unwrap_or(0));
-        let mark = |said: &Result<Vec<Event>, String>| match said {
-            Ok(events) => Mark::At(events.last().map_or(Position::START, Event::position)),
+        let mark = |position: Result<Position, String>| match position {
+            Ok(position) => Mark::At(position),
             Err(_) => Mark::Silent { unix_us: now },
         };
-        Self(keepers.all.iter().cloned().zip(said.iter().map(mark)).collect())
+        Self(keepers.all.iter().cloned().zip(positions.into_iter().map(mark)).collect())
     }
 
     /// All that they say from there on.

@@ -58,6 +58,12 @@ impl Journal {
         }
     }
 
+    /// The place of the last event there is: what comes from here on is after it.
+    pub fn end(&self) -> Position {
+        let inner = lock(&self.inner.0);
+        Position { incarnation: inner.events.incarnation(), seq: inner.events.last() }
+    }
+
     /// Events after this position, and folded ones to which something was added since; waits up to `wait` until there is one. A position of
     /// another life says nothing of this one: all follow it, after a gap, which is told at once.
     pub fn events(&self, after: Position, wait: Duration) -> EventsPage {

@@ -73,6 +73,7 @@ fn client(guest: &Guest<UnixListener>, at_hand: &AtHand, security: &Security, co
         let reply = match request {
             // It may wait for long, and others may want its place.
             Ok(Request::Events { after, wait_ms }) => {
+                let after = after.unwrap_or_else(|| at_hand.journal.end());
                 let Some(events) = events(stream, &at_hand.journal, after, Duration::from_millis(wait_ms)) else {
                     return Ok(());
                 };
@@ -181,12 +182,14 @@ mod tests {
 
     use ninefold_core::event::Seen;
     use ninefold_model::Incarnation;
+    use ninefold_model::event::EventKind;
 
     use super::*;
 
     struct Bed {
         _dir: tempfile::TempDir,
         path: std::path::PathBuf,
+        journal: Journal,
     }
 
     fn bed() -> Bed {
@@ -206,13 +209,10 @@ mod tests {
             }
         });
         let host: ninefold_model::HostName = "a".parse().unwrap();
-        let at_hand = AtHand {
-            journal: Journal::new(host.clone(), Incarnation(1)),
-            operations: Operations::new(Incarnation(1)),
-            looks,
-        };
+        let journal = Journal::new(host.clone(), Incarnation(1));
+        let at_hand = AtHand { journal: journal.clone(), operations: Operations::new(Incarnation(1)), looks };
         serve(&path, at_hand, Security::PlainText { host }, core).unwrap();
-        Bed { _dir: dir, path }
+        Bed { _dir: dir, path, journal }
     }
 
     impl Bed {
@@ -258,6 +258,22 @@ mod tests {
             .collect();
         bed.is_served();
         drop(waiting);
+    }
+
+    /// Who wants to follow what happens from now on learns where that is, and is told nothing of before.
+    #[test]
+    fn events_are_followed_from_now_on() {
+        let bed = bed();
+        bed.journal.event(EventKind::WitnessReachable);
+        let ask = |after: &str| {
+            let request = format!("{{\"version\":1,\"request\":\"events\"{after}}}\n");
+            serde_json::from_str::<serde_json::Value>(&bed.ask(request.as_bytes()).unwrap()).unwrap()
+        };
+        let now = ask("");
+        assert_eq!((&now["events"], &now["gap"]), (&serde_json::json!([]), &serde_json::Value::Null));
+        bed.journal.event(EventKind::Paused);
+        let later = ask(&format!(",\"after\":{}", now["next"]));
+        assert_eq!((&later["events"][0]["event"], &later["events"][1]), (&"paused".into(), &serde_json::Value::Null));
     }
 
     /// The disk of a VM that is to be started does not answer. Who asks for that waits; the core hears everybody else.
