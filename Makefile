@@ -16,7 +16,7 @@ FUZZ_SECONDS ?= 60
 SECONDS_OF_CHAOS = $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),600)
 SEED ?=
 
-.PHONY: help root bootstrap build guest demo test soak chaos bench fuzz simulate simulate-coverage imports clean
+.PHONY: help root bootstrap build guest demo test soak chaos bench fuzz simulate simulate-coverage imports schema clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 28
@@ -70,6 +70,9 @@ simulate-coverage: ## Say which lines of the core SEEDS (2000) such lives run th
 
 fuzz: ## Fuzz the readers of streams, snapshots, logs and operations on volumes for FUZZ_SECONDS each (needs g++)
 	fuzz/run $(FUZZ_SECONDS)
+
+schema: ## Write the control API's JSON Schemas anew from its types: docs/api/*.schema.json
+	NINEFOLD_WRITE_SCHEMA=1 cargo test -q --locked -p ninefold-control --features schema --test schema
 
 imports: ## Draw which file uses which: docs/img/imports.svg
 	cargo run -q --locked -p ninefold-tidy --example draw_imports docs/img/imports.svg

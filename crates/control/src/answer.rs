@@ -15,6 +15,7 @@ pub type Reply = Result<Answer, Refusal>;
 /// An answer to a request that is carried out.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Answer {
     Done,
     Status {
@@ -48,6 +49,7 @@ pub enum Answer {
 
 /// Events may be missing between a position and what follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Gap {
     /// The position that was named.
     pub after: Position,
@@ -59,6 +61,7 @@ pub struct Gap {
 /// Why events may be missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum GapCause {
     /// The keeper was started anew. What its former life said after the position is lost with it.
     Restart,
@@ -66,11 +69,13 @@ pub enum GapCause {
     Forgotten,
     /// One that a later keeper has told, and of which nothing is known here.
     #[serde(other)]
+    #[cfg_attr(feature = "schema", schemars(skip))]
     Unknown,
 }
 
 /// What a log of checkpoints on disk would be gone back to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct LogReport {
     pub host: HostName,
     /// The host that ran the VM then.

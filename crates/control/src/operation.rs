@@ -12,6 +12,7 @@ pub const MAX_TOKEN: usize = 64;
 
 /// An operation as it is, or as it ended.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Operation {
     pub id: OperationId,
     pub kind: OperationKind,
@@ -32,6 +33,7 @@ impl Operation {
 /// How far it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum State {
     Running {
         /// Null while it is not known.
@@ -66,6 +68,7 @@ fn or_a_failure<'de, D: Deserializer<'de>>(from: D) -> Result<Refusal, D::Error>
 
 /// How much is done. `total` may grow: a guest that runs writes to what is being copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Progress {
     pub done: u64,
     pub total: u64,
@@ -75,6 +78,7 @@ pub struct Progress {
 /// What progress is counted in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Unit {
     Bytes,
     Milliseconds,

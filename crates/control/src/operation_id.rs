@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 /// nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(with = "String"))]
 pub struct OperationId {
     pub incarnation: Incarnation,
     /// Counts up from 1.
@@ -59,6 +61,7 @@ impl TryFrom<String> for OperationId {
 /// What is being done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum OperationKind {
     /// Until the guest runs.
     Start,
@@ -82,6 +85,7 @@ pub enum OperationKind {
     Trial,
     /// One of a later keeper's, of which nothing is known here. No keeper of this version says it.
     #[serde(other)]
+    #[cfg_attr(feature = "schema", schemars(skip))]
     Unknown,
 }
 

@@ -14,6 +14,7 @@ use crate::operation_id::{OperationId, OperationKind};
 /// failure of which they know nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "code", content = "details", rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Refusal {
     // ---- the request itself ----
     /// It is none: no JSON, no such request, a field that is missing, is not known or is not of its kind.
@@ -180,6 +181,7 @@ pub enum Refusal {
 /// What a keeper is at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Work {
     /// The VM is being started.
     Start,
@@ -207,6 +209,7 @@ pub enum Work {
 /// By what a host's volumes become a mixture that is of no one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Mixture {
     /// Another host's volumes were copied to here.
     Resync,

@@ -12,6 +12,7 @@ use crate::operation_id::OperationId;
 /// ([`crate::wire`] knows by that which fields there are).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Request {
     Status,
     /// Boot the VM here: an operation, until the guest runs. Refused when the witness says that it may live elsewhere, unless `force`.
@@ -115,6 +116,7 @@ pub enum Request {
 /// Whether the guest's agent is asked to freeze its file systems for a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum FreezeChoice {
     /// Yes; if it does not, there is a snapshot all the same, which says so.
     #[default]

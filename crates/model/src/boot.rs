@@ -22,6 +22,7 @@ pub enum BootKind {
 /// What a VM starts from on one host.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Boot {
     /// As [`BootKind::Linux`].
     Linux {

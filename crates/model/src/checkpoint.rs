@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// One checkpoint as measured, microseconds and counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CheckpointRecord {
     pub seq: u64,
     pub epoch: u64,

@@ -18,6 +18,7 @@ const MAX_DIFFERENCES: usize = 64;
 
 /// A field in which a host's file differs from the VM that runs.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Difference {
     /// As in the file, such as `vcpus` or `volumes[1].size`.
     pub field: String,
@@ -31,6 +32,7 @@ pub struct Difference {
 /// What follows from a difference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Bearing {
     /// The host follows the VM that runs. What its file says holds when the VM is next booted there.
     NextBoot,

@@ -11,6 +11,7 @@ use crate::{Epoch, HostName, Incarnation, SnapshotName, Term, VolumeName};
 /// One event with its time and place. One that happens again and again is folded: it is told as it was the last time, with how
 /// often it was and when it was first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Event {
     /// The life of the keeper that says it.
     pub incarnation: Incarnation,
@@ -35,6 +36,7 @@ pub struct Event {
 /// A place in what a keeper says: all that it says is in this order, and one can go on from any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Position {
     pub incarnation: Incarnation,
     pub seq: u64,
@@ -64,6 +66,7 @@ fn one() -> u64 {
 
 /// When an event was; the fields as in [`Event`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Moment {
     pub seq: u64,
     pub unix_us: u64,
@@ -73,6 +76,7 @@ pub struct Moment {
 /// The kinds of event.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum EventKind {
     /// The VM booted here.
     Booted { term: Term },
@@ -214,6 +218,7 @@ pub enum EventKind {
     FellBack { image: Boot, reason: String },
     /// A kind that a later keeper has told, and of which nothing is known here. No keeper of this version says it.
     #[serde(other)]
+    #[cfg_attr(feature = "schema", schemars(skip))]
     Unknown,
 }
 
@@ -245,6 +250,7 @@ impl EventKind {
 
 /// What a snapshot took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SnapshotFigures {
     /// How long the guest stood still, microseconds.
     pub pause_us: u64,
@@ -264,6 +270,7 @@ pub struct SnapshotFigures {
 
 /// How long each phase of a failover took, microseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct FailoverPhases {
     /// From the last sign of life (or the closing of the connection) to suspicion.
     pub detect_us: u64,

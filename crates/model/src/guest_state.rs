@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 /// What a guest has done with itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Activity {
     /// It runs, as far as it is let.
     #[default]
@@ -19,6 +20,7 @@ pub enum Activity {
 
 /// How a guest stands. Whoever goes on from a checkpoint leaves the guest as the checkpoint says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GuestState {
     #[serde(default)]
     pub activity: Activity,

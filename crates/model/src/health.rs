@@ -15,6 +15,7 @@ pub const MAX_TIMES: u32 = 100;
 
 /// A VM's watchdog: the device, and what is done when the guest has stopped patting it, or has panicked.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Watchdog {
     pub device: WatchdogDevice,
     #[serde(flatten)]
@@ -31,6 +32,7 @@ impl Watchdog {
 /// What is done when a VM's watchdog fires.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct WatchdogPolicy {
     pub action: WatchdogAction,
     /// So many failures within `within_s` are acted on as `action` says; the next one stops the VM.
@@ -79,6 +81,7 @@ impl WatchdogPolicy {
 /// The device as the guest sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum WatchdogDevice {
     /// Intel 6300ESB, on PCI; two stages, 1 ms to 17 minutes each. Linux: `i6300esb`.
     #[default]
@@ -99,6 +102,7 @@ impl fmt::Display for WatchdogDevice {
 /// What is done when the guest has failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum WatchdogAction {
     /// Its reset button is pressed.
     Reset,
@@ -143,6 +147,7 @@ impl fmt::Display for Failure {
 /// By what an image on trial is found healthy. Besides, its owner can always commit it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum HealthySign {
     /// The guest prints this text on its serial console.
     Console { text: String },
@@ -152,6 +157,7 @@ pub enum HealthySign {
 
 /// An image on trial.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Trial {
     pub image: Boot,
     /// Milliseconds in which the guest has to be found healthy, from its start on. Only time in which it runs counts.
@@ -186,6 +192,7 @@ pub struct Health {
 
 /// How the guest's file systems are in a checkpoint or a snapshot, as far as that is known.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Freeze {
     /// They are frozen, or may be: whoever goes on with the guest has them thawed.
     pub thaw: bool,
@@ -206,6 +213,7 @@ impl Health {
 
 /// A memory dump that is being written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct DumpProgress {
     pub bytes_done: u64,
     pub bytes_total: u64,
@@ -213,6 +221,7 @@ pub struct DumpProgress {
 
 /// How the guest's health is watched, in a keeper's status.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct HealthStatus {
     pub watchdog: Option<Watchdog>,
     /// Failures within the watchdog's period.

@@ -11,6 +11,8 @@ use crate::Uuid;
 /// devices and sockets are found by it; its name is a label for people.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(into = "Uuid")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(with = "String"))]
 pub struct VmId(Uuid);
 
 /// How one is made, for those who have none.

@@ -17,6 +17,7 @@ pub const MAX_BACKUPS: usize = 4;
 /// record, and a proposal whose reply was lost can be repeated: if the register already holds it, it had won.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Record {
     pub term: Term,
     pub primary: HostName,
@@ -27,6 +28,7 @@ pub struct Record {
 /// A backup that is bound to its primary.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Backup {
     pub host: HostName,
     /// The session in which it holds its checkpoints. It is named by a term of the primary's, earlier than the record's.

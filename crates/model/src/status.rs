@@ -10,6 +10,7 @@ use crate::{Epoch, HostName, SnapshotName, Term, Uuid, VmId, VmName, VolumeName}
 /// What a keeper is for its VM at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Role {
     /// No part of the VM is here; ready to become its backup, or to boot it.
     Standby,
@@ -22,6 +23,7 @@ pub enum Role {
 /// Whether the VM would survive the loss of its primary now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum ProtectionState {
     /// Not asked for.
     Off,
@@ -37,6 +39,7 @@ pub enum ProtectionState {
 
 /// A keeper's answer to `status`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VmStatus {
     pub id: VmId,
     pub vm: VmName,
@@ -88,6 +91,7 @@ pub struct VmStatus {
 
 /// The certificate by which a host proves who it is, as its keeper uses it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CertificateStatus {
     /// Hexadecimal.
     pub serial: String,
@@ -101,6 +105,7 @@ pub struct CertificateStatus {
 
 /// A volume on one host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VolumeStatus {
     pub name: VolumeName,
     /// Bytes of writes in memory, which are not in the image yet.
@@ -111,6 +116,7 @@ pub struct VolumeStatus {
 
 /// One of a primary's backups.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct BackupStatus {
     pub host: HostName,
     /// The session with it.
@@ -127,6 +133,7 @@ pub struct BackupStatus {
 /// How far a backup is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum BackupState {
     /// The VM is being copied to it.
     Syncing,
@@ -140,6 +147,7 @@ pub enum BackupState {
 
 /// How far a snapshot is, or a start from one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SnapshotProgress {
     pub name: SnapshotName,
     pub doing: SnapshotStep,
@@ -154,6 +162,7 @@ pub struct SnapshotProgress {
 /// What is being done for a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum SnapshotStep {
     Memory,
     Volumes,
@@ -163,6 +172,7 @@ pub enum SnapshotStep {
 
 /// Where the log of a non-volatile VM stands on this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct LogStatus {
     pub state: LogState,
     /// The newest epoch that survives a loss of power.
@@ -177,6 +187,7 @@ pub struct LogStatus {
 /// Whether a log could be gone on from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum LogState {
     /// There is none.
     Off,
@@ -190,6 +201,7 @@ pub enum LogState {
 
 /// A running initial copy.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SyncProgress {
     pub bytes_sent: u64,
     pub bytes_total: u64,
@@ -198,6 +210,7 @@ pub struct SyncProgress {
 
 /// The QEMU process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct MachineStatus {
     pub pid: u32,
     pub qemu: String,
@@ -213,6 +226,7 @@ pub struct MachineStatus {
 
 /// Counters since the keeper started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Counters {
     pub checkpoints: u64,
     pub pages_sent: u64,
@@ -229,6 +243,7 @@ pub struct Counters {
 
 /// Pauses of the guest, microseconds, over the latest checkpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PauseSummary {
     pub count: u64,
     pub p50: u64,

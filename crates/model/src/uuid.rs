@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 /// A UUID: never the one of zeros alone or of ones alone, which firmware takes for none at all (SMBIOS, 7.2.1).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(with = "String"))]
 pub struct Uuid(u128);
 
 /// Why a UUID was refused.

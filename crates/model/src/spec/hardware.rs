@@ -92,6 +92,7 @@ pub enum AccelChoice {
 /// The accelerator in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Accel {
     Kvm,
     Tcg,

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 /// An Ethernet address.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(with = "String"))]
 pub struct Mac(pub [u8; 6]);
 
 /// Why an Ethernet address was refused.

@@ -110,6 +110,7 @@ impl Policy {
 /// How far a VM is protected. Can be changed while it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Protection {
     /// It runs on one host and is lost with it.
     None,
@@ -163,6 +164,7 @@ pub enum Acknowledge {
 /// When checkpoints are taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum EpochPolicy {
     /// A checkpoint every `ms` milliseconds, whatever the guest does.
     Fixed { ms: u32 },
