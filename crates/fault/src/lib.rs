@@ -31,7 +31,7 @@
 //! | `note.name` | to make its name durable |
 //! | `note.remove` | to remove a note |
 //! | `note.settle` | to make durable that it is there, or gone |
-//! | `pool.draft` | to make the hidden directory of an object of a pool that is being made |
+//! | `pool.staged` | to make the hidden directory of an object of a pool that is being made |
 //! | `pool.lock` | to lock it |
 //! | `pool.image` | to make its image |
 //! | `pool.size` | to give the image its size |
@@ -54,7 +54,7 @@
 //! | `storage.rename` | to give one the name of another |
 //! | `storage.remove` | to remove one |
 //! | `storage.sync` | to make the names durable |
-//! | `snapshot.draft` | to make the hidden file of a snapshot |
+//! | `snapshot.staged` | to make the hidden file of a snapshot |
 //! | `snapshot.lock` | to lock it |
 //! | `snapshot.sync` | to make it durable |
 //! | `snapshot.publish` | to give it its name |
@@ -95,7 +95,7 @@ pub const POINTS: [&str; 54] = [
     "note.name",
     "note.remove",
     "note.settle",
-    "pool.draft",
+    "pool.staged",
     "pool.lock",
     "pool.image",
     "pool.size",
@@ -118,7 +118,7 @@ pub const POINTS: [&str; 54] = [
     "storage.rename",
     "storage.remove",
     "storage.sync",
-    "snapshot.draft",
+    "snapshot.staged",
     "snapshot.lock",
     "snapshot.sync",
     "snapshot.publish",

@@ -26,6 +26,7 @@ const KNOWN: &[Known] = &[
             "prepare.rs",
             "replica.rs",
             "requests.rs",
+            "resting.rs",
             "snapshot.rs",
             "stall.rs",
             "volumes.rs",
