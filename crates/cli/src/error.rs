@@ -49,12 +49,15 @@ pub enum CliError {
     NoPool { pool: PathBuf },
     #[error("the name of {path} does not tell its format")]
     FileFormat { path: PathBuf },
-    /// No keeper was named, and this host has none.
-    #[error("no keeper has its run directory in {}", .root.display())]
-    NoneHere { root: PathBuf },
-    /// No keeper was named, and this host has several.
-    #[error("this host keeps several VMs: {}", .dirs.iter().map(|dir| dir.display().to_string()).collect::<Vec<_>>().join(", "))]
-    SeveralHere { dirs: Vec<PathBuf> },
+    /// This host keeps none.
+    #[error("no keeper has its VM's run directory in {}", .roots.iter().map(|r| r.display().to_string()).collect::<Vec<_>>().join(" or in "))]
+    NoneHere { roots: Vec<PathBuf> },
+    /// This host keeps others.
+    #[error("this host keeps no VM '{wanted}'; it keeps {}", .here.join(", "))]
+    NotHere { wanted: String, here: Vec<String> },
+    /// More than one may be meant.
+    #[error("this host keeps several VMs that may be meant: {}", .vms.join(", "))]
+    SeveralHere { vms: Vec<String> },
     #[error("no keeper answers: {}", .errors.join("; "))]
     NoKeeper { errors: Vec<String> },
     /// Keepers answer, and none of them is the VM's primary.
@@ -172,10 +175,12 @@ impl Failure for CliError {
             }
             Self::Keeper(_) => "start the keeper, and look at its log",
             Self::NoneHere { .. } => {
-                "name its run directory (`run_dir` in its configuration) with --run-dir or in NINEFOLD_RUN_DIR"
+                "name the directory with the run directories (`run_dir` in the keeper's configuration) with --run-dir or in NINEFOLD_RUN_DIR"
             }
-            Self::SeveralHere { .. } => "choose one with --run-dir DIR or in NINEFOLD_RUN_DIR",
-            Self::NoKeeper { .. } => "is it running, and is this its run directory (`run_dir` in its configuration)?",
+            Self::NotHere { .. } | Self::SeveralHere { .. } => {
+                "choose one with --vm: its name, its id, or 8 or more characters with which its id alone begins"
+            }
+            Self::NoKeeper { .. } => "is it running, and is this the `run_dir` of its configuration?",
             Self::NotRunning { peer: Some(peer), role: Role::Backup, .. } => {
                 return Some(format!("it is the backup of {peer}: ask the keeper there"));
             }

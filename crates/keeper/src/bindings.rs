@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::zones;
 
+/// Where the VMs of a host have their run directories: the command line looks for them there when it is not told
+/// where. A configuration may name any other directory.
+pub const DEFAULT_RUN_DIR: &str = "/run/ninefold";
 /// A host's storage pool, where nothing else is said.
 pub const DEFAULT_POOL: &str = "/var/lib/ninefold/pool";
 
@@ -32,7 +35,8 @@ pub struct Bindings {
     pub bridges: Vec<String>,
     #[serde(default = "default_qemu")]
     pub qemu: PathBuf,
-    /// Directory for this VM's sockets on this host: `keeper.sock`, `console.sock`, `agent.sock`, and the lock.
+    /// Directory in which each VM of this host has one of its own, named by its id, for its sockets: see [`run_dir`](crate::run_dir).
+    #[serde(default = "default_run_dir")]
     pub run_dir: PathBuf,
     /// Where answers that are slow to find are remembered (which accelerator works).
     #[serde(default = "cache_dir")]
@@ -71,6 +75,10 @@ pub enum SecurityConfig {
 
 fn default_qemu() -> PathBuf {
     "qemu-system-x86_64".into()
+}
+
+fn default_run_dir() -> PathBuf {
+    DEFAULT_RUN_DIR.into()
 }
 
 fn default_pool() -> PathBuf {

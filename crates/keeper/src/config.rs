@@ -12,13 +12,9 @@ use ninefold_model::{HostName, VmId, VmName};
 use ninefold_replica::stream::record::MAX_VOLUMES;
 use serde::{Deserialize, Serialize};
 
-pub use crate::bindings::{Bindings, DEFAULT_POOL, SecurityConfig, cache_dir};
+pub use crate::bindings::{Bindings, DEFAULT_POOL, DEFAULT_RUN_DIR, SecurityConfig, cache_dir};
 use crate::durable::small_file;
 use crate::zones;
-
-/// Where a host's keepers have their run directories, one for each VM: the command line looks for them there when it is not told
-/// where. A configuration may name any other directory.
-pub const DEFAULT_RUN_DIRS: &str = "/run/ninefold";
 
 /// Longest configuration, bytes.
 const MAX_CONFIG: u64 = 1 << 20;
@@ -148,6 +144,11 @@ impl KeeperConfig {
     /// See [`Bindings::boot`].
     pub fn boot(&self) -> Result<Boot, String> {
         self.host.boot(&self.vm.hardware.boot)
+    }
+
+    /// The VM's run directory on this host.
+    pub fn vm_dir(&self) -> PathBuf {
+        self.host.run_dir.join(self.vm.id.to_string())
     }
 
     /// The control socket in a VM's run directory.

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use ninefold_model::{VmId, VmName};
+
 /// Why a keeper could not start, or had to end.
 #[derive(Debug, thiserror::Error)]
 pub enum KeeperError {
@@ -33,6 +35,12 @@ pub enum KeeperError {
     },
     #[error("another keeper of this VM runs on this host (it holds {path})")]
     Locked { path: PathBuf },
+    /// A name is one VM's on a host.
+    #[error("this host keeps a VM called {name} already: {other}, and not {vm}")]
+    NameTaken { name: VmName, vm: VmId, other: VmId },
+    /// Two ids begin alike.
+    #[error("the TAP device {tap} of {vm} is that of {other} already, whose id begins with the same digits")]
+    TapTaken { tap: String, vm: VmId, other: VmId },
     #[error("metrics cannot be served at {addr}: {reason}")]
     Metrics { addr: std::net::SocketAddr, reason: String },
     #[error("a volume of the VM cannot be used")]

@@ -1,16 +1,14 @@
 //! Starting a keeper: the sockets, the threads, the lock that makes it the only one of its VM on this host.
 
-use std::fs::{self, File};
+use std::fs;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use ninefold_listen::{Bounds, descriptors};
 use ninefold_net::wake::Wake;
 use ninefold_transport::{Listener, Security};
 use ninefold_witness_client::{Timeouts, WitnessClient};
-use rustix::fs::{FlockOperation, flock};
 
 use crate::backup::custody::Kept;
 use crate::backup::parking::Parking;
@@ -30,6 +28,7 @@ use crate::error::KeeperError;
 use crate::health::images::Images;
 use crate::msg::Msg;
 use crate::primary::waker::Waker;
+use crate::run_dir::Hold;
 use crate::runtime::connector::Connector;
 use crate::runtime::proposer;
 use crate::runtime::{Parts, Runtime};
@@ -60,11 +59,11 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
     }
     let config = Arc::new(config);
     let at = |what| {
-        let path = config.host.run_dir.clone();
+        let path = config.vm_dir();
         move |source| KeeperError::File { what, path, source }
     };
-    fs::create_dir_all(&config.host.run_dir).map_err(at("cannot make"))?;
-    let _lock = lock(&config)?;
+    let run_dir = config.vm_dir();
+    let _hold = Hold::take(&config)?;
     let security = certificates::security(&config)?;
     let (core, inbox) = channel();
     let waker = Waker::new()?;
@@ -72,9 +71,9 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
     let wake: Wake = Arc::new(move || ring.ring());
     let guest_io = Arc::new(GuestIo::open(&config, &wake)?);
     let disks = Arc::new(Disks::open(&config)?);
-    let record = config.host.image_record.clone().unwrap_or_else(|| config.host.run_dir.join("image.json"));
+    let record = config.host.image_record.clone().unwrap_or_else(|| run_dir.join("image.json"));
     let images = Arc::new(Images::open(record, config.vm.id, config.boot().map_err(KeeperError::Binding)?)?);
-    let incarnation = incarnation::begin(&config.host.run_dir).map_err(at("cannot note this life in"))?;
+    let incarnation = incarnation::begin(&run_dir).map_err(at("cannot note this life in"))?;
     let journal = Journal::new(config.host.name.clone(), incarnation);
     let board = Arc::new(Board::new(&config.vm.name));
     if let Some(addr) = config.host.metrics {
@@ -92,7 +91,7 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
     let client = WitnessClient::new(addr, witness.clone(), security.clone(), Timeouts::default());
     let proposer = proposer::start(config.vm.id, config.vm.name.clone(), client, core.clone())?;
     let connector = Connector::start(Arc::clone(&config), security.clone(), core.clone())?;
-    let parking = Arc::new(Parking::with(Kept::find(&config.host.run_dir)));
+    let parking = Arc::new(Parking::with(Kept::find(&run_dir)));
     let standby = Standby {
         config: Arc::clone(&config),
         guest_io: Arc::clone(&guest_io),
@@ -109,7 +108,7 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
         operations: operations.clone(),
         looks: Preflight::at(Arc::clone(&config), Arc::clone(&disks)),
     };
-    server::serve(&KeeperConfig::control_socket(&config.host.run_dir), at_hand, security, core.clone())?;
+    server::serve(&KeeperConfig::control_socket(&run_dir), at_hand, security, core.clone())?;
     let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])
         .map_err(KeeperError::Thread)?;
     let to_core = core.clone();
@@ -122,9 +121,8 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
         })
         .map_err(KeeperError::Thread)?;
     tracing::info!(vm = %config.vm.name, id = %config.vm.id, host = %config.host.name, listen = %config.host.listen, "ready");
-    let config = Arc::clone(&config);
     let parts = Parts {
-        config: Arc::clone(&config),
+        config,
         guest_io,
         disks,
         images,
@@ -139,25 +137,8 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
         parking,
     };
     Runtime::new(parts).run();
-    let _ = fs::remove_file(KeeperConfig::control_socket(&config.host.run_dir));
+    let _ = fs::remove_file(KeeperConfig::control_socket(&run_dir));
     Ok(())
-}
-
-/// A keeper that was killed holds its lock until the kernel has taken all of it down.
-const DYING: Duration = Duration::from_secs(3);
-
-fn lock(config: &KeeperConfig) -> Result<File, KeeperError> {
-    let path = config.host.run_dir.join("keeper.lock");
-    let file =
-        File::create(&path).map_err(|source| KeeperError::File { what: "cannot make", path: path.clone(), source })?;
-    let deadline = Instant::now() + DYING;
-    while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-        if Instant::now() > deadline {
-            return Err(KeeperError::Locked { path });
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-    Ok(file)
 }
 
 fn accept(listener: Listener, standby: Standby) -> Result<(), KeeperError> {

@@ -28,6 +28,7 @@ use ninefold_keeper::devices::disks::Disks;
 use ninefold_keeper::devices::guest_io::{CONSOLE, GuestIo};
 use ninefold_keeper::primary::capture::Capture;
 use ninefold_keeper::primary::first_copy;
+use ninefold_keeper::run_dir;
 use ninefold_machine::{DirtySet, Machine, MachineConfig, Memory, PageMap, PageRun, Ports, Ram, Tracker};
 use ninefold_model::spec::{Accel, AccelChoice, Boot};
 use ninefold_model::{Epoch, Term};
@@ -371,7 +372,7 @@ fn a_linux_guest_that_dirties_memory_hard() {
     let guest_io = guest_io::open(dir.path(), &config.spec);
     guest_io.attach(ports).unwrap();
     guest_io.pass(&|| ());
-    let mut shell = Shell::new(dir.path());
+    let mut shell = Shell::new(&run_dir::of(dir.path(), config.spec.id));
     primary.start().unwrap();
     shell.until("ninefold-guest: ready", || ());
     shell.write("");

@@ -108,7 +108,9 @@ fn volume(dir: &Path, size: u64) -> Disks {
         },
         "policy": { "witness": { "host": "w", "addr": "127.0.0.1:1" } }
     });
-    Disks::open(&serde_json::from_value::<KeeperConfig>(config).unwrap()).unwrap()
+    let config: KeeperConfig = serde_json::from_value(config).unwrap();
+    std::fs::create_dir_all(config.vm_dir()).unwrap();
+    Disks::open(&config).unwrap()
 }
 
 /// While memory is copied a guest may write to its volumes as much as it likes. A checkpoint has a bound, and a backup that is sent

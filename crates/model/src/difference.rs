@@ -132,7 +132,7 @@ pub fn differences(runs: &VmSpec, file: &VmSpec) -> Vec<Difference> {
     use Bearing::{CannotFollow, Policy};
     let mut found = Found(Vec::new());
     found.compare("id", &runs.id, &file.id, CannotFollow);
-    found.compare("name", &runs.name, &file.name, CannotFollow);
+    found.compare("name", &runs.name, &file.name, Policy);
     found.0.extend(runs.hardware.compatible(&file.hardware));
     let (theirs, ours) = (&runs.policy, &file.policy);
     found.compare("policy.backups", &theirs.backups, &ours.backups, Policy);
@@ -265,7 +265,7 @@ mod tests {
     /// And of the rest, what is not a host's own affair.
     const REST: &[(&str, Bearing, Kept)] = &[
         ("id", Bearing::CannotFollow, |s| s.id = crate::VmId::random(7)),
-        ("name", Bearing::CannotFollow, |s| s.name = "other".parse().unwrap()),
+        ("name", Bearing::Policy, |s| s.name = "other".parse().unwrap()),
         ("policy.backups", Bearing::Policy, |s| s.policy.backups = 2),
         ("policy.clock_gap", Bearing::Policy, |s| s.policy.clock_gap = crate::spec::ClockGap::Lost),
         ("policy.watchdog", Bearing::Policy, |s| {

@@ -48,12 +48,18 @@ pub enum TapError {
     },
 }
 
+impl TapError {
+    /// There is an interface of that name already, and somebody uses it.
+    #[must_use]
+    pub fn is_taken(&self) -> bool {
+        matches!(self, Self::Create { source, .. } if source.raw_os_error() == Some(libc::EBUSY))
+    }
+}
+
 /// Why the kernel says that a name is busy.
 fn taken(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
-        Some(libc::EBUSY) => {
-            ": an interface of this name is in use, by another VM perhaps whose name begins with the same 9 characters"
-        }
+        Some(libc::EBUSY) => ": an interface of this name is in use",
         _ => "",
     }
 }

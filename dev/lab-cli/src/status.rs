@@ -29,7 +29,8 @@ struct Shown {
 pub fn run(args: &StatusArgs, output: &Output) -> Result<(), CommandError> {
     let lab = args.which.attach()?;
     let hosts = lab.hosts_with_keepers();
-    let keepers: Vec<_> = hosts.map(|host| Keeper::new(host, &lab.run_dir(host))).collect();
+    let keepers: Vec<_> =
+        hosts.map(|host| Ok(Keeper::new(host, &lab.vm_dir(host)?))).collect::<Result<_, CommandError>>()?;
     let shown = Shown { lab: lab.status()?, vm: ask_all(&keepers) };
     output.show(&shown, || {
         let mut text = picture::lab(&shown.lab, &shown.vm);

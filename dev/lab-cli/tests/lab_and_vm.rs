@@ -183,8 +183,8 @@ fn an_interrupted_command_leaves_nothing() {
     // In the middle of making the networks; while the VM boots.
     for (command, begun, signal) in [
         (&["up"][..], "lab.json", Signal::INT),
-        (&["up"], "a/keeper.sock", Signal::TERM),
-        (&demo, "b/keeper.sock", Signal::INT),
+        (&["up"], "a/by-name/vm/keeper.sock", Signal::TERM),
+        (&demo, "b/by-name/vm/keeper.sock", Signal::INT),
     ] {
         let lab = LabName::new();
         let arguments = [command, &["--name", lab.name()]].concat();

@@ -189,7 +189,7 @@ fn every_verb_needs_only_the_keeper_of_this_host() {
     assert!(said.contains("cannot be shut down by its agent: the agent refuses"), "{said}");
     assert!(said.contains("help: its agent has /sbin/shutdown do it"), "{said}");
     types(
-        &lab.run_dir("a"),
+        &lab.vm_dir("a"),
         "printf '#!/bin/sh\\nexec poweroff -f\\n' >/sbin/shutdown; chmod +x /sbin/shutdown; echo th'ere'",
         "there",
     );
@@ -260,6 +260,6 @@ fn each_host_sees_itself_alone(lab: &LabName) {
     assert!(inside("a", &ask).status.success());
     let asked = inside("b", &ask);
     assert_eq!(asked.status.code(), Some(1));
-    assert!(String::from_utf8(asked.stderr).unwrap().contains("no keeper answers"));
+    assert!(String::from_utf8(asked.stderr).unwrap().contains("no keeper has its VM's run directory"));
     assert!(lab.ninefold().ok(&["vm", "status"]).contains("runs on host a: protected by host b"));
 }

@@ -28,6 +28,7 @@ use crate::guest::Guest;
 use crate::lab::Lab;
 use crate::programs::{self, KEEPER, WITNESS_PROGRAM};
 use crate::topology::{BRIDGE, CLIENT, GUEST_IP, GUEST_IP6, Network, WITNESS};
+use crate::vm_dir::vm_dir_in;
 use crate::watch::EventWatch;
 
 /// Where the witness listens on its host.
@@ -354,7 +355,15 @@ impl Lab {
     /// The lab has no such host, or the host is not one for VMs.
     pub fn keeper(&self, host: &str) -> Result<Client, LabError> {
         self.vm_host(host)?;
-        Ok(Client::new(&self.run_dir(host)))
+        Ok(Client::new(&self.vm_dir(host)?))
+    }
+
+    /// Where a host's VM has its sockets. The VM is the one that the host was configured for last.
+    ///
+    /// # Errors
+    /// The host was given none.
+    pub fn vm_dir(&self, host: &str) -> Result<PathBuf, LabError> {
+        vm_dir_in(&self.run_dir(host))
     }
 
     /// Has a host's keeper carry out a request. Waits for the end of a start; what else is an operation is begun.

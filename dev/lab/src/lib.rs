@@ -44,6 +44,7 @@ mod teardown;
 pub mod topology;
 pub mod traces;
 mod view;
+mod vm_dir;
 pub mod watch;
 
 pub use boot::{BootedVm, VmOptions};

@@ -6,6 +6,7 @@
 //! All hosts of a lab are on one machine, and so are those who kill them and listen to them. Here alone CLOCK_MONOTONIC is one clock for all of them, and
 //! the lab holds it against the frames that it saw and the faults that it did ([`EventWatch::takeovers`]).
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -16,6 +17,7 @@ use ninefold_model::event::{Event, EventKind, Position};
 
 use crate::lab::Lab;
 use crate::observer::Takeover;
+use crate::vm_dir::vm_dir_in;
 
 /// How long one request for events waits.
 const POLL: Duration = Duration::from_millis(500);
@@ -47,9 +49,9 @@ impl EventWatch {
     pub fn start(lab: &Lab) -> Self {
         let shared = Arc::new(Shared::default());
         let threads = lab.topology().hosts.iter().map(|host| {
-            let client = Client::new(&lab.run_dir(host.as_str()));
+            let dir = lab.run_dir(host.as_str());
             let shared = Arc::clone(&shared);
-            std::thread::spawn(move || follow(&client, &shared))
+            std::thread::spawn(move || follow(&dir, &shared))
         });
         let threads = threads.collect();
         Self { shared, threads }
@@ -105,18 +107,22 @@ impl Drop for EventWatch {
     }
 }
 
-fn follow(client: &Client, shared: &Shared) {
+fn follow(host: &Path, shared: &Shared) {
     let mut after = Position::START;
+    let mut client = None;
     while !shared.stop.load(Ordering::Relaxed) {
-        match client.events(after, POLL) {
-            Ok(told) => {
+        // The host may be given another VM meanwhile.
+        let known = client.take().or_else(|| vm_dir_in(host).ok().map(|dir| Client::new(&dir)));
+        match known.as_ref().map(|known| known.events(after, POLL)) {
+            Some(Ok(told)) => {
+                client = known;
                 after = told.next;
                 if !told.events.is_empty() {
                     shared.events().extend(told.events);
                     shared.more.notify_all();
                 }
             }
-            Err(_) => std::thread::sleep(RETRY),
+            Some(Err(_)) | None => std::thread::sleep(RETRY),
         }
     }
 }

@@ -41,7 +41,7 @@ fn a_backup_that_is_told_to_end_claims_nothing() {
     s.expect(mark, "b", "primary lost", |k| matches!(k, EventKind::PrimaryLost { .. }));
     kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::TERM).unwrap();
     // Its last word: the process itself ends when its disk lets it.
-    let socket = KeeperConfig::control_socket(&s.lab.run_dir("b"));
+    let socket = KeeperConfig::control_socket(&s.lab.vm_dir("b").unwrap());
     wait_until("end of the keeper", || !socket.exists());
     s.lab.thaw_disk("b").unwrap();
     s.lab.heal("a", Network::Replication).unwrap();
@@ -71,7 +71,7 @@ fn the_log_of_a_backup_that_is_told_to_end_goes_on_for_a_primary_that_is_dead() 
     s.expect(mark, "b", "primary lost", |k| matches!(k, EventKind::PrimaryLost { .. }));
     kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::TERM).unwrap();
     s.lab.thaw_disk("b").unwrap();
-    let socket = KeeperConfig::control_socket(&s.lab.run_dir("b"));
+    let socket = KeeperConfig::control_socket(&s.lab.vm_dir("b").unwrap());
     wait_until("end of the keeper", || !socket.exists());
     // Its interfaces are there until the process has ended.
     wait_until("a keeper", || s.lab.start_keeper("b").is_ok());

@@ -106,5 +106,5 @@ fn how_well_a_guests_clock_keeps_time() {
 }
 
 fn console(s: &Subject) -> PathBuf {
-    KeeperConfig::console_socket(&s.lab.run_dir(&s.primary))
+    KeeperConfig::console_socket(&s.lab.vm_dir(&s.primary).unwrap())
 }

@@ -153,7 +153,7 @@ fn work_is_new(scenario: &Scenario) -> bool {
 
 /// What a command in the guest's root shell prints.
 fn in_the_guest(scenario: &Scenario, command: &str) -> String {
-    shell::ask(&KeeperConfig::console_socket(&scenario.lab.run_dir(&scenario.primary)), command)
+    shell::ask(&KeeperConfig::console_socket(&scenario.lab.vm_dir(&scenario.primary).unwrap()), command)
 }
 
 fn status(scenario: &Scenario) -> VmStatus {

@@ -92,7 +92,7 @@ impl Guest {
 
     /// The console; what it said before comes first.
     fn console(&self, host: &str) -> UnixStream {
-        UnixStream::connect(KeeperConfig::console_socket(&self.lab.run_dir(host))).unwrap()
+        UnixStream::connect(KeeperConfig::console_socket(&self.lab.vm_dir(host).unwrap())).unwrap()
     }
 
     /// Types on the console, and stays connected: what a client that has left typed is lost.

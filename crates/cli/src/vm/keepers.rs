@@ -1,20 +1,23 @@
 //! The keepers of one VM: found, asked, and told apart by their roles.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
-use ninefold_keeper::config::{DEFAULT_RUN_DIRS, KeeperConfig};
+use ninefold_keeper::config::DEFAULT_RUN_DIR;
 use ninefold_model::status::{Role, VmStatus};
 pub use ninefold_shell::keepers::{HostReport, Keeper, ask_all};
 
+use super::choose::the_vm;
 use crate::error::CliError;
 
 /// Where the VM's keepers are.
 #[derive(Debug, Args)]
 pub struct Where {
-    /// The run directory of a keeper of the VM; may be given for several keepers of this machine. Without it the only keeper that
-    /// has one in /run/ninefold
-    #[arg(long, value_name = "DIR", env = "NINEFOLD_RUN_DIR", value_delimiter = ':')]
+    /// The VM: its name, its id, or 8 or more characters with which its id alone begins. Without it the only one of this host
+    #[arg(long, value_name = "VM", env = "NINEFOLD_VM")]
+    vm: Option<String>,
+    /// The directory with the run directories of this host's VMs (`run_dir` of the keepers); may be given for several hosts on this machine
+    #[arg(long, value_name = "DIR", env = "NINEFOLD_RUN_DIR", value_delimiter = ':', default_value = DEFAULT_RUN_DIR)]
     run_dir: Vec<PathBuf>,
 }
 
@@ -22,32 +25,15 @@ impl Where {
     /// Them, under the names that they give themselves.
     ///
     /// # Errors
-    /// None was named, and this host has none or several.
+    /// This host has no such VM, or several.
     pub fn keepers(&self) -> Result<Keepers, CliError> {
-        let dirs = match &self.run_dir[..] {
-            [] => vec![the_only(Path::new(DEFAULT_RUN_DIRS))?],
-            named => named.to_vec(),
-        };
-        // Its own configuration may lie elsewhere; if it does not answer, the directory stands for the host.
+        let dirs = the_vm(&self.run_dir, self.vm.as_deref())?;
+        // If it does not answer, the directory stands for the host.
         let mut keepers =
             Keepers { all: dirs.iter().map(|dir| Keeper::new(&dir.display().to_string(), dir)).collect() };
         let hosts: Vec<_> = keepers.ask_all().into_iter().map(|r| r.host).collect();
         keepers.all = keepers.all.into_iter().zip(hosts).map(|(keeper, host)| keeper.named(&host)).collect();
         Ok(keepers)
-    }
-}
-
-/// The run directory of the only keeper that has one here. One that is not running may have left its socket: it counts, so that
-/// the command does not go to another VM than yesterday.
-fn the_only(root: &Path) -> Result<PathBuf, CliError> {
-    let entries = std::fs::read_dir(root).into_iter().flatten().flatten();
-    let mut found: Vec<_> =
-        entries.map(|e| e.path()).filter(|dir| KeeperConfig::control_socket(dir).exists()).collect();
-    found.sort();
-    match found.len() {
-        0 => Err(CliError::NoneHere { root: root.to_owned() }),
-        1 => Ok(found.swap_remove(0)),
-        _ => Err(CliError::SeveralHere { dirs: found }),
     }
 }
 
@@ -136,6 +122,8 @@ impl Keepers {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -151,26 +139,5 @@ mod tests {
         assert!(!keepers.is_elsewhere(&said(Role::Standby, None)), "it may come back");
         keepers.all.push(a.named("b"));
         assert!(!keepers.is_elsewhere(&said(Role::Backup, Some("b"))), "it is asked");
-    }
-
-    #[test]
-    fn the_only_keeper_of_this_host_needs_no_name() {
-        let root = tempfile::tempdir().unwrap();
-        let none = the_only(&root.path().join("nowhere"));
-        assert!(matches!(none, Err(CliError::NoneHere { .. })), "{none:?}");
-        let make = |vm: &str| {
-            let dir = root.path().join(vm);
-            std::fs::create_dir(&dir).unwrap();
-            std::fs::write(KeeperConfig::control_socket(&dir), "").unwrap();
-            dir
-        };
-        // Something else has a directory there, too.
-        std::fs::create_dir(root.path().join("other")).unwrap();
-        assert!(matches!(the_only(root.path()), Err(CliError::NoneHere { .. })));
-        let db = make("db");
-        assert_eq!(the_only(root.path()).unwrap(), db);
-        let web = make("web");
-        let several = the_only(root.path());
-        assert!(matches!(&several, Err(CliError::SeveralHere { dirs }) if *dirs == [db, web]), "{several:?}");
     }
 }

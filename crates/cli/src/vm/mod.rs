@@ -1,6 +1,6 @@
 //! `ninefold vm`: a fault-tolerant VM.
 //!
-//! * [`keepers`]: who is asked · [`status`], [`events`] ([`repeats`]), [`checkpoints`]: looking · [`follow`]: what comes from one moment on
+//! * [`keepers`]: who is asked ([`choose`]: about which VM) · [`status`], [`events`] ([`repeats`]), [`checkpoints`]: looking · [`follow`]: what comes from one moment on
 //! * [`operation`]: what takes its time, with a bar
 //! * [`info`]: what the guest's agent tells
 //! * [`trial`], [`dump`]: images on trial; the guest's memory into a file · [`standing`]: shutdown, pause, resume, wake
@@ -9,6 +9,7 @@
 
 mod awaited;
 mod checkpoints;
+mod choose;
 mod console;
 mod control;
 mod dump;
@@ -33,14 +34,14 @@ use crate::error::CliError;
 
 /// A fault-tolerant VM: its state, its life, its console
 ///
-/// A command asks the VM's keeper on this host, and no other is needed: it is found by --run-dir DIR or NINEFOLD_RUN_DIR, or by itself where
-/// this host keeps one VM. Of several keepers that are named the one is asked where the VM runs.
+/// A command asks the VM's keeper on this host, and no other is needed: it is found by --vm VM or NINEFOLD_VM, or by itself where
+/// this host keeps one VM. VM is its name, its id, or the beginning of its id.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     ninefold vm status --watch\n  \
     ninefold vm switchover\n  \
     ninefold vm console\n  \
-    ninefold vm status --run-dir /run/ninefold/db")]
+    ninefold vm status --vm db")]
 pub struct VmArgs {
     #[command(subcommand)]
     verb: Verb,

@@ -65,7 +65,7 @@ impl From<Freeze> for FreezeChoice {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     ninefold vm stop && ninefold vm restore before-upgrade --host a\n  \
-    ninefold vm restore golden --clone --run-dir /run/ninefold/copy")]
+    ninefold vm restore golden --clone --vm copy")]
 pub struct RestoreArgs {
     /// The snapshot
     name: SnapshotName,

@@ -619,7 +619,7 @@ fn build(
 ) -> Result<StandbyMachine, String> {
     let ram = left.map_or_else(|| memory(hello), Ok)?;
     let custody = custody::program()
-        .and_then(|program| Custody::begin(&program, &ram, &config.host.run_dir))
+        .and_then(|program| Custody::begin(&program, &ram, &config.vm_dir()))
         .inspect_err(|error| tracing::warn!(%error, "this standby's memory ends with its keeper"))
         .ok();
     let (ram, config) = (Arc::new(ram), machine_config(config, hello, volumes)?);

@@ -289,8 +289,9 @@ impl Disks {
         let pool = Pool::open(&config.host.pool, Tools::default())?;
         let made = Note::at(config.host.pool.join(format!("made-{}", config.vm.id)));
         let budget = Arc::new(Budget::default());
+        let run_dir = config.vm_dir();
         let open = |(n, spec): (usize, &VolumeSpec)| {
-            Disk::open(&pool, &budget, &config.host.run_dir, &made, n, spec, config.vm.acknowledge(&spec.name))
+            Disk::open(&pool, &budget, &run_dir, &made, n, spec, config.vm.acknowledge(&spec.name))
         };
         let all = config.vm.hardware.volumes.iter().enumerate().map(open).collect::<Result<Vec<_>, _>>()?;
         let noted = made.found().is_some();

@@ -4,16 +4,18 @@
 use std::time::{Duration, Instant};
 
 use ninefold_machine::Ports;
-use ninefold_model::Epoch;
 use ninefold_model::status::Counters;
+use ninefold_model::{Epoch, VmId};
 use ninefold_net::addresses::{PEER_ADDRESSES, PeerAddresses};
 use ninefold_net::channel::{ChannelConfig, ChannelKind};
 use ninefold_net::port::PortConfig;
+use ninefold_net::tap::TapError;
 use ninefold_net::wake::Wake;
 use ninefold_net::{ByteChannel, NetPort, Tap};
 
 use crate::config::KeeperConfig;
 use crate::error::KeeperError;
+use crate::run_dir;
 
 /// How long a checkpoint waits for QEMU to take the agent's input: it does so at once, if the guest has room for it.
 const INPUT_LIMIT: Duration = Duration::from_micros(500);
@@ -45,12 +47,14 @@ impl GuestIo {
     pub fn open(config: &KeeperConfig, wake: &Wake) -> Result<Self, KeeperError> {
         let mut nics = Vec::new();
         for (i, (nic, bridge)) in config.vm.hardware.nics.iter().zip(&config.host.bridges).enumerate() {
-            let tap = Tap::open(&tap_name(config.vm.name.as_str(), i), Some(bridge))?;
+            let name = tap_name(config.vm.id, i);
+            let tap = Tap::open(&name, Some(bridge)).map_err(|error| taken(error, name, config))?;
             nics.push(NetPort::start(PortConfig::new(nic.mac), tap, None, wake.clone())?);
         }
+        let run_dir = config.vm_dir();
         let channel = |kind, path| ByteChannel::start(ChannelConfig::new(kind, path), None, wake.clone());
-        let console = channel(ChannelKind::Console, KeeperConfig::console_socket(&config.host.run_dir))?;
-        let agent = channel(ChannelKind::Agent, KeeperConfig::agent_socket(&config.host.run_dir))?;
+        let console = channel(ChannelKind::Console, KeeperConfig::console_socket(&run_dir))?;
+        let agent = channel(ChannelKind::Agent, KeeperConfig::agent_socket(&run_dir))?;
         Ok(Self { nics, console, agent })
     }
 
@@ -237,8 +241,29 @@ impl GuestIo {
     }
 }
 
-/// Interface names have at most 15 bytes.
-fn tap_name(vm: &str, index: usize) -> String {
-    let short: String = vm.chars().take(9).collect();
-    format!("nf-{short}-{index}")
+/// Interface names have at most 15 bytes: a VM has less than a hundred NICs.
+fn tap_name(vm: VmId, index: usize) -> String {
+    format!("nf{}.{index}", vm.short())
+}
+
+/// Whose the TAP's name is, if that is why there is none.
+fn taken(error: TapError, tap: String, config: &KeeperConfig) -> KeeperError {
+    let vm = config.vm.id;
+    let other = || run_dir::list(&config.host.run_dir).into_iter().find(|h| h.id != vm && h.id.short() == vm.short());
+    match (error.is_taken(), other()) {
+        (true, Some(other)) => KeeperError::TapTaken { tap, vm, other: other.id },
+        _ => error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tap_is_named_by_the_vms_id_and_its_name_fits() {
+        let id: VmId = "3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4".parse().unwrap();
+        assert_eq!(tap_name(id, 0), "nf3f0e1c4a.0");
+        assert!(tap_name(id, 99).len() <= 15);
+    }
 }

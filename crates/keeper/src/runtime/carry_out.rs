@@ -80,7 +80,7 @@ impl Runtime {
             GuestOrder::Tell(health) => self.told.set(health),
             GuestOrder::Frozen(frozen) => drop(self.told.frozen(frozen)),
             GuestOrder::Thaw { generation } => {
-                let socket = KeeperConfig::agent_socket(&self.parts.config.host.run_dir);
+                let socket = KeeperConfig::agent_socket(&self.parts.config.vm_dir());
                 let hears = self.hears_end(generation);
                 if let Err(failed) = freeze::thaw_later(socket, Limits::default(), self.told.clone(), hears) {
                     self.answer(Event::FreezeEnds { generation, unsure: Some(report(&failed)) });

@@ -206,7 +206,7 @@ impl Runtime {
             FreezePlan::Cannot(reason) => return Ok(Freezing::Cannot(reason)),
             FreezePlan::Ask { required } => required,
         };
-        let socket = KeeperConfig::agent_socket(&self.parts.config.host.run_dir);
+        let socket = KeeperConfig::agent_socket(&self.parts.config.vm_dir());
         match Freezer::begin(socket, Limits::default(), self.told.clone(), self.hears_end(generation)) {
             Ok(freezer) => Ok(Freezing::By { freezer, required }),
             Err(error) if required => Err(error.to_string()),

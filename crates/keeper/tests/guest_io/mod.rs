@@ -35,5 +35,7 @@ pub fn with_nics(dir: &Path, spec: &VmSpec, bridges: &[&str]) -> GuestIo {
         metrics: None,
         uplink: None,
     };
-    GuestIo::open(&KeeperConfig { vm: spec.clone(), host }, &(Arc::new(|| ()) as _)).unwrap()
+    let config = KeeperConfig { vm: spec.clone(), host };
+    std::fs::create_dir_all(config.vm_dir()).unwrap();
+    GuestIo::open(&config, &(Arc::new(|| ()) as _)).unwrap()
 }

@@ -171,7 +171,7 @@ impl Scenario {
     /// lost.
     #[must_use]
     pub fn type_line(&self, line: &str) -> UnixStream {
-        let socket = KeeperConfig::console_socket(&self.lab.run_dir(&self.primary));
+        let socket = KeeperConfig::console_socket(&self.lab.vm_dir(&self.primary).unwrap());
         let mut console = UnixStream::connect(socket).unwrap();
         writeln!(console, "\n{line}").unwrap();
         console
