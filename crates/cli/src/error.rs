@@ -83,6 +83,9 @@ pub enum CliError {
     },
     #[error("the VM runs on {host} already")]
     Running { host: String },
+    /// By the witness's record it may be another host's.
+    #[error("VM '{vm}' is not retired: {}", refusal::words(.refusal))]
+    NotRetired { vm: String, refusal: Box<Refusal> },
     #[error("the VM stays on {host}: {reason}")]
     Stayed { host: String, reason: String },
     #[error("the VM has ended on {host}: {reason}")]
@@ -139,6 +142,7 @@ impl Failure for CliError {
     fn refusal(&self) -> Option<&Refusal> {
         match self {
             Self::Keeper(error) => error.refusal(),
+            Self::NotRetired { refusal, .. } => Some(refusal),
             _ => None,
         }
     }
@@ -198,6 +202,7 @@ impl Failure for CliError {
                 "a guest that runs, and QEMU's agent in it (qemu-guest-agent), are needed; `--mode acpi` presses the power button"
             }
             Self::Running { .. } => "`ninefold vm stop` ends it, `ninefold vm switchover` moves it",
+            Self::NotRetired { vm, refusal } => return Some(not_retired(vm, refusal)),
             Self::NoSuchHost { hosts, .. } => {
                 let hosts = hosts.join(", ");
                 return Some(format!(
@@ -218,5 +223,39 @@ impl Failure for CliError {
             Self::Host { .. } => return None,
         };
         Some(text.to_owned())
+    }
+}
+
+/// What there is to do about a VM that may be another host's, and what it costs.
+fn not_retired(vm: &str, refusal: &Refusal) -> String {
+    let there = match refusal.host() {
+        Some(host) => format!("stop it on {host} if it runs there, and retire it there"),
+        None => "stop it where it runs, and retire it there".to_owned(),
+    };
+    format!(
+        "{there}; if the host that had it is gone for good, `ninefold vm retire {vm} --force` does it from here: a VM that runs all the same ends as soon as \
+         its host hears of that, and what was only in its memory is lost"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nobody forces a retirement without having read what it costs.
+    #[test]
+    fn who_is_refused_a_retirement_is_told_what_force_would_lose() {
+        let record = ninefold_model::Record::boot("b".parse().unwrap());
+        let refusal = Box::new(Refusal::HeldElsewhere { record, host: Some("b".parse().unwrap()) });
+        let error = CliError::NotRetired { vm: "db".into(), refusal };
+        assert!(
+            error.to_string().starts_with("VM 'db' is not retired: the witness says that b had it last"),
+            "{error}"
+        );
+        let help = error.own_help().unwrap();
+        for part in ["stop it on b", "`ninefold vm retire db --force`", "only in its memory is lost"] {
+            assert!(help.contains(part), "{part}: {help}");
+        }
+        assert!(error.refusal().is_some(), "programs are told the code");
     }
 }

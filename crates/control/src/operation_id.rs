@@ -83,6 +83,10 @@ pub enum OperationKind {
     Shutdown,
     /// Until the image is committed.
     Trial,
+    /// Until the witness has a tombstone in the place of the VM's record.
+    Retire,
+    /// Until this host calls the VM by its new name.
+    Rename,
     /// One of a later keeper's, of which nothing is known here. No keeper of this version says it.
     #[serde(other)]
     #[cfg_attr(feature = "schema", schemars(skip))]
@@ -100,7 +104,7 @@ impl OperationKind {
             | Self::Protect
             | Self::Shutdown
             | Self::Trial => true,
-            Self::Dump | Self::Switchover | Self::Stop | Self::Unknown => false,
+            Self::Dump | Self::Switchover | Self::Stop | Self::Retire | Self::Rename | Self::Unknown => false,
         }
     }
 }

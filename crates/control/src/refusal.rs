@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use ninefold_model::{Epoch, HostName, Incarnation, Record, VolumeName};
+use ninefold_model::{Epoch, HostName, Incarnation, Record, Term, VmId, VmName, VolumeName};
 use serde::{Deserialize, Serialize};
 
 use crate::operation_id::{OperationId, OperationKind};
@@ -69,6 +69,18 @@ pub enum Refusal {
     },
     /// Another host has got the VM meanwhile.
     Overtaken,
+    /// The VM was retired: it is no more. `at_s`: when, by the witness's clock, seconds since 1970.
+    Retired {
+        term: Term,
+        at_s: u64,
+    },
+    /// The witness has no record of the VM: it has never been booted, or was retired very long ago.
+    NoRecord,
+    /// This host keeps another VM of that name: `vm`.
+    NameTaken {
+        name: VmName,
+        vm: VmId,
+    },
     /// No backup is ready to take the VM, or not the one that was named.
     NoBackup {
         host: Option<HostName>,
@@ -204,6 +216,12 @@ pub enum Work {
     Stop,
     /// An image is on trial.
     Trial,
+    /// The VM is being retired.
+    Retire,
+    /// It is being renamed.
+    Rename,
+    /// The witness is being asked for what comes first.
+    Witness,
 }
 
 /// By what a host's volumes become a mixture that is of no one moment.

@@ -1,9 +1,9 @@
 //! What one may ask of a keeper.
 
-use ninefold_model::SnapshotName;
 use ninefold_model::event::Position;
 use ninefold_model::health::HealthySign;
 use ninefold_model::spec::{Boot, EpochPolicy};
+use ninefold_model::{SnapshotName, VmName};
 use serde::{Deserialize, Serialize};
 
 use crate::operation_id::OperationId;
@@ -76,6 +76,16 @@ pub enum Request {
     CommitImage,
     /// End the trial: boot the committed image.
     FallBack,
+    /// The VM is to be no more: the witness never gives it to anybody again, under any name. Only while it does not run here; refused when it may
+    /// live elsewhere, unless `force`: then it ends there, too. What is on the hosts' disks stays. An operation.
+    Retire {
+        #[serde(default)]
+        force: bool,
+    },
+    /// The VM is called so from now on, on all of its hosts. An operation, until this host calls it so.
+    Rename {
+        name: VmName,
+    },
     /// Ask for fault tolerance: an operation, until a backup is bound.
     Protect,
     /// Go on without a backup.

@@ -25,12 +25,14 @@ use crate::former_backups::{Absent, FormerBackups, KEEP};
 use crate::guest_state::StandingSide;
 use crate::health::HealthSide;
 use crate::log::LogSide;
+use crate::naming::Naming;
 use crate::operations::Operations;
 use crate::prepare::Preparing;
 use crate::refusal::{self, WitnessTrouble};
 use crate::replica::Replica;
 use crate::requests::Quitting;
 use crate::resting::Resting;
+use crate::retire::Retirement;
 use crate::rules::Rules;
 use crate::settings::Settings;
 use crate::snapshot::SnapshotSide;
@@ -146,6 +148,8 @@ pub struct Core {
     pub(crate) start_cancelled: bool,
     /// What was wanted before somebody asked for protection, for which he waits.
     pub(crate) before_protect: Protection,
+    pub(crate) retirement: Retirement,
+    pub(crate) naming: Naming,
     pub(crate) operations: Operations,
     pub(crate) quitting: Option<Quitting>,
     pub(crate) counters: Counters,
@@ -224,6 +228,8 @@ impl Core {
             starting: false,
             start_cancelled: false,
             before_protect: Protection::None,
+            retirement: Retirement::default(),
+            naming: Naming::new(settings.label.clone()),
             operations: Operations::new(settings.incarnation),
             quitting: None,
             counters: Counters::default(),
@@ -375,7 +381,7 @@ impl Core {
     }
 
     /// What the witness answers cannot be believed, for this reason; or it can.
-    fn doubt_witness(&mut self, doubt: Option<String>) {
+    pub(crate) fn doubt_witness(&mut self, doubt: Option<String>) {
         let trouble = doubt.map(WitnessTrouble::Doubted);
         if self.witness_trouble != trouble {
             self.event(match &trouble {
@@ -471,6 +477,7 @@ impl Core {
             }
             Event::WitnessHolds(found) => {
                 self.recorded = found.as_ref().map(|record| record.primary.clone());
+                self.not_retired();
                 let doubt = self.protocol.disbelieves(found.as_ref()).or_else(|| self.log_doubts(found.as_ref()));
                 self.doubt_read(doubt);
                 let Some(record) = found else { return };
@@ -480,6 +487,12 @@ impl Core {
             }
             Event::WitnessRefuses { reason } => self.doubt_read(Some(format!("it refuses: {reason}"))),
             Event::StartFrom { found, force, behind } => self.start_from(found, force, behind.as_ref()),
+            Event::WitnessRetired(tombstone) => self.was_retired(tombstone),
+            Event::RetireFrom { found, force } => self.retire_from(found, force),
+            Event::RetireFailed(refusal) => self.retire_failed(refusal),
+            Event::Labelled(label) => self.labelled(label),
+            Event::Named { label, failure } => self.named(label, failure),
+            Event::RenameFailed(refusal) => self.rename_ends(Err(refusal)),
             Event::NotAsked(why) => {
                 if let Some(reply) = self.snapshot.asks_of_log() {
                     self.tell_of_log(Err(why.to_string()), reply);

@@ -19,7 +19,7 @@ use ninefold_model::event::EventKind;
 use ninefold_model::health::{Failure, Health, WatchdogAction};
 use ninefold_model::spec::{Boot, EpochPolicy};
 use ninefold_model::status::{Counters, LogStatus, ProtectionState, Role};
-use ninefold_model::{Epoch, GuestState, HostName, Record, SnapshotName, Term, VolumeName};
+use ninefold_model::{Epoch, GuestState, HostName, Label, Record, SnapshotName, Term, VmName, VolumeName};
 use ninefold_replica::protocol::{self, ProposalId};
 use ninefold_replica::stream::{Hello, PageRun};
 use ninefold_replica::target::{Basis, Target};
@@ -46,6 +46,8 @@ pub enum Effect {
         to: RequestId,
         held: Result<Option<Record>, String>,
     },
+    /// This host calls the VM so.
+    Name(Label),
     /// Lets a thread go on.
     LetGo(WaiterId),
     /// Asks the witness.
@@ -108,6 +110,12 @@ pub enum WitnessRequest {
     },
     /// Read the record and answer the request that waits for it.
     Start { force: bool },
+    /// Read the record, for a VM that is to be retired.
+    Retire { force: bool },
+    /// Retire the VM if the record is still this one. `forced`: another host is its primary.
+    Bury { expected: Record, forced: bool },
+    /// Call the VM so, unless something else is asked.
+    Rename { name: VmName },
     /// Read the record now, if nothing else is asked.
     Look,
     /// What was proposed is not wanted any more. A proposal on its way may win all the same.

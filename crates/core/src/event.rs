@@ -11,7 +11,7 @@ use ninefold_model::event::{EventKind, SnapshotFigures};
 use ninefold_model::health::{DumpProgress, Failure, Freeze, Health};
 use ninefold_model::spec::{Boot, VmSpec};
 use ninefold_model::status::{MachineStatus, PauseSummary, SnapshotProgress, SyncProgress};
-use ninefold_model::{Epoch, GuestState, HostName, Record, Term, VolumeName};
+use ninefold_model::{Epoch, GuestState, HostName, Label, Record, Term, Tombstone, VmId, VolumeName};
 use ninefold_replica::continuation::{Base, History};
 use ninefold_replica::protocol::{self, Outcome, ProposalId};
 use ninefold_replica::stream::{Hello, Layout};
@@ -80,6 +80,24 @@ pub enum Event {
     },
     /// The witness's record is not to be had for a VM that is to start.
     NotAsked(NotAsked),
+    /// The witness has said of the VM, to whatever it was asked, that it was retired.
+    WitnessRetired(Tombstone),
+    /// The witness's record, for a VM that is to be retired.
+    RetireFrom {
+        found: Option<Record>,
+        force: bool,
+    },
+    /// The VM was not retired, or not as far as is known here.
+    RetireFailed(Refusal),
+    /// What the VM is called, by the witness.
+    Labelled(Label),
+    /// This host calls the VM so now; or why it cannot.
+    Named {
+        label: Label,
+        failure: Option<String>,
+    },
+    /// The VM was not renamed, or not as far as is known here.
+    RenameFailed(Refusal),
     /// The witness can be reached again, or why not.
     Witness {
         error: Option<String>,
@@ -418,6 +436,8 @@ pub struct Seen {
     pub mixture: Option<Mixture>,
     /// For the same: the snapshot whose restore was cut off.
     pub unfinished: Option<String>,
+    /// For `Rename`: the other VM that has the name on this host.
+    pub taken: Option<VmId>,
     /// For `Trial`: why the image cannot be tried here.
     pub unusable: Option<String>,
 }

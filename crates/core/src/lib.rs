@@ -15,7 +15,7 @@
 //! have for it.
 //!
 //! * [`event`]: what happens · [`effect`]: what is to be done · [`time`]: two clocks, as values · [`settings`]
-//! * `core`, `rules`: the state, events, what the protocol says · `clock`: ticks · `stall`: whether this host has stood still · `requests`, `refusal`, `operations`
+//! * `core`, `rules`: the state, events, what the protocol says · `clock`: ticks · `stall`: whether this host has stood still · `requests`, `refusal`, `operations` · `retire`, `naming`: a VM that is no more, or is called otherwise
 //! * `primary`, `replica`, `former_backups`: the VM, its sessions, those that may come back · `backup`: the take-over
 //! * `prepare`, `log`, `snapshot`, `freeze`: what comes before a proposal; what is on disk
 //! * `health` and [`policy`]: the guest's watchdog, images on trial · `standing`: paused, suspended, off
@@ -35,6 +35,7 @@ mod freeze;
 mod guest_state;
 mod health;
 mod log;
+mod naming;
 mod operations;
 pub mod policy;
 mod prepare;
@@ -43,6 +44,7 @@ mod refusal;
 mod replica;
 mod requests;
 mod resting;
+mod retire;
 mod rules;
 pub mod settings;
 mod snapshot;

@@ -241,7 +241,7 @@ impl Core {
         }
     }
 
-    fn drop_recovery(&mut self) {
+    pub(crate) fn drop_recovery(&mut self) {
         if let Some(Recovery { id, .. }) = self.log.recovery.take() {
             self.effect(Effect::Recovery { id, order: RecoveryOrder::Drop });
         }

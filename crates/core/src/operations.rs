@@ -31,6 +31,8 @@ pub(crate) fn kind_of(request: &Request) -> Option<OperationKind> {
         Request::Stop => OperationKind::Stop,
         Request::Shutdown { .. } => OperationKind::Shutdown,
         Request::Trial { .. } => OperationKind::Trial,
+        Request::Retire { .. } => OperationKind::Retire,
+        Request::Rename { .. } => OperationKind::Rename,
         _ => return None,
     })
 }
@@ -220,7 +222,9 @@ impl Operations {
 
     /// An event is told: what has ended by it, and how.
     fn ended_by(&mut self, event: &EventKind) -> Vec<(OperationKind, Result<Option<EventKind>, Refusal>)> {
-        use OperationKind::{Dump, Protect, Recover, Restore, Shutdown, Snapshot, Start, Stop, Switchover, Trial};
+        use OperationKind::{
+            Dump, Protect, Recover, Restore, Retire, Shutdown, Snapshot, Start, Stop, Switchover, Trial,
+        };
         let done = |kind| vec![(kind, Ok(Some(event.clone())))];
         let failed = |kind, refusal| vec![(kind, Err(refusal))];
         // What the VM's end here ends.
@@ -265,6 +269,14 @@ impl Operations {
             EventKind::Lost { reason } | EventKind::StartFailed { reason } => {
                 let mut ended = done(Stop);
                 ended.extend(over(reason));
+                ended
+            }
+            EventKind::Retired { .. } => {
+                // Nobody has it now, whomever it was being handed to.
+                self.handover = None;
+                // Who wants it stopped has what he wants.
+                let mut ended = done(Retire);
+                ended.extend(done(Stop));
                 ended
             }
             _ => Vec::new(),

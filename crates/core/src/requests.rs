@@ -28,6 +28,8 @@ impl Core {
         let answer = match request {
             Request::Status => Ok(Answer::Status { status: Box::new(self.status(&seen)) }),
             Request::Start { force } => self.begin_start(force, &seen),
+            Request::Retire { force } => self.begin_retire(force),
+            Request::Rename { name } => return self.rename(id, name, seen.taken),
             Request::Stop
             | Request::Shutdown { .. }
             | Request::Pause
@@ -152,7 +154,7 @@ impl Core {
         let settings = &self.settings;
         VmStatus {
             id: settings.vm.id,
-            vm: settings.vm.name.clone(),
+            vm: self.naming.label.name.clone(),
             host: settings.host.clone(),
             pid: settings.pid,
             role: self.protocol.role(),
@@ -165,6 +167,7 @@ impl Core {
             witness_reachable: self.witness_trouble.is_none(),
             sync: self.replicas.iter().find(|r| r.first.is_none()).and_then(|r| r.sync),
             no_backup: self.no_peer.clone().filter(|_| self.wants_peer()),
+            retired: self.retirement.tombstone,
             backups: self.replicas.iter().map(|r| self.backup_status(r)).collect(),
             snapshot: self.snapshot_progress(),
             log: self.log_status(),
@@ -215,6 +218,7 @@ impl Core {
             Role::Standby if self.protocol.awaits_witness() => Some(Refusal::Busy { with: Work::Start }),
             // The witness has still to say that nobody else may have it.
             Role::Standby if self.is_ending() && !force => Some(Refusal::Busy { with: Work::Stop }),
+            Role::Standby if self.retirement.is_wanted() => Some(Refusal::Busy { with: Work::Retire }),
             Role::Standby => None,
         }
     }

@@ -1,7 +1,7 @@
 //! What a core is told once, at its start.
 
 use ninefold_model::spec::{Boot, VmSpec};
-use ninefold_model::{HostName, Incarnation};
+use ninefold_model::{HostName, Incarnation, Label};
 
 /// See the [module](self).
 #[derive(Debug, Clone)]
@@ -10,6 +10,8 @@ pub struct Settings {
     pub host: HostName,
     /// The VM as this host's configuration has it.
     pub vm: VmSpec,
+    /// What it is called, which may be another name than its configuration's.
+    pub label: Label,
     /// What it boots from on this host.
     pub boot: Boot,
     /// This host's bridges, one for each of the VM's NICs.

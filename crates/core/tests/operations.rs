@@ -12,9 +12,9 @@ use ninefold_model::event::EventKind;
 use ninefold_model::health::HealthySign;
 use ninefold_model::spec::{Boot, Protection};
 use ninefold_model::status::Role;
-use ninefold_model::{Incarnation, Record, Term};
+use ninefold_model::{Incarnation, Record, Term, Tombstone};
 use serde_json::json;
-use world::{World, spec};
+use world::{Gate, World, spec};
 
 const A: usize = 0;
 const B: usize = 1;
@@ -467,4 +467,115 @@ fn a_start_ends_when_another_host_makes_this_one_its_backup() {
     let ended = world.hosts[B].operations[&started].state.clone();
     let State::Failed { error: Refusal::RunsElsewhere { host } } = ended else { panic!("{ended:?}") };
     assert_eq!(host, Some("a".parse().unwrap()));
+}
+
+fn retire(force: bool) -> Request {
+    Request::Retire { force }
+}
+
+/// Only when it does not run, and by the host that had it, or by force. Then it is no more, and no start brings it back.
+#[test]
+fn a_vm_that_has_stopped_is_retired_for_good() {
+    let mut world = hosts(2);
+    let never = world.begin(A, retire(true));
+    assert_eq!(error(&world, never), Refusal::NoRecord);
+    world.begin(A, start());
+    assert_eq!(world.answer(A, retire(true)), Err(Refusal::RunsHere));
+    world.answer(A, Request::Stop).unwrap();
+    world.pass(SECOND);
+    let elsewhere = world.begin(B, retire(false));
+    let record = world.witness.clone().unwrap();
+    let refused = world.hosts[B].operations[&elsewhere].state.clone();
+    assert_eq!(refused, State::Failed { error: Refusal::HeldElsewhere { record, host: Some("a".parse().unwrap()) } });
+    assert_eq!(world.tombstone, None);
+
+    let retired = world.begin(A, retire(false));
+    let tombstone = world.tombstone.unwrap();
+    let event = EventKind::Retired { term: tombstone.term, at_s: tombstone.at_s };
+    assert_eq!(outcome(&world, retired), event);
+    assert_eq!(world.status(A).retired, Some(tombstone));
+    // Whoever has not heard the answer asks again.
+    let again = world.begin(A, retire(false));
+    assert_eq!(outcome(&world, again), event);
+    for force in [false, true] {
+        let started = world.begin(A, Request::Start { force });
+        assert_eq!(error(&world, started), Refusal::Retired { term: tombstone.term, at_s: tombstone.at_s });
+    }
+    let told = world.hosts[A].journal.iter().filter(|e| **e == event).count();
+    assert_eq!(told, 1, "it is said once");
+}
+
+/// A host that nobody could reach ran it all the same, and waits to be allowed to go on without its backup: both are told, and neither asks for ever.
+#[test]
+fn a_vm_that_is_retired_while_it_runs_ends_everywhere() {
+    let mut world = hosts(2);
+    world.begin(A, start());
+    let protect = world.begin(A, Request::Protect);
+    world.pass(SECOND);
+    world.cut = true;
+    let term = world.witness.take().unwrap().term.next();
+    let tombstone = Tombstone { term, at_s: 7 };
+    world.tombstone = Some(tombstone);
+    // The primary asks to release its backup, and the backup reads the record.
+    world.pass(SECOND * 5);
+    world.tell(B, Event::WitnessRetired(tombstone));
+    world.settle();
+    for host in 0..2 {
+        let status = world.status(host);
+        assert_eq!((status.role, status.retired), (Role::Standby, Some(tombstone)), "{host}");
+        assert!(status.witness_reachable, "{host}");
+        let told = |kind: &&EventKind| matches!(kind, EventKind::Retired { .. });
+        assert_eq!(world.hosts[host].journal.iter().filter(told).count(), 1, "{host}");
+        assert_eq!(world.hosts[host].gate, Gate::Mute, "{host}");
+    }
+    assert!(world.hosts[A].runs.is_none());
+    assert!(matches!(outcome(&world, protect), EventKind::Protected { .. }), "it was, before");
+}
+
+/// No answer: nothing is known, and who asks again is told how it is.
+#[test]
+fn a_retirement_without_the_witness_fails() {
+    let mut world = hosts(1);
+    world.hosts[A].cut_from_witness = true;
+    let first = world.begin(A, retire(false));
+    assert!(matches!(state(&world, first), State::Running { .. }));
+    assert_eq!(world.answer(A, start()), Err(Refusal::Busy { with: Work::Retire }));
+    let silent = Refusal::WitnessSilent { reason: "no answer".into() };
+    world.tell(A, Event::RetireFailed(silent.clone()));
+    world.pass(SECOND);
+    assert_eq!(error(&world, first), silent);
+    let started = world.begin(A, start());
+    assert!(matches!(state(&world, started), State::Running { .. }));
+}
+
+/// All of its hosts hear of it, and say so once; who asks for the name that it has is done.
+#[test]
+fn a_vm_is_renamed_on_all_of_its_hosts() {
+    let mut world = hosts(2);
+    let rename = |name: &str| Request::Rename { name: name.parse().unwrap() };
+    let never = world.begin(A, rename("web"));
+    assert_eq!(error(&world, never), Refusal::NoRecord);
+    world.begin(A, start());
+    let same = world.begin(A, rename("db"));
+    assert_eq!(state(&world, same), State::Done { outcome: None });
+    let renamed = world.begin(A, rename("web"));
+    let event = EventKind::Renamed { from: "db".parse().unwrap(), to: "web".parse().unwrap() };
+    assert_eq!(outcome(&world, renamed), event);
+    for host in 0..2 {
+        assert_eq!(world.status(host).vm.as_str(), "web");
+        assert_eq!(world.hosts[host].journal.iter().filter(|e| **e == event).count(), 1, "{host}");
+    }
+    // A host on which another VM has the name keeps the old one, and says so.
+    world.name_taken = true;
+    let taken = world.begin(A, rename("mail"));
+    assert_eq!(error(&world, taken), Refusal::Failed { reason: "another VM has it".into() });
+    assert_eq!(world.status(A).vm.as_str(), "web");
+    assert!(world.hosts[A].journal.iter().any(|e| matches!(e, EventKind::NotRenamed { .. })));
+    // What the witness was not asked for ends, and another can be wanted then.
+    world.hosts[A].cut_from_witness = true;
+    let waits = world.begin(A, rename("post"));
+    assert_eq!(world.answer(A, rename("mail")), Err(Refusal::Busy { with: Work::Rename }));
+    world.tell(A, Event::RenameFailed(Refusal::Busy { with: Work::Witness }));
+    world.settle();
+    assert_eq!(error(&world, waits), Refusal::Busy { with: Work::Witness });
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::thread;
+use std::time::Duration;
 
 use ninefold_listen::{Bounds, descriptors};
 use ninefold_net::wake::Wake;
@@ -27,8 +28,8 @@ use crate::durable::incarnation;
 use crate::error::KeeperError;
 use crate::health::images::Images;
 use crate::msg::Msg;
+use crate::naming::Naming;
 use crate::primary::waker::Waker;
-use crate::run_dir::Hold;
 use crate::runtime::connector::Connector;
 use crate::runtime::proposer;
 use crate::runtime::{Parts, Runtime};
@@ -41,6 +42,9 @@ const HANDSHAKES: Bounds = Bounds { strangers: 16, ..Bounds::new(32) };
 /// Connections of hosts: the session, those that are being opened, and those that end. Hosts that are not the VM's may have
 /// a few, to be told so.
 const SESSIONS: Bounds = Bounds { strangers: 4, ..Bounds::new(16) };
+
+/// How long a keeper that ends waits until its VM's name is let go.
+const NAME_LIMIT: Duration = Duration::from_secs(1);
 
 /// Runs a keeper until SIGTERM or SIGINT.
 ///
@@ -63,7 +67,8 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
         move |source| KeeperError::File { what, path, source }
     };
     let run_dir = config.vm_dir();
-    let _hold = Hold::take(&config)?;
+    let naming = Naming::begin(&config)?;
+    let label = naming.label().clone();
     let security = certificates::security(&config)?;
     let (core, inbox) = channel();
     let waker = Waker::new()?;
@@ -75,7 +80,7 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
     let images = Arc::new(Images::open(record, config.vm.id, config.boot().map_err(KeeperError::Binding)?)?);
     let incarnation = incarnation::begin(&run_dir).map_err(at("cannot note this life in"))?;
     let journal = Journal::new(config.host.name.clone(), incarnation);
-    let board = Arc::new(Board::new(&config.vm.name));
+    let board = Arc::new(Board::new(&label.name));
     if let Some(addr) = config.host.metrics {
         let board = Arc::clone(&board);
         http::serve(addr, move || board.text())?;
@@ -89,7 +94,7 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
         .map_err(|e| KeeperError::Listen { addr: config.host.listen, source: Box::new(e) })?;
     let (witness, addr) = config.witness().map_err(KeeperError::Binding)?;
     let client = WitnessClient::new(addr, witness.clone(), security.clone(), Timeouts::default());
-    let proposer = proposer::start(config.vm.id, config.vm.name.clone(), client, core.clone())?;
+    let proposer = proposer::start(config.vm.id, label.clone(), client, core.clone())?;
     let connector = Connector::start(Arc::clone(&config), security.clone(), core.clone())?;
     let parking = Arc::new(Parking::with(Kept::find(&run_dir)));
     let standby = Standby {
@@ -120,9 +125,12 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
             }
         })
         .map_err(KeeperError::Thread)?;
-    tracing::info!(vm = %config.vm.name, id = %config.vm.id, host = %config.host.name, listen = %config.host.listen, "ready");
+    let (naming, named) = naming.serve(core.clone())?;
+    tracing::info!(vm = %label.name, id = %config.vm.id, host = %config.host.name, listen = %config.host.listen, "ready");
     let parts = Parts {
         config,
+        label,
+        naming,
         guest_io,
         disks,
         images,
@@ -138,6 +146,8 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
     };
     Runtime::new(parts).run();
     let _ = fs::remove_file(KeeperConfig::control_socket(&run_dir));
+    // The name is let go, unless its note's disk does not answer.
+    let _ = named.recv_timeout(NAME_LIMIT);
     Ok(())
 }
 

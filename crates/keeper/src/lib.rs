@@ -12,7 +12,7 @@
 //! * `runtime::proposer`: asking the witness
 //! * [`devices::disks`]: the VM's volumes · [`primary::resync`]: making a backup's equal to them
 //! * [`health`]: the guest's watchdog, images on trial
-//! * [`random`]: ids that nothing else has · [`run_dir`]: where a VM's sockets are, by its id and by its name
+//! * [`random`]: ids that nothing else has · [`run_dir`]: where a VM's sockets are, by its id and by its name · [`naming`]: what it is called
 //! * [`devices::guest_io`]: NICs, console and agent behind one gate · [`devices::agent`]: asking the guest's agent, as a client
 //! * `control::server`: the control socket · `control::preflight`: what is looked at before the core is asked · `control::journal`: events and measurements · `control::operations` · `durable::incarnation`: whose · `control::metrics`, [`control::http`]
 
@@ -30,6 +30,7 @@ pub mod health;
 mod hello;
 pub mod keeper;
 pub mod msg;
+pub mod naming;
 pub mod panics;
 pub mod primary;
 pub mod random;

@@ -3,7 +3,7 @@
 use std::sync::mpsc::{Sender, SyncSender};
 use std::time::{Duration, Instant};
 
-use ninefold_control::{Reply, Request};
+use ninefold_control::{Refusal, Reply, Request};
 use ninefold_core::LogFailure;
 use ninefold_core::event::{NotAsked, Seen};
 use ninefold_machine::Ports;
@@ -13,7 +13,7 @@ use ninefold_model::event::{EventKind, SnapshotFigures};
 use ninefold_model::health::{DumpProgress, Failure, Freeze};
 use ninefold_model::spec::Boot;
 use ninefold_model::status::{MachineStatus, SnapshotProgress, SyncProgress};
-use ninefold_model::{Epoch, GuestState, Record, Term};
+use ninefold_model::{Epoch, GuestState, Label, Record, Term, Tombstone};
 use ninefold_replica::continuation::Base;
 use ninefold_replica::protocol::{self, Outcome, ProposalId};
 use ninefold_replica::stream::{Hello, Layout};
@@ -58,6 +58,22 @@ pub enum Msg {
     },
     /// There is none to be had.
     NotAsked(NotAsked),
+    /// The witness has said of the VM that it was retired.
+    WitnessRetired(Tombstone),
+    /// The witness's record, for a VM that is to be retired.
+    RetireFrom {
+        found: Option<Record>,
+        force: bool,
+    },
+    RetireFailed(Refusal),
+    /// What the VM is called, by the witness.
+    Labelled(Label),
+    /// It is called so here now, or why it cannot be.
+    Named {
+        label: Label,
+        failure: Option<String>,
+    },
+    RenameFailed(Refusal),
     /// Reachable again, or why not.
     Witness {
         error: Option<String>,

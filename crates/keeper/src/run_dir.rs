@@ -89,12 +89,12 @@ pub struct Hold {
 }
 
 impl Hold {
-    /// Makes the VM's directory and its link.
+    /// Makes the VM's directory, and the link of this name.
     ///
     /// # Errors
     /// Another keeper keeps the VM on this host, or another VM of its name; those of the file system.
-    pub fn take(config: &KeeperConfig) -> Result<Self, KeeperError> {
-        let (vm, name) = (config.vm.id, &config.vm.name);
+    pub fn take(config: &KeeperConfig, name: &VmName) -> Result<Self, KeeperError> {
+        let vm = config.vm.id;
         let by_name = config.host.run_dir.join(BY_NAME);
         let dir = of(&config.host.run_dir, vm);
         let failed = |what, path: &Path| {
@@ -132,6 +132,21 @@ impl Hold {
         }
     }
 
+    /// Gives the VM another name: its link is there before the former one is not any more. Whose the name is if another has it; nothing is changed then.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn rename(&mut self, config: &KeeperConfig, name: &VmName) -> io::Result<Option<VmId>> {
+        flock(&self.names, FlockOperation::LockExclusive)?;
+        let former = std::mem::replace(&mut self.link, config.host.run_dir.join(BY_NAME).join(name.as_str()));
+        let taken = self.name_it(&config.host.run_dir);
+        if !matches!(taken, Ok(None)) {
+            self.link = former;
+        }
+        let _ = flock(&self.names, FlockOperation::Unlock);
+        taken
+    }
+
     /// Makes the link, in one step; whose name it is if another has it. The links are locked.
     fn name_it(&self, run_dir: &Path) -> io::Result<Option<VmId>> {
         match target(&self.link) {
@@ -144,7 +159,7 @@ impl Hold {
             _ => symlink(Path::new("..").join(self.vm.to_string()), &staged)?,
         }
         fs::rename(&staged, &self.link)?;
-        // A keeper that was killed has left the link of the name that its VM had then.
+        // That of its former name; a keeper that was killed has left it, too.
         for entry in entries(&run_dir.join(BY_NAME)) {
             if entry.path() != self.link && target(&entry.path()) == Some(self.vm) {
                 fs::remove_file(entry.path())?;
@@ -166,6 +181,12 @@ impl Drop for Hold {
     }
 }
 
+/// Whether another VM than `vm` has this name on a host, and which.
+pub fn whose(run_dir: &Path, name: &VmName, vm: VmId) -> Option<VmId> {
+    let other = target(&run_dir.join(BY_NAME).join(name.as_str())).filter(|other| *other != vm)?;
+    is_kept(&of(run_dir, other)).then_some(other)
+}
+
 fn try_lock(file: &File) -> bool {
     flock(file, FlockOperation::NonBlockingLockExclusive).is_ok()
 }
@@ -176,10 +197,11 @@ fn is_kept(dir: &Path) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn config(dir: &Path, id: u8, name: &str) -> KeeperConfig {
+    /// Of a VM of this number and name, on a host that has its VMs in `dir`.
+    pub(crate) fn config(dir: &Path, id: u8, name: &str) -> KeeperConfig {
         let config = serde_json::json!({
             "id": VmId::random(u128::from(id) << 120), "name": name,
             "hardware": { "memory_mib": 1, "boot": "volume" },
@@ -187,6 +209,10 @@ mod tests {
             "policy": { "peers": [], "witness": { "host": "w", "addr": "10.8.0.3:7700" } }
         });
         serde_json::from_value(config).unwrap()
+    }
+
+    fn take(config: &KeeperConfig) -> Result<Hold, KeeperError> {
+        Hold::take(config, &config.vm.name)
     }
 
     /// The keeper listens.
@@ -201,7 +227,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         assert_eq!(list(root.path()), []);
         let (db, web) = (config(root.path(), 2, "db"), config(root.path(), 1, "web"));
-        let holds = (Hold::take(&db).unwrap(), Hold::take(&web).unwrap());
+        let holds = (take(&db).unwrap(), take(&web).unwrap());
         assert_eq!(list(root.path()), [], "nobody listens yet");
         fs::create_dir(root.path().join("other")).unwrap();
         let (db_here, web_here) = (serves(&db), serves(&web));
@@ -218,9 +244,9 @@ mod tests {
     fn a_vm_has_one_name_at_a_time() {
         let root = tempfile::tempdir().unwrap();
         let (db, renamed) = (config(root.path(), 1, "db"), config(root.path(), 1, "web"));
-        drop(Hold::take(&db).unwrap());
+        drop(take(&db).unwrap());
         symlink(Path::new("..").join(db.vm.id.to_string()), root.path().join("by-name/db")).unwrap();
-        let _hold = Hold::take(&renamed).unwrap();
+        let _hold = take(&renamed).unwrap();
         let here = serves(&renamed);
         assert_eq!(list(root.path()), [here]);
         assert!(fs::symlink_metadata(root.path().join("by-name/db")).is_err());
@@ -230,20 +256,20 @@ mod tests {
     fn a_name_is_one_vms_on_a_host_and_a_vm_one_keepers() {
         let root = tempfile::tempdir().unwrap();
         let (db, other) = (config(root.path(), 1, "db"), config(root.path(), 2, "db"));
-        let hold = Hold::take(&db).unwrap();
-        let refused = Hold::take(&other).unwrap_err().to_string();
+        let hold = take(&db).unwrap();
+        let refused = take(&other).unwrap_err().to_string();
         assert!(refused.contains(&db.vm.id.to_string()) && refused.contains(&other.vm.id.to_string()), "{refused}");
-        assert!(matches!(Hold::take(&db), Err(KeeperError::Locked { .. })));
+        assert!(matches!(take(&db), Err(KeeperError::Locked { .. })));
         // Neither has taken the name away.
         assert_eq!(target(&root.path().join("by-name/db")), Some(db.vm.id));
         drop(hold);
-        drop(Hold::take(&other).unwrap());
+        drop(take(&other).unwrap());
         // What a keeper that was killed has left is nobody's.
         symlink("../0000", root.path().join("by-name/db")).unwrap();
-        drop(Hold::take(&other).unwrap());
+        drop(take(&other).unwrap());
         fs::create_dir_all(of(root.path(), db.vm.id)).unwrap();
         symlink(Path::new("..").join(db.vm.id.to_string()), root.path().join("by-name/db")).unwrap();
-        let hold = Hold::take(&other).unwrap();
+        let hold = take(&other).unwrap();
         assert_eq!(target(&root.path().join("by-name/db")), Some(other.vm.id));
         // One that ends late takes down no name that is another's by now.
         let link = root.path().join("by-name/db");

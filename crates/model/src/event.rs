@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::health::{Freeze, WatchdogAction};
 use crate::spec::{Boot, Mac};
-use crate::{Epoch, HostName, Incarnation, SnapshotName, Term, VolumeName};
+use crate::{Epoch, HostName, Incarnation, SnapshotName, Term, VmName, VolumeName};
 
 /// One event with its time and place. One that happens again and again is folded: it is told as it was the last time, with how
 /// often it was and when it was first.
@@ -201,6 +201,13 @@ pub enum EventKind {
     ShutdownIgnored { within_ms: u64, ended: bool },
     /// The guest shut down or was stopped.
     Stopped { reason: String },
+    /// The witness says that the VM was retired, at that time of its clock, seconds since the Unix epoch: the VM is no more, and whatever of it
+    /// was here has ended.
+    Retired { term: Term, at_s: u64 },
+    /// The VM was renamed: this host calls it so now.
+    Renamed { from: VmName, to: VmName },
+    /// The VM was renamed, and this host cannot call it so, for this reason: it has the name that it had here.
+    NotRenamed { name: VmName, reason: String },
     /// The guest did not pat its watchdog in time, for the `count`th time within the policy's period; 0 for
     /// an image on trial.
     WatchdogFired { action: WatchdogAction, count: u32 },
@@ -242,7 +249,9 @@ impl EventKind {
             | Self::GaveBack { term, .. }
             | Self::Recovered { term, .. }
             | Self::Restored { term, .. } => Some(OfRecord::Made(*term)),
-            Self::StoodDown { term, .. } | Self::ClaimLost { term } => Some(OfRecord::Seen(*term)),
+            Self::StoodDown { term, .. } | Self::ClaimLost { term } | Self::Retired { term, .. } => {
+                Some(OfRecord::Seen(*term))
+            }
             _ => None,
         }
     }

@@ -31,6 +31,6 @@ pub mod uuid;
 pub use count::{Epoch, Incarnation, Term};
 pub use guest_state::{Activity, GuestState};
 pub use id::{InvalidVmId, VmId};
-pub use name::{HostName, InvalidName, SnapshotName, VmName, VolumeName};
-pub use record::{Backup, Record};
+pub use name::{HostName, InvalidName, Label, SnapshotName, VmName, VolumeName};
+pub use record::{Backup, Record, Tombstone};
 pub use uuid::Uuid;

@@ -79,6 +79,15 @@ name_type! {
     /// [`VmId`](crate::VmId).
     VmName
 }
+/// What a VM is called now, as all of its hosts are to call it. It decides nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Label {
+    pub name: VmName,
+    /// How often the VM has been renamed: of two labels the one with the greater number counts. 0: it has the name of its hosts' files.
+    pub number: u64,
+}
+
 name_type! {
     /// A volume, unique in a host's storage pool.
     VolumeName

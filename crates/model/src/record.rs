@@ -1,5 +1,7 @@
 //! The witness record: who may speak for a VM.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{HostName, Term};
@@ -33,6 +35,23 @@ pub struct Backup {
     pub host: HostName,
     /// The session in which it holds its checkpoints. It is named by a term of the primary's, earlier than the record's.
     pub session: Term,
+}
+
+/// What the witness keeps of a VM that was retired. It never gets a record again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Tombstone {
+    /// The term that would have followed its last record's.
+    pub term: Term,
+    /// When that was by the clock of the witness, seconds since 1970. For people.
+    pub at_s: u64,
+}
+
+impl fmt::Display for Tombstone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "it was retired in term {}, {} s after 1970", self.term, self.at_s)
+    }
 }
 
 /// Why a record makes no sense.

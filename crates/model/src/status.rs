@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::difference::Difference;
 use crate::health::HealthStatus;
 use crate::spec::{Accel, EpochPolicy, Protection};
-use crate::{Epoch, HostName, SnapshotName, Term, Uuid, VmId, VmName, VolumeName};
+use crate::{Epoch, HostName, SnapshotName, Term, Tombstone, Uuid, VmId, VmName, VolumeName};
 
 /// What a keeper is for its VM at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -62,6 +62,9 @@ pub struct VmStatus {
     /// Why there is no further backup although one is wanted.
     #[serde(default)]
     pub no_backup: Option<String>,
+    /// What the witness keeps of the VM if it was retired: then nothing of it runs any more.
+    #[serde(default)]
+    pub retired: Option<Tombstone>,
     /// A primary's backups, in the order in which their sessions were opened.
     #[serde(default)]
     pub backups: Vec<BackupStatus>,

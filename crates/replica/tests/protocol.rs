@@ -934,3 +934,47 @@ fn a_log_is_invalidated_before_the_vm_is_given_back() {
     assert_eq!(given.backups, [backup("c", Term(5))]);
     assert_eq!(out[0], Action::StandDown);
 }
+
+/// Whatever its host was at: what is here ends at once, and nothing is asked any more. A primary that waits for the binding of a backup is the
+/// one that would be mute for ever.
+#[test]
+fn a_vm_that_was_retired_ends_wherever_it_is() {
+    let retired = || Input::Retired { term: Term(9) };
+    let mut binding = Host::new("a");
+    binding.tell(Input::Start { found: None, force: false });
+    binding.win();
+    binding.tell(Input::PeerAvailable { peer: host("b") });
+    let session = binding.protocol.sessions()[0].name;
+    binding.tell(Input::FirstCheckpoint { session, epoch: Epoch(1) });
+    binding.tell(Input::Acked { session, epoch: Epoch(1) });
+    let mut starting = Host::new("a");
+    starting.tell(Input::StartLoaded { found: None, force: false });
+    let mut backup = Host::new("b");
+    backup.tell(Input::Offer { from: host("a"), session: Term(1) });
+    let (bound, ..) = protected_twice();
+    for mut at in [binding, bound, starting, backup, claiming(), gives_back().0] {
+        let id = at.asked.as_ref().map(|(id, _)| *id);
+        let out = at.tell(retired());
+        let ended = EventKind::StoodDown { term: Term(9), reason: "the VM was retired".into() };
+        assert_eq!(out, [Action::StandDown, Action::Emit(ended)]);
+        assert_eq!(at.protocol.role(), Role::Standby);
+        assert!(id.is_none_or(|id| !at.protocol.awaits(id)));
+        assert_eq!(at.tell(retired()), [], "once");
+    }
+}
+
+/// By its primary, which does not run it and has bound nobody; by any other host, and while a backup may take it over, only by force.
+#[test]
+fn who_may_retire_a_vm() {
+    let boot = Record::boot(host("a"));
+    let bound = boot.bound(vec![backup("b", Term(1))]);
+    let (a, c) = (Host::new("a"), Host::new("c"));
+    assert_eq!(a.protocol.may_retire(&boot, false), Ok(false));
+    for (at, record, forced) in [(&a, &bound, false), (&c, &boot, true), (&c, &bound, true)] {
+        let held = Refused::Held { record: record.clone(), me: host(if forced { "c" } else { "a" }) };
+        assert_eq!(at.protocol.may_retire(record, false), Err(held));
+        assert_eq!(at.protocol.may_retire(record, true), Ok(forced));
+    }
+    let (running, ..) = protected_twice();
+    assert_eq!(running.protocol.may_retire(&bound, true), Err(Refused::Here));
+}

@@ -48,6 +48,11 @@ pub fn words(refusal: &Refusal) -> String {
         }
         Refusal::HeldElsewhere { record, host } => held(record, host.as_ref()),
         Refusal::Overtaken => "another host was faster".into(),
+        Refusal::Retired { term, at_s } => {
+            format!("the VM was retired {} (term {term}): it is no more", at(*at_s))
+        }
+        Refusal::NoRecord => "the witness has no record of the VM".into(),
+        Refusal::NameTaken { name, vm } => format!("this host keeps a VM called {name} already: {vm}"),
         Refusal::NoBackup { host: Some(host) } => format!("{host} is not a backup that is ready to take the VM"),
         Refusal::NoBackup { host: None } => "no backup is ready to take the VM".into(),
         Refusal::WitnessSilent { reason } => format!("the witness does not answer: {reason}"),
@@ -113,6 +118,8 @@ pub fn operation_name(kind: OperationKind) -> &'static str {
         OperationKind::Stop => "stop",
         OperationKind::Shutdown => "shutdown",
         OperationKind::Trial => "trial",
+        OperationKind::Retire => "retirement",
+        OperationKind::Rename => "renaming",
         OperationKind::Unknown => "something that this command does not know",
     }
 }
@@ -130,7 +137,19 @@ fn busy(with: Work) -> &'static str {
         Work::Switchover => "the VM is being handed over",
         Work::Stop => "the VM is being stopped",
         Work::Trial => "an image is on trial already",
+        Work::Retire => "the VM is being retired",
+        Work::Rename => "the VM is being renamed",
+        Work::Witness => "the witness is being asked for what comes first",
     }
+}
+
+/// A time of the witness's clock, seconds since 1970.
+fn at(seconds: u64) -> String {
+    let time = std::time::UNIX_EPOCH.checked_add(std::time::Duration::from_secs(seconds));
+    time.map_or_else(
+        || "at a time that no clock shows".into(),
+        |t| format!("at {}", humantime::format_rfc3339_seconds(t)),
+    )
 }
 
 fn cut_off(by: Mixture, snapshot: &Option<String>) -> String {
@@ -193,6 +212,13 @@ pub fn help(refusal: &Refusal) -> Option<String> {
         Refusal::HeldElsewhere { host: None, .. } => {
             "wait until one of them has it, or see to them; when you know that none runs it, `--force` starts it all the same"
         }
+        Refusal::Retired { .. } => {
+            "a new VM gets an id of its own (`ninefold vm new-id`), and may have the name; what this one has left on the hosts' disks can be removed"
+        }
+        Refusal::NoRecord => {
+            "it was never booted, or retired very long ago: its configuration (`name`) can be changed or removed as it is"
+        }
+        Refusal::NameTaken { .. } => "choose another name, or rename that VM first: a name is one VM's on a host",
         Refusal::NoBackup { .. } => "`ninefold vm status` shows what its backups are at",
         Refusal::WitnessSilent { .. } | Refusal::WitnessDoubted { .. } => {
             "see to the witness first; `ninefold vm status` shows when it answers again"

@@ -19,7 +19,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use ninefold_model::{HostName, Record, VmId, VmName};
+use ninefold_model::{HostName, Label, Record, VmId};
 use ninefold_transport::{Link, LinkHandle, Security, connect};
 
 use crate::wire::{Answer, Call, Entry, FrameReader, FrameWriter, Request, VERSION, parse_response};
@@ -217,9 +217,9 @@ enum AskError {
 }
 
 impl Witness for WitnessClient {
-    fn read(&mut self, vm: VmId) -> Result<Option<Record>, WitnessError> {
+    fn read_labelled(&mut self, vm: VmId) -> Result<Option<(Record, Label)>, WitnessError> {
         match self.call(Call::Read { vm })? {
-            Answer::Value { record } => Ok(record),
+            Answer::Value { record, label } => Ok(record.zip(label)),
             Answer::Retired { tombstone } => Err(WitnessError::Retired { vm, tombstone }),
             other => Err(self.strange(&other)),
         }
@@ -228,11 +228,11 @@ impl Witness for WitnessClient {
     fn compare_and_swap(
         &mut self,
         vm: VmId,
-        name: &VmName,
+        label: &Label,
         expected: Option<&Record>,
         new: &Record,
     ) -> Result<Swap, WitnessError> {
-        let call = Call::CompareAndSwap { vm, name: name.clone(), expected: expected.cloned(), new: new.clone() };
+        let call = Call::CompareAndSwap { vm, label: label.clone(), expected: expected.cloned(), new: new.clone() };
         match self.call(call)? {
             Answer::Won { record } if record == *new => Ok(Swap::Won(record)),
             Answer::Lost { record } => Ok(Swap::Lost(record)),
@@ -241,8 +241,16 @@ impl Witness for WitnessClient {
         }
     }
 
-    fn retire(&mut self, vm: VmId, expected: &Record) -> Result<Retirement, WitnessError> {
-        match self.call(Call::Retire { vm, expected: expected.clone() })? {
+    fn rename(&mut self, vm: VmId, label: &Label) -> Result<Option<Label>, WitnessError> {
+        match self.call(Call::Rename { vm, label: label.clone() })? {
+            Answer::Value { label, .. } => Ok(label),
+            Answer::Retired { tombstone } => Err(WitnessError::Retired { vm, tombstone }),
+            other => Err(self.strange(&other)),
+        }
+    }
+
+    fn retire(&mut self, vm: VmId, expected: &Record, forced: bool) -> Result<Retirement, WitnessError> {
+        match self.call(Call::Retire { vm, expected: expected.clone(), forced })? {
             Answer::Retired { tombstone } => Ok(Retirement::Done(tombstone)),
             Answer::Lost { record } => Ok(Retirement::Lost(record)),
             other => Err(self.strange(&other)),

@@ -10,4 +10,4 @@ pub mod wire;
 pub mod witness;
 
 pub use client::{Timeouts, WitnessClient};
-pub use witness::{Retirement, Swap, Tombstone, Witness, WitnessError};
+pub use witness::{Retirement, Swap, Witness, WitnessError};

@@ -4,14 +4,12 @@
 use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
 
-use ninefold_model::{Record, VmId, VmName};
+use ninefold_model::{Label, Record, Tombstone, VmId, VmName};
 use ninefold_transport::{LinkHandle, LinkReader, LinkWriter};
 use serde::{Deserialize, Serialize};
 
-use crate::witness::Tombstone;
-
 /// The version of this protocol.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 /// Longest JSON in a frame, bytes.
 pub const MAX_FRAME: usize = 64 << 10;
 /// Records in one answer to `list`: they fit a frame whatever they hold.
@@ -36,8 +34,8 @@ pub enum Call {
     },
     CompareAndSwap {
         vm: VmId,
-        /// What people call it now. It decides nothing.
-        name: VmName,
+        /// What people call it now, as far as the caller knows. It decides nothing.
+        label: Label,
         expected: Option<Record>,
         new: Record,
     },
@@ -45,6 +43,13 @@ pub enum Call {
     Retire {
         vm: VmId,
         expected: Record,
+        /// An operator wants it so although another host is the VM's primary.
+        forced: bool,
+    },
+    /// The VM is called so from now on, unless it has been renamed more often.
+    Rename {
+        vm: VmId,
+        label: Label,
     },
     /// The next page of records after an id.
     List {
@@ -66,8 +71,10 @@ pub struct Response {
 #[serde(tag = "result", rename_all = "snake_case")]
 pub enum Answer {
     Pong,
+    /// What there is of the VM: neither, or both.
     Value {
         record: Option<Record>,
+        label: Option<Label>,
     },
     Won {
         record: Record,
@@ -257,14 +264,14 @@ mod tests {
     #[test]
     fn the_words_on_the_wire() {
         let request = parse_request(
-            br#"{"version":3,"id":7,"call":{"op":"compare_and_swap","vm":"3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4","name":"db","expected":{"term":1,"primary":"a","backups":[]},
+            br#"{"version":4,"id":7,"call":{"op":"compare_and_swap","vm":"3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4","label":{"name":"db","number":0},"expected":{"term":1,"primary":"a","backups":[]},
                 "new":{"term":2,"primary":"a","backups":[{"host":"b","session":1}]}}}"#,
         )
         .unwrap();
         let Call::CompareAndSwap { expected: Some(expected), new, .. } = request.call else { panic!("{request:?}") };
         assert_eq!(expected, Record::boot("a".parse().unwrap()));
         assert_eq!(new, expected.bound(vec![Backup { host: "b".parse().unwrap(), session: Term(1) }]));
-        for version in [2, 4] {
+        for version in [3, 5] {
             let json = format!(r#"{{"version":{version},"whatever":true}}"#);
             let other = parse_request(json.as_bytes()).unwrap_err();
             assert!(matches!(other, BadMessage::Request(v) if v == version), "{other}");
@@ -277,12 +284,12 @@ mod tests {
             b"{}",
             b"[3]",
             br#"{"version":-1}"#,
-            br#"{"version":3,"id":1,"call":{"op":"drop"}}"#,
+            br#"{"version":4,"id":1,"call":{"op":"drop"}}"#,
             // A name is no id.
-            br#"{"version":3,"id":1,"call":{"op":"read","vm":"db"}}"#,
-            br#"{"version":3,"id":1,"call":{"op":"retire","vm":"3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4","expected":null}}"#,
+            br#"{"version":4,"id":1,"call":{"op":"read","vm":"db"}}"#,
+            br#"{"version":4,"id":1,"call":{"op":"retire","vm":"3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4","expected":null,"forced":false}}"#,
             // A record without its backups.
-            br#"{"version":3,"id":1,"call":{"op":"compare_and_swap","vm":"3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4","name":"db","expected":null,
+            br#"{"version":4,"id":1,"call":{"op":"compare_and_swap","vm":"3f0e1c4a-7d52-4b60-9c1f-5a2e8d90b7c4","label":{"name":"db","number":0},"expected":null,
                 "new":{"term":1,"primary":"a"}}}"#,
         ] {
             let outcome = parse_request(bad);

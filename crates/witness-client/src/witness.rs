@@ -1,9 +1,6 @@
 //! What a keeper needs of a witness, whichever keeps the records.
 
-use std::fmt;
-
-use ninefold_model::{Record, Term, VmId, VmName};
-use serde::{Deserialize, Serialize};
+use ninefold_model::{Label, Record, Tombstone, VmId};
 
 /// A linearizable register per VM. One request at a time; every call is bounded in time by the implementation.
 pub trait Witness: Send {
@@ -11,28 +8,44 @@ pub trait Witness: Send {
     ///
     /// # Errors
     /// No answer in time, or the witness refuses; [`WitnessError::Retired`] of a VM that was retired.
-    fn read(&mut self, vm: VmId) -> Result<Option<Record>, WitnessError>;
+    fn read(&mut self, vm: VmId) -> Result<Option<Record>, WitnessError> {
+        self.read_labelled(vm).map(|found| found.map(|(record, _)| record))
+    }
+
+    /// The same with what the VM is called.
+    ///
+    /// # Errors
+    /// As for [`Witness::read`].
+    fn read_labelled(&mut self, vm: VmId) -> Result<Option<(Record, Label)>, WitnessError>;
 
     /// Replaces the record if it equals `expected`. `new.term` must be `expected`'s next, or 1 for the first record,
     /// and `new.primary` the calling host. Safe to repeat after [`WitnessError::Unreachable`]: a proposal that the
-    /// register already holds has won. `name` is what people call the VM now; it decides nothing.
+    /// register already holds has won. `label` is what people call the VM now; it decides nothing.
     ///
     /// # Errors
     /// As for [`Witness::read`].
     fn compare_and_swap(
         &mut self,
         vm: VmId,
-        name: &VmName,
+        label: &Label,
         expected: Option<&Record>,
         new: &Record,
     ) -> Result<Swap, WitnessError>;
 
-    /// Puts a tombstone in the place of the record if it equals `expected`: nobody wins anything for this VM any more. The caller has to be
-    /// the primary that `expected` names, or that primary be alone. Safe to repeat: a VM that is retired already is retired.
+    /// Calls the VM so from now on, unless it was renamed more often than the label says. Answers what it is called then; `None` if the VM has no
+    /// record. Safe to repeat.
     ///
     /// # Errors
     /// As for [`Witness::read`].
-    fn retire(&mut self, vm: VmId, expected: &Record) -> Result<Retirement, WitnessError>;
+    fn rename(&mut self, vm: VmId, label: &Label) -> Result<Option<Label>, WitnessError>;
+
+    /// Puts a tombstone in the place of the record if it equals `expected`: nobody wins anything for this VM any more. The caller has to be
+    /// the primary that `expected` names, unless it is `forced`: an operator's word, whoever may have the VM. Safe to repeat: a VM that is
+    /// retired already is retired.
+    ///
+    /// # Errors
+    /// As for [`Witness::read`].
+    fn retire(&mut self, vm: VmId, expected: &Record, forced: bool) -> Result<Retirement, WitnessError>;
 }
 
 /// The answer to a compare-and-swap.
@@ -52,22 +65,6 @@ pub enum Retirement {
     Done(Tombstone),
     /// The register holds something else than was expected.
     Lost(Option<Record>),
-}
-
-/// What is left of a VM that was retired.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Tombstone {
-    /// The term that would have followed its last record's.
-    pub term: Term,
-    /// When that was by the clock of the witness, seconds since 1970. For people.
-    pub at_s: u64,
-}
-
-impl fmt::Display for Tombstone {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "it was retired in term {}, {} s after 1970", self.term, self.at_s)
-    }
 }
 
 /// Why there is no answer.

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ninefold_model::{HostName, Record, VmId, VmName};
+use ninefold_model::{HostName, Label, Record, VmId};
 use ninefold_transport::{Authority, Identity, Listener, Security, Validity};
 use ninefold_witness::{Limits, Registers, Server};
 use ninefold_witness_client::{Swap, Timeouts, Witness, WitnessClient};
@@ -52,9 +52,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         .map(|i| {
             let (registers, a) = (registers.clone(), a.clone());
             std::thread::spawn(move || {
-                let name: VmName = "many".parse().map_err(|e: ninefold_model::InvalidName| e.to_string())?;
+                let name = "many".parse().map_err(|e: ninefold_model::InvalidName| e.to_string())?;
+                let label = Label { name, number: 0 };
                 let boot = Record::boot(a.clone());
-                registers.compare_and_swap(a, VmId::random(i), name, None, boot).map_err(|e| e.to_string())
+                registers.compare_and_swap(a, VmId::random(i), label, None, boot).map_err(|e| e.to_string())
             })
         })
         .collect();
@@ -66,7 +67,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn swaps(name: &str, client: &mut WitnessClient, host: &HostName) -> Result<(), Box<dyn Error>> {
-    let (vm, label): (_, VmName) = (VmId::random(0), "db".parse()?);
+    let (vm, label) = (VmId::random(0), Label { name: "db".parse()?, number: 0 });
     let mut last: Option<Record> = None;
     let samples = sample(SWAPS, || {
         let new = last.as_ref().map_or_else(|| Record::boot(host.clone()), |r| r.alone(host.clone()));

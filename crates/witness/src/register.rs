@@ -20,12 +20,12 @@
 //!
 //!   there is a tombstone --------------------------------> retired, nothing changes (so is any other call answered)
 //!   current != expected ---------------------------------> lost, the caller sees current
-//!   caller != expected.primary, and backups are bound ---> refused
+//!   caller != expected.primary, and it is not forced ----> refused
 //!   otherwise -------------------------------------------> retired, a tombstone takes the record's place
 //! ```
 
 use ninefold_model::record::InvalidRecord;
-use ninefold_model::{HostName, Record, Term};
+use ninefold_model::{HostName, Label, Record, Term};
 
 /// What a compare-and-swap comes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,9 +50,9 @@ pub enum Refusal {
     /// A backup holds a session with the primary it is bound to: a new primary has none yet.
     #[error("{0} begins alone")]
     NotAlone(HostName),
-    /// Somebody may take it over at any moment.
-    #[error("{primary} runs the VM with backups: only {primary} may retire it")]
-    Bound { primary: HostName },
+    /// A host may run it that has not been asked.
+    #[error("{primary} has the VM: only {primary} may retire it, or an operator who says so")]
+    AnothersVm { primary: HostName },
 }
 
 /// Judges a compare-and-swap of a register that holds `current`.
@@ -86,16 +86,27 @@ pub fn judge(
     })
 }
 
+/// Whether `label` takes the place of `known`: that of a VM that was renamed more often does, and so does what its hosts' files say now, as long as it
+/// was never renamed.
+pub fn is_newer(label: &Label, known: &Label) -> bool {
+    label.number > known.number || (label.number == 0 && known.number == 0 && label.name != known.name)
+}
+
 /// Judges a retirement of a VM whose register holds `current`: [`CasOutcome::Store`] stands for a tombstone.
 ///
 /// # Errors
-/// The VM is another's, who has backups.
-pub fn judge_retirement(current: Option<&Record>, expected: &Record, caller: &HostName) -> Result<CasOutcome, Refusal> {
+/// The VM is another host's, and no operator has `forced` it.
+pub fn judge_retirement(
+    current: Option<&Record>,
+    expected: &Record,
+    caller: &HostName,
+    forced: bool,
+) -> Result<CasOutcome, Refusal> {
     if current != Some(expected) {
         return Ok(CasOutcome::Lost);
     }
-    if expected.primary != *caller && !expected.is_alone() {
-        return Err(Refusal::Bound { primary: expected.primary.clone() });
+    if expected.primary != *caller && !forced {
+        return Err(Refusal::AnothersVm { primary: expected.primary.clone() });
     }
     Ok(CasOutcome::Store)
 }
@@ -150,17 +161,31 @@ mod tests {
     }
 
     #[test]
-    fn a_vm_is_retired_by_who_has_it_or_when_nobody_may_take_it_over() {
+    fn the_name_that_was_given_last_counts() {
+        let label = |name: &str, number| Label { name: name.parse().unwrap(), number };
+        assert!(is_newer(&label("web", 0), &label("db", 0)), "its hosts' files were changed");
+        assert!(is_newer(&label("web", 1), &label("db", 0)));
+        for old in [label("db", 0), label("db", 1), label("other", 1)] {
+            assert!(!is_newer(&old, &label("web", 1)), "{old:?}");
+        }
+    }
+
+    #[test]
+    fn a_vm_is_retired_by_who_has_it_or_by_an_operators_word() {
         let (a, b) = (host("a"), host("b"));
         let boot = Record::boot(a.clone());
         let bound = boot.bound(vec![backup("b", 1)]);
-        assert_eq!(judge_retirement(Some(&boot), &boot, &a), Ok(CasOutcome::Store));
-        assert_eq!(judge_retirement(Some(&boot), &boot, &b), Ok(CasOutcome::Store), "the host that had it may be gone");
-        assert_eq!(judge_retirement(Some(&bound), &bound, &a), Ok(CasOutcome::Store));
-        assert_eq!(judge_retirement(Some(&bound), &bound, &b), Err(Refusal::Bound { primary: a.clone() }));
+        for record in [&boot, &bound] {
+            let judge = |caller, forced| judge_retirement(Some(record), record, caller, forced);
+            assert_eq!(judge(&a, false), Ok(CasOutcome::Store));
+            assert_eq!(judge(&b, false), Err(Refusal::AnothersVm { primary: a.clone() }));
+            assert_eq!(judge(&b, true), Ok(CasOutcome::Store), "the host that had it may be gone");
+        }
         // Whoever asks has to know what the record is.
-        assert_eq!(judge_retirement(Some(&bound), &boot, &a), Ok(CasOutcome::Lost));
-        assert_eq!(judge_retirement(None, &boot, &a), Ok(CasOutcome::Lost));
+        for forced in [false, true] {
+            assert_eq!(judge_retirement(Some(&bound), &boot, &a, forced), Ok(CasOutcome::Lost));
+            assert_eq!(judge_retirement(None, &boot, &a, forced), Ok(CasOutcome::Lost));
+        }
     }
 
     fn backup(host: &str, session: u64) -> Backup {

@@ -23,9 +23,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use ninefold_model::{HostName, Record, Term, VmId, VmName};
+use ninefold_model::{HostName, Label, Record, Term, Tombstone, VmId};
 use ninefold_witness_client::wire::{Entry, MAX_FRAME};
-use ninefold_witness_client::{Retirement, Swap, Tombstone};
+use ninefold_witness_client::{Retirement, Swap};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 
@@ -38,9 +38,9 @@ pub const MAX_VMS: usize = 100_000;
 pub const FILE: &str = "witness.redb";
 
 /// The format of the file.
-const FORMAT: u64 = 3;
+const FORMAT: u64 = 4;
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
-/// A VM's id to its name and record, JSON.
+/// A VM's id to its label and record, JSON.
 const RECORDS: TableDefinition<'_, &[u8; 16], &[u8]> = TableDefinition::new("records");
 /// The id of a VM that was retired to the tombstone's number, its term, and when it was made, seconds since 1970.
 const TOMBSTONES: TableDefinition<'_, &[u8; 16], (u64, u64, u64)> = TableDefinition::new("tombstones");
@@ -78,12 +78,12 @@ pub enum SwapError {
     Failed,
 }
 
-/// A record and what the VM was called when it changed last.
+/// A record and what the VM is called.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Labelled {
-    name: VmName,
-    record: Record,
+pub struct Labelled {
+    pub label: Label,
+    pub record: Record,
 }
 
 /// All that is on disk.
@@ -97,8 +97,9 @@ type Memory = Arc<RwLock<Held>>;
 
 /// Somebody who waits for an answer, and what it is to be about.
 enum Proposal {
-    Swap { caller: HostName, vm: VmId, name: VmName, expected: Option<Record>, new: Record, answer: Answer<Swap> },
-    Retire { caller: HostName, vm: VmId, expected: Record, answer: Answer<Retirement> },
+    Swap { caller: HostName, vm: VmId, label: Label, expected: Option<Record>, new: Record, answer: Answer<Swap> },
+    Retire { caller: HostName, vm: VmId, expected: Record, forced: bool, answer: Answer<Retirement> },
+    Rename { vm: VmId, label: Label, answer: Answer<Option<Labelled>> },
 }
 
 type Answer<T> = SyncSender<Result<T, SwapError>>;
@@ -174,15 +175,15 @@ impl Registers {
         Ok(Self { memory, queue: Some(queue), committer: Some(committer) })
     }
 
-    /// The record of `vm`.
+    /// What there is of `vm`.
     ///
     /// # Errors
     /// The tombstone of a VM that was retired.
-    pub fn read(&self, vm: VmId) -> Result<Option<Record>, Tombstone> {
+    pub fn read(&self, vm: VmId) -> Result<Option<Labelled>, Tombstone> {
         let held = self.memory.read().unwrap_or_else(PoisonError::into_inner);
         match held.tombstones.get(vm) {
             Some(tombstone) => Err(tombstone),
-            None => Ok(held.records.get(&vm).map(|labelled| labelled.record.clone())),
+            None => Ok(held.records.get(&vm).cloned()),
         }
     }
 
@@ -191,11 +192,13 @@ impl Registers {
         let held = self.memory.read().unwrap_or_else(PoisonError::into_inner);
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let range = held.records.range((from, Bound::Unbounded)).take(limit);
-        range.map(|(&vm, Labelled { name, record })| Entry { vm, name: name.clone(), record: record.clone() }).collect()
+        range
+            .map(|(&vm, Labelled { label, record })| Entry { vm, name: label.name.clone(), record: record.clone() })
+            .collect()
     }
 
-    /// Judges the proposal of host `caller` by the rules of [`register`]; what is won is on disk when this returns. `name` is what the VM
-    /// is called now.
+    /// Judges the proposal of host `caller` by the rules of [`register`]; what is won is on disk when this returns. `label` is what the VM
+    /// is called now, as far as the caller knows.
     ///
     /// # Errors
     /// It is refused, or the store has failed.
@@ -203,19 +206,27 @@ impl Registers {
         &self,
         caller: HostName,
         vm: VmId,
-        name: VmName,
+        label: Label,
         expected: Option<Record>,
         new: Record,
     ) -> Result<Swap, SwapError> {
-        self.propose(|answer| Proposal::Swap { caller, vm, name, expected, new, answer })
+        self.propose(|answer| Proposal::Swap { caller, vm, label, expected, new, answer })
+    }
+
+    /// Calls `vm` so, by the rules of [`register`]; it is on disk when this returns. Answers what there is of it then.
+    ///
+    /// # Errors
+    /// As for [`Registers::compare_and_swap`].
+    pub fn rename(&self, vm: VmId, label: Label) -> Result<Option<Labelled>, SwapError> {
+        self.propose(|answer| Proposal::Rename { vm, label, answer })
     }
 
     /// Puts a tombstone in the place of the record of `vm`, by the rules of [`register`]; it is on disk when this returns.
     ///
     /// # Errors
     /// As for [`Registers::compare_and_swap`].
-    pub fn retire(&self, caller: HostName, vm: VmId, expected: Record) -> Result<Retirement, SwapError> {
-        self.propose(|answer| Proposal::Retire { caller, vm, expected, answer })
+    pub fn retire(&self, caller: HostName, vm: VmId, expected: Record, forced: bool) -> Result<Retirement, SwapError> {
+        self.propose(|answer| Proposal::Retire { caller, vm, expected, forced, answer })
     }
 
     fn propose<T>(&self, proposal: impl FnOnce(Answer<T>) -> Proposal) -> Result<T, SwapError> {
@@ -329,25 +340,39 @@ impl<'a> Batch<'a> {
     fn judge(&mut self, proposal: Proposal) -> Box<dyn FnOnce()> {
         // A caller that is gone needs no answer.
         match proposal {
-            Proposal::Swap { caller, vm, name, expected, new, answer } => {
-                let verdict = self.swap(&caller, vm, name, expected.as_ref(), new);
+            Proposal::Swap { caller, vm, label, expected, new, answer } => {
+                let verdict = self.swap(&caller, vm, label, expected.as_ref(), new);
                 Box::new(move || drop(answer.send(verdict)))
             }
-            Proposal::Retire { caller, vm, expected, answer } => {
-                let verdict = self.retire(&caller, vm, &expected);
+            Proposal::Rename { vm, label, answer } => {
+                let verdict = self.rename(vm, label);
+                Box::new(move || drop(answer.send(verdict)))
+            }
+            Proposal::Retire { caller, vm, expected, forced, answer } => {
+                let verdict = self.retire(&caller, vm, &expected, forced);
                 Box::new(move || drop(answer.send(verdict)))
             }
         }
     }
 
-    /// The record of a VM that was not retired.
-    fn current(&self, vm: VmId) -> Result<Option<Record>, Tombstone> {
+    fn rename(&mut self, vm: VmId, label: Label) -> Result<Option<Labelled>, SwapError> {
+        let Some(labelled) = self.current(vm).map_err(SwapError::Retired)? else { return Ok(None) };
+        if !register::is_newer(&label, &labelled.label) {
+            return Ok(Some(labelled));
+        }
+        let renamed = Labelled { label, ..labelled };
+        self.changed.insert(vm, Change::Record(renamed.clone()));
+        Ok(Some(renamed))
+    }
+
+    /// What there is of a VM that was not retired.
+    fn current(&self, vm: VmId) -> Result<Option<Labelled>, Tombstone> {
         match self.changed.get(&vm) {
-            Some(Change::Record(labelled)) => Ok(Some(labelled.record.clone())),
+            Some(Change::Record(labelled)) => Ok(Some(labelled.clone())),
             Some(Change::Tombstone { tombstone, .. }) => Err(*tombstone),
             None => match self.held.tombstones.get(vm) {
                 Some(tombstone) => Err(tombstone),
-                None => Ok(self.held.records.get(&vm).map(|labelled| labelled.record.clone())),
+                None => Ok(self.held.records.get(&vm).cloned()),
             },
         }
     }
@@ -356,31 +381,42 @@ impl<'a> Batch<'a> {
         &mut self,
         caller: &HostName,
         vm: VmId,
-        name: VmName,
+        label: Label,
         expected: Option<&Record>,
         new: Record,
     ) -> Result<Swap, SwapError> {
         let current = self.current(vm).map_err(SwapError::Retired)?;
-        Ok(match register::judge(current.as_ref(), expected, &new, caller)? {
-            CasOutcome::Lost => Swap::Lost(current),
+        let record = current.as_ref().map(|labelled| &labelled.record);
+        Ok(match register::judge(record, expected, &new, caller)? {
+            CasOutcome::Lost => Swap::Lost(record.cloned()),
             CasOutcome::Held => Swap::Won(new),
             CasOutcome::Store if current.is_none() && self.records >= self.max_vms => {
                 return Err(SwapError::Full(self.records));
             }
             CasOutcome::Store => {
                 self.records += usize::from(current.is_none());
-                self.changed.insert(vm, Change::Record(Labelled { name, record: new.clone() }));
+                let label = match current {
+                    Some(Labelled { label: known, .. }) if !register::is_newer(&label, &known) => known,
+                    _ => label,
+                };
+                self.changed.insert(vm, Change::Record(Labelled { label, record: new.clone() }));
                 Swap::Won(new)
             }
         })
     }
 
-    fn retire(&mut self, caller: &HostName, vm: VmId, expected: &Record) -> Result<Retirement, SwapError> {
+    fn retire(
+        &mut self,
+        caller: &HostName,
+        vm: VmId,
+        expected: &Record,
+        forced: bool,
+    ) -> Result<Retirement, SwapError> {
         let current = match self.current(vm) {
-            Ok(current) => current,
+            Ok(current) => current.map(|labelled| labelled.record),
             Err(tombstone) => return Ok(Retirement::Done(tombstone)),
         };
-        Ok(match register::judge_retirement(current.as_ref(), expected, caller)? {
+        Ok(match register::judge_retirement(current.as_ref(), expected, caller, forced)? {
             CasOutcome::Lost | CasOutcome::Held => Retirement::Lost(current),
             CasOutcome::Store => {
                 let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -21,7 +21,7 @@ use ninefold_witness_client::wire::{
 };
 use ninefold_witness_client::{Retirement, Swap};
 
-use crate::registers::{Registers, SwapError};
+use crate::registers::{Labelled, Registers, SwapError};
 
 /// A thread here reads JSON of bounded depth and waits.
 const STACK: usize = 512 << 10;
@@ -193,19 +193,23 @@ fn answer(shared: &Shared, peer: &HostName, call: Call) -> Option<Answer> {
     Some(match call {
         Call::Ping => Answer::Pong,
         Call::Read { vm } => match shared.registers.read(vm) {
-            Ok(record) => Answer::Value { record },
+            Ok(found) => value(found),
             Err(tombstone) => Answer::Retired { tombstone },
         },
-        Call::CompareAndSwap { vm, name, expected, new } => {
-            match shared.registers.compare_and_swap(peer.clone(), vm, name, expected, new) {
+        Call::CompareAndSwap { vm, label, expected, new } => {
+            match shared.registers.compare_and_swap(peer.clone(), vm, label, expected, new) {
                 Ok(Swap::Won(record)) => Answer::Won { record },
                 Ok(Swap::Lost(record)) => Answer::Lost { record },
                 Err(error) => return without_verdict(&error),
             }
         }
-        Call::Retire { vm, expected } => match shared.registers.retire(peer.clone(), vm, expected) {
+        Call::Retire { vm, expected, forced } => match shared.registers.retire(peer.clone(), vm, expected, forced) {
             Ok(Retirement::Done(tombstone)) => Answer::Retired { tombstone },
             Ok(Retirement::Lost(record)) => Answer::Lost { record },
+            Err(error) => return without_verdict(&error),
+        },
+        Call::Rename { vm, label } => match shared.registers.rename(vm, label) {
+            Ok(found) => value(found),
             Err(error) => return without_verdict(&error),
         },
         Call::List { after } => {
@@ -215,6 +219,11 @@ fn answer(shared: &Shared, peer: &HostName, call: Call) -> Option<Answer> {
             Answer::Page { records, more }
         }
     })
+}
+
+fn value(found: Option<Labelled>) -> Answer {
+    let (record, label) = found.map(|Labelled { record, label }| (record, label)).unzip();
+    Answer::Value { record, label }
 }
 
 /// The answer to a proposal that was not judged; `None` when the store has failed.

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use ninefold_model::Tombstone;
 use ninefold_model::VmId;
-use ninefold_witness_client::Tombstone;
 
 /// Most tombstones that are kept. An id is never used twice, so an old one says little: whoever asks for a VM that was retired so many
 /// retirements ago is told that it has no record.

@@ -4,11 +4,11 @@ mod support;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ninefold_model::{Backup, HostName, Record, Term, VmId};
+use ninefold_model::{Backup, HostName, Record, Term, Tombstone, VmId};
 use ninefold_witness::Limits;
 use ninefold_witness::registers::FILE;
 use ninefold_witness::tombstones::MAX_TOMBSTONES;
-use ninefold_witness_client::{Retirement, Swap, Tombstone, Witness, WitnessClient, WitnessError};
+use ninefold_witness_client::{Retirement, Swap, Witness, WitnessClient, WitnessError};
 use support::{Place, any_port, host, label, vm};
 
 fn boot(client: &mut WitnessClient, id: VmId, on: &HostName) -> Record {
@@ -30,17 +30,17 @@ fn a_vm_that_is_retired_has_no_record_and_gets_none() {
     let first = boot(&mut a, vm("db"), &host("a"));
     let bound = first.bound(vec![Backup { host: host("b"), session: Term(1) }]);
     a.compare_and_swap(vm("db"), &label(), Some(&first), &bound).unwrap();
-    // Not by who knows an old record, nor by a backup while the primary may run it.
-    assert_eq!(b.retire(vm("db"), &first).unwrap(), Retirement::Lost(Some(bound.clone())));
-    let refused = b.retire(vm("db"), &bound);
+    // Not by who knows an old record, nor by another host of its own accord.
+    assert_eq!(b.retire(vm("db"), &first, true).unwrap(), Retirement::Lost(Some(bound.clone())));
+    let refused = b.retire(vm("db"), &bound, false);
     assert!(matches!(&refused, Err(WitnessError::Refused(why)) if why.contains("only a may retire it")), "{refused:?}");
     assert_eq!(a.read(vm("db")).unwrap(), Some(bound.clone()));
-    assert_eq!(a.retire(vm("other"), &bound).unwrap(), Retirement::Lost(None));
+    assert_eq!(a.retire(vm("other"), &bound, false).unwrap(), Retirement::Lost(None));
 
-    let Retirement::Done(grave) = a.retire(vm("db"), &bound).unwrap() else { panic!("it is still there") };
+    let Retirement::Done(grave) = a.retire(vm("db"), &bound, false).unwrap() else { panic!("it is still there") };
     assert_eq!(grave.term, Term(3));
     for _ in 0..2 {
-        assert_eq!(a.retire(vm("db"), &bound).unwrap(), Retirement::Done(grave), "no answer had come");
+        assert_eq!(a.retire(vm("db"), &bound, false).unwrap(), Retirement::Done(grave), "no answer had come");
         is_retired(b.read(vm("db")), grave);
         is_retired(b.compare_and_swap(vm("db"), &label(), Some(&bound), &bound.alone(host("b"))), grave);
         // Neither as if it had never been there.
@@ -51,8 +51,11 @@ fn a_vm_that_is_retired_has_no_record_and_gets_none() {
         (a, b) = (place.client("a", server.addr), place.client("b", server.addr));
     }
     // Another VM of this name is another VM.
-    boot(&mut b, vm("db, the second"), &host("b"));
-    assert_eq!(b.list().unwrap()[0].name, label());
+    let second = boot(&mut b, vm("db, the second"), &host("b"));
+    assert_eq!(b.list().unwrap()[0].name, label().name);
+    // Its host is gone, and an operator says on another that it is no more.
+    assert!(matches!(a.retire(vm("db, the second"), &second, true), Ok(Retirement::Done(_))));
+    assert!(matches!(b.read(vm("db, the second")), Err(WitnessError::Retired { .. })));
 }
 
 /// The witness's file and memory, bytes.
@@ -81,7 +84,7 @@ fn ten_thousand_vms_that_come_and_go_leave_no_more_than_five_thousand() {
                         let first = boot(client, id(n), &host("a"));
                         let last = first.alone(host("a"));
                         client.compare_and_swap(id(n), &label(), Some(&first), &last).unwrap();
-                        let done = client.retire(id(n), &last).unwrap();
+                        let done = client.retire(id(n), &last, false).unwrap();
                         assert!(matches!(done, Retirement::Done(_)), "{done:?}");
                     }
                 });

@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use ninefold_model::{Backup, Record, Term};
+use ninefold_model::{Backup, Label, Record, Term};
 use ninefold_transport::{Security, connect};
 use ninefold_witness::registers::{FILE, OpenError};
 use ninefold_witness::{Limits, Registers};
@@ -44,7 +44,30 @@ fn a_failover_as_the_witness_sees_it() {
     assert_eq!(a.compare_and_swap(vm("db"), &label(), Some(&bound), &alone).unwrap(), Swap::Lost(Some(taken.clone())));
     // The reply was lost, the proposal comes again.
     assert_eq!(b.compare_and_swap(vm("db"), &label(), Some(&bound), &taken).unwrap(), Swap::Won(taken.clone()));
-    assert_eq!(a.list().unwrap(), [Entry { vm: vm("db"), name: label(), record: taken }]);
+    assert_eq!(a.list().unwrap(), [Entry { vm: vm("db"), name: label().name, record: taken }]);
+}
+
+/// The name that was given last is what all hosts read, whatever a host that has not heard of it says, and after a restart of the witness.
+#[test]
+fn a_vm_is_renamed_for_all_hosts() {
+    let place = Place::new();
+    let server = place.serve(any_port(), Limits::default());
+    let (mut a, boot) = booted(&place, server.addr);
+    let mut b = place.client("b", server.addr);
+    let web = Label { name: "web".parse().unwrap(), number: 1 };
+    assert_eq!(a.rename(vm("other"), &web).unwrap(), None, "there is none");
+    assert_eq!(b.rename(vm("db"), &web).unwrap(), Some(web.clone()));
+    assert_eq!(a.read_labelled(vm("db")).unwrap(), Some((boot.clone(), web.clone())));
+    // Two at once, and one again: the first counts.
+    let mail = Label { name: "mail".parse().unwrap(), number: 1 };
+    assert_eq!(a.rename(vm("db"), &mail).unwrap(), Some(web.clone()));
+    let next = boot.alone(host("a"));
+    assert!(matches!(a.compare_and_swap(vm("db"), &label(), Some(&boot), &next), Ok(Swap::Won(_))));
+    drop(server);
+    let server = place.serve(any_port(), Limits::default());
+    let mut b = place.client("b", server.addr);
+    assert_eq!(b.read_labelled(vm("db")).unwrap(), Some((next, web)));
+    assert_eq!(b.list().unwrap()[0].name.as_str(), "web");
 }
 
 #[test]
@@ -170,8 +193,8 @@ fn bad_frames_are_refused_with_a_reason_and_harm_nobody() {
         (frame(b""), "not a message"),
         (frame(b"\xff\xfe\x00"), "not a message"),
         (frame(br#"{"version":9,"id":1,"call":{"op":"ping"}}"#), "version 9"),
-        (frame(br#"{"version":1,"id":1,"call":{"op":"ping"}}"#), "version 1; this witness speaks 3"),
-        (frame(br#"{"version":3,"id":1,"call":{"op":"read","vm":"A/../B"}}"#), "not a message"),
+        (frame(br#"{"version":1,"id":1,"call":{"op":"ping"}}"#), "version 1; this witness speaks 4"),
+        (frame(br#"{"version":4,"id":1,"call":{"op":"read","vm":"A/../B"}}"#), "not a message"),
         (frame("[".repeat(60_000).as_bytes()), "not a message"),
         (((MAX_FRAME + 1) as u32).to_be_bytes().to_vec(), "the limit is 65536"),
     ];
@@ -190,7 +213,7 @@ fn bad_frames_are_refused_with_a_reason_and_harm_nobody() {
 /// A file of another format is left as it is, whatever its records look like.
 #[test]
 fn a_file_of_another_format_is_refused() {
-    for format in [2_u64, 4] {
+    for format in [3_u64, 5] {
         let place = Place::new();
         drop(Registers::open(place.data()).unwrap());
         let db = redb::Database::open(place.data().join(FILE)).unwrap();

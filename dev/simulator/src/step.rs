@@ -161,7 +161,8 @@ impl World {
                 self.judge.protect_again |= failed && operation.kind == OperationKind::Protect;
                 self.operator_hears(failed && operation.kind == OperationKind::Start);
             }
-            Effect::ReportLog { .. } => {}
+            // Nobody renames a VM here.
+            Effect::ReportLog { .. } | Effect::Name(_) => {}
             Effect::LetGo(waiter) => {
                 if let Some((_, waits)) = self.keeper(host).waiter.take_if(|(id, _)| *id == waiter) {
                     self.let_go(host, waits);

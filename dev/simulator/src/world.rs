@@ -386,6 +386,7 @@ impl World {
         let settings = Settings {
             host: self.hosts[host].name.clone(),
             vm: self.spec.clone(),
+            label: ninefold_model::Label { name: self.spec.name.clone(), number: 0 },
             boot: Boot::BootSector { image: "/x".into() },
             bridges: Vec::new(),
             uplink: Some("up".into()),

@@ -358,7 +358,7 @@ fn until_protected(
             tell(why);
         }
         match event.as_ref().map(|e| &e.kind) {
-            Some(EventKind::Lost { .. } | EventKind::Stopped { .. }) => {
+            Some(EventKind::Lost { .. } | EventKind::Stopped { .. } | EventKind::Retired { .. }) => {
                 let hosts = event.into_iter().map(|e| e.host.to_string()).collect();
                 return Err(CliError::NotRunning { hosts, role: Role::Standby, peer: None });
             }

@@ -266,6 +266,11 @@ pub fn words(kind: &EventKind) -> String {
             format!("THE GUEST DOES NOT SHUT DOWN within {within}: {then}")
         }
         EventKind::Stopped { reason } => format!("the VM has stopped: {reason}"),
+        EventKind::Renamed { from, to } => format!("the VM was renamed: {from} is {to} now"),
+        EventKind::NotRenamed { name, reason } => {
+            format!("the VM was renamed to {name}, and this host cannot call it so: {reason}")
+        }
+        EventKind::Retired { term, .. } => format!("the VM was retired in term {term}: it is no more"),
         EventKind::WatchdogFired { action, count } => format!("THE WATCHDOG FIRED{}: {action}", nth(*count)),
         EventKind::GuestPanicked { action, count } => format!("THE GUEST PANICKED{}: {action}", nth(*count)),
         EventKind::Dumped { path, bytes: n, took_ms } => {

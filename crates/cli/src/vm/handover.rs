@@ -54,6 +54,7 @@ impl Handover {
                 self.lost = Some(reason.clone());
             }
             EventKind::StoodDown { .. } => self.gone = true,
+            EventKind::Retired { .. } => return Some(End::Ended { reason: "it was retired".into() }),
             EventKind::Lost { reason } | EventKind::Stopped { reason } => {
                 return Some(End::Ended { reason: reason.clone() });
             }

@@ -16,6 +16,13 @@ pub struct Where {
     /// The VM: its name, its id, or 8 or more characters with which its id alone begins. Without it the only one of this host
     #[arg(long, value_name = "VM", env = "NINEFOLD_VM")]
     vm: Option<String>,
+    #[command(flatten)]
+    hosts: Hosts,
+}
+
+/// Where this machine's hosts have their VMs.
+#[derive(Debug, Args)]
+pub struct Hosts {
     /// The directory with the run directories of this host's VMs (`run_dir` of the keepers); may be given for several hosts on this machine
     #[arg(long, value_name = "DIR", env = "NINEFOLD_RUN_DIR", value_delimiter = ':', default_value = DEFAULT_RUN_DIR)]
     run_dir: Vec<PathBuf>,
@@ -27,7 +34,17 @@ impl Where {
     /// # Errors
     /// This host has no such VM, or several.
     pub fn keepers(&self) -> Result<Keepers, CliError> {
-        let dirs = the_vm(&self.run_dir, self.vm.as_deref())?;
+        self.hosts.keepers_of(self.vm.as_deref())
+    }
+}
+
+impl Hosts {
+    /// The keepers of the VM that is `wanted`, as [`the_vm`] takes it.
+    ///
+    /// # Errors
+    /// This host has no such VM, or several.
+    pub fn keepers_of(&self, wanted: Option<&str>) -> Result<Keepers, CliError> {
+        let dirs = the_vm(&self.run_dir, wanted)?;
         // If it does not answer, the directory stands for the host.
         let mut keepers =
             Keepers { all: dirs.iter().map(|dir| Keeper::new(&dir.display().to_string(), dir)).collect() };

@@ -4,7 +4,7 @@
 //! * [`operation`]: what takes its time, with a bar
 //! * [`info`]: what the guest's agent tells
 //! * [`trial`], [`dump`]: images on trial; the guest's memory into a file · [`standing`]: shutdown, pause, resume, wake
-//! * [`new_id`]: an id for a new VM
+//! * [`new_id`]: an id for a new VM · [`rename`], [`retire`]: another name, and the end
 //! * [`control`] ([`handover`], [`awaited`]): start, stop, protect, switch over … · [`console`]: its serial console
 
 mod awaited;
@@ -21,7 +21,9 @@ pub mod keepers;
 mod new_id;
 mod operation;
 mod recover;
+mod rename;
 mod repeats;
+mod retire;
 mod snapshot;
 mod standing;
 mod status;
@@ -74,6 +76,8 @@ enum Verb {
     Console(console::ConsoleArgs),
     Epochs(control::EpochsArgs),
     NewId(new_id::NewIdArgs),
+    Retire(retire::RetireArgs),
+    Rename(rename::RenameArgs),
 }
 
 pub fn run(args: VmArgs, output: &Output) -> Result<(), CliError> {
@@ -103,5 +107,7 @@ pub fn run(args: VmArgs, output: &Output) -> Result<(), CliError> {
         Verb::Console(args) => console::run(&args),
         Verb::Epochs(args) => control::epochs(&args, output),
         Verb::NewId(args) => new_id::run(&args, output),
+        Verb::Retire(args) => retire::run(&args, output),
+        Verb::Rename(args) => rename::run(&args, output),
     }
 }

@@ -27,7 +27,7 @@ const EVERY: Duration = Duration::from_millis(500);
     ninefold vm status\n  \
     ninefold vm status --watch\n  \
     ninefold vm status --json | jq -r .primary\n\n\
-    With --json: id, vm (its name), primary (host or null), protection, and for each host its keeper's status or error.")]
+    With --json: id, vm (its name), primary (host or null), protection, and for each host its keeper's status (with retired, of a VM that is no more: its last term, and when) or error.")]
 pub struct StatusArgs {
     #[command(flatten)]
     at: Where,
@@ -196,7 +196,13 @@ fn tell(shown: &Shown) -> String {
             Some(VmStatus { host, peer: Some(peer), .. }) => {
                 format!("VM '{name}' runs on host {peer}, says its backup on host {host}: ask there for more\n")
             }
-            _ => format!("VM '{name}' runs on no host that answers\n"),
+            _ => match shown.hosts.iter().find_map(|r| r.status.as_ref()?.retired) {
+                Some(end) => {
+                    let at = UtcTime(end.at_s);
+                    format!("VM '{name}' was RETIRED at {at} (term {}): it is no more\n", end.term)
+                }
+                None => format!("VM '{name}' runs on no host that answers\n"),
+            },
         },
     };
     if let Some(id) = shown.id {

@@ -169,7 +169,7 @@ fn end(keepers: &Keepers, since: &Marks, args: &TrialArgs, bar: &ProgressBar) ->
             match &event.kind {
                 EventKind::ImageCommitted { .. } => return Ok(event),
                 EventKind::FellBack { reason, .. } => return Err(CliError::FellBack(reason.clone())),
-                EventKind::Lost { .. } | EventKind::Stopped { .. } => {
+                EventKind::Lost { .. } | EventKind::Stopped { .. } | EventKind::Retired { .. } => {
                     let hosts = vec![event.host.to_string()];
                     return Err(CliError::NotRunning { hosts, role: Role::Standby, peer: None });
                 }

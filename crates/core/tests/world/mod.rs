@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use ninefold_control::{Answer, Operation, Reply, Request};
+use ninefold_control::{Answer, Operation, Refusal, Reply, Request};
 use ninefold_core::effect::{
     Beginning, Close, Effect, GuestIoOrder, JobOrder, LogOrder, PrimaryOrder, RecoveryOrder, SessionOrder, VmOrder,
     WitnessRequest, Word,
@@ -23,7 +23,7 @@ use ninefold_model::event::EventKind;
 use ninefold_model::health::Health;
 use ninefold_model::spec::{Accel, Boot, VmSpec};
 use ninefold_model::status::{MachineStatus, VmStatus};
-use ninefold_model::{Epoch, GuestState, Incarnation, Record, Term};
+use ninefold_model::{Epoch, GuestState, Incarnation, Label, Record, Term, Tombstone};
 use ninefold_replica::protocol::{self, Outcome};
 use ninefold_replica::stream::{BlockInfo, Hello, Layout};
 use ninefold_replica::target::Target;
@@ -94,6 +94,12 @@ pub struct World {
     pub now: Now,
     pub hosts: Vec<Host>,
     pub witness: Option<Record>,
+    /// It says that the VM was retired.
+    pub tombstone: Option<Tombstone>,
+    /// How often the VM was renamed.
+    renamed: u64,
+    /// No host can call the VM so.
+    pub name_taken: bool,
     /// The hosts do not hear each other.
     pub cut: bool,
     /// Something lies unread on each connection.
@@ -163,6 +169,7 @@ impl World {
             let settings = Settings {
                 host: name.parse().unwrap(),
                 vm: vm.clone(),
+                label: Label { name: vm.name.clone(), number: 0 },
                 boot: Boot::BootSector { image: "/x".into() },
                 bridges: Vec::new(),
                 uplink: None,
@@ -210,6 +217,9 @@ impl World {
             now,
             hosts,
             witness: None,
+            tombstone: None,
+            renamed: 0,
+            name_taken: false,
             cut: false,
             unread: false,
             log_hangs: false,
@@ -456,6 +466,10 @@ impl World {
             }
             Effect::Reply { to, reply } => drop(self.hosts[at].replies.insert(to, reply)),
             Effect::Ask(question) => self.asked(at, question),
+            Effect::Name(label) => {
+                let failure = self.name_taken.then(|| "another VM has it".to_owned());
+                self.tell(at, Event::Named { label, failure });
+            }
             Effect::LetGo(waiter) => self.let_go(at, waiter),
             Effect::Find(wish) => {
                 let free = |b: &usize| {
@@ -514,11 +528,32 @@ impl World {
             match question {
                 WitnessRequest::Propose { .. } => self.hosts[at].unasked = Some(question),
                 WitnessRequest::Cancel => self.hosts[at].unasked = None,
-                WitnessRequest::Start { .. } | WitnessRequest::Look => {}
+                WitnessRequest::Start { .. }
+                | WitnessRequest::Look
+                | WitnessRequest::Retire { .. }
+                | WitnessRequest::Bury { .. }
+                | WitnessRequest::Rename { .. } => {}
             }
             return;
         }
+        if let (Some(tombstone), false) = (self.tombstone, question == WitnessRequest::Cancel) {
+            return self.tell(at, Event::WitnessRetired(tombstone));
+        }
         match question {
+            WitnessRequest::Retire { force } => self.tell(at, Event::RetireFrom { found: self.witness.clone(), force }),
+            WitnessRequest::Bury { expected, .. } if self.witness.as_ref() == Some(&expected) => self.bury(at),
+            WitnessRequest::Bury { .. } => self.tell(at, Event::RetireFailed(Refusal::Overtaken)),
+            WitnessRequest::Rename { .. } if self.witness.is_none() => {
+                self.tell(at, Event::RenameFailed(Refusal::NoRecord))
+            }
+            WitnessRequest::Rename { name } => {
+                self.renamed += 1;
+                let label = Label { name, number: self.renamed };
+                // The others look once a second.
+                for host in 0..self.hosts.len() {
+                    self.tell(host, Event::Labelled(label.clone()));
+                }
+            }
             WitnessRequest::Propose { id, expected, new, .. } => {
                 let won = self.witness == expected;
                 let outcome = if won {
@@ -542,6 +577,13 @@ impl World {
             WitnessRequest::Look => self.tell(at, Event::WitnessHolds(self.witness.clone())),
             WitnessRequest::Cancel => {}
         }
+    }
+
+    /// The VM is retired, by whoever is told so first.
+    pub fn bury(&mut self, at: usize) {
+        let term = self.witness.take().map_or(Term(1), |record| record.term.next());
+        self.tombstone = Some(Tombstone { term, at_s: 7 });
+        self.tell(at, Event::WitnessRetired(Tombstone { term, at_s: 7 }));
     }
 
     /// The log of host `at` fails and cannot note it; its disk answers no more, and neither does the witness.

@@ -14,6 +14,7 @@ use crate::config::KeeperConfig;
 use crate::devices::disks::Disks;
 use crate::durable::mixture::Cause;
 use crate::durable::unfinished::Unfinished;
+use crate::run_dir;
 
 /// See the [module](self).
 pub struct Preflight {
@@ -34,7 +35,10 @@ impl Preflight {
 
     /// What the core has to know for this request. None: another client's look has not ended.
     pub fn before(&self, request: &Request) -> Option<Seen> {
-        if !matches!(request, Request::Start { .. } | Request::Restore { .. } | Request::Trial { .. }) {
+        if !matches!(
+            request,
+            Request::Start { .. } | Request::Restore { .. } | Request::Trial { .. } | Request::Rename { .. }
+        ) {
             return Some(Seen::default());
         }
         let _one = match self.at_work.try_lock() {
@@ -57,6 +61,9 @@ fn see(request: &Request, config: &KeeperConfig, disks: &Disks) -> Seen {
             unfinished: Unfinished::left(config),
             ..Seen::default()
         },
+        Request::Rename { name } => {
+            Seen { taken: run_dir::whose(&config.host.run_dir, name, config.vm.id), ..Seen::default() }
+        }
         Request::Trial { image, sign, .. } => Seen { unusable: usable(image, sign).err(), ..Seen::default() },
         _ => Seen::default(),
     }

@@ -26,6 +26,9 @@ impl Runtime {
                 }
             }
             Effect::ReportLog { to, held } => self.report_log(to, held),
+            Effect::Name(label) => {
+                let _ = self.parts.naming.send(label);
+            }
             Effect::LetGo(waiter) => self.let_go(waiter),
             Effect::Ask(question) => {
                 let _ = self.parts.proposer.send(question);

@@ -40,6 +40,12 @@ impl Runtime {
                 Event::StartFrom { found, force, behind }
             }
             Msg::NotAsked(why) => Event::NotAsked(why),
+            Msg::WitnessRetired(tombstone) => Event::WitnessRetired(tombstone),
+            Msg::RetireFrom { found, force } => Event::RetireFrom { found, force },
+            Msg::RetireFailed(refusal) => Event::RetireFailed(refusal),
+            Msg::Labelled(label) => Event::Labelled(label),
+            Msg::Named { label, failure } => Event::Named { label, failure },
+            Msg::RenameFailed(refusal) => Event::RenameFailed(refusal),
             Msg::Witness { error } => Event::Witness { error },
             Msg::VmStarted { generation, status, layout, ports, up } => {
                 self.ports = Some(ports);

@@ -45,7 +45,7 @@ use ninefold_core::time::{Boottime, Monotonic, Now};
 use ninefold_core::{Core, TICK};
 use ninefold_machine::Ports;
 use ninefold_machine::command_line::{CPU, MACHINE};
-use ninefold_model::Term;
+use ninefold_model::{Label, Term};
 use ninefold_replica::target::Basis;
 use ninefold_transport::Link;
 use ninefold_transport::clock::{self, Moment};
@@ -78,6 +78,10 @@ use crate::runtime::connector::Connector;
 /// What the runtime is started with.
 pub struct Parts {
     pub config: Arc<KeeperConfig>,
+    /// What the VM is called.
+    pub label: Label,
+    /// Told to call it otherwise.
+    pub naming: Sender<Label>,
     pub guest_io: Arc<GuestIo>,
     pub disks: Arc<Disks>,
     pub images: Arc<Images>,
@@ -147,6 +151,7 @@ impl Runtime {
         let settings = Settings {
             host: config.host.name.clone(),
             vm: config.vm.clone(),
+            label: parts.label.clone(),
             boot: parts.images.configured().clone(),
             bridges: config.host.bridges.clone(),
             uplink: config.host.uplink.clone(),

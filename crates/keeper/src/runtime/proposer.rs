@@ -4,11 +4,12 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
+use ninefold_control::{Refusal, Work};
 use ninefold_core::effect::WitnessRequest;
 use ninefold_core::event::NotAsked;
-use ninefold_model::{VmId, VmName};
+use ninefold_model::{Label, Record, VmId, VmName};
 use ninefold_replica::protocol::Outcome;
-use ninefold_witness_client::{Swap, Witness, WitnessClient, WitnessError};
+use ninefold_witness_client::{Retirement, Swap, Witness, WitnessClient, WitnessError};
 
 use crate::error::KeeperError;
 use crate::msg::Msg;
@@ -25,38 +26,56 @@ const LOOK: Duration = Duration::from_millis(1000);
 /// Starts the thread. It ends when the sender is dropped.
 pub fn start(
     vm: VmId,
-    name: VmName,
+    label: Label,
     client: WitnessClient,
     core: Sender<Msg>,
 ) -> Result<Sender<WitnessRequest>, KeeperError> {
     let (questions, asked) = channel();
-    run((vm, name), client, core, asked)?;
+    run((vm, label), client, core, asked)?;
     Ok(questions)
 }
 
 fn run(
-    (vm, name): (VmId, VmName),
+    (vm, label): (VmId, Label),
     client: WitnessClient,
     core: Sender<Msg>,
     asked: Receiver<WitnessRequest>,
 ) -> Result<(), KeeperError> {
-    let proposer = Proposer { vm, name, client, core, asked, reachable: true };
+    let proposer = Proposer { vm, label, client, core, asked, reachable: true };
     thread::Builder::new().name("proposer".into()).spawn(move || proposer.run()).map(drop).map_err(KeeperError::Thread)
 }
 
-/// A newer question takes the place of an older one, but for one that is only curious. Answers whether the older one is then never
-/// answered, though somebody waits for it.
-fn replace(pending: &mut Option<WitnessRequest>, newer: WitnessRequest) -> bool {
-    if pending.is_some() && matches!(newer, WitnessRequest::Look) {
-        return false;
+/// What somebody waits for who asks this.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Waits {
+    Start,
+    Retirement,
+    Rename,
+}
+
+fn waits(question: &WitnessRequest) -> Option<Waits> {
+    match question {
+        WitnessRequest::Start { .. } => Some(Waits::Start),
+        WitnessRequest::Retire { .. } | WitnessRequest::Bury { .. } => Some(Waits::Retirement),
+        WitnessRequest::Rename { .. } => Some(Waits::Rename),
+        WitnessRequest::Propose { .. } | WitnessRequest::Look | WitnessRequest::Cancel => None,
     }
-    let answers = matches!(newer, WitnessRequest::Start { .. });
-    matches!(pending.replace(newer), Some(WitnessRequest::Start { .. })) && !answers
+}
+
+/// A newer question takes the place of an older one, but for one that is only curious, or about a mere name. Answers who waits for what is then
+/// never answered.
+fn replace(pending: &mut Option<WitnessRequest>, newer: WitnessRequest) -> Option<Waits> {
+    if pending.is_some() && matches!(newer, WitnessRequest::Look | WitnessRequest::Rename { .. }) {
+        return waits(&newer);
+    }
+    let answered = waits(&newer);
+    pending.replace(newer).as_ref().and_then(waits).filter(|left| answered != Some(*left))
 }
 
 struct Proposer {
     vm: VmId,
-    name: VmName,
+    /// What the VM is called, as far as is known here.
+    label: Label,
     client: WitnessClient,
     core: Sender<Msg>,
     asked: Receiver<WitnessRequest>,
@@ -65,9 +84,13 @@ struct Proposer {
 
 impl Proposer {
     fn replace(&self, pending: &mut Option<WitnessRequest>, newer: WitnessRequest) {
-        if replace(pending, newer) {
-            let _ = self.core.send(Msg::NotAsked(NotAsked::Superseded));
-        }
+        let _ = match replace(pending, newer) {
+            None => return,
+            Some(Waits::Start) => self.core.send(Msg::NotAsked(NotAsked::Superseded)),
+            // For nothing else would anything be asked meanwhile.
+            Some(Waits::Retirement) => self.core.send(Msg::RetireFailed(Refusal::Busy { with: Work::Start })),
+            Some(Waits::Rename) => self.core.send(Msg::RenameFailed(Refusal::Busy { with: Work::Witness })),
+        };
     }
 
     fn run(mut self) {
@@ -93,16 +116,28 @@ impl Proposer {
                 continue;
             }
             let answer = match &pending {
-                None | Some(WitnessRequest::Cancel | WitnessRequest::Look) => {
-                    self.client.read(self.vm).map(Msg::WitnessHolds)
+                None | Some(WitnessRequest::Cancel | WitnessRequest::Look) => self.read().map(Msg::WitnessHolds),
+                Some(WitnessRequest::Retire { force }) => {
+                    let force = *force;
+                    self.read().map(|found| Msg::RetireFrom { found, force })
+                }
+                Some(WitnessRequest::Rename { name }) => {
+                    let name = name.clone();
+                    self.rename(name)
+                }
+                Some(WitnessRequest::Bury { expected, forced }) => {
+                    self.client.retire(self.vm, expected, *forced).map(|outcome| match outcome {
+                        Retirement::Done(tombstone) => Msg::WitnessRetired(tombstone),
+                        Retirement::Lost(_) => Msg::RetireFailed(Refusal::Overtaken),
+                    })
                 }
                 Some(WitnessRequest::Start { force }) => {
                     let force = *force;
-                    self.client.read(self.vm).map(|found| Msg::StartFrom { found, force })
+                    self.read().map(|found| Msg::StartFrom { found, force })
                 }
                 Some(WitnessRequest::Propose { id, expected, new, .. }) => {
                     let id = *id;
-                    self.client.compare_and_swap(self.vm, &self.name, expected.as_ref(), new).map(|swap| {
+                    self.client.compare_and_swap(self.vm, &self.label, expected.as_ref(), new).map(|swap| {
                         let outcome = match swap {
                             Swap::Won(_) => Outcome::Won,
                             Swap::Lost(current) => Outcome::Lost(current),
@@ -120,16 +155,28 @@ impl Proposer {
                     None
                 }
                 Err(error @ WitnessError::Unreachable { .. }) => {
-                    self.tell_reachable(Some(error.to_string()));
-                    if let Some(WitnessRequest::Start { .. }) = pending {
+                    let reason = error.to_string();
+                    self.tell_reachable(Some(reason.clone()));
+                    let msg = pending.as_ref().and_then(waits).map(|waits| match waits {
+                        Waits::Start => Msg::NotAsked(NotAsked::Silent(reason)),
+                        Waits::Retirement => Msg::RetireFailed(Refusal::WitnessSilent { reason }),
+                        Waits::Rename => Msg::RenameFailed(Refusal::WitnessSilent { reason }),
+                    });
+                    if let Some(msg) = msg {
                         pending = None;
-                        let _ = self.core.send(Msg::NotAsked(NotAsked::Silent(error.to_string())));
+                        let _ = self.core.send(msg);
                     }
                     wait = if pending.is_some() { RETRY } else { LOOK_AGAIN };
                     None
                 }
                 Err(WitnessError::Refused(reason)) => Some(reason),
-                Err(error @ WitnessError::Retired { .. }) => Some(error.to_string()),
+                // Whatever was asked has its answer.
+                Err(WitnessError::Retired { tombstone, .. }) => {
+                    self.tell_reachable(None);
+                    pending = None;
+                    let _ = self.core.send(Msg::WitnessRetired(tombstone));
+                    None
+                }
             };
             if let Some(reason) = refused {
                 tracing::error!(%reason, "the witness refuses");
@@ -139,12 +186,47 @@ impl Proposer {
                         self.core.send(Msg::WitnessAnswer { id, outcome: Outcome::Refused(reason) })
                     }
                     Some(WitnessRequest::Start { .. }) => self.core.send(Msg::NotAsked(NotAsked::Refuses(reason))),
+                    Some(WitnessRequest::Retire { .. } | WitnessRequest::Bury { .. }) => {
+                        let reason = format!("it refuses: {reason}");
+                        self.core.send(Msg::RetireFailed(Refusal::WitnessDoubted { reason }))
+                    }
+                    Some(WitnessRequest::Rename { .. }) => {
+                        let reason = format!("it refuses: {reason}");
+                        self.core.send(Msg::RenameFailed(Refusal::WitnessDoubted { reason }))
+                    }
                     Some(WitnessRequest::Cancel | WitnessRequest::Look) | None => {
                         self.core.send(Msg::WitnessRefuses { reason })
                     }
                 };
             }
         }
+    }
+
+    /// The VM's record; what it is called is told by the way, if that is news.
+    fn read(&mut self) -> Result<Option<Record>, WitnessError> {
+        let Some((record, label)) = self.client.read_labelled(self.vm)? else { return Ok(None) };
+        if label.number > self.label.number {
+            self.label = label.clone();
+            let _ = self.core.send(Msg::Labelled(label));
+        }
+        Ok(Some(record))
+    }
+
+    /// Calls the VM so: what to tell of that.
+    fn rename(&mut self, name: VmName) -> Result<Msg, WitnessError> {
+        let Some((_, known)) = self.client.read_labelled(self.vm)? else {
+            return Ok(Msg::RenameFailed(Refusal::NoRecord));
+        };
+        let number = known.number.max(self.label.number).saturating_add(1);
+        Ok(match self.client.rename(self.vm, &Label { name: name.clone(), number })? {
+            None => Msg::RenameFailed(Refusal::NoRecord),
+            Some(label) if label.name == name => {
+                self.label = label.clone();
+                Msg::Labelled(label)
+            }
+            // Somebody else has named it at the same time; the next look tells how.
+            Some(_) => Msg::RenameFailed(Refusal::Overtaken),
+        })
     }
 
     fn tell_reachable(&mut self, error: Option<String>) {
@@ -189,7 +271,8 @@ mod tests {
         let client = WitnessClient::new(addr, host("w"), plain("a"), Timeouts::default());
         let (ask, asked) = channel();
         first.into_iter().for_each(|question| ask.send(question).unwrap());
-        run((VmId::random(1), "db".parse().unwrap()), client, core, asked).unwrap();
+        let label = Label { name: "db".parse().unwrap(), number: 0 };
+        run((VmId::random(1), label), client, core, asked).unwrap();
         (ask, heard, stop)
     }
 
@@ -223,6 +306,10 @@ mod tests {
             hear(&heard, |msg| matches!(msg, Msg::NotAsked(NotAsked::Superseded)).then_some(()));
             stop.stop();
         }
+        let dir = tempfile::tempdir().unwrap();
+        let (_ask, heard, stop) = proposer(dir.path(), 1, [WitnessRequest::Retire { force: true }, start()]);
+        hear(&heard, |msg| matches!(msg, Msg::RetireFailed(Refusal::Busy { .. })).then_some(()));
+        stop.stop();
         // One answer is for all that have asked, and a look takes the place of nothing.
         let dir = tempfile::tempdir().unwrap();
         let (_ask, heard, stop) = proposer(dir.path(), 1, [start(), start(), WitnessRequest::Look]);
@@ -231,6 +318,48 @@ mod tests {
             Msg::StartFrom { found: None, force: false } => Some(()),
             _ => None,
         });
+        stop.stop();
+    }
+
+    /// For a name nothing is left unasked; whatever is asked about a VM that was retired has that for an answer, once.
+    #[test]
+    fn a_vm_is_renamed_and_retired() {
+        let dir = tempfile::tempdir().unwrap();
+        let boot = Record::boot(host("a"));
+        let rename = || WitnessRequest::Rename { name: "web".parse().unwrap() };
+        let first = [propose(1, None, boot.clone(), false), rename()];
+        let (ask, heard, stop) = proposer(dir.path(), 1, first);
+        let refused = |msg| if let Msg::RenameFailed(refusal) = msg { Some(refusal) } else { None };
+        assert_eq!(hear(&heard, refused), Refusal::Busy { with: Work::Witness });
+        assert_eq!(answer(&heard), (1, Outcome::Won));
+        ask.send(rename()).unwrap();
+        let label = hear(&heard, |msg| if let Msg::Labelled(label) = msg { Some(label) } else { None });
+        assert_eq!((label.name.as_str(), label.number), ("web", 1));
+
+        let failed = |msg| if let Msg::RetireFailed(refusal) = msg { Some(refusal) } else { None };
+        let bury = |expected| WitnessRequest::Bury { expected, forced: false };
+        ask.send(bury(boot.alone(host("a")))).unwrap();
+        assert_eq!(hear(&heard, failed), Refusal::Overtaken);
+        ask.send(WitnessRequest::Retire { force: true }).unwrap();
+        hear(&heard, |msg| match msg {
+            Msg::RetireFrom { found: Some(found), force: true } => Some(assert_eq!(found, boot)),
+            _ => None,
+        });
+        ask.send(bury(boot.clone())).unwrap();
+        let ends = |msg| if let Msg::WitnessRetired(tombstone) = msg { Some(tombstone) } else { None };
+        assert_eq!(hear(&heard, ends).term, Term(2));
+        let any = [
+            WitnessRequest::Start { force: true },
+            WitnessRequest::Retire { force: false },
+            bury(boot.clone()),
+            rename(),
+            propose(2, Some(boot.clone()), boot.alone(host("a")), false),
+            WitnessRequest::Look,
+        ];
+        for question in any {
+            ask.send(question).unwrap();
+            assert_eq!(hear(&heard, ends).term, Term(2));
+        }
         stop.stop();
     }
 

@@ -44,6 +44,7 @@
 //! also a later one in which the same primary has bound it again, does not speak of the checkpoint that it holds.
 //!
 //! **A winner that cannot go on.** See [`give_back`]. **A primary whose QEMU dies while it releases its backups.** See [`gone`].
+//! **A VM that is no more.** See [`retired`].
 //!
 //! **Doubt.** A primary that stood still, or that hears late, may have been replaced without having noticed. It then releases
 //! nothing and asks the witness for the same backups in another term. If it wins, none of them had taken over when the witness
@@ -90,6 +91,7 @@ mod log_standing;
 mod primary;
 mod refused;
 mod release;
+mod retired;
 mod session;
 
 use ninefold_model::event::EventKind;
@@ -179,6 +181,8 @@ pub enum Input {
     PrimaryLost { session: Term, reason: String },
     /// The witness was read and holds this.
     Observed(Record),
+    /// The witness says, to whatever it was asked, that the VM was retired, and that its end is of this term.
+    Retired { term: Term },
     /// (Standby) A log is here that ends with checkpoint `epoch`, and it is loaded; the witness holds `record`.
     Recover { standing: LogStanding, epoch: Epoch, record: Record },
     /// (Primary) `epoch` ends and its checkpoint will be the log's first, or the first that follows what the log holds: from
@@ -543,6 +547,7 @@ impl Protocol {
             Input::BoundNotice { session, record } => self.bound_notice(session, record),
             Input::PrimaryLost { session, reason } => self.primary_lost(session, reason, out),
             Input::Observed(record) => self.observed(&record, out),
+            Input::Retired { term } => self.retired(term, out),
             Input::Part { reason } => self.part(&reason, out),
             Input::PeerAvailable { peer } => self.peer_available(peer, out),
             Input::FirstCheckpoint { session, epoch } => self.first_checkpoint(session, epoch, out),
@@ -720,21 +725,24 @@ impl Protocol {
     /// # Errors
     /// Why it would be refused.
     pub fn may_start(&self, found: Option<&Record>, force: bool) -> Result<Record, Refused> {
-        if self.is_spare() {
-            return Err(Refused::JustTakenOver);
-        }
-        if self.is_stopping() {
-            return Err(Refused::Stopping);
-        }
-        if !self.is_free() {
-            return Err(Refused::Here);
-        }
+        self.check_free()?;
         match found {
             None => Ok(Record::boot(self.me.clone())),
             // We were its only keeper and have nothing of it: it is gone, nobody else can have it.
             Some(r) if (r.primary == self.me && r.is_alone()) || force => Ok(r.alone(self.me.clone())),
             Some(r) => Err(Refused::Held { record: r.clone(), me: self.me.clone() }),
         }
+    }
+
+    /// That nothing of the VM is here.
+    fn check_free(&self) -> Result<(), Refused> {
+        if self.is_spare() {
+            return Err(Refused::JustTakenOver);
+        }
+        if self.is_stopping() {
+            return Err(Refused::Stopping);
+        }
+        if self.is_free() { Ok(()) } else { Err(Refused::Here) }
     }
 
     fn answer(&mut self, id: ProposalId, outcome: Outcome, out: &mut Vec<Action>) {

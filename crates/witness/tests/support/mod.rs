@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ninefold_listen::Bounds;
-use ninefold_model::{HostName, Uuid, VmId, VmName};
+use ninefold_model::{HostName, Label, Uuid, VmId};
 use ninefold_transport::{Authority, Identity, Listener, Security, Validity};
 use ninefold_witness::{Limits, Registers, Server, ServerHandle};
 use ninefold_witness_client::{Timeouts, WitnessClient};
@@ -28,8 +28,8 @@ pub fn vm(name: &str) -> VmId {
 }
 
 /// What all of them are called.
-pub fn label() -> VmName {
-    "db".parse().unwrap()
+pub fn label() -> Label {
+    Label { name: "db".parse().unwrap(), number: 0 }
 }
 
 /// Hosts `a`, `b` and the witness `w`.

@@ -140,7 +140,7 @@ impl Hosts {
             EventKind::StoodDown { .. } | EventKind::GaveBack { .. } | EventKind::Lost { .. } => {
                 self.memory.remove(host);
             }
-            EventKind::Stopped { .. } => {
+            EventKind::Stopped { .. } | EventKind::Retired { .. } => {
                 self.memory.remove(host);
                 self.logs.remove(host);
             }
