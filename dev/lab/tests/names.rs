@@ -145,7 +145,7 @@ fn a_vm_leaves_its_name_to_another_that_inherits_nothing() {
         let status = keeper.status().unwrap();
         assert_eq!((status.id, status.vm, status.term, status.retired), (second.id, name("db"), Term(0), None));
         assert_eq!(led_to(&lab, host, "db"), Some(second.id.to_string()));
-        assert_eq!(left(&lab, host, second.id), [PathBuf::new(); 0]);
+        assert_eq!(left(&lab, host, second.id), Vec::<PathBuf>::new());
         let told = keeper.events(Position::START, std::time::Duration::ZERO).unwrap().events;
         let of_first = |e: &Event| !matches!(e.kind, EventKind::CertificateTaken { .. });
         assert!(!told.iter().any(of_first), "{told:?}");

@@ -342,7 +342,10 @@ mod tests {
         assert_eq!(hear(&heard, failed), Refusal::Overtaken);
         ask.send(WitnessRequest::Retire { force: true }).unwrap();
         hear(&heard, |msg| match msg {
-            Msg::RetireFrom { found: Some(found), force: true } => Some(assert_eq!(found, boot)),
+            Msg::RetireFrom { found, force: true } => {
+                assert_eq!(found.as_ref(), Some(&boot));
+                Some(())
+            }
             _ => None,
         });
         ask.send(bury(boot.clone())).unwrap();
