@@ -282,7 +282,7 @@ mod tests {
             &b""[..],
             b"\xff\xff",
             b"{}",
-            b"[3]",
+            b"[4]",
             br#"{"version":-1}"#,
             br#"{"version":4,"id":1,"call":{"op":"drop"}}"#,
             // A name is no id.
