@@ -29,7 +29,7 @@ fn a_client_written_from_the_documents_alone_starts_protects_and_moves_a_vm() {
     }
     let mut client = Command::new("python3")
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/api/client.py"))
-        .args(["a", "b"].map(|host| KeeperConfig::control_socket(&lab.run_dir(host))))
+        .args(["a", "b"].map(|host| KeeperConfig::control_socket(&lab.vm_dir(host).unwrap())))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
