@@ -146,6 +146,8 @@ pub struct Core {
     pub(crate) starting: bool,
     /// That start is not wanted any more. It has come so far that it ends with the VM.
     pub(crate) start_cancelled: bool,
+    /// It was asked for by force.
+    pub(crate) start_forced: bool,
     /// What was wanted before somebody asked for protection, for which he waits.
     pub(crate) before_protect: Protection,
     pub(crate) retirement: Retirement,
@@ -227,6 +229,7 @@ impl Core {
             announce: false,
             starting: false,
             start_cancelled: false,
+            start_forced: false,
             before_protect: Protection::None,
             retirement: Retirement::default(),
             naming: Naming::new(settings.label.clone()),
@@ -449,8 +452,9 @@ impl Core {
         }
         self.asked_to_open = false;
         self.go_on_resumed();
-        self.relaunch();
+        // A guest that has powered itself off ends; it is not launched anew.
         self.stop_when_off();
+        self.relaunch();
     }
 
     // ---- events ----

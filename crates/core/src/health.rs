@@ -266,7 +266,7 @@ impl Core {
     /// Launches the VM's QEMU anew if that is wanted and no backup could take the VM over meanwhile.
     pub(crate) fn relaunch(&mut self) {
         // Not before it is known whether output of its former life is held: its checkpoints count on then.
-        if !self.protocol.is_alone() || self.health.relaunch.is_none() || self.awaits_gate() {
+        if !self.protocol.is_alone() || self.health.relaunch.is_none() || self.awaits_gate() || self.off {
             return;
         }
         let reason = self.health.relaunch.take().unwrap_or_default();

@@ -309,6 +309,11 @@ impl Core {
         };
         let running = self.operations.running(kind).next().filter(|_| is_shared).cloned();
         if let Some(operation) = running {
+            if kind == OperationKind::Protect {
+                // A person may have mended what was wrong with a host; and he wants it however the one before him ends.
+                self.resting.clear();
+                self.before_protect = self.protocol.wanted().protection;
+            }
             if let Some((text, request)) = token {
                 self.operations.remember(text, request, operation.id);
             }
@@ -440,7 +445,7 @@ impl Core {
             let kind = operation.kind;
             // A restore or a recovery is not given up half-way: volumes that are partly overwritten cannot be started from.
             match kind {
-                OperationKind::Start if self.starting => self.cancel_start(),
+                OperationKind::Start if self.starting && self.cancel_start() => {}
                 OperationKind::Protect => {
                     self.operation_ends(kind, cancelled);
                     // Whoever had it before keeps it.

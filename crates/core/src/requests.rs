@@ -122,6 +122,7 @@ impl Core {
         }
         let now = self.may_start(force, seen)?;
         self.starting = true;
+        self.start_forced = force;
         if now {
             self.ask(WitnessRequest::Start { force });
         }
@@ -240,18 +241,25 @@ impl Core {
         }
     }
 
-    /// The start is not wanted any more. What has been asked of the witness may be granted, and the VM ends then as it does when its owner
-    /// stops it: the record stays this host's, so it is not asked for by halves.
-    pub(crate) fn cancel_start(&mut self) {
+    /// The start is not wanted any more. Answers whether it can be given up: not a forced one for which the VM has been asked, as that may take it
+    /// from where it runs, and ends what was known of volumes that are behind.
+    ///
+    /// What has been asked of the witness may be granted, and the VM ends then as it does when its owner stops it: the record stays this host's,
+    /// so it is not asked for by halves. And while the record is being read its answer is waited for: it would be taken for the next start's.
+    pub(crate) fn cancel_start(&mut self) -> bool {
+        let runs = self.protocol.role() == Role::Primary;
+        let asked_for = runs || self.protocol.awaits_witness();
+        if asked_for && self.start_forced {
+            return false;
+        }
         self.start_cancelled = true;
-        if self.protocol.role() == Role::Primary {
+        if runs {
             self.input(Input::Stop { reason: CANCELLED.into() });
-        } else if !self.protocol.awaits_witness() {
-            // Nothing is proposed yet: a log is being looked for, or the record read.
-            self.log.start_wanted = false;
-            self.ask(WitnessRequest::Cancel);
+        } else if std::mem::take(&mut self.log.start_wanted) {
+            // A log is being looked for, and nothing has been asked yet.
             self.start_failed(Refusal::Cancelled);
         }
+        true
     }
 
     pub(crate) fn quit(&mut self) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ninefold_model::HostName;
 
-use crate::core::Core;
+use crate::core::{Core, READY_LIMIT};
 use crate::replica::Replica;
 use crate::time::Monotonic;
 
@@ -29,7 +29,8 @@ impl Core {
     pub(crate) fn rests(&mut self, replica: &Replica) {
         let loads = replica.tried.is_none() && replica.acked.is_none();
         let Some(since) = replica.waited_for.filter(|_| loads) else { return };
-        let (host, held) = (replica.backup.clone(), self.elapsed(since));
+        // Longer than it is waited for at most is what this host itself stood still.
+        let (host, held) = (replica.backup.clone(), self.elapsed(since).min(READY_LIMIT));
         let before = self.resting.iter().position(|r| r.host == host).map(|at| self.resting.swap_remove(at));
         let times = before.map_or(0, |r| r.times).saturating_add(1);
         let until = self.now.monotonic + held * (1 << times.min(MOST_DOUBLED));

@@ -43,6 +43,8 @@ struct Running {
     restore: bool,
     clone: bool,
     force: bool,
+    /// It is not wanted any more.
+    cancelled: bool,
     /// The witness's record under which it is loaded, once that is known.
     found: Option<Option<Record>>,
 }
@@ -78,7 +80,7 @@ impl Core {
         let progress = name.map(|name| SnapshotProgress { name: name.clone(), doing, done: 0, total: 0, waited_us: 0 });
         let id = self.snapshot.last_id;
         let name = name.cloned();
-        self.snapshot.job = Some(Running { id, name, progress, restore, clone, force, found: None });
+        self.snapshot.job = Some(Running { id, name, progress, restore, clone, force, cancelled: false, found: None });
         id
     }
 
@@ -247,18 +249,17 @@ impl Core {
     pub(crate) fn drop_restore(&mut self, words: &str, refusal: Refusal) {
         if let Some(job) = self.snapshot.job.take_if(|job| job.restore) {
             self.leave_job(&job);
+            let refusal = if job.cancelled { Refusal::Cancelled } else { refusal };
             self.operation_ends(job.operation(), Err(refusal));
             self.not_loaded(job.name, words.into());
         }
     }
 
-    /// What is to be loaded is not wanted any more. Answers whether it could be given up: not once its loading has begun.
+    /// What is to be loaded is not wanted any more. Answers whether it can be given up: not once its loading has begun. The witness has been asked
+    /// what it holds, and its answer is waited for: it would be taken for that to the next question.
     pub(crate) fn cancel_restore(&mut self) -> bool {
-        let unbegun = self.snapshot.job.as_ref().is_some_and(|job| job.restore && job.found.is_none());
-        if unbegun {
-            self.drop_restore("it was cancelled", Refusal::Cancelled);
-        }
-        unbegun
+        let unbegun = self.snapshot.job.as_mut().filter(|job| job.restore && job.found.is_none());
+        unbegun.map(|job| job.cancelled = true).is_some()
     }
 
     /// The VM that was to be in it is not here any more: why, as for [`Core::drop_restore`].
@@ -342,6 +343,9 @@ impl Core {
             if !self.starting {
                 return;
             }
+            if self.start_cancelled {
+                return self.start_failed(Refusal::Cancelled);
+            }
             // Another host that has more is what the witness knows of; this one knows of its own disks.
             if !force
                 && self.rules.refuse_what_is_behind
@@ -352,6 +356,9 @@ impl Core {
             }
             return self.input(Input::Start { found, force });
         };
+        if job.cancelled {
+            return self.drop_restore("it was cancelled", Refusal::Cancelled);
+        }
         match self.protocol.may_start(found.as_ref(), force) {
             Ok(_) => {
                 job.found = Some(found);

@@ -150,11 +150,14 @@ fn a_start_that_is_cancelled_leaves_no_vm() {
     // The witness has not been asked for more than what it holds.
     let mut world = hosts(1);
     world.hosts[A].cut_from_witness = true;
-    let started = world.begin(A, start());
-    assert_eq!(cancel(&mut world, started), CANCELLED);
-    world.tell(A, Event::StartFrom { found: None, force: false, behind: None });
+    let started = world.begin(A, Request::Start { force: true });
+    assert!(matches!(cancel(&mut world, started), State::Running { .. }));
+    // Its answer is not taken for another's, which may not be by force.
+    assert_eq!(world.answer(A, start()), Err(Refusal::Busy { with: Work::Start }));
+    world.tell(A, Event::StartFrom { found: None, force: true, behind: None });
     world.settle();
-    assert_eq!((world.status(A).role, launches(&world)), (Role::Standby, 0), "a late answer starts nothing");
+    assert_eq!(state(&world, started), CANCELLED);
+    assert_eq!((world.status(A).role, launches(&world)), (Role::Standby, 0), "nothing is started");
 
     // It has been asked for the VM, and may grant it: that is waited for.
     let started = world.begin(A, start());
@@ -172,6 +175,17 @@ fn a_start_that_is_cancelled_leaves_no_vm() {
     assert!(matches!(outcome(&world, again), EventKind::Booted { .. }));
 }
 
+/// By force it may have been taken from another host by then: to give that up would leave the VM nowhere.
+#[test]
+fn a_forced_start_that_has_asked_for_the_vm_is_not_cancelled() {
+    let mut world = hosts(1);
+    world.launch_hangs = true;
+    let started = world.begin(A, Request::Start { force: true });
+    let refusal = Refusal::NotCancellable { operation: id(started), kind: OperationKind::Start };
+    assert_eq!(world.answer(A, Request::Cancel { operation: id(started) }), Err(refusal));
+    assert!(matches!(state(&world, started), State::Running { .. }));
+}
+
 /// What was wanted before is wanted again: who has given up to wait has not unprotected what somebody else wants protected.
 #[test]
 fn a_protect_that_is_cancelled_leaves_what_was_wanted_before() {
@@ -186,6 +200,11 @@ fn a_protect_that_is_cancelled_leaves_what_was_wanted_before() {
     assert_eq!(wanted(&mut world), Protection::FaultTolerant);
     assert_eq!(cancel(&mut world, protect), CANCELLED);
     assert_eq!(wanted(&mut world), Protection::None);
+    // Two want it, and one of them waits no longer.
+    let protect = world.begin(A, Request::Protect);
+    assert_eq!(world.begin(A, Request::Protect), protect);
+    assert_eq!(cancel(&mut world, protect), CANCELLED);
+    assert_eq!(wanted(&mut world), Protection::FaultTolerant);
 }
 
 /// Until its loading begins nothing is touched.
@@ -195,7 +214,10 @@ fn a_restore_is_cancelled_before_its_loading_begins_or_not_at_all() {
     let mut world = hosts(1);
     world.hosts[A].cut_from_witness = true;
     let early = world.begin(A, restore());
-    assert_eq!(cancel(&mut world, early), CANCELLED);
+    assert!(matches!(cancel(&mut world, early), State::Running { .. }), "the witness's answer is waited for");
+    world.tell(A, Event::StartFrom { found: None, force: false, behind: None });
+    world.settle();
+    assert_eq!(state(&world, early), CANCELLED);
     world.hosts[A].cut_from_witness = false;
     let late = world.begin(A, restore());
     let refusal = Refusal::NotCancellable { operation: id(late), kind: OperationKind::Restore };
