@@ -5,12 +5,12 @@
 //!   RUN/by-name/NAME   a symbolic link to ../ID                                made and taken down by the VM's keeper
 //! ```
 //!
-//! Of two VMs with one name on a host the second does not start. Whoever looks at the links or changes them locks `by-name`, and so does
+//! Of two VMs with one name on a host the second does not start. Whoever looks at the links or changes them locks `RUN/names.lock`, and so does
 //! a keeper while it takes its VM's own lock: so nobody takes the look of another for a keeper that lives.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,6 +25,8 @@ use crate::error::KeeperError;
 const BY_NAME: &str = "by-name";
 /// In a VM's directory: held by its keeper.
 const LOCK: &str = "keeper.lock";
+/// Locked by who looks at the links or changes them.
+const NAMES_LOCK: &str = "names.lock";
 /// A keeper that was killed holds its lock until the kernel has taken all of it down.
 const DYING: Duration = Duration::from_secs(3);
 /// Between two attempts at such a lock.
@@ -105,14 +107,17 @@ impl Hold {
         // Who may open the control socket may do anything with the VM.
         let private = DirBuilder::new().mode(0o700).recursive(true).create(&dir);
         private.map_err(failed("cannot make", &dir))?;
-        let names = File::open(&by_name).map_err(failed("cannot open", &by_name))?;
+        // Of its own, and nobody else's to open: whoever could lock it would keep every keeper of the host from starting.
+        let names_lock = config.host.run_dir.join(NAMES_LOCK);
+        let opened = File::options().write(true).create(true).truncate(false).mode(0o600).open(&names_lock);
+        let names = opened.map_err(failed("cannot open", &names_lock))?;
         let lock = dir.join(LOCK);
         let lock_file = File::create(&lock).map_err(failed("cannot make", &lock))?;
         let deadline = Instant::now() + DYING;
         let link = by_name.join(name.as_str());
         loop {
             // The process that looks holds this for as long as it looks, and a keeper that waits for another's end does not.
-            flock(&names, FlockOperation::LockExclusive).map_err(|e| failed("cannot lock", &by_name)(e.into()))?;
+            flock(&names, FlockOperation::LockExclusive).map_err(|e| failed("cannot lock", &names_lock)(e.into()))?;
             if try_lock(&lock_file) {
                 break;
             }
@@ -162,7 +167,8 @@ impl Hold {
         // That of its former name; a keeper that was killed has left it, too.
         for entry in entries(&run_dir.join(BY_NAME)) {
             if entry.path() != self.link && target(&entry.path()) == Some(self.vm) {
-                fs::remove_file(entry.path())?;
+                // One that stays leads to the same VM.
+                let _ = fs::remove_file(entry.path());
             }
         }
         Ok(None)
