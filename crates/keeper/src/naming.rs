@@ -72,7 +72,9 @@ impl Naming {
         let before = self.label.name.clone();
         self.rename(label)?;
         let text = serde_json::to_string(label).map_err(|error| error.to_string())?;
-        if let Err(error) = self.note.write(&text) {
+        // A host on which nothing was kept yet has no pool. What a loss of power takes of it is brought by the witness again.
+        let pool = &self.config.host.pool;
+        if let Err(error) = std::fs::create_dir_all(pool).and_then(|()| self.note.write(&text)) {
             let _ = self.hold.rename(&self.config, &before);
             return Err(format!("{} cannot be written: {error}", self.note.path().display()));
         }
@@ -97,7 +99,6 @@ mod tests {
     use crate::run_dir::{self, tests::config};
 
     fn begin(root: &Path, id: u8, name: &str) -> Naming {
-        std::fs::create_dir_all(root.join("pool")).unwrap();
         let mut config = config(root, id, name);
         config.host.pool = root.join("pool");
         Naming::begin(&Arc::new(config)).unwrap()
@@ -140,7 +141,7 @@ mod tests {
         assert!(said.contains(&second.config.vm.id.to_string()), "{said}");
         let links = (led_to(at, "db"), led_to(at, "web"));
         // Nor one that cannot be noted.
-        std::fs::remove_dir_all(at.join("pool")).unwrap();
+        std::fs::write(at.join("pool"), "no directory").unwrap();
         let said = first.take(&label("mail", 1)).unwrap_err();
         assert!(said.contains("cannot be written"), "{said}");
         assert_eq!((led_to(at, "db"), led_to(at, "web")), links);
