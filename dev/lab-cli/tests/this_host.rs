@@ -215,7 +215,7 @@ fn every_verb_needs_only_the_keeper_of_this_host() {
     a.json(&["stop"]);
     // By the witness a had it last: b starts nothing, and says where to ask; who can ask both starts it on a.
     let standby = |host: &Host<'_>| host.json(&["status"])["hosts"][0]["status"]["role"] == "standby";
-    assert!((0..200).any(|_| standby(&b)), "b has not heard that the VM has ended");
+    assert!((0..200).any(|_| standby(b)), "b has not heard that the VM has ended");
     let said = b.fails(&["start"]);
     assert!(
         said.contains("a was the last host that ran the VM")
