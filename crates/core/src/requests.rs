@@ -102,17 +102,22 @@ impl Core {
         self.reply(id, answer);
     }
 
+    /// Whether the witness may be asked for somebody: it has one question at a time, and one answer to it.
+    pub(crate) fn may_ask(&self) -> Result<(), Refusal> {
+        let with = if self.starting {
+            Work::Start
+        } else if self.restoring() {
+            Work::Restore
+        } else if self.snapshot.is_asked_of_log() {
+            Work::LogLook
+        } else {
+            return Ok(());
+        };
+        Err(Refusal::Busy { with })
+    }
+
     fn begin_start(&mut self, force: bool, seen: &Seen) -> Reply {
-        if self.starting {
-            return Err(Refusal::Busy { with: Work::Start });
-        }
-        if self.restoring() {
-            return Err(Refusal::Busy { with: Work::Restore });
-        }
-        // The witness has one question at a time, and one answer to it.
-        if self.snapshot.is_asked_of_log() {
-            return Err(Refusal::Busy { with: Work::LogLook });
-        }
+        self.may_ask()?;
         // Nor may the question take the place of one that is on its way to the witness.
         if let Some(refusal) = self.why_here(force) {
             return Err(refusal);

@@ -8,7 +8,7 @@
 //!
 //! Without an answer nothing is known: whoever asks again is told how it is, since a VM that was retired is retired.
 
-use ninefold_control::{Answer, OperationKind, Refusal, Reply, Work};
+use ninefold_control::{Answer, OperationKind, Refusal, Reply};
 use ninefold_model::event::EventKind;
 use ninefold_model::{Record, Tombstone};
 use ninefold_replica::protocol::Input;
@@ -38,15 +38,7 @@ impl Core {
         if let Some(refusal) = self.why_here(false) {
             return Err(refusal);
         }
-        if self.starting {
-            return Err(Refusal::Busy { with: Work::Start });
-        }
-        if self.restoring() {
-            return Err(Refusal::Busy { with: Work::Restore });
-        }
-        if self.snapshot.is_asked_of_log() {
-            return Err(Refusal::Busy { with: Work::LogLook });
-        }
+        self.may_ask()?;
         self.retirement.wanted = true;
         self.ask(WitnessRequest::Retire { force });
         Ok(Answer::Done)
